@@ -1,0 +1,136 @@
+"""Every error the router raises, one type per boundary, wrapped once (`raise ... from e`).
+
+    R2Error
+    |-- ConfigError            the configuration is wrong; says which key
+    |-- InvalidRequest         400   the client's request is wrong; `param` names the field
+    |   `-- ModelNotFound      404
+    |-- BudgetExceeded         400   the request's own limit (cost, calls, tokens) would be overspent
+    |-- DeadlineExceeded       504
+    |-- Overloaded             429   bounded queue is full; `retry_after_s`
+    |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
+    |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
+    `-- EngineError            502   a model call failed
+        |-- EngineUnavailable        connection, timeout, 408/409/429/5xx, replica death: may be retried
+        |-- InvalidReply             the model or provider answered nonsense: may be retried
+        `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model
+
+Positional arguments equal `args`, so each one pickles across Ray unchanged (keyword-only arguments would
+arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
+"""
+
+from __future__ import annotations
+
+
+class R2Error(Exception):
+    """Root. `status` is the HTTP status, `code` OpenAI's `error.code`, `kind` OpenAI's `error.type`."""
+
+    status = 500
+    kind = "api_error"
+    code: str | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ConfigError(R2Error):
+    """The configuration is wrong."""
+
+
+class InvalidRequest(R2Error):
+    """The client's request is wrong; `param` names the field at fault."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        Exception.__init__(self, message, param, code)
+        self.message, self.param = message, param
+        if code is not None:
+            self.code = code
+
+
+class ModelNotFound(InvalidRequest):
+    """The `model` of a request is neither virtual nor in the pool."""
+
+    status = 404
+
+    def __init__(self, message: str, param: str | None = "model", code: str | None = "model_not_found") -> None:
+        super().__init__(message, param, code)
+
+
+class BudgetExceeded(R2Error):
+    """Starting the next call could overspend the request's own limit, so it was not started."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "budget_exceeded"
+
+
+class DeadlineExceeded(R2Error):
+    """The request's one deadline passed."""
+
+    status = 504
+    kind = "timeout_error"
+    code = "deadline_exceeded"
+
+
+class Overloaded(R2Error):
+    """Refused before any work was done, as the queue is full."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        Exception.__init__(self, message, retry_after_s)
+        self.message, self.retry_after_s = message, retry_after_s
+
+
+class SubtaskFailed(R2Error):
+    """Subtask `subtask` failed on `model` and on every fallback."""
+
+    status = 502
+    code = "subtask_failed"
+
+    def __init__(self, message: str, subtask: int, model: str) -> None:
+        Exception.__init__(self, message, subtask, model)
+        self.message, self.subtask, self.model = message, subtask, model
+
+
+class CodecError(R2Error):
+    """A reply could not be parsed as a plan or an allocation. `reason` is a short slug for traces."""
+
+    def __init__(self, message: str, reason: str = "unparsable") -> None:
+        Exception.__init__(self, message, reason)
+        self.message, self.reason = message, reason
+
+
+class EngineError(R2Error):
+    """A model call failed."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class EngineUnavailable(EngineError):
+    """Connection, timeout, 408/409/429/5xx or a dead replica: the same call may succeed later or elsewhere."""
+
+    status = 503
+    code = "upstream_unavailable"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        Exception.__init__(self, message, retry_after_s)
+        self.message, self.retry_after_s = message, retry_after_s
+
+
+class InvalidReply(EngineError):
+    """The provider's reply breaks its own protocol (no choices, cut JSON, an HTML page, a truncated stream)."""
+
+    code = "invalid_upstream_reply"
+
+
+class EngineRefused(EngineError):
+    """The provider refused this very call (other 4xx, context overflow, quota): another model may do."""
+
+    code = "upstream_refused"

@@ -1,0 +1,60 @@
+"""Codecs: each renders a prompt, parses its reply, and formats the target text that trains it.
+
+`parse(format(x)) == x` for plans and allocations (a property test). A model's card names its codec; the
+decomposer's, the allocator's and each worker's may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from r2_serve.prompts.compact import CompactCodec
+from r2_serve.prompts.instruct import InstructCodec
+from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask
+
+
+class Codec(Protocol):
+    """One dialect of prompts and replies. Pure functions of text."""
+
+    name: str
+    version: int
+    """Raised whenever a prompt or a format changes: adapters trained with another version are refused."""
+
+    def render_decompose(self, query: str, max_subtasks: int) -> list[Message]: ...
+
+    def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None: ...
+
+    def format_plan(self, plan: Plan) -> str: ...
+
+    def parse_plan(self, text: str) -> Plan:
+        """Raises: CodecError."""
+        ...
+
+    def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]: ...
+
+    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None: ...
+
+    def format_allocation(self, allocation: Allocation, pool: Sequence[ModelCard]) -> str: ...
+
+    def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:
+        """Raises: CodecError."""
+        ...
+
+    def render_subtask(self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]) -> list[Message]:
+        """Prompt of one subtask; `messages` is the client's conversation, `answers` those it depends on."""
+        ...
+
+    def render_query(self, messages: Sequence[Message]) -> list[Message]:
+        """Prompt of a whole query given straight to a model (pass-through, one-step plans)."""
+        ...
+
+    def parse_answer(self, text: str) -> str: ...
+
+
+_CODECS: dict[str, Codec] = {"instruct": InstructCodec(), "compact": CompactCodec()}
+
+
+def get_codec(name: str) -> Codec:
+    """The codec called `name`; `ModelCard.codec` admits no other."""
+    return _CODECS[name]

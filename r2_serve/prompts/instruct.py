@@ -1,0 +1,193 @@
+"""The dialect of instruct chat models: JSON plans and allocations, under structured outputs where possible.
+
+What other models wrote (subtask texts, answers) and what the user wrote is data: it stands between tags in a
+user message, never in a system role, and nothing is read from it but text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from r2_serve.errors import CodecError
+from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
+
+MAX_REPLY_CHARS = 200_000
+_Reply = TypeVar("_Reply", bound=BaseModel)
+
+_DECOMPOSE = """You split a question into subtasks for other models to solve, and reply with JSON only:
+{"subtasks": [{"id": 1, "text": "...", "depends_on": []}, ...]}
+- Prefer 3 to 8 subtasks, never more than MAX; a question that needs no splitting gets one.
+- A subtask is one short instruction that a small model can carry out. Write #k where it needs the answer of subtask k, and list k in depends_on.
+- Subtasks that do not need one another must not depend on one another: they run at the same time.
+- The last subtask states the final answer to the question."""
+
+_ALLOCATE = """You give each subtask of a plan to one model of a pool: the cheapest that will solve it correctly. Reply with JSON only:
+{"models": ["name for subtask 1", "name for subtask 2", ...]}, exactly one pool name per subtask, in order."""
+
+_WORK = "You carry out one step of a larger question. Use the answers of earlier steps as given; reply with the result of your step only, briefly."
+_CONCLUDE = "You carry out the last step of a question. Use the answers of earlier steps as given; reply to the user with the complete final answer."
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    id: int
+    text: str = Field(min_length=1)
+    depends_on: list[int] = []
+
+
+class _PlanReply(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    subtasks: list[_Step] = Field(min_length=1)
+    answer: str | None = None
+
+
+class _AllocationReply(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    models: list[str]
+
+
+class InstructCodec:
+    """See the module's text."""
+
+    name = "instruct"
+    version = 1
+
+    def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
+        system = _DECOMPOSE.replace("MAX", str(max_subtasks))
+        return [Message(role="system", content=system), Message(role="user", content=_tagged("question", query))]
+
+    def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None:
+        step = _closed_object(id={"type": "integer"}, text={"type": "string"}, depends_on={"type": "array", "items": {"type": "integer"}})
+        return _closed_object(subtasks={"type": "array", "items": step, "minItems": 1, "maxItems": max_subtasks})
+
+    def format_plan(self, plan: Plan) -> str:
+        reply: dict[str, Any] = {"subtasks": [{"id": s.id, "text": s.text, "depends_on": list(s.depends_on)} for s in plan.subtasks]}
+        if plan.answer is not None:
+            reply["answer"] = plan.answer
+        return json.dumps(reply, ensure_ascii=False)
+
+    def parse_plan(self, text: str) -> Plan:
+        reply = _parsed(text, _PlanReply, "plan")
+        return _in_topological_order(reply)
+
+    def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
+        lines = [f"- {c.name} ({c.group}; {c.usd_per_mtok_in:f}/{c.usd_per_mtok_out:f} USD per 1M tokens in/out) {c.description}".rstrip() for c in pool]
+        system = f"{_ALLOCATE}\nPool, in the operator's order:\n" + "\n".join(lines)
+        body = f"{_tagged('question', query)}\n{_tagged('plan', self.format_plan(plan))}"
+        return [Message(role="system", content=system), Message(role="user", content=body)]
+
+    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None:
+        count = len(plan.subtasks)
+        names = {"type": "string", "enum": [card.name for card in pool]}
+        return _closed_object(models={"type": "array", "items": names, "minItems": count, "maxItems": count})
+
+    def format_allocation(self, allocation: Allocation, pool: Sequence[ModelCard]) -> str:
+        return json.dumps({"models": list(allocation.models)}, ensure_ascii=False)
+
+    def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:
+        reply = _parsed(text, _AllocationReply, "allocation")
+        known = {card.name for card in pool}
+        if len(reply.models) != len(plan.subtasks):
+            raise CodecError(f"{len(reply.models)} choices for {len(plan.subtasks)} subtasks", "wrong_count")
+        unknown = [name for name in reply.models if name not in known]
+        if unknown:
+            raise CodecError(f"unknown model {unknown[0][:80]!r}; the pool is {sorted(known)}", "unknown_model")
+        return Allocation(models=tuple(reply.models))
+
+    def render_subtask(self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]) -> list[Message]:
+        is_final = subtask.id == plan.final_id
+        done = [_tagged(f"answer_{i}", f"{plan.subtasks[i - 1].text}\n=> {answers[i]}") for i in sorted(answers)]
+        body = "\n".join([_tagged("question", conversation_text(messages)), *done, _tagged("step", subtask.text)])
+        return [Message(role="system", content=_CONCLUDE if is_final else _WORK), Message(role="user", content=body)]
+
+    def render_query(self, messages: Sequence[Message]) -> list[Message]:
+        return list(messages)
+
+    def parse_answer(self, text: str) -> str:
+        return text.strip()
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """A conversation as the text of one query: a lone user message is itself."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n".join(f"[{message.role}] {message.content}" for message in messages)
+
+
+def _tagged(tag: str, text: str) -> str:
+    """`text` between tags; a closing tag inside it is defused, so data cannot end its own frame."""
+    body = text.replace(f"</{tag}", f"<\\/{tag}")
+    return f"<{tag}>\n{body}\n</{tag}>"
+
+
+def _closed_object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
+    """The first JSON object in `text` (models like to fence it or to talk before it), checked against `shape`."""
+    if len(text) > MAX_REPLY_CHARS:
+        raise CodecError(f"a {what} of {len(text)} characters (limit {MAX_REPLY_CHARS})", "too_long")
+    start = text.find("{")
+    if start < 0:
+        raise CodecError(f"no JSON object in the {what}: {text[:80]!r}", "not_json")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text, start)
+        return shape.model_validate(value, strict=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise CodecError(f"the {what} is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}", "wrong_shape") from e
+    except (ValueError, RecursionError) as e:
+        raise CodecError(f"the {what} is not JSON: {e}", "not_json") from e
+
+
+def _in_topological_order(reply: _PlanReply) -> Plan:
+    """Ids renumbered 1..n so that each subtask comes after those it depends on, otherwise in the model's order."""
+    steps = {step.id: step for step in reply.subtasks}
+    if len(steps) != len(reply.subtasks):
+        raise CodecError("the plan repeats a subtask id", "duplicate_id")
+    needs = {step.id: set(step.depends_on) | references(step.text) for step in reply.subtasks}
+    for step_id, needed in needs.items():
+        if not needed <= steps.keys():
+            raise CodecError(f"subtask {step_id} depends on unknown ids {sorted(needed - steps.keys())[:10]}", "unknown_id")
+    order = _topological(needs)
+    number = {step_id: position for position, step_id in enumerate(order, 1)}
+
+    def renumbered(text: str) -> str:
+        return REFERENCE.sub(lambda match: f"#{number[int(match.group(1))]}", text)
+
+    try:
+        subtasks = tuple(
+            Subtask(id=number[i], text=renumbered(steps[i].text), depends_on=tuple(sorted(number[d] for d in needs[i]))) for i in order
+        )
+        answer = renumbered(reply.answer) if reply.answer else None
+        return Plan(subtasks=subtasks, answer=answer)
+    except (ValueError, KeyError) as e:
+        raise CodecError(f"not a plan: {e}", "invalid_plan") from e
+
+
+def _topological(needs: dict[int, set[int]]) -> list[int]:
+    """The earliest ready step of the given order, repeatedly: a valid order is kept. Raises: CodecError on a cycle."""
+    position = {step_id: i for i, step_id in enumerate(needs)}
+    waiting = {step_id: len(needed) for step_id, needed in needs.items()}
+    users: dict[int, list[int]] = {step_id: [] for step_id in needs}
+    for step_id, needed in needs.items():
+        for dependency in needed:
+            users[dependency].append(step_id)
+    ready = [(position[step_id], step_id) for step_id, count in waiting.items() if count == 0]
+    order = []
+    while ready:
+        _, step_id = heapq.heappop(ready)
+        order.append(step_id)
+        for user in users[step_id]:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                heapq.heappush(ready, (position[user], user))
+    if len(order) < len(needs):
+        raise CodecError("the plan has a cycle", "cycle")
+    return order

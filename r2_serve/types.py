@@ -1,0 +1,295 @@
+"""The nouns of the router, and the `Engine` protocol. Imports nobody.
+
+Records are frozen and validate on construction, so an invalid `Plan` cannot exist. Money is `Decimal`
+USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers as `#1`, `#2`, ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+REFERENCE = re.compile(r"#([1-9][0-9]*)(?![0-9])")
+"""`#k` in a text stands for the answer of subtask `k`."""
+
+Role = Literal["system", "developer", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+class Record(BaseModel):
+    """Base of every domain record: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Record):
+    """One chat message; `content` is text (images and tools are refused at the HTTP edge)."""
+
+    role: Role
+    content: str
+
+
+class Sampling(Record):
+    """How an engine should decode. `None` means the engine's own default.
+
+    `schema` (a JSON schema) and `choice` constrain the output where the engine can; every caller still
+    parses and validates, as an engine that cannot must ignore them.
+    """
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    json_schema: dict[str, Any] | None = None
+    """A JSON schema that the reply must satisfy, for engines with structured outputs."""
+    logprobs: bool = False
+    """Ask for the log-probability of each generated token."""
+
+
+class Usage(Record):
+    """Tokens of one or many calls."""
+
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+class Completion(Record):
+    """One model's reply."""
+
+    text: str
+    usage: Usage
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] | None = None
+    """Natural log-probability of each generated token, where asked and available."""
+
+
+class Delta(Record):
+    """A piece of a streamed reply. The last one carries `finish_reason` and `usage`, and no other does."""
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+ModelGroup = Literal["slm", "mlm", "llm"]
+
+
+class ModelCard(Record):
+    """What the router knows of a pool model: its name, price and ability, not how it is run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=100)
+    codec: Literal["instruct", "compact"] = "instruct"
+    """Dialect of its prompts: `r2_serve.prompts`."""
+    group: ModelGroup = "slm"
+    """Capability group: small, medium or large."""
+    usd_per_mtok_in: Decimal = Field(ge=0)
+    usd_per_mtok_out: Decimal = Field(ge=0)
+    context_tokens: int = Field(default=32_768, ge=1)
+    description: str = ""
+    """One line on what it is good at, shown to an instruct allocator."""
+
+    def cost_usd(self, usage: Usage) -> Decimal:
+        """Exact cost of `usage` in USD."""
+        spent = usage.prompt_tokens * self.usd_per_mtok_in + usage.completion_tokens * self.usd_per_mtok_out
+        return spent / 1_000_000
+
+
+class Subtask(Record):
+    """One step of a plan. `depends_on` names earlier ids only and includes every `#k` of `text`."""
+
+    id: int = Field(ge=1)
+    text: str = Field(min_length=1)
+    depends_on: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _depends_on_earlier_ids(self) -> Self:
+        if any(not 1 <= dependency < self.id for dependency in self.depends_on):
+            raise ValueError(f"subtask {self.id} depends on {list(self.depends_on)}: only ids from 1 to {self.id - 1} may be named")
+        missing = references(self.text) - set(self.depends_on)
+        if missing:
+            raise ValueError(f"subtask {self.id} uses {sorted(missing)} in its text but does not depend on them")
+        return self
+
+
+class Plan(Record):
+    """A query's subtasks, ids 1..n in order, acyclic by construction.
+
+    `answer` is a template over subtask answers (`"#2 #1"`), filled without a model call; `None` means that
+    the last subtask's answer is the plan's.
+    """
+
+    subtasks: tuple[Subtask, ...] = Field(min_length=1)
+    answer: str | None = None
+
+    @model_validator(mode="after")
+    def _ids_are_consecutive(self) -> Self:
+        ids = [subtask.id for subtask in self.subtasks]
+        if ids != list(range(1, len(ids) + 1)):
+            raise ValueError(f"subtask ids must be 1..{len(ids)} in order, got {ids[:20]}")
+        unknown = references(self.answer or "") - set(ids)
+        if unknown:
+            raise ValueError(f"the answer template uses unknown subtasks {sorted(unknown)[:20]}")
+        if self.answer is not None and not references(self.answer):
+            raise ValueError("the answer template refers to no subtask")
+        return self
+
+    @classmethod
+    def single(cls, query: str) -> Plan:
+        """The one-step plan: the query itself, its own subtask. `#k` in a user's text is not a reference."""
+        return cls(subtasks=(Subtask(id=1, text=REFERENCE.sub(r"# \1", query) or "(empty)"),))
+
+    @property
+    def depth(self) -> int:
+        """Number of subtasks on the longest chain."""
+        levels: dict[int, int] = {}
+        for subtask in self.subtasks:
+            levels[subtask.id] = 1 + max((levels[d] for d in subtask.depends_on), default=0)
+        return max(levels.values())
+
+    @property
+    def num_edges(self) -> int:
+        return sum(len(subtask.depends_on) for subtask in self.subtasks)
+
+    @property
+    def final_id(self) -> int | None:
+        """The subtask whose tokens are the answer, or None where a template makes it."""
+        return self.subtasks[-1].id if self.answer is None else None
+
+
+def references(text: str) -> set[int]:
+    """Ids that `text` refers to as `#k`."""
+    return {int(match) for match in REFERENCE.findall(text)}
+
+
+def substitute(text: str, answers: dict[int, str]) -> str:
+    """`text` with each `#k` replaced by the answer of subtask k; an answer is never rescanned.
+
+    Raises: KeyError where an answer is missing.
+    """
+    return REFERENCE.sub(lambda match: answers[int(match.group(1))], text)
+
+
+class Allocation(Record):
+    """One pool model per subtask, in plan order."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+
+
+CallStage = Literal["decompose", "allocate", "execute", "pass_through"]
+
+
+class CallRecord(Record):
+    """One attempt at one model call, as the ledger settled it (failed and cancelled ones too)."""
+
+    stage: CallStage
+    model: str
+    subtask: int | None = None
+    attempt: int = Field(default=1, ge=1)
+    outcome: Literal["ok", "failed", "cancelled"] = "ok"
+    error: str | None = None
+    usage: Usage = Usage()
+    cost_usd: Decimal = Decimal(0)
+    is_estimated: bool = False
+    """True where the engine reported no usage (failed or cancelled calls) and the cost is an upper estimate."""
+    start_s: float = 0.0
+    """Seconds after the request's start."""
+    end_s: float = 0.0
+
+
+class SubtaskResult(Record):
+    """What one subtask came to."""
+
+    id: int
+    model: str
+    answer: str
+    usage: Usage
+    cost_usd: Decimal
+    num_attempts: int = 1
+    ready_s: float
+    """When its last dependency was answered, in seconds after the request's start."""
+    start_s: float
+    end_s: float
+
+
+class Trace(Record):
+    """Everything about one routed query: the record that serving writes and training reads."""
+
+    request_id: str
+    query: str
+    plan: Plan
+    allocation: Allocation
+    results: tuple[SubtaskResult, ...]
+    calls: tuple[CallRecord, ...]
+    answer: str | None
+    error: str | None = None
+    plan_fallback: str | None = None
+    """Why the one-step plan was used; None when the decomposer's plan was."""
+    allocation_fallback: str | None = None
+    """Why the default model was used; None when the allocator's choice was."""
+    policy: str = "learned"
+    num_plan_samples: int = 0
+    num_plan_rejected: int = 0
+    duration_s: float = 0.0
+    overhead_s: float = 0.0
+    """Wall time in which no subtask ran: decomposing, allocating and scheduling."""
+    cost_usd: Decimal = Decimal(0)
+    worker_cost_usd: Decimal = Decimal(0)
+    """Cost of the `execute` stage alone, without the router's own calls."""
+
+
+class AdapterManifest(Record):
+    """What a published adapter (LoRA or full tiny model) is, and for which base and codec."""
+
+    name: str
+    base: str
+    module: Literal["decomposer", "allocator"]
+    codec: str
+    codec_version: int
+    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    metrics: dict[str, float] = {}
+
+
+class Engine(Protocol):
+    """One served model. Implementations: `r2_serve.engines`."""
+
+    async def generate(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Completion:
+        """The whole reply.
+
+        Raises: `EngineError` and its subclasses; nothing else. Cancelling the task stops the generation.
+        """
+        ...
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Delta]:
+        """The reply in pieces; the last `Delta` carries `finish_reason` and `usage`."""
+        ...
