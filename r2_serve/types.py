@@ -254,6 +254,43 @@ class Trace(Record):
     """Cost of the `execute` stage alone, without the router's own calls."""
 
 
+class Query(Record):
+    """One client request, already checked: what `Pipeline.answer` takes."""
+
+    request_id: str
+    model: str
+    """A virtual model (routed) or a pool model (plain pass-through)."""
+    messages: tuple[Message, ...] = Field(min_length=1)
+    sampling: Sampling = Sampling()
+    """Honoured on the final step."""
+    policy: str | None = None
+    """`learned`, `all:MODEL` or `random`; None: the virtual model's own."""
+    plan: Plan | None = None
+    """The client's own plan: nothing is decomposed."""
+    pinned: dict[int, str] = {}
+    """Models the client chose for subtasks of its own plan."""
+    max_cost_usd: Decimal | None = Field(default=None, gt=0)
+    max_subtasks: int | None = Field(default=None, ge=1)
+    deadline_s: float | None = Field(default=None, gt=0)
+
+
+class Answer(Record):
+    """What a query came to, for the client."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    """Of every call made for it."""
+    cost_usd: Decimal
+    models: tuple[str, ...]
+    """Pool models that worked on it, in order of first use, router modules not among them."""
+    num_subtasks: int = 0
+    """0 for a pass-through."""
+    overhead_s: float = 0.0
+    trace: Trace | None = None
+    """None for a pass-through."""
+
+
 class AdapterManifest(Record):
     """What a published adapter (LoRA or full tiny model) is, and for which base and codec."""
 

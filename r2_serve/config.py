@@ -1,0 +1,248 @@
+"""What an operator may set: every field with its default and meaning beside it.
+
+Two halves, as Ray Serve restarts an application when its `args` change but not when `user_config` does:
+
+- `RouterConfig` (`args` of the router application): the pool's models, prices and how each is reached; the server.
+- `RoutingConfig` (`user_config` of its `Router` deployment, changed live): virtual models, adapters, limits.
+
+A local model is an application of its own, whose `args` are a `ModelServerConfig`. Unknown keys are errors.
+Secrets are named by environment variable, never written here. Reading YAML is `r2_serve.serve_config`'s.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from r2_serve.types import ModelCard
+
+
+class Config(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+"""Name of an environment variable (not its value)."""
+
+
+# -- engines: how a model is reached or run -----------------------------------------------------------------------
+
+
+class ServedEngineConfig(Config):
+    """A local model served by another application of the same Ray Serve cluster."""
+
+    kind: Literal["served"]
+    app: str
+    """Name of that application; its deployment is called `Model`."""
+
+
+class HostedEngineConfig(Config):
+    """A model behind an OpenAI-compatible API: OpenAI, Azure OpenAI, DeepSeek, Qwen, a vLLM server."""
+
+    kind: Literal["openai", "azure"]
+    model: str
+    """The provider's name of the model (Azure: of the deployment)."""
+    base_url: str = "https://api.openai.com/v1"
+    """Azure: the resource's endpoint, https://NAME.openai.azure.com."""
+    api_key_env: EnvName | None = None
+    """Environment variable that holds the key; None where the server asks for none."""
+    api_version: str | None = None
+    """Azure only."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    supports_json_schema: bool = True
+    """Send plans and allocations as `response_format: json_schema`."""
+    extra_body: dict[str, Any] = {}
+    """Sent verbatim with every request."""
+
+
+class TransformersEngineConfig(Config):
+    """A checkpoint run in the process by transformers: the default on a machine without GPU."""
+
+    kind: Literal["transformers"]
+    path: str
+    """`embedded:NAME` for a shipped tiny model, a directory, or a hub name."""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_batch_size: int = Field(default=64, ge=1)
+    num_threads: int = Field(default=1, ge=1)
+    """Threads of torch; 1 shares a small machine best."""
+
+
+class VllmEngineConfig(Config):
+    """A checkpoint run by vLLM's AsyncLLM in the replica."""
+
+    kind: Literal["vllm"]
+    model: str
+    """`embedded:NAME`, a directory, or a hub name."""
+    engine_kwargs: dict[str, Any] = {}
+    """Passed to `AsyncEngineArgs` verbatim."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters by name: directory of each. A new version needs a new name."""
+
+
+class ScriptedEngineConfig(Config):
+    """The shipped fake: fixed replies after a fixed delay, for dry runs, benchmarks and tests."""
+
+    kind: Literal["scripted"]
+    replies: tuple[str, ...] = ("ok",)
+    """Given in turn, again from the first after the last; `{prompt}` stands for the last message."""
+    delay_s: float = Field(default=0.0, ge=0)
+    """Service time of a call; a streamed reply spreads it over its words."""
+
+
+EngineConfig = Annotated[
+    ServedEngineConfig | HostedEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")
+]
+LocalEngineConfig = Annotated[TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]
+
+
+class ModelConfig(ModelCard):
+    """A pool model: its card, and how to reach it."""
+
+    engine: EngineConfig
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Of one call; never past the request's deadline."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest reply asked for where the request names none; also what is reserved in the budget."""
+    fallbacks: tuple[str, ...] = ()
+    """Models tried, in order, when this one fails."""
+
+
+class ModelServerConfig(Config):
+    """`args` of a local model's own application."""
+
+    engine: LocalEngineConfig
+
+
+class ServerConfig(Config):
+    """The HTTP endpoint."""
+
+    api_keys_env: EnvName | None = None
+    """Environment variable with comma-separated client keys; required to bind a non-loopback address."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    max_running: int = Field(default=64, ge=1)
+    """Requests worked on at once by one router replica."""
+    max_queued: int = Field(default=256, ge=0)
+    """Requests waiting beyond those; more are refused with 429."""
+    heartbeat_s: float = Field(default=10.0, gt=0)
+    """SSE comment sent while inner subtasks run and nothing else is to be sent."""
+    trace_dir: str | None = None
+    """Directory of trace JSONL files (queries and answers in clear); None writes none."""
+
+
+class RouterConfig(Config):
+    """`args` of the router application."""
+
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    prices_as_of: str = ""
+    """Date of the prices, for reports."""
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Self:
+        names = [model.name for model in self.models]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"models named twice: {repeated}")
+        for model in self.models:
+            unknown = [name for name in model.fallbacks if name not in names or name == model.name]
+            if unknown:
+                raise ValueError(f"fallbacks of {model.name!r} name {unknown}: must be other models of {names}")
+        return self
+
+    def model(self, name: str) -> ModelConfig:
+        """Raises: KeyError."""
+        return {model.name: model for model in self.models}[name]
+
+
+# -- routing: what may change live --------------------------------------------------------------------------------
+
+
+class ScoreWeights(Config):
+    """Weights of a plan's score, lower is better (paper, Eq. 1; its values are not stated, these are ours)."""
+
+    conciseness: float = Field(default=1 / 3, ge=0)
+    practicality: float = Field(default=1 / 3, ge=0)
+    coherence: float = Field(default=1 / 3, ge=0)
+
+
+class DecomposerConfig(Config):
+    """How queries become plans."""
+
+    model: str
+    """Any model of `models`."""
+    adapter: str | None = None
+    """LoRA adapter of that model."""
+    num_samples: int = Field(default=3, ge=1, le=16)
+    """Plans sampled at once; the best valid one is kept (paper: 3)."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Of the samples; a single sample is greedy."""
+    max_tokens: int = Field(default=1024, ge=1)
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Of all samples together; those not back by then count as rejected."""
+    weights: ScoreWeights = ScoreWeights()
+
+
+class AllocatorConfig(Config):
+    """How subtasks get models."""
+
+    model: str
+    adapter: str | None = None
+    max_tokens: int = Field(default=512, ge=1)
+    timeout_s: float = Field(default=30.0, gt=0)
+
+
+class VirtualModelConfig(Config):
+    """A name clients may ask for that is routed, such as `r2`."""
+
+    pool: tuple[str, ...] = Field(min_length=1)
+    """Models that may answer subtasks, cheapest first (the order in which a compact allocator numbers them)."""
+    decomposer: DecomposerConfig
+    allocator: AllocatorConfig
+    default_model: str | None = None
+    """Used where a plan or an allocation cannot be made; None: the pool's last."""
+    policy: str = "learned"
+    """`learned`, `all:MODEL` or `random`; a request may name another."""
+    description: str = ""
+
+    @property
+    def fallback_model(self) -> str:
+        return self.default_model or self.pool[-1]
+
+
+class LimitsConfig(Config):
+    """Bounds of one request, checked before any call is made for it. A request may lower them, never raise."""
+
+    deadline_s: float = Field(default=120.0, gt=0)
+    max_cost_usd: Decimal | None = Field(default=None, gt=0)
+    max_calls: int = Field(default=64, ge=1)
+    max_total_tokens: int = Field(default=500_000, ge=1)
+    max_subtasks: int = Field(default=16, ge=1, le=256)
+    max_depth: int = Field(default=12, ge=1)
+    max_parallel: int = Field(default=16, ge=1)
+    """Subtasks of one plan in flight at once."""
+    max_subtask_chars: int = Field(default=4_000, ge=1)
+    max_query_chars: int = Field(default=200_000, ge=1)
+    max_attempts: int = Field(default=2, ge=1, le=10)
+    """Tries of one call on one model, before its fallbacks."""
+
+
+class RoutingConfig(Config):
+    """`user_config` of the `Router` deployment. Each request keeps the version it started with."""
+
+    virtual_models: dict[str, VirtualModelConfig] = Field(min_length=1)
+    limits: LimitsConfig = LimitsConfig()
+
+    def check_against(self, models: tuple[ModelConfig, ...]) -> None:
+        """Raises: ValueError where a name is not one of `models`."""
+        known = {model.name for model in models}
+        for name, virtual in self.virtual_models.items():
+            used = {*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model}
+            if used - known:
+                raise ValueError(f"virtual model {name!r} names {sorted(used - known)}, not among the models {sorted(known)}")
+            if name in known:
+                raise ValueError(f"{name!r} is both a virtual model and a pool model: rename one")
