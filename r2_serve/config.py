@@ -95,7 +95,8 @@ class ScriptedEngineConfig(Config):
 
 
 EngineConfig = Annotated[
-    ServedEngineConfig | HostedEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")
+    ServedEngineConfig | HostedEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig,
+    Field(discriminator="kind"),
 ]
 LocalEngineConfig = Annotated[TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]
 

@@ -229,16 +229,19 @@ class SubtaskResult(Record):
 
 
 class Trace(Record):
-    """Everything about one routed query: the record that serving writes and training reads."""
+    """Everything about one query, answered or failed: the record that serving writes and training reads."""
 
     request_id: str
+    model: str
+    """What the client asked for: a virtual model, or a pool model (pass-through: no plan)."""
     query: str
-    plan: Plan
-    allocation: Allocation
-    results: tuple[SubtaskResult, ...]
-    calls: tuple[CallRecord, ...]
-    answer: str | None
+    plan: Plan | None = None
+    allocation: Allocation | None = None
+    results: tuple[SubtaskResult, ...] = ()
+    calls: tuple[CallRecord, ...] = ()
+    answer: str | None = None
     error: str | None = None
+    """Type and message of what the client was told; None where it was answered."""
     plan_fallback: str | None = None
     """Why the one-step plan was used; None when the decomposer's plan was."""
     allocation_fallback: str | None = None
@@ -287,8 +290,7 @@ class Answer(Record):
     num_subtasks: int = 0
     """0 for a pass-through."""
     overhead_s: float = 0.0
-    trace: Trace | None = None
-    """None for a pass-through."""
+    trace: Trace
 
 
 class AdapterManifest(Record):

@@ -20,6 +20,8 @@ class Codec(Protocol):
     name: str
     version: int
     """Raised whenever a prompt or a format changes: adapters trained with another version are refused."""
+    is_streamable: bool
+    """Whether a reply's text is the answer as it stands, so that its pieces may be shown as they come."""
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]: ...
 

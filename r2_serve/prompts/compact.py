@@ -31,6 +31,7 @@ class CompactCodec:
 
     name = "compact"
     version = 1
+    is_streamable = False
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
         return [Message(role="user", content=_spaced(query.lower()))]

@@ -22,15 +22,18 @@ _Reply = TypeVar("_Reply", bound=BaseModel)
 _DECOMPOSE = """You split a question into subtasks for other models to solve, and reply with JSON only:
 {"subtasks": [{"id": 1, "text": "...", "depends_on": []}, ...]}
 - Prefer 3 to 8 subtasks, never more than MAX; a question that needs no splitting gets one.
-- A subtask is one short instruction that a small model can carry out. Write #k where it needs the answer of subtask k, and list k in depends_on.
+- A subtask is one short instruction that a small model can carry out.
+- Write #k where it needs the answer of subtask k, and list k in depends_on.
 - Subtasks that do not need one another must not depend on one another: they run at the same time.
 - The last subtask states the final answer to the question."""
 
 _ALLOCATE = """You give each subtask of a plan to one model of a pool: the cheapest that will solve it correctly. Reply with JSON only:
 {"models": ["name for subtask 1", "name for subtask 2", ...]}, exactly one pool name per subtask, in order."""
 
-_WORK = "You carry out one step of a larger question. Use the answers of earlier steps as given; reply with the result of your step only, briefly."
-_CONCLUDE = "You carry out the last step of a question. Use the answers of earlier steps as given; reply to the user with the complete final answer."
+_WORK = """You carry out one step of a larger question. Use the answers of earlier steps as given.
+Reply with the result of your step only, briefly."""
+_CONCLUDE = """You carry out the last step of a question. Use the answers of earlier steps as given.
+Reply to the user with the complete final answer."""
 
 
 class _Step(BaseModel):
@@ -56,6 +59,7 @@ class InstructCodec:
 
     name = "instruct"
     version = 1
+    is_streamable = True
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
         system = _DECOMPOSE.replace("MAX", str(max_subtasks))
@@ -76,8 +80,7 @@ class InstructCodec:
         return _in_topological_order(reply)
 
     def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
-        lines = [f"- {c.name} ({c.group}; {c.usd_per_mtok_in:f}/{c.usd_per_mtok_out:f} USD per 1M tokens in/out) {c.description}".rstrip() for c in pool]
-        system = f"{_ALLOCATE}\nPool, in the operator's order:\n" + "\n".join(lines)
+        system = "\n".join([_ALLOCATE, "Pool, in the operator's order:", *map(_pool_line, pool)])
         body = f"{_tagged('question', query)}\n{_tagged('plan', self.format_plan(plan))}"
         return [Message(role="system", content=system), Message(role="user", content=body)]
 
@@ -123,6 +126,11 @@ def _tagged(tag: str, text: str) -> str:
     """`text` between tags; a closing tag inside it is defused, so data cannot end its own frame."""
     body = text.replace(f"</{tag}", f"<\\/{tag}")
     return f"<{tag}>\n{body}\n</{tag}>"
+
+
+def _pool_line(card: ModelCard) -> str:
+    price = f"{card.usd_per_mtok_in:f}/{card.usd_per_mtok_out:f} USD per 1M tokens in/out"
+    return f"- {card.name} ({card.group}; {price}) {card.description}".rstrip()
 
 
 def _closed_object(**properties: Any) -> dict[str, Any]:

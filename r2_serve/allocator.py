@@ -1,0 +1,88 @@
+"""A plan into an allocation: one pool model per subtask, by the allocator model or by a fixed policy."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2_serve.calls import Caller, CallSpec, Pool
+from r2_serve.config import AllocatorConfig
+from r2_serve.errors import CodecError, EngineError, InvalidRequest
+from r2_serve.ledger import Budget, Ledger
+from r2_serve.types import Allocation, CallRecord, Plan, Record, Sampling
+
+LEARNED = "learned"
+
+
+class AllocationResult(Record):
+    """The allocation, and what it took to get it."""
+
+    allocation: Allocation
+    calls: tuple[CallRecord, ...] = ()
+    fallback: str | None = None
+    """Why every subtask went to the fallback model; None when the allocator's choice was used."""
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """Stateless: how to allocate comes with each plan."""
+
+    pool: Pool
+
+    async def allocate(
+        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
+    ) -> AllocationResult:
+        """One of `names` for each subtask, always.
+
+        Raises: BudgetExceeded.
+        """
+        ledger = Ledger(budget)
+        try:
+            async with asyncio.timeout(config.timeout_s):
+                allocation = await self._ask(Caller(self.pool, ledger, max_attempts), query, plan, config, names)
+            return AllocationResult(allocation=allocation, calls=tuple(ledger.calls))
+        except CodecError as e:
+            reason = f"{e.reason}: {e.message}"
+        except EngineError as e:
+            reason = f"allocator_failed ({type(e).__name__}: {e.message[:120]})"
+        except TimeoutError:
+            reason = f"timeout: no allocation within {config.timeout_s:g} s"
+        return AllocationResult(allocation=everything_to(fallback_model, plan), calls=tuple(ledger.calls), fallback=reason)
+
+    async def _ask(self, caller: Caller, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str]) -> Allocation:
+        cards = [self.pool[name].config for name in names]
+        codec = self.pool[config.model].codec
+        spec = CallSpec(
+            render=lambda c: c.render_allocate(query, plan, cards),
+            stage="allocate",
+            sampling=Sampling(max_tokens=config.max_tokens, temperature=0.0, json_schema=codec.allocation_schema(plan, cards)),
+            adapter=config.adapter,
+        )
+        result = await caller.call(config.model, spec)
+        return self.pool[result.model].codec.parse_allocation(result.completion.text, plan, cards)
+
+
+def everything_to(model: str, plan: Plan) -> Allocation:
+    """Every subtask to one model."""
+    return Allocation(models=(model,) * len(plan.subtasks))
+
+
+def fixed_allocation(policy: str, plan: Plan, names: Sequence[str], *, seed: str) -> Allocation | None:
+    """What `policy` prescribes without asking a model; None for `learned`.
+
+    `random` draws from `names` with `seed`, so the same request is allocated the same way again.
+
+    Raises: InvalidRequest where the policy is not known or names a model outside `names`.
+    """
+    kind, _, model = policy.partition(":")
+    if policy == LEARNED:
+        return None
+    if policy == "random":
+        draw = random.Random(seed)
+        return Allocation(models=tuple(draw.choice(list(names)) for _ in plan.subtasks))
+    if kind == "all" and model in names:
+        return everything_to(model, plan)
+    expected = f"expected 'learned', 'random' or 'all:MODEL' with MODEL one of {list(names)}"
+    raise InvalidRequest(f"unknown policy {policy!r}; {expected}", "r2.policy")

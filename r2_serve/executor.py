@@ -1,0 +1,78 @@
+"""Runs a plan as a ready queue over its DAG: a subtask starts the moment its last dependency is answered.
+
+Pure scheduling: what a subtask does is the caller's `run`. No levels, no barriers. Where more subtasks are ready
+than may run at once, those with the longest chain of subtasks behind them go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from r2_serve.types import Plan, Subtask
+
+Result = TypeVar("Result")
+Run = Callable[[Subtask, dict[int, Result]], Awaitable[Result]]
+"""`await run(subtask, results of those it depends on)`."""
+
+
+async def execute(plan: Plan, run: Run[Result], *, max_parallel: int) -> dict[int, Result]:
+    """Results by subtask id.
+
+    The first failure cancels every subtask under way, starts no other, and is raised as it is once they have ended;
+    so is a cancellation from outside.
+    """
+    schedule = _Schedule(plan, run, max_parallel)
+    try:
+        async with asyncio.TaskGroup() as group:
+            schedule.start_ready(group)
+    except BaseExceptionGroup as failures:
+        raise _first(failures) from failures
+    return schedule.results
+
+
+class _Schedule(Generic[Result]):
+    """Who waits for whom, and who may start now."""
+
+    def __init__(self, plan: Plan, run: Run[Result], max_parallel: int) -> None:
+        self.results: dict[int, Result] = {}
+        self._run, self._free = run, max_parallel
+        self._subtasks = {subtask.id: subtask for subtask in plan.subtasks}
+        self._waiting = {subtask.id: len(set(subtask.depends_on)) for subtask in plan.subtasks}
+        self._users: dict[int, list[int]] = {subtask.id: [] for subtask in plan.subtasks}
+        for subtask in plan.subtasks:
+            for dependency in set(subtask.depends_on):
+                self._users[dependency].append(subtask.id)
+        self._height = self._heights()
+        self._ready = [(-self._height[i], i) for i, count in self._waiting.items() if count == 0]
+        heapq.heapify(self._ready)
+
+    def start_ready(self, group: asyncio.TaskGroup) -> None:
+        while self._ready and self._free > 0:
+            _, subtask_id = heapq.heappop(self._ready)
+            self._free -= 1
+            group.create_task(self._work(self._subtasks[subtask_id], group), name=f"subtask-{subtask_id}")
+
+    async def _work(self, subtask: Subtask, group: asyncio.TaskGroup) -> None:
+        inputs = {dependency: self.results[dependency] for dependency in subtask.depends_on}
+        self.results[subtask.id] = await self._run(subtask, inputs)
+        self._free += 1
+        for user in self._users[subtask.id]:
+            self._waiting[user] -= 1
+            if self._waiting[user] == 0:
+                heapq.heappush(self._ready, (-self._height[user], user))
+        self.start_ready(group)
+
+    def _heights(self) -> dict[int, int]:
+        """Subtasks on the longest chain from each one to the end; ids are in topological order."""
+        heights: dict[int, int] = {}
+        for subtask_id in sorted(self._subtasks, reverse=True):
+            heights[subtask_id] = 1 + max((heights[user] for user in self._users[subtask_id]), default=0)
+        return heights
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = failures.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,155 @@
+"""The money of one request: every call is reserved before it starts and settled to its actual usage.
+
+A reservation holds the most a call can cost (each byte of the prompt a token, the longest reply), so calls that
+run at once cannot overspend a limit between them. Amounts are exact `Decimal` USD; nothing is summed in floats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from r2_serve.errors import BudgetExceeded, EngineRefused
+from r2_serve.types import CallRecord, CallStage, Message, ModelCard, Usage
+
+TEMPLATE_TOKENS_PER_MESSAGE = 16
+"""Allowance for the chat template around each message."""
+BYTES_PER_TOKEN = 4
+"""Typical of English text; only for calls that reported no usage."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a request may still spend; None is no limit."""
+
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    max_cost_usd: Decimal | None = None
+
+
+def most_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
+    """An upper bound of a call's usage: byte-level tokenizers never make more tokens than bytes."""
+    prompt = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in messages) + TEMPLATE_TOKENS_PER_MESSAGE
+    return Usage(prompt_tokens=prompt, completion_tokens=max_tokens)
+
+
+def likely_prompt_usage(messages: Sequence[Message]) -> Usage:
+    """An estimate for a call that was sent but reported no usage."""
+    return Usage(prompt_tokens=sum(-(-len(m.content.encode()) // BYTES_PER_TOKEN) for m in messages))
+
+
+class Reservation:
+    """One call, from just before it starts until `settle` or `fail`; either counts once."""
+
+    def __init__(self, ledger: Ledger, card: ModelCard, messages: Sequence[Message], bound: Usage, open_record: CallRecord) -> None:
+        self.bound = bound
+        self.bound_usd = card.cost_usd(bound)
+        self._ledger, self._card, self._messages, self._record = ledger, card, messages, open_record
+
+    def settle(self, usage: Usage) -> CallRecord:
+        """The call succeeded and used `usage`."""
+        return self._close(outcome="ok", usage=usage)
+
+    def fail(self, error: BaseException) -> CallRecord:
+        """The call failed or was cancelled. Refused ones cost nothing; others may have been billed: estimated."""
+        is_billed = not isinstance(error, EngineRefused)
+        usage = likely_prompt_usage(self._messages) if is_billed else Usage()
+        outcome = "failed" if isinstance(error, Exception) else "cancelled"
+        return self._close(outcome=outcome, usage=usage, error=type(error).__name__, is_estimated=is_billed)
+
+    def _close(self, *, usage: Usage, **fields: object) -> CallRecord:
+        closing = {"usage": usage, "cost_usd": self._card.cost_usd(usage), "end_s": self._ledger.elapsed_s(), **fields}
+        record = self._record.model_copy(update=closing)
+        self._ledger._close(self, record)
+        return record
+
+
+class Ledger:
+    """All calls of one request. Not thread-safe: it lives on one event loop."""
+
+    def __init__(self, budget: Budget, *, clock: Callable[[], float] = time.monotonic, start_s: float | None = None) -> None:
+        self.budget = budget
+        self.calls: list[CallRecord] = []
+        self._open: set[Reservation] = set()
+        self._clock = clock
+        self._start_s = clock() if start_s is None else start_s
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request's start."""
+        return self._clock() - self._start_s
+
+    @property
+    def usage(self) -> Usage:
+        return sum((call.usage for call in self.calls), Usage())
+
+    @property
+    def cost_usd(self) -> Decimal:
+        return total_cost_usd(self.calls)
+
+    def reserve(
+        self,
+        card: ModelCard,
+        messages: Sequence[Message],
+        max_tokens: int,
+        *,
+        stage: CallStage,
+        subtask: int | None = None,
+        attempt: int = 1,
+    ) -> Reservation:
+        """Set aside the most that a call can cost.
+
+        Raises: BudgetExceeded where calls settled and calls under way leave too little.
+        """
+        record = CallRecord(stage=stage, model=card.name, subtask=subtask, attempt=attempt, start_s=self.elapsed_s())
+        reservation = Reservation(self, card, messages, most_usage(messages, max_tokens), record)
+        self._check_room_for(reservation)
+        self._open.add(reservation)
+        return reservation
+
+    def remaining(self) -> Budget:
+        """What calls not yet reserved may spend."""
+        budget, tokens, cost = self.budget, self._committed_tokens(), self._committed_usd()
+        return Budget(
+            max_calls=None if budget.max_calls is None else budget.max_calls - len(self.calls) - len(self._open),
+            max_tokens=None if budget.max_tokens is None else budget.max_tokens - tokens,
+            max_cost_usd=None if budget.max_cost_usd is None else budget.max_cost_usd - cost,
+        )
+
+    def absorb(self, calls: Iterable[CallRecord], *, shift_s: float = 0.0) -> None:
+        """Take over calls settled in another ledger (of a stage that ran elsewhere), `shift_s` later than it says."""
+        for call in calls:
+            self.calls.append(call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s}))
+
+    def _close(self, reservation: Reservation, record: CallRecord) -> None:
+        if reservation in self._open:
+            self._open.remove(reservation)
+            self.calls.append(record)
+
+    def _committed_tokens(self) -> int:
+        return self.usage.total_tokens + sum(r.bound.total_tokens for r in self._open)
+
+    def _committed_usd(self) -> Decimal:
+        return self.cost_usd + sum((r.bound_usd for r in self._open), Decimal(0))
+
+    def _check_room_for(self, new: Reservation) -> None:
+        left, limit = self.remaining(), self.budget
+        if left.max_calls is not None and left.max_calls < 1:
+            raise BudgetExceeded(f"all {limit.max_calls} model calls of the request are used up; raise limits.max_calls")
+        if left.max_tokens is not None and left.max_tokens < new.bound.total_tokens:
+            rest = max(left.max_tokens, 0)
+            raise BudgetExceeded(
+                f"the next call may use {new.bound.total_tokens} tokens; {rest} of the request's {limit.max_tokens} are left"
+            )
+        if left.max_cost_usd is not None and left.max_cost_usd < new.bound_usd:
+            rest_usd = max(left.max_cost_usd, Decimal(0))
+            raise BudgetExceeded(
+                f"the next call may cost up to {new.bound_usd:f} USD; {rest_usd:f} of the request's {limit.max_cost_usd:f} USD are left; "
+                "raise r2.max_cost_usd or lower max_tokens"
+            )
+
+
+def total_cost_usd(calls: Iterable[CallRecord], *, stage: CallStage | None = None) -> Decimal:
+    """Exact sum, of one stage or of all."""
+    return sum((call.cost_usd for call in calls if stage in (None, call.stage)), Decimal(0))

@@ -1,0 +1,317 @@
+"""A query in, a routed answer out: decompose, allocate, execute, synthesize. No Ray, no torch.
+
+`Pipeline.answer` is the whole of it. Decomposer and allocator come as protocols, so that the same code runs them
+in the process (tests, batch evaluation) and as Ray Serve deployments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
+
+from r2_serve.allocator import AllocationResult, everything_to, fixed_allocation
+from r2_serve.calls import Caller, CallResult, CallSpec, OnDelta, Pool
+from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.decomposer import Decomposition, check_plan
+from r2_serve.errors import CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
+from r2_serve.executor import execute
+from r2_serve.ledger import Budget, Ledger, total_cost_usd
+from r2_serve.prompts import Codec
+from r2_serve.prompts.instruct import conversation_text
+from r2_serve.types import Allocation, Answer, FinishReason, Message, Plan, Query, Sampling, Subtask, SubtaskResult, Trace, substitute
+
+log = logging.getLogger(__name__)
+
+
+class Decomposes(Protocol):
+    """`r2_serve.decomposer.Decomposer`, here or in another process."""
+
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition: ...
+
+
+class Allocates(Protocol):
+    """`r2_serve.allocator.Allocator`, here or in another process."""
+
+    async def allocate(
+        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
+    ) -> AllocationResult: ...
+
+
+@dataclass
+class Pipeline:
+    """Answers queries. `routing` may be replaced at any time: a query keeps the one it started with."""
+
+    pool: Pool
+    routing: RoutingConfig
+    decomposer: Decomposes
+    allocator: Allocates
+    sinks: Sequence[Callable[[Trace], None]] = ()
+    """Each gets the trace of every query, answered or not."""
+
+    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
+        """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream.
+
+        Raises: R2Error. Cancelling stops every call made for the query.
+        """
+        routing = self.routing
+        if query.model in routing.virtual_models:
+            work: _Work = _Routed(self, query, routing.limits, on_delta, virtual=routing.virtual_models[query.model])
+        elif query.model in self.pool:
+            work = _PassThrough(self, query, routing.limits, on_delta)
+        else:
+            names = [*routing.virtual_models, *self.pool]
+            raise ModelNotFound(f"no model {query.model!r}; choose one of {names}")
+        return await work.run()
+
+
+@dataclass
+class _Work:
+    """State of one query, and what its trace will say."""
+
+    pipeline: Pipeline
+    query: Query
+    limits: LimitsConfig
+    on_delta: OnDelta | None
+    trace: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        query, limits = self.query, self.limits
+        caps = [cap for cap in (limits.max_cost_usd, query.max_cost_usd) if cap is not None]
+        self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)))
+        self.caller = Caller(self.pipeline.pool, self.ledger, limits.max_attempts)
+        self.deadline_s = min(limits.deadline_s, query.deadline_s or limits.deadline_s)
+        self.text = conversation_text(query.messages)
+
+    async def run(self) -> Answer:
+        try:
+            async with asyncio.timeout(self.deadline_s) as scope:
+                self._check_query()
+                text, finish_reason = await self.steps()
+        except TimeoutError as e:
+            if not scope.expired():
+                raise
+            self._fail(DeadlineExceeded(f"no answer within the deadline of {self.deadline_s:g} s"), e)
+        except asyncio.CancelledError:
+            self._publish(error="cancelled by the client")
+            raise
+        except R2Error as e:
+            self._fail(e, e)
+        return self._answered(text, finish_reason)
+
+    async def steps(self) -> tuple[str, FinishReason]:
+        raise NotImplementedError
+
+    def _check_query(self) -> None:
+        if len(self.text) > self.limits.max_query_chars:
+            raise InvalidRequest(f"the messages have {len(self.text)} characters; the limit is {self.limits.max_query_chars}", "messages")
+
+    def _fail(self, error: R2Error, cause: BaseException) -> NoReturn:
+        self._publish(error=f"{type(error).__name__}: {error.message}")
+        raise error from (cause if cause is not error else cause.__cause__)
+
+    def _answered(self, text: str, finish_reason: FinishReason) -> Answer:
+        trace = self._publish(answer=text)
+        workers = [call.model for call in trace.calls if call.stage in ("execute", "pass_through") and call.outcome == "ok"]
+        return Answer(
+            text=text,
+            finish_reason=finish_reason,
+            usage=self.ledger.usage,
+            cost_usd=trace.cost_usd,
+            models=tuple(dict.fromkeys(workers)),
+            num_subtasks=len(trace.results),
+            overhead_s=trace.overhead_s,
+            trace=trace,
+        )
+
+    def _publish(self, **outcome: object) -> Trace:
+        calls = tuple(self.ledger.calls)
+        duration_s = self.ledger.elapsed_s()
+        busy_s = _covered_s([(c.start_s, c.end_s) for c in calls if c.stage in ("execute", "pass_through")])
+        fields = {
+            "request_id": self.query.request_id,
+            "model": self.query.model,
+            "query": self.text,
+            "calls": calls,
+            "duration_s": duration_s,
+            "overhead_s": max(0.0, duration_s - busy_s),
+            "cost_usd": total_cost_usd(calls),
+            "worker_cost_usd": total_cost_usd(calls, stage="execute") + total_cost_usd(calls, stage="pass_through"),
+            **self.trace,
+            **outcome,
+        }
+        trace = Trace.model_validate(fields)
+        for sink in self.pipeline.sinks:
+            sink(trace)
+        return trace
+
+
+@dataclass
+class _PassThrough(_Work):
+    """A pool model asked by name: no plan."""
+
+    async def steps(self) -> tuple[str, FinishReason]:
+        spec = CallSpec(
+            render=lambda codec: codec.render_query(self.query.messages),
+            stage="pass_through",
+            sampling=self.query.sampling,
+            on_delta=self.on_delta,
+        )
+        self.trace["policy"] = "pass_through"
+        result = await self.caller.call(self.query.model, spec)
+        return result.answer, result.completion.finish_reason
+
+
+@dataclass(kw_only=True)
+class _Routed(_Work):
+    """A virtual model: the four stages."""
+
+    virtual: VirtualModelConfig
+    is_one_step: bool = False
+    """No plan could be made, so the whole conversation goes to one model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.query.max_subtasks is not None:
+            self.limits = self.limits.model_copy(update={"max_subtasks": min(self.limits.max_subtasks, self.query.max_subtasks)})
+
+    async def steps(self) -> tuple[str, FinishReason]:
+        policy = self.query.policy or self.virtual.policy
+        fixed_allocation(policy, Plan.single("checked before any call"), self.virtual.pool, seed="")
+        self._check_pins()
+        plan = await self._decompose()
+        self.trace.update(plan=plan, policy=policy)
+        allocation = await self._allocate(plan, policy)
+        self.trace["allocation"] = allocation
+        results = await self._execute(plan, allocation)
+        return self._synthesize(plan, results)
+
+    async def _decompose(self) -> Plan:
+        if self.query.plan is not None:
+            self._check_own_plan(self.query.plan)
+            return self.query.plan
+        started_s = self.ledger.elapsed_s()
+        made = await self.pipeline.decomposer.decompose(self.text, self.virtual.decomposer, self.limits, self.ledger.remaining())
+        self.ledger.absorb(made.calls, shift_s=started_s)
+        self.is_one_step = made.fallback is not None
+        self.trace.update(num_plan_samples=made.num_samples, num_plan_rejected=made.num_rejected, plan_fallback=made.fallback)
+        return made.plan
+
+    async def _allocate(self, plan: Plan, policy: str) -> Allocation:
+        virtual, pins = self.virtual, self.query.pinned
+        fixed = fixed_allocation(policy, plan, virtual.pool, seed=self.query.request_id)
+        if fixed is None and self.is_one_step:
+            fixed = everything_to(virtual.fallback_model, plan)
+        if fixed is None and len(pins) < len(plan.subtasks):
+            fixed = await self._ask_allocator(plan)
+        chosen = fixed.models if fixed is not None else (virtual.fallback_model,) * len(plan.subtasks)
+        return Allocation(models=tuple(pins.get(i, model) for i, model in enumerate(chosen, 1)))
+
+    async def _ask_allocator(self, plan: Plan) -> Allocation:
+        virtual, started_s = self.virtual, self.ledger.elapsed_s()
+        made = await self.pipeline.allocator.allocate(
+            self.text, plan, virtual.allocator, virtual.pool, virtual.fallback_model, self.limits.max_attempts, self.ledger.remaining()
+        )
+        self.ledger.absorb(made.calls, shift_s=started_s)
+        self.trace["allocation_fallback"] = made.fallback
+        return made.allocation
+
+    async def _execute(self, plan: Plan, allocation: Allocation) -> dict[int, _Done]:
+        done: dict[int, _Done] = {}
+
+        async def run(subtask: Subtask, inputs: dict[int, _Done]) -> _Done:
+            done[subtask.id] = await self._run_subtask(plan, subtask, allocation.models[subtask.id - 1], inputs)
+            return done[subtask.id]
+
+        try:
+            return await execute(plan, run, max_parallel=self.limits.max_parallel)
+        finally:
+            self.trace["results"] = tuple(done[i].result for i in sorted(done))
+
+    async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done]) -> _Done:
+        ready_s = max((done.result.end_s for done in inputs.values()), default=self.ledger.elapsed_s())
+        start_s = self.ledger.elapsed_s()
+        answers = {i: done.call.answer for i, done in inputs.items()}
+        spec = CallSpec(
+            render=lambda codec: self._render(codec, plan, subtask, answers),
+            stage="execute",
+            subtask=subtask.id,
+            sampling=self.query.sampling if subtask.id == plan.final_id else Sampling(temperature=0.0),
+            on_delta=self.on_delta if subtask.id == plan.final_id else None,
+        )
+        try:
+            call = await self.caller.call(model, spec)
+        except EngineError as e:
+            raise SubtaskFailed(f"subtask {subtask.id} failed on {model} and its fallbacks: {e.message}", subtask.id, model) from e
+        return _Done(call, self._result(subtask, call, ready_s, start_s))
+
+    def _render(self, codec: Codec, plan: Plan, subtask: Subtask, answers: dict[int, str]) -> list[Message]:
+        if self.is_one_step:
+            return codec.render_query(self.query.messages)
+        return codec.render_subtask(self.query.messages, plan, subtask, answers)
+
+    def _result(self, subtask: Subtask, call: CallResult, ready_s: float, start_s: float) -> SubtaskResult:
+        spent = total_cost_usd(c for c in self.ledger.calls if c.subtask == subtask.id)
+        return SubtaskResult(
+            id=subtask.id,
+            model=call.model,
+            answer=call.answer,
+            usage=call.completion.usage,
+            cost_usd=spent,
+            num_attempts=call.num_attempts,
+            ready_s=ready_s,
+            start_s=start_s,
+            end_s=self.ledger.elapsed_s(),
+        )
+
+    def _synthesize(self, plan: Plan, results: dict[int, _Done]) -> tuple[str, FinishReason]:
+        if plan.answer is None:
+            final = results[len(plan.subtasks)].call
+            return final.answer, final.completion.finish_reason
+        joined = substitute(plan.answer, {i: done.call.answer for i, done in results.items()})
+        return cut_to_sampling(joined, self.query.sampling)
+
+    def _check_own_plan(self, plan: Plan) -> None:
+        try:
+            check_plan(plan, self.limits)
+        except CodecError as e:
+            raise InvalidRequest(e.message, "r2.plan") from e
+
+    def _check_pins(self) -> None:
+        if self.query.pinned and self.query.plan is None:
+            raise InvalidRequest("models can be pinned to the subtasks of your own plan only: send r2.plan too", "r2.models")
+        ids = {subtask.id for subtask in self.query.plan.subtasks} if self.query.plan else set()
+        for subtask_id, model in self.query.pinned.items():
+            if subtask_id not in ids:
+                raise InvalidRequest(f"no subtask {subtask_id} in your plan; its ids are {sorted(ids)}", f"r2.models.{subtask_id}")
+            if model not in self.virtual.pool:
+                raise InvalidRequest(f"{model!r} is not in the pool {list(self.virtual.pool)}", f"r2.models.{subtask_id}")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A subtask's call, and its line in the trace."""
+
+    call: CallResult
+    result: SubtaskResult
+
+
+def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:
+    """An answer made by a template, cut where the client's `stop` and `max_tokens` (here: words) would have cut a model's."""
+    for stop in sampling.stop:
+        text = text.partition(stop)[0]
+    words = text.split(" ")
+    if sampling.max_tokens is not None and len(words) > sampling.max_tokens:
+        return " ".join(words[: sampling.max_tokens]), "length"
+    return text, "stop"
+
+
+def _covered_s(spans: Sequence[tuple[float, float]]) -> float:
+    """Total length of the union of `spans`."""
+    total, reached = 0.0, 0.0
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -1,0 +1,70 @@
+"""Traces as JSON lines: the only writer and the only reader.
+
+One file per process and day, `YYYY-MM-DD-PID.jsonl`, mode 0600: a trace holds the query and its answers in clear.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from r2_serve.types import Trace
+
+log = logging.getLogger(__name__)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+class TraceWriter:
+    """Appends traces. A disk that fails costs traces, never answers: it is logged and counted."""
+
+    def __init__(self, directory: Path, *, today: Callable[[], str] = _today) -> None:
+        self.num_lost = 0
+        self._directory, self._today = directory, today
+
+    def __call__(self, trace: Trace) -> None:
+        line = trace.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        path = self._directory / f"{self._today()}-{os.getpid()}.jsonl"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _append(path, line)
+        except OSError as e:
+            self.num_lost += 1
+            log.warning("trace %s not written to %s: %s (%d lost so far)", trace.request_id, path, e, self.num_lost)
+
+
+def read_traces(path: Path) -> Iterator[Trace]:
+    """Traces of a file, or of every `*.jsonl` of a directory by name. A torn last line (a killed writer) is skipped.
+
+    Raises: ValueError naming file and line where any other line is not a trace.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    for file in files:
+        lines = file.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line or number == len(lines):
+                continue
+            try:
+                yield Trace.model_validate_json(line)
+            except ValidationError as e:
+                raise ValueError(f"{file}:{number} is not a trace: {e.errors()[0]['msg']}") from e
+
+
+def _append(path: Path, line: bytes) -> None:
+    """One write to the end. Raises: OSError also where the disk took only a part, which is undone."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        written = os.write(descriptor, line)
+        if written != len(line):
+            os.ftruncate(descriptor, size)
+            raise OSError(f"only {written} of {len(line)} bytes written (disk full?)")
+    finally:
+        os.close(descriptor)
