@@ -81,7 +81,7 @@ class VllmEngineConfig(Config):
     engine_kwargs: dict[str, Any] = {}
     """Passed to `AsyncEngineArgs` verbatim."""
     adapters: dict[str, str] = {}
-    """LoRA adapters by name: directory of each. A new version needs a new name."""
+    """LoRA adapters by name, loaded at the start: directory of each. `user_config` changes them live."""
 
 
 class ScriptedEngineConfig(Config):
@@ -117,6 +117,13 @@ class ModelServerConfig(Config):
     """`args` of a local model's own application."""
 
     engine: LocalEngineConfig
+
+
+class ModelTunables(Config):
+    """`user_config` of a local model's `Model` deployment, changed live."""
+
+    adapters: dict[str, str] = {}
+    """LoRA adapters by name: directory of each. A new version needs a new name: engines cache by name."""
 
 
 class ServerConfig(Config):

@@ -24,6 +24,8 @@ from r2_serve.prompts.instruct import conversation_text
 from r2_serve.types import Allocation, Answer, FinishReason, Message, Plan, Query, Sampling, Subtask, SubtaskResult, Trace, substitute
 
 log = logging.getLogger(__name__)
+Sink = Callable[[Trace], None]
+"""Takes the trace of a finished query."""
 
 
 class Decomposes(Protocol):
@@ -48,7 +50,7 @@ class Pipeline:
     routing: RoutingConfig
     decomposer: Decomposes
     allocator: Allocates
-    sinks: Sequence[Callable[[Trace], None]] = ()
+    sinks: Sequence[Sink] = ()
     """Each gets the trace of every query, answered or not."""
 
     async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:

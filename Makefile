@@ -1,0 +1,48 @@
+# make demo | test | lint | bench | help.  Everything runs in .venv, made on first use from constraints.txt.
+
+PYTHON  ?= python3.11
+DOMAIN  ?= both
+QUERIES ?= 200
+PLANS   ?=
+BIN     := .venv/bin
+STAMP   := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): constraints.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: $(PYTHON) not found (set PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --progress-bar on "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -q uv==0.13.9
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps -r constraints.txt
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps -e .
+	@touch $@
+
+install: $(STAMP)  ## create .venv with the pinned packages
+
+demo: $(STAMP)  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=words|scan, QUERIES=200)
+	$(BIN)/r2-serve demo --domain $(DOMAIN) --queries $(QUERIES) --out runs/demo
+
+test: $(STAMP)  ## every tier that needs no GPU
+	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "ray or engine or sandbox or train"
+
+test-fast: $(STAMP)  ## no Ray, no torch, no network: under a minute
+	$(BIN)/pytest -q
+
+lint: $(STAMP)  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## DAG scheduling on real plan shapes: make bench PLANS=plan_shapes.jsonl
+	@test -n "$(PLANS)" || { echo "name the graphs: make bench PLANS=FILE (JSONL rows: num_steps, edges [[from, to], ...])"; exit 1; }
+	$(BIN)/python benchmarks/dag.py --plans $(PLANS) --out runs/bench/dag.json
+
+clean:  ## remove .venv and runs
+	rm -rf .venv runs

@@ -1,0 +1,45 @@
+"""The wiring diagram: every deployment is bound here, and nothing is looked up by name but the models' applications.
+
+serve_config.yaml   import_path: r2_serve.app:build_model   one application per local model
+                    import_path: r2_serve.app:build         the router:  Router -> Decomposer, Allocator
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.serve import Application
+
+from r2_serve.config import ModelServerConfig, RouterConfig
+from r2_serve.deployments import AllocatorDeployment, DecomposerDeployment, ModelDeployment, RouterDeployment
+from r2_serve.served import MODEL_DEPLOYMENT
+
+Options = Mapping[str, Mapping[str, Any]]
+"""Ray Serve options by deployment name, as the `deployments` of a config file give them."""
+SPARE_REQUESTS = 64
+"""Room for health checks and metrics beside the queue that we bound ourselves, with proper error bodies."""
+
+
+def build(args: RouterConfig) -> Application:
+    """The router's application."""
+    return bind_router(args, {})
+
+
+def build_model(args: ModelServerConfig) -> Application:
+    """A local model's application."""
+    return bind_model(args, {})
+
+
+def bind_router(config: RouterConfig, options: Options) -> Application:
+    """The router's application with `options` on top of the defaults."""
+    room = config.server.max_running + config.server.max_queued + SPARE_REQUESTS
+    decomposer = DecomposerDeployment.options(**options.get("Decomposer", {})).bind(config)
+    allocator = AllocatorDeployment.options(**options.get("Allocator", {})).bind(config)
+    router = RouterDeployment.options(**{"max_ongoing_requests": room, **options.get("Router", {})})
+    return router.bind(config, decomposer, allocator)
+
+
+def bind_model(config: ModelServerConfig, options: Options) -> Application:
+    """A local model's application with `options` on top of the defaults."""
+    return ModelDeployment.options(**options.get(MODEL_DEPLOYMENT, {})).bind(config)

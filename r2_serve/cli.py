@@ -1,0 +1,197 @@
+"""`r2-serve`: start the router, ask it, check a config, run the demo. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from r2_serve.serve_config import ServeConfig
+
+app = typer.Typer(
+    help="R2: breaks a query into subtasks and gives each to the cheapest model able to solve it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Example: r2-serve up, then in another shell: r2-serve ask 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many in all?'",
+)
+
+EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key).")]
+UrlOption = Annotated[str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint, with its /v1.")]
+KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")]
+PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
+
+
+@app.command()
+def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
+    """Start a local Ray cluster with the router on it, on loopback, until ctrl-C.
+
+    \b
+    Example:  r2-serve up
+              curl http://127.0.0.1:8000/v1/models
+    """
+    from rich.console import Console
+
+    from r2_serve.local_cluster import wait_for_interrupt
+
+    console = Console()
+    loaded = _load(config)
+    with _cluster(loaded, port, console) as url:
+        console.print(f"models: {', '.join(loaded.routing.virtual_models)} (routed), {', '.join(m.name for m in loaded.router.models)}")
+        console.print(
+            f"try:    r2-serve ask --url {url} 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?'"
+        )
+        console.print("stop:   ctrl-C")
+        wait_for_interrupt()
+        console.print("stopping")
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A virtual model (routed) or a pool model (plain).")] = "r2",
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+    policy: Annotated[str | None, typer.Option(help="learned, random or all:MODEL.")] = None,
+    max_cost_usd: Annotated[float | None, typer.Option(help="Most this question may cost.")] = None,
+) -> None:
+    """Ask a running endpoint; prints the answer and the DAG behind it.
+
+    \b
+    Example:  r2-serve ask 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?'
+              r2-serve ask -m r2-scan 'jump around left twice after walk'
+    """
+    from rich.console import Console
+
+    from r2_serve import client
+    from r2_serve.views import dag_view, trace_view
+
+    extras = {name: value for name, value in (("policy", policy), ("max_cost_usd", max_cost_usd)) if value is not None}
+
+    async def once() -> client.Reply:
+        async with client.new_client(url, api_key=api_key) as http:
+            return await client.ask(http, client.Ask(model, question, extras))
+
+    reply = asyncio.run(once())
+    if reply.trace is None:
+        hint = f"\nIs an endpoint running at {url}? Start one with: r2-serve up" if "Connect" in (reply.error or "") else ""
+        _fail(f"{reply.error}{hint}")
+    console = Console()
+    console.print(f"[bold]{reply.text}[/]\n")
+    if reply.trace.plan is not None:
+        console.print(dag_view(reply.trace.plan))
+    console.print(trace_view(reply.trace))
+
+
+@app.command()
+def validate(config: Annotated[Path, typer.Argument(help="A Serve config, such as serve_config.yaml.")]) -> None:
+    """Check a Serve config offline: every key, name and cross reference. Serve itself ignores keys it does not know.
+
+    \b
+    Example:  r2-serve validate serve_config.yaml
+    """
+    from rich.console import Console
+
+    from r2_serve.serve_config import check
+
+    problems = check(config)
+    console = Console(soft_wrap=True, highlight=False)
+    for problem in problems:
+        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] ", end="")
+        console.print(str(problem), markup=False)
+    num_errors = sum(problem.severity == "error" for problem in problems)
+    num_warnings = len(problems) - num_errors
+    console.print(f"{config}: {num_errors} errors, {num_warnings} warnings" + ("" if num_errors else " - valid"))
+    raise typer.Exit(1 if num_errors else 0)
+
+
+@app.command()
+def models(config: ConfigOption = EMBEDDED) -> None:
+    """The models of a config: what may be asked for, prices, and how each is reached.
+
+    \b
+    Example:  r2-serve models --config serve_config.yaml
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    loaded = _load(config)
+    table = Table(title=f"{config.name}, prices as of {loaded.router.prices_as_of or 'an unstated date'}")
+    for column in ("model", "group", "USD per 1M tokens in", "out", "engine"):
+        table.add_column(column)
+    for name, virtual in loaded.routing.virtual_models.items():
+        table.add_row(f"[bold]{name}[/]", "virtual", "", "", "routes to " + ", ".join(virtual.pool))
+    for card in loaded.router.models:
+        table.add_row(card.name, card.group, f"{card.usd_per_mtok_in:f}", f"{card.usd_per_mtok_out:f}", card.engine.kind)
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    domain: Annotated[str, typer.Option(envvar="DOMAIN", help="words, scan or both.")] = "both",
+    queries: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain.")] = 200,
+    out: Annotated[Path, typer.Option(help="Where summary.json goes.")] = Path("runs/demo"),
+    port: PortOption = 0,
+) -> None:
+    """Route held-out tasks through a local cluster over HTTP, and show what routing buys.
+
+    \b
+    Example:  r2-serve demo --domain scan --queries 100
+    """
+    from rich.console import Console
+
+    from r2_serve.demo import DOMAINS, run_demo, write_summary
+    from r2_serve.local_cluster import only
+
+    names = list(DOMAINS) if domain in ("both", "") else [domain]
+    if unknown := [name for name in names if name not in DOMAINS]:
+        _fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
+    console = Console()
+    loaded = only(_load(EMBEDDED), [DOMAINS[name].virtual_model for name in names])
+    with _cluster(loaded, port, console) as url:
+        summary = asyncio.run(run_demo(url, loaded.routing, names, queries, console))
+    console.print(f"written: {write_summary(summary, out)}")
+
+
+def _load(path: Path) -> ServeConfig:
+    from r2_serve.errors import ConfigError
+    from r2_serve.serve_config import load
+
+    try:
+        return load(path)
+    except ConfigError as e:
+        _fail(e.message)
+
+
+@contextlib.contextmanager
+def _cluster(config: ServeConfig, port: int, console: Console) -> Iterator[str]:
+    """A local cluster running `config`; its base URL. Our own errors end the command with their message alone."""
+    from r2_serve.errors import R2Error
+    from r2_serve.local_cluster import free_port, local_cluster
+
+    with contextlib.ExitStack() as stack:
+        try:
+            with console.status(f"starting Ray and {len(config.model_apps)} models"):
+                base_url = stack.enter_context(local_cluster(config, port=port or free_port()))
+            console.print(f"[bold green]ready[/]   {base_url}")
+            yield base_url
+        except R2Error as e:
+            _fail(e.message)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"r2-serve: {message}", fg="red", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

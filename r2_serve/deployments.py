@@ -1,0 +1,151 @@
+"""The Ray Serve deployments: thin shells around the router core. `r2_serve.app` binds them.
+
+`Model` wraps one engine; `Decomposer` and `Allocator` are stateless (how to work comes with each query, so a query
+sees one version of the routing everywhere); `Router` is the HTTP ingress and runs the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from r2_serve.allocator import AllocationResult, Allocator
+from r2_serve.api import create_app
+from r2_serve.config import (
+    AllocatorConfig,
+    DecomposerConfig,
+    LimitsConfig,
+    ModelConfig,
+    ModelServerConfig,
+    ModelTunables,
+    RouterConfig,
+)
+from r2_serve.decomposer import Decomposer, Decomposition
+from r2_serve.engines import make_engine
+from r2_serve.errors import ConfigError
+from r2_serve.ledger import Budget
+from r2_serve.pipeline import Pipeline
+from r2_serve.pool import build_pool
+from r2_serve.router import Router, parse_routing
+from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine
+from r2_serve.traces import TraceWriter
+from r2_serve.types import Completion, Delta, Engine, Message, Plan, Sampling
+
+READY_CACHE_S = 1.0
+
+
+@serve.deployment(name=MODEL_DEPLOYMENT, max_ongoing_requests=64, health_check_timeout_s=60, graceful_shutdown_timeout_s=120)
+class ModelDeployment:
+    """One local model on one engine. `user_config` is `ModelTunables`."""
+
+    def __init__(self, config: ModelServerConfig) -> None:
+        self._engine: Any = make_engine(config.engine)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load and drop LoRA adapters without a restart; requests under way keep theirs."""
+        adapters = ModelTunables.model_validate(user_config).adapters
+        if hasattr(self._engine, "set_adapters"):
+            await self._engine.set_adapters(adapters)
+        elif adapters:
+            raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(adapters)}")
+
+    async def generate(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None) -> Completion:
+        completion: Completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+        return completion
+
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None
+    ) -> AsyncGenerator[Delta, None]:
+        async for delta in self._engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
+            yield delta
+
+    async def check_health(self) -> None:
+        """Fails when the engine inside is dead though the actor lives."""
+        check = getattr(self._engine, "check_health", None)
+        if check is not None:
+            outcome = check()
+            if inspect.isawaitable(outcome):
+                await outcome
+
+
+@serve.deployment(name="Decomposer", max_ongoing_requests=256)
+class DecomposerDeployment:
+    """Queries into plans; its model is called by handle or at its provider."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
+
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition:
+        return await self._decomposer.decompose(query, config, limits, budget)
+
+
+@serve.deployment(name="Allocator", max_ongoing_requests=256)
+class AllocatorDeployment:
+    """Plans into allocations."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._allocator = Allocator(build_pool(config.models, cluster_engine))
+
+    async def allocate(
+        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
+    ) -> AllocationResult:
+        return await self._allocator.allocate(query, plan, config, names, fallback_model, max_attempts, budget)
+
+
+@serve.deployment(name="Router")
+@serve.ingress()
+class RouterDeployment:
+    """The OpenAI endpoint. Not ready until `user_config` has brought the routing."""
+
+    def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+        pool = build_pool(config.models, cluster_engine)
+        decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
+        sinks = [TraceWriter(Path(config.server.trace_dir))] if config.server.trace_dir else []
+        self._server = config.server
+        self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(self._router, self._server)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take a new routing for the queries to come. Raises: ConfigError, which keeps the old one."""
+        self._router.route_by(parse_routing(user_config))
+
+
+def cluster_engine(model: ModelConfig) -> Engine:
+    """Local models by handle, hosted ones from this very process."""
+    if model.engine.kind == "served":
+        return ServedEngine(model.engine.app)
+    return make_engine(model.engine)
+
+
+class _Readiness:
+    """Whether every application the router calls is running; asked of the controller at most once a second."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._apps = sorted({model.engine.app for model in config.models if model.engine.kind == "served"})
+        self._known_until = 0.0
+        self._missing: list[str] = []
+
+    async def __call__(self) -> str | None:
+        """None when ready, else why not."""
+        if time.monotonic() >= self._known_until:
+            self._missing = await asyncio.to_thread(self._not_running)
+            self._known_until = time.monotonic() + READY_CACHE_S
+        return f"waiting for applications {self._missing}" if self._missing else None
+
+    def _not_running(self) -> list[str]:
+        applications = serve.status().applications
+        return [
+            name
+            for name in self._apps
+            if name not in applications or applications[name].status not in (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
+        ]

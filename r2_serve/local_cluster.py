@@ -1,0 +1,121 @@
+"""A Ray cluster of our own on this machine: loopback only, token authentication on, gone when the context ends.
+
+For `r2-serve up`, `demo` and the tests. It binds the same deployments as `serve deploy`, but in this process, as
+Serve starts a build process per application of a config file (13 of them would take a minute on two cores).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from r2_serve.errors import ConfigError
+from r2_serve.serve_config import ServeConfig
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def local_cluster(config: ServeConfig, *, port: int, num_cpus: int | None = None, num_gpus: int = 0) -> Iterator[str]:
+    """The applications of `config`, running and answering at the base URL given; everything started here ends with the context.
+
+    Raises: ConfigError where the port is taken.
+    """
+    _check_port_is_free(port)
+    _prepare_environment()
+    import ray
+    from ray import serve
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+        _node_ip_address=LOOPBACK,
+    )
+    try:
+        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config={"log_level": "WARNING"})
+        _run(config)
+        yield f"http://{LOOPBACK}:{port}/v1"
+    finally:
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+
+
+def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
+    """`config` with these virtual models, and the models and applications that they need."""
+    virtual = {name: config.routing.virtual_models[name] for name in virtual_models}
+    used = {name for v in virtual.values() for name in (*v.pool, v.decomposer.model, v.allocator.model, v.fallback_model)}
+    models = tuple(model for model in config.router.models if model.name in used)
+    apps = {model.engine.app for model in models if model.engine.kind == "served"}
+    return replace(
+        config,
+        router=config.router.model_copy(update={"models": models}),
+        routing=config.routing.model_copy(update={"virtual_models": virtual}),
+        model_apps={name: server for name, server in config.model_apps.items() if name in apps},
+    )
+
+
+def wait_for_interrupt() -> None:
+    """Until ctrl-C or SIGTERM."""
+    interrupted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
+    interrupted.wait()
+
+
+def _run(config: ServeConfig) -> None:
+    """Every application, models and router at once; returns when all are running."""
+    from ray import serve
+
+    from r2_serve.app import bind_model, bind_router
+
+    targets = [serve.RunTarget(bind_model(server, _options(config, name)), name, None) for name, server in config.model_apps.items()]
+    options = _options(config, config.router_app_name)
+    router = bind_router(
+        config.router, {**options, "Router": {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")}}
+    )
+    serve.run_many([*targets, serve.RunTarget(router, config.router_app_name, "/")])
+
+
+def _options(config: ServeConfig, app: str) -> Mapping[str, Mapping[str, Any]]:
+    """The `deployments` section of one application, by deployment name."""
+    (section,) = (a for a in config.raw["applications"] if a["name"] == app)
+    return {d["name"]: {k: v for k, v in d.items() if k != "name"} for d in section.get("deployments", [])}
+
+
+def _check_port_is_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as e:
+            raise ConfigError(f"port {port} of {LOOPBACK} is taken ({e.strerror}); choose another with --port") from e
+
+
+def _prepare_environment() -> None:
+    """Before ray is imported: its processes inherit these. What the user has set stays."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
