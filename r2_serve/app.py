@@ -2,13 +2,14 @@
 
 serve_config.yaml   import_path: r2_serve.app:build_model   one application per local model
                     import_path: r2_serve.app:build         the router:  Router -> Decomposer, Allocator
-"""
 
-from __future__ import annotations
+Annotations are evaluated here (no `from __future__ import annotations`): Serve reads them to validate `args`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+from ray import serve
 from ray.serve import Application
 
 from r2_serve.config import ModelServerConfig, RouterConfig
@@ -19,6 +20,13 @@ Options = Mapping[str, Mapping[str, Any]]
 """Ray Serve options by deployment name, as the `deployments` of a config file give them."""
 SPARE_REQUESTS = 64
 """Room for health checks and metrics beside the queue that we bound ourselves, with proper error bodies."""
+
+Model: Any = serve.deployment(
+    ModelDeployment, name=MODEL_DEPLOYMENT, max_ongoing_requests=64, health_check_timeout_s=60, graceful_shutdown_timeout_s=120
+)
+Decomposer: Any = serve.deployment(DecomposerDeployment, name="Decomposer", max_ongoing_requests=256)
+Allocator: Any = serve.deployment(AllocatorDeployment, name="Allocator", max_ongoing_requests=256)
+Router: Any = serve.deployment(RouterDeployment, name="Router", graceful_shutdown_timeout_s=120)
 
 
 def build(args: RouterConfig) -> Application:
@@ -34,12 +42,12 @@ def build_model(args: ModelServerConfig) -> Application:
 def bind_router(config: RouterConfig, options: Options) -> Application:
     """The router's application with `options` on top of the defaults."""
     room = config.server.max_running + config.server.max_queued + SPARE_REQUESTS
-    decomposer = DecomposerDeployment.options(**options.get("Decomposer", {})).bind(config)
-    allocator = AllocatorDeployment.options(**options.get("Allocator", {})).bind(config)
-    router = RouterDeployment.options(**{"max_ongoing_requests": room, **options.get("Router", {})})
+    decomposer = Decomposer.options(**options.get("Decomposer", {})).bind(config)
+    allocator = Allocator.options(**options.get("Allocator", {})).bind(config)
+    router = Router.options(**{"max_ongoing_requests": room, **options.get("Router", {})})
     return router.bind(config, decomposer, allocator)
 
 
 def bind_model(config: ModelServerConfig, options: Options) -> Application:
     """A local model's application with `options` on top of the defaults."""
-    return ModelDeployment.options(**options.get(MODEL_DEPLOYMENT, {})).bind(config)
+    return Model.options(**options.get(MODEL_DEPLOYMENT, {})).bind(config)

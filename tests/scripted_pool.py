@@ -1,0 +1,83 @@
+"""A Serve config of scripted models, as text: what cluster tests deploy. Nothing in it is a real model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+DIAMOND = {
+    "subtasks": [
+        {"id": 1, "text": "left", "depends_on": []},
+        {"id": 2, "text": "right", "depends_on": []},
+        {"id": 3, "text": "join #1 and #2", "depends_on": [1, 2]},
+    ]
+}
+SMALL, LARGE, PLANNER, PICKER = "small", "large", "planner", "picker"
+
+
+def scripted_config(**changes: Any) -> dict[str, Any]:
+    """Two workers, a decomposer whose plan is a diamond's upper half, and an allocator that sends the last step to `large`.
+
+    `replies` and `delay_s` by model name change what a model says and how long it takes; `limits` and `server` as in the config.
+    """
+    replies = {
+        SMALL: ["half"],
+        LARGE: ["the whole answer of four"],
+        PLANNER: [json.dumps(DIAMOND)],
+        PICKER: [json.dumps({"models": [SMALL, SMALL, LARGE]})],
+        **changes.get("replies", {}),
+    }
+    delay_s = changes.get("delay_s", {})
+    engines = {name: {"kind": "scripted", "replies": replies[name], "delay_s": delay_s.get(name, 0.0)} for name in replies}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": 8000},
+        "applications": [*(_model_app(name, engine, changes) for name, engine in engines.items()), _router_app(list(engines), changes)],
+    }
+
+
+def scripted_yaml(**changes: Any) -> str:
+    """`scripted_config` as YAML."""
+    return yaml.safe_dump(scripted_config(**changes), sort_keys=False)
+
+
+def _model_app(name: str, engine: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    deployment = {"name": "Model", "max_ongoing_requests": 64, "ray_actor_options": {"num_cpus": 0}, **changes.get("model_options", {})}
+    return {
+        "name": f"m-{name}",
+        "route_prefix": None,
+        "import_path": "r2_serve.app:build_model",
+        "args": {"engine": engine},
+        "deployments": [deployment],
+    }
+
+
+def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
+    fallbacks = {SMALL: [LARGE]}
+    models = [
+        {
+            "name": name,
+            "usd_per_mtok_in": "1",
+            "usd_per_mtok_out": "2",
+            "fallbacks": fallbacks.get(name, []),
+            "engine": {"kind": "served", "app": f"m-{name}"},
+        }
+        for name in names
+    ]
+    virtual = {
+        "pool": [SMALL, LARGE],
+        "decomposer": {"model": PLANNER, "num_samples": 1},
+        "allocator": {"model": PICKER},
+        **changes.get("virtual", {}),
+    }
+    user_config = {"virtual_models": {"r2": virtual}, "limits": changes.get("limits", {})}
+    free = {"ray_actor_options": {"num_cpus": 0}}
+    return {
+        "name": "r2",
+        "route_prefix": "/",
+        "import_path": "r2_serve.app:build",
+        "args": {"models": models, "prices_as_of": "2026-11", "server": changes.get("server", {})},
+        "deployments": [{"name": "Router", "user_config": user_config, **free}, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
+    }
