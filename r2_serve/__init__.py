@@ -2,7 +2,7 @@
 
 The path of a request, one module per step:
 
-1. `api`          `POST /v1/chat/completions` with `model: "r2"`: schema, key, limits, deadline.
+1. `http`         `POST /v1/chat/completions` with `model: "r2"`: schema, key, queue.
 2. `decomposer`   sample N plans, reject the invalid, keep the best by conciseness, practicality, coherence.
 3. `allocator`    one pool model per subtask.
 4. `executor`     ready-queue DAG: a subtask starts the moment its last dependency is answered.

@@ -41,8 +41,9 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """
     from rich.console import Console
 
-    from r2_serve.local_cluster import wait_for_interrupt
+    from r2_serve.local_cluster import prepare_environment, wait_for_interrupt
 
+    prepare_environment()
     console = Console()
     loaded = _load(config)
     with _cluster(loaded, port, console) as url:
@@ -106,8 +107,7 @@ def validate(config: Annotated[Path, typer.Argument(help="A Serve config, such a
     problems = check(config)
     console = Console(soft_wrap=True, highlight=False)
     for problem in problems:
-        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] ", end="")
-        console.print(str(problem), markup=False)
+        console.print(str(problem), markup=False, style="red" if problem.severity == "error" else "yellow")
     num_errors = sum(problem.severity == "error" for problem in problems)
     num_warnings = len(problems) - num_errors
     console.print(f"{config}: {num_errors} errors, {num_warnings} warnings" + ("" if num_errors else " - valid"))
@@ -150,8 +150,9 @@ def demo(
     from rich.console import Console
 
     from r2_serve.demo import DOMAINS, run_demo, write_summary
-    from r2_serve.local_cluster import only
+    from r2_serve.local_cluster import only, prepare_environment
 
+    prepare_environment()
     names = list(DOMAINS) if domain in ("both", "") else [domain]
     if unknown := [name for name in names if name not in DOMAINS]:
         _fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")

@@ -124,6 +124,10 @@ async def _measure(client: httpx.AsyncClient, domain: Domain, pool: Sequence[str
         alone = [(await row(f"{model}, alone", [Ask(model, task.query) for task in tasks]))[0] for model in pool]
     reference = alone[-1] if domain.reference == "alone" else same_plans
     console.print(_table([routed, same_plans, *reversed(alone)], reference))
+    console.print(_calls_table(routed, pool))
+    if routed.num_errors:
+        first = next(reply.error for reply in replies if reply.error is not None)
+        console.print(f"[yellow]{routed.num_errors} queries failed and count as wrong; the first: {first}")
     _print_example(tasks, replies, console)
     _print_verdict(routed, reference, same_plans, console)
     return _as_json(routed, reference, [routed, same_plans, *alone], replies)
@@ -183,21 +187,30 @@ def _percentiles_ms(latencies_s: Sequence[float]) -> tuple[float, float]:
 
 
 def _table(rows: Sequence[Row], reference: Row) -> Table:
-    table = Table(caption=f"cost in % of “{reference.name}”; tokens x price, price proportional to parameters, not wall time")
-    table.add_column("who answers")
-    for column in ("accuracy", "95 % CI", "errors", "worker cost", "total cost", "calls", "tokens", "p50 ms", "p95 ms"):
-        table.add_column(column, justify="right")
+    table = Table(caption=f"cost in % of “{reference.name}”: tokens x price, price proportional to parameters; not wall time")
+    table.add_column("who answers", no_wrap=True)
+    for column in ("accuracy", "95 % CI", "workers", "+ router", "p50 ms", "p95 ms"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         low, high = wilson_95(row.num_correct, row.num_tasks)
-        worker, total = (f"{100 * _ratio(c, reference.worker_cost_usd):.1f} %" for c in (row.worker_cost_usd, row.total_cost_usd))
-        calls, tokens = f"{sum(row.calls.values()):,}", f"{sum(row.tokens.values()):,}"
-        counts = (str(row.num_errors), worker, total, calls, tokens)
+        costs = [f"{100 * _ratio(cost, reference.worker_cost_usd):.1f} %" for cost in (row.worker_cost_usd, row.total_cost_usd)]
         accuracy = (f"{100 * row.accuracy:.1f} %", f"{100 * low:.0f}-{100 * high:.0f}")
         style = "bold" if row is rows[0] else None
-        table.add_row(row.name, *accuracy, *counts, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", style=style)
-        if row is rows[0]:
-            for model in row.calls:
-                table.add_row(f"  - {model}", *[""] * 5, f"{row.calls[model]:,}", f"{row.tokens[model]:,}", "", "", style="dim")
+        table.add_row(row.name, *accuracy, *costs, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", style=style)
+    return table
+
+
+def _calls_table(routed: Row, pool: Sequence[str]) -> Table:
+    """Who worked how much for the routed row: the pool in order of price, then the router's own models."""
+    table = Table(title="calls and tokens of the routed row", title_style="")
+    table.add_column("model")
+    for column in ("calls", "share", "tokens"):
+        table.add_column(column, justify="right")
+    num_worker_calls = sum(routed.calls.get(model, 0) for model in pool)
+    for model in [*pool, *(name for name in routed.calls if name not in pool)]:
+        calls = routed.calls.get(model, 0)
+        share = f"{100 * calls / num_worker_calls:.0f} %" if model in pool and num_worker_calls else "router"
+        table.add_row(model, f"{calls:,}", share, f"{routed.tokens.get(model, 0):,}")
     return table
 
 

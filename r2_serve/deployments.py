@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from r2_serve.allocator import AllocationResult, Allocator
-from r2_serve.api import create_app
 from r2_serve.config import (
     AllocatorConfig,
     DecomposerConfig,
@@ -33,8 +32,10 @@ from r2_serve.config import (
 from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError
+from r2_serve.http.api import create_app
+from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget
-from r2_serve.pipeline import Pipeline
+from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
 from r2_serve.router import Router, parse_routing
 from r2_serve.served import ServedAllocator, ServedDecomposer, ServedEngine
@@ -106,12 +107,14 @@ class RouterDeployment:
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
-        sinks = [TraceWriter(Path(config.server.trace_dir))] if config.server.trace_dir else []
-        self._server = config.server
+        self._server, self._metrics = config.server, Metrics()
+        sinks: list[Sink] = [self._metrics.observe]
+        if config.server.trace_dir:
+            sinks.append(TraceWriter(Path(config.server.trace_dir)))
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return _LeaveRequestIdToServe(create_app(self._router, self._server))
+        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. Raises: ConfigError, which keeps the old one."""

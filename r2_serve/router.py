@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pydantic import ValidationError
 
 from r2_serve.allocator import Allocator
-from r2_serve.backend import ModelListing
 from r2_serve.calls import OnDelta
 from r2_serve.config import RouterConfig, RoutingConfig
 from r2_serve.decomposer import Decomposer
 from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.http.backend import ModelListing
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import EngineFor, build_pool
 from r2_serve.types import Answer, Query

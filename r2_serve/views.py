@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from r2_serve.ledger import total_cost_usd
-from r2_serve.types import CallRecord, Plan, SubtaskResult, Trace
+from r2_serve.types import CallRecord, Plan, SubtaskResult, Trace, references
 
-BAR_WIDTH = 32
+BAR_WIDTH = 16
 _LEVEL_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 
 
@@ -50,10 +50,10 @@ def _notes(trace: Trace) -> list[str]:
 
 def _timeline(trace: Trace, plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("", "right"), ("subtask", "left"), ("answer", "left"), ("model", "left"), ("", "left")):
-        table.add_column(name, justify=justify, overflow="fold", max_width=44)  # type: ignore[arg-type]
-    table.add_column("ms", justify="right")
-    table.add_column("cost", justify="right")
+    for name in ("subtask", "answer", "model", ""):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in ("ms", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
     end_s = max([call.end_s for call in trace.calls] + [1e-9])
     for stage in ("decompose", "allocate"):
         _add_router_row(table, [call for call in trace.calls if call.stage == stage], end_s)
@@ -74,11 +74,12 @@ def _add_router_row(table: Table, calls: list[CallRecord], end_s: float) -> None
 
 def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: float) -> None:
     subtask = plan.subtasks[result.id - 1]
-    after = f"  (after {', '.join(f'#{d}' for d in subtask.depends_on)})" if subtask.depends_on else ""
+    unnamed = [f"#{d}" for d in subtask.depends_on if d not in references(subtask.text)]
+    after = f"  after {' '.join(unnamed)}" if unnamed else ""
     bar = _bar(result.start_s, result.end_s, end_s, _LEVEL_COLORS[result.id % len(_LEVEL_COLORS)])
     took_ms = 1000 * (result.end_s - result.start_s)
-    text = Text(_short(subtask.text)) + Text(after, style="dim")
-    table.add_row(f"#{result.id}", text, _short(result.answer), result.model, bar, f"{took_ms:.0f}", usd(result.cost_usd))
+    text = Text(f"#{result.id} ", style="bold") + Text(_short(subtask.text, 24), style="not bold") + Text(after, style="dim")
+    table.add_row(text, _short(result.answer, 14), _short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd))
 
 
 def _bar(start_s: float, end_s: float, total_s: float, color: str) -> Text:
@@ -87,7 +88,7 @@ def _bar(start_s: float, end_s: float, total_s: float, color: str) -> Text:
     return Text(" " * min(first, BAR_WIDTH - 1) + "█" * width, style=color)
 
 
-def _short(text: str, limit: int = 60) -> str:
+def _short(text: str, limit: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 

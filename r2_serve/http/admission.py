@@ -1,0 +1,120 @@
+"""Who may come in: client keys, and a bounded first-come queue in front of the work. No HTTP here."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import math
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from r2_serve.errors import ConfigError, DeadlineExceeded, Overloaded
+
+MAX_RETRY_AFTER_S = 60
+_WEIGHT_OF_LAST = 0.1
+
+
+class ClientKeys:
+    """The keys that open the endpoint, kept as SHA-256 digests only."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._digests = tuple(_digest(key) for key in keys)
+
+    @classmethod
+    def from_environment(cls, name: str | None, environment: Mapping[str, str] = os.environ) -> ClientKeys:
+        """The comma-separated keys in variable `name`; None means an open endpoint.
+
+        Raises: ConfigError where the variable is unset or holds no key: never open by accident.
+        """
+        if name is None:
+            return cls(())
+        keys = tuple(key.strip() for key in environment.get(name, "").split(",") if key.strip())
+        if not keys:
+            raise ConfigError(f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it")
+        return cls(keys)
+
+    @property
+    def is_required(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, authorization: str | None) -> bool:
+        """Whether an Authorization header holds one of the keys, in time that does not tell which or how nearly."""
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = _digest(key.strip())
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return not self.is_required or (scheme.lower() == "bearer" and any(matches))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class Admission:
+    """At most `max_running` at work and `max_queued` waiting, first come first served; more are refused at once."""
+
+    def __init__(self, max_running: int, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_running = 0
+        self._max_running, self._max_queued, self._clock = max_running, max_queued, clock
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._mean_service_s = 1.0
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def slot(self, deadline_s: float | None = None) -> AsyncIterator[float]:
+        """Holds a place at work; gives the seconds spent waiting for it. A cancelled waiter leaves the queue.
+
+        Raises: Overloaded where the queue is full; DeadlineExceeded where `deadline_s` passed in it.
+        """
+        arrived_s = self._clock()
+        await self._enter(deadline_s)
+        started_s = self._clock()
+        try:
+            yield started_s - arrived_s
+        finally:
+            self._mean_service_s += _WEIGHT_OF_LAST * (self._clock() - started_s - self._mean_service_s)
+            self._leave()
+
+    async def _enter(self, deadline_s: float | None) -> None:
+        if self.num_running < self._max_running:
+            self.num_running += 1
+            return
+        if len(self._waiting) >= self._max_queued:
+            raise Overloaded(f"{self.num_running} requests are at work and {self.num_queued} wait: try again later", self._retry_after_s())
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._turn()
+        except TimeoutError as e:
+            raise DeadlineExceeded(f"the deadline of {deadline_s:g} s passed while the request waited in the queue") from e
+
+    async def _turn(self) -> None:
+        """Waits until a leaver hands its place over."""
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                self._leave()
+            elif place in self._waiting:
+                self._waiting.remove(place)
+            raise
+
+    def _leave(self) -> None:
+        """Gives this place to the first in the queue, or frees it."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self.num_running -= 1
+
+    def _retry_after_s(self) -> float:
+        """When the queue, at the mean service time so far, should have a place again."""
+        return min(MAX_RETRY_AFTER_S, math.ceil(self._mean_service_s * (self.num_queued + 1) / self._max_running))

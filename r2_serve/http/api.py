@@ -1,0 +1,110 @@
+"""The OpenAI-compatible endpoint over any `RouterBackend`, as a plain ASGI application. No Ray, no torch.
+
+POST /v1/chat/completions   `chat`: `openai_wire` in, `openai_replies` out, streamed by `sse`
+GET  /v1/models[/{id}]      virtual and pool models, with prices
+GET  /health, /health/ready alive; able to answer (503 and the reason until then)
+GET  /metrics               Prometheus text
+GET  /openapi.json          this endpoint's description
+
+`edge` wraps them all. Starlette rather than FastAPI: the dialect's own errors replace the framework's on every path.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from r2_serve.config import ServerConfig
+from r2_serve.errors import R2Error
+from r2_serve.http.admission import Admission, ClientKeys
+from r2_serve.http.backend import RouterBackend
+from r2_serve.http.chat import ChatCompletions, find_model
+from r2_serve.http.edge import Edge, answer_error, no_such_route
+from r2_serve.http.metrics import CONTENT_TYPE, Metrics
+from r2_serve.http.openai_replies import encode, model_list, model_object
+from r2_serve.http.openapi import describe
+
+
+def _new_id() -> str:
+    return uuid4().hex
+
+
+def create_app(
+    backend: RouterBackend,
+    server: ServerConfig,
+    *,
+    metrics: Metrics | None = None,
+    environment: Mapping[str, str] = os.environ,
+    clock: Callable[[], float] = time.time,
+    new_id: Callable[[], str] = _new_id,
+) -> Starlette:
+    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
+
+    Raises: ConfigError where `server.api_keys_env` names a variable without keys.
+    """
+    metrics = metrics or Metrics()
+    keys = ClientKeys.from_environment(server.api_keys_env, environment)
+    admission = Admission(server.max_running, server.max_queued)
+    metrics.watch(admission)
+    pages = _Pages(backend, metrics, created=int(clock()))
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", ChatCompletions(backend, server, admission, clock, new_id), methods=["POST"]),
+            Route("/v1/models", pages.models),
+            Route("/v1/models/{id:path}", pages.model),
+            Route("/health", pages.health),
+            Route("/health/ready", pages.ready),
+            Route("/metrics", pages.metrics_text),
+            Route("/openapi.json", pages.openapi),
+        ],
+        middleware=[Middleware(Edge, keys=keys, metrics=metrics, new_id=new_id)],
+        exception_handlers={HTTPException: answer_error, R2Error: answer_error},
+    )
+    app.router.redirect_slashes = False
+    app.router.default = no_such_route
+    return app
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """The routes that only read."""
+
+    backend: RouterBackend
+    metrics: Metrics
+    created: int
+
+    async def models(self, request: Request) -> Response:
+        return _json(encode(model_list(self.backend.models(), self.created, self.backend.prices_as_of)))
+
+    async def model(self, request: Request) -> Response:
+        listing = find_model(self.backend, request.path_params["id"])
+        return _json(encode(model_object(listing, self.created, self.backend.prices_as_of)))
+
+    async def health(self, request: Request) -> Response:
+        return _json(b'{"status":"ok"}')
+
+    async def ready(self, request: Request) -> Response:
+        is_ready, reason = await self.backend.ready()
+        if not is_ready:
+            raise HTTPException(503, f"not ready: {reason}", {"retry-after": "1"})
+        return _json(b'{"status":"ready"}')
+
+    async def metrics_text(self, request: Request) -> Response:
+        return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        return _json(encode(describe()))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

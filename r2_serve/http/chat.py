@@ -1,0 +1,151 @@
+"""POST /v1/chat/completions: body in, admission, the backend's work, and the reply, whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from r2_serve.config import ServerConfig
+from r2_serve.errors import InvalidReply, ModelNotFound
+from r2_serve.http.admission import Admission
+from r2_serve.http.backend import ModelListing, OnDelta, RouterBackend
+from r2_serve.http.edge import Exchange
+from r2_serve.http.openai_replies import ReplyBuilder, event, extra_headers, extras
+from r2_serve.http.openai_wire import ChatRequest, parse_chat
+from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
+from r2_serve.types import Answer, Query
+
+
+@dataclass(frozen=True)
+class ChatCompletions:
+    """The endpoint, as an ASGI application."""
+
+    backend: RouterBackend
+    server: ServerConfig
+    admission: Admission
+    clock: Callable[[], float]
+    """Wall-clock seconds, for `created`."""
+    new_id: Callable[[], str]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        chat = parse_chat(await read_json(Headers(scope=scope), receive, self.server.max_body_bytes))
+        listing = find_model(self.backend, chat.model)
+        exchange.model = listing.id
+        query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
+        reply = ReplyBuilder(f"chatcmpl-{self.new_id()}", int(self.clock()), chat.model, chat.wants_usage_chunk)
+        if chat.stream:
+            await _Streamed(self, chat, query, reply, exchange, EventStream(send, self.server.heartbeat_s)).run(receive)
+            return
+        answer = await beside([raise_when_gone(receive)], self.work(query))
+        exchange.cost_usd = answer.cost_usd
+        body = reply.completion(answer, self.extras(chat, answer))
+        await Response(body, headers=extra_headers(answer), media_type="application/json")(scope, receive, send)
+
+    async def work(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
+        """Waits for a place, then for the answer. Time in the queue counts against the request's own deadline."""
+        async with self.admission.slot(query.deadline_s) as waited_s:
+            if query.deadline_s is not None:
+                query = query.model_copy(update={"deadline_s": max(query.deadline_s - waited_s, 0.001)})
+            return await self.backend.answer(query, on_delta)
+
+    def extras(self, chat: ChatRequest, answer: Answer) -> dict[str, object]:
+        return extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace))
+
+
+@dataclass
+class _Streamed:
+    """One streamed reply."""
+
+    endpoint: ChatCompletions
+    chat: ChatRequest
+    query: Query
+    reply: ReplyBuilder
+    exchange: Exchange
+    stream: EventStream
+    sent: str = ""
+
+    async def run(self, receive: Receive) -> None:
+        try:
+            work = self.endpoint.work(self.query, self._send_text)
+            answer = await beside([raise_when_gone(receive), self.stream.beat()], work)
+            rest = text_after(self.sent, answer.text)
+        except ClientGone:
+            raise
+        except Exception as e:
+            if not self.stream.is_committed:
+                raise
+            await self.stream.write(event(self.exchange.fail(e).body), is_last=True)
+            return
+        self.exchange.cost_usd = answer.cost_usd
+        last = self.reply.last_chunks(answer, self.endpoint.extras(self.chat, answer))
+        await self.stream.write(self._text_events(rest) + last, is_last=True)
+
+    async def _send_text(self, text: str) -> None:
+        if text:
+            events = self._text_events(text)
+            self.sent += text
+            await self.stream.write(events)
+
+    def _text_events(self, text: str) -> bytes:
+        role = b"" if self.sent else self.reply.role_chunk()
+        return role + self.reply.content_chunk(text) if text else role
+
+
+def text_after(sent: str, text: str) -> str:
+    """What of `text` is still to be sent. Outer white space, which codecs strip from whole answers, may differ.
+
+    Raises: InvalidReply where `text` does not go on from `sent`, so that no mixture passes for an answer.
+    """
+    if text.startswith(sent):
+        return text[len(sent) :]
+    if text.strip().startswith(sent.strip()):
+        return text.strip()[len(sent.strip()) :]
+    raise InvalidReply("the answer is not what was streamed of it; ask again")
+
+
+async def read_json(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+    """The request's body, of which never more than `max_bytes` is held.
+
+    Raises: HTTPException 413, 415; ClientGone.
+    """
+    media_type, _, parameters = headers.get("content-type", "").lower().partition(";")
+    if media_type.strip() != "application/json" or ("charset" in parameters and "utf-8" not in parameters):
+        raise HTTPException(415, "the body must be sent with 'content-type: application/json', in UTF-8")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPException(415, "the body must be sent uncompressed, without a content-encoding")
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
+        raise _too_large(max_bytes)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(413, f"the body is larger than the {max_bytes} bytes allowed: shorten the messages", {"connection": "close"})
+
+
+def find_model(backend: RouterBackend, name: str) -> ModelListing:
+    """Raises: ModelNotFound, with the nearest name."""
+    listings = backend.models()
+    for listing in listings:
+        if listing.id == name:
+            return listing
+    names = [listing.id for listing in listings]
+    near = get_close_matches(name[:100], names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {names[:20]}"
+    raise ModelNotFound(f"no model {name[:100]!r}; {hint}")

@@ -1,0 +1,153 @@
+"""The outermost layer of the endpoint: request id, client key, the log line, and an OpenAI error body on every path.
+
+Nothing a client or a user wrote reaches the log: an unforeseen error is logged as its type and the lines it passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+from asyncio import CancelledError
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import PurePath
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from r2_serve.errors import R2Error
+from r2_serve.http.admission import ClientKeys
+from r2_serve.http.metrics import Metrics
+from r2_serve.http.openai_replies import ErrorReply, encode, error_reply
+from r2_serve.http.sse import ClientGone
+
+log = logging.getLogger(__name__)
+OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
+"""Served without a key; every other path needs one where keys are set, unknown paths included."""
+ROUTES = ("/v1/chat/completions", "/v1/models", "/metrics", *OPEN_PATHS)
+CLIENT_CLOSED = 499
+"""Status in logs and metrics of a request whose client left; nginx's number."""
+_VISIBLE_ASCII = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass
+class Exchange:
+    """What is known of one request and its reply so far."""
+
+    request_id: str
+    model: str = ""
+    """A name the backend knows, or empty: it becomes a label."""
+    status: int | None = None
+    """Of the reply; of the failure where a stream failed after its 200 was out."""
+    has_started: bool = False
+    cost_usd: Decimal | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> Exchange:
+        found = scope["r2.exchange"]
+        assert isinstance(found, cls)
+        return found
+
+    def fail(self, error: Exception) -> ErrorReply:
+        """Notes `error` and says what the client is to be told."""
+        reply = error_reply(error, self.request_id)
+        self.status, self.error = reply.status, type(error).__name__
+        if not isinstance(error, R2Error | HTTPException):
+            log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, _places(error))
+        return reply
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, keys: ClientKeys, metrics: Metrics, new_id: Callable[[], str]) -> None:
+        self._app, self._keys, self._metrics, self._new_id = app, keys, metrics, new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        headers = Headers(scope=scope)
+        exchange = scope["r2.exchange"] = Exchange(self._request_id(headers))
+        try:
+            await self._reply(scope, receive, _with_request_id(send, exchange), headers)
+        except (ClientGone, CancelledError) as e:
+            exchange.status = CLIENT_CLOSED
+            if isinstance(e, CancelledError):
+                raise
+        finally:
+            self._record(scope, exchange, time.perf_counter() - started_s)
+
+    async def _reply(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        exchange = Exchange.of(scope)
+        try:
+            self._check_key(scope, headers)
+            await self._app(scope, receive, send)
+        except ClientGone:
+            raise
+        except Exception as e:  # noqa: BLE001  the last resort: whatever it is, the client gets its four keys
+            response = error_response(exchange.fail(e))
+            if not exchange.has_started:
+                await response(scope, receive, send)
+
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+        if path not in OPEN_PATHS and not self._keys.admit(headers.get("authorization")):
+            got = "a key that is not known" if "authorization" in headers else "no key"
+            raise HTTPException(401, f"got {got}: send a valid one as 'Authorization: Bearer KEY'", {"www-authenticate": "Bearer"})
+
+    def _request_id(self, headers: Headers) -> str:
+        """The client's own, where it is safe to repeat."""
+        given = headers.get("x-request-id", "")
+        return given if _VISIBLE_ASCII.fullmatch(given) else f"req_{self._new_id()}"
+
+    def _record(self, scope: Scope, exchange: Exchange, duration_s: float) -> None:
+        path, status = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))), exchange.status or 500
+        route = path if path in ROUTES else "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+        self._metrics.count_request(route, exchange.model, status, duration_s)
+        level = logging.DEBUG if route in OPEN_PATHS or route == "/metrics" else logging.INFO
+        cost = "-" if exchange.cost_usd is None else f"{exchange.cost_usd:f}"
+        values = (exchange.request_id, route, exchange.model or "-", status, duration_s * 1000, cost, exchange.error or "-")
+        log.log(level, "request %s route=%s model=%s status=%d ms=%.1f cost_usd=%s error=%s", *values)
+
+
+def _with_request_id(send: Send, exchange: Exchange) -> Send:
+    header = (b"x-request-id", exchange.request_id.encode())
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status, exchange.has_started = message["status"], True
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        await send(message)
+
+    return send_with_id
+
+
+def error_response(reply: ErrorReply) -> Response:
+    return Response(encode(reply.body), reply.status, dict(reply.headers), media_type="application/json")
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Exception handler of the application for what is foreseen: R2Error and HTTPException."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        error = HTTPException(405, f"{request.method} is not allowed on {request.url.path[:100]}, only {allowed}", error.headers)
+    return error_response(Exchange.of(request.scope).fail(error))
+
+
+async def no_such_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """Default of the router."""
+    raise HTTPException(404, f"nothing at {scope['path'][:100]}; this server has {', '.join(ROUTES)}")
+
+
+def _places(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -1,0 +1,372 @@
+"""The OpenAI chat dialect, requests: JSON bytes in, a checked `Query` out. Replies are `r2_serve.http.openai_replies`.
+
+The rule: a parameter is honoured on the final step or refused with its name, never accepted and ignored. Only what
+cannot change the reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`) is
+accepted without effect, and `null` or a default that states what happens anyway (`n: 1`, `store: false`). Everything
+that is ours sits in one field, `r2`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from difflib import get_close_matches
+from math import isfinite
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+from typing_extensions import TypeAliasType
+
+from r2_serve.errors import InvalidRequest
+from r2_serve.types import Message, Plan, Query, Role, Sampling
+
+UNSUPPORTED = {
+    "audio": "R2 answers in text only",
+    "function_call": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "functions": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "logit_bias": "tokens differ between the models of the pool",
+    "moderation": "moderate before or after R2",
+    "parallel_tool_calls": "R2 calls no tools",
+    "prediction": "predicted outputs are not supported",
+    "prompt_cache_options": "caching is the engines' own affair",
+    "prompt_cache_retention": "caching is the engines' own affair",
+    "reasoning_effort": "the models of the pool share no such control",
+    "tools": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "top_logprobs": "log-probabilities are not returned",
+    "verbosity": "ask for a shorter or longer answer in the prompt",
+    "web_search_options": "R2 searches nothing",
+}
+"""OpenAI's parameters that R2 does not honour, and why; `null` is fine."""
+
+MAX_SUBTASKS = 256
+"""The most that any configuration allows in a plan."""
+
+
+class Wire(BaseModel):
+    """Base of the request's parts: JSON types as they stand (no "1" for 1), unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+_BY_SHAPE = Discriminator(lambda value: "<list>" if isinstance(value, list) else "<text>")
+"""Tells a list from a string; `_param` leaves these tags out of the names it gives."""
+
+
+def _only(*allowed: object) -> AfterValidator:
+    """Nothing but `allowed`, for parameters of which R2 knows one value. Unlike a Literal, tells True from 1."""
+
+    shown = " or ".join(map(json.dumps, allowed))
+
+    def check(value: object) -> object:
+        if value not in allowed:
+            raise PydanticCustomError("unsupported", "{shown}, the only value supported", {"shown": shown})
+        return value
+
+    return AfterValidator(check)
+
+
+class TextPart(Wire):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _refuse_content(value: object) -> object:
+    if value is not None and value != []:
+        raise PydanticCustomError("unsupported", "nothing: R2 takes plain text messages, so leave it out")
+    return None
+
+
+_Nothing = Annotated[Any, AfterValidator(_refuse_content)]
+_Parts = TypeAliasType("_Parts", Annotated[tuple[TextPart, ...], FailFast(), Field(min_length=1)])
+_Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[_Parts, Tag("<list>")], _BY_SHAPE]
+
+
+class WireMessage(Wire):
+    """A message of the conversation. Keys that OpenAI's own replies carry empty may be sent back empty."""
+
+    role: Role
+    content: _Content
+    name: _Nothing = None
+    refusal: _Nothing = None
+    annotations: _Nothing = None
+    audio: _Nothing = None
+    tool_calls: _Nothing = None
+    function_call: _Nothing = None
+
+    def to_message(self) -> Message:
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role=self.role, content=content)
+
+
+def _usable_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Finite, and self-contained: no engine is sent out to fetch a `$ref`."""
+    try:
+        json.dumps(schema, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("schema", "finite numbers only") from None
+    if any(not str(target).startswith("#") for target in _references(schema)):
+        raise PydanticCustomError("schema", 'every "$ref" to point into the schema itself ("#/...")')
+    return schema
+
+
+def _references(node: object) -> Iterator[object]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key in ("$ref", "$dynamicRef"))
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _references(child)
+
+
+class JsonSchema(Wire):
+    """`response_format.json_schema`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], AfterValidator(_usable_schema)] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def to_schema(self) -> dict[str, Any] | None:
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class StreamOptions(Wire):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool, _only(False)] | None = None
+
+
+class WireSubtask(Wire):
+    """A step of `r2.plan`."""
+
+    id: int = Field(ge=1)
+    text: str = Field(min_length=1)
+    depends_on: Annotated[tuple[int, ...], FailFast(), Field(max_length=MAX_SUBTASKS)] = ()
+
+
+class WirePlan(Wire):
+    """`r2.plan`, before `Plan` has checked how its steps hang together."""
+
+    subtasks: Annotated[tuple[WireSubtask, ...], FailFast(), Field(min_length=1, max_length=MAX_SUBTASKS)]
+    answer: str | None = None
+
+    def to_plan(self) -> Plan:
+        """Raises: InvalidRequest."""
+        try:
+            return Plan.model_validate(self.model_dump())
+        except ValidationError as e:
+            fault = e.errors(include_url=False)[0]
+            raise _fault({**fault, "loc": ("r2", "plan", *fault["loc"])}) from None
+
+
+class Extras(Wire):
+    """`r2`: what OpenAI's API has no word for. A pool model asked by name takes the limits and `trace` only."""
+
+    max_cost_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000, decimal_places=20)
+    """The most this request may cost; the server's own limit holds too."""
+    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The longest it may take, waiting in the queue included."""
+    max_subtasks: int | None = Field(default=None, ge=1)
+    policy: str | None = Field(default=None, min_length=1, max_length=200)
+    """`learned`, `all:MODEL` or `random`."""
+    plan: WirePlan | None = None
+    """Your own plan: nothing is decomposed."""
+    models: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], Annotated[str, Field(min_length=1, max_length=200)]] | None = None
+    """Models pinned to subtasks of your own plan, by subtask id."""
+    trace: bool | None = None
+    """Return the whole trace in the reply's `r2.trace`."""
+
+
+_StopText = Annotated[str, Field(min_length=1)]
+_StopTexts = TypeAliasType("_StopTexts", Annotated[tuple[_StopText, ...], FailFast(), Field(max_length=4)])
+_Stop = Annotated[Annotated[_StopText, Tag("<text>")] | Annotated[_StopTexts, Tag("<list>")], _BY_SHAPE]
+_ACCEPTED_WITHOUT_EFFECT = "identifies the caller or the call, and cannot change the reply"
+
+
+class ChatRequest(Wire):
+    """The body of POST /v1/chat/completions."""
+
+    model: str = Field(min_length=1)
+    messages: Annotated[tuple[WireMessage, ...], FailFast(), Field(min_length=1)]
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    stop: _Stop | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, _only(1)] | None = None
+    logprobs: Annotated[bool, _only(False)] | None = None
+    store: Annotated[bool, _only(False)] | None = None
+    service_tier: Annotated[str, _only("auto", "default")] | None = None
+    tool_choice: Annotated[str, _only("none")] | None = None
+    modalities: Annotated[list[str], _only(["text"])] | None = None
+    user: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
+    safety_identifier: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
+    prompt_cache_key: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
+    metadata: dict[str, str] | None = Field(default=None, max_length=16, description=_ACCEPTED_WITHOUT_EFFECT)
+    r2: Extras = Extras()
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    logit_bias: None = None
+    moderation: None = None
+    parallel_tool_calls: None = None
+    prediction: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: None = None
+    reasoning_effort: None = None
+    tools: None = None
+    top_logprobs: None = None
+    verbosity: None = None
+    web_search_options: None = None
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def to_query(self, request_id: str, *, is_virtual: bool) -> Query:
+        """Raises: InvalidRequest where parameters contradict each other, or `r2` asks a pool model for routing."""
+        self._check_combinations()
+        if not is_virtual:
+            self._check_pass_through()
+        self._check_pins()
+        r2 = self.r2
+        return Query(
+            request_id=request_id,
+            model=self.model,
+            messages=tuple(message.to_message() for message in self.messages),
+            sampling=self._sampling(),
+            policy=r2.policy,
+            plan=r2.plan.to_plan() if r2.plan else None,
+            pinned={int(subtask): model for subtask, model in (r2.models or {}).items()},
+            max_cost_usd=r2.max_cost_usd,
+            max_subtasks=r2.max_subtasks,
+            deadline_s=r2.deadline_s,
+        )
+
+    def _check_combinations(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options is allowed with stream: true only", "stream_options", "invalid_value")
+        asked = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(asked) > 1:
+            text = f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: send one of the two"
+            raise InvalidRequest(text, "max_completion_tokens", "invalid_value")
+        wanted = self.response_format
+        if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
+            text = f'json_schema is needed with type "json_schema" and refused with any other; got type "{wanted.type}"'
+            raise InvalidRequest(text, "response_format.json_schema", "invalid_value")
+
+    def _check_pass_through(self) -> None:
+        for name in ("max_subtasks", "policy", "plan", "models"):
+            if getattr(self.r2, name) is not None:
+                text = f"r2.{name} is about routing, but {_shown(self.model)} is a pool model; ask for a virtual one (GET /v1/models)"
+                raise InvalidRequest(text, f"r2.{name}", "invalid_value")
+
+    def _check_pins(self) -> None:
+        plan = self.r2.plan
+        if self.r2.models and plan is None:
+            text = "models can be pinned to the subtasks of your own plan only: send r2.plan too"
+            raise InvalidRequest(text, "r2.models", "invalid_value")
+        for subtask in self.r2.models or {}:
+            if plan is not None and int(subtask) > len(plan.subtasks):
+                text = f"no subtask {subtask} in your plan; its ids are 1 to {len(plan.subtasks)}"
+                raise InvalidRequest(text, f"r2.models.{subtask}", "invalid_value")
+
+    def _sampling(self) -> Sampling:
+        return Sampling(
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=(self.stop,) if isinstance(self.stop, str) else self.stop or (),
+            seed=self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            json_schema=self.response_format.to_schema() if self.response_format else None,
+        )
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Raises: InvalidRequest naming the first field at fault."""
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as e:
+        raise _fault(e.errors(include_url=False)[0]) from None
+
+
+def _fault(fault: ErrorDetails) -> InvalidRequest:
+    kind, param, got = fault["type"], _param(fault["loc"]), _shown(fault["input"])
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {fault['ctx']['error']}", code="invalid_json")
+    if param is None:
+        return InvalidRequest(f"the body must be a JSON object with model and messages, got {got}")
+    if kind == "missing":
+        return InvalidRequest(f"{param} is missing", param, "missing_required_parameter")
+    if kind == "extra_forbidden":
+        return InvalidRequest(f"unknown parameter {param}{_suggestion(fault['loc'])}", param, "unknown_parameter")
+    if kind == "none_required" and param in UNSUPPORTED:
+        return InvalidRequest(f"{param} is not supported: {UNSUPPORTED[param]}; leave it out", param, "unsupported_parameter")
+    if kind == "value_error":
+        return InvalidRequest(f"{param}: {_cut(str(fault['ctx']['error']), 300)}", param, "invalid_value")
+    return InvalidRequest(f"{param}: got {got}, expected {_expected(fault)}", param, "invalid_value")
+
+
+def _expected(fault: ErrorDetails) -> str:
+    context = fault.get("ctx", {})
+    match fault["type"]:
+        case "too_long":
+            return f"at most {context['max_length']} items"
+        case "too_short":
+            return f"at least {context['min_length']} item"
+        case "string_too_short":
+            return "a string that is not empty"
+        case "string_pattern_mismatch":
+            return f"a string matching {context['pattern']}"
+    return _cut(fault["msg"].removeprefix("Input should be "), 300)
+
+
+def _param(location: tuple[int | str, ...]) -> str | None:
+    """`messages.1.content.0.type`; None for the body itself."""
+    parts = [str(part) for part in location if part not in ("<text>", "<list>", "[key]")]
+    return _cut(".".join(parts), 120) if parts else None
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    """What was probably meant, where an unknown key of the body or of `r2` is near to a known one."""
+    known = {1: ChatRequest, 2: Extras if location[0] == "r2" else StreamOptions}.get(len(location), TextPart).model_fields
+    near = get_close_matches(str(location[-1])[:60], [name for name in known if name not in UNSUPPORTED], n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    in_extras = get_close_matches(str(location[-1])[:60], Extras.model_fields, n=1)
+    return f"; did you mean r2.{in_extras[0]}?" if len(location) == 1 and in_extras else "; nothing is ignored here, so leave it out"
+
+
+def _shown(value: object) -> str:
+    """What the client sent, short enough for a message."""
+    if isinstance(value, dict | list | tuple):
+        return "an object" if isinstance(value, dict) else f"an array of {len(value)}"
+    if isinstance(value, float) and not isfinite(value):
+        return "a number that is not finite"
+    return _cut(json.dumps(value, ensure_ascii=False, default=str), 60)
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
