@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,17 +73,41 @@ def everything_to(model: str, plan: Plan) -> Allocation:
 def fixed_allocation(policy: str, plan: Plan, names: Sequence[str], *, seed: str) -> Allocation | None:
     """What `policy` prescribes without asking a model; None for `learned`.
 
-    `random` draws from `names` with `seed`, so the same request is allocated the same way again.
+    - `all:MODEL`
+    - `final-only:SMALL,LARGE`: LARGE for the last subtask alone
+    - `random`, or `random:MODEL=SHARE,...`: drawn with `seed`, so the same request is allocated the same way again
 
     Raises: InvalidRequest where the policy is not known or names a model outside `names`.
     """
-    kind, _, model = policy.partition(":")
     if policy == LEARNED:
         return None
-    if policy == "random":
+    kind, _, details = policy.partition(":")
+    models = [item.partition("=")[0] for item in details.split(",") if item]
+    if not set(models) <= set(names):
+        raise _unknown_policy(policy, names)
+    if kind == "random":
         draw = random.Random(seed)
-        return Allocation(models=tuple(draw.choice(list(names)) for _ in plan.subtasks))
-    if kind == "all" and model in names:
-        return everything_to(model, plan)
-    expected = f"expected 'learned', 'random' or 'all:MODEL' with MODEL one of {list(names)}"
-    raise InvalidRequest(f"unknown policy {policy!r}; {expected}", "r2.policy")
+        weights = _shares(policy, details, names)
+        return Allocation(models=tuple(draw.choices(list(weights), list(weights.values()), k=len(plan.subtasks))))
+    if kind == "all" and len(models) == 1:
+        return everything_to(models[0], plan)
+    if kind == "final-only" and len(models) == 2:
+        return Allocation(models=(models[0],) * (len(plan.subtasks) - 1) + (models[1],))
+    raise _unknown_policy(policy, names)
+
+
+def _shares(policy: str, details: str, names: Sequence[str]) -> dict[str, float]:
+    if not details:
+        return dict.fromkeys(names, 1.0)
+    try:
+        shares = {model: float(share) for model, _, share in (item.partition("=") for item in details.split(","))}
+    except ValueError as e:
+        raise _unknown_policy(policy, names) from e
+    if min(shares.values()) < 0 or not 0 < sum(shares.values()) < math.inf:
+        raise _unknown_policy(policy, names)
+    return shares
+
+
+def _unknown_policy(policy: str, names: Sequence[str]) -> InvalidRequest:
+    forms = "'learned', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
+    return InvalidRequest(f"unknown policy {policy!r}; expected {forms} with models of {list(names)}", "r2.policy")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from r2_serve.config import ModelConfig
@@ -46,6 +47,7 @@ class CallSpec:
     sampling: Sampling = field(default_factory=Sampling)
     subtask: int | None = None
     adapter: str | None = None
+    """Of the model asked first; fallbacks have none."""
     on_delta: OnDelta | None = None
 
 
@@ -81,7 +83,8 @@ class Caller:
                 num_attempts += 1
                 forwarded = _Forward(spec.on_delta)
                 try:
-                    completion = await self._once(self.pool[name], spec, num_attempts, forwarded)
+                    adapter = spec.adapter if name == model else None
+                    completion = await self._once(self.pool[name], spec, adapter, num_attempts, forwarded)
                     return CallResult(completion, self.pool[name].codec.parse_answer(completion.text), name, num_attempts)
                 except EngineError as e:
                     last_error = e
@@ -93,7 +96,7 @@ class Caller:
         assert last_error is not None
         raise last_error
 
-    async def _once(self, member: PoolMember, spec: CallSpec, attempt: int, forward: _Forward) -> Completion:
+    async def _once(self, member: PoolMember, spec: CallSpec, adapter: str | None, attempt: int, forward: _Forward) -> Completion:
         config = member.config
         sampling = spec.sampling
         if sampling.max_tokens is None:
@@ -103,8 +106,8 @@ class Caller:
             config, messages, sampling.max_tokens or config.max_tokens, stage=spec.stage, subtask=spec.subtask, attempt=attempt
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
-        request = _Request(member, messages, sampling, spec.adapter)
-        return await _settled(reservation, request.stream(forward) if is_streamed else request.generate())
+        request = _Request(member, messages, sampling, adapter)
+        return await _settled(reservation, request.stream(forward) if is_streamed else request.generate(), forward)
 
     def _backoff_s(self, attempt: int, error: EngineError) -> float:
         """Exponential with full jitter, or what the provider asked for."""
@@ -119,19 +122,21 @@ class _Forward:
 
     def __init__(self, on_delta: OnDelta | None) -> None:
         self.has_started = False
+        self.num_bytes = 0
         self._on_delta = on_delta
 
     async def __call__(self, text: str) -> None:
+        self.num_bytes += len(text.encode())
         if self._on_delta is not None and text:
             self.has_started = True
             await self._on_delta(text)
 
 
-async def _settled(reservation: Reservation, work: Awaitable[Completion]) -> Completion:
+async def _settled(reservation: Reservation, work: Awaitable[Completion], forward: _Forward) -> Completion:
     try:
         completion = await work
     except BaseException as e:
-        reservation.fail(e)
+        reservation.fail(e, received_bytes=forward.num_bytes)
         raise
     reservation.settle(completion.usage)
     return completion
@@ -152,24 +157,34 @@ class _Request:
     adapter: str | None
 
     async def generate(self) -> Completion:
-        name, timeout_s = self.member.config.name, self.member.config.timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self.member.engine.generate(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
-        except TimeoutError as e:
-            raise EngineUnavailable(f"{name} gave no reply within {timeout_s:g} s") from e
+        async with self._bounded() as timeout_s:
+            return await self.member.engine.generate(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
 
     async def stream(self, forward: _Forward) -> Completion:
-        name, timeout_s = self.member.config.name, self.member.config.timeout_s
-        deltas = self.member.engine.stream(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
         pieces: list[str] = []
-        try:
-            async with asyncio.timeout(timeout_s):
+        async with self._bounded() as timeout_s:
+            replies = self.member.engine.stream(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
+            async with aclosing(replies) as deltas:
                 async for delta in deltas:
                     pieces.append(delta.text)
                     await forward(delta.text)
                     if delta.finish_reason is not None:
                         return Completion(text="".join(pieces), usage=delta.usage or Usage(), finish_reason=delta.finish_reason)
+        raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncGenerator[float, None]:
+        """Ends the call at the model's timeout, which it yields.
+
+        Raises: EngineUnavailable then, and where the engine's own work was cancelled without this task being so.
+        """
+        config, task = self.member.config, asyncio.current_task()
+        try:
+            async with asyncio.timeout(config.timeout_s):
+                yield config.timeout_s
         except TimeoutError as e:
-            raise EngineUnavailable(f"{name} did not end its reply within {timeout_s:g} s") from e
-        raise InvalidReply(f"the stream of {name} ended without a finish reason")
+            raise EngineUnavailable(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
+        except asyncio.CancelledError as e:
+            if task is not None and task.cancelling():
+                raise
+            raise EngineUnavailable(f"{config.name} cancelled the call") from e

@@ -25,11 +25,16 @@ async def execute(plan: Plan, run: Run[Result], *, max_parallel: int) -> dict[in
     so is a cancellation from outside.
     """
     schedule = _Schedule(plan, run, max_parallel)
+    cancels_before = _num_cancels()
     try:
         async with asyncio.TaskGroup() as group:
             schedule.start_ready(group)
+            await schedule.is_complete.wait()  # here, as a group that is cancelled while it exits keeps the task's cancel count
     except BaseExceptionGroup as failures:
-        raise _first(failures) from failures
+        if _num_cancels() > cancels_before:  # a task group lets what its children raise hide a cancellation from outside
+            raise asyncio.CancelledError from failures
+        error = _first(failures)
+        raise error from error.__cause__
     return schedule.results
 
 
@@ -38,6 +43,7 @@ class _Schedule(Generic[Result]):
 
     def __init__(self, plan: Plan, run: Run[Result], max_parallel: int) -> None:
         self.results: dict[int, Result] = {}
+        self.is_complete = asyncio.Event()
         self._run, self._free = run, max_parallel
         self._subtasks = {subtask.id: subtask for subtask in plan.subtasks}
         self._waiting = {subtask.id: len(set(subtask.depends_on)) for subtask in plan.subtasks}
@@ -57,7 +63,9 @@ class _Schedule(Generic[Result]):
 
     async def _work(self, subtask: Subtask, group: asyncio.TaskGroup) -> None:
         inputs = {dependency: self.results[dependency] for dependency in subtask.depends_on}
-        self.results[subtask.id] = await self._run(subtask, inputs)
+        self.results[subtask.id] = await self._result(subtask, inputs)
+        if len(self.results) == len(self._subtasks):
+            self.is_complete.set()
         self._free += 1
         for user in self._users[subtask.id]:
             self._waiting[user] -= 1
@@ -65,12 +73,30 @@ class _Schedule(Generic[Result]):
                 heapq.heappush(self._ready, (-self._height[user], user))
         self.start_ready(group)
 
+    async def _result(self, subtask: Subtask, inputs: dict[int, Result]) -> Result:
+        """What `run` returns, unless this task was told to stop; a `run` that cancels itself has failed."""
+        try:
+            result = await self._run(subtask, inputs)
+        except asyncio.CancelledError as e:
+            if not _num_cancels():
+                raise RuntimeError(f"subtask {subtask.id} was cancelled from elsewhere") from e
+            raise
+        if _num_cancels():
+            raise asyncio.CancelledError
+        return result
+
     def _heights(self) -> dict[int, int]:
         """Subtasks on the longest chain from each one to the end; ids are in topological order."""
         heights: dict[int, int] = {}
         for subtask_id in sorted(self._subtasks, reverse=True):
             heights[subtask_id] = 1 + max((heights[user] for user in self._users[subtask_id]), default=0)
         return heights
+
+
+def _num_cancels() -> int:
+    """Cancellations asked of the current task and not taken back."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

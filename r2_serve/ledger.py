@@ -35,9 +35,10 @@ def most_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=max_tokens)
 
 
-def likely_prompt_usage(messages: Sequence[Message]) -> Usage:
-    """An estimate for a call that was sent but reported no usage."""
-    return Usage(prompt_tokens=sum(-(-len(m.content.encode()) // BYTES_PER_TOKEN) for m in messages))
+def likely_usage(messages: Sequence[Message], received_bytes: int, bound: Usage) -> Usage:
+    """An estimate within `bound` for a call that was sent but reported no usage."""
+    prompt = sum(-(-len(m.content.encode()) // BYTES_PER_TOKEN) for m in messages)
+    return Usage(prompt_tokens=prompt, completion_tokens=min(-(-received_bytes // BYTES_PER_TOKEN), bound.completion_tokens))
 
 
 class Reservation:
@@ -52,10 +53,10 @@ class Reservation:
         """The call succeeded and used `usage`."""
         return self._close(outcome="ok", usage=usage)
 
-    def fail(self, error: BaseException) -> CallRecord:
+    def fail(self, error: BaseException, *, received_bytes: int = 0) -> CallRecord:
         """The call failed or was cancelled. Refused ones cost nothing; others may have been billed: estimated."""
         is_billed = not isinstance(error, EngineRefused)
-        usage = likely_prompt_usage(self._messages) if is_billed else Usage()
+        usage = likely_usage(self._messages, received_bytes, self.bound) if is_billed else Usage()
         outcome = "failed" if isinstance(error, Exception) else "cancelled"
         return self._close(outcome=outcome, usage=usage, error=type(error).__name__, is_estimated=is_billed)
 
@@ -73,6 +74,8 @@ class Ledger:
         self.budget = budget
         self.calls: list[CallRecord] = []
         self._open: set[Reservation] = set()
+        self._committed_tokens = 0
+        self._committed_usd = Decimal(0)
         self._clock = clock
         self._start_s = clock() if start_s is None else start_s
 
@@ -106,11 +109,12 @@ class Ledger:
         reservation = Reservation(self, card, messages, most_usage(messages, max_tokens), record)
         self._check_room_for(reservation)
         self._open.add(reservation)
+        self._commit(reservation.bound.total_tokens, reservation.bound_usd)
         return reservation
 
     def remaining(self) -> Budget:
         """What calls not yet reserved may spend."""
-        budget, tokens, cost = self.budget, self._committed_tokens(), self._committed_usd()
+        budget, tokens, cost = self.budget, self._committed_tokens, self._committed_usd
         return Budget(
             max_calls=None if budget.max_calls is None else budget.max_calls - len(self.calls) - len(self._open),
             max_tokens=None if budget.max_tokens is None else budget.max_tokens - tokens,
@@ -120,18 +124,19 @@ class Ledger:
     def absorb(self, calls: Iterable[CallRecord], *, shift_s: float = 0.0) -> None:
         """Take over calls settled in another ledger (of a stage that ran elsewhere), `shift_s` later than it says."""
         for call in calls:
+            self._commit(call.usage.total_tokens, call.cost_usd)
             self.calls.append(call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s}))
 
     def _close(self, reservation: Reservation, record: CallRecord) -> None:
         if reservation in self._open:
             self._open.remove(reservation)
+            self._commit(record.usage.total_tokens - reservation.bound.total_tokens, record.cost_usd - reservation.bound_usd)
             self.calls.append(record)
 
-    def _committed_tokens(self) -> int:
-        return self.usage.total_tokens + sum(r.bound.total_tokens for r in self._open)
-
-    def _committed_usd(self) -> Decimal:
-        return self.cost_usd + sum((r.bound_usd for r in self._open), Decimal(0))
+    def _commit(self, tokens: int, cost_usd: Decimal) -> None:
+        """Running totals of calls settled (as used) and under way (as reserved)."""
+        self._committed_tokens += tokens
+        self._committed_usd += cost_usd
 
     def _check_room_for(self, new: Reservation) -> None:
         left, limit = self.remaining(), self.budget

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
@@ -24,6 +25,7 @@ from r2_serve.prompts.instruct import conversation_text
 from r2_serve.types import Allocation, Answer, FinishReason, Message, Plan, Query, Sampling, Subtask, SubtaskResult, Trace, substitute
 
 log = logging.getLogger(__name__)
+CONFIDENCE_ALPHA = 0.4
 Sink = Callable[[Trace], None]
 """Takes the trace of a finished query."""
 
@@ -91,9 +93,10 @@ class _Work:
         try:
             async with asyncio.timeout(self.deadline_s) as scope:
                 self._check_query()
-                text, finish_reason = await self.steps()
+                final = await self.steps()
         except TimeoutError as e:
             if not scope.expired():
+                self._publish(error=f"TimeoutError: {e}")
                 raise
             self._fail(DeadlineExceeded(f"no answer within the deadline of {self.deadline_s:g} s"), e)
         except asyncio.CancelledError:
@@ -101,9 +104,12 @@ class _Work:
             raise
         except R2Error as e:
             self._fail(e, e)
-        return self._answered(text, finish_reason)
+        except Exception as e:  # a fault of ours: it goes up as it is, but not without its trace
+            self._publish(error=f"{type(e).__name__}: {e}")
+            raise
+        return self._answered(final)
 
-    async def steps(self) -> tuple[str, FinishReason]:
+    async def steps(self) -> _Final:
         raise NotImplementedError
 
     def _check_query(self) -> None:
@@ -114,12 +120,13 @@ class _Work:
         self._publish(error=f"{type(error).__name__}: {error.message}")
         raise error from (cause if cause is not error else cause.__cause__)
 
-    def _answered(self, text: str, finish_reason: FinishReason) -> Answer:
-        trace = self._publish(answer=text)
+    def _answered(self, final: _Final) -> Answer:
+        trace = self._publish(answer=final.text)
         workers = [call.model for call in trace.calls if call.stage in ("execute", "pass_through") and call.outcome == "ok"]
         return Answer(
-            text=text,
-            finish_reason=finish_reason,
+            text=final.text,
+            finish_reason=final.finish_reason,
+            confidence=final.confidence,
             usage=self.ledger.usage,
             cost_usd=trace.cost_usd,
             models=tuple(dict.fromkeys(workers)),
@@ -154,7 +161,7 @@ class _Work:
 class _PassThrough(_Work):
     """A pool model asked by name: no plan."""
 
-    async def steps(self) -> tuple[str, FinishReason]:
+    async def steps(self) -> _Final:
         spec = CallSpec(
             render=lambda codec: codec.render_query(self.query.messages),
             stage="pass_through",
@@ -162,8 +169,7 @@ class _PassThrough(_Work):
             on_delta=self.on_delta,
         )
         self.trace["policy"] = "pass_through"
-        result = await self.caller.call(self.query.model, spec)
-        return result.answer, result.completion.finish_reason
+        return _Final.of(await self.caller.call(self.query.model, spec))
 
 
 @dataclass(kw_only=True)
@@ -179,7 +185,7 @@ class _Routed(_Work):
         if self.query.max_subtasks is not None:
             self.limits = self.limits.model_copy(update={"max_subtasks": min(self.limits.max_subtasks, self.query.max_subtasks)})
 
-    async def steps(self) -> tuple[str, FinishReason]:
+    async def steps(self) -> _Final:
         policy = self.query.policy or self.virtual.policy
         fixed_allocation(policy, Plan.single("checked before any call"), self.virtual.pool, seed="")
         self._check_pins()
@@ -222,9 +228,11 @@ class _Routed(_Work):
 
     async def _execute(self, plan: Plan, allocation: Allocation) -> dict[int, _Done]:
         done: dict[int, _Done] = {}
+        began_s = self.ledger.elapsed_s()
 
         async def run(subtask: Subtask, inputs: dict[int, _Done]) -> _Done:
-            done[subtask.id] = await self._run_subtask(plan, subtask, allocation.models[subtask.id - 1], inputs)
+            ready_s = max((needed.result.end_s for needed in inputs.values()), default=began_s)
+            done[subtask.id] = await self._run_subtask(plan, subtask, allocation.models[subtask.id - 1], inputs, ready_s)
             return done[subtask.id]
 
         try:
@@ -232,8 +240,7 @@ class _Routed(_Work):
         finally:
             self.trace["results"] = tuple(done[i].result for i in sorted(done))
 
-    async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done]) -> _Done:
-        ready_s = max((done.result.end_s for done in inputs.values()), default=self.ledger.elapsed_s())
+    async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done], ready_s: float) -> _Done:
         start_s = self.ledger.elapsed_s()
         answers = {i: done.call.answer for i, done in inputs.items()}
         spec = CallSpec(
@@ -268,12 +275,11 @@ class _Routed(_Work):
             end_s=self.ledger.elapsed_s(),
         )
 
-    def _synthesize(self, plan: Plan, results: dict[int, _Done]) -> tuple[str, FinishReason]:
+    def _synthesize(self, plan: Plan, results: dict[int, _Done]) -> _Final:
         if plan.answer is None:
-            final = results[len(plan.subtasks)].call
-            return final.answer, final.completion.finish_reason
+            return _Final.of(results[len(plan.subtasks)].call)
         joined = substitute(plan.answer, {i: done.call.answer for i, done in results.items()})
-        return cut_to_sampling(joined, self.query.sampling)
+        return _Final(*cut_to_sampling(joined, self.query.sampling))
 
     def _check_own_plan(self, plan: Plan) -> None:
         try:
@@ -298,6 +304,30 @@ class _Done:
 
     call: CallResult
     result: SubtaskResult
+
+
+@dataclass(frozen=True)
+class _Final:
+    """The answer's text, however it was made."""
+
+    text: str
+    finish_reason: FinishReason
+    confidence: float | None = None
+
+    @classmethod
+    def of(cls, call: CallResult) -> _Final:
+        return cls(call.answer, call.completion.finish_reason, confidence(call.completion.logprobs))
+
+
+def confidence(logprobs: Sequence[float] | None) -> float | None:
+    """0.4-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
+
+    Source: the difficulty of a subtask in Division-of-Thoughts (arXiv 2502.04392), alpha = 0.4.
+    """
+    if not logprobs:
+        return None
+    ranked = sorted(math.exp(min(logprob, 0.0)) for logprob in logprobs)
+    return ranked[int(CONFIDENCE_ALPHA * (len(ranked) - 1))]
 
 
 def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:

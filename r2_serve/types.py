@@ -7,14 +7,14 @@ USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-REFERENCE = re.compile(r"#([1-9][0-9]*)(?![0-9])")
-"""`#k` in a text stands for the answer of subtask `k`."""
+REFERENCE = re.compile(r"#([1-9][0-9]{0,5})(?![0-9])")
+"""`#k` in a text stands for the answer of subtask `k`; a longer number is plain text (`int` refuses thousands of digits)."""
 
 Role = Literal["system", "developer", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -43,7 +43,7 @@ class Sampling(Record):
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     seed: int | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -207,7 +207,7 @@ class CallRecord(Record):
     usage: Usage = Usage()
     cost_usd: Decimal = Decimal(0)
     is_estimated: bool = False
-    """True where the engine reported no usage (failed or cancelled calls) and the cost is an upper estimate."""
+    """True where the engine reported no usage (failed or cancelled calls): estimated from what was sent and received."""
     start_s: float = 0.0
     """Seconds after the request's start."""
     end_s: float = 0.0
@@ -290,6 +290,8 @@ class Answer(Record):
     num_subtasks: int = 0
     """0 for a pass-through."""
     overhead_s: float = 0.0
+    confidence: float | None = None
+    """0.4-quantile of the token probabilities of the final call, where `Sampling.logprobs` asked for it."""
     trace: Trace
 
 
@@ -329,6 +331,6 @@ class Engine(Protocol):
         *,
         adapter: str | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Delta]:
-        """The reply in pieces; the last `Delta` carries `finish_reason` and `usage`."""
+    ) -> AsyncGenerator[Delta, None]:
+        """The reply in pieces; the last `Delta` carries `finish_reason` and `usage`. Closing it stops the generation."""
         ...

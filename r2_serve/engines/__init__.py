@@ -1,0 +1,60 @@
+"""Engines: how a model is run (`transformers`, `vllm`), reached (`hosted`) or faked (`scripted`).
+
+Each implements `r2_serve.types.Engine` and raises `EngineError`s only. Importing this package loads none of
+their libraries: `make_engine` imports what the configured kind needs.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from r2_serve.config import EngineConfig, HostedEngineConfig, ScriptedEngineConfig, TransformersEngineConfig, VllmEngineConfig
+from r2_serve.errors import ConfigError
+from r2_serve.types import Engine
+
+EMBEDDED = "embedded:"
+
+
+def make_engine(config: EngineConfig) -> Engine:
+    """The engine that `config` describes. Local kinds load their model before returning, which takes seconds.
+
+    Raises: ConfigError where the configuration, a file or an environment variable is missing or wrong.
+    """
+    if isinstance(config, ScriptedEngineConfig):
+        from r2_serve.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine.from_config(config)
+    if isinstance(config, HostedEngineConfig):
+        from r2_serve.engines.hosted import HostedEngine
+
+        return HostedEngine(config)
+    if isinstance(config, TransformersEngineConfig):
+        from r2_serve.engines.transformers import TransformersEngine
+
+        return TransformersEngine(config)
+    if isinstance(config, VllmEngineConfig):
+        from r2_serve.engines.vllm import VllmEngine
+
+        return VllmEngine(config)
+    raise ConfigError(f"engine kind {config.kind!r} (application {config.app!r}) needs the Ray shell: only a deployment can reach it")
+
+
+def resolve_checkpoint(path: str) -> str:
+    """The directory of a shipped model for `embedded:NAME`; any other `path` unchanged.
+
+    Raises: ConfigError where no model of that name is shipped.
+    """
+    if not path.startswith(EMBEDDED):
+        return path
+    name = path.removeprefix(EMBEDDED)
+    folder = Path(str(files("r2_serve"))) / "embedded"
+    names = sorted(config.parent.name for config in folder.glob("*/config.json"))
+    if name not in names:
+        raise ConfigError(f"no embedded model {name!r}; the shipped ones are {names}")
+    return str(folder / name)
+
+
+def is_local_checkpoint(path: str) -> bool:
+    """Whether `path` names files on this machine, so that nothing may be fetched for it."""
+    return path.startswith(EMBEDDED) or Path(path).is_dir()

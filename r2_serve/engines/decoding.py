@@ -1,0 +1,205 @@
+"""One `generate` batch, row by row: each row samples, streams and ends in its own way.
+
+transformers' `generate` decodes a batch under one set of options. Here it always decodes greedily, and two hooks make
+the rows independent: `RowSampler` (a logits processor) perturbs the rows that sample, so that their argmax is a draw;
+`RowStops` (a stopping criterion) sees every new token, hands it to the row's `Reply` and says which rows are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from r2_serve.types import Completion, FinishReason, Sampling, Usage
+
+UNFINISHED_CHARACTER = "\ufffd"
+"""What decoding shows for the first bytes of a character whose rest is not generated yet."""
+
+
+class Decoder(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
+
+
+@dataclass(frozen=True)
+class ReplyLimits:
+    """Where a reply ends. `max_tokens` counts the end-of-sequence token too."""
+
+    max_tokens: int
+    eos_ids: frozenset[int]
+    stop: tuple[str, ...] = ()
+
+
+class Reply:
+    """Tokens and text of one row while they are generated. Text is decoded token by token only if it must be."""
+
+    def __init__(self, decoder: Decoder, limits: ReplyLimits, *, is_streamed: bool) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.logprobs: list[float] = []
+        self.num_tokens = 0
+        self._decoder = decoder
+        self._limits = limits
+        self._is_incremental = is_streamed or bool(limits.stop)
+        self._ids: list[int] = []
+        self._text = ""
+        self._num_sent = 0
+        # The text of a token depends on its neighbours: ids[start:read] are those shown, decoded again as context.
+        self._start = self._read = 0
+
+    def push(self, token: int) -> None:
+        """Take the next token; `finish_reason` is set if it was the last."""
+        self.num_tokens += 1
+        if token in self._limits.eos_ids:
+            self.finish_reason = "stop"
+        else:
+            self._ids.append(token)
+            if self._is_incremental:
+                self._grow()
+        if self.finish_reason is None and self.num_tokens >= self._limits.max_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self._is_incremental:
+            self._grow(is_last=True)
+
+    @property
+    def max_tokens(self) -> int:
+        return self._limits.max_tokens
+
+    def take_piece(self) -> str:
+        """Text that is new since the last call, less an end that might be the beginning of a stop string."""
+        held = 0 if self.finish_reason else max((len(stop) - 1 for stop in self._limits.stop), default=0)
+        end = max(self._num_sent, len(self._text) - held)
+        piece, self._num_sent = self._text[self._num_sent : end], end
+        return piece
+
+    def completion(self, num_prompt_tokens: int) -> Completion:
+        """The finished reply."""
+        assert self.finish_reason is not None
+        return Completion(
+            text=self._text if self._is_incremental else self._decode(self._ids),
+            usage=Usage(prompt_tokens=num_prompt_tokens, completion_tokens=self.num_tokens),
+            finish_reason=self.finish_reason,
+            logprobs=tuple(self.logprobs) or None,
+        )
+
+    def _grow(self, is_last: bool = False) -> None:
+        shown = self._decode(self._ids[self._start : self._read])
+        window = self._decode(self._ids[self._start :])
+        if len(window) <= len(shown) or (window.endswith(UNFINISHED_CHARACTER) and not is_last):
+            return
+        self._start, self._read = self._read, len(self._ids)
+        searched = len(self._text) - max((len(stop) for stop in self._limits.stop), default=0)
+        self._text += window[len(shown) :]
+        found = [at for stop in self._limits.stop if (at := self._text.find(stop, max(searched, 0))) >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self.finish_reason = "stop"
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._decoder.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) if ids else ""
+
+
+@dataclass
+class Row:
+    """One row of a batch. `on_token` is told, in the worker's thread, after each token of the unfinished reply."""
+
+    prompt: list[int]
+    sampling: Sampling
+    reply: Reply
+    on_token: Callable[[], None]
+    is_cancelled: Callable[[], bool]
+    generator: torch.Generator | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature:
+            self.generator = torch.Generator()
+            if self.sampling.seed is None:
+                self.generator.seed()
+            else:
+                self.generator.manual_seed(self.sampling.seed % 2**63)
+
+    @property
+    def is_done(self) -> bool:
+        return self.reply.finish_reason is not None or self.is_cancelled()
+
+
+class RowSampler:
+    """Logits processor. A sampled row's logits become log-probabilities plus Gumbel noise, whose argmax is a draw.
+
+    The noise comes from the row's own generator: a seeded reply does not depend on what else is in the batch (up to
+    float rounding). `chosen_logprobs` are the model's own, before temperature, penalties and noise.
+    """
+
+    def __init__(self, rows: Sequence[Row], num_prompt_positions: int) -> None:
+        self._rows = rows
+        self._num_prompt_positions = num_prompt_positions
+        self._sampled = [i for i, row in enumerate(rows) if row.generator is not None]
+        self._penalised = [i for i, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty]
+        self._wants_logprobs = any(row.sampling.logprobs for row in rows)
+        self._logprobs: torch.Tensor | None = None
+        self._temperatures = torch.tensor([[rows[i].sampling.temperature or 1.0] for i in self._sampled])
+        self._top_ps = torch.tensor([[rows[i].sampling.top_p or 1.0] for i in self._sampled])
+
+    def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """`input_ids` (B, T), `logits` (B, V); returns scores (B, V)."""
+        if self._wants_logprobs:
+            self._logprobs = torch.log_softmax(logits, dim=-1)
+        scores = logits.clone() if self._sampled or self._penalised else logits
+        for i in self._penalised:
+            scores[i] -= self._penalty(self._rows[i].sampling, input_ids[i, self._num_prompt_positions :], logits.shape[-1])
+        if self._sampled:
+            scores[self._sampled] = self._drawn(scores[self._sampled])
+        return scores
+
+    def chosen_logprobs(self, tokens: torch.Tensor) -> list[float] | None:
+        """Natural log-probability of each row's new token (B,); None where no row asks."""
+        if self._logprobs is None:
+            return None
+        chosen: list[float] = self._logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        return chosen
+
+    def _drawn(self, logits: torch.Tensor) -> torch.Tensor:
+        logprobs = torch.log_softmax(logits / self._temperatures.to(logits.device), dim=-1)
+        if bool((self._top_ps < 1).any()):
+            logprobs = _within_top_p(logprobs, self._top_ps.to(logits.device))
+        noise = torch.empty(logprobs.shape)
+        for row, i in zip(noise, self._sampled, strict=True):
+            row.exponential_(generator=self._rows[i].generator)
+        return logprobs - noise.clamp_min(1e-30).log().to(logits.device)
+
+    @staticmethod
+    def _penalty(sampling: Sampling, generated: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """OpenAI's: frequency times the count of each token (V,), plus presence for those that occur."""
+        counts = torch.bincount(generated, minlength=vocabulary)
+        return (sampling.frequency_penalty or 0.0) * counts + (sampling.presence_penalty or 0.0) * (counts > 0)
+
+
+def _within_top_p(logprobs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
+    """(B, V) with everything outside the smallest set of tokens whose probability reaches `top_ps` (B, 1) at -inf."""
+    ordered, positions = logprobs.sort(dim=-1, descending=True)
+    probabilities = ordered.exp()
+    is_outside = probabilities.cumsum(dim=-1) - probabilities >= top_ps
+    return logprobs.masked_fill(is_outside.scatter(1, positions, is_outside), -torch.inf)
+
+
+class RowStops:
+    """Stopping criterion: passes each new token to its row, and returns which rows are done (B,)."""
+
+    def __init__(self, rows: Sequence[Row], sampler: RowSampler) -> None:
+        self._rows = rows
+        self._sampler = sampler
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        tokens = input_ids[:, -1]
+        logprobs = self._sampler.chosen_logprobs(tokens)
+        for i, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
+            if row.is_done:
+                continue
+            if logprobs is not None and row.sampling.logprobs:
+                row.reply.logprobs.append(logprobs[i])
+            row.reply.push(token)
+            row.on_token()
+        return torch.tensor([row.is_done for row in self._rows], device=input_ids.device)

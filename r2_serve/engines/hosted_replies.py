@@ -1,0 +1,234 @@
+"""What an OpenAI-compatible provider sends, checked before it is believed. Pure functions of bytes, no HTTP.
+
+Errors quote the provider in full: the caller redacts and shortens them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.types import FinishReason, Usage
+
+RETRIABLE_STATUSES = frozenset({408, 409, 429})
+"""Besides all of 5xx."""
+_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_REFUSALS = frozenset({"content_filter", "tool_calls", "function_call"})
+
+
+class _Wire(BaseModel):
+    """Only what is read, strictly typed; providers add fields of their own."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Usage(_Wire):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+    def record(self) -> Usage:
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
+
+class _TokenLogprob(_Wire):
+    logprob: float
+
+
+class _Logprobs(_Wire):
+    content: list[_TokenLogprob] | None = None
+
+
+class _Text(_Wire):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Wire):
+    message: _Text
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(_Wire):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+class _ChunkChoice(_Wire):
+    delta: _Text | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(_Wire):
+    choices: list[_ChunkChoice] = []
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True)
+class ReplyParts:
+    """A checked reply; `usage` is None where the provider reported none."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage | None
+    logprobs: tuple[float, ...] | None
+
+
+def parse_completion(content: bytes) -> ReplyParts:
+    """The body of a 200 that was not streamed. Raises: InvalidReply, EngineRefused, EngineUnavailable (an error inside)."""
+    body = _json_object(content, "the reply")
+    try:
+        reply = _Completion.model_validate(body)
+    except ValidationError as e:
+        raise InvalidReply(f"the reply is no chat completion: {_where(e)}") from None
+    choice = reply.choices[0]
+    _check_refusal(choice.message)
+    finish_reason = parse_finish_reason(choice.finish_reason)
+    if choice.message.content is None:
+        raise InvalidReply("the reply has no content")
+    tokens = choice.logprobs.content if choice.logprobs else None
+    return ReplyParts(
+        text=choice.message.content,
+        finish_reason=finish_reason,
+        usage=reply.usage.record() if reply.usage else None,
+        logprobs=tuple(token.logprob for token in tokens) if tokens else None,
+    )
+
+
+class StreamReader:
+    """Takes the bytes of an SSE body, gives the text in them. `finish` says whether it was whole.
+
+    Complete means that a finish reason came; `[DONE]` is not required after it, and does not stand in for it.
+    """
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.is_done = False
+        self._finish_reason: FinishReason | None = None
+        self._buffer = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._data: list[str] = []
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """Text of each event that `chunk` completes; to be exhausted. Raises: InvalidReply, EngineRefused, EngineUnavailable."""
+        *lines, self._buffer = (self._buffer + self._decoder.decode(chunk)).split("\n")
+        for line in lines:
+            if piece := self._line(line.removesuffix("\r")):
+                yield piece
+
+    def finish(self) -> FinishReason:
+        """Raises: InvalidReply where the stream broke off."""
+        if self._finish_reason is None:
+            raise InvalidReply("the stream ended before the reply did")
+        return self._finish_reason
+
+    def _line(self, line: str) -> str:
+        if line.startswith("data:"):
+            self._data.append(line.removeprefix("data:").removeprefix(" "))
+        if line or not self._data or self.is_done:
+            return ""
+        data, self._data = "\n".join(self._data), []
+        if data.strip() == "[DONE]":
+            self.is_done = True
+            return ""
+        return self._event(data)
+
+    def _event(self, data: str) -> str:
+        try:
+            chunk = _Chunk.model_validate(_json_object(data.encode(), "a stream event"))
+        except ValidationError as e:
+            raise InvalidReply(f"a stream event is no completion chunk: {_where(e)}") from None
+        if chunk.usage is not None:
+            self.usage = chunk.usage.record()
+        if not chunk.choices:
+            return ""
+        choice = chunk.choices[0]
+        if choice.delta is not None:
+            _check_refusal(choice.delta)
+        if choice.finish_reason is not None:
+            self._finish_reason = parse_finish_reason(choice.finish_reason)
+        return (choice.delta.content or "") if choice.delta is not None else ""
+
+
+def parse_finish_reason(reason: str | None) -> FinishReason:
+    """Raises: EngineRefused for a filtered reply or a tool call, InvalidReply for anything unknown."""
+    if reason in _REFUSALS:
+        raise EngineRefused(f"the provider gave no answer: finish_reason {reason}")
+    if reason not in _FINISH_REASONS:
+        raise InvalidReply(f"unknown finish_reason {str(reason)[:40]!r}")
+    return _FINISH_REASONS[reason]
+
+
+def failure_from_status(status: int, headers: Mapping[str, str], content: bytes) -> EngineError:
+    """The error that an HTTP status other than 2xx stands for."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    failure = failure_from_body(status, body)
+    if isinstance(failure, EngineUnavailable):
+        return EngineUnavailable(failure.message, retry_after_s(headers.get("retry-after")))
+    return failure
+
+
+def failure_from_body(status: int | None, body: Any) -> EngineError:
+    """Likewise where the error is inside a 200; `status` is then the error's own code, None if it names none."""
+    error = body.get("error", body) if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    said = error.get("message") if isinstance(error, dict) else error
+    detail = f": {said}" if isinstance(said, str) else ""
+    if status is None:
+        return InvalidReply(f"the provider sent an error in place of a reply{detail}")
+    message = f"the provider answered {status}{detail}"
+    if code == "insufficient_quota":
+        return EngineRefused(message)
+    return EngineUnavailable(message) if status in RETRIABLE_STATUSES or status >= 500 else EngineRefused(message)
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None where it says nothing usable."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def _json_object(content: bytes, what: str) -> dict[str, Any]:
+    """Raises: InvalidReply where it is none; what `failure_from_body` says where it carries an error."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        raise InvalidReply(f"{what} is not JSON ({len(content)} bytes)") from None
+    if not isinstance(body, dict):
+        raise InvalidReply(f"{what} is not a JSON object")
+    if body.get("error"):
+        code = body["error"].get("code") if isinstance(body["error"], dict) else None
+        raise failure_from_body(code if isinstance(code, int) and 400 <= code < 600 else None, body)
+    return body
+
+
+def _check_refusal(text: _Text) -> None:
+    if text.refusal:
+        raise EngineRefused(f"the model refused: {text.refusal}")
+
+
+def _where(error: ValidationError) -> str:
+    """Field and fault of the first failure, without the input, which might be long or hold the key."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"

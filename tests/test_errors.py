@@ -1,0 +1,58 @@
+"""The error tree: what crosses a Ray boundary and what an HTTP client is told."""
+
+import pickle
+
+import pytest
+
+from r2_serve import errors
+from r2_serve.errors import R2Error
+
+MADE = {
+    errors.InvalidRequest: ("bad", "messages", "too_long"),
+    errors.ModelNotFound: ("no model 'x'",),
+    errors.Overloaded: ("full", 2.5),
+    errors.SubtaskFailed: ("subtask 3 failed", 3, "small"),
+    errors.CodecError: ("not a plan", "cycle"),
+    errors.EngineUnavailable: ("down", 7.0),
+}
+
+
+def every_class(root: type[R2Error] = R2Error) -> list[type[R2Error]]:
+    return [root, *(c for child in root.__subclasses__() for c in every_class(child))]
+
+
+@pytest.mark.parametrize("cls", every_class(), ids=lambda cls: cls.__name__)
+def test_error_pickles_with_all_it_says(cls: type[R2Error]) -> None:
+    error = cls(*MADE.get(cls, ("what went wrong",)))
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is cls
+    assert copy.args == error.args
+    assert copy.message == error.message
+    assert vars(copy) == vars(error)
+    assert (copy.status, copy.kind, copy.code) == (error.status, error.kind, error.code)
+
+
+def test_statuses_are_those_that_openai_clients_expect() -> None:
+    statuses = {cls.__name__: cls.status for cls in every_class()}
+    assert statuses == {
+        "R2Error": 500,
+        "ConfigError": 500,
+        "InvalidRequest": 400,
+        "ModelNotFound": 404,
+        "BudgetExceeded": 400,
+        "DeadlineExceeded": 504,
+        "Overloaded": 429,
+        "SubtaskFailed": 502,
+        "CodecError": 500,
+        "EngineError": 502,
+        "EngineUnavailable": 503,
+        "InvalidReply": 502,
+        "EngineRefused": 502,
+    }
+
+
+def test_an_invalid_request_names_its_field_and_keeps_its_class_code() -> None:
+    assert errors.InvalidRequest("bad", "r2.plan").param == "r2.plan"
+    assert errors.InvalidRequest("bad").code is None
+    assert errors.InvalidRequest("bad", None, "context_length_exceeded").code == "context_length_exceeded"
+    assert (errors.ModelNotFound("none").param, errors.ModelNotFound("none").code) == ("model", "model_not_found")

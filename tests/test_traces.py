@@ -1,0 +1,106 @@
+"""Trace files: complete, private, readable after a crash, and never in the way of an answer."""
+
+import os
+import stat
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from r2_serve.traces import TraceWriter, read_traces
+from r2_serve.types import Allocation, CallRecord, SubtaskResult, Trace, Usage
+from tests.in_process import plan_of
+
+USAGE = Usage(prompt_tokens=3, completion_tokens=1)
+TRACE = Trace(
+    request_id="req-1",
+    model="r2",
+    query="wie hoch? \n\u2028 🗻",
+    plan=plan_of("find", "use #1", answer="#2"),
+    allocation=Allocation(models=("small", "large")),
+    results=(SubtaskResult(id=1, model="small", answer="a", usage=USAGE, cost_usd=Decimal("0.000005"), ready_s=0, start_s=0, end_s=1.5),),
+    calls=(CallRecord(stage="execute", model="small", subtask=1, usage=USAGE, cost_usd=Decimal("0.000005")),),
+    answer="4,806 m",
+    cost_usd=Decimal("0.000005"),
+)
+
+
+def written(directory: Path, *traces: Trace) -> Path:
+    writer = TraceWriter(directory, today=lambda: "2026-01-31")
+    for trace in traces:
+        writer(trace)
+    assert writer.num_lost == 0
+    (file,) = directory.glob("*.jsonl")
+    return file
+
+
+def test_a_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    failed = Trace(request_id="req-2", model="r2", query="?", error="DeadlineExceeded: no answer within 5 s")
+    file = written(tmp_path / "made" / "as needed", TRACE, failed)
+    assert list(read_traces(file)) == [TRACE, failed]
+    assert file.name == f"2026-01-31-{os.getpid()}.jsonl"
+
+
+def test_queries_are_for_the_owners_eyes_only(tmp_path: Path) -> None:
+    file = written(tmp_path, TRACE)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_torn_last_line_is_skipped(tmp_path: Path) -> None:
+    file = written(tmp_path, TRACE, TRACE)
+    file.write_bytes(file.read_bytes()[:-20])
+    assert list(read_traces(file)) == [TRACE]
+
+
+def test_a_broken_line_elsewhere_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, TRACE)
+    file.write_bytes(file.read_bytes() + b'{"request_id": 1}\n' + file.read_bytes())
+    with pytest.raises(ValueError, match=f"{file}:2 is not a trace"):
+        list(read_traces(file))
+
+
+def test_a_writer_goes_on_behind_a_line_torn_by_its_predecessor(tmp_path: Path) -> None:
+    """In a container every process has the same number, so a restart finds the file of the process that was killed."""
+    file = written(tmp_path, TRACE, TRACE)
+    file.write_bytes(file.read_bytes()[:-20])
+    written(tmp_path, TRACE)
+    assert list(read_traces(file)) == [TRACE, TRACE]
+
+
+def test_a_directory_is_read_file_by_file(tmp_path: Path) -> None:
+    for day, request_id in (("2026-02-01", "second"), ("2026-01-31", "first")):
+        TraceWriter(tmp_path, today=lambda day=day: day)(TRACE.model_copy(update={"request_id": request_id}))
+    assert [trace.request_id for trace in read_traces(tmp_path)] == ["first", "second"]
+
+
+def test_a_directory_that_cannot_be_made_costs_traces_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    writer = TraceWriter(tmp_path / "file" / "traces")
+    writer(TRACE)
+    writer(TRACE)
+    assert writer.num_lost == 2
+    assert "req-1" in caplog.text
+    assert TRACE.query not in caplog.text
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from r2_serve.traces import TraceWriter, read_traces
+from r2_serve.types import Trace
+
+writer = TraceWriter(Path(sys.argv[1]))
+trace = Trace(request_id="r", model="r2", query="x" * 400)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for _ in range(4):
+    writer(trace)
+print(writer.num_lost, len(list(read_traces(Path(sys.argv[1])))), next(Path(sys.argv[1]).iterdir()).read_bytes().endswith(b"\\n"))
+"""
+
+
+def test_a_full_disk_costs_traces_and_leaves_no_torn_line(tmp_path: Path) -> None:
+    """A file size limit makes the third write short, as a full disk does."""
+    ran = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["2", "2", "True"]
