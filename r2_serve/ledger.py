@@ -155,6 +155,15 @@ class Ledger:
             )
 
 
+def lost_call(
+    card: ModelCard, messages: Sequence[Message], stage: CallStage, error: BaseException, *, duration_s: float = 0.0
+) -> CallRecord:
+    """A call that another process made, or was about to, when it failed or was cancelled: its cost is an estimate."""
+    ledger = Ledger(Budget())
+    record = ledger.reserve(card, messages, 1, stage=stage).fail(error)
+    return record.model_copy(update={"start_s": 0.0, "end_s": duration_s})
+
+
 def total_cost_usd(calls: Iterable[CallRecord], *, stage: CallStage | None = None) -> Decimal:
     """Exact sum, of one stage or of all."""
     return sum((call.cost_usd for call in calls if stage in (None, call.stage)), Decimal(0))

@@ -19,8 +19,8 @@ from r2_serve.calls import Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig
 from r2_serve.decomposer import Decomposition
 from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, R2Error
-from r2_serve.ledger import Budget, Ledger
-from r2_serve.types import CallRecord, CallStage, Completion, Delta, Message, Plan, Sampling
+from r2_serve.ledger import Budget, lost_call
+from r2_serve.types import Completion, Delta, Message, Plan, Sampling
 
 MODEL_DEPLOYMENT = "Model"
 
@@ -85,7 +85,7 @@ class ServedDecomposer:
             raise
         except R2Error as e:
             messages = self._pool[config.model].codec.render_decompose(query, limits.max_subtasks)
-            calls = _lost_call(self._pool, config.model, messages, "decompose", e)
+            calls = (lost_call(self._pool[config.model].config, messages, "decompose", e),) * config.num_samples
             fallback = f"no valid plan: decomposer_failed ({e.message[:200]})"
             return Decomposition(
                 plan=Plan.single(query), calls=calls, num_samples=config.num_samples, num_rejected=config.num_samples, fallback=fallback
@@ -110,15 +110,9 @@ class ServedAllocator:
             raise
         except R2Error as e:
             messages = self._pool[config.model].codec.render_allocate(query, plan, [self._pool[name].config for name in names])
-            calls = _lost_call(self._pool, config.model, messages, "allocate", e)
+            calls = (lost_call(self._pool[config.model].config, messages, "allocate", e),)
             fallback = f"allocator_failed ({e.message[:200]})"
             return AllocationResult(allocation=everything_to(fallback_model, plan), calls=calls, fallback=fallback)
-
-
-def _lost_call(pool: Pool, model: str, messages: Sequence[Message], stage: CallStage, error: R2Error) -> tuple[CallRecord, ...]:
-    """A record for calls that a dead deployment may have made: their cost is an estimate, and marked so."""
-    ledger = Ledger(Budget())
-    return (ledger.reserve(pool[model].config, messages, 1, stage=stage).fail(error),)
 
 
 async def _twice(method: Any, *args: object) -> Any:

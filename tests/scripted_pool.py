@@ -74,10 +74,11 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
     }
     user_config = {"virtual_models": {"r2": virtual}, "limits": changes.get("limits", {})}
     free = {"ray_actor_options": {"num_cpus": 0}}
+    router = {"name": "Router", "user_config": user_config, **free}
     return {
         "name": "r2",
         "route_prefix": "/",
         "import_path": "r2_serve.app:build",
         "args": {"models": models, "prices_as_of": "2026-11", "server": changes.get("server", {})},
-        "deployments": [{"name": "Router", "user_config": user_config, **free}, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
+        "deployments": [router, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
     }

@@ -96,10 +96,9 @@ async def test_a_killed_model_replica_costs_no_query(base_url: str) -> None:
 
 def _kill_replica_of(app: str) -> None:
     """SIGKILL to the replica's own process, found by the actor's pid in Ray's state."""
-    import ray
     from ray._private.state import actors
 
-    pids = [a["Address"].get("Pid") or a.get("Pid") for a in actors().values() if f"{app}#Model" in a.get("Name", "") and a["State"] == "ALIVE"]
-    assert ray.is_initialized()
+    alive = [actor for actor in actors().values() if actor["State"] == "ALIVE" and f"{app}#Model" in actor["Name"]]
+    pids = [actor["Pid"] for actor in alive]
     assert pids, f"no replica of {app} is alive"
     os.kill(int(pids[0]), signal.SIGKILL)

@@ -216,6 +216,8 @@ def _no_progress_bars() -> Iterator[None]:
 
 def _load(config: TransformersEngineConfig) -> tuple[Any, Any]:
     """Tokenizer and model, the latter with plain greedy decoding as its default: what a checkpoint sets is not mixed in."""
+    # Its one warning, that the padded batch is longer than the context, is expected here: rows are bounded one by one.
+    logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
     path = resolve_checkpoint(config.path)
     tokenizers = PreTrainedTokenizerFast if has_generic_tokenizer(path) else AutoTokenizer
     options = {"trust_remote_code": False, "local_files_only": is_local_checkpoint(config.path)}
