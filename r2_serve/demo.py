@@ -68,7 +68,8 @@ class Row:
     name: str
     num_tasks: int
     num_correct: int
-    num_errors: int
+    errors: tuple[str, ...]
+    """Messages of the queries that were not answered; they count as wrong."""
     worker_cost_usd: Decimal
     router_cost_usd: Decimal
     calls: dict[str, int]
@@ -125,9 +126,8 @@ async def _measure(client: httpx.AsyncClient, domain: Domain, pool: Sequence[str
     reference = alone[-1] if domain.reference == "alone" else same_plans
     console.print(_table([routed, same_plans, *reversed(alone)], reference))
     console.print(_calls_table(routed, pool))
-    if routed.num_errors:
-        first = next(reply.error for reply in replies if reply.error is not None)
-        console.print(f"[yellow]{routed.num_errors} queries failed and count as wrong; the first: {first}")
+    for failed in (row for row in (routed, same_plans, *alone) if row.errors):
+        console.print(f"{failed.name}: {len(failed.errors)} not answered, such as: {failed.errors[0]}", style="dim", markup=False)
     _print_example(tasks, replies, console)
     _print_verdict(routed, reference, same_plans, console)
     return _as_json(routed, reference, [routed, same_plans, *alone], replies)
@@ -158,7 +158,7 @@ def summarize(name: str, tasks: Sequence[Task], replies: Sequence[Reply]) -> Row
         name=name,
         num_tasks=len(tasks),
         num_correct=sum(is_correct(task, reply) for task, reply in zip(tasks, replies, strict=True)),
-        num_errors=sum(reply.error is not None for reply in replies),
+        errors=tuple(reply.error for reply in replies if reply.error is not None),
         worker_cost_usd=worker,
         router_cost_usd=sum((trace.cost_usd for trace in traces), Decimal(0)) - worker,
         calls=dict(Counter(call.model for trace in traces for call in trace.calls)),
@@ -248,7 +248,7 @@ def _as_json(routed: Row, reference: Row, rows: Sequence[Row], replies: Sequence
         "total_cost_ratio": _ratio(routed.total_cost_usd, reference.worker_cost_usd),
         "reference": reference.name,
         "reference_accuracy": reference.accuracy,
-        "errors": routed.num_errors,
+        "errors": len(routed.errors),
         "plan_fallbacks": sum(trace.plan_fallback is not None for trace in traces),
         "allocation_fallbacks": sum(trace.allocation_fallback is not None for trace in traces),
         "p50_ms": routed.p50_ms,
@@ -261,7 +261,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "accuracy": row.accuracy,
-        "errors": row.num_errors,
+        "errors": len(row.errors),
         "worker_cost_usd": f"{row.worker_cost_usd:f}",
         "router_cost_usd": f"{row.router_cost_usd:f}",
         "worker_cost_per_query": usd(row.worker_cost_usd / row.num_tasks),

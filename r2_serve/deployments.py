@@ -50,14 +50,18 @@ class ModelDeployment:
 
     def __init__(self, config: ModelServerConfig) -> None:
         self._engine: Any = make_engine(config.engine)
+        self._adapters: dict[str, str] = {}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load and drop LoRA adapters without a restart; requests under way keep theirs."""
-        adapters = ModelTunables.model_validate(user_config).adapters
-        if hasattr(self._engine, "set_adapters"):
-            await self._engine.set_adapters(adapters)
-        elif adapters:
-            raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(adapters)}")
+        wanted = ModelTunables.model_validate(user_config).adapters
+        if wanted and not hasattr(self._engine, "add_adapter"):
+            raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(wanted)}")
+        for name in self._adapters.keys() - wanted.keys():
+            await self._engine.remove_adapter(name)
+        for name in wanted.keys() - self._adapters.keys():
+            self._engine.add_adapter(name, wanted[name])
+        self._adapters = dict(wanted)
 
     async def generate(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None) -> Completion:
         completion: Completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
