@@ -18,7 +18,7 @@ $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --progress-bar on "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install -q uv==0.13.9
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps -r constraints.txt
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --compile-bytecode -r constraints.txt
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps -e .
 	@touch $@
 

@@ -7,16 +7,19 @@ Serve starts a build process per application of a config file (13 of them would 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.serve_config import ServeConfig
 
 LOOPBACK = "127.0.0.1"
@@ -24,7 +27,9 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that keeps Ray's own ports on loopback, on Linux too
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second of the default, on two cores
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",  # a first start compiles every module that the proxy imports
     "OMP_NUM_THREADS": "1",
 }
 
@@ -47,29 +52,34 @@ def prepare_environment() -> None:
 def local_cluster(config: ServeConfig, *, port: int, num_cpus: int | None = None, num_gpus: int = 0) -> Iterator[str]:
     """The applications of `config`, running and answering at the base URL given; everything started here ends with the context.
 
-    Raises: ConfigError where the port is taken.
+    Raises: ConfigError where the port is taken; EngineUnavailable where Ray does not start.
     """
     _check_port_is_free(port)
     _check_environment()
     import ray
-    from ray import serve
 
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-        _node_ip_address=LOOPBACK,
-    )
     try:
-        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config={"log_level": "WARNING"})
+        _start(port, num_cpus, num_gpus)
         _run(config)
         yield f"http://{LOOPBACK}:{port}/v1"
     finally:
         ray.shutdown()  # ends every process of the cluster; an orderly end of Serve would take half a minute more
+
+
+def _start(port: int, num_cpus: int | None, num_gpus: int) -> None:
+    """Ray and Serve, without applications. Raises: EngineUnavailable saying where to look."""
+    import ray
+    from ray import serve
+
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, _node_ip_address=LOOPBACK, **options)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config={"log_level": "WARNING"})
+    except Exception as e:
+        reason = str(e).strip().splitlines() or [type(e).__name__]
+        logs = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
+        raise EngineUnavailable(f"Ray did not start: {reason[0]}. Is the machine overloaded? Try again; its logs are in {logs}") from e
 
 
 def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:

@@ -64,6 +64,7 @@ class ScriptedBackend:
     error: Exception | None = None
     gate: asyncio.Event | None = None
     unready: str = ""
+    confidence: float | None = None
     listings: Sequence[ModelListing] = LISTINGS
     prices_as_of: str = "2026-11-01"
     queries: list[Query] = field(default_factory=list)
@@ -90,7 +91,7 @@ class ScriptedBackend:
             raise
         if self.error:
             raise self.error
-        return make_answer(query, self.text)
+        return make_answer(query, self.text).model_copy(update={"confidence": self.confidence})
 
 
 def make_app(backend: ScriptedBackend, **server: Any) -> Any:

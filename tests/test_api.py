@@ -87,6 +87,9 @@ MALFORMED: list[tuple[str, bytes, str | None]] = [
     ("stop empty", with_(stop=[""]), "stop.0"),
     ("n two", with_(n=2), "n"),
     ("logprobs", with_(logprobs=True), "logprobs"),
+    ("confidence of a stream", with_(stream=True, r2={"confidence": True}), "r2.confidence"),
+    ("plan only, with a plan", with_plan(STEP, plan_only=True), "r2.plan_only"),
+    ("plan only of a pool model", with_(model="org/small", r2={"plan_only": True}), "r2.plan_only"),
     ("top_logprobs", with_(top_logprobs=0), "top_logprobs"),
     ("logit_bias", with_(logit_bias={"1": 1}), "logit_bias"),
     ("tools", with_(tools=[]), "tools"),
@@ -249,6 +252,23 @@ async def test_trace_is_returned_where_asked() -> None:
         unasked = await client.post(URL, json=chat_body())
     assert [call["cost_usd"] for call in asked.json()["r2"]["trace"]["calls"]] == ["7E-7", "0.0000015"]
     assert "trace" not in unasked.json()["r2"]
+
+
+async def test_confidence_is_returned_where_asked_and_where_there_is_one() -> None:
+    backend = ScriptedBackend(confidence=0.75)
+    async with make_client(backend) as client:
+        plain = await client.post(URL, json=chat_body())
+        asked = await client.post(URL, json=chat_body(model="org/small", r2={"confidence": True}))
+    assert "confidence" not in plain.json()["r2"]
+    assert asked.json()["r2"]["confidence"] == 0.75
+    assert [query.sampling.logprobs for query in backend.queries] == [False, True]
+
+
+async def test_plan_only_reaches_the_query() -> None:
+    backend = ScriptedBackend()
+    async with make_client(backend) as client:
+        await client.post(URL, json=chat_body(r2={"plan_only": True}))
+    assert backend.queries[0].is_plan_only
 
 
 async def test_pass_through_takes_limits() -> None:

@@ -44,6 +44,5 @@ def test_a_failed_query_counts_as_wrong_and_its_message_is_kept() -> None:
 
 
 def test_the_confidence_interval_is_wilsons() -> None:
-    """Against the published example of 15 of 20."""
     low, high = wilson_95(15, 20)
     assert (round(low, 3), round(high, 3)) == (0.531, 0.888)

@@ -18,7 +18,7 @@ from r2_serve.errors import (
     R2Error,
     SubtaskFailed,
 )
-from r2_serve.types import Answer, Message, Query, Sampling, Trace, Usage
+from r2_serve.types import Answer, Message, Plan, Query, Sampling, Trace, Usage
 from tests.in_process import Router, allocation_json, plan_json, plan_of, query, routing, user
 from tests.virtual_time import now_s, run
 
@@ -371,3 +371,12 @@ def test_changing_the_routing_leaves_a_query_under_way_alone() -> None:
             await router.pipeline.answer(query())
 
     run(check())
+
+
+async def test_plan_only_decomposes_and_stops() -> None:
+    router = geographer()
+    answer = await router.pipeline.answer(query(is_plan_only=True))
+    assert Plan.model_validate_json(answer.text) == answer.trace.plan
+    assert [call.stage for call in answer.trace.calls] == ["decompose"]
+    assert router.prompts("small") == router.prompts("allocator") == []
+    assert_adds_up(answer.trace, answer)
