@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from r2_serve.evaluation.cli import eval_app, sandbox_app
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Example: r2-serve up, then in another shell: r2-serve ask 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many in all?'",
 )
+
+app.add_typer(eval_app, name="eval")
+app.add_typer(sandbox_app, name="sandbox")
 
 EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"

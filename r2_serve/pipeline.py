@@ -205,6 +205,8 @@ class _Routed(_Work):
         self._check_pins()
         plan = await self._decompose()
         self.trace.update(plan=plan, policy=policy)
+        if self.query.is_plan_only:
+            return _Final(plan.model_dump_json(exclude_none=True), "stop")
         allocation = await self._allocate(plan, policy)
         self.trace["allocation"] = allocation
         results = await self._execute(plan, allocation)

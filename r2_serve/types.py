@@ -275,6 +275,8 @@ class Query(Record):
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     max_subtasks: int | None = Field(default=None, ge=1)
     deadline_s: float | None = Field(default=None, gt=0)
+    is_plan_only: bool = False
+    """Decompose and stop: the answer is the plan as JSON. For virtual models."""
 
 
 class Answer(Record):

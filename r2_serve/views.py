@@ -67,9 +67,8 @@ def _add_router_row(table: Table, calls: list[CallRecord], end_s: float) -> None
         return
     start, end = min(c.start_s for c in calls), max(c.end_s for c in calls)
     bar = _bar(start, end, end_s, "white")
-    table.add_row(
-        "", f"({calls[0].stage})", "", calls[0].model, bar, f"{1000 * (end - start):.0f}", usd(total_cost_usd(calls)), style="dim"
-    )
+    took_ms, cost = f"{1000 * (end - start):.0f}", usd(total_cost_usd(calls))
+    table.add_row(f"({calls[0].stage})", "", _short(calls[0].model, 18), bar, took_ms, cost, style="dim")
 
 
 def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: float) -> None:

@@ -56,7 +56,7 @@ class ChatCompletions:
             return await self.backend.answer(query, on_delta)
 
     def extras(self, chat: ChatRequest, answer: Answer) -> dict[str, object]:
-        return extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace))
+        return extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
 
 
 @dataclass

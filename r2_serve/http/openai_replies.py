@@ -43,10 +43,10 @@ def event(value: Json) -> bytes:
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
-def extras(answer: Answer, prices_as_of: str, *, has_trace: bool) -> dict[str, Any]:
+def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence: bool = False) -> dict[str, Any]:
     """The `r2` field of a reply."""
     trace = answer.trace
-    shown = {
+    shown: dict[str, Any] = {
         "cost_usd": f"{answer.cost_usd:f}",
         "worker_cost_usd": f"{trace.worker_cost_usd:f}",
         "prices_as_of": prices_as_of,
@@ -58,6 +58,8 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool) -> dict[str, A
         "overhead_ms": round(answer.overhead_s * 1000, 3),
         "duration_ms": round(trace.duration_s * 1000, 3),
     }
+    if has_confidence:
+        shown["confidence"] = answer.confidence
     return {**shown, "trace": trace.model_dump(mode="json")} if has_trace else shown
 
 

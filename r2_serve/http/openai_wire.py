@@ -181,7 +181,7 @@ class Extras(Wire):
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The longest it may take, waiting in the queue included."""
     max_subtasks: int | None = Field(default=None, ge=1)
-    policy: str | None = Field(default=None, min_length=1, max_length=200)
+    policy: str | None = Field(default=None, min_length=1, max_length=1_000)
     """`learned`, `all:MODEL` or `random`."""
     plan: WirePlan | None = None
     """Your own plan: nothing is decomposed."""
@@ -189,6 +189,10 @@ class Extras(Wire):
     """Models pinned to subtasks of your own plan, by subtask id."""
     trace: bool | None = None
     """Return the whole trace in the reply's `r2.trace`."""
+    confidence: bool | None = None
+    """Return the reply's `r2.confidence`: the 0.4-quantile of the probabilities of the answer's tokens, where its model tells them."""
+    plan_only: bool | None = None
+    """Decompose and stop: the reply's text is the plan as JSON, fit to be sent back as `r2.plan`."""
 
 
 _StopText = Annotated[str, Field(min_length=1)]
@@ -261,6 +265,7 @@ class ChatRequest(Wire):
             max_cost_usd=r2.max_cost_usd,
             max_subtasks=r2.max_subtasks,
             deadline_s=r2.deadline_s,
+            is_plan_only=bool(r2.plan_only),
         )
 
     def _check_combinations(self) -> None:
@@ -270,19 +275,23 @@ class ChatRequest(Wire):
         if len(asked) > 1:
             text = f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: send one of the two"
             raise InvalidRequest(text, "max_completion_tokens", "invalid_value")
+        if self.r2.confidence and self.stream:
+            raise InvalidRequest("r2.confidence is for plain replies: leave it or stream out", "r2.confidence", "invalid_value")
         wanted = self.response_format
         if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
             text = f'json_schema is needed with type "json_schema" and refused with any other; got type "{wanted.type}"'
             raise InvalidRequest(text, "response_format.json_schema", "invalid_value")
 
     def _check_pass_through(self) -> None:
-        for name in ("max_subtasks", "policy", "plan", "models"):
+        for name in ("max_subtasks", "policy", "plan", "models", "plan_only"):
             if getattr(self.r2, name) is not None:
                 text = f"r2.{name} is about routing, but {_shown(self.model)} is a pool model; ask for a virtual one (GET /v1/models)"
                 raise InvalidRequest(text, f"r2.{name}", "invalid_value")
 
     def _check_pins(self) -> None:
         plan = self.r2.plan
+        if plan is not None and self.r2.plan_only:
+            raise InvalidRequest("plan_only asks for a plan, but r2.plan brings one", "r2.plan_only", "invalid_value")
         if self.r2.models and plan is None:
             text = "models can be pinned to the subtasks of your own plan only: send r2.plan too"
             raise InvalidRequest(text, "r2.models", "invalid_value")
@@ -301,6 +310,7 @@ class ChatRequest(Wire):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             json_schema=self.response_format.to_schema() if self.response_format else None,
+            logprobs=bool(self.r2.confidence),
         )
 
 

@@ -1,0 +1,202 @@
+"""`r2-serve eval` and `r2-serve sandbox`: typer sub-apps. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from r2_serve.evaluation.session import EvalRequest
+
+eval_app = typer.Typer(help="Run benchmarks against the router and its baselines, grade, report.", no_args_is_help=True)
+sandbox_app = typer.Typer(help="Run Python that nobody has read.", no_args_is_help=True)
+
+EMBEDDED = Path(__file__).parent.parent / "embedded" / "serve_config.yaml"
+BENCHMARKS = "math, csqa, p3, scan, champ, musique or words"
+
+
+def _usd(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation as e:
+        raise typer.BadParameter(f"{text!r} is not an amount") from e
+
+
+BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help=f"{BENCHMARKS}.")]
+PolicyOption = Annotated[list[str], typer.Option("--policy", "-p", help="Repeatable; r2, single:MODEL, cot:MODEL, ..., or all.")]
+DataOption = Annotated[str, typer.Option("--data", "-d", help="Official file or directory, hf:NAME, or a generated split.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")]
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config; with --url, that of the endpoint.")]
+UrlOption = Annotated[str | None, typer.Option("--url", envvar="R2_EVAL_URL", help="Endpoint, with its /v1; default: in this process.")]
+KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")]
+
+
+@eval_app.command()
+def run(
+    benchmark: BenchmarkOption,
+    policy: PolicyOption,
+    data: DataOption,
+    out: OutOption,
+    limit: Annotated[int | None, typer.Option(min=1, help="Tasks, drawn by id; default: all of the split.")] = None,
+    split: Annotated[str | None, typer.Option(help="By task id: all, development, test. Default: test; all of a generated split.")] = None,
+    config: ConfigOption = EMBEDDED,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Virtual model; default: r2-BENCHMARK, else the first.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="(policy, task) pairs under way.")] = 32,
+    max_cost_usd: Annotated[Decimal | None, typer.Option(parser=_usd, metavar="USD", help="Stop there; earlier runs of DIR count.")] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask again where there was no answer.")] = False,
+    tau: Annotated[float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of every draw that a policy makes.")] = 0,
+    engine: Annotated[str, typer.Option(help="asyncio, or ray-data (Ray Data on the cluster; needs --url).")] = "asyncio",
+) -> None:
+    """Answer and grade tasks under one or more policies; killed at any time, the same command goes on.
+
+    No policy shows few-shot examples, so none can come from the evaluated rows.
+
+    \b
+    Example:  r2-serve eval run -b scan -d length -p r2 -p single:scan-168k --limit 200 --out runs/scan
+              r2-serve eval run -b math -d MATH/test -p all --url http://127.0.0.1:8000/v1 -c serve_config.yaml --out runs/math
+              r2-serve eval report runs/scan
+    """
+    from r2_serve.evaluation.policies import PolicyConfig
+    from r2_serve.evaluation.runner import RunOptions
+    from r2_serve.evaluation.session import EvalRequest
+
+    request = EvalRequest.model_validate(
+        {
+            "benchmark": _one_of(benchmark, "benchmark", ("math", "csqa", "p3", "scan", "champ", "musique", "words")),
+            "policies": tuple(policy),
+            "data": data,
+            "out": out,
+            "limit": limit,
+            "split": None if split is None else _one_of(split, "split", ("all", "development", "test")),
+            "config": config,
+            "url": url,
+            "api_key": api_key,
+            "virtual_model": model,
+            "seed": seed,
+            "engine": _one_of(engine, "engine", ("asyncio", "ray-data")),
+            "policy_config": PolicyConfig(tau=tau),
+            "options": RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),
+        }
+    )
+    _run(request)
+
+
+@eval_app.command()
+def grade(benchmark: Annotated[str, typer.Argument(help=f"{BENCHMARKS}.")]) -> None:
+    """Grade JSONL rows from standard input to JSONL verdicts on standard output, without any model.
+
+    \b
+    Rows:     {"id": ..., "answer": ..., "gold": ...}, or the official row as "row" in place of "gold"
+    Verdicts: {"id": ..., "correct": true, false or null, "status": ..., "detail": ..., "scores": {...}}
+    Example:  r2-serve eval grade csqa < rows.jsonl > verdicts.jsonl
+    """
+    from r2_serve.evaluation.graders import grade_lines
+    from r2_serve.evaluation.rows import BENCHMARKS as NAMES
+    from r2_serve.evaluation.sandbox import SandboxUnavailable
+
+    name = next((known for known in NAMES if known == benchmark), None)
+    if name is None:
+        _fail(f"unknown benchmark {benchmark!r}; choose {BENCHMARKS}")
+    try:
+        counts = grade_lines(name, sys.stdin, sys.stdout)
+    except SandboxUnavailable as e:
+        _fail(e.message)
+    typer.echo(", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no rows", err=True)
+
+
+@eval_app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    html: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first directory.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="The figures; default: report.json in the first directory.")] = None,
+) -> None:
+    """Accuracy, costs and how they compare: as tables here, as JSON, and as one self-contained HTML page.
+
+    \b
+    Example:  r2-serve eval report runs/eval/*
+    """
+    from rich.console import Console
+
+    from r2_serve.evaluation.row_log import RunError
+
+    try:
+        from r2_serve.evaluation.session import write_reports
+
+        written = write_reports(directories, html, json_out, Console())
+    except ImportError as e:
+        _fail(f"reports need more packages: pip install 'r2-router[eval]' ({e})")
+    except RunError as e:
+        _fail(e.message)
+    typer.echo(f"written: {', '.join(map(str, written))}")
+
+
+@sandbox_app.command("run")
+def sandbox_run(
+    file: Annotated[Path, typer.Argument(help="A Python program; - reads standard input.", exists=False)],
+    timeout: Annotated[float, typer.Option(min=0.1, help="Wall-clock seconds.")] = 10.0,
+    allow_unsandboxed: Annotated[
+        bool, typer.Option("--allow-unsandboxed", help="Run even without bubblewrap: the program can do what you can.")
+    ] = False,
+) -> None:
+    """Run a program in the sandbox that grades model-written code. Exit status: the program's; 124 at the timeout; 125 for anything else.
+
+    \b
+    Example:  echo 'print(6 * 7)' | r2-serve sandbox run -
+    """
+    from r2_serve.evaluation.sandbox import run_python
+
+    try:
+        code = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        _fail(f"{file} cannot be read: {e}")
+    result = _finish(run_python(code, timeout_s=timeout, allow_unsandboxed=allow_unsandboxed))
+    sys.stdout.write(result.stdout)
+    sys.stderr.write(result.stderr)
+    if result.status != "ok":
+        typer.echo(f"r2-serve: the program ended as {result.status} after {result.duration_s:.1f} s", err=True)
+    codes = {"ok": 0, "timeout": 124, "failed": result.exit_code}
+    exit_code = codes.get(result.status, 125)
+    raise typer.Exit(125 if exit_code is None or not 0 <= exit_code < 256 else exit_code)
+
+
+def _run(request: EvalRequest) -> None:
+    from rich.console import Console
+
+    from r2_serve.evaluation.session import run_session
+
+    standing = _finish(run_session(request, Console()))
+    if standing.stopped_because is not None:
+        _fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
+    typer.echo(f"done: {standing.num_done} rows, {standing.num_failed} failed. Now: r2-serve eval report {request.out}")
+
+
+def _finish(work: Coroutine[Any, Any, Any]) -> Any:
+    """Our own errors end the command with their message alone."""
+    from r2_serve.errors import R2Error
+
+    try:
+        return asyncio.run(work)
+    except R2Error as e:
+        _fail(e.message)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here")
+
+
+def _one_of(value: str, name: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        _fail(f"unknown {name} {value!r}; choose {', '.join(known)}")
+    return value
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"r2-serve: {message}", fg="red", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,161 @@
+"""What the commands do: puts tasks, router, grader and runner together, and reports into files.
+
+The only module of evaluation that knows where things come from; the runner and the report are told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from r2_serve.client import new_client
+from r2_serve.config import Config
+from r2_serve.errors import ConfigError
+from r2_serve.evaluation.asker import Asker, HttpAsker, InProcessAsker
+from r2_serve.evaluation.benchmarks import load_tasks, sample_tasks, split_tasks
+from r2_serve.evaluation.desk import Setting
+from r2_serve.evaluation.graders import Grader
+from r2_serve.evaluation.manifest import (
+    Manifest,
+    Split,
+    code_version,
+    config_sha256,
+    data_sha256,
+    default_virtual_model,
+    pool_models,
+    setting_of,
+)
+from r2_serve.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
+from r2_serve.evaluation.rows import Benchmark, Task
+from r2_serve.evaluation.runner import OnRow, Runner, RunOptions, Standing
+from r2_serve.pool import in_process_engines
+from r2_serve.serve_config import ServeConfig, load
+from r2_serve.views import usd
+
+GENERATED = {"scan": ("simple", "length"), "words": ("train", "test")}
+"""Splits that the benchmark's generator makes, held out from training as a whole."""
+
+
+class EvalRequest(Config):
+    """One `r2-serve eval run`."""
+
+    benchmark: Benchmark
+    policies: tuple[str, ...]
+    data: str
+    out: Path
+    limit: int | None = None
+    split: Split | None = None
+    """None: `test`, but all of a generated split, which is one side already."""
+    config: Path
+    url: str | None = None
+    api_key: str | None = None
+    virtual_model: str | None = None
+    seed: int = 0
+    engine: Literal["asyncio", "ray-data"] = "asyncio"
+    policy_config: PolicyConfig = PolicyConfig()
+    options: RunOptions = RunOptions()
+
+
+async def run_session(request: EvalRequest, console: Console) -> Standing:
+    """Raises: R2Error."""
+    config = load(request.config)
+    virtual_model = request.virtual_model or default_virtual_model(config.routing, request.benchmark)
+    setting = setting_of(config.router, config.routing, virtual_model, request.seed)
+    tasks, split = select_tasks(request)
+    names = policy_names(request.policies, setting, request.policy_config)
+    manifest = _manifest(request, config, setting, tasks, split, names)
+    console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
+    with _progress(request.out.name, console) as on_row:
+        async with Grader() as grader, _asker(request, config) as asker:
+            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row)
+            return await runner.run()
+
+
+def select_tasks(request: EvalRequest) -> tuple[tuple[Task, ...], Split]:
+    """Raises: BenchmarkError."""
+    tasks = load_tasks(request.benchmark, request.data)
+    is_generated = request.data in GENERATED.get(request.benchmark, ())
+    split: Split = request.split or ("all" if is_generated else "test")
+    development, test = split_tasks(tasks)
+    tasks = {"all": tasks, "development": development, "test": test}[split]
+    if not tasks:
+        raise ConfigError(f"{request.data}: no task falls on the {split} side; choose --split all")
+    return (tasks if request.limit is None else sample_tasks(tasks, request.limit)), split
+
+
+def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -> tuple[str, ...]:
+    """Each policy once, `all` spelt out. Raises: ConfigError for one that is none."""
+    names = tuple(dict.fromkeys(name for policy in given for name in (all_policies(setting) if policy == ALL else (policy,))))
+    for name in names:
+        parse_policy(name, setting, config)
+    return names
+
+
+def _manifest(
+    request: EvalRequest, config: ServeConfig, setting: Setting, tasks: Sequence[Task], split: Split, names: tuple[str, ...]
+) -> Manifest:
+    return Manifest(
+        benchmark=request.benchmark,
+        data=request.data,
+        data_sha256=data_sha256(tasks),
+        num_tasks=len(tasks),
+        split=split,
+        limit=request.limit,
+        policies=names,
+        policy_config=request.policy_config,
+        seed=request.seed,
+        virtual_model=setting.virtual_model,
+        pool=setting.pool,
+        models=pool_models(config.router),
+        prices_as_of=config.router.prices_as_of,
+        endpoint=request.url,
+        config_sha256=config_sha256(config.router, config.routing, config.model_apps),
+        code_version=code_version(),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _asker(request: EvalRequest, config: ServeConfig) -> AsyncIterator[Asker]:
+    if request.url is None:
+        yield InProcessAsker(config.router, config.routing, in_process_engines(config.model_apps))
+        return
+    async with new_client(request.url, api_key=request.api_key) as client:
+        yield HttpAsker(client)
+
+
+@contextlib.contextmanager
+def _progress(name: str, console: Console) -> Iterator[OnRow]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[standing]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(name, total=None, standing="")
+
+        def show(standing: Standing) -> None:
+            accuracy = standing.num_correct / standing.num_done if standing.num_done else 0.0
+            text = f"{100 * accuracy:.1f} % correct, {standing.num_failed} failed, {usd(standing.cost_usd or Decimal(0))}"
+            progress.update(bar, total=standing.num_total, completed=standing.num_done, standing=text)
+
+        yield show
+
+
+def write_reports(directories: Sequence[Path], html: Path | None, json_out: Path | None, console: Console) -> list[Path]:
+    """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
+    from r2_serve.evaluation.page import page
+    from r2_serve.evaluation.report import report_of
+    from r2_serve.evaluation.report_table import print_report
+
+    reports = [report_of(directory) for directory in directories]
+    for report in reports:
+        print_report(report, console)
+    paths = (json_out or directories[0] / "report.json", html or directories[0] / "report.html")
+    paths[0].write_text("[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]\n")
+    paths[1].write_text(page(reports))
+    return list(paths)

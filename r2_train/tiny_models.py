@@ -1,0 +1,284 @@
+"""Tiny Qwen2 checkpoints: made from nothing, trained on prompt and target pairs, decoded greedily, saved.
+
+Not a general trainer: one CPU thread, full precision, a vocabulary of whole words. A checkpoint is an ordinary
+Hugging Face directory, so any engine that serves Qwen2 serves it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from r2_serve.types import Message, Usage
+
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+CHAT_TEMPLATE = "{{ messages[-1]['content'] }}{% if add_generation_prompt %} =>{% endif %}"
+MAX_CONTEXT_TOKENS = 512
+IGNORED = -100
+WARMUP_SHARE = 0.05
+REPORT_STEPS = 250
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a model. `hidden / heads` is the attention's head size."""
+
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    kv_heads: int | None = None
+    """Key and value heads; None is as many as `heads`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One exchange, as text of the compact codec: the loss is on `target` alone."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: warm-up, then a cosine to zero. A step is about `batch_tokens` tokens, padding included."""
+
+    steps: int
+    batch_tokens: int = 4096
+    learning_rate: float = 3e-3
+    num_parts: int = 1
+    """A step adds up the gradients of this many batches, each of examples of like length; 1 mixes lengths in one."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    usage: Usage
+
+
+class TinyModel:
+    """A model with its tokenizer. `name` is that of its directory and of its card."""
+
+    def __init__(self, name: str, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+
+    @classmethod
+    def create(cls, name: str, shape: Shape, words: Sequence[str], seed: int) -> TinyModel:
+        """A model of random weights that knows `words`."""
+        tokenizer = _make_tokenizer(words)
+        torch.manual_seed(seed)
+        return cls(name, Qwen2ForCausalLM(_make_config(shape, tokenizer)), tokenizer)
+
+    @classmethod
+    def load(cls, directory: Path) -> TinyModel:
+        model = Qwen2ForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        return cls(directory.name, model.eval(), tokenizer)
+
+    def save(self, parent: Path) -> Path:
+        """Writes `parent/name`, readable by everyone (transformers would write the weights for their owner alone)."""
+        directory = parent / self.name
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory, save_jinja_files=False)
+        _name_tokenizer_class(directory / "tokenizer_config.json")
+        for file in directory.iterdir():
+            file.chmod(0o644)
+        return directory
+
+    @property
+    def num_params(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def cost(self, usage: Usage) -> int:
+        """Parameter-tokens: what a call is taken to cost."""
+        return usage.total_tokens * self.num_params
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; nothing is added."""
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, batch_size: int = 256) -> list[Reply]:
+        """Greedy replies, in order. Prompts of one length share a batch, so nothing is padded."""
+        prompts = self.encode([prompt_text(messages) for messages in conversations])
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            by_length[len(prompt)].append(i)
+        replies: dict[int, Reply] = {}
+        for indices in by_length.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                generated = self._generate(torch.tensor([prompts[i] for i in batch]), max_tokens)
+                replies |= {i: self._reply(len(prompts[i]), tokens) for i, tokens in zip(batch, generated, strict=True)}
+        return [replies[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def solves(self, examples: Sequence[Example], *, batch_size: int = 512) -> list[bool]:
+        """Whether greedy decoding gives each target exactly, found in one pass: every target token is the likeliest."""
+        rows = _rows(self, examples)
+        solved = [False] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            tokens, labels = _collate([rows[i] for i in batch])
+            wrong = (self.model(tokens).logits[:, :-1].argmax(-1) != labels[:, 1:]) & (labels[:, 1:] != IGNORED)
+            for i, is_wrong in zip(batch, wrong.any(1).tolist(), strict=True):
+                solved[i] = not is_wrong
+        return solved
+
+    @torch.inference_mode()
+    def _generate(self, tokens: torch.Tensor, max_tokens: int) -> list[list[int]]:
+        """New tokens (end included where reached) of prompts (B, T)."""
+        eos = self.tokenizer.eos_token_id
+        cache = DynamicCache(config=self.model.config)
+        steps: list[torch.Tensor] = []
+        is_done = torch.zeros(len(tokens), dtype=torch.bool)
+        while len(steps) < max_tokens and not is_done.all():
+            logits = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            tokens = logits[:, -1].argmax(-1, keepdim=True)
+            steps.append(tokens)
+            is_done |= tokens[:, 0] == eos
+        rows = torch.cat(steps, 1).tolist()
+        return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+    def _reply(self, prompt_tokens: int, tokens: list[int]) -> Reply:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Reply(text, Usage(prompt_tokens=prompt_tokens, completion_tokens=len(tokens)))
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """What the chat template makes of `messages`."""
+    return f"{messages[-1].content} =>"
+
+
+def train(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed: int) -> float:
+    """Trains in place on one thread and prints progress; returns CPU seconds."""
+    torch.set_num_threads(1)
+    started = time.process_time()
+    optimizer, scheduler = _make_optimizer(tiny.model, schedule)
+    tiny.model.train()
+    running = 0.0
+    batches = _batches(tiny, examples, schedule, seed)
+    for step in range(1, schedule.steps + 1):
+        optimizer.zero_grad(set_to_none=True)
+        for tokens, labels in islice(batches, schedule.num_parts):
+            loss = _loss(tiny.model, tokens, labels) / schedule.num_parts
+            loss.backward()  # type: ignore[no-untyped-call]
+            running += loss.item()
+        torch.nn.utils.clip_grad_norm_(tiny.model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if step % REPORT_STEPS == 0 or step == schedule.steps:
+            mean_loss = running / ((step - 1) % REPORT_STEPS + 1)
+            print(f"{tiny.name}: step {step}/{schedule.steps} loss {mean_loss:.4f} cpu {time.process_time() - started:.0f}s", flush=True)
+            running = 0.0
+    tiny.model.eval()
+    return time.process_time() - started
+
+
+def _make_optimizer(model: Qwen2ForCausalLM, schedule: Schedule) -> tuple[Optimizer, LRScheduler]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = max(1, round(WARMUP_SHARE * schedule.steps))
+    rise = LinearLR(optimizer, 1 / warmup, total_iters=warmup)
+    fall = CosineAnnealingLR(optimizer, max(1, schedule.steps - warmup))
+    return optimizer, SequentialLR(optimizer, [rise, fall], [warmup])
+
+
+def _loss(model: Qwen2ForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the target tokens of (B, T); only these reach the output layer."""
+    hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]
+    is_target = labels[:, 1:] != IGNORED
+    return F.cross_entropy(model.lm_head(hidden[is_target]), labels[:, 1:][is_target])
+
+
+Row = tuple[list[int], int]
+"""Token ids of prompt, target and end, and the prompt's length."""
+
+
+def _rows(tiny: TinyModel, examples: Sequence[Example]) -> list[Row]:
+    prompts = tiny.encode([f"{example.prompt} =>" for example in examples])
+    targets = tiny.encode([f"{example.target} {EOS}" for example in examples])
+    return [(prompt + target, len(prompt)) for prompt, target in zip(prompts, targets, strict=True)]
+
+
+def _batches(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches, shuffled in each epoch. Where a step has several parts, these are cut by length to save padding."""
+    rows, rng = _rows(tiny, examples), random.Random(f"batches/{seed}")
+    batch_tokens = schedule.batch_tokens // schedule.num_parts
+    while True:
+        rng.shuffle(rows)
+        if schedule.num_parts > 1:
+            rows.sort(key=lambda row: len(row[0]))
+        batches = _cut(rows, batch_tokens)
+        rng.shuffle(batches)
+        yield from map(_collate, batches)
+
+
+def _cut(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
+    """Neighbours, as many as fit into `batch_tokens` once padded."""
+    batches: list[list[Row]] = [[]]
+    width = 0
+    for row in rows:
+        width = max(width, len(row[0]))
+        if batches[-1] and (len(batches[-1]) + 1) * width > batch_tokens:
+            batches.append([])
+            width = len(row[0])
+        batches[-1].append(row)
+    return batches
+
+
+def _collate(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels (B, T), padded on the right, where causal attention never looks: no mask is needed."""
+    width = max(len(tokens) for tokens, _ in rows)
+    padded = [tokens + [0] * (width - len(tokens)) for tokens, _ in rows]
+    labels = [[IGNORED] * start + tokens[start:] + [IGNORED] * (width - len(tokens)) for tokens, start in rows]
+    return torch.tensor(padded), torch.tensor(labels)
+
+
+def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([PAD, EOS, UNK, "=>", *words]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNK, model_max_length=MAX_CONTEXT_TOKENS,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _name_tokenizer_class(file: Path) -> None:
+    """The class name that every version of transformers knows; version 5 writes an alias of its own."""
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
+
+
+def _make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        max_position_embeddings=MAX_CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=shape.hidden**-0.5,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
