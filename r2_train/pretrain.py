@@ -68,10 +68,10 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         Recipe("words-allocator", "allocator", Shape(32, 2, 4, 64), Schedule(2000, 4096, 4e-3)),
     ),
     "scan": (
-        Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 1e-2)),
-        Recipe("scan-3k", "worker", Shape(16, 1, 2, 32), Schedule(1500, 2048, 8e-3)),
+        Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 5e-3)),
+        Recipe("scan-3k", "worker", Shape(16, 1, 2, 32), Schedule(1500, 2048, 5e-3)),
         Recipe("scan-22k", "worker", Shape(32, 2, 4, 64), Schedule(1500, 2048, 4e-3)),
-        Recipe("scan-168k", "worker", Shape(64, 4, 2, 128), Schedule(2000, 4096, 3e-3, num_parts=2)),
+        Recipe("scan-168k", "worker", Shape(64, 4, 2, 128), Schedule(2000, 2048, 2e-3)),
         Recipe("scan-decomposer", "decomposer", Shape(64, 2, 2, 64), Schedule(1500, 2048, 2e-3)),
         Recipe("scan-allocator", "allocator", Shape(24, 2, 2, 48), Schedule(500, 2048, 4e-3)),
     ),
