@@ -21,6 +21,7 @@ from statistics import quantiles
 from typing import Any, Literal
 
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -121,16 +122,18 @@ async def _measure(client: httpx.AsyncClient, domain: Domain, pool: Sequence[str
             return summarize(name, tasks, replies), replies
 
         routed, replies = await row("r2, routed", [Ask(domain.virtual_model, task.query) for task in tasks])
-        same_plans, _ = await row(f"{largest}, same plans", _on_same_plans(domain, tasks, replies, largest))
+        compared = pool if domain.reference == "same plans" else [largest]
+        on_plans = [(await row(f"{m}, same plans", _on_same_plans(domain, tasks, replies, m)))[0] for m in compared]
         alone = [(await row(f"{model}, alone", [Ask(model, task.query) for task in tasks]))[0] for model in pool]
+    same_plans = on_plans[-1]
     reference = alone[-1] if domain.reference == "alone" else same_plans
-    console.print(_table([routed, same_plans, *reversed(alone)], reference))
+    console.print(_table([routed, *reversed(on_plans), *reversed(alone)], reference))
     console.print(_calls_table(routed, pool))
-    for failed in (row for row in (routed, same_plans, *alone) if row.errors):
+    for failed in (row for row in (routed, same_plans, alone[-1]) if row.errors):
         console.print(f"{failed.name}: {len(failed.errors)} not answered, such as: {failed.errors[0]}", style="dim", markup=False)
     _print_example(tasks, replies, console)
     _print_verdict(routed, reference, same_plans, console)
-    return _as_json(routed, reference, [routed, same_plans, *alone], replies)
+    return _as_json(routed, reference, [routed, *on_plans, *alone], replies)
 
 
 def _on_same_plans(domain: Domain, tasks: Sequence[Task], replies: Sequence[Reply], model: str) -> list[Ask]:
@@ -187,7 +190,9 @@ def _percentiles_ms(latencies_s: Sequence[float]) -> tuple[float, float]:
 
 
 def _table(rows: Sequence[Row], reference: Row) -> Table:
-    table = Table(caption=f"cost in % of “{reference.name}”: tokens x price, price proportional to parameters; not wall time")
+    measured = f"{rows[0].num_tasks} tasks, {AT_ONCE} at once; cost in % of “{reference.name}”:"
+    caption = f"{measured}\ntokens x price, price proportional to parameters, not wall time"
+    table = Table(caption=caption, box=SIMPLE)
     table.add_column("who answers", no_wrap=True)
     for column in ("accuracy", "95 % CI", "workers", "+ router", "p50 ms", "p95 ms"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -11,7 +11,7 @@ from rich.text import Text
 from r2_serve.ledger import total_cost_usd
 from r2_serve.types import CallRecord, Plan, SubtaskResult, Trace, references
 
-BAR_WIDTH = 16
+BAR_WIDTH = 12
 _LEVEL_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 
 
@@ -77,7 +77,7 @@ def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: flo
     after = f"  after {' '.join(unnamed)}" if unnamed else ""
     bar = _bar(result.start_s, result.end_s, end_s, _LEVEL_COLORS[result.id % len(_LEVEL_COLORS)])
     took_ms = 1000 * (result.end_s - result.start_s)
-    text = Text(f"#{result.id} ", style="bold") + Text(_short(subtask.text, 24), style="not bold") + Text(after, style="dim")
+    text = Text(f"#{result.id} ", style="bold") + Text(_short(subtask.text, 20), style="not bold") + Text(after, style="dim")
     table.add_row(text, _short(result.answer, 14), _short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd))
 
 
