@@ -192,9 +192,9 @@ def _percentiles_ms(latencies_s: Sequence[float]) -> tuple[float, float]:
 def _table(rows: Sequence[Row], reference: Row) -> Table:
     measured = f"{rows[0].num_tasks} tasks, {AT_ONCE} at once; cost in % of “{reference.name}”:"
     caption = f"{measured}\ntokens x price, price proportional to parameters, not wall time"
-    table = Table(caption=caption, box=SIMPLE)
+    table = Table(caption=caption, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("who answers", no_wrap=True)
-    for column in ("accuracy", "95 % CI", "workers", "+ router", "p50 ms", "p95 ms"):
+    for column in ("correct", "95 % CI", "workers", "+router", "p50 ms", "p95 ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         low, high = wilson_95(row.num_correct, row.num_tasks)
