@@ -1,14 +1,15 @@
-# make demo | test | lint | bench | help.  Everything runs in .venv, made on first use from constraints.txt.
+# make demo | eval | test | lint | bench | help.  Everything runs in .venv, made on first use from constraints.txt.
 
 PYTHON  ?= python3.11
 DOMAIN  ?= both
 QUERIES ?= 200
 PLANS   ?=
+N       ?= 300
 BIN     := .venv/bin
 STAMP   := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint bench clean
+.PHONY: help install demo eval test test-fast lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +28,13 @@ install: $(STAMP)  ## create .venv with the pinned packages
 demo: $(STAMP)  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=words|scan, QUERIES=200)
 	$(BIN)/r2-serve demo --domain $(DOMAIN) --queries $(QUERIES) --out runs/demo
 
+eval: $(STAMP)  ## every policy on the embedded pool: SCAN simple and length, word problems; a report (N=300 tasks each)
+	$(BIN)/r2-serve eval run -b scan -d simple -p all --limit $(N) --out runs/eval/scan-simple-$(N)
+	$(BIN)/r2-serve eval run -b scan -d length -p all --limit $(N) --out runs/eval/scan-length-$(N)
+	$(BIN)/r2-serve eval run -b words -d test -p all --limit $(N) --out runs/eval/words-$(N)
+	$(BIN)/r2-serve eval report $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
+	  --html runs/eval/report-$(N).html --json runs/eval/report-$(N).json
+
 test: $(STAMP)  ## every tier that needs no GPU
 	$(BIN)/pytest -q
 	$(BIN)/pytest -q -m "ray or engine or sandbox or train"
@@ -43,6 +51,7 @@ lint: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## DAG scheduling on real plan shapes: make bench PLANS=plan_shapes.jsonl
 	@test -n "$(PLANS)" || { echo "name the graphs: make bench PLANS=FILE (JSONL rows: num_steps, edges [[from, to], ...])"; exit 1; }
 	$(BIN)/python benchmarks/dag.py --plans $(PLANS) --out runs/bench/dag.json
+	$(BIN)/python benchmarks/eval_throughput.py --out runs/bench/eval_throughput.json
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

@@ -181,6 +181,8 @@ async def test_spending_stops_at_the_limit_and_earlier_runs_count(tmp_path: Path
     assert (again.num_done, again.cost_usd) == (6, 6 * one_task)
     rest = await runner_of(tmp_path / "part", sums(10), ["single:large"]).run()
     assert (rest.num_done, rest.stopped_because) == (10, None)
+    exact = await runner_of(tmp_path / "exact", sums(10), ["single:large"], max_cost_usd=whole.cost_usd).run()
+    assert (exact.num_done, exact.stopped_because) == (10, None)
 
 
 async def test_dead_endpoint_stops_the_run(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -66,9 +67,6 @@ class Standing:
         self.cost_usd += row.cost_usd
 
 
-OnRow = Callable[[Standing], None]
-
-
 @dataclass(frozen=True)
 class Work:
     """One thing to do."""
@@ -79,6 +77,20 @@ class Work:
     @property
     def key(self) -> Key:
         return self.policy.name, self.task.id
+
+
+RowSource = Callable[[Sequence[Work]], AsyncGenerator[RunRow, None]]
+"""Rows of all that is asked of it, as they end."""
+OnRow = Callable[[Standing], None]
+
+
+async def row_of(item: Work, asker: Asker, grader: Grader, setting: Setting) -> RunRow:
+    """Answered, graded, counted."""
+    outcome = await outcome_of(item.policy, item.task, asker, setting)
+    verdict = None
+    if outcome.answer is not None:
+        verdict = await grader.grade(item.task.benchmark, item.task.row, outcome.answer, task_id=item.task.id)
+    return RunRow.of(item.policy.name, item.task.id, outcome, verdict)
 
 
 @dataclass
@@ -93,6 +105,8 @@ class Runner:
     grader: Grader
     options: RunOptions = field(default_factory=RunOptions)
     on_row: OnRow = lambda standing: None
+    elsewhere: RowSource | None = None
+    """Where the work is done if not on this event loop: `ray_data`."""
 
     async def run(self) -> Standing:
         """Everything that is not done yet.
@@ -110,6 +124,8 @@ class Runner:
             if RANDOM in self.manifest.policies and standing.stopped_because is None:
                 drawn = random_policy(self._shares(done.values()))
                 await self._work_off(self._pending([drawn], done), log, done, standing)
+        if standing.num_done == standing.num_total:
+            standing.stopped_because = None  # the limit was reached by the very last task
         return standing
 
     def _first_policies(self) -> list[Policy]:
@@ -130,16 +146,35 @@ class Runner:
         return standing
 
     async def _work_off(self, pending: Sequence[Work], log: RowLog, done: dict[Key, RunRow], standing: Standing) -> None:
-        """`num_at_once` at a time; the first error of ours stops all, and its rows stay."""
+        """Row by row into `log`, until all is done or the run must stop; the first error of ours stops all, and its rows stay."""
+        if standing.stopped_because is None:
+            standing.stopped_because = self._why_stop(standing)
+        if not pending or standing.stopped_because is not None:
+            return
+
+        def keep(row: RunRow) -> None:
+            log.append(row)
+            done[row.key] = row
+            standing.count(row)
+            self.on_row(standing)
+            standing.stopped_because = standing.stopped_because or self._why_stop(standing)
+
+        if self.elsewhere is None:
+            await self._work_here(pending, keep, standing)
+            return
+        async with aclosing(self.elsewhere(pending)) as rows:
+            async for row in rows:
+                keep(row)
+                if standing.stopped_because is not None:
+                    return
+
+    async def _work_here(self, pending: Sequence[Work], keep: Callable[[RunRow], None], standing: Standing) -> None:
+        """`num_at_once` at a time on this event loop."""
         queue = iter(pending)
 
         async def worker() -> None:
-            for item in self._until_stopped(queue, standing):
-                row = await self._row(item)
-                log.append(row)
-                done[row.key] = row
-                standing.count(row)
-                self.on_row(standing)
+            while standing.stopped_because is None and (item := next(queue, None)) is not None:
+                keep(await row_of(item, self.asker, self.grader, self.setting))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -149,13 +184,6 @@ class Runner:
             error = failures.exceptions[0]
             raise error from error.__cause__
 
-    def _until_stopped(self, queue: Iterator[Work], standing: Standing) -> Iterator[Work]:
-        for item in queue:
-            standing.stopped_because = standing.stopped_because or self._why_stop(standing)
-            if standing.stopped_because is not None:
-                return
-            yield item
-
     def _why_stop(self, standing: Standing) -> str | None:
         limit = self.options.max_cost_usd
         if limit is not None and standing.cost_usd >= limit:
@@ -163,13 +191,6 @@ class Runner:
         if standing.num_failures_in_a_row > self.options.max_failures_in_a_row:
             return f"{standing.num_failures_in_a_row} tasks in a row failed; see their `detail` in {self.directory / ROWS}"
         return None
-
-    async def _row(self, item: Work) -> RunRow:
-        outcome = await outcome_of(item.policy, item.task, self.asker, self.setting)
-        verdict = None
-        if outcome.answer is not None:
-            verdict = await self.grader.grade(item.task.benchmark, item.task.row, outcome.answer, task_id=item.task.id)
-        return RunRow.of(item.policy.name, item.task.id, outcome, verdict)
 
     def _shares(self, rows: Iterable[RunRow]) -> dict[str, float]:
         """The share of subtasks that each model had under `r2`, fixed when `random` begins; none where `r2` did not run."""

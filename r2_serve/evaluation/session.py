@@ -33,7 +33,7 @@ from r2_serve.evaluation.manifest import (
 )
 from r2_serve.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
 from r2_serve.evaluation.rows import Benchmark, Task
-from r2_serve.evaluation.runner import OnRow, Runner, RunOptions, Standing
+from r2_serve.evaluation.runner import OnRow, RowSource, Runner, RunOptions, Standing
 from r2_serve.pool import in_process_engines
 from r2_serve.serve_config import ServeConfig, load
 from r2_serve.views import usd
@@ -73,7 +73,7 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
     with _progress(request.out.name, console) as on_row:
         async with Grader() as grader, _asker(request, config) as asker:
-            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row)
+            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, _elsewhere(request, setting))
             return await runner.run()
 
 
@@ -118,6 +118,16 @@ def _manifest(
         config_sha256=config_sha256(config.router, config.routing, config.model_apps),
         code_version=code_version(),
     )
+
+
+def _elsewhere(request: EvalRequest, setting: Setting) -> RowSource | None:
+    if request.engine == "asyncio":
+        return None
+    from r2_serve.evaluation.ray_data import RayDataRows
+
+    if request.url is None:
+        raise ConfigError("--engine ray-data asks a running endpoint: give its --url")
+    return RayDataRows(request.url, request.api_key, setting, request.options.num_at_once)
 
 
 @contextlib.asynccontextmanager
