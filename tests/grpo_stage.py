@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class GrpoConfig(Config):
     save_steps: int = 2
     kill_rank_at: tuple[int, int] | None = None
     """(rank, step): that worker ends by SIGKILL after that step, once, when a checkpoint has been registered."""
+    witness: str | None = None
+    """Directory for what `Witness` writes; None: the run's."""
     extra_arguments: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
 
 
@@ -38,7 +41,7 @@ def train(config: GrpoConfig, run: StageRun) -> None:
     """The stage."""
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(DECOMPOSER)
-    witness = Witness(run, config.kill_rank_at)
+    witness = Witness(run, Path(config.witness or run.directory), config.kill_rank_at)
 
     def reward(completions: list[str], query: list[str], reference: list[str], **given: Any) -> list[float]:
         witness.write(event="rewarded", queries=sorted(set(query)))
@@ -101,16 +104,15 @@ def _agreement(completion: str, reference: Plan) -> float:
 class Witness(TrainerCallback):  # type: ignore[misc]
     """Writes down what each attempt of each rank did; and is the killer."""
 
-    def __init__(self, run: StageRun, kill_rank_at: tuple[int, int] | None) -> None:
+    def __init__(self, run: StageRun, directory: Path, kill_rank_at: tuple[int, int] | None) -> None:
         self.run, self.kill_rank_at = run, kill_rank_at
-        self.folder = run.directory / "witness"
+        self.folder = directory / "witness"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.attempt = len(list(self.folder.glob(f"rank{run.rank}-attempt*")))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        self.write(
-            event="begin", step=state.global_step, pid=os.getpid(), zero=type(getattr(given["optimizer"], "optimizer", None)).__name__
-        )
+        optimizer = getattr(given["optimizer"], "optimizer", None)
+        self.write(event="begin", pid=os.getpid(), optimizer=type(optimizer).__name__)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         self.write(event="step", step=state.global_step)
@@ -128,6 +130,25 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def witnessed(directory: Path, rank: int, attempt: int) -> list[dict[str, Any]]:
-    """What `Witness` wrote."""
-    return [json.loads(line) for line in (directory / "witness" / f"rank{rank}-attempt{attempt}.jsonl").read_text().splitlines()]
+@dataclass(frozen=True)
+class Witnessed:
+    """What `Witness` wrote of one attempt of one rank."""
+
+    lines: list[dict[str, Any]]
+
+    @property
+    def begin(self) -> dict[str, Any]:
+        return next(line for line in self.lines if line["event"] == "begin")
+
+    @property
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.lines if line["event"] == "step"]
+
+    @property
+    def queries(self) -> set[str]:
+        return {query for line in self.lines if line["event"] == "rewarded" for query in line["queries"]}
+
+
+def witnessed(directory: Path, rank: int, attempt: int) -> Witnessed:
+    path = directory / "witness" / f"rank{rank}-attempt{attempt}.jsonl"
+    return Witnessed([json.loads(line) for line in path.read_text().splitlines()])
