@@ -96,7 +96,7 @@ class Decomposer:
             adapter=config.adapter,
         )
         result = await caller.call(config.model, spec)
-        plan = self.pool[result.model].codec.parse_plan(result.completion.text)
+        plan = self.pool[result.model].codec.parse_plan(result.completion.text, query)
         check_plan(plan, limits)
         return plan
 

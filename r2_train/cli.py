@@ -30,6 +30,13 @@ class Domain(StrEnum):
     both = "both"
 
 
+class Styles(StrEnum):
+    """What plans a decomposer is trained on."""
+
+    mixed = "mixed"
+    reference = "reference"
+
+
 class ModuleName(StrEnum):
     """What is trained."""
 
@@ -140,6 +147,9 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Of data, weights and order.")] = 0,
     only: Annotated[str | None, typer.Option(help="Train this model alone; others are read from --out where needed.")] = None,
     steps_scale: Annotated[float, typer.Option(min=0.0001, help="Fraction of the recipe's steps, for a quick look.")] = 1.0,
+    styles: Annotated[
+        Styles, typer.Option(help="Plans of the decomposer: every style (the base of RL), or reference plans alone.")
+    ] = Styles.mixed,
     evaluate: Annotated[int, typer.Option(min=0, help="Train nothing: measure the checkpoints of --out on this many held-out tasks.")] = 0,
 ) -> None:
     """Train the workers, the decomposer and the allocator of a domain from scratch, on one CPU core.
@@ -147,6 +157,7 @@ def pretrain(
     \b
     Example:  r2-train pretrain --domain scan --out runs/pretrain              about 6 minutes
               r2-train pretrain --domain scan --out runs/pretrain --evaluate 500
+              r2-train pretrain --domain words --only words-decomposer --styles reference --out runs/pretrain
     """
     from r2_train import pretrain as stage
     from r2_train.retrain import domains_of
@@ -155,7 +166,7 @@ def pretrain(
         if evaluate:
             stage.evaluate(name, out, num_tasks=evaluate)
         else:
-            stage.pretrain(name, out, seed=seed, only=only, steps_scale=steps_scale)
+            stage.pretrain(name, out, seed=seed, only=only, steps_scale=steps_scale, styles=styles.value)
 
 
 def _run(config: Path, out: Path) -> TrainingRun:
