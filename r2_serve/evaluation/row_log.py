@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -26,6 +26,7 @@ from r2_serve.types import Record
 RowStatus = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed"]
 """A verdict's, where `error` is the grader's; or `failed`: there was no answer to grade."""
 STATUSES: tuple[RowStatus, ...] = ("correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed")
+R = TypeVar("R", bound=Record)
 Key = tuple[str, str]
 """Policy and task id."""
 
@@ -90,7 +91,7 @@ class RowLog:
         os.fsync(self._descriptor)
         os.close(self._descriptor)
 
-    def append(self, row: RunRow) -> None:
+    def append(self, row: Record) -> None:
         """Raises: RunError where the disk took only a part, which is undone."""
         line = row.model_dump_json(exclude_defaults=True).encode() + b"\n"
         try:
@@ -108,7 +109,12 @@ class RowLog:
 
 
 def read_rows(path: Path) -> Iterator[RunRow]:
-    """Every row, in the order they ended; a torn last line is passed over. Raises: RunError naming a line that is no row."""
+    """Every row of a run, in the order they ended. Raises: RunError naming a line that is no row."""
+    return read_records(path, RunRow)
+
+
+def read_records(path: Path, kind: type[R]) -> Iterator[R]:
+    """Records of any kind that a `RowLog` wrote; a torn last line is passed over. Raises: RunError naming a line that is none."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -116,9 +122,9 @@ def read_rows(path: Path) -> Iterator[RunRow]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield RunRow.model_validate_json(line)
+                yield kind.model_validate_json(line)
             except ValidationError as e:
-                raise RunError(f"{path}:{number} is not a row: {e.errors()[0]['msg']}") from e
+                raise RunError(f"{path}:{number} is not a {kind.__name__}: {e.errors()[0]['msg']}") from e
 
 
 def merged(rows: Iterable[RunRow]) -> dict[Key, RunRow]:

@@ -38,7 +38,7 @@ from r2_serve.pool import in_process_engines
 from r2_serve.serve_config import ServeConfig, load
 from r2_serve.views import usd
 
-GENERATED = {"scan": ("simple", "length"), "words": ("train", "test")}
+GENERATED = {"scan": ("train", "simple", "length"), "words": ("train", "test")}
 """Splits that the benchmark's generator makes, held out from training as a whole."""
 
 
@@ -80,7 +80,7 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
 def select_tasks(request: EvalRequest) -> tuple[tuple[Task, ...], Split]:
     """Raises: BenchmarkError."""
     tasks = load_tasks(request.benchmark, request.data)
-    is_generated = request.data in GENERATED.get(request.benchmark, ())
+    is_generated = request.data.partition("@")[0] in GENERATED.get(request.benchmark, ())
     split: Split = request.split or ("all" if is_generated else "test")
     development, test = split_tasks(tasks)
     tasks = {"all": tasks, "development": development, "test": test}[split]
