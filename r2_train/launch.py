@@ -52,8 +52,8 @@ class LaunchConfig(Config):
     """A shipped ZeRO configuration or a JSON file; None trains without DeepSpeed."""
     max_failures: int = Field(default=2, ge=0)
     """Times that all workers are started again from the last checkpoint after one of them failed."""
-    max_checkpoints: int | None = Field(default=2, ge=1)
-    """Newest checkpoints kept; None keeps all."""
+    max_checkpoints: int | None = Field(default=None, ge=1)
+    """Newest checkpoints kept; None keeps all, of which `r2-train alternate` then takes the best."""
     storage: str | None = None
     """Where checkpoints go. None: the stage's directory, which every node must see under the same path (one machine, or NFS).
     A URI such as s3://bucket/runs: nodes write to their own disks and upload from there, and `final` comes back at the end."""

@@ -1,11 +1,15 @@
-"""A stage for the tests of launching: TRL GRPO of the embedded SCAN decomposer, rewarded for planning as the reference does."""
+"""Stages for the tests of launching, with a witness of what each worker did.
+
+`train` is TRL GRPO of the embedded SCAN decomposer, rewarded for planning as the reference does; `train_on_served_pool`
+is the product's own stage.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from r2_serve.domains import scan
 from r2_serve.errors import CodecError
 from r2_serve.prompts import get_codec
 from r2_serve.types import Plan
+from r2_train import grpo
+from r2_train.grpo import GrpoStage
 from r2_train.launch import StageRun
 
 CODEC = get_codec("compact")
@@ -99,6 +105,19 @@ def _agreement(completion: str, reference: Plan) -> float:
     wanted = [subtask.text for subtask in reference.subtasks]
     planned = [subtask.text for subtask in plan.subtasks]
     return sum(a == b for a, b in zip(planned, wanted)) / max(len(planned), len(wanted))
+
+
+class OnServedPool(Config):
+    """`r2_train.grpo` with a witness."""
+
+    stage: GrpoStage
+    kill_rank_at: tuple[int, int]
+
+
+def train_on_served_pool(config: OnServedPool, run: StageRun) -> None:
+    """The product's stage."""
+    witness = Witness(run, run.directory, config.kill_rank_at)
+    grpo.run(config.stage, replace(run, callbacks=(*run.callbacks, witness)))
 
 
 class Witness(TrainerCallback):  # type: ignore[misc]

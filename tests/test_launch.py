@@ -41,7 +41,9 @@ def test_newest_complete_checkpoint_is_by_step_and_skips_what_was_cut_short(tmp_
 def test_local_launch_gives_the_stage_its_directory_and_checkpoint(tmp_path: Path) -> None:
     seen: list[tuple[str, StageRun]] = []
     newest = checkpoint(tmp_path, 3)
-    launch(lambda config, run: seen.append((config.word, run)), Settings(word="hi"), launch=LaunchConfig(), directory=tmp_path)
+    launch(
+        lambda config, run: seen.append((config.word, run)), Settings(word="hi"), launch=LaunchConfig(max_checkpoints=2), directory=tmp_path
+    )
     ((word, run),) = seen
     assert (word, run.directory, run.resume_from, run.is_first, run.world_size) == ("hi", tmp_path, newest, True, 1)
     arguments = run.training_arguments()
