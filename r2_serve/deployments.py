@@ -58,7 +58,7 @@ class ModelDeployment:
         self._adapters: dict[str, str] = {}
         """Loaded here, by name, on top of those the engine started with."""
         self._changing = asyncio.Lock()
-        self._is_configured = False
+        self._has_started = False
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load and drop adapters without a restart; requests under way keep theirs. All or nothing.
@@ -69,10 +69,9 @@ class ModelDeployment:
         try:
             await self._change_to(ModelTunables.model_validate(user_config).adapters)
         except (ConfigError, ValidationError) as e:
-            if not self._is_configured:
+            if not self._has_started:
                 raise
             _log.error("user_config of Model refused, the adapters stay %s: %s", sorted(self._adapters), e)
-        self._is_configured = True
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Load it before `user_config` names it; until then the next change of `user_config` would drop it again.
@@ -119,12 +118,13 @@ class ModelDeployment:
             yield delta
 
     async def check_health(self) -> None:
-        """Fails when the engine inside is dead though the actor lives."""
+        """Fails when the engine inside is dead though the actor lives. Serve's first one, after `reconfigure`, ends the start."""
         check = getattr(self._engine, "check_health", None)
         if check is not None:
             outcome = check()
             if inspect.isawaitable(outcome):
                 await outcome
+        self._has_started = True
 
 
 class DecomposerDeployment:
