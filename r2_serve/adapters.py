@@ -27,18 +27,8 @@ BASE = "base"
 """Says "the model itself, without adapter" on the command line, so no adapter may be called so."""
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 CONFIGS = {"lora": "adapter_config.json", "full": "config.json"}
-OTHER_FILES = {
-    "lora": (),
-    "full": (
-        "generation_config.json",
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template*",
-        "vocab*",
-        "merges.txt",
-    ),
-}
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
+OTHER_FILES = {"lora": (), "full": ("generation_config.json", *TOKENIZER_FILES)}
 """Copied where they exist, beside weights and config."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -83,6 +73,9 @@ def read_adapter(directory: Path) -> AdapterManifest:
     missing = [name for name in (CONFIGS[manifest.kind], WEIGHTS[manifest.kind]) if name not in manifest.files]
     if missing:
         raise ConfigError(f"adapter {directory}: its {MANIFEST} lists no {missing}, which an adapter of kind {manifest.kind!r} has")
+    foreign = [name for name in manifest.files if Path(name).name != name or Path(name).suffix in PICKLES]
+    if foreign:
+        raise ConfigError(f"adapter {directory}: its {MANIFEST} lists {foreign}; allowed are plain file names, and no pickles")
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected)
     return manifest
@@ -92,7 +85,7 @@ def check_adapter(manifest: AdapterManifest, base: ModelCard) -> None:
     """Raises: ConfigError where the adapter was made for another base, or another codec than `base` speaks now."""
     if manifest.base != base.name:
         raise ConfigError(
-            f"adapter {manifest.name!r} is for base {manifest.base!r}, not {base.name!r}: publish it for the model it was trained on"
+            f"adapter {manifest.name!r} was trained for base {manifest.base!r}, not {base.name!r}: publish it for its own base"
         )
     if manifest.codec != base.codec:
         raise ConfigError(
@@ -133,8 +126,6 @@ def _read_manifest(directory: Path) -> AdapterManifest:
 
 def _check_file(directory: Path, name: str, expected: str) -> None:
     path = directory / name
-    if Path(name).name != name or path.suffix in PICKLES:
-        raise ConfigError(f"adapter {directory}: {name!r} in {MANIFEST} is not allowed: plain file names, no pickles")
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -142,7 +133,8 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
         raise ConfigError(f"adapter {directory}: cannot read {name} ({e.strerror})") from e
     if found != expected:
         raise ConfigError(
-            f"adapter {directory}: {name} was changed: SHA-256 {found[:12]}..., in {MANIFEST} {expected[:12]}...; publish it anew"
+            f"adapter {directory}: {name} is not what was written: its SHA-256 is {found[:12]}..., {MANIFEST} says {expected[:12]}...; "
+            "write the adapter anew, under a new name"
         )
 
 

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
@@ -68,7 +67,7 @@ class ModelDeployment:
         """
         try:
             await self._change_to(ModelTunables.model_validate(user_config).adapters)
-        except (ConfigError, ValidationError) as e:
+        except Exception as e:
             if not self._has_started:
                 raise
             _log.error("user_config of Model refused, the adapters stay %s: %s", sorted(self._adapters), e)
