@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from r2_serve.evaluation import report_table as tables
+from r2_serve.evaluation import report_cells as cells
 from r2_serve.evaluation.plots import models_plot, pareto_plot
 from r2_serve.evaluation.policies import R2
 from r2_serve.evaluation.report import RunReport
@@ -42,9 +42,9 @@ def _section(report: RunReport) -> str:
     )
     return "\n".join(
         [
-            f"<h2>{escape(tables.title(report))}</h2>",
+            f"<h2>{escape(cells.title(report))}</h2>",
             f'<p class="small">{escape(origin)}; prices: {escape(manifest.prices_as_of or "undated")}</p>',
-            *(f'<p class="note">{escape(note)}</p>' for note in tables.notes(report)),
+            *(f'<p class="note">{escape(note)}</p>' for note in cells.notes(report)),
             "<h3>Accuracy against cost</h3>",
             pareto_plot(report),
             "<h3>Policies</h3>",
@@ -52,7 +52,7 @@ def _section(report: RunReport) -> str:
             *_comparisons(report),
             "<h3>Models</h3>",
             models_plot(report),
-            _table(tables.MODEL_COLUMNS, ((row, "") for row in tables.model_rows(report)), texts=("model",)),
+            _table(cells.MODEL_COLUMNS, ((row, "") for row in cells.model_rows(report)), texts=("model",)),
         ]
     )
 
@@ -61,15 +61,15 @@ def _policies(report: RunReport) -> str:
     def style(name: str) -> str:
         return "ours" if name == R2 else "" if name in report.pareto else "beaten"
 
-    rows = ((tables.policy_cells(policy), style(policy.policy)) for policy in report.policies)
+    rows = ((cells.policy_cells(policy, report), style(policy.policy)) for policy in report.policies)
     legend = '<p class="small">Grey: another policy is at least as accurate and cheaper in total.</p>'
-    return _table(tables.POLICY_COLUMNS, rows, texts=("not correct",)) + legend
+    return _table(cells.POLICY_COLUMNS, rows, texts=("not correct",)) + legend
 
 
 def _comparisons(report: RunReport) -> list[str]:
     if not report.comparisons:
         return []
-    return ["<h3>r2 against each baseline</h3>", _table(tables.COMPARISON_COLUMNS, ((row, "") for row in tables.comparison_rows(report)))]
+    return ["<h3>r2 against each baseline</h3>", _table(cells.COMPARISON_COLUMNS, ((row, "") for row in cells.comparison_rows(report)))]
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], texts: Sequence[str] = ()) -> str:

@@ -30,8 +30,10 @@ def pareto_plot(report: RunReport) -> str:
         axes = figure.subplots()
         for number, policy in enumerate(by_cost, 1):
             _point(axes, policy, number, report.pareto)
-        axes.step([p.usd_per_task for p in front], [100 * p.accuracy for p in front], where="post", color=_BEST, lw=1, alpha=0.5, zorder=1)
-        _scale_costs(axes, [policy.usd_per_task for policy in report.policies])
+        axes.step(
+            [_usd_per_task(p) for p in front], [100 * p.accuracy for p in front], where="post", color=_BEST, lw=1, alpha=0.5, zorder=1
+        )
+        _scale_costs(axes, [_usd_per_task(policy) for policy in report.policies])
         axes.set_ylim(-6, 112)
         axes.set_xlabel("total cost per task, USD (local models priced)")
         axes.set_ylabel("accuracy, % of all tasks (95 % CI)")
@@ -62,8 +64,8 @@ def models_plot(report: RunReport) -> str:
         return _svg(figure)
 
 
-def _tokens_per_task(policy: PolicyReport, model: str) -> float:
-    return policy.models[model].usage.total_tokens / policy.num_tasks if model in policy.models else 0.0
+def _usd_per_task(policy: PolicyReport) -> float:
+    return float(policy.total_cost_usd) / policy.num_tasks
 
 
 def _point(axes: Axes, policy: PolicyReport, number: int, front: Sequence[str]) -> None:
@@ -72,9 +74,9 @@ def _point(axes: Axes, policy: PolicyReport, number: int, front: Sequence[str]) 
     bars = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
     size, weight = (6, "bold") if policy.policy == R2 else (4, "normal")
     label = f"{number}  {policy.policy}"
-    axes.errorbar([policy.usd_per_task], [accuracy], yerr=bars, fmt="o", ms=size, color=color, capsize=2, lw=1, label=label)
+    axes.errorbar([_usd_per_task(policy)], [accuracy], yerr=bars, fmt="o", ms=size, color=color, capsize=2, lw=1, label=label)
     offset = (4, 5 if number % 2 else -11)
-    axes.annotate(str(number), (policy.usd_per_task, accuracy), xytext=offset, textcoords="offset points", color=color, weight=weight)
+    axes.annotate(str(number), (_usd_per_task(policy), accuracy), xytext=offset, textcoords="offset points", color=color, weight=weight)
 
 
 def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:

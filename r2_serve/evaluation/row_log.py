@@ -26,6 +26,7 @@ from r2_serve.types import Record
 RowStatus = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed"]
 """A verdict's, where `error` is the grader's; or `failed`: there was no answer to grade."""
 STATUSES: tuple[RowStatus, ...] = ("correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed")
+ROWS = "rows.jsonl"
 Key = tuple[str, str]
 """Policy and task id."""
 
