@@ -106,6 +106,18 @@ def test_equal_accuracy_is_bought_by_the_cheapest_mixture(tmp_path: Path) -> Non
     assert equal.cost_reduction == pytest.approx(1 - 4 / equal.cost_usd)
 
 
+def test_policy_that_gets_nothing_right_is_neither_on_the_front_nor_in_a_mixture(tmp_path: Path) -> None:
+    costs = {"r2": "1", "single:small": "0.1", "single:large": "2"}
+    statuses: dict[str, tuple[RowStatus, RowStatus]] = {
+        "r2": ("correct", "wrong"), "single:small": ("failed", "failed"), "single:large": ("correct", "correct"),
+    }  # fmt: skip
+    rows = [row(name, i, statuses[name][i], call("large", cost)) for name, cost in costs.items() for i in range(2)]
+    report = write(tmp_path, rows, *costs, num_tasks=2)
+    assert report.pareto == ("r2", "single:large")
+    assert report.at_equal_accuracy is not None
+    assert report.at_equal_accuracy.mixture == {"single:large": 1.0}
+
+
 def test_no_baseline_as_good_means_no_figure_at_equal_accuracy(tmp_path: Path) -> None:
     rows = [row("r2", 1, "correct", call("small", "1")), row("single:small", 1, "wrong", call("small", "1"))]
     report = write(tmp_path, rows, "r2", "single:small")

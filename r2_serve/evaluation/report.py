@@ -293,10 +293,13 @@ def _reduction(ours: Decimal, theirs: Decimal) -> float | None:
 
 
 def pareto(policies: Sequence[PolicyReport]) -> tuple[str, ...]:
-    """Names of the policies than which none is both as accurate and as cheap, and better in one; cheapest first."""
+    """Names of the policies than which none is both as accurate and as cheap, and better in one; cheapest first.
+
+    One that gets nothing right is none, however cheap.
+    """
     best: list[PolicyReport] = []
     for policy in sorted(policies, key=lambda p: (p.total_cost_usd, -p.accuracy)):
-        if not best or policy.accuracy > best[-1].accuracy:
+        if policy.accuracy > (best[-1].accuracy if best else 0.0):
             best.append(policy)
     return tuple(policy.policy for policy in best)
 
@@ -317,11 +320,14 @@ CostOf = Callable[[PolicyReport], Decimal]
 
 
 def _at_equal_accuracy(policies: Sequence[PolicyReport], cost_of: CostOf) -> EqualAccuracy | None:
-    """Any two baselines mixed so as to have r2's accuracy; the cheapest such mixture. A lone baseline is one, too."""
+    """Any two baselines mixed so as to have r2's accuracy; the cheapest such mixture. A lone baseline is one, too.
+
+    None of them gets nothing right: to mix that in would be to leave tasks out.
+    """
     ours = next((policy for policy in policies if policy.policy == R2), None)
     if ours is None:
         return None
-    others = [policy for policy in policies if policy.policy != R2]
+    others = [policy for policy in policies if policy.policy != R2 and policy.accuracy > 0]
     mixtures = list(_mixtures(ours.accuracy, others, cost_of))
     if not mixtures:
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from r2_serve.evaluation.policies import R2
 from r2_serve.evaluation.report import Comparison, EqualAccuracy, Interval, PolicyReport, RunReport
 from r2_serve.views import usd
@@ -101,7 +99,7 @@ def router_share(policy: PolicyReport) -> str:
 
 def seconds(value: float) -> str:
     """Three digits."""
-    return f"{value:.3f}" if value < 1 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return f"{value:.3f}" if value < 1 else f"{value:#.3g}" if value < 99.9 else f"{value:.0f}"
 
 
 def per_task(total: float, policy: PolicyReport) -> str:
@@ -122,15 +120,11 @@ def not_correct(policy: PolicyReport) -> str:
 
 # -- rows of the page's tables ------------------------------------------------------------------------------------
 
-POLICY_COLUMNS = (
-    "policy", "accuracy", "95 % CI", "not correct", "total cost", "% of ref", "API cost", "workers", "router", "calls/task",
-    "tokens/task", "p50 s", "p95 s", "steps", "width", "depth",
-)  # fmt: skip
+ACCURACY_COLUMNS = ("policy", "accuracy", "95 % CI", "not correct", "total cost", "% of ref", "API cost", "workers", "router")
 
 
-def policy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
-    """In the order of `POLICY_COLUMNS`."""
-    costs: list[Decimal] = [policy.api_cost_usd, policy.worker_cost_usd, policy.router_cost_usd]
+def accuracy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
+    """In the order of `ACCURACY_COLUMNS`."""
     return (
         policy.policy,
         percent(policy.accuracy),
@@ -138,14 +132,17 @@ def policy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
         not_correct(policy),
         usd(policy.total_cost_usd),
         relative_cost(policy, report),
-        *map(usd, costs),
-        *usage_cells(policy),
+        *map(usd, (policy.api_cost_usd, policy.worker_cost_usd, policy.router_cost_usd)),
     )
 
 
+USAGE_COLUMNS = ("policy", "calls/task", "tokens/task", "p50 s", "p95 s", "steps", "width", "depth")
+
+
 def usage_cells(policy: PolicyReport) -> tuple[str, ...]:
-    """Calls and tokens per task, latency, the plan's shape."""
+    """In the order of `USAGE_COLUMNS`."""
     return (
+        policy.policy,
         per_task(sum(use.num_calls for use in policy.models.values()), policy),
         per_task(sum(use.usage.total_tokens for use in policy.models.values()), policy),
         seconds(policy.latency_p50_s),

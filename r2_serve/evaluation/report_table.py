@@ -57,7 +57,7 @@ def _accuracy_table(report: RunReport) -> Table:
 
 
 def _usage_table(report: RunReport) -> Table:
-    rows = [(policy.policy, *cells.usage_cells(policy), cells.router_share(policy)) for policy in report.policies]
+    rows = [(*cells.usage_cells(policy), cells.router_share(policy)) for policy in report.policies]
     columns = ("policy", "calls", "tokens", "p50 s", "p95 s", "steps", "width", "depth", "router")
     table = _table(columns, rows)
     table.caption = "calls, tokens: per task; router: the share of its own calls in the total cost"
