@@ -20,7 +20,7 @@ from tests.upstream import Script, Upstream
 
 MAX_ATTEMPTS = 2
 AT_ONCE = 24
-NEVER_REST: dict[str, Any] = {}
+NEVER_REST: dict[str, Any] = {"cooldown": {"first_s": 0}}
 
 
 @dataclass(frozen=True)
