@@ -125,6 +125,7 @@ class RouterDeployment:
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
+        self._metrics.watch_models(pool)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
             sinks.append(TraceWriter(Path(config.server.trace_dir)))
