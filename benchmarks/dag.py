@@ -172,7 +172,7 @@ async def level_by_level(pipeline: Pipeline, graph: Graph) -> None:
 
 
 def _caller(pipeline: Pipeline) -> Caller:
-    return Caller(pipeline.pool, Ledger(Budget(max_calls=WIDEST, max_tokens=10**9)))
+    return Caller(pipeline.pool, Ledger(Budget(max_calls=WIDEST, max_tokens=10**9)), LimitsConfig())
 
 
 async def _ask(caller: Caller, graph: Graph, subtask_id: int, answers: dict[int, str]) -> str:

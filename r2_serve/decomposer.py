@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from r2_serve.calls import Caller, CallSpec, Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.errors import BudgetExceeded, CodecError, EngineError
-from r2_serve.ledger import Budget, Ledger
-from r2_serve.types import CallRecord, Plan, Record, Sampling, Subtask, references
+from r2_serve.ledger import Ledger
+from r2_serve.types import Plan, Record, Sampling, Subtask, references
 
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -26,7 +26,6 @@ class Decomposition(Record):
     """The plan kept, and what it took to get it."""
 
     plan: Plan
-    calls: tuple[CallRecord, ...]
     num_samples: int
     num_rejected: int
     fallback: str | None = None
@@ -39,18 +38,16 @@ class Decomposer:
 
     pool: Pool
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition:
-        """A valid plan within `limits`, always.
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+        """A valid plan within `limits`, always. Its calls are in `ledger`.
 
         Raises: BudgetExceeded where not even one sample is affordable.
         """
-        ledger = Ledger(budget)
         samples = await self._sample(query, config, limits, ledger)
         plans = [sample for sample in samples if isinstance(sample, Plan)]
         kept = best_plan(plans, config.weights) if plans else Plan.single(query)
         return Decomposition(
             plan=kept,
-            calls=tuple(ledger.calls),
             num_samples=len(samples),
             num_rejected=len(samples) - len(plans),
             fallback=None if plans else _why_none(samples),
@@ -58,7 +55,7 @@ class Decomposer:
 
     async def _sample(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> list[Plan | str]:
         """Plans, or a slug of why there is none, in the order asked."""
-        caller = Caller(self.pool, ledger, limits.max_attempts)
+        caller = Caller(self.pool, ledger, limits)
         samples: list[Plan | str] = ["timeout"] * config.num_samples
         too_dear: list[BudgetExceeded] = []
 

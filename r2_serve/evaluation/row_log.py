@@ -27,8 +27,12 @@ RowStatus = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "er
 """A verdict's, where `error` is the grader's; or `failed`: there was no answer to grade."""
 STATUSES: tuple[RowStatus, ...] = ("correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed")
 R = TypeVar("R", bound=Record)
+ROWS = "rows.jsonl"
 Key = tuple[str, str]
 """Policy and task id."""
+
+
+_RESUME = "all earlier rows are kept: free some space and give the same command again"
 
 
 class RunError(R2Error):
@@ -97,10 +101,10 @@ class RowLog:
         try:
             written = os.write(self._descriptor, line)
         except OSError as e:
-            raise RunError(f"{self._path}: {e.strerror}; the run can be resumed") from e
+            raise RunError(f"{self._path}: {e.strerror}; {_RESUME}") from e
         if written != len(line):
             os.ftruncate(self._descriptor, self._size)
-            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); the run can be resumed")
+            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); {_RESUME}")
         self._size += written
         self._num_unsynced += 1
         if self._num_unsynced >= self._rows_per_sync:
