@@ -107,8 +107,8 @@ class StageRun:
     def training_arguments(self) -> dict[str, Any]:
         """The `TrainingArguments` that follow from the place.
 
-        Under DeepSpeed on CPUs `use_cpu` stays off, which would silently replace it by plain data parallelism; bfloat16,
-        TRL's default, is then refused; and accelerate must take the state that `deepspeed_worker` has set up.
+        Under DeepSpeed on CPUs `use_cpu` stays off, with which some versions of accelerate would train without DeepSpeed;
+        bfloat16, TRL's default, is then refused; and accelerate must take the state that `deepspeed_worker` has set up.
         """
         is_cpu_deepspeed = self.deepspeed is not None and not self.use_gpu
         return {

@@ -112,11 +112,9 @@ def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(served: None, g
     assert {path.name for path in directory.iterdir()} == {"witness", "final"}
 
 
-def test_deepspeed_switched_off_silently_fails_the_stage_saying_on_which_rank_and_why(
-    served: None, grpo: ModuleType, tmp_path: Path
-) -> None:
+def test_deepspeed_lost_without_a_word_fails_the_stage_saying_on_which_rank_and_why(served: None, grpo: ModuleType, tmp_path: Path) -> None:
     one = LaunchConfig(launcher="ray", deepspeed="zero2", max_failures=0)
-    off = {"use_cpu": True, "accelerator_config": None}
+    off = {"deepspeed": None, "use_cpu": True, "accelerator_config": None}
     with pytest.raises(TrainingFailed, match="rank 0: DeepSpeed was asked for, but the trainer runs without it"):
         launch(grpo.train, grpo.GrpoConfig(max_steps=1, extra_arguments=off), launch=one, directory=tmp_path)
     assert newest_checkpoint(tmp_path) is None
