@@ -59,7 +59,7 @@ def scan_decomposer_stage(directory: Path) -> GrpoStage:
     data, serving = DataConfig(benchmark="scan", num_train=16, num_validation=1), load(EMBEDDED)
     codec, limits = get_codec("compact"), serving.routing.limits
     examples = [plan_example(codec, limits, task.id, task.query) for task in TaskSplit.load(data).train]
-    trainer = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-3, "temperature": 3.0, "max_completion_length": 24}
+    trainer = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-3, "temperature": 2.0, "max_completion_length": 24}
     return GrpoStage(
         module="decomposer",
         base="embedded:scan-decomposer",
