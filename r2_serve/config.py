@@ -130,7 +130,12 @@ class ServerConfig(Config):
     """The HTTP endpoint."""
 
     api_keys_env: EnvName | None = None
-    """Environment variable with comma-separated client keys; required to bind a non-loopback address."""
+    """Environment variable with comma-separated client keys: every model, no budget."""
+    keys_file: str | None = None
+    """File of hashed client keys with names, models and budgets (`r2-serve keys new`), on each node that runs a router. A change
+    needs no restart. This or `api_keys_env` is required to bind a non-loopback address."""
+    spend_file: str | None = None
+    """SQLite file of what each key has spent. None: budgets count from the router's start, each router replica for itself."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     max_running: int = Field(default=64, ge=1)
     """Requests worked on at once by one router replica."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,6 +34,7 @@ from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError
 from r2_serve.http.api import create_app
+from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget
 from r2_serve.pipeline import Pipeline, Sink
@@ -106,9 +108,13 @@ class AllocatorDeployment:
 
 @serve.ingress()
 class RouterDeployment:
-    """The OpenAI endpoint. Not ready until `user_config` has brought the routing."""
+    """The OpenAI endpoint. Not ready until `user_config` has brought the routing.
+
+    Raises: ConfigError where it would be open to the network without a key.
+    """
 
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+        require_keys(_http_host(), config.server)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
@@ -130,6 +136,11 @@ def cluster_engine(model: ModelConfig) -> Engine:
     if model.engine.kind == "served":
         return ServedEngine(model.engine.app)
     return make_engine(model.engine)
+
+
+def _http_host() -> str:
+    """The address that Serve's proxies listen on."""
+    return str(_get_global_client().http_config.host)
 
 
 class _LeaveRequestIdToServe:

@@ -20,7 +20,7 @@ from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig, Rou
 from r2_serve.decomposer import Decomposition, check_plan
 from r2_serve.errors import BudgetExceeded, CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
-from r2_serve.ledger import Budget, Ledger, lost_call, total_cost_usd
+from r2_serve.ledger import Budget, Ledger, Purse, lost_call, total_cost_usd
 from r2_serve.prompts import Codec
 from r2_serve.prompts.instruct import conversation_text
 from r2_serve.types import (
@@ -69,16 +69,16 @@ class Pipeline:
     sinks: Sequence[Sink] = ()
     """Each gets the trace of every query, answered or not."""
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
-        """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream.
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+        """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream. `purse` pays.
 
         Raises: R2Error. Cancelling stops every call made for the query.
         """
         routing = self.routing
         if query.model in routing.virtual_models:
-            work: _Work = _Routed(self, query, routing.limits, on_delta, virtual=routing.virtual_models[query.model])
+            work: _Work = _Routed(self, query, routing.limits, on_delta, purse, virtual=routing.virtual_models[query.model])
         elif query.model in self.pool:
-            work = _PassThrough(self, query, routing.limits, on_delta)
+            work = _PassThrough(self, query, routing.limits, on_delta, purse)
         else:
             names = [*routing.virtual_models, *self.pool]
             raise ModelNotFound(f"no model {query.model!r}; choose one of {names}")
@@ -93,12 +93,13 @@ class _Work:
     query: Query
     limits: LimitsConfig
     on_delta: OnDelta | None
+    purse: Purse | None = None
     trace: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         query, limits = self.query, self.limits
         caps = [cap for cap in (limits.max_cost_usd, query.max_cost_usd) if cap is not None]
-        self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)))
+        self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)), purse=self.purse)
         self.caller = Caller(self.pipeline.pool, self.ledger, limits.max_attempts)
         self.deadline_s = min(limits.deadline_s, query.deadline_s or limits.deadline_s)
         self.text = conversation_text(query.messages)
@@ -256,8 +257,8 @@ class _Routed(_Work):
         started_s = self.ledger.elapsed_s()
         try:
             yield started_s
-        except BudgetExceeded:
-            raise
+        except BudgetExceeded as e:
+            raise self.ledger.refusal(e) from e
         except BaseException as e:
             member = self.pipeline.pool[model]
             call = lost_call(member.config, render(member.codec), stage, e, duration_s=self.ledger.elapsed_s() - started_s)
