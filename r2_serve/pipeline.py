@@ -128,8 +128,13 @@ class _Work:
         raise NotImplementedError
 
     def _check_query(self) -> None:
-        if len(self.text) > self.limits.max_query_chars:
-            raise InvalidRequest(f"the messages have {len(self.text)} characters; the limit is {self.limits.max_query_chars}", "messages")
+        limits, num_messages, max_tokens = self.limits, len(self.query.messages), self.query.sampling.max_tokens
+        if num_messages > limits.max_messages:
+            raise InvalidRequest(f"got {num_messages} messages; the limit is {limits.max_messages}", "messages")
+        if len(self.text) > limits.max_query_chars:
+            raise InvalidRequest(f"the messages have {len(self.text)} characters; the limit is {limits.max_query_chars}", "messages")
+        if max_tokens is not None and max_tokens > limits.max_tokens:
+            raise InvalidRequest(f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens")
 
     def _fail(self, error: R2Error, cause: BaseException) -> NoReturn:
         self._publish(error=f"{type(error).__name__}: {error.message}")
@@ -281,7 +286,7 @@ class _Routed(_Work):
 
     async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done], ready_s: float) -> _Done:
         start_s = self.ledger.elapsed_s()
-        answers = {i: done.call.answer for i, done in inputs.items()}
+        answers = {i: cut_to_chars(done.call.answer, self.limits.max_answer_chars) for i, done in inputs.items()}
         spec = CallSpec(
             render=lambda codec: self._render(codec, plan, subtask, answers),
             stage="execute",
@@ -367,6 +372,11 @@ def confidence(logprobs: Sequence[float] | None) -> float | None:
         return None
     ranked = sorted(math.exp(min(logprob, 0.0)) for logprob in logprobs)
     return ranked[int(CONFIDENCE_ALPHA * (len(ranked) - 1))]
+
+
+def cut_to_chars(answer: str, max_chars: int) -> str:
+    """The beginning of an answer that is too long to be another subtask's input."""
+    return answer if len(answer) <= max_chars else f"{answer[:max_chars]} [cut: {len(answer) - max_chars} more characters]"
 
 
 def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:
