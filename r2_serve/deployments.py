@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,6 +37,7 @@ from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.http.api import create_app
+from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget, Ledger
 from r2_serve.pipeline import Pipeline, Sink
@@ -163,9 +165,13 @@ class AllocatorDeployment:
 
 @serve.ingress()
 class RouterDeployment:
-    """The OpenAI endpoint. Not ready until `user_config` has brought the routing."""
+    """The OpenAI endpoint. Not ready until `user_config` has brought the routing.
+
+    Raises: ConfigError where it would be open to the network without a key.
+    """
 
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+        require_keys(_http_host(), config.server)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
@@ -221,6 +227,11 @@ def _check_on_disk(name: str, directory: Path) -> None:
     if manifest.name != name:
         raise ConfigError(f"{directory} holds adapter {manifest.name!r}, not {name!r}: call it by its own name")
     check_codec_version(manifest)
+
+
+def _http_host() -> str:
+    """The address that Serve's proxies listen on."""
+    return str(_get_global_client().http_config.host)
 
 
 class _LeaveRequestIdToServe:

@@ -5,7 +5,9 @@
     |-- PublishError           the running cluster did not take an adapter; says what is in force
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
     |   `-- ModelNotFound      404
+    |-- NotAllowed             403   the client's key may not ask for that model
     |-- BudgetExceeded         400   the request's own limit (cost, calls, tokens) would be overspent
+    |   `-- QuotaExceeded      429   the client key's budget would be
     |-- DeadlineExceeded       504
     |-- Overloaded             429   bounded queue is full; `retry_after_s`
     |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
@@ -64,12 +66,29 @@ class ModelNotFound(InvalidRequest):
         super().__init__(message, param, code)
 
 
+class NotAllowed(R2Error):
+    """The client's key may not ask for that model. Type and code are OpenAI's own for it."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "model_not_found"
+    param = "model"
+
+
 class BudgetExceeded(R2Error):
     """Starting the next call could overspend the request's own limit, so it was not started."""
 
     status = 400
     kind = "invalid_request_error"
     code = "budget_exceeded"
+
+
+class QuotaExceeded(BudgetExceeded):
+    """The next call could overspend the budget of the client's key. Another try helps only when the budget does."""
+
+    status = 429
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class DeadlineExceeded(R2Error):

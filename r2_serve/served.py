@@ -143,8 +143,8 @@ class _Stage:
         started_s = self.ledger.elapsed_s()
         try:
             made, calls = await _awaited(self.method.remote(*args, self.ledger.remaining()))
-        except BudgetExceeded:
-            raise
+        except BudgetExceeded as e:
+            raise self.ledger.refusal(e) from e
         except BaseException as e:
             lost = lost_call(member.config, messages, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
             self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)

@@ -14,6 +14,7 @@ import httpx
 from r2_serve.config import ServerConfig
 from r2_serve.http.api import create_app
 from r2_serve.http.backend import ModelListing, OnDelta
+from r2_serve.ledger import Purse
 from r2_serve.types import Allocation, Answer, CallRecord, ModelCard, Plan, Query, Subtask, Trace, Usage
 
 USAGE = Usage(prompt_tokens=30, completion_tokens=7)
@@ -77,7 +78,7 @@ class ScriptedBackend:
     async def ready(self) -> tuple[bool, str]:
         return not self.unready, self.unready
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
         self.queries.append(query)
         if on_delta:
             for piece in self.pieces:

@@ -189,6 +189,32 @@ def test_public_address_with_client_keys_is_allowed() -> None:
     assert read(text)[1] == []
 
 
+def with_keys(tmp_path: Path, text: str | None, more: str = "") -> list[Problem]:
+    """What is wrong where the server has a keys file of this text, or none."""
+    path = tmp_path / "keys.yaml"
+    if text is not None:
+        path.write_text(text)
+    return read(edited("max_running: 8", f"keys_file: {path}{more}").replace("host: 127.0.0.1", "host: 0.0.0.0"))[1]
+
+
+def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
+    entry, sha256 = "- {name: alice, sha256: '%s', models: [%s]}", "0" * 64
+    (missing,) = with_keys(tmp_path, None)
+    assert missing.severity == "warning" and "each node" in missing.message
+    assert with_keys(tmp_path, entry % (sha256, "r2, small")) == []
+    (misspelt,) = with_keys(tmp_path, entry % (sha256, "smal"))
+    assert misspelt.severity == "error" and "did you mean 'small'?" in misspelt.message
+    (in_clear,) = with_keys(tmp_path, entry % ("sk-r2-in-clear-in-clear", "r2"))
+    assert in_clear.severity == "error" and "0.sha256" in in_clear.message and "in-clear" not in in_clear.message.partition("0.sha256")[2]
+
+
+def test_a_budget_without_a_book_of_spend_is_a_warning(tmp_path: Path) -> None:
+    entry = f"- {{name: alice, sha256: '{'0' * 64}', budget_usd: 1}}"
+    (problem,) = with_keys(tmp_path, entry)
+    assert problem.severity == "warning" and "server.spend_file" in problem.message
+    assert with_keys(tmp_path, entry, f"\n      spend_file: {tmp_path}/spend.sqlite") == []
+
+
 def test_adapter_that_user_config_loads_is_known() -> None:
     text = edited("kind: scripted, delay_s: 0.1", "kind: vllm, model: a/b, adapters: {one: /a}")
     text = text.replace("num_cpus: 1", "num_gpus: 1\n    user_config: {adapters: {two: /b}}")

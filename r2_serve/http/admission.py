@@ -1,56 +1,18 @@
-"""Who may come in: client keys, and a bounded first-come queue in front of the work. No HTTP here."""
+"""A bounded first-come queue in front of the work. No HTTP here."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import math
-import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from r2_serve.errors import ConfigError, DeadlineExceeded, Overloaded
+from r2_serve.errors import DeadlineExceeded, Overloaded
 
 MAX_RETRY_AFTER_S = 60
 _WEIGHT_OF_LAST = 0.1
-
-
-class ClientKeys:
-    """The keys that open the endpoint, kept as SHA-256 digests only."""
-
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._digests = tuple(_digest(key) for key in keys)
-
-    @classmethod
-    def from_environment(cls, name: str | None, environment: Mapping[str, str] = os.environ) -> ClientKeys:
-        """The comma-separated keys in variable `name`; None means an open endpoint.
-
-        Raises: ConfigError where the variable is unset or holds no key: never open by accident.
-        """
-        if name is None:
-            return cls(())
-        keys = tuple(key.strip() for key in environment.get(name, "").split(",") if key.strip())
-        if not keys:
-            raise ConfigError(f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it")
-        return cls(keys)
-
-    @property
-    def is_required(self) -> bool:
-        return bool(self._digests)
-
-    def admit(self, authorization: str | None) -> bool:
-        """Whether an Authorization header holds one of the keys, in time that does not tell which or how nearly."""
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = _digest(key.strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return not self.is_required or (scheme.lower() == "bearer" and any(matches))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 class Admission:

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
 from starlette.applications import Starlette
@@ -26,13 +27,15 @@ from starlette.routing import Route
 
 from r2_serve.config import ServerConfig
 from r2_serve.errors import R2Error
-from r2_serve.http.admission import Admission, ClientKeys
+from r2_serve.http.admission import Admission
 from r2_serve.http.backend import RouterBackend
 from r2_serve.http.chat import ChatCompletions, find_model
-from r2_serve.http.edge import Edge, answer_error, no_such_route
+from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
+from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import encode, model_list, model_object
 from r2_serve.http.openapi import describe
+from r2_serve.http.spend import Purses, SpendBook
 
 
 def _new_id() -> str:
@@ -50,16 +53,18 @@ def create_app(
 ) -> Starlette:
     """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
 
-    Raises: ConfigError where `server.api_keys_env` names a variable without keys.
+    Raises: ConfigError where `server` names a variable or a file without keys, or a file of spend that cannot be used.
     """
     metrics = metrics or Metrics()
-    keys = ClientKeys.from_environment(server.api_keys_env, environment)
+    keys = KeyRing.of(server, environment)
+    purses = Purses(SpendBook(Path(server.spend_file) if server.spend_file else None))
     admission = Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
+    metrics.watch_spend(purses)
     pages = _Pages(backend, metrics, created=int(clock()))
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(backend, server, admission, clock, new_id), methods=["POST"]),
+            Route("/v1/chat/completions", ChatCompletions(backend, server, admission, purses, clock, new_id), methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),
@@ -84,10 +89,12 @@ class _Pages:
     created: int
 
     async def models(self, request: Request) -> Response:
-        return _json(encode(model_list(self.backend.models(), self.created, self.backend.prices_as_of)))
+        key = Exchange.of(request.scope).key
+        listings = [listing for listing in self.backend.models() if key is None or key.may_ask(listing.id)]
+        return _json(encode(model_list(listings, self.created, self.backend.prices_as_of)))
 
     async def model(self, request: Request) -> Response:
-        listing = find_model(self.backend, request.path_params["id"])
+        listing = find_model(self.backend, request.path_params["id"], Exchange.of(request.scope).key)
         return _json(encode(model_object(listing, self.created, self.backend.prices_as_of)))
 
     async def health(self, request: Request) -> Response:

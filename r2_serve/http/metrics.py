@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from r2_serve.calls import Pool
 from r2_serve.http.admission import Admission
+from r2_serve.http.spend import Purses
 from r2_serve.types import CallRecord, Plan, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -56,6 +57,19 @@ class _Rests(Collector):
         yield rests
 
 
+class _KeySpend(Collector):
+    """Read when asked: the book of spend may be shared with other processes."""
+
+    def __init__(self, purses: Purses) -> None:
+        self._purses = purses
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("r2_key_spent_usd", "Spend of a client key in its current budget period in USD.", labels=["key"])
+        for name, usd in sorted(self._purses.spent_usd().items()):
+            family.add_metric([name], float(usd))
+        yield family
+
+
 class Metrics:
     """Counts what one router process does."""
 
@@ -83,6 +97,10 @@ class Metrics:
     def watch_models(self, pool: Pool) -> None:
         """Shows which models rest after failures, as this process sees it, from now on."""
         self.registry.register(_Rests(pool))
+
+    def watch_spend(self, purses: Purses) -> None:
+        """Shows from now on what each client key has spent in its current period."""
+        self.registry.register(_KeySpend(purses))
 
     def count_request(self, route: str, model: str, status: int, duration_s: float) -> None:
         """`model` must be a name of the pool or empty, `route` one of the app's own: both become labels."""
