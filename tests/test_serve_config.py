@@ -21,7 +21,7 @@ REFERENCE, EMBEDDED, CLUSTER = ROOT / "serve_config.yaml", ROOT / "r2_serve/embe
 MANIFEST = ROOT / "r2_serve/embedded/manifest.json"
 SMALL = (Path(__file__).parent / "data/small_serve_config.yaml").read_text()
 ENVIRON = {"SOME_KEY": "x", "OPENAI_API_KEY": "x", "DEEPSEEK_API_KEY": "x", "DASHSCOPE_API_KEY": "x"}
-ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters"]
+ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters", "training"]
 
 
 def edited(old: str, new: str) -> str:
@@ -306,7 +306,7 @@ def test_reference_config_has_no_error_with_any_alternative(alternatives: list[s
     models = {model.name for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
     for name in alternatives:
-        assert name == "adapters" or (name in models and name in pool and f"m-{name}" in file.model_configs)
+        assert name in ("adapters", "training") or (name in models and name in pool and f"m-{name}" in file.model_configs)
     assert (file.routing.virtual_models["r2"].decomposer.adapter is not None) == ("adapters" in alternatives)
 
 
@@ -335,6 +335,16 @@ def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
         usd = 1.00 / 3600 / tokens_per_second * 1e6
         model = file.router.model(name)
         assert (float(model.usd_per_mtok_out), float(model.usd_per_mtok_in)) == pytest.approx((usd, usd / 10), rel=0.02)
+
+
+def test_beside_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
+    apps = yaml.safe_load(uncommented(REFERENCE.read_text(), "training"))["applications"]
+    asked = [app["deployments"][0]["ray_actor_options"] for app in apps if app["name"] != "r2"]
+    assert asked == [{"num_gpus": 1, "resources": {"serve_gpu": 1}}] * 4
+    nodes = yaml.safe_load(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]
+    has = {name: {kind for kind in node["resources"] if kind.endswith("_gpu")} for name, node in nodes.items()}
+    assert has == {"head": set(), "cpu": set(), "gpu": {"serve_gpu"}, "train": {"train_gpu"}}
+    assert nodes["train"]["resources"]["GPU"] == nodes["train"]["resources"]["train_gpu"]
 
 
 def test_a_model_can_be_removed_from_the_reference() -> None:
