@@ -68,6 +68,7 @@ def test_a_change_of_the_reference_adds_four_lines_and_touches_no_other(tmp_path
     removed, added = removed_and_added(REFERENCE, plan.routed)
     assert removed == []
     assert sorted(added) == sorted(["user_config:", "adapters:", f"dec-0001: {directory}", "adapter: dec-0001"])
+    assert plan.routed.index(str(directory)) < plan.routed.index("# -- the router ---"), "not below the next section's heading"
     assert (plan.virtual_models, loaded_in(plan.routed, plan.app)) == (("r2",), ["dec-0001"])
     assert (routed_to(plan.loaded), routed_to(plan.routed)) == (None, "dec-0001")
 
