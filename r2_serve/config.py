@@ -236,6 +236,17 @@ class VirtualModelConfig(Config):
         return self.default_model or self.pool[-1]
 
 
+class CooldownConfig(Config):
+    """When a model that keeps failing is passed over in favour of its fallbacks, and for how long."""
+
+    after_failures: int = Field(default=3, ge=1)
+    """In a row, of the kind that may be tried again: no answer, 429, 5xx, a broken reply. Refusals do not count."""
+    first_s: float = Field(default=10.0, ge=0)
+    """The first rest; each after it, while no call is answered, is twice as long. 0: no model is ever rested."""
+    longest_s: float = Field(default=300.0, gt=0)
+    """Of any rest, one that the provider asked for (Retry-After) among them."""
+
+
 class LimitsConfig(Config):
     """Bounds of one request, checked before any call is made for it. A request may lower them, never raise."""
 
@@ -251,6 +262,8 @@ class LimitsConfig(Config):
     max_query_chars: int = Field(default=200_000, ge=1)
     max_attempts: int = Field(default=2, ge=1, le=10)
     """Tries of one call on one model, before its fallbacks."""
+    cooldown: CooldownConfig = CooldownConfig()
+    """Of every model, in each process that calls it."""
 
 
 class RoutingConfig(Config):

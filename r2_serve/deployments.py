@@ -37,13 +37,13 @@ from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.http.api import create_app
 from r2_serve.http.metrics import Metrics
-from r2_serve.ledger import Budget
+from r2_serve.ledger import Budget, Ledger
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
 from r2_serve.router import Router, parse_routing
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
-from r2_serve.types import Completion, Delta, Engine, Message, Plan, Sampling
+from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Plan, Sampling
 
 READY_CACHE_S = 1.0
 _log = logging.getLogger(__name__)
@@ -132,8 +132,12 @@ class DecomposerDeployment:
     def __init__(self, config: RouterConfig) -> None:
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition:
-        return await self._decomposer.decompose(query, config, limits, budget)
+    async def decompose(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget
+    ) -> tuple[Decomposition, tuple[CallRecord, ...]]:
+        ledger = Ledger(budget)
+        made = await self._decomposer.decompose(query, config, limits, ledger)
+        return made, tuple(ledger.calls)
 
 
 class AllocatorDeployment:
@@ -143,9 +147,18 @@ class AllocatorDeployment:
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
     async def allocate(
-        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
-    ) -> AllocationResult:
-        return await self._allocator.allocate(query, plan, config, names, fallback_model, max_attempts, budget)
+        self,
+        query: str,
+        plan: Plan,
+        config: AllocatorConfig,
+        names: Sequence[str],
+        fallback_model: str,
+        limits: LimitsConfig,
+        budget: Budget,
+    ) -> tuple[AllocationResult, tuple[CallRecord, ...]]:
+        ledger = Ledger(budget)
+        made = await self._allocator.allocate(query, plan, config, names, fallback_model, limits, ledger)
+        return made, tuple(ledger.calls)
 
 
 @serve.ingress()
@@ -156,6 +169,7 @@ class RouterDeployment:
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
+        self._metrics.watch_models(pool)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
             sinks.append(TraceWriter(Path(config.server.trace_dir)))

@@ -100,12 +100,15 @@ class Ledger:
         stage: CallStage,
         subtask: int | None = None,
         attempt: int = 1,
+        passed_over: tuple[str, ...] = (),
     ) -> Reservation:
         """Set aside the most that a call can cost.
 
         Raises: BudgetExceeded where calls settled and calls under way leave too little.
         """
-        record = CallRecord(stage=stage, model=card.name, subtask=subtask, attempt=attempt, start_s=self.elapsed_s())
+        record = CallRecord(
+            stage=stage, model=card.name, subtask=subtask, attempt=attempt, passed_over=passed_over, start_s=self.elapsed_s()
+        )
         reservation = Reservation(self, card, messages, most_usage(messages, max_tokens), record)
         self._check_room_for(reservation)
         self._open.add(reservation)

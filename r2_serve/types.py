@@ -209,6 +209,8 @@ class CallRecord(Record):
     cost_usd: Decimal = Decimal(0)
     is_estimated: bool = False
     """True where the engine reported no usage (failed or cancelled calls): estimated from what was sent and received."""
+    passed_over: tuple[str, ...] = ()
+    """Models that the call would have gone to before this one, but for their rest after failures (`r2_serve.cooldown`)."""
     start_s: float = 0.0
     """Seconds after the request's start."""
     end_s: float = 0.0
