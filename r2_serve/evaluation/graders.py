@@ -8,7 +8,7 @@
 | scan | the exact action sequence | `grade_text.scan_actions` |
 | p3 | `sat(value) is True`, run in sandboxes | `p3` |
 | musique | exact match with the answer or an alias; F1 beside it | `grade_text.span_scores` |
-| words | the last whole number | here |
+| words | the last whole number | `grade_text.last_number` |
 
 `correct` is None where the grader cannot tell (`ungradable`, `error`, a comparison's own `timeout`): never silently
 False, and never dropped. An answer without a recognisable answer in it is `unparsed` and False.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TextIO
@@ -197,8 +196,7 @@ def grade_musique(golds: Iterable[str], answer: str) -> Verdict:
 
 def grade_number(gold: str, answer: str) -> Verdict:
     """The last whole number of the answer."""
-    numbers = re.findall(r"(?<![0-9.])-?[0-9]+(?![0-9]|\.[0-9])", answer.replace(",", ""))
-    return _choice(numbers[-1].removeprefix("+") if numbers else None, gold)
+    return _choice(grade_text.last_number(answer), gold)
 
 
 def _choice(found: str | None, gold: str) -> Verdict:
