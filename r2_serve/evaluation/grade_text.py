@@ -25,7 +25,7 @@ def last_letter(answer: str, choices: Mapping[str, str] | None = None) -> str | 
     1. after "answer is", "answer:", "option", "choice" or in a box: `the answer is (B)`, `Answer: B`, `\\boxed{B}`;
     2. in brackets: `(B)`;
     3. at the start of a line, alone or before a stop: `B`, `B. library`;
-    4. the reply is word for word the text of one choice.
+    4. the reply is word for word the text of one choice, articles, case and punctuation aside.
     A capital letter inside a sentence is not an answer: "A" is an article. A letter that is no choice is unparsed.
     """
     letters = set(choices) if choices else set(string.ascii_uppercase[:5])
@@ -33,7 +33,8 @@ def last_letter(answer: str, choices: Mapping[str, str] | None = None) -> str | 
         found = [letter for letter in pattern.findall(answer) if letter in letters]
         if found:
             return str(found[-1])
-    same = [letter for letter, text in (choices or {}).items() if _normalise_span(text) == _normalise_span(answer)]
+    words = _normalise_span(answer)
+    same = [letter for letter, text in (choices or {}).items() if words and _normalise_span(text) == words]
     return same[0] if len(same) == 1 else None
 
 

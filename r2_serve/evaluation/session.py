@@ -76,12 +76,13 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     names = policy_names(request.policies, setting, request.policy_config)
     manifest = _manifest(request, config, setting, tasks, split, names)
     console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
+    elsewhere = _elsewhere(request, setting)
     if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
         console.print(f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False)
     manifest.check(request.out)  # before models are loaded for nothing
     with _progress(request.out.name, console) as on_row:
         async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
-            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, _elsewhere(request, setting))
+            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, elsewhere)
             return await runner.run()
 
 
