@@ -38,6 +38,14 @@ KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY",
 PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
 
 
+@app.callback()
+def _at_start() -> None:
+    """Before any command: nothing that it logs holds a secret of the environment."""
+    from r2_serve.redaction import Redactor, redact_logs
+
+    redact_logs(Redactor.of())
+
+
 @app.command()
 def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """Start a local Ray cluster with the router on it, on loopback, until ctrl-C.

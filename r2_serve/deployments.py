@@ -24,6 +24,7 @@ from r2_serve.allocator import AllocationResult, Allocator
 from r2_serve.config import (
     AllocatorConfig,
     DecomposerConfig,
+    HostedEngineConfig,
     LimitsConfig,
     ModelConfig,
     ModelServerConfig,
@@ -39,6 +40,7 @@ from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
+from r2_serve.redaction import Redactor, redact_logs
 from r2_serve.router import Router, parse_routing
 from r2_serve.served import ServedAllocator, ServedDecomposer, ServedEngine
 from r2_serve.traces import TraceWriter
@@ -51,6 +53,7 @@ class ModelDeployment:
     """One local model on one engine. `user_config` is `ModelTunables`."""
 
     def __init__(self, config: ModelServerConfig) -> None:
+        redact_logs(Redactor.of())
         self._engine: Any = make_engine(config.engine)
         self._adapters: dict[str, str] = {}
 
@@ -88,6 +91,7 @@ class DecomposerDeployment:
     """Queries into plans; its model is called by handle or at its provider."""
 
     def __init__(self, config: RouterConfig) -> None:
+        redact_logs(redactor_of(config))
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
     async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition:
@@ -98,6 +102,7 @@ class AllocatorDeployment:
     """Plans into allocations."""
 
     def __init__(self, config: RouterConfig) -> None:
+        redact_logs(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
     async def allocate(
@@ -114,17 +119,19 @@ class RouterDeployment:
     """
 
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+        self._redact = redactor_of(config)
+        redact_logs(self._redact)
         require_keys(_http_host(), config.server)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
-            sinks.append(TraceWriter(Path(config.server.trace_dir)))
+            sinks.append(TraceWriter(Path(config.server.trace_dir), redact=self._redact))
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics))
+        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics, redact=self._redact))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. Raises: ConfigError, which keeps the old one."""
@@ -136,6 +143,12 @@ def cluster_engine(model: ModelConfig) -> Engine:
     if model.engine.kind == "served":
         return ServedEngine(model.engine.app)
     return make_engine(model.engine)
+
+
+def redactor_of(config: RouterConfig) -> Redactor:
+    """Of every secret that `config` names, and those that are called so."""
+    hosted = (model.engine.api_key_env for model in config.models if isinstance(model.engine, HostedEngineConfig))
+    return Redactor.of(names=[config.server.api_keys_env, *hosted])
 
 
 def _http_host() -> str:
