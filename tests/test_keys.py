@@ -240,7 +240,16 @@ async def test_routed_requests_at_once_overspend_by_no_more_than_the_router_call
     assert 0.5 * float(budget_usd) < spent <= float(budget_usd) + 50 * one_decompose_usd
 
 
-async def test_a_spent_key_is_refused_before_anything_is_asked(keys: Keys) -> None:
+async def test_a_spent_key_is_refused_before_its_request_takes_a_place_in_the_queue(keys: Keys, tmp_path: Path) -> None:
+    key, backend, book = keys.add("alice", budget_usd="1"), ScriptedBackend(), tmp_path / "spend.sqlite"
+    SpendBook(book).add("alice", "", Decimal(1))
+    async with serving(backend, keys, spend_file=str(book)) as client:
+        asked = [await ask(client, key, "r2", stream=stream) for stream in (False, True)]
+    assert [(response.status_code, error_of(response)["code"]) for response in asked] == [(429, "insufficient_quota")] * 2
+    assert not backend.queries
+
+
+async def test_a_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd=str(BOUND_USD)), Gated()
     engine.gate.set()
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
