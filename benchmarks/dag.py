@@ -118,7 +118,7 @@ def read_graphs(path: Path, limit: int | None, seed: int) -> tuple[list[Graph], 
             needs.setdefault(after, []).append(before)
         steps = [{"id": i, "text": "step", "depends_on": sorted(set(d))} for i, d in needs.items()]
         try:
-            plan = codec.parse_plan(json.dumps({"subtasks": steps}))
+            plan = codec.parse_plan(json.dumps({"subtasks": steps}), query="")
         except CodecError:
             num_left_out += 1
             continue
@@ -172,7 +172,7 @@ async def level_by_level(pipeline: Pipeline, graph: Graph) -> None:
 
 
 def _caller(pipeline: Pipeline) -> Caller:
-    return Caller(pipeline.pool, Ledger(Budget(max_calls=WIDEST, max_tokens=10**9)))
+    return Caller(pipeline.pool, Ledger(Budget(max_calls=WIDEST, max_tokens=10**9)), LimitsConfig())
 
 
 async def _ask(caller: Caller, graph: Graph, subtask_id: int, answers: dict[int, str]) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2_serve.calls import Caller, CallSpec, Pool
-from r2_serve.config import AllocatorConfig
+from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.errors import CodecError, EngineError, InvalidRequest
-from r2_serve.ledger import Budget, Ledger
-from r2_serve.types import Allocation, CallRecord, Plan, Record, Sampling
+from r2_serve.ledger import Ledger
+from r2_serve.types import Allocation, Plan, Record, Sampling
 
 LEARNED = "learned"
 
@@ -21,7 +21,6 @@ class AllocationResult(Record):
     """The allocation, and what it took to get it."""
 
     allocation: Allocation
-    calls: tuple[CallRecord, ...] = ()
     fallback: str | None = None
     """Why every subtask went to the fallback model; None when the allocator's choice was used."""
 
@@ -33,24 +32,30 @@ class Allocator:
     pool: Pool
 
     async def allocate(
-        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
+        self,
+        query: str,
+        plan: Plan,
+        config: AllocatorConfig,
+        names: Sequence[str],
+        fallback_model: str,
+        limits: LimitsConfig,
+        ledger: Ledger,
     ) -> AllocationResult:
-        """One of `names` for each subtask, always.
+        """One of `names` for each subtask, always. The call is in `ledger`.
 
         Raises: BudgetExceeded.
         """
-        ledger = Ledger(budget)
         try:
             async with asyncio.timeout(config.timeout_s):
-                allocation = await self._ask(Caller(self.pool, ledger, max_attempts), query, plan, config, names)
-            return AllocationResult(allocation=allocation, calls=tuple(ledger.calls))
+                allocation = await self._ask(Caller(self.pool, ledger, limits), query, plan, config, names)
+            return AllocationResult(allocation=allocation)
         except CodecError as e:
             reason = f"{e.reason}: {e.message}"
         except EngineError as e:
             reason = f"allocator_failed ({type(e).__name__}: {e.message[:120]})"
         except TimeoutError:
             reason = f"timeout: no allocation within {config.timeout_s:g} s"
-        return AllocationResult(allocation=everything_to(fallback_model, plan), calls=tuple(ledger.calls), fallback=reason)
+        return AllocationResult(allocation=everything_to(fallback_model, plan), fallback=reason)
 
     async def _ask(self, caller: Caller, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str]) -> Allocation:
         cards = [self.pool[name].config for name in names]

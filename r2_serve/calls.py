@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
-from r2_serve.config import ModelConfig
+from r2_serve.config import LimitsConfig, ModelConfig
+from r2_serve.cooldown import Cooldown, Permit, event_loop_time_s
 from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.ledger import Ledger, Reservation
 from r2_serve.prompts import Codec, get_codec
@@ -29,6 +30,7 @@ class PoolMember:
 
     config: ModelConfig
     engine: Engine
+    cooldown: Cooldown = field(default_factory=Cooldown)
 
     @property
     def codec(self) -> Codec:
@@ -64,49 +66,95 @@ class CallResult:
 
 @dataclass
 class Caller:
-    """Makes the calls of one request. `max_attempts` is per model."""
+    """Makes the calls of one request. Of `limits`, the attempts (per model) and the cooldown are used."""
 
     pool: Pool
     ledger: Ledger
-    max_attempts: int = 2
+    limits: LimitsConfig
     uniform: Callable[[], float] = field(default=random.random)
 
     async def call(self, model: str, spec: CallSpec) -> CallResult:
-        """Ask `model`, again where that may help, then its fallbacks.
+        """Ask `model`, again where that may help, then its fallbacks; models at rest only where all others failed.
 
         Raises: the last EngineError where all failed; BudgetExceeded.
         """
-        num_attempts = 0
-        last_error: EngineError | None = None
+        chain = _Chain(self, model, spec)
         for name in (model, *self.pool[model].config.fallbacks):
-            for attempt in range(1, self.max_attempts + 1):
-                num_attempts += 1
-                forwarded = _Forward(spec.on_delta)
-                try:
-                    adapter = spec.adapter if name == model else None
-                    completion = await self._once(self.pool[name], spec, adapter, num_attempts, forwarded)
-                    return CallResult(completion, self.pool[name].codec.parse_answer(completion.text), name, num_attempts)
-                except EngineError as e:
-                    last_error = e
-                    if forwarded.has_started:
-                        raise
-                    if isinstance(e, EngineRefused) or attempt == self.max_attempts or _asks_too_long(e):
-                        break
-                    await asyncio.sleep(self._backoff_s(attempt, e))
-        assert last_error is not None
-        raise last_error
+            if (result := await chain.ask(name)) is not None:
+                return result
+        for name in chain.passed_over:
+            if (result := await chain.ask(name, is_last_resort=True)) is not None:
+                return result
+        assert chain.last_error is not None
+        raise chain.last_error
 
-    async def _once(self, member: PoolMember, spec: CallSpec, adapter: str | None, attempt: int, forward: _Forward) -> Completion:
-        config = member.config
+
+class _Chain:
+    """One call on its way from model to model."""
+
+    def __init__(self, caller: Caller, first: str, spec: CallSpec) -> None:
+        self.passed_over: dict[str, None] = {}
+        """In order."""
+        self.last_error: EngineError | None = None
+        self._caller, self._first, self._spec = caller, first, spec
+        self._num_tried: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+        self._num_attempts = 0
+
+    async def ask(self, name: str, *, is_last_resort: bool = False) -> CallResult | None:
+        """The reply of `name`, tried again where that may help. None where it failed, or was passed over as it rests.
+
+        Raises: EngineError where the client has already seen a part of the reply; BudgetExceeded.
+        """
+        member, limits = self._caller.pool[name], self._caller.limits
+        num_tried = self._num_tried.get(name, 0)
+        while num_tried < limits.max_attempts:
+            permit = await self._permit(member, is_last_resort=is_last_resort)
+            if permit is None:
+                self.passed_over[name] = None
+                break
+            num_tried += 1
+            self._num_attempts += 1
+            forward = _Forward(self._spec.on_delta)
+            try:
+                with member.cooldown.observing(permit, limits.cooldown):
+                    completion = await self._once(member, forward)
+                return CallResult(completion, member.codec.parse_answer(completion.text), name, self._num_attempts)
+            except EngineError as e:
+                self.last_error = e
+                if forward.has_started:
+                    raise
+                self._not_before[name] = event_loop_time_s() + self._backoff_s(num_tried, e)
+                if isinstance(e, EngineRefused) or _asks_too_long(e):
+                    num_tried = limits.max_attempts
+        self._num_tried[name] = num_tried
+        return None
+
+    async def _permit(self, member: PoolMember, *, is_last_resort: bool) -> Permit | None:
+        """Leave for the next try, given when it may be made; None where the model rests for longer than that."""
+        wait_s = max(0.0, self._not_before.get(member.config.name, 0.0) - event_loop_time_s())
+        if not is_last_resort and member.cooldown.left_s() > wait_s:
+            return None
+        await asyncio.sleep(wait_s)
+        return member.cooldown.insist() if is_last_resort else member.cooldown.ask()
+
+    async def _once(self, member: PoolMember, forward: _Forward) -> Completion:
+        config, spec = member.config, self._spec
         sampling = spec.sampling
         if sampling.max_tokens is None:
             sampling = sampling.model_copy(update={"max_tokens": config.max_tokens})
         messages = spec.render(member.codec)
-        reservation = self.ledger.reserve(
-            config, messages, sampling.max_tokens or config.max_tokens, stage=spec.stage, subtask=spec.subtask, attempt=attempt
+        reservation = self._caller.ledger.reserve(
+            config,
+            messages,
+            sampling.max_tokens or config.max_tokens,
+            stage=spec.stage,
+            subtask=spec.subtask,
+            attempt=self._num_attempts,
+            passed_over=tuple(name for name in self.passed_over if name != config.name),
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
-        request = _Request(member, messages, sampling, adapter)
+        request = _Request(member, messages, sampling, spec.adapter if config.name == self._first else None)
         return await _settled(reservation, request.stream(forward) if is_streamed else request.generate(), forward)
 
     def _backoff_s(self, attempt: int, error: EngineError) -> float:
@@ -114,7 +162,7 @@ class Caller:
         asked = error.retry_after_s if isinstance(error, EngineUnavailable) else None
         if asked is not None:
             return asked
-        return float(min(FIRST_BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S)) * self.uniform()
+        return float(min(FIRST_BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S)) * self._caller.uniform()
 
 
 class _Forward:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from r2_serve.evaluation.cli import eval_app, sandbox_app
+from r2_serve.publishing.cli import publish, rollback
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,8 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.command()(publish)
+app.command()(rollback)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"

@@ -79,6 +79,8 @@ class TransformersEngineConfig(Config):
     max_batch_size: int = Field(default=64, ge=1)
     num_threads: int = Field(default=1, ge=1)
     """Threads of torch; 1 shares a small machine best."""
+    adapters: dict[str, str] = {}
+    """Adapters by name, loaded at the start: directory of each, LoRA or a whole checkpoint. `user_config` changes them live."""
 
 
 class VllmEngineConfig(Config):
@@ -101,6 +103,8 @@ class ScriptedEngineConfig(Config):
     """Given in turn, again from the first after the last; `{prompt}` stands for the last message."""
     delay_s: float = Field(default=0.0, ge=0)
     """Service time of a call; a streamed reply spreads it over its words."""
+    adapters: dict[str, str] = {}
+    """Names that calls may give, and a directory each. In a reply `{adapter}` stands for the one that was named, or `base`."""
 
 
 EngineConfig = Annotated[
@@ -132,7 +136,17 @@ class ModelTunables(Config):
     """`user_config` of a local model's `Model` deployment, changed live."""
 
     adapters: dict[str, str] = {}
-    """LoRA adapters by name: directory of each. A new version needs a new name: engines cache by name."""
+    """Adapters by name: directory of each. A new version needs a new name: engines cache by name."""
+
+
+class AdapterLoad(Config):
+    """`args` of the short-lived application by which `r2-serve publish` has an adapter loaded before anything names it."""
+
+    app: str
+    """The model's application."""
+    name: str
+    path: str
+    timeout_s: float = Field(default=600.0, gt=0)
 
 
 class ServerConfig(Config):
@@ -198,7 +212,7 @@ class DecomposerConfig(Config):
     model: str
     """Any model of `models`."""
     adapter: str | None = None
-    """LoRA adapter of that model."""
+    """Adapter of that model; None: the model itself."""
     num_samples: int = Field(default=3, ge=1, le=16)
     """Plans sampled at once; the best valid one is kept (paper: 3)."""
     temperature: float = Field(default=0.7, ge=0, le=2)
@@ -236,6 +250,17 @@ class VirtualModelConfig(Config):
         return self.default_model or self.pool[-1]
 
 
+class CooldownConfig(Config):
+    """When a model that keeps failing is passed over in favour of its fallbacks, and for how long."""
+
+    after_failures: int = Field(default=3, ge=1)
+    """In a row, of the kind that may be tried again: no answer, 429, 5xx, a broken reply. Refusals do not count."""
+    first_s: float = Field(default=10.0, ge=0)
+    """The first rest; each after it, while no call is answered, is twice as long. 0: no model is ever rested."""
+    longest_s: float = Field(default=300.0, gt=0)
+    """Of any rest, one that the provider asked for (Retry-After) among them."""
+
+
 class LimitsConfig(Config):
     """Bounds of one request, checked before any call is made for it. A request may lower them, never raise."""
 
@@ -257,6 +282,8 @@ class LimitsConfig(Config):
     """Of a subtask's answer, as far as other subtasks get to read it; the rest is cut off, with a mark."""
     max_attempts: int = Field(default=2, ge=1, le=10)
     """Tries of one call on one model, before its fallbacks."""
+    cooldown: CooldownConfig = CooldownConfig()
+    """Of every model, in each process that calls it."""
 
 
 class RoutingConfig(Config):

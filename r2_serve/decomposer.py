@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from r2_serve.calls import Caller, CallSpec, Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.errors import BudgetExceeded, CodecError, EngineError
-from r2_serve.ledger import Budget, Ledger
-from r2_serve.types import CallRecord, Plan, Record, Sampling, Subtask, references
+from r2_serve.ledger import Ledger
+from r2_serve.types import Plan, Record, Sampling, Subtask, references
 
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -26,7 +26,6 @@ class Decomposition(Record):
     """The plan kept, and what it took to get it."""
 
     plan: Plan
-    calls: tuple[CallRecord, ...]
     num_samples: int
     num_rejected: int
     fallback: str | None = None
@@ -39,18 +38,16 @@ class Decomposer:
 
     pool: Pool
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition:
-        """A valid plan within `limits`, always.
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+        """A valid plan within `limits`, always. Its calls are in `ledger`.
 
         Raises: BudgetExceeded where not even one sample is affordable.
         """
-        ledger = Ledger(budget)
         samples = await self._sample(query, config, limits, ledger)
         plans = [sample for sample in samples if isinstance(sample, Plan)]
         kept = best_plan(plans, config.weights) if plans else Plan.single(query)
         return Decomposition(
             plan=kept,
-            calls=tuple(ledger.calls),
             num_samples=len(samples),
             num_rejected=len(samples) - len(plans),
             fallback=None if plans else _why_none(samples),
@@ -58,7 +55,7 @@ class Decomposer:
 
     async def _sample(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> list[Plan | str]:
         """Plans, or a slug of why there is none, in the order asked."""
-        caller = Caller(self.pool, ledger, limits.max_attempts)
+        caller = Caller(self.pool, ledger, limits)
         samples: list[Plan | str] = ["timeout"] * config.num_samples
         too_dear: list[BudgetExceeded] = []
 
@@ -96,7 +93,7 @@ class Decomposer:
             adapter=config.adapter,
         )
         result = await caller.call(config.model, spec)
-        plan = self.pool[result.model].codec.parse_plan(result.completion.text)
+        plan = self.pool[result.model].codec.parse_plan(result.completion.text, query)
         check_plan(plan, limits)
         return plan
 
@@ -119,11 +116,18 @@ def best_plan(plans: Sequence[Plan], weights: ScoreWeights) -> Plan:
 
 
 def score_plans(plans: Sequence[Plan], weights: ScoreWeights) -> list[float]:
-    """Weighted sum of three terms, each divided by its mean over the candidates; lower is better."""
+    """Scores with all terms read off the texts; lower is better."""
+    return weighted_scores(plans, weights, practicality=[_estimated_tokens(p) for p in plans], incoherence=[incoherence(p) for p in plans])
+
+
+def weighted_scores(
+    plans: Sequence[Plan], weights: ScoreWeights, *, practicality: Sequence[float], incoherence: Sequence[float]
+) -> list[float]:
+    """Weighted sum of conciseness (number of subtasks) and the two given terms, each divided by its mean over the candidates."""
     terms = (
         (weights.conciseness, [float(len(plan.subtasks)) for plan in plans]),
-        (weights.practicality, [_estimated_tokens(plan) for plan in plans]),
-        (weights.coherence, [_incoherence(plan) for plan in plans]),
+        (weights.practicality, practicality),
+        (weights.coherence, incoherence),
     )
     scores = [0.0] * len(plans)
     for weight, values in terms:
@@ -139,13 +143,17 @@ def _estimated_tokens(plan: Plan) -> float:
     return sum(length[s.id] + sum(length[d] for d in s.depends_on) for s in plan.subtasks)
 
 
-def _incoherence(plan: Plan) -> float:
+def incoherence(plan: Plan) -> float:
     """Sum over dependent pairs of 1 - coherence, plus 1 for each subtask whose answer nothing uses."""
     by_id = {subtask.id: subtask for subtask in plan.subtasks}
     pairs = sum(1 - _coherence(by_id[d], s) for s in plan.subtasks for d in s.depends_on)
+    return pairs + num_unused(plan)
+
+
+def num_unused(plan: Plan) -> int:
+    """Subtasks whose answer neither a later subtask nor the plan's answer uses."""
     used = {d for s in plan.subtasks for d in s.depends_on} | references(plan.answer or "")
-    unused = [s for s in plan.subtasks if s.id not in used and s.id != plan.final_id]
-    return pairs + len(unused)
+    return sum(s.id not in used and s.id != plan.final_id for s in plan.subtasks)
 
 
 def _coherence(earlier: Subtask, later: Subtask) -> float:

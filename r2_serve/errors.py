@@ -2,6 +2,7 @@
 
     R2Error
     |-- ConfigError            the configuration is wrong; says which key
+    |-- PublishError           the running cluster did not take an adapter; says what is in force
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
     |   `-- ModelNotFound      404
     |-- NotAllowed             403   the client's key may not ask for that model
@@ -37,6 +38,10 @@ class R2Error(Exception):
 
 class ConfigError(R2Error):
     """The configuration is wrong."""
+
+
+class PublishError(R2Error):
+    """The running cluster did not take an adapter or a routing; says what is in force now."""
 
 
 class InvalidRequest(R2Error):

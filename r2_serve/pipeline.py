@@ -7,10 +7,9 @@ in the process (tests, batch evaluation) and as Ray Serve deployments.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -18,15 +17,14 @@ from r2_serve.allocator import AllocationResult, everything_to, fixed_allocation
 from r2_serve.calls import Caller, CallResult, CallSpec, OnDelta, Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.decomposer import Decomposition, check_plan
-from r2_serve.errors import BudgetExceeded, CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
+from r2_serve.errors import CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
-from r2_serve.ledger import Budget, Ledger, Purse, lost_call, total_cost_usd
+from r2_serve.ledger import Budget, Ledger, Purse, total_cost_usd
 from r2_serve.prompts import Codec
 from r2_serve.prompts.instruct import conversation_text
 from r2_serve.types import (
     Allocation,
     Answer,
-    CallStage,
     FinishReason,
     Message,
     Plan,
@@ -45,16 +43,23 @@ Sink = Callable[[Trace], None]
 
 
 class Decomposes(Protocol):
-    """`r2_serve.decomposer.Decomposer`, here or in another process."""
+    """`r2_serve.decomposer.Decomposer`, here or in another process. Its calls are in the ledger when it returns or raises."""
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition: ...
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition: ...
 
 
 class Allocates(Protocol):
-    """`r2_serve.allocator.Allocator`, here or in another process."""
+    """`r2_serve.allocator.Allocator`, likewise."""
 
     async def allocate(
-        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
+        self,
+        query: str,
+        plan: Plan,
+        config: AllocatorConfig,
+        names: Sequence[str],
+        fallback_model: str,
+        limits: LimitsConfig,
+        ledger: Ledger,
     ) -> AllocationResult: ...
 
 
@@ -100,7 +105,7 @@ class _Work:
         query, limits = self.query, self.limits
         caps = [cap for cap in (limits.max_cost_usd, query.max_cost_usd) if cap is not None]
         self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)), purse=self.purse)
-        self.caller = Caller(self.pipeline.pool, self.ledger, limits.max_attempts)
+        self.caller = Caller(self.pipeline.pool, self.ledger, limits)
         self.deadline_s = min(limits.deadline_s, query.deadline_s or limits.deadline_s)
         self.text = conversation_text(query.messages)
 
@@ -222,12 +227,7 @@ class _Routed(_Work):
         if self.query.plan is not None:
             self._check_own_plan(self.query.plan)
             return self.query.plan
-        config = self.virtual.decomposer
-        with self._lost_if_it_fails(
-            "decompose", config.model, lambda codec: codec.render_decompose(self.text, self.limits.max_subtasks), config.num_samples
-        ) as started_s:
-            made = await self.pipeline.decomposer.decompose(self.text, config, self.limits, self.ledger.remaining())
-        self.ledger.absorb(made.calls, shift_s=started_s)
+        made = await self.pipeline.decomposer.decompose(self.text, self.virtual.decomposer, self.limits, self.ledger)
         self.is_one_step = made.fallback is not None
         self.trace.update(num_plan_samples=made.num_samples, num_plan_rejected=made.num_rejected, plan_fallback=made.fallback)
         return made.plan
@@ -243,32 +243,12 @@ class _Routed(_Work):
         return Allocation(models=tuple(pins.get(i, model) for i, model in enumerate(chosen, 1)))
 
     async def _ask_allocator(self, plan: Plan) -> Allocation:
-        virtual, cards = self.virtual, [self.pipeline.pool[name].config for name in self.virtual.pool]
-        with self._lost_if_it_fails(
-            "allocate", virtual.allocator.model, lambda codec: codec.render_allocate(self.text, plan, cards)
-        ) as started_s:
-            made = await self.pipeline.allocator.allocate(
-                self.text, plan, virtual.allocator, virtual.pool, virtual.fallback_model, self.limits.max_attempts, self.ledger.remaining()
-            )
-        self.ledger.absorb(made.calls, shift_s=started_s)
+        virtual = self.virtual
+        made = await self.pipeline.allocator.allocate(
+            self.text, plan, virtual.allocator, virtual.pool, virtual.fallback_model, self.limits, self.ledger
+        )
         self.trace["allocation_fallback"] = made.fallback
         return made.allocation
-
-    @contextlib.contextmanager
-    def _lost_if_it_fails(
-        self, stage: CallStage, model: str, render: Callable[[Codec], list[Message]], num_calls: int = 1
-    ) -> Iterator[float]:
-        """A stage that keeps its own ledger, perhaps in another process. Where it does not return, its calls are estimated."""
-        started_s = self.ledger.elapsed_s()
-        try:
-            yield started_s
-        except BudgetExceeded as e:
-            raise self.ledger.refusal(e) from e
-        except BaseException as e:
-            member = self.pipeline.pool[model]
-            call = lost_call(member.config, render(member.codec), stage, e, duration_s=self.ledger.elapsed_s() - started_s)
-            self.ledger.absorb([call] * num_calls, shift_s=started_s)
-            raise
 
     async def _execute(self, plan: Plan, allocation: Allocation) -> dict[int, _Done]:
         done: dict[int, _Done] = {}
@@ -363,15 +343,15 @@ class _Final:
         return cls(call.answer, call.completion.finish_reason, confidence(call.completion.logprobs))
 
 
-def confidence(logprobs: Sequence[float] | None) -> float | None:
-    """0.4-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
+def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA) -> float | None:
+    """alpha-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
 
     Source: the difficulty of a subtask in Division-of-Thoughts (arXiv 2502.04392), alpha = 0.4.
     """
     if not logprobs:
         return None
     ranked = sorted(math.exp(min(logprob, 0.0)) for logprob in logprobs)
-    return ranked[int(CONFIDENCE_ALPHA * (len(ranked) - 1))]
+    return ranked[int(alpha * (len(ranked) - 1))]
 
 
 def cut_to_chars(answer: str, max_chars: int) -> str:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from r2_serve.allocator import AllocationResult, everything_to
-from r2_serve.calls import Pool
+from r2_serve.calls import Pool, PoolMember
 from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig
 from r2_serve.decomposer import Decomposition
 from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, R2Error
-from r2_serve.ledger import Budget, lost_call
-from r2_serve.types import Completion, Delta, Message, Plan, Sampling
+from r2_serve.ledger import Ledger, lost_call
+from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
 
 MODEL_DEPLOYMENT = "Model"
 
@@ -55,7 +56,7 @@ class ServedEngine:
         except asyncio.CancelledError:
             raise
         except Exception as e:
-            raise _as_engine_error(_unwrapped(e), self._app) from e
+            raise _as_engine_error(unwrapped(e), self._app) from e
         finally:
             if not is_exhausted:
                 response.cancel()
@@ -77,19 +78,18 @@ class ServedDecomposer:
     def __init__(self, handle: DeploymentHandle, pool: Pool) -> None:
         self._handle, self._pool = handle, pool
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> Decomposition:
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+        member = self._pool[config.model]
+        stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
         try:
-            made: Decomposition = await _twice(self._handle.decompose, query, config, limits, budget)
-            return made
+            made: Decomposition = await stage.run(member, member.codec.render_decompose(query, limits.max_subtasks), query, config, limits)
         except BudgetExceeded:
             raise
         except R2Error as e:
-            messages = self._pool[config.model].codec.render_decompose(query, limits.max_subtasks)
-            calls = (lost_call(self._pool[config.model].config, messages, "decompose", e),) * config.num_samples
             fallback = f"no valid plan: decomposer_failed ({e.message[:200]})"
-            return Decomposition(
-                plan=Plan.single(query), calls=calls, num_samples=config.num_samples, num_rejected=config.num_samples, fallback=fallback
-            )
+            num_samples = config.num_samples
+            return Decomposition(plan=Plan.single(query), num_samples=num_samples, num_rejected=num_samples, fallback=fallback)
+        return made
 
 
 class ServedAllocator:
@@ -99,28 +99,60 @@ class ServedAllocator:
         self._handle, self._pool = handle, pool
 
     async def allocate(
-        self, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str], fallback_model: str, max_attempts: int, budget: Budget
+        self,
+        query: str,
+        plan: Plan,
+        config: AllocatorConfig,
+        names: Sequence[str],
+        fallback_model: str,
+        limits: LimitsConfig,
+        ledger: Ledger,
     ) -> AllocationResult:
+        member = self._pool[config.model]
+        messages = member.codec.render_allocate(query, plan, [self._pool[name].config for name in names])
+        stage = _Stage(self._handle.allocate, ledger, "allocate", config.max_tokens)
         try:
-            made: AllocationResult = await _twice(
-                self._handle.allocate, query, plan, config, tuple(names), fallback_model, max_attempts, budget
-            )
-            return made
+            made: AllocationResult = await stage.run(member, messages, query, plan, config, tuple(names), fallback_model, limits)
         except BudgetExceeded:
             raise
         except R2Error as e:
-            messages = self._pool[config.model].codec.render_allocate(query, plan, [self._pool[name].config for name in names])
-            calls = (lost_call(self._pool[config.model].config, messages, "allocate", e),)
-            fallback = f"allocator_failed ({e.message[:200]})"
-            return AllocationResult(allocation=everything_to(fallback_model, plan), calls=calls, fallback=fallback)
+            return AllocationResult(allocation=everything_to(fallback_model, plan), fallback=f"allocator_failed ({e.message[:200]})")
+        return made
 
 
-async def _twice(method: Any, *args: object) -> Any:
-    """Decomposing and allocating are idempotent, so a replica's death is worth one more try."""
-    try:
-        return await _awaited(method.remote(*args))
-    except EngineUnavailable:
-        return await _awaited(method.remote(*args))
+@dataclass(frozen=True)
+class _Stage:
+    """A stage that keeps its ledger in another process, and hands over its calls with its result."""
+
+    method: Any
+    ledger: Ledger
+    name: CallStage
+    max_tokens: int
+    num_calls: int = 1
+
+    async def run(self, member: PoolMember, messages: Sequence[Message], *args: object) -> Any:
+        """The result, at the second try where the first was the death of a replica: decomposing and allocating are idempotent.
+
+        The calls of a try that does not return, be it cancelled or dead, are estimated: `num_calls` of `messages` to `member`.
+        """
+        try:
+            return await self._once(member, messages, *args)
+        except EngineUnavailable:
+            return await self._once(member, messages, *args)
+
+    async def _once(self, member: PoolMember, messages: Sequence[Message], *args: object) -> Any:
+        started_s, budget = self.ledger.elapsed_s(), self.ledger.remaining()
+        try:
+            with self.ledger.held_for_stage(member.config, messages, self.max_tokens, self.num_calls):
+                made, calls = await _awaited(self.method.remote(*args, budget))
+        except BudgetExceeded as e:
+            raise self.ledger.refusal(e) from e
+        except BaseException as e:
+            lost = lost_call(member.config, messages, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
+            self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
+            raise
+        self.ledger.absorb(calls, shift_s=started_s)
+        return made
 
 
 async def _awaited(response: Any) -> Any:
@@ -131,10 +163,10 @@ async def _awaited(response: Any) -> Any:
         response.cancel()
         raise
     except Exception as e:
-        raise _unwrapped(e) from e
+        raise unwrapped(e) from e
 
 
-def _unwrapped(error: Exception) -> R2Error:
+def unwrapped(error: Exception) -> R2Error:
     """The `R2Error` raised in the replica, or what the failure of the replica means to us."""
     for candidate in (error, getattr(error, "cause", None)):
         if isinstance(candidate, R2Error) and type(candidate).__module__ == R2Error.__module__:

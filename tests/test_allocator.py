@@ -8,28 +8,30 @@ from typing import Any
 import pytest
 
 from r2_serve.allocator import AllocationResult, Allocator, fixed_allocation
-from r2_serve.config import AllocatorConfig
+from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, EngineRefused, InvalidRequest
-from r2_serve.ledger import Budget
+from r2_serve.ledger import Budget, Ledger
 from tests.in_process import allocation_json, model, plan_of, pool_of
 from tests.virtual_time import now_s, run
 
 PLAN = plan_of("find the height", "halve #1")
 NAMES = ("small", "large")
-UNLIMITED = Budget()
+NO_LIMIT = Budget()
 
 
-async def allocate(engine: ScriptedEngine, *, budget: Budget = UNLIMITED, codec: str = "instruct", **config: Any) -> AllocationResult:
+async def allocate(engine: ScriptedEngine, *, ledger: Ledger | None = None, codec: str = "instruct", **config: Any) -> AllocationResult:
     pool = pool_of((model("picker", codec=codec), engine), *((model(name), engine) for name in NAMES))
-    return await Allocator(pool).allocate("the query", PLAN, AllocatorConfig(model="picker", **config), NAMES, "large", 2, budget)
+    allocator, wanted = Allocator(pool), AllocatorConfig(model="picker", **config)
+    return await allocator.allocate("the query", PLAN, wanted, NAMES, "large", LimitsConfig(), ledger or Ledger(NO_LIMIT))
 
 
 @pytest.mark.parametrize(("codec", "reply"), [("instruct", allocation_json("small", "large")), ("compact", "@1 @2")])
 def test_the_allocators_choice_is_used(codec: str, reply: str) -> None:
-    made = run(allocate(ScriptedEngine([reply]), codec=codec))
+    ledger = Ledger(NO_LIMIT)
+    made = run(allocate(ScriptedEngine([reply]), codec=codec, ledger=ledger))
     assert (made.allocation.models, made.fallback) == (("small", "large"), None)
-    assert [call.stage for call in made.calls] == ["allocate"]
+    assert [call.stage for call in ledger.calls] == ["allocate"]
 
 
 @pytest.mark.parametrize(
@@ -46,24 +48,27 @@ def test_the_allocators_choice_is_used(codec: str, reply: str) -> None:
 )
 def test_a_hostile_allocator_costs_money_not_the_answer(reply: str | Exception, reason: str) -> None:
     start_s = time.process_time()
-    made = run(allocate(ScriptedEngine([reply])))
+    ledger = Ledger(NO_LIMIT)
+    made = run(allocate(ScriptedEngine([reply]), ledger=ledger))
     assert made.allocation.models == ("large", "large")
     assert made.fallback is not None
     assert made.fallback.startswith(reason)
     assert len(made.fallback) < 500
-    assert len(made.calls) == 1, "and the call is paid"
+    assert len(ledger.calls) == 1, "and the call is paid"
     assert time.process_time() - start_s < 1.0
 
 
 def test_an_allocator_that_hangs_is_given_up_and_paid() -> None:
+    ledger = Ledger(NO_LIMIT)
+
     async def check() -> AllocationResult:
-        made = await allocate(ScriptedEngine(["late"], delay_s=50), timeout_s=6)
+        made = await allocate(ScriptedEngine(["late"], delay_s=50), timeout_s=6, ledger=ledger)
         assert now_s() == 6.0
         return made
 
     made = run(check())
     assert (made.allocation.models, made.fallback) == (("large", "large"), "timeout: no allocation within 6 s")
-    assert [(call.outcome, call.is_estimated) for call in made.calls] == [("cancelled", True)]
+    assert [(call.outcome, call.is_estimated) for call in ledger.calls] == [("cancelled", True)]
 
 
 def test_cancelling_is_not_a_timeout() -> None:
@@ -79,7 +84,7 @@ def test_cancelling_is_not_a_timeout() -> None:
 
 def test_an_allocation_beyond_the_budget_is_an_error() -> None:
     with pytest.raises(BudgetExceeded):
-        run(allocate(ScriptedEngine(["never asked"]), budget=Budget(max_calls=0)))
+        run(allocate(ScriptedEngine(["never asked"]), ledger=Ledger(Budget(max_calls=0))))
 
 
 def test_policies() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from r2_serve.calls import Caller, CallResult, CallSpec
+from r2_serve.config import LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.ledger import Budget, Ledger
@@ -49,7 +50,9 @@ class Calls:
         cards = {first: model(first, fallbacks=tuple(others), **(fields or {})), **{name: model(name) for name in others}}
         self.first, self.engines = first, engines
         self.ledger = Ledger(budget)
-        self.caller = Caller(pool_of(*((cards[n], e) for n, e in engines.items())), self.ledger, max_attempts, uniform=lambda: 1.0)
+        self.caller = Caller(
+            pool_of(*((cards[n], e) for n, e in engines.items())), self.ledger, LimitsConfig(max_attempts=max_attempts), uniform=lambda: 1.0
+        )
         self.pieces: list[str] = []
 
     async def ask(self, *, is_streamed: bool = False, **fields: Any) -> CallResult:

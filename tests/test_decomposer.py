@@ -12,26 +12,27 @@ from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.decomposer import Decomposer, Decomposition, best_plan, check_plan, score_plans
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, CodecError, EngineRefused, EngineUnavailable
-from r2_serve.ledger import Budget
+from r2_serve.ledger import Budget, Ledger
 from r2_serve.types import Plan
 from tests.in_process import model, plan_json, plan_of, pool_of
 from tests.virtual_time import now_s, run
 
 EQUAL = ScoreWeights()
-UNLIMITED = Budget()
+NO_LIMIT = Budget()
 
 
-async def decompose(engine: ScriptedEngine, *, budget: Budget = UNLIMITED, **fields: Any) -> Decomposition:
+async def decompose(engine: ScriptedEngine, *, ledger: Ledger | None = None, **fields: Any) -> Decomposition:
     config = DecomposerConfig(**{"model": "m", "num_samples": 1, **fields})
-    return await Decomposer(pool_of((model("m"), engine))).decompose("the query", config, LimitsConfig(), budget)
+    return await Decomposer(pool_of((model("m"), engine))).decompose("the query", config, LimitsConfig(), ledger or Ledger(NO_LIMIT))
 
 
 def test_the_best_sample_is_kept_and_the_rest_counted() -> None:
     engine = ScriptedEngine([plan_json("a", "b", "c", "d", "#1 #2 #3 #4"), "no plan", plan_json("look up", "use #1")])
-    made = run(decompose(engine, num_samples=3))
+    ledger = Ledger(NO_LIMIT)
+    made = run(decompose(engine, num_samples=3, ledger=ledger))
     assert made.plan == plan_of("look up", "use #1")
     assert (made.num_samples, made.num_rejected, made.fallback) == (3, 1, None)
-    assert [call.stage for call in made.calls] == ["decompose"] * 3
+    assert [call.stage for call in ledger.calls] == ["decompose"] * 3
 
 
 def test_samples_are_drawn_at_once_and_a_single_one_is_greedy() -> None:
@@ -79,26 +80,29 @@ def test_samples_not_back_in_time_are_rejected_and_still_paid() -> None:
                 await asyncio.sleep(1_000)
             return await super().generate(*args, **kwargs)
 
+    ledger = Ledger(NO_LIMIT)
+
     async def check() -> Decomposition:
-        made = await decompose(Slow([plan_json("a", "b #1")]), num_samples=3, timeout_s=7)
+        made = await decompose(Slow([plan_json("a", "b #1")]), num_samples=3, timeout_s=7, ledger=ledger)
         assert now_s() == 7.0
         return made
 
     made = run(check())
     assert made.plan == plan_of("a", "b #1")
     assert (made.num_rejected, made.fallback) == (2, None)
-    assert sorted(call.outcome for call in made.calls) == ["cancelled", "cancelled", "ok"]
-    assert all(call.usage.prompt_tokens > 0 for call in made.calls)
+    assert sorted(call.outcome for call in ledger.calls) == ["cancelled", "cancelled", "ok"]
+    assert all(call.usage.prompt_tokens > 0 for call in ledger.calls)
 
 
 def test_samples_beyond_the_budget_are_left_out() -> None:
-    made = run(decompose(ScriptedEngine([plan_json("a")]), num_samples=3, budget=Budget(max_calls=2)))
-    assert (made.plan, made.num_rejected, len(made.calls)) == (plan_of("a"), 1, 2)
+    ledger = Ledger(Budget(max_calls=2))
+    made = run(decompose(ScriptedEngine([plan_json("a")]), num_samples=3, ledger=ledger))
+    assert (made.plan, made.num_rejected, len(ledger.calls)) == (plan_of("a"), 1, 2)
 
 
 def test_a_budget_too_small_for_any_sample_is_an_error() -> None:
     with pytest.raises(BudgetExceeded):
-        run(decompose(ScriptedEngine([plan_json("a")]), num_samples=3, budget=Budget(max_tokens=10)))
+        run(decompose(ScriptedEngine([plan_json("a")]), num_samples=3, ledger=Ledger(Budget(max_tokens=10))))
 
 
 def test_cancelling_stops_every_sample() -> None:

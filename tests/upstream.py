@@ -1,24 +1,33 @@
-"""A faulty OpenAI-compatible provider on a loopback socket: answers every request with the same scripted bytes."""
+"""A faulty OpenAI-compatible provider on a loopback socket: scripted bytes, the same for every request or chosen by it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""SO_LINGER of 0 s: closing sends RST in place of FIN."""
 
 
 @dataclass(frozen=True)
 class Script:
     """What to send: a head, then each piece of the body with `gap_s` before it. `is_held` never closes the connection."""
 
-    body: Sequence[bytes] = ()
+    body: Iterable[bytes] = ()
+    """May be endless."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     gap_s: float = 0.0
     is_held: bool = False
+    is_reset: bool = False
+    """Ends the connection with RST."""
+    has_head: bool = True
     content_length: int | None = None
     """None closes the connection at the end; more than is sent cuts the body."""
 
@@ -26,30 +35,32 @@ class Script:
 @dataclass
 class Upstream:
     base_url: str
-    script: Script = field(default_factory=Script)
+    script: Script | Callable[[dict[str, Any]], Script] = field(default_factory=Script)
+    """What to answer, or what decides it from a request's body."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of the requests, with their lower-case headers as `_headers` and path as `_path`."""
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a client closed a held connection."""
+    num_open: int = 0
+    """Connections with a request under way."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_open += 1
         try:
-            self.requests.append(await _request(reader))
+            request = await _request(reader)
+            self.requests.append(request)
             self.asked.set()
-            await self._answer(reader, writer)
+            await self._answer(self.script if isinstance(self.script, Script) else self.script(request), reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             self.hung_up.set()
         finally:
+            self.num_open -= 1
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        script = self.script
-        headers = {"content-type": "application/json", "connection": "close", **script.headers}
-        if script.content_length is not None:
-            headers["content-length"] = str(script.content_length)
-        lines = [f"HTTP/1.1 {script.status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-        writer.write("\r\n".join(lines).encode())
+    async def _answer(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if script.has_head:
+            writer.write(_head(script))
         for piece in script.body:
             await writer.drain()
             await asyncio.sleep(script.gap_s)
@@ -58,6 +69,15 @@ class Upstream:
         if script.is_held:
             await reader.read()
             self.hung_up.set()
+        if script.is_reset:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+
+
+def _head(script: Script) -> bytes:
+    headers = {"content-type": "application/json", "connection": "close", **script.headers}
+    if script.content_length is not None:
+        headers["content-length"] = str(script.content_length)
+    return "\r\n".join([f"HTTP/1.1 {script.status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode()
 
 
 async def _request(reader: asyncio.StreamReader) -> dict[str, Any]:
@@ -92,3 +112,8 @@ def sse(*events: Any) -> list[bytes]:
 
 def chunk(text: str | None = None, finish_reason: str | None = None, **top: Any) -> dict[str, Any]:
     return {"id": "x", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}], **top}
+
+
+def http_chunks(pieces: Iterable[bytes], *, is_ended: bool = True) -> list[bytes]:
+    """`pieces` in HTTP/1.1 chunked coding, for `transfer-encoding: chunked`; not `is_ended` leaves out the last, empty chunk."""
+    return [*(f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces), *[b"0\r\n\r\n"] * is_ended]

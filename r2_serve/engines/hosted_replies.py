@@ -95,6 +95,7 @@ def parse_completion(content: bytes) -> ReplyParts:
     finish_reason = parse_finish_reason(choice.finish_reason)
     if choice.message.content is None:
         raise InvalidReply("the reply has no content")
+    _check_text(choice.message.content)
     tokens = choice.logprobs.content if choice.logprobs else None
     return ReplyParts(
         text=choice.message.content,
@@ -115,12 +116,15 @@ class StreamReader:
         self.is_done = False
         self._finish_reason: FinishReason | None = None
         self._buffer = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[str]:
         """Text of each event that `chunk` completes; to be exhausted. Raises: InvalidReply, EngineRefused, EngineUnavailable."""
-        *lines, self._buffer = (self._buffer + self._decoder.decode(chunk)).split("\n")
+        try:
+            *lines, self._buffer = (self._buffer + self._decoder.decode(chunk)).split("\n")
+        except UnicodeDecodeError:
+            raise InvalidReply("the stream is not UTF-8") from None
         for line in lines:
             if piece := self._line(line.removesuffix("\r")):
                 yield piece
@@ -156,7 +160,9 @@ class StreamReader:
             _check_refusal(choice.delta)
         if choice.finish_reason is not None:
             self._finish_reason = parse_finish_reason(choice.finish_reason)
-        return (choice.delta.content or "") if choice.delta is not None else ""
+        text = (choice.delta.content or "") if choice.delta is not None else ""
+        _check_text(text)
+        return text
 
 
 def parse_finish_reason(reason: str | None) -> FinishReason:
@@ -226,6 +232,12 @@ def _json_object(content: bytes, what: str) -> dict[str, Any]:
 def _check_refusal(text: _Text) -> None:
     if text.refusal:
         raise EngineRefused(f"the model refused: {text.refusal}")
+
+
+def _check_text(text: str) -> None:
+    """JSON can spell half of a surrogate pair, which no UTF-8 can hold: not a trace, not a reply."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidReply("the reply's text is not valid Unicode")
 
 
 def _where(error: ValidationError) -> str:

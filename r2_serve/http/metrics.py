@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from r2_serve.calls import Pool
 from r2_serve.http.admission import Admission
 from r2_serve.http.spend import Purses
 from r2_serve.types import CallRecord, Plan, Trace
@@ -53,6 +54,22 @@ class _KeySpend(Collector):
         yield family
 
 
+class _Rests(Collector):
+    """Reads the cooldown of every model of a pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        resting = GaugeMetricFamily("r2_model_resting", "1 while calls pass the model over after its failures.", labels=["model"])
+        rests = CounterMetricFamily("r2_model_rests", "Times that a model was rested.", labels=["model"])
+        for name, member in sorted(self._pool.items()):
+            resting.add_metric([name], float(member.cooldown.is_resting))
+            rests.add_metric([name], member.cooldown.num_rests)
+        yield resting
+        yield rests
+
+
 class Metrics:
     """Counts what one router process does."""
 
@@ -80,6 +97,10 @@ class Metrics:
     def watch_spend(self, purses: Purses) -> None:
         """Shows from now on what each client key has spent in its current period."""
         self.registry.register(_KeySpend(purses))
+
+    def watch_models(self, pool: Pool) -> None:
+        """Shows which models rest after failures, as this process sees it, from now on."""
+        self.registry.register(_Rests(pool))
 
     def count_request(self, route: str, model: str, status: int, duration_s: float) -> None:
         """`model` must be a name of the pool or empty, `route` one of the app's own: both become labels."""

@@ -1,0 +1,138 @@
+"""Every way in which a provider has been seen to fail, as bytes on a wire, and what the router must make of each.
+
+`PLAIN` are replies to a request without `stream`, `STREAMED` to one with it; faults of the status line are in both. The
+model at fault answers "wrong" where it says anything: no client may ever see that word from a broken reply that was not streamed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tests.upstream import Script, chunk, completion, http_chunks, sse
+
+SSE = {"content-type": "text/event-stream"}
+CHUNKED = {**SSE, "transfer-encoding": "chunked"}
+UNAVAILABLE, INVALID, REFUSED = "upstream_unavailable", "invalid_upstream_reply", "upstream_refused"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: `script` is what the provider does, the rest what must come of it."""
+
+    script: Script
+    code: str
+    """`error.code` of the reply where no other model is left."""
+    num_hits: int = 2
+    """Requests to the model at fault, of the two attempts configured: 1 where a second is pointless."""
+    streamed: str = ""
+    """Text that the client has by then: nobody else may answer after it."""
+    is_slow: bool = False
+    """Told by a timeout alone."""
+
+
+def refused(script: Script) -> Fault:
+    return Fault(script, REFUSED, num_hits=1)
+
+
+def said(body: Any, status: int = 200, **headers: str) -> Script:
+    return Script([json.dumps(body).encode()], status, headers)
+
+
+def wrong(**changes: Any) -> Script:
+    """A complete reply with `changes`."""
+    return said(completion(**{"message": {"role": "assistant", "content": "wrong"}, **changes}))
+
+
+def events(*items: Any, **how: Any) -> Script:
+    """A stream of `items`."""
+    return Script(sse(*items), headers=SSE, **how)
+
+
+WHOLE = json.dumps(completion(message={"role": "assistant", "content": "wrong"})).encode()
+ERROR = {"error": {"message": "it broke", "type": "server_error", "param": None, "code": None}}
+QUOTA = {"error": {"message": "pay first", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}}
+HTML = b"<html><body>502 Bad Gateway</body></html>"
+SAID = chunk("wrong")
+END = chunk(None, "stop")
+
+STATUSES: dict[str, Fault] = {
+    "429 as text": Fault(Script([b"slow down"], 429, {"content-type": "text/plain"}), UNAVAILABLE),
+    "429 with a short Retry-After": Fault(said(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE),
+    "429 with a long Retry-After": Fault(said(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1),
+    "429 for want of quota": refused(said(QUOTA, 429)),
+    "400": refused(said(ERROR, 400)),
+    "401": refused(said(ERROR, 401)),
+    "404": refused(said(ERROR, 404)),
+    "404 as html": refused(Script([HTML], 404, {"content-type": "text/html"})),
+    "500": Fault(said(ERROR, 500), UNAVAILABLE),
+    "503": Fault(said(ERROR, 503), UNAVAILABLE),
+    "503 as html": Fault(Script([HTML], 503, {"content-type": "text/html"}), UNAVAILABLE),
+    "redirect": refused(said(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions")),
+    "reset before the head": Fault(Script(has_head=False, is_reset=True), UNAVAILABLE),
+    "closed before the head": Fault(Script(has_head=False), UNAVAILABLE),
+    "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, is_slow=True),
+    "not HTTP": Fault(Script([b"SSH-2.0-OpenSSH_9.6\r\n"], has_head=False), UNAVAILABLE),
+    "head, then nothing": Fault(Script(is_held=True), UNAVAILABLE, is_slow=True),
+    "drip of 10 bytes a second": Fault(Script(itertools.repeat(b" "), gap_s=0.1), UNAVAILABLE, is_slow=True),
+}
+
+PLAIN: dict[str, Fault] = {
+    **STATUSES,
+    "html in a 200": Fault(Script([HTML], headers={"content-type": "text/html"}), INVALID),
+    "empty 200": Fault(Script(), INVALID),
+    "error in a 200": Fault(said(ERROR), INVALID),
+    "429 in a 200": Fault(said({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE),
+    "cut JSON": Fault(Script([WHOLE[:-30]]), INVALID),
+    "bad UTF-8": Fault(Script([WHOLE.replace(b"wrong", b"wro\xff\xfe")]), INVALID),
+    "lone surrogate": Fault(Script([WHOLE.replace(b"wrong", rb"wro\ud800")]), INVALID),
+    "no choices": Fault(said({"id": "x", "object": "chat.completion"}), INVALID),
+    "empty choices": Fault(wrong(choices=[]), INVALID),
+    "null choices": Fault(wrong(choices=None), INVALID),
+    "null content": Fault(wrong(message={"role": "assistant", "content": None}), INVALID),
+    "missing finish_reason": Fault(wrong(finish_reason=None), INVALID),
+    "filtered": refused(wrong(finish_reason="content_filter")),
+    "short Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) - 30), INVALID),
+    "body shorter than Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) + 30), UNAVAILABLE),
+    "reset within the body": Fault(Script([WHOLE[:20]], content_length=len(WHOLE), is_reset=True), UNAVAILABLE),
+    "endless body": Fault(Script(itertools.repeat(b" " * 1000), gap_s=0.001), UNAVAILABLE, is_slow=True),
+}
+
+STREAMED: dict[str, Fault] = {
+    **STATUSES,
+    "html in a 200": Fault(Script([HTML], headers=SSE), INVALID),
+    "empty stream": Fault(Script(headers=SSE), INVALID),
+    "only [DONE]": Fault(events("[DONE]"), INVALID),
+    "error in place of events": Fault(replace(said(ERROR), headers=SSE), INVALID),
+    "error event at once": Fault(events(ERROR), INVALID),
+    "no choices, ever": Fault(events({"id": "x"}, {"id": "x"}, "[DONE]"), INVALID),
+    "choices of another type": Fault(events({"choices": "x"}), INVALID),
+    "comments for ever": Fault(Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01), UNAVAILABLE, is_slow=True),
+    "cut with FIN": Fault(events(SAID), INVALID, 1, "wrong"),
+    "cut within an event": Fault(Script([*sse(SAID), b'data: {"choi'], headers=SSE), INVALID, 1, "wrong"),
+    "[DONE] without finish_reason": Fault(events(SAID, "[DONE]"), INVALID, 1, "wrong"),
+    "cut with RST": Fault(events(SAID, is_reset=True, gap_s=0.02), "upstream_*", 1, "wrong*"),
+    "cut without the last chunk": Fault(Script(http_chunks(sse(SAID), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"),
+    "stalled without FIN": Fault(events(SAID, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
+    "error event after text": Fault(events(SAID, ERROR), INVALID, 1, "wrong"),
+    "not JSON after text": Fault(events(SAID, "<html>"), INVALID, 1, "wrong"),
+    "bad UTF-8 after text": Fault(
+        Script([*sse(SAID), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE), INVALID, 1, "wrong"
+    ),
+    "filtered after text": Fault(events(SAID, chunk(None, "content_filter")), REFUSED, 1, "wrong"),
+    "endless stream": Fault(Script(itertools.cycle(sse(SAID)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True),
+}
+
+HARMLESS_PLAIN: dict[str, Script] = {
+    "no usage": said(completion(usage=None)),
+    "empty text": said(completion(message={"role": "assistant", "content": ""})),
+    "fields nobody knows": said({**completion(), "extra": [1], "system_fingerprint": 3}),
+}
+HARMLESS_STREAMED: dict[str, Script] = {
+    "missing [DONE]": events(chunk("four"), END),
+    "no usage": events(chunk("four"), END, "[DONE]"),
+    "nothing after [DONE] but silence": events(chunk("four"), END, "[DONE]", is_held=True),
+    "events cut anywhere": Script([bytes([byte]) for byte in b"".join(sse(chunk("four"), END, "[DONE]"))], headers=SSE),
+}

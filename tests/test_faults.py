@@ -1,0 +1,162 @@
+"""Whatever a provider does, the client gets the right text from the fallback chain or one typed error, in time.
+
+A reply that was cut is never reported as finished, and a provider is not asked more often than configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+
+from r2_serve.types import Trace
+from tests.faults import HARMLESS_PLAIN, HARMLESS_STREAMED, PLAIN, STREAMED, Fault, said
+from tests.hosted_stand import DEADLINE_S, RIGHT, Reply, asked, standing
+from tests.upstream import Script, Upstream
+
+MAX_ATTEMPTS = 2
+AT_ONCE = 24
+NEVER_REST: dict[str, Any] = {"cooldown": {"first_s": 0}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault, asked about in one way."""
+
+    name: str
+    is_streamed: bool
+    has_fallback: bool
+
+    @property
+    def fault(self) -> Fault:
+        return (STREAMED if self.is_streamed else PLAIN)[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name}-{'streamed' if self.is_streamed else 'plain'}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    reply: Reply
+    num_hits: int
+    num_other_hits: int
+    trace: Trace
+
+
+PAIRS = [(name, False) for name in PLAIN] + [(name, True) for name in STREAMED]
+WITH_FALLBACK, ALONE = ([Case(*pair, has_fallback) for pair in PAIRS] for has_fallback in (True, False))
+Outcomes = dict[Case, Outcome]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> Outcomes:
+    """Of all cases, asked beside each other, as most of their time is waiting; the slow ones first. A prompt names its fault."""
+    return asyncio.run(ask_about_all(sorted([*WITH_FALLBACK, *ALONE], key=lambda case: not case.fault.is_slow)))
+
+
+async def ask_about_all(cases: list[Case]) -> Outcomes:
+    replies: dict[Case, Reply] = {}
+    by_prompt = {prompt_of(case): case.fault.script for case in cases}
+
+    async with standing(lambda request: by_prompt[request["messages"][-1]["content"]], max_attempts=MAX_ATTEMPTS, **NEVER_REST) as stand:
+
+        async def work(waiting: Iterator[Case]) -> None:
+            for case in waiting:
+                model = ("first" if case.has_fallback else "alone") + "-slow" * case.fault.is_slow
+                replies[case] = await stand.ask(stream=case.is_streamed, model=model, text=prompt_of(case))
+
+        waiting = iter(cases)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(work(waiting))
+        traces = {trace.query: trace for trace in stand.traces}
+        hits = {case: [asked(at, prompt_of(case)) for at in (stand.upstream, stand.other)] for case in cases}
+    return {case: Outcome(replies[case], *hits[case], traces[prompt_of(case)]) for case in cases}
+
+
+def prompt_of(case: Case) -> str:
+    return f"{case}, {'first' if case.has_fallback else 'alone'}"
+
+
+@pytest.mark.parametrize("case", WITH_FALLBACK, ids=str)
+def test_a_faulty_provider_costs_no_answer_where_another_is_left(case: Case, outcomes: Outcomes) -> None:
+    fault, came = case.fault, outcomes[case]
+    assert came.reply.took_s < DEADLINE_S + 1
+    assert came.num_hits == fault.num_hits <= MAX_ATTEMPTS
+    assert came.num_hits + came.num_other_hits == len(came.trace.calls), "every request to a provider is in the ledger, and nothing else is"
+    if fault.streamed:
+        assert_cut(came.reply, fault)
+        assert came.num_other_hits == 0
+    else:
+        assert (came.reply.status, came.reply.text, came.reply.finish_reasons, came.reply.error) == (200, RIGHT, ["stop"], None)
+        assert came.num_other_hits == 1
+        assert came.reply.has_done == case.is_streamed
+
+
+@pytest.mark.parametrize("case", ALONE, ids=str)
+def test_a_faulty_provider_alone_is_one_typed_error(case: Case, outcomes: Outcomes) -> None:
+    fault, came = case.fault, outcomes[case]
+    assert came.reply.took_s < DEADLINE_S + 1
+    assert came.num_hits == fault.num_hits == len(came.trace.calls)
+    assert came.trace.answer is None and came.trace.error is not None
+    if fault.streamed:
+        assert_cut(came.reply, fault)
+    else:
+        assert came.reply.status == (503 if fault.code == "upstream_unavailable" else 502)
+        assert_typed(came.reply, fault)
+
+
+def assert_cut(reply: Reply, fault: Fault) -> None:
+    """The text that had come, then the error; nothing that says it was whole."""
+    assert fnmatchcase(reply.text, fault.streamed)
+    assert (reply.status, reply.finish_reasons, reply.has_done) == (200, [], False)
+    assert_typed(reply, fault)
+
+
+def assert_typed(reply: Reply, fault: Fault) -> None:
+    assert reply.error is not None
+    assert set(reply.error) == {"message", "type", "param", "code"}
+    assert fnmatchcase(reply.error["code"], fault.code)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_routed_query_gets_over_a_faulty_provider_too(stream: bool) -> None:
+    async with standing(said({}, 500)) as stand:
+        reply = await stand.ask(stream=stream, model="r2")
+        (trace,) = stand.traces
+        num_hits = len(stand.upstream.requests) + len(stand.other.requests)
+    assert (reply.status, reply.text, reply.finish_reasons) == (200, RIGHT, ["stop"])
+    assert {call.stage for call in trace.calls} == {"decompose", "execute"}
+    assert num_hits == len(trace.calls)
+
+
+HARMLESS = [(name, False) for name in HARMLESS_PLAIN] + [(name, True) for name in HARMLESS_STREAMED]
+
+
+@pytest.mark.parametrize(("name", "stream"), HARMLESS)
+async def test_an_oddity_that_cuts_nothing_is_answered_at_the_first_try(name: str, stream: bool) -> None:
+    script: Script = (HARMLESS_STREAMED if stream else HARMLESS_PLAIN)[name]
+    async with standing(script) as stand:
+        reply = await stand.ask(stream=stream)
+        assert (len(stand.upstream.requests), len(stand.other.requests)) == (1, 0)
+    assert (reply.text, reply.finish_reasons) == ("" if name == "empty text" else "four", ["stop"])
+    assert reply.has_done == stream
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["no answer at all", "head, then nothing", "drip of 10 bytes a second"])
+async def test_the_deadline_ends_a_call_that_its_own_timeout_would_not(name: str, stream: bool) -> None:
+    async with standing(PLAIN[name].script) as stand:
+        reply = await stand.ask(stream=stream, deadline_s=0.3)
+        await asyncio.wait_for(_all_closed(stand.upstream), 2.0)
+    assert (reply.status, reply.error and reply.error["code"]) == (504, "deadline_exceeded")
+    assert reply.took_s < 0.3 + 1
+
+
+async def _all_closed(upstream: Upstream) -> None:
+    while upstream.num_open:  # noqa: ASYNC110  a socket tells nobody that its other end has noticed
+        await asyncio.sleep(0.01)

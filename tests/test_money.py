@@ -1,0 +1,231 @@
+"""Not a cent is lost or made up: 10,000 calls by clients and models of every mood, seeded, in virtual time.
+
+Five accounts are kept of each call, by different code: the engines' own count, the ledger in the trace, the reply's body,
+its header, and Prometheus. They must agree exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
+from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.http.api import create_app
+from r2_serve.http.metrics import Metrics
+from r2_serve.router import in_process
+from r2_serve.types import Completion, Delta, Message, Sampling, Trace, Usage
+from tests.in_process import allocation_json, model, plan_json, routing
+from tests.scripted_backend import Connection
+from tests.virtual_time import run
+
+NUM_CALLS = 10_000
+AT_ONCE = 50
+WORKERS = ("small", "large")
+FAILURES = (
+    EngineUnavailable("down"),
+    EngineUnavailable("busy", 2.0),
+    EngineUnavailable("busy", 60.0),
+    EngineRefused("no"),
+    InvalidReply("?"),
+)
+HANGS_S = 500.0
+
+
+class Moody:
+    """An engine that answers, fails, hangs or breaks off, and counts how often it was asked."""
+
+    def __init__(self, rng: random.Random, replies: Sequence[str]) -> None:
+        self.num_asked = 0
+        self._rng, self._replies = rng, replies
+
+    async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
+        self.num_asked += 1
+        failure = await self._mood()
+        if failure is not None:
+            raise failure
+        return Completion(text=self._rng.choice(self._replies), usage=self._usage(), finish_reason="stop")
+
+    async def stream(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> AsyncGenerator[Delta, None]:
+        self.num_asked += 1
+        failure = await self._mood()
+        words = self._rng.choice(self._replies).split(" ")
+        for i, word in enumerate(words[: self._rng.randrange(3)] if failure else words):
+            yield Delta(text=" " * bool(i) + word)
+            await asyncio.sleep(self._rng.choice((0, 0.3)))
+        if failure is not None:
+            raise failure
+        if self._rng.random() < 0.95:
+            yield Delta(finish_reason=self._rng.choice(("stop", "length")), usage=self._usage())
+
+    async def _mood(self) -> EngineError | None:
+        await asyncio.sleep(self._rng.choice((0, 0.01, 0.5, 2, 2, HANGS_S)) if self._rng.random() < 0.5 else 0.1)
+        return self._rng.choice(FAILURES) if self._rng.random() < 0.2 else None
+
+    def _usage(self) -> Usage:
+        return Usage(prompt_tokens=self._rng.randrange(3_000), completion_tokens=self._rng.randrange(700))
+
+
+@dataclass
+class Market:
+    """An endpoint over moody models, and its clients."""
+
+    seed: int
+    traces: list[Trace] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = rng = random.Random(self.seed)
+        plans = [plan_json("a", "b", "c #1 #2"), plan_json("a", "b #1", "c #1", "d #2 #3"), "no plan"]
+        picks = [allocation_json(*rng.choices(WORKERS, k=k)) for k in (3, 4)] + ["none"]
+        replies = {"small": ["the cheap answer"], "large": ["a dear answer", ""], "decomposer": plans, "allocator": picks}
+        self.engines = {name: Moody(rng, texts) for name, texts in replies.items()}
+        prices = {"usd_per_mtok_in": Decimal("0.0333"), "usd_per_mtok_out": Decimal("1.07")}
+        chain = {"small": ("large",), "decomposer": ("large",)}
+        models = tuple(model(name, fallbacks=chain.get(name, ()), timeout_s=40, **prices) for name in replies)
+        self.metrics = Metrics()
+        limits = LimitsConfig(deadline_s=120, max_calls=40, max_attempts=3)
+        routed = routing(limits=limits, decomposer={"num_samples": 2})
+        router = in_process(
+            RouterConfig(models=models), routed, lambda config: self.engines[config.name], [self.metrics.observe, self.traces.append]
+        )
+        self.app = create_app(router, ServerConfig(max_running=AT_ONCE), metrics=self.metrics)
+
+    @property
+    def num_calls(self) -> int:
+        return sum(engine.num_asked for engine in self.engines.values())
+
+    async def trade(self) -> dict[str, list[dict[str, Any]]]:
+        """What each client got, by its question, message by message."""
+        inbox: dict[str, list[dict[str, Any]]] = {}
+
+        async def work() -> None:
+            while self.num_calls < NUM_CALLS:
+                question = f"question {len(inbox)}"
+                inbox[question] = []
+                inbox[question] = await self._one(question)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(work())
+        return inbox
+
+    async def _one(self, question: str) -> list[dict[str, Any]]:
+        rng = self.rng
+        r2: dict[str, Any] = {"trace": True}
+        name = rng.choices(("r2", *WORKERS), (8, 1, 1))[0]
+        if name == "r2" and rng.random() < 0.4:
+            r2["policy"] = rng.choice(("all:small", "random", "final-only:small,large"))
+        if rng.random() < 0.1:
+            r2["deadline_s"] = rng.choice((0.05, 1, 5, 30))
+        if rng.random() < 0.05:
+            r2["max_cost_usd"] = rng.choice((0.000001, 0.002, 0.004))
+        body = {"model": name, "messages": [{"role": "user", "content": question}], "stream": rng.random() < 0.5, "r2": r2}
+        connection = Connection(self.app, json.dumps(body).encode())
+        if rng.random() < 0.15:
+            asyncio.get_running_loop().call_later(rng.choice((0, 0.05, 0.3, 2.5, 20)), connection.disconnect)
+        await connection.task
+        return [connection.outbox.get_nowait() for _ in range(connection.outbox.qsize())]
+
+
+@pytest.fixture(scope="module", params=[1])
+def market(request: pytest.FixtureRequest) -> Market:
+    market = Market(request.param)
+    market.inbox = run(market.trade())  # type: ignore[attr-defined]
+    return market
+
+
+def bodies_of(messages: list[dict[str, Any]]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Headers, and each JSON body or event."""
+    if not messages:
+        return {}, []
+    headers = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
+    text = b"".join(message.get("body", b"") for message in messages).decode()
+    if "event-stream" not in headers["content-type"]:
+        return headers, [json.loads(text)] if text else []
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: {")]
+    return headers, [json.loads(line) for line in lines]
+
+
+def test_every_mood_was_seen(market: Market) -> None:
+    """What follows is worth nothing where this does not hold."""
+    calls = [call for trace in market.traces for call in trace.calls]
+    assert len(calls) >= NUM_CALLS
+    assert {call.outcome for call in calls} == {"ok", "failed", "cancelled"}
+    assert {call.stage for call in calls} == {"decompose", "allocate", "execute", "pass_through"}
+    assert {call.error for call in calls} > {"EngineUnavailable", "EngineRefused", "InvalidReply", "CancelledError"}
+    assert max(call.attempt for call in calls) >= 4, "a fallback after three attempts"
+    errors = Counter((trace.error or "answered").partition(":")[0] for trace in market.traces)
+    wanted = {"answered", "cancelled by the client", "DeadlineExceeded", "BudgetExceeded", "SubtaskFailed", "EngineUnavailable"}
+    assert wanted < errors.keys()
+    assert errors["answered"] > 500
+
+
+def test_no_call_is_unaccounted_for(market: Market) -> None:
+    """Models asked, as they counted themselves, against the ledgers: no call is missing, and none made up."""
+    in_ledgers = Counter(call.model for trace in market.traces for call in trace.calls)
+    assert {name: engine.num_asked for name, engine in market.engines.items()} == dict(in_ledgers)
+
+
+def test_every_request_that_came_in_has_one_trace(market: Market) -> None:
+    questions = Counter(trace.query for trace in market.traces)
+    assert set(questions.values()) == {1}
+    never_let_in = market.inbox.keys() - questions.keys()  # type: ignore[attr-defined]
+    assert all(not bodies_of(market.inbox[question])[1] for question in never_let_in), "they left at once"  # type: ignore[attr-defined]
+
+
+def test_trace_body_header_and_usage_agree_to_the_last_digit(market: Market) -> None:
+    traces = {trace.query: trace for trace in market.traces}
+    num_checked = Counter[str]()
+    for question, messages in market.inbox.items():  # type: ignore[attr-defined]
+        headers, bodies = bodies_of(messages)
+        told = [body["r2"] for body in bodies if "r2" in body]
+        if not told:
+            continue
+        trace = traces[question]
+        (r2,) = told
+        exact = sum((call.cost_usd for call in trace.calls), Decimal(0))
+        assert trace.cost_usd == exact == Decimal(r2["cost_usd"])
+        assert Trace.model_validate(r2["trace"]) == trace
+        assert sum((result.cost_usd for result in trace.results), Decimal(0)) <= trace.worker_cost_usd == Decimal(r2["worker_cost_usd"])
+        if "x-r2-cost-usd" in headers:
+            assert Decimal(headers["x-r2-cost-usd"]) == exact
+            usage = sum((call.usage for call in trace.calls), Usage())
+            assert (bodies[0]["usage"]["prompt_tokens"], bodies[0]["usage"]["completion_tokens"]) == (
+                usage.prompt_tokens,
+                usage.completion_tokens,
+            )
+        num_checked["plain" if "x-r2-cost-usd" in headers else "streamed"] += 1
+    assert min(num_checked["plain"], num_checked["streamed"]) > 100
+
+
+def test_each_call_costs_its_tokens(market: Market) -> None:
+    for call in (call for trace in market.traces for call in trace.calls):
+        assert call.cost_usd == (call.usage.prompt_tokens * Decimal("0.0333") + call.usage.completion_tokens * Decimal("1.07")) / 1_000_000
+        assert (call.outcome == "ok") == (call.error is None)
+        assert call.is_estimated == (call.outcome != "ok" and call.error != "EngineRefused")
+
+
+def test_prometheus_agrees_exactly(market: Market) -> None:
+    text = market.metrics.render().decode()
+    calls = [call for trace in market.traces for call in trace.calls]
+    costs: dict[tuple[str, str], Decimal] = {}
+    for call in calls:
+        costs[call.model, call.stage] = costs.get((call.model, call.stage), Decimal(0)) + call.cost_usd
+    scraped = re.findall(r'r2_cost_usd_total{model="(\w+)",stage="(\w+)"} (\S+)', text)
+    assert {(name, stage): float(value) for name, stage, value in scraped} == {key: float(cost) for key, cost in costs.items()}
+    counted = re.findall(r'r2_calls_total{model="(\w+)",outcome="(\w+)",stage="(\w+)"} (\S+)', text)
+    tally = Counter((call.model, call.outcome, call.stage) for call in calls)
+    assert {(name, outcome, stage): float(value) for name, outcome, stage, value in counted} == tally
+    tokens = dict(re.findall(r'r2_tokens_total{direction="in",model="(\w+)"} (\S+)', text))
+    assert {name: float(value) for name, value in tokens.items()} == {
+        name: sum(call.usage.prompt_tokens for call in calls if call.model == name) for name in market.engines
+    }
