@@ -27,10 +27,10 @@ app = typer.Typer(
 
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
-app.command()(publish)
-app.command()(rollback)
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.command()(publish)
+app.command()(rollback)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
@@ -39,6 +39,14 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config
 UrlOption = Annotated[str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint, with its /v1.")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")]
 PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
+
+
+@app.callback()
+def _at_start() -> None:
+    """Before any command: nothing that it logs holds a secret of the environment."""
+    from r2_serve.redaction import Redactor, redact_logs
+
+    redact_logs(Redactor.of())
 
 
 @app.command()

@@ -27,6 +27,7 @@ from r2_serve.config import (
     AdapterLoad,
     AllocatorConfig,
     DecomposerConfig,
+    HostedEngineConfig,
     LimitsConfig,
     ModelConfig,
     ModelServerConfig,
@@ -42,6 +43,7 @@ from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget, Ledger
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
+from r2_serve.redaction import Redactor, redact_logs
 from r2_serve.router import Router, parse_routing
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
@@ -55,6 +57,7 @@ class ModelDeployment:
     """One local model on one engine. `user_config` is `ModelTunables`."""
 
     def __init__(self, config: ModelServerConfig) -> None:
+        redact_logs(Redactor.of())
         self._engine: Any = make_engine(config.engine)
         self._adapters: dict[str, str] = {}
         """Loaded here, by name, on top of those the engine started with."""
@@ -132,6 +135,7 @@ class DecomposerDeployment:
     """Queries into plans; its model is called by handle or at its provider."""
 
     def __init__(self, config: RouterConfig) -> None:
+        redact_logs(redactor_of(config))
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
     async def decompose(
@@ -146,6 +150,7 @@ class AllocatorDeployment:
     """Plans into allocations."""
 
     def __init__(self, config: RouterConfig) -> None:
+        redact_logs(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
     async def allocate(
@@ -171,6 +176,8 @@ class RouterDeployment:
     """
 
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+        self._redact = redactor_of(config)
+        redact_logs(self._redact)
         require_keys(_http_host(), config.server)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
@@ -178,11 +185,11 @@ class RouterDeployment:
         self._metrics.watch_models(pool)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
-            sinks.append(TraceWriter(Path(config.server.trace_dir)))
+            sinks.append(TraceWriter(Path(config.server.trace_dir), redact=self._redact))
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics))
+        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics, redact=self._redact))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. A wrong one is logged and the old one stays, as in `ModelDeployment`."""
@@ -219,6 +226,17 @@ def cluster_engine(model: ModelConfig) -> Engine:
     return make_engine(model.engine)
 
 
+def redactor_of(config: RouterConfig) -> Redactor:
+    """Of every secret that `config` names, and those that are called so."""
+    hosted = (model.engine.api_key_env for model in config.models if isinstance(model.engine, HostedEngineConfig))
+    return Redactor.of(names=[config.server.api_keys_env, *hosted])
+
+
+def _http_host() -> str:
+    """The address that Serve's proxies listen on."""
+    return str(_get_global_client().http_config.host)
+
+
 def _check_on_disk(name: str, directory: Path) -> None:
     """Where there is a manifest it must hold; adapters of other origin have none. Raises: ConfigError."""
     if not (directory / MANIFEST).is_file():
@@ -227,11 +245,6 @@ def _check_on_disk(name: str, directory: Path) -> None:
     if manifest.name != name:
         raise ConfigError(f"{directory} holds adapter {manifest.name!r}, not {name!r}: call it by its own name")
     check_codec_version(manifest)
-
-
-def _http_host() -> str:
-    """The address that Serve's proxies listen on."""
-    return str(_get_global_client().http_config.host)
 
 
 class _LeaveRequestIdToServe:

@@ -7,7 +7,8 @@ run at once cannot overspend a limit between them. Amounts are exact `Decimal` U
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Protocol
@@ -147,6 +148,20 @@ class Ledger:
         if in_purse is None or (own.max_cost_usd is not None and own.max_cost_usd <= in_purse):
             return own
         return replace(own, max_cost_usd=in_purse)
+
+    @contextmanager
+    def held_for_stage(self, card: ModelCard, messages: Sequence[Message], max_tokens: int, num_calls: int) -> Iterator[None]:
+        """Holds in the purse what a stage that runs elsewhere may cost, until its calls are absorbed; not what its retries may."""
+        left_usd = self._left_in_purse()
+        if self._purse is None or left_usd is None:
+            yield
+            return
+        held_usd = max(Decimal(0), min(left_usd, num_calls * card.cost_usd(most_usage(messages, max_tokens))))
+        self._purse.hold(held_usd)
+        try:
+            yield
+        finally:
+            self._purse.settle(held_usd, Decimal(0))
 
     def refusal(self, error: BudgetExceeded) -> BudgetExceeded:
         """`error`, of a stage that ran elsewhere within `remaining`, or the purse's own where that was the narrower limit."""

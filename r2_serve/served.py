@@ -80,7 +80,7 @@ class ServedDecomposer:
 
     async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
         member = self._pool[config.model]
-        stage = _Stage(self._handle.decompose, ledger, "decompose", config.num_samples)
+        stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
         try:
             made: Decomposition = await stage.run(member, member.codec.render_decompose(query, limits.max_subtasks), query, config, limits)
         except BudgetExceeded:
@@ -110,7 +110,7 @@ class ServedAllocator:
     ) -> AllocationResult:
         member = self._pool[config.model]
         messages = member.codec.render_allocate(query, plan, [self._pool[name].config for name in names])
-        stage = _Stage(self._handle.allocate, ledger, "allocate")
+        stage = _Stage(self._handle.allocate, ledger, "allocate", config.max_tokens)
         try:
             made: AllocationResult = await stage.run(member, messages, query, plan, config, tuple(names), fallback_model, limits)
         except BudgetExceeded:
@@ -127,6 +127,7 @@ class _Stage:
     method: Any
     ledger: Ledger
     name: CallStage
+    max_tokens: int
     num_calls: int = 1
 
     async def run(self, member: PoolMember, messages: Sequence[Message], *args: object) -> Any:
@@ -140,9 +141,10 @@ class _Stage:
             return await self._once(member, messages, *args)
 
     async def _once(self, member: PoolMember, messages: Sequence[Message], *args: object) -> Any:
-        started_s = self.ledger.elapsed_s()
+        started_s, budget = self.ledger.elapsed_s(), self.ledger.remaining()
         try:
-            made, calls = await _awaited(self.method.remote(*args, self.ledger.remaining()))
+            with self.ledger.held_for_stage(member.config, messages, self.max_tokens, self.num_calls):
+                made, calls = await _awaited(self.method.remote(*args, budget))
         except BudgetExceeded as e:
             raise self.ledger.refusal(e) from e
         except BaseException as e:

@@ -95,14 +95,14 @@ class ScriptedBackend:
         return make_answer(query, self.text).model_copy(update={"confidence": self.confidence})
 
 
-def make_app(backend: ScriptedBackend, **server: Any) -> Any:
-    environment = {"CLIENT_KEYS": "key-one, key-two"}
+def make_app(backend: ScriptedBackend, environment: dict[str, str] | None = None, **server: Any) -> Any:
+    given = environment or {"CLIENT_KEYS": "key-one, key-two"}
     ids = iter(f"id{i}" for i in range(1, 10_000))
-    return create_app(backend, ServerConfig(**server), environment=environment, clock=lambda: 1_750_000_000.9, new_id=lambda: next(ids))
+    return create_app(backend, ServerConfig(**server), environment=given, clock=lambda: 1_750_000_000.9, new_id=lambda: next(ids))
 
 
-def make_client(backend: ScriptedBackend, **server: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(backend, **server)), base_url="http://r2")
+def make_client(backend: ScriptedBackend, **options: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(backend, **options)), base_url="http://r2")
 
 
 def chat_body(**parameters: Any) -> dict[str, Any]:

@@ -215,7 +215,18 @@ async def test_a_clients_key_and_headers_are_not_passed_on(monkeypatch: pytest.M
     assert "attacker" not in json.dumps(seen) and "client-key" not in json.dumps(seen)
 
 
-@pytest.mark.parametrize("url", ["https://user:key@host/v1", "https://host/v1?key=1", "ftp://host/v1", "host/v1", "https://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:key@host/v1",
+        "https://key@host/v1",
+        "https://:key@host/v1",
+        "https://host/v1?key=1",
+        "ftp://host/v1",
+        "host/v1",
+        "https://",
+    ],
+)
 def test_a_provider_url_is_an_address_and_nothing_more(url: str) -> None:
     with pytest.raises(ValidationError) as refused:
         HostedEngineConfig(kind="openai", model="m", base_url=url)

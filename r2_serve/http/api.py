@@ -36,6 +36,7 @@ from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import encode, model_list, model_object
 from r2_serve.http.openapi import describe
 from r2_serve.http.spend import Purses, SpendBook
+from r2_serve.redaction import Redactor
 
 
 def _new_id() -> str:
@@ -47,15 +48,17 @@ def create_app(
     server: ServerConfig,
     *,
     metrics: Metrics | None = None,
+    redact: Callable[[str], str] | None = None,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
 ) -> Starlette:
-    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
+    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here. `redact` takes secrets
+    out of error messages; None: those in the environment.
 
     Raises: ConfigError where `server` names a variable or a file without keys, or a file of spend that cannot be used.
     """
-    metrics = metrics or Metrics()
+    metrics, redact = metrics or Metrics(), redact or Redactor.of(environment, [server.api_keys_env])
     keys = KeyRing.of(server, environment)
     purses = Purses(SpendBook(Path(server.spend_file) if server.spend_file else None))
     admission = Admission(server.max_running, server.max_queued)
@@ -72,7 +75,7 @@ def create_app(
             Route("/metrics", pages.metrics_text),
             Route("/openapi.json", pages.openapi),
         ],
-        middleware=[Middleware(Edge, keys=keys, metrics=metrics, new_id=new_id)],
+        middleware=[Middleware(Edge, keys=keys, metrics=metrics, new_id=new_id, redact=redact)],
         exception_handlers={HTTPException: answer_error, R2Error: answer_error},
     )
     app.router.redirect_slashes = False

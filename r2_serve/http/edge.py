@@ -11,7 +11,7 @@ import time
 import traceback
 from asyncio import CancelledError
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePath
 
@@ -50,6 +50,7 @@ class Exchange:
     has_started: bool = False
     cost_usd: Decimal | None = None
     error: str | None = None
+    redact: Callable[[str], str] = str
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:
@@ -60,6 +61,7 @@ class Exchange:
     def fail(self, error: Exception) -> ErrorReply:
         """Notes `error` and says what the client is to be told."""
         reply = error_reply(error, self.request_id)
+        reply = replace(reply, message=self.redact(reply.message))
         self.status, self.error = reply.status, type(error).__name__
         if not isinstance(error, R2Error | HTTPException):
             log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, _places(error))
@@ -69,8 +71,8 @@ class Exchange:
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: Metrics, new_id: Callable[[], str]) -> None:
-        self._app, self._keys, self._metrics, self._new_id = app, keys, metrics, new_id
+    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: Metrics, new_id: Callable[[], str], redact: Callable[[str], str]) -> None:
+        self._app, self._keys, self._metrics, self._new_id, self._redact = app, keys, metrics, new_id, redact
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,7 +80,7 @@ class Edge:
             return
         started_s = time.perf_counter()
         headers = Headers(scope=scope)
-        exchange = scope["r2.exchange"] = Exchange(self._request_id(headers))
+        exchange = scope["r2.exchange"] = Exchange(self._request_id(headers), redact=self._redact)
         try:
             await self._reply(scope, receive, _with_request_id(send, exchange), headers)
         except (ClientGone, CancelledError) as e:

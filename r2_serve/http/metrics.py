@@ -41,6 +41,19 @@ class _Spend(Collector):
         yield family
 
 
+class _KeySpend(Collector):
+    """Read when asked: the book of spend may be shared with other processes."""
+
+    def __init__(self, purses: Purses) -> None:
+        self._purses = purses
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("r2_key_spent_usd", "Spend of a client key in its current budget period in USD.", labels=["key"])
+        for name, usd in sorted(self._purses.spent_usd().items()):
+            family.add_metric([name], float(usd))
+        yield family
+
+
 class _Rests(Collector):
     """Reads the cooldown of every model of a pool."""
 
@@ -55,19 +68,6 @@ class _Rests(Collector):
             rests.add_metric([name], member.cooldown.num_rests)
         yield resting
         yield rests
-
-
-class _KeySpend(Collector):
-    """Read when asked: the book of spend may be shared with other processes."""
-
-    def __init__(self, purses: Purses) -> None:
-        self._purses = purses
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("r2_key_spent_usd", "Spend of a client key in its current budget period in USD.", labels=["key"])
-        for name, usd in sorted(self._purses.spent_usd().items()):
-            family.add_metric([name], float(usd))
-        yield family
 
 
 class Metrics:
@@ -94,13 +94,13 @@ class Metrics:
         Gauge("r2_requests_running", "Requests at work.", registry=self.registry).set_function(lambda: admission.num_running)
         Gauge("r2_requests_queued", "Requests waiting.", registry=self.registry).set_function(lambda: admission.num_queued)
 
-    def watch_models(self, pool: Pool) -> None:
-        """Shows which models rest after failures, as this process sees it, from now on."""
-        self.registry.register(_Rests(pool))
-
     def watch_spend(self, purses: Purses) -> None:
         """Shows from now on what each client key has spent in its current period."""
         self.registry.register(_KeySpend(purses))
+
+    def watch_models(self, pool: Pool) -> None:
+        """Shows which models rest after failures, as this process sees it, from now on."""
+        self.registry.register(_Rests(pool))
 
     def count_request(self, route: str, model: str, status: int, duration_s: float) -> None:
         """`model` must be a name of the pool or empty, `route` one of the app's own: both become labels."""
