@@ -48,6 +48,8 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "EngineUnavailable": 503,
         "InvalidReply": 502,
         "EngineRefused": 502,
+        "PoisonousRequest": 422,
+        "ReplicaDied": 503,
     }
 
 
