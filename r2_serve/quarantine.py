@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 MAX_DEATHS = 2
 """Replicas that one call may take with it; it is not sent to a third."""
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 """A new replica of a small model is up by then; larger ones have several replicas."""
 
 

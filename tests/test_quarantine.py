@@ -43,9 +43,7 @@ class Deployment:
         done: asyncio.Future[None] = loop.create_future()
         self._at_work.add(done)
         is_poison = POISON in messages[-1].content
-        timer = loop.call_later(
-            0.1 if is_poison else self._service_s, self._die if is_poison else lambda: done.done() or done.set_result(None)
-        )
+        timer = loop.call_later(0.1, self._die) if is_poison else loop.call_later(self._service_s, _finish, done)
         try:
             await done
         finally:
@@ -56,12 +54,19 @@ class Deployment:
     stream: Any = None
 
     def _die(self) -> None:
+        if not self._is_up.is_set():
+            return
         self.num_deaths += 1
         self._is_up.clear()
         for future in self._at_work:
             if not future.done():
                 future.set_exception(ReplicaDied("gone", None, f"replica {self.num_deaths}"))
         asyncio.get_running_loop().call_later(RESTART_S, self._is_up.set)
+
+
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 async def ask(pool: Pool, text: str) -> str:
