@@ -28,11 +28,13 @@ install: $(STAMP)  ## create .venv with the pinned packages
 demo: $(STAMP)  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=words|scan, QUERIES=200)
 	$(BIN)/r2-serve demo --domain $(DOMAIN) --queries $(QUERIES) --out runs/demo
 
-eval: $(STAMP)  ## every policy on the embedded pool: SCAN simple and length, word problems; a report (N=300 tasks each)
-	$(BIN)/r2-serve eval run -b scan -d simple -p all --limit $(N) --out runs/eval/scan-simple-$(N)
-	$(BIN)/r2-serve eval run -b scan -d length -p all --limit $(N) --out runs/eval/scan-length-$(N)
-	$(BIN)/r2-serve eval run -b words -d test -p all --limit $(N) --out runs/eval/words-$(N)
-	$(BIN)/r2-serve eval report $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
+EVAL := $(BIN)/r2-serve eval run -p all --limit $(N) --set-aside
+
+eval: $(STAMP)  ## every policy on the embedded pool, SCAN and word problems: tables and a page (N=300 tasks each)
+	$(EVAL) -b scan -d simple --out runs/eval/scan-simple-$(N)
+	$(EVAL) -b scan -d length --out runs/eval/scan-length-$(N)
+	$(EVAL) -b words -d test --out runs/eval/words-$(N)
+	$(BIN)/r2-serve eval report --brief $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
 	  --html runs/eval/report-$(N).html --json runs/eval/report-$(N).json
 
 test: $(STAMP)  ## every tier that needs no GPU

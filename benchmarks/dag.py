@@ -118,7 +118,7 @@ def read_graphs(path: Path, limit: int | None, seed: int) -> tuple[list[Graph], 
             needs.setdefault(after, []).append(before)
         steps = [{"id": i, "text": "step", "depends_on": sorted(set(d))} for i, d in needs.items()]
         try:
-            plan = codec.parse_plan(json.dumps({"subtasks": steps}))
+            plan = codec.parse_plan(json.dumps({"subtasks": steps}), query="")
         except CodecError:
             num_left_out += 1
             continue

@@ -2,18 +2,27 @@
 
 serve_config.yaml   import_path: r2_serve.app:build_model   one application per local model
                     import_path: r2_serve.app:build         the router:  Router -> Decomposer, Allocator
+r2-serve publish    import_path: r2_serve.app:build_adapter_load   for moments: loads an adapter on a model's replicas
 
 Annotations are evaluated here (no `from __future__ import annotations`): Serve reads them to validate `args`.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
-from r2_serve.config import ModelServerConfig, RouterConfig
-from r2_serve.deployments import AllocatorDeployment, DecomposerDeployment, ModelDeployment, RouterDeployment
+from r2_serve.config import AdapterLoad, ModelServerConfig, RouterConfig
+from r2_serve.deployments import (
+    AdapterLoadDeployment,
+    AllocatorDeployment,
+    DecomposerDeployment,
+    ModelDeployment,
+    RouterDeployment,
+    load_on_every_replica,
+)
 from r2_serve.served import MODEL_DEPLOYMENT
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -28,6 +37,10 @@ Decomposer: Any = serve.deployment(DecomposerDeployment, name="Decomposer", max_
 Allocator: Any = serve.deployment(AllocatorDeployment, name="Allocator", max_ongoing_requests=256)
 Router: Any = serve.deployment(RouterDeployment, name="Router", graceful_shutdown_timeout_s=120)
 
+AdapterLoader: Any = serve.deployment(
+    AdapterLoadDeployment, name="AdapterLoader", autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
+)
+
 
 def build(args: RouterConfig) -> Application:
     """The router's application."""
@@ -37,6 +50,16 @@ def build(args: RouterConfig) -> Application:
 def build_model(args: ModelServerConfig) -> Application:
     """A local model's application."""
     return bind_model(args, {})
+
+
+def build_adapter_load(args: AdapterLoad) -> Application:
+    """Has every replica of a model load an adapter; a failure to build says which could not and why.
+
+    For `r2-serve publish`: Serve shows that message with the application's status, where a failing `user_config` would
+    cost the replica (`ModelDeployment.reconfigure`). The application itself has no replica and is removed at once.
+    """
+    asyncio.run(load_on_every_replica(args))
+    return AdapterLoader.bind()
 
 
 def bind_router(config: RouterConfig, options: Options) -> Application:

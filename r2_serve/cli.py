@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from r2_serve.evaluation.cli import eval_app, sandbox_app
+from r2_serve.publishing.cli import publish, rollback
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,8 @@ app = typer.Typer(
 
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
+app.command()(publish)
+app.command()(rollback)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
@@ -46,7 +49,7 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """
     from rich.console import Console
 
-    from r2_serve.local_cluster import prepare_environment, wait_for_interrupt
+    from r2_serve.local_cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
     console = Console()
@@ -58,7 +61,9 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
         )
         console.print("stop:   ctrl-C")
         wait_for_interrupt()
-        console.print("stopping")
+        console.print("stopping: waiting for the requests at work; once more to cut them off")
+        with contextlib.suppress(KeyboardInterrupt):
+            finish_requests(loaded)
 
 
 @app.command()

@@ -70,6 +70,8 @@ class TransformersEngineConfig(Config):
     max_batch_size: int = Field(default=64, ge=1)
     num_threads: int = Field(default=1, ge=1)
     """Threads of torch; 1 shares a small machine best."""
+    adapters: dict[str, str] = {}
+    """Adapters by name, loaded at the start: directory of each, LoRA or a whole checkpoint. `user_config` changes them live."""
 
 
 class VllmEngineConfig(Config):
@@ -94,6 +96,8 @@ class ScriptedEngineConfig(Config):
     """Service time of a call; a streamed reply spreads it over its words."""
     dies_on: str | None = Field(default=None, min_length=1)
     """Text in a prompt that kills the process, as a fault in native code would: to see how the rest recovers."""
+    adapters: dict[str, str] = {}
+    """Names that calls may give, and a directory each. In a reply `{adapter}` stands for the one that was named, or `base`."""
 
 
 EngineConfig = Annotated[
@@ -125,7 +129,17 @@ class ModelTunables(Config):
     """`user_config` of a local model's `Model` deployment, changed live."""
 
     adapters: dict[str, str] = {}
-    """LoRA adapters by name: directory of each. A new version needs a new name: engines cache by name."""
+    """Adapters by name: directory of each. A new version needs a new name: engines cache by name."""
+
+
+class AdapterLoad(Config):
+    """`args` of the short-lived application by which `r2-serve publish` has an adapter loaded before anything names it."""
+
+    app: str
+    """The model's application."""
+    name: str
+    path: str
+    timeout_s: float = Field(default=600.0, gt=0)
 
 
 class ServerConfig(Config):
@@ -186,7 +200,7 @@ class DecomposerConfig(Config):
     model: str
     """Any model of `models`."""
     adapter: str | None = None
-    """LoRA adapter of that model."""
+    """Adapter of that model; None: the model itself."""
     num_samples: int = Field(default=3, ge=1, le=16)
     """Plans sampled at once; the best valid one is kept (paper: 3)."""
     temperature: float = Field(default=0.7, ge=0, le=2)

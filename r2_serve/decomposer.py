@@ -95,7 +95,7 @@ class Decomposer:
             adapter=config.adapter,
         )
         result = await caller.call(config.model, spec)
-        plan = self.pool[result.model].codec.parse_plan(result.completion.text)
+        plan = self.pool[result.model].codec.parse_plan(result.completion.text, query)
         check_plan(plan, limits)
         return plan
 
@@ -118,11 +118,18 @@ def best_plan(plans: Sequence[Plan], weights: ScoreWeights) -> Plan:
 
 
 def score_plans(plans: Sequence[Plan], weights: ScoreWeights) -> list[float]:
-    """Weighted sum of three terms, each divided by its mean over the candidates; lower is better."""
+    """Scores with all terms read off the texts; lower is better."""
+    return weighted_scores(plans, weights, practicality=[_estimated_tokens(p) for p in plans], incoherence=[incoherence(p) for p in plans])
+
+
+def weighted_scores(
+    plans: Sequence[Plan], weights: ScoreWeights, *, practicality: Sequence[float], incoherence: Sequence[float]
+) -> list[float]:
+    """Weighted sum of conciseness (number of subtasks) and the two given terms, each divided by its mean over the candidates."""
     terms = (
         (weights.conciseness, [float(len(plan.subtasks)) for plan in plans]),
-        (weights.practicality, [_estimated_tokens(plan) for plan in plans]),
-        (weights.coherence, [_incoherence(plan) for plan in plans]),
+        (weights.practicality, practicality),
+        (weights.coherence, incoherence),
     )
     scores = [0.0] * len(plans)
     for weight, values in terms:
@@ -138,13 +145,17 @@ def _estimated_tokens(plan: Plan) -> float:
     return sum(length[s.id] + sum(length[d] for d in s.depends_on) for s in plan.subtasks)
 
 
-def _incoherence(plan: Plan) -> float:
+def incoherence(plan: Plan) -> float:
     """Sum over dependent pairs of 1 - coherence, plus 1 for each subtask whose answer nothing uses."""
     by_id = {subtask.id: subtask for subtask in plan.subtasks}
     pairs = sum(1 - _coherence(by_id[d], s) for s in plan.subtasks for d in s.depends_on)
+    return pairs + num_unused(plan)
+
+
+def num_unused(plan: Plan) -> int:
+    """Subtasks whose answer neither a later subtask nor the plan's answer uses."""
     used = {d for s in plan.subtasks for d in s.depends_on} | references(plan.answer or "")
-    unused = [s for s in plan.subtasks if s.id not in used and s.id != plan.final_id]
-    return pairs + len(unused)
+    return sum(s.id not in used and s.id != plan.final_id for s in plan.subtasks)
 
 
 def _coherence(earlier: Subtask, later: Subtask) -> float:

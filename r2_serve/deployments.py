@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
+from r2_serve.adapters import MANIFEST, check_codec_version, read_adapter
 from r2_serve.allocator import AllocationResult, Allocator
 from r2_serve.config import (
+    AdapterLoad,
     AllocatorConfig,
     DecomposerConfig,
     LimitsConfig,
@@ -31,18 +34,20 @@ from r2_serve.config import (
 )
 from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.engines import make_engine
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget, Ledger
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
 from r2_serve.router import Router, parse_routing
-from r2_serve.served import ServedAllocator, ServedDecomposer, ServedEngine
+from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
 from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Plan, Sampling
 
 READY_CACHE_S = 1.0
+_log = logging.getLogger(__name__)
 
 
 class ModelDeployment:
@@ -51,17 +56,56 @@ class ModelDeployment:
     def __init__(self, config: ModelServerConfig) -> None:
         self._engine: Any = make_engine(config.engine)
         self._adapters: dict[str, str] = {}
+        """Loaded here, by name, on top of those the engine started with."""
+        self._changing = asyncio.Lock()
+        self._has_started = False
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load and drop LoRA adapters without a restart; requests under way keep theirs."""
-        wanted = ModelTunables.model_validate(user_config).adapters
-        if wanted and not hasattr(self._engine, "add_adapter"):
-            raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(wanted)}")
-        for name in self._adapters.keys() - wanted.keys():
-            await self._engine.remove_adapter(name)
-        for name in wanted.keys() - self._adapters.keys():
-            self._engine.add_adapter(name, wanted[name])
-        self._adapters = dict(wanted)
+        """Load and drop adapters without a restart; requests under way keep theirs. All or nothing.
+
+        Serve stops a replica whose `reconfigure` raises, and the next one would fail as well. So one that serves keeps
+        what it has and logs why; only a replica that starts raises, which Serve shows as the application's message.
+        """
+        try:
+            await self._change_to(ModelTunables.model_validate(user_config).adapters)
+        except Exception as e:
+            if not self._has_started:
+                raise
+            _log.error("user_config of Model refused, the adapters stay %s: %s", sorted(self._adapters), e)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load it before `user_config` names it; until then the next change of `user_config` would drop it again.
+
+        Raises: ConfigError where this replica cannot: nothing has changed then.
+        """
+        await self._change_to({**self._adapters, name: path})
+
+    async def _change_to(self, wanted: dict[str, str]) -> None:
+        async with self._changing:
+            if wanted and not hasattr(self._engine, "add_adapter"):
+                raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(wanted)}")
+            moved = sorted(name for name, path in self._adapters.items() if wanted.get(name, path) != path)
+            if moved:
+                raise ConfigError(f"adapters {moved} are loaded from another directory: a new version needs a new name")
+            await self._add({name: path for name, path in wanted.items() if name not in self._adapters})
+            for name in self._adapters.keys() - wanted.keys():
+                await self._engine.remove_adapter(name)
+            self._adapters = dict(wanted)
+
+    async def _add(self, adapters: Mapping[str, str]) -> None:
+        """All of them, or none. Raises: ConfigError."""
+        added: list[str] = []
+        try:
+            for name, path in adapters.items():
+                await asyncio.to_thread(_check_on_disk, name, Path(path))
+                await asyncio.to_thread(self._engine.add_adapter, name, path)
+                added.append(name)
+                if hasattr(self._engine, "load_adapter"):
+                    await self._engine.load_adapter(name)
+        except BaseException:
+            for name in added:
+                await self._engine.remove_adapter(name)
+            raise
 
     async def generate(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None) -> Completion:
         completion: Completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
@@ -74,12 +118,13 @@ class ModelDeployment:
             yield delta
 
     async def check_health(self) -> None:
-        """Fails when the engine inside is dead though the actor lives."""
+        """Fails when the engine inside is dead though the actor lives. Serve's first one, after `reconfigure`, ends the start."""
         check = getattr(self._engine, "check_health", None)
         if check is not None:
             outcome = check()
             if inspect.isawaitable(outcome):
                 await outcome
+        self._has_started = True
 
 
 class DecomposerDeployment:
@@ -126,17 +171,46 @@ class RouterDeployment:
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
         self._metrics.watch_models(pool)
+        self._admission = Admission(config.server.max_running, config.server.max_queued)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
             sinks.append(TraceWriter(Path(config.server.trace_dir)))
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics))
+        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics, admission=self._admission))
+
+    async def finish(self) -> None:
+        """Takes no new requests, and returns when those at work are answered. There is no way back: for the end of a local cluster."""
+        self._admission.close()
+        await self._admission.idle()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take a new routing for the queries to come. Raises: ConfigError, which keeps the old one."""
-        self._router.route_by(parse_routing(user_config))
+        """Take a new routing for the queries to come. A wrong one is logged and the old one stays, as in `ModelDeployment`."""
+        try:
+            self._router.route_by(parse_routing(user_config))
+        except ConfigError as e:
+            if not self._router.models():
+                raise
+            _log.error("user_config of Router refused, the routing stays: %s", e)
+
+
+class AdapterLoadDeployment:
+    """Nothing: an application must have a deployment. `r2_serve.app.build_adapter_load` says what its application is for."""
+
+
+async def load_on_every_replica(load: AdapterLoad) -> None:
+    """Raises: ConfigError where a replica cannot load the adapter; EngineUnavailable where none is there."""
+    handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, load.app)
+    try:
+        outcomes = await handle.broadcast("load_adapter", load.name, load.path).results_async(
+            timeout_s=load.timeout_s, return_exceptions=True
+        )
+    except Exception as e:
+        raise EngineUnavailable(f"application {load.app!r} does not answer: {type(e).__name__}: {e}") from e
+    failures = [unwrapped(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
+    if failures:
+        raise ConfigError(f"{len(failures)} of {len(outcomes)} replicas of {load.app!r} cannot load it: {failures[0].message}")
 
 
 def cluster_engine(model: ModelConfig) -> Engine:
@@ -144,6 +218,16 @@ def cluster_engine(model: ModelConfig) -> Engine:
     if model.engine.kind == "served":
         return ServedEngine(model.engine.app)
     return make_engine(model.engine)
+
+
+def _check_on_disk(name: str, directory: Path) -> None:
+    """Where there is a manifest it must hold; adapters of other origin have none. Raises: ConfigError."""
+    if not (directory / MANIFEST).is_file():
+        return
+    manifest = read_adapter(directory)
+    if manifest.name != name:
+        raise ConfigError(f"{directory} holds adapter {manifest.name!r}, not {name!r}: call it by its own name")
+    check_codec_version(manifest)
 
 
 class _LeaveRequestIdToServe:

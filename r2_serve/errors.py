@@ -2,11 +2,13 @@
 
     R2Error
     |-- ConfigError            the configuration is wrong; says which key
+    |-- PublishError           the running cluster did not take an adapter; says what is in force
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
     |   `-- ModelNotFound      404
     |-- BudgetExceeded         400   the request's own limit (cost, calls, tokens) would be overspent
     |-- DeadlineExceeded       504
     |-- Overloaded             429   bounded queue is full; `retry_after_s`
+    |   `-- Stopping           503   the server takes no new requests, as it is about to stop
     |-- PoisonousRequest       422   each replica that worked on it died; clients should not send it again
     |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
     |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
@@ -37,6 +39,10 @@ class R2Error(Exception):
 
 class ConfigError(R2Error):
     """The configuration is wrong."""
+
+
+class PublishError(R2Error):
+    """The running cluster did not take an adapter or a routing; says what is in force now."""
 
 
 class InvalidRequest(R2Error):
@@ -87,6 +93,14 @@ class Overloaded(R2Error):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         Exception.__init__(self, message, retry_after_s)
         self.message, self.retry_after_s = message, retry_after_s
+
+
+class Stopping(Overloaded):
+    """Refused as the server is about to stop, once those at work are answered."""
+
+    status = 503
+    kind = "api_error"
+    code = "stopping"
 
 
 class PoisonousRequest(R2Error):

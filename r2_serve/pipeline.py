@@ -337,15 +337,15 @@ class _Final:
         return cls(call.answer, call.completion.finish_reason, confidence(call.completion.logprobs))
 
 
-def confidence(logprobs: Sequence[float] | None) -> float | None:
-    """0.4-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
+def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA) -> float | None:
+    """alpha-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
 
     Source: the difficulty of a subtask in Division-of-Thoughts (arXiv 2502.04392), alpha = 0.4.
     """
     if not logprobs:
         return None
     ranked = sorted(math.exp(min(logprob, 0.0)) for logprob in logprobs)
-    return ranked[int(CONFIDENCE_ALPHA * (len(ranked) - 1))]
+    return ranked[int(alpha * (len(ranked) - 1))]
 
 
 def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:

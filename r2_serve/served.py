@@ -57,7 +57,7 @@ class ServedEngine:
         except asyncio.CancelledError:
             raise
         except Exception as e:
-            raise _as_engine_error(_unwrapped(e), self._app) from e
+            raise _as_engine_error(unwrapped(e), self._app) from e
         finally:
             if not is_exhausted:
                 response.cancel()
@@ -162,10 +162,10 @@ async def _awaited(response: Any) -> Any:
         response.cancel()
         raise
     except Exception as e:
-        raise _unwrapped(e) from e
+        raise unwrapped(e) from e
 
 
-def _unwrapped(error: Exception) -> R2Error:
+def unwrapped(error: Exception) -> R2Error:
     """The `R2Error` raised in the replica, or what the failure of the replica means to us."""
     candidates = (error, getattr(error, "cause", None))
     for candidate in candidates:

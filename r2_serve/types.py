@@ -11,11 +11,12 @@ from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 REFERENCE = re.compile(r"#([1-9][0-9]{0,5})(?![0-9])")
 """`#k` in a text stands for the answer of subtask `k`; a longer number is plain text (`int` refuses thousands of digits)."""
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["system", "developer", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 
@@ -300,15 +301,25 @@ class Answer(Record):
 
 
 class AdapterManifest(Record):
-    """What a published adapter (LoRA or full tiny model) is, and for which base and codec."""
+    """What an adapter on disk is, and for which base and codec: `adapter.json` in its directory (`r2_serve.adapters`)."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Also the directory's name. Never used again: engines cache by name."""
+    kind: Literal["lora", "full"] = "lora"
+    """LoRA weights on top of `base`, or a whole tiny checkpoint called in its place."""
     base: str
+    """Name of the model (its card) that the adapter was trained for and is called through."""
     module: Literal["decomposer", "allocator"]
     codec: str
     codec_version: int
-    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    data_sha256: Sha256
+    """Of the training data."""
     metrics: dict[str, float] = {}
+    created: AwareDatetime
+    trainer: str = ""
+    """Command that made it."""
+    files: dict[str, Sha256] = {}
+    """SHA-256 of each file beside the manifest; `write_adapter` fills it in."""
 
 
 class Engine(Protocol):

@@ -1,18 +1,25 @@
-"""`r2-train`: the embedded pool from nothing. Torch is imported by the command that needs it."""
+"""`r2-train`: the training pipeline, a command per stage. Torch and TRL are imported by the command that needs them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+if TYPE_CHECKING:
+    from r2_train.run_directory import TrainingRun
+
 app = typer.Typer(
-    help="R2 training: the tiny models that ship with the package, and soon the router's own.",
+    help="R2 training: collect plans, search allocations, SFT, alternating GRPO; and the embedded models from nothing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog="Example: r2-train retrain --domain scan --out runs/retrain",
 )
+T = TypeVar("T")
 
 
 class Domain(StrEnum):
@@ -20,11 +27,117 @@ class Domain(StrEnum):
 
     words = "words"
     scan = "scan"
+    both = "both"
 
 
-@app.callback()
-def main() -> None:
-    """Keeps `pretrain` a subcommand while it is the only one."""
+class Styles(StrEnum):
+    """What plans a decomposer is trained on."""
+
+    mixed = "mixed"
+    reference = "reference"
+
+
+class ModuleName(StrEnum):
+    """What is trained."""
+
+    decomposer = "decomposer"
+    allocator = "allocator"
+
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Run description, such as r2_train/configs/embedded-scan.yaml.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")]
+ModuleOption = Annotated[ModuleName, typer.Option("--module", help="decomposer or allocator.")]
+
+
+@app.command()
+def collect(config: ConfigOption, out: OutOption) -> None:
+    """Sample plans for every task, run and grade them on the pool, keep the best correct one.
+
+    \b
+    Example:  r2-train collect -c r2_train/configs/embedded-scan.yaml -o runs/scan
+    """
+    _show(_guarded(lambda: asyncio.run(_run(config, out).collect())))
+
+
+@app.command()
+def search(config: ConfigOption, out: OutOption) -> None:
+    """Find the cheapest correct allocation of every plan that `collect` kept.
+
+    \b
+    Example:  r2-train search -c r2_train/configs/embedded-scan.yaml -o runs/scan
+    """
+    _show(_guarded(lambda: asyncio.run(_run(config, out).search())))
+
+
+@app.command()
+def sft(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
+    """Fine-tune a module on what `collect` (decomposer) or `search` (allocator) found.
+
+    \b
+    Example:  r2-train sft --module allocator -c r2_train/configs/embedded-scan.yaml -o runs/scan
+    """
+    path = _guarded(lambda: _run(config, out).sft(module.value))
+    typer.echo(f"written: {path}")
+
+
+@app.command()
+def grpo(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
+    """One half-round: train a module against the newest pair, measure its checkpoints, keep the best.
+
+    \b
+    Example:  r2-train grpo --module allocator -c r2_train/configs/embedded-scan.yaml -o runs/scan
+    """
+    from r2_train.alternate import half_round, print_rounds
+
+    run = _guarded(lambda: _run(config, out))
+    rows = _guarded(lambda: asyncio.run(half_round(run, module.value)))
+    print_rounds(run.console, rows)
+    _draw(out)
+
+
+@app.command()
+def alternate(
+    config: ConfigOption,
+    out: OutOption,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds of two half-rounds each; default: the config's.")] = None,
+) -> None:
+    """Freeze one module, train the other, swap; the best pair by validation goes to OUT/best.
+
+    \b
+    Example:  r2-train alternate --rounds 2 -c r2_train/configs/embedded-scan.yaml -o runs/scan
+    """
+    from r2_train.alternate import alternate as alternation
+
+    run = _guarded(lambda: _run(config, out))
+    pair, _ = _guarded(lambda: asyncio.run(alternation(run, run.sft_pair(), num_rounds=rounds)))
+    _draw(out)
+    for name, path in pair.items():
+        typer.echo(f"best {name}: {path}")
+
+
+@app.command()
+def retrain(
+    domain: Annotated[Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")] = Domain.both,
+    out: OutOption = Path("runs/retrain"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per domain, seeds 0, 1, ...")] = 1,
+    num_test: Annotated[int, typer.Option(min=1, help="Held-out tasks per split.")] = 1000,
+    ship: Annotated[bool, typer.Option("--ship", help="Then put seed 0 in place of the shipped checkpoints.")] = False,
+) -> None:
+    """The embedded routers from nothing: pretrain, collect, search, SFT, alternate, test. Minutes on two cores.
+
+    \b
+    Example:  r2-train retrain --domain scan --seeds 3
+    """
+    from rich.console import Console
+
+    from r2_train import retrain as pipeline
+
+    domains = pipeline.domains_of(domain.value)
+    _guarded(lambda: pipeline.retrain(domains, out, seeds=range(seeds), console=Console(), num_test=num_test))
+    for name in domains if ship else ():
+        for place in pipeline.ship(out, name, 0, pipeline.SHIPPED):
+            typer.echo(f"shipped: {place}")
+    typer.echo(f"written: {out / pipeline.SUMMARY}")
 
 
 @app.command()
@@ -34,6 +147,9 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Of data, weights and order.")] = 0,
     only: Annotated[str | None, typer.Option(help="Train this model alone; others are read from --out where needed.")] = None,
     steps_scale: Annotated[float, typer.Option(min=0.0001, help="Fraction of the recipe's steps, for a quick look.")] = 1.0,
+    styles: Annotated[
+        Styles, typer.Option(help="Plans of the decomposer: every style (the base of RL), or reference plans alone.")
+    ] = Styles.mixed,
     evaluate: Annotated[int, typer.Option(min=0, help="Train nothing: measure the checkpoints of --out on this many held-out tasks.")] = 0,
 ) -> None:
     """Train the workers, the decomposer and the allocator of a domain from scratch, on one CPU core.
@@ -41,13 +157,54 @@ def pretrain(
     \b
     Example:  r2-train pretrain --domain scan --out runs/pretrain              about 6 minutes
               r2-train pretrain --domain scan --out runs/pretrain --evaluate 500
+              r2-train pretrain --domain words --only words-decomposer --styles reference --out runs/pretrain
     """
     from r2_train import pretrain as stage
+    from r2_train.retrain import domains_of
 
-    if evaluate:
-        stage.evaluate(domain.value, out, num_tasks=evaluate)
-    else:
-        stage.pretrain(domain.value, out, seed=seed, only=only, steps_scale=steps_scale)
+    for name in domains_of(domain.value):
+        if evaluate:
+            stage.evaluate(name, out, num_tasks=evaluate)
+        else:
+            stage.pretrain(name, out, seed=seed, only=only, steps_scale=steps_scale, styles=styles.value)
+
+
+def _run(config: Path, out: Path) -> TrainingRun:
+    from rich.console import Console
+
+    from r2_train.config import load_config
+    from r2_train.run_directory import TrainingRun
+
+    return TrainingRun(load_config(config), out, Console())
+
+
+def _guarded(work: Callable[[], T]) -> T:
+    """Our own errors end the command with their message alone."""
+    from r2_serve.errors import R2Error
+
+    try:
+        return work()
+    except R2Error as e:
+        _fail(e.message)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here")
+
+
+def _show(summary: Any) -> None:
+    typer.echo(summary.model_dump_json(indent=2))
+
+
+def _draw(out: Path) -> None:
+    from r2_train.curves import draw_curves
+
+    path = draw_curves(out)
+    if path is not None:
+        typer.echo(f"written: {path}")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"r2-train: {message}", fg="red", err=True)
+    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ def decompose(decomposer: TinyModel, queries: Sequence[str]) -> tuple[list[Plan 
     """A plan per query, None where the reply is not one; and the cost."""
     replies = decomposer.chat([CODEC.render_decompose(query, MAX_SUBTASKS) for query in queries], max_tokens=MAX_PLAN_TOKENS)
     plans: list[Plan | None] = []
-    for reply in replies:
+    for query, reply in zip(queries, replies, strict=True):
         try:
-            plans.append(CODEC.parse_plan(reply.text))
+            plans.append(CODEC.parse_plan(reply.text, query))
         except CodecError:
             plans.append(None)
     return plans, sum(decomposer.cost(reply.usage) for reply in replies)

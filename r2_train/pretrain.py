@@ -1,7 +1,8 @@
 """Trains the embedded models from random weights: the workers of a pool, then its decomposer and its allocator.
 
-Supervised learning only; what reinforcement learning adds is the trainer's business. One CPU thread is enough. The
-order matters once: an allocator's labels are solve rates of the trained workers. Each model is written as a
+Supervised learning only; what reinforcement learning adds is the trainer's business, which starts from a decomposer that
+writes plans of every style. One CPU thread is enough. The order matters once: an allocator's labels are solve rates of the
+trained workers. Each model is written as a
 Hugging Face checkpoint, and what made it is written to `manifest.json` beside them.
 """
 
@@ -11,20 +12,22 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from r2_serve.domains import Task, scan, words
-from r2_train.evaluate_pool import MANIFEST, MAX_ANSWER_TOKENS, SPLITS, evaluate_router, held_out_tasks, report_json
+from r2_train.chain_of_thought import chain_examples, evaluate_chain
+from r2_train.evaluate_pool import MANIFEST, MAX_ANSWER_TOKENS, SPLITS, evaluate_router, exact_plan_rate, held_out_tasks, report_json
 from r2_train.solve_rates import Rates, cheapest, choose_target, scan_rates, words_rates
 from r2_train.tiny_data import (
     CODEC,
     MAX_OPERAND,
     DomainName,
+    Styles,
     allocation_example,
     calculation_example,
     data_sha256,
@@ -34,13 +37,15 @@ from r2_train.tiny_data import (
     scan_worker_examples,
     solved_steps,
     vocabulary,
+    words_plan_examples,
     words_worker_examples,
 )
 from r2_train.tiny_models import Example, Schedule, Shape, TinyModel, train
 
-NUM_PLAN_TASKS = 120_000
+NUM_PLAN_TASKS = 40_000
+NUM_CHAIN_TASKS = 100_000
 NUM_CALCULATIONS = 240_000
-NUM_LABELLED_TASKS = 8_000
+NUM_LABELLED_TASKS = 4_000
 NUM_VALIDATION_TASKS = 600
 NUM_RESAMPLES = 16
 NUM_METRIC_TASKS = 1_000
@@ -51,7 +56,7 @@ class Recipe:
     """One model to train."""
 
     name: str
-    role: Literal["worker", "decomposer", "allocator"]
+    role: Literal["worker", "decomposer", "allocator", "baseline"]
     shape: Shape
     schedule: Schedule
     max_operand: int = MAX_OPERAND
@@ -64,19 +69,20 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         Recipe("words-22k", "worker", Shape(32, 2, 4, 64), Schedule(4500, 2048, 8e-3)),
         Recipe("words-48k", "worker", Shape(48, 2, 4, 96), Schedule(3500, 2048, 7e-3)),
         Recipe("words-280k", "worker", Shape(96, 3, 3, 192), Schedule(3500, 2048, 3e-3)),
-        Recipe("words-decomposer", "decomposer", Shape(64, 3, 2, 64), Schedule(3500, 4096, 4e-3, num_parts=2)),
-        Recipe("words-allocator", "allocator", Shape(32, 2, 4, 64), Schedule(2000, 4096, 4e-3)),
+        Recipe("words-decomposer", "decomposer", Shape(32, 2, 2, 48), Schedule(3000, 4096, 1e-2, num_parts=2)),
+        Recipe("words-allocator", "allocator", Shape(16, 2, 2, 32), Schedule(1000, 4096, 8e-3)),
+        Recipe("words-cot", "baseline", Shape(96, 4, 4, 192), Schedule(4000, 4096, 3e-3, num_parts=2)),
     ),
     "scan": (
         Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 5e-3)),
         Recipe("scan-3k", "worker", Shape(16, 1, 2, 32), Schedule(1500, 2048, 5e-3)),
         Recipe("scan-22k", "worker", Shape(32, 2, 4, 64), Schedule(1500, 2048, 4e-3)),
         Recipe("scan-168k", "worker", Shape(64, 4, 2, 128), Schedule(2000, 2048, 2e-3)),
-        Recipe("scan-decomposer", "decomposer", Shape(64, 2, 2, 64), Schedule(1500, 2048, 2e-3)),
-        Recipe("scan-allocator", "allocator", Shape(24, 2, 2, 48), Schedule(500, 2048, 4e-3)),
+        Recipe("scan-decomposer", "decomposer", Shape(32, 2, 2, 32), Schedule(1200, 4096, 6e-3)),
+        Recipe("scan-allocator", "allocator", Shape(16, 1, 2, 16), Schedule(500, 2048, 1e-2)),
     ),
 }
-"""Workers are in the pool's order, smallest first."""
+"""Workers are in the pool's order, smallest first. A baseline is trained when it is named, not with the others."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Run:
     out: Path
     seed: int = 0
     steps_scale: float = 1.0
+    styles: Styles = "mixed"
 
     @property
     def pool(self) -> list[str]:
@@ -96,13 +103,15 @@ class Run:
         return [TinyModel.load(self.out / name) for name in self.pool]
 
 
-def pretrain(domain: DomainName, out: Path, *, seed: int = 0, only: str | None = None, steps_scale: float = 1.0) -> None:
+def pretrain(
+    domain: DomainName, out: Path, *, seed: int = 0, only: str | None = None, steps_scale: float = 1.0, styles: Styles = "mixed"
+) -> None:
     """Trains the models of a domain, or the one called `only`, and records each in the manifest.
 
     Raises: ValueError where the domain has no model of that name.
     """
-    run = Run(domain, out, seed, steps_scale)
-    recipes = [recipe for recipe in RECIPES[domain] if only in (None, recipe.name)]
+    run = Run(domain, out, seed, steps_scale, styles)
+    recipes = [recipe for recipe in RECIPES[domain] if recipe.name == only or (only is None and recipe.role != "baseline")]
     if not recipes:
         raise ValueError(f"{domain} has no model {only!r}; it has {[recipe.name for recipe in RECIPES[domain]]}")
     out.mkdir(parents=True, exist_ok=True)
@@ -126,13 +135,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="train this model alone")
     parser.add_argument("--steps-scale", type=float, default=1.0)
+    parser.add_argument("--styles", choices=get_args(Styles), default="mixed")
     parser.add_argument("--evaluate", type=int, metavar="NUM_TASKS", help="train nothing, measure the checkpoints of --out")
     args = parser.parse_args(argv)
     disable_progress_bar()
     if args.evaluate:
         evaluate(args.domain, args.out, num_tasks=args.evaluate)
     else:
-        pretrain(args.domain, args.out, seed=args.seed, only=args.only, steps_scale=args.steps_scale)
+        pretrain(args.domain, args.out, seed=args.seed, only=args.only, steps_scale=args.steps_scale, styles=args.styles)
 
 
 def _train_one(run: Run, recipe: Recipe) -> None:
@@ -148,12 +158,14 @@ def _train_one(run: Run, recipe: Recipe) -> None:
     tiny.save(run.out)
     metrics = _metrics(run, recipe, tiny, examples)
     print(f"{recipe.name}: {metrics}", flush=True)
-    scale = "" if run.steps_scale == 1 else f" --steps-scale {run.steps_scale:g}"
+    changed = "" if run.steps_scale == 1 else f" --steps-scale {run.steps_scale:g}"
+    if recipe.role == "decomposer":
+        changed += f" --styles {run.styles}"
     entry = {
         "role": recipe.role,
         "params": tiny.num_params,
         "seed": run.seed,
-        "command": f"r2-train pretrain --domain {run.domain} --only {recipe.name} --seed {run.seed}{scale} --out DIR",
+        "command": f"r2-train pretrain --domain {run.domain} --only {recipe.name} --seed {run.seed}{changed} --out DIR",
         "steps": schedule.steps,
         "cpu_seconds": round(time.process_time() - started),
         "data_sha256": data_sha256(examples),
@@ -170,7 +182,11 @@ def _examples(run: Run, recipe: Recipe) -> list[Example]:
     if recipe.role == "allocator":
         return _allocator_examples(run)
     if recipe.role == "decomposer":
-        return plan_examples(words.tasks("train", NUM_PLAN_TASKS, run.seed) if run.domain == "words" else scan.tasks("train", run.seed))
+        if run.domain == "words":
+            return words_plan_examples(NUM_PLAN_TASKS, run.seed, run.styles)
+        return plan_examples(scan.tasks("train", run.seed), run.styles)
+    if recipe.role == "baseline":
+        return chain_examples(NUM_CHAIN_TASKS, run.seed)
     if run.domain == "words":
         return words_worker_examples(NUM_CALCULATIONS, run.seed, max_operand=recipe.max_operand)
     return scan_worker_examples(run.seed)
@@ -203,9 +219,11 @@ def _metrics(run: Run, recipe: Recipe, tiny: TinyModel, examples: Sequence[Examp
     """Exact-match rates: on held-out tasks, but for an allocator agreement with (a sample of) its own labels."""
     if recipe.role == "allocator":
         return {"label_agreement": _rate(tiny, examples[:NUM_METRIC_TASKS])}
+    if recipe.role == "baseline":
+        return asdict(evaluate_chain(tiny, run.out, NUM_METRIC_TASKS, run.seed))
     tests = {split: held_out_tasks(run.domain, split, NUM_METRIC_TASKS, run.seed) for split in SPLITS[run.domain]}
     if recipe.role == "decomposer":
-        return {f"exact_plan_{split}": _rate(tiny, plan_examples(tasks)) for split, tasks in tests.items()}
+        return {f"exact_plan_{split}": exact_plan_rate(tiny, tasks) for split, tasks in tests.items()}
     metrics = {f"whole_{split}": _rate(tiny, query_examples(tasks)) for split, tasks in tests.items()}
     if run.domain == "scan":
         phrases = [Task(id=p, query=p, gold=scan.interpret(p), reference_plan=scan.reference_plan(p)) for p in scan.phrases()]

@@ -17,6 +17,8 @@ from r2_serve.types import Allocation, Message, ModelCard, Plan, substitute
 from r2_train.tiny_models import Example
 
 DomainName = Literal["words", "scan"]
+Styles = Literal["mixed", "reference"]
+"""Plans a decomposer is trained on: a task's in every style, or its reference plan alone."""
 CODEC: Codec = get_codec("compact")
 MAX_SUBTASKS = 16
 CLAUSE_SHARE = 0.4
@@ -36,8 +38,20 @@ def pool_cards(names: Sequence[str]) -> list[ModelCard]:
     return [ModelCard(name=name, codec="compact", usd_per_mtok_in=Decimal(0), usd_per_mtok_out=Decimal(0)) for name in names]
 
 
-def plan_examples(tasks: Iterable[Task]) -> list[Example]:
-    return [Example(CODEC.render_decompose(task.query, MAX_SUBTASKS)[0].content, CODEC.format_plan(task.reference_plan)) for task in tasks]
+def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[Example]:
+    """One per task and style; `mixed` leaves the style unmarked, so a model learns to write each."""
+    return [
+        Example(CODEC.render_decompose(task.query, MAX_SUBTASKS)[0].content, CODEC.format_plan(plan, task.query))
+        for task in tasks
+        for plan in (task.plans if styles == "mixed" else (task.reference_plan,))
+    ]
+
+
+def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[Example]:
+    """Of train problems with their numbers made distinct: a plan does not tell which of two equal numbers it means, and the decomposer
+    sees no values."""
+    problems = map(words.with_distinct_operands, words.problems("train", num_tasks, seed))
+    return plan_examples((words.task(problem, random.Random(f"plans/{seed}/{i}")) for i, problem in enumerate(problems)), styles)
 
 
 def query_examples(tasks: Iterable[Task]) -> list[Example]:

@@ -1,4 +1,4 @@
-"""A run of sums as a process of its own, for tests that kill it: `python -m tests.evaluation_driver DIR NUM_TASKS`.
+"""A run of sums as a process of its own, for tests that kill it: `python -m tests.evaluation_driver DIR NUM_TASKS POLICY...`.
 
 Prints `row` after each row, and `done` at the end.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from r2_serve.evaluation.runner import Standing
-from tests.scripted_evaluation import POLICIES, runner_of, sums
+from tests.scripted_evaluation import runner_of, sums
 
 
 def show(standing: Standing) -> None:
@@ -18,5 +18,5 @@ def show(standing: Standing) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(runner_of(Path(sys.argv[1]), sums(int(sys.argv[2])), POLICIES, on_row=show, num_at_once=8).run())
+    asyncio.run(runner_of(Path(sys.argv[1]), sums(int(sys.argv[2])), sys.argv[3:], on_row=show, num_at_once=8).run())
     print("done", flush=True)

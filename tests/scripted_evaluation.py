@@ -137,5 +137,7 @@ def runner_of(
     return Runner(directory, manifest_of(tasks, policies), tasks, setting(), own, Grader(), given, **shown)
 
 
-def lines_of(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
+def lines_of(directory: Path, *, is_whole: bool = True) -> list[dict[str, Any]]:
+    """Every row; where the run was killed, without a torn last line."""
+    text = (directory / "rows.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if is_whole or line.endswith("\n")]

@@ -12,6 +12,7 @@ from r2_serve.prompts import get_codec
 
 CODEC = get_codec("compact")
 SAMPLE = [*scan.tasks("train")[::40], *scan.tasks("length")[::40], *words.tasks("train", 300), *words.tasks("test", 300)]
+PLANS = [(task, plan) for task in SAMPLE for plan in task.plans]
 
 
 def _solve(text: str) -> str:
@@ -48,7 +49,21 @@ def test_scan_plan_does_each_phrase_once_and_repeats_it_in_the_template() -> Non
     plan = scan.reference_plan("run around left thrice after turn around right thrice")
     assert [subtask.text for subtask in plan.subtasks] == ["turn around right", "run around left"]
     assert plan.answer == "#1 #1 #1 #2 #2 #2"
-    assert CODEC.format_plan(scan.reference_plan("run twice and run")) == "run | #1 #1 #1"
+    assert CODEC.format_plan(scan.reference_plan("run twice and run"), "run twice and run") == "run | #1 #1 #1"
+
+
+@pytest.mark.parametrize(
+    ("command", "plans"),
+    [
+        ("run", ["run | #1", "run"]),
+        ("run twice", ["run | #1 #1", "run twice"]),
+        ("walk after run twice", ["run ; walk | #1 #1 #2", "run twice ; walk | #1 #2", "walk after run twice"]),
+        ("run twice and run twice", ["run | #1 #1 #1 #1", "run twice | #1 #1", "run twice and run twice"]),
+        ("run and walk", ["run ; walk | #1 #2", "run and walk"]),
+    ],
+)
+def test_scan_plans_go_from_phrases_to_clauses_to_the_whole(command: str, plans: list[str]) -> None:
+    assert [CODEC.format_plan(plan, command) for plan in scan.plans(command)] == plans
 
 
 def test_scan_splits_have_the_official_sizes_and_train_is_in_neither_test() -> None:
@@ -63,7 +78,7 @@ def test_words_are_a_problem_in_english_with_its_answer() -> None:
     problem = words.Problem((words.Branch("*", (3, 9)), words.Branch("-", (645, 12))), "sum")
     task = words.task(problem, random.Random(0))
     assert task.gold == "660"
-    assert CODEC.format_plan(task.reference_plan) == "3 * 9 ; 6 4 5 - 1 2 ; #1 + #2"
+    assert CODEC.format_plan(task.reference_plan, task.query) == "n1 * n2 ; n3 - n4 ; #1 + #2"
     assert task.query.endswith("?")
     assert all(number in task.query for number in ("3", "9", "645", "12"))
 
@@ -71,7 +86,7 @@ def test_words_are_a_problem_in_english_with_its_answer() -> None:
 def test_words_difference_takes_the_smaller_total_from_the_larger() -> None:
     branches = (words.Branch("", (10,)), words.Branch("", (20,)), words.Branch("", (7,)))
     problem = words.Problem(branches, "difference", split=1, is_swapped=True)
-    assert CODEC.format_plan(words.plan(problem)) == "2 0 + 7 ; #1 - 1 0"
+    assert [subtask.text for subtask in words.plan(problem).subtasks] == ["20 + 7", "#1 - 10"]
     assert words.answer(problem) == 17
 
 
@@ -79,6 +94,13 @@ def test_words_with_four_branches_sum_them_as_a_tree() -> None:
     plan = words.plan(words.Problem(tuple(words.Branch("+", (n, n)) for n in (2, 3, 4, 5)), "sum"))
     assert [subtask.text for subtask in plan.subtasks[4:]] == ["#1 + #2", "#3 + #4", "#5 + #6"]
     assert plan.depth == 3
+
+
+def test_words_sums_are_joined_as_a_tree_or_as_a_chain() -> None:
+    problem = words.Problem(tuple(words.Branch("", (n,)) for n in (2, 3, 4, 5)), "sum")
+    tree, chain = ([subtask.text for subtask in plan.subtasks] for plan in words.plans(problem))
+    assert tree == ["2 + 3", "4 + 5", "#1 + #2"]
+    assert chain == ["2 + 3", "#1 + 4", "#2 + 5"]
 
 
 def test_words_problems_are_mostly_wide_and_several_steps_long() -> None:
@@ -111,14 +133,23 @@ def test_words_resamples_keep_structure_digit_lengths_and_side_of_the_split() ->
             assert words.answer(fresh) > 0
 
 
-def test_reference_plans_executed_exactly_give_the_gold_answer() -> None:
-    for task in SAMPLE:
-        assert solve_plan(task.reference_plan, _solve) == task.gold, task.query
+def test_words_distinct_operands_change_no_word_and_no_structure() -> None:
+    for problem in words.problems("train", 50):
+        distinct = words.with_distinct_operands(problem)
+        here, there = (CODEC.render_decompose(words.task(p, random.Random(0)).query, 16)[0].content for p in (problem, distinct))
+        assert here == there
+        numbers = [n for branch in distinct.branches for n in branch.operands]
+        assert len(set(numbers)) == len(numbers)
 
 
-def test_reference_plans_survive_the_compact_codec() -> None:
-    for task in SAMPLE:
-        assert CODEC.parse_plan(CODEC.format_plan(task.reference_plan)) == task.reference_plan, task.query
+def test_every_plan_executed_exactly_gives_the_gold_answer() -> None:
+    for task, plan in PLANS:
+        assert solve_plan(plan, _solve) == task.gold, task.query
+
+
+def test_every_plan_survives_the_compact_codec() -> None:
+    for task, plan in PLANS:
+        assert CODEC.parse_plan(CODEC.format_plan(plan, task.query), task.query) == plan, task.query
 
 
 def test_tasks_depend_on_the_seed_alone() -> None:

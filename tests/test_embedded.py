@@ -34,6 +34,7 @@ async def test_scan_commands_longer_than_any_in_training_are_routed_at_a_twentie
     assert _accuracy(routed, [task.gold for task in tasks]) >= 0.90
     assert _accuracy(alone, [task.gold for task in tasks]) <= 0.20
     assert _worker_cost(routed) <= Decimal("0.05") * _worker_cost(alone)
+    assert _router_cost(routed) <= Decimal("0.10") * _worker_cost(alone)
 
 
 async def test_word_problems_are_routed_at_a_third_of_the_cost_of_the_largest_model_on_the_same_plans(embedded: router.Router) -> None:
@@ -46,6 +47,7 @@ async def test_word_problems_are_routed_at_a_third_of_the_cost_of_the_largest_mo
     assert len(largest) == NUM_TASKS
     assert _accuracy(routed, [task.gold for task in tasks]) >= 0.75
     assert _worker_cost(routed) <= Decimal("0.35") * _worker_cost(largest)
+    assert _router_cost(routed) <= Decimal("0.10") * _worker_cost(largest)
 
 
 async def test_a_query_outside_the_models_vocabulary_is_refused_by_name(embedded: router.Router) -> None:
@@ -69,3 +71,7 @@ def _accuracy(answers: list[Answer], golds: list[str]) -> float:
 
 def _worker_cost(answers: list[Answer]) -> Decimal:
     return sum((answer.trace.worker_cost_usd for answer in answers), Decimal(0))
+
+
+def _router_cost(answers: list[Answer]) -> Decimal:
+    return sum((answer.cost_usd for answer in answers), Decimal(0)) - _worker_cost(answers)

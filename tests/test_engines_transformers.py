@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -16,10 +17,12 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.engine
 
 from r2_serve.config import TransformersEngineConfig  # noqa: E402
+from r2_serve.engines.checkpoints import Checkpoint  # noqa: E402
+from r2_serve.engines.decoding import Row  # noqa: E402
 from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
 from r2_serve.types import Completion, Message, Sampling  # noqa: E402
-from tests.tiny_checkpoint import CONTEXT_TOKENS, character_checkpoint, word_checkpoint  # noqa: E402
+from tests.tiny_checkpoint import CONTEXT_TOKENS, character_checkpoint, random_adapter, word_checkpoint  # noqa: E402
 
 PROMPTS = ["one plus two", "three", "four five six seven eight", "nine is", "zero"]
 
@@ -168,10 +171,113 @@ async def test_a_prompt_that_fills_the_context_is_refused(words: str) -> None:
     assert reply.usage.total_tokens <= CONTEXT_TOKENS
 
 
-async def test_an_adapter_is_refused(words: str) -> None:
+async def reply_text(engine: TransformersEngine, adapter: str | None = None, prompt: str = PROMPTS[0]) -> str:
+    return (await engine.generate(user(prompt), Sampling(max_tokens=16), adapter=adapter)).text
+
+
+async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(words: str, tmp_path: Path) -> None:
+    other = word_checkpoint(tmp_path / "other", seed=1)
+    async with running(other) as alone:
+        theirs = await reply_text(alone)
     async with running(words) as engine:
-        with pytest.raises(EngineRefused, match="adapter 'a'"):
-            await engine.generate(user("one"), Sampling(), adapter="a")
+        ours = await reply_text(engine)
+        with pytest.raises(EngineRefused, match=r"no adapter 'other'; this engine has \[\]"):
+            await reply_text(engine, "other")
+        calls = [asyncio.create_task(reply_text(engine)) for _ in range(100)]
+        await asyncio.to_thread(engine.add_adapter, "other", other)
+        calls += [asyncio.create_task(reply_text(engine, name)) for name in (None, "other") * 20]
+        replies = await asyncio.gather(*calls)
+        streamed = "".join([d.text async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=16), adapter="other")])
+    assert ours != theirs
+    assert replies == [ours] * 100 + [ours, theirs] * 20
+    assert streamed == theirs
+
+
+async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(words: str, tmp_path: Path) -> None:
+    async with running(words) as engine:
+        await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
+        batches: list[tuple[bool, int]] = []
+        decode = engine._decode
+        has_begun, may_go_on = threading.Event(), threading.Event()
+
+        def recorded(rows: Sequence[Row], checkpoint: Checkpoint) -> None:
+            batches.append((checkpoint is engine._base, len(rows)))
+            has_begun.set()
+            may_go_on.wait(10)
+            decode(rows, checkpoint)
+
+        engine._decode = recorded  # type: ignore[method-assign]
+        first = asyncio.create_task(reply_text(engine))
+        await asyncio.to_thread(has_begun.wait, 10)
+        rest = [asyncio.create_task(reply_text(engine, name)) for name in ("other", None, "other", None, None)]
+        await asyncio.sleep(0)
+        may_go_on.set()
+        await asyncio.gather(first, *rest)
+    assert batches == [(True, 1), (False, 2), (True, 3)]
+
+
+async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(words: str, tmp_path: Path) -> None:
+    long = Sampling(max_tokens=60, frequency_penalty=2.0)
+    async with running(words) as engine:
+        await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
+        whole = (await engine.generate(user("one"), long, adapter="other")).text
+        stream = engine.stream(user("one"), long, adapter="other")
+        pieces = [(await anext(stream)).text]
+        waiting = asyncio.create_task(engine.generate(user("one"), long, adapter="other"))
+        await asyncio.sleep(0)
+        await engine.remove_adapter("other")
+        with pytest.raises(EngineRefused, match="no adapter 'other'"):
+            await reply_text(engine, "other")
+        with pytest.raises(EngineRefused, match="no adapter 'other'"):
+            await engine.remove_adapter("other")
+        pieces += [delta.text async for delta in stream]
+        assert "".join(pieces) == (await waiting).text == whole
+
+
+async def test_lora_by_name_says_what_peft_says_and_leaves_the_base_alone(words: str, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import Qwen2ForCausalLM
+
+    path = random_adapter(words, tmp_path / "lora", seed=1)
+    async with running(words) as engine:
+        base = await reply_text(engine)
+        await asyncio.to_thread(engine.add_adapter, "lora", path)
+        adapted = await reply_text(engine, "lora")
+        assert await reply_text(engine) == base
+        tokenizer = engine._base.tokenizer
+    model = PeftModel.from_pretrained(Qwen2ForCausalLM.from_pretrained(words), path).eval()
+    text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True, tokenize=False)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+    assert adapted == tokenizer.decode(theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert adapted != base
+
+
+async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(words: str, tmp_path: Path) -> None:
+    async with running(words) as engine:
+        with pytest.raises(ConfigError, match=r"adapter_config\.json \(LoRA\) or config\.json"):
+            engine.add_adapter("empty", str(tmp_path))
+        broken = tmp_path / "broken"
+        shutil.copytree(words, broken)
+        (broken / "model.safetensors").write_bytes(b"not safetensors")
+        with pytest.raises(ConfigError, match="cannot load the model"):
+            engine.add_adapter("broken", str(broken))
+        pickled = Path(random_adapter(words, tmp_path / "pickled", seed=1))
+        (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+        with pytest.raises(ConfigError, match="other formats are not loaded"):
+            engine.add_adapter("pickled", str(pickled))
+        engine.add_adapter("again", words)
+        with pytest.raises(ConfigError, match="new name"):
+            engine.add_adapter("again", words)
+        assert await reply_text(engine, "again") == await reply_text(engine)
+
+
+async def test_adapters_of_the_configuration_are_there_at_the_start(words: str, tmp_path: Path) -> None:
+    config = TransformersEngineConfig(kind="transformers", path=words, adapters={"other": word_checkpoint(tmp_path, seed=1)})
+    engine = await asyncio.to_thread(TransformersEngine, config)
+    assert await reply_text(engine, "other") != await reply_text(engine)
+    await engine.aclose()
 
 
 async def test_a_cancelled_call_ends_and_its_neighbour_does_not(words: str) -> None:
@@ -211,7 +317,7 @@ async def test_concurrent_calls_take_a_few_batches(words: str) -> None:
     async with running(words, max_batch_size=64) as engine:
         widths: list[int] = []
         decode = engine._decode
-        engine._decode = lambda rows: (widths.append(len(rows)), decode(rows))[1]  # type: ignore[method-assign, func-returns-value]
+        engine._decode = lambda rows, model: (widths.append(len(rows)), decode(rows, model))[1]  # type: ignore[method-assign, func-returns-value]
         replies = await together(engine, [Sampling(max_tokens=4)] * 100)
     assert len(replies) == 100
     assert sum(widths) == 100

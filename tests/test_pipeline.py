@@ -24,7 +24,7 @@ from tests.virtual_time import now_s, run
 
 PLAN = plan_json("find the height of Mont Blanc", "find the height of the Zugspitze", "compare #1 and #2")
 WORDS = {
-    "decomposer": ["3 * 9 ; 6 4 5 - 1 2 ; #1 + #2"],
+    "decomposer": ["n1 * n2 ; n3 - n4 ; #1 + #2"],
     "allocator": ["@1 @2 @1"],
     "small": lambda messages, sampling: {"3 * 9": "7 2", "7 2 + 3 3 6": "0 6 6"}[messages[-1].content],
     "large": lambda messages, sampling: {"5 4 6 - 2 1": "3 3 6"}[messages[-1].content],

@@ -152,7 +152,7 @@ def compact(small_probability: float) -> dict[str, Any]:
         logprobs = (small_probability - 1,) if sampling.logprobs else None
         return Completion(text=answer, usage=Usage(prompt_tokens=3, completion_tokens=2), finish_reason="stop", logprobs=logprobs)
 
-    return {"small": arithmetic, "large": arithmetic, "decomposer": ["3 * 9 ; #1 + 1 2"], "allocator": ["@1 @1"]}
+    return {"small": arithmetic, "large": arithmetic, "decomposer": ["n1 * n2 ; #1 + n3"], "allocator": ["@1 @1"]}
 
 
 @pytest.mark.parametrize("name", ["r2", "cot:small", "tot:small", "dot:small,large", "final-only:small,large"])

@@ -23,6 +23,8 @@ POOL = [
 ]
 
 
+QUERY = "Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many coins in all?"
+
 # -- parse(format(x)) == x ----------------------------------------------------------------------------------------
 
 plain_text = st.text(min_size=1).filter(lambda text: "#" not in text)
@@ -49,12 +51,37 @@ allocations = st.lists(st.sampled_from([card.name for card in POOL]), min_size=1
 
 @given(plans(compact=False))
 def test_an_instruct_plan_is_read_back_as_it_was_written(plan: Plan) -> None:
-    assert INSTRUCT.parse_plan(INSTRUCT.format_plan(plan)) == plan
+    assert INSTRUCT.parse_plan(INSTRUCT.format_plan(plan, QUERY), QUERY) == plan
 
 
-@given(plans(compact=True))
-def test_a_compact_plan_is_read_back_as_it_was_written(plan: Plan) -> None:
-    assert COMPACT.parse_plan(COMPACT.format_plan(plan)) == plan
+@given(plans(compact=True), st.data())
+def test_a_compact_plan_is_read_back_as_it_was_written(plan: Plan, data: st.DataObject) -> None:
+    """Whichever of its numbers the query has, once or twice, and whatever other words."""
+    own = st.sampled_from([token for subtask in plan.subtasks for token in subtask.text.split()])
+    query = " ".join(data.draw(st.lists(own | compact_token | st.integers(0, 99).map(str), max_size=12)))
+    assert COMPACT.parse_plan(COMPACT.format_plan(plan, query), query) == plan
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt", "reply", "steps"),
+    [
+        ("Ann has 3 bags of 3 coins.", "ann has n1 bags of n2 coins", "n1 * n2", ["3 * 3"]),
+        ("Ann has 645 coins, loses 12.", "ann has n1 coins loses n2", "n1 - n2 ; #1 + 7", ["645 - 12", "#1 + 7"]),
+        ("1,234 and 2.5 and 007", "n1 and n2 and n3", "n1 + n2 ; #1 + n3", ["1234 + 2.5", "#1 + 007"]),
+        ("n1 is not #7 nor 12,3", "n n1 is not # n2 nor n3 n4", "n2 + n4", ["7 + 3"]),
+        ("run twice", "run twice", "run | #1 #1", ["run"]),
+    ],
+)
+def test_numbers_of_the_query_stand_in_a_compact_plan_by_their_place(query: str, prompt: str, reply: str, steps: list[str]) -> None:
+    plan = COMPACT.parse_plan(reply, query)
+    assert COMPACT.render_decompose(query, 16)[0].content == prompt
+    assert [subtask.text for subtask in plan.subtasks] == steps
+    assert COMPACT.format_plan(plan, query) == reply
+
+
+def test_an_allocator_sees_lengths_of_numbers_and_no_digit() -> None:
+    plan = plan_of("3 * 95", "#1 + 1234", "turn around right")
+    assert COMPACT.render_allocate("3 95 1234", plan, POOL)[0].content == "d1 * d2 ; #1 + d4 ; turn around right"
 
 
 @pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)
@@ -67,7 +94,7 @@ def test_an_allocation_is_read_back_as_it_was_written(codec: Codec, names: list[
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=3))
 def test_compact_numbers_are_read_in_order_and_computed_least_digit_first(numbers: list[int]) -> None:
     text = " + ".join(map(str, numbers))
-    plan = COMPACT.parse_plan(" ".join(text.replace(" ", "")))
+    plan = COMPACT.parse_plan(" ".join(text.replace(" ", "")), query="")
     (prompt,) = COMPACT.render_subtask([], plan, plan.subtasks[0], {})
     assert plan.subtasks[0].text.replace(" ", "") == text.replace(" ", "")
     assert prompt.content == " + ".join(" ".join(reversed(str(n))) for n in numbers)
@@ -78,7 +105,7 @@ def test_compact_numbers_are_read_in_order_and_computed_least_digit_first(number
 
 CONVERSATION = [
     Message(role="system", content="Answer in one line."),
-    Message(role="user", content="Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many coins in all?"),
+    Message(role="user", content=QUERY),
 ]
 PLAN = plan_of("3 * 9", "645 - 12", "#1 + #2")
 
@@ -120,7 +147,7 @@ def test_data_cannot_end_its_own_frame(tag: str) -> None:
 
 def test_a_reply_in_a_fence_or_after_talk_is_read() -> None:
     for reply in (f"```json\n{plan_json('a', 'b #1')}\n```", f"Here is my plan: {plan_json('a', 'b #1')} I hope it helps."):
-        assert INSTRUCT.parse_plan(reply) == plan_of("a", "b #1")
+        assert INSTRUCT.parse_plan(reply, QUERY) == plan_of("a", "b #1")
 
 
 def test_steps_out_of_order_are_put_in_order_and_references_follow() -> None:
@@ -128,7 +155,7 @@ def test_steps_out_of_order_are_put_in_order_and_references_follow() -> None:
         "subtasks": [{"id": 7, "text": "join #2 and #4", "depends_on": []}, {"id": 4, "text": "b"}, {"id": 2, "text": "a"}],
         "answer": "#7 #4",
     }
-    plan = INSTRUCT.parse_plan(json.dumps(reply))
+    plan = INSTRUCT.parse_plan(json.dumps(reply), QUERY)
     assert [(s.text, s.depends_on) for s in plan.subtasks] == [("b", ()), ("a", ()), ("join #2 and #1", (1, 2))]
     assert plan.answer == "#3 #1"
 
@@ -160,6 +187,8 @@ HOSTILE_COMPACT_PLANS = {
     "empty_step": ["", "  ", ";", "a ;", "a ; ; b", "| #1"],
     "invalid_plan": ["#1", "a ; #2", "#2 ; a", "a | b", "a |", "a | #2", "a | #1 #9"],
     "too_long": ["x" * 1_000_000, "a ; " * 10_000],
+    "unknown_number": ["n0 + 1", "n5 + 1", "n1 + n99999", "n" + "1" * 5_000, "a ; n1 + n007"],
+    "adjacent_numbers": ["n1 n2", "7 n1 + 2", "n1 7", "12 34", "a ; n1 n2 n3"],
 }
 CASES = [
     pytest.param(codec, reason, reply, id=f"{codec.name}-{reason}-{i}")
@@ -173,7 +202,7 @@ CASES = [
 def test_a_hostile_plan_is_refused_with_a_reason(codec: Codec, reason: str, reply: str) -> None:
     start_s = time.process_time()
     with pytest.raises(CodecError) as caught:
-        codec.parse_plan(reply)
+        codec.parse_plan(reply, QUERY)
     assert caught.value.reason == reason
     assert len(caught.value.message) < 1_000, "it goes into every trace"
     assert time.process_time() - start_s < 1.0
@@ -190,22 +219,25 @@ def test_a_hostile_plan_is_refused_with_a_reason(codec: Codec, reason: str, repl
 )
 def test_the_longest_instruct_plans_are_read_in_a_second(reply: str) -> None:
     start_s = time.process_time()
-    INSTRUCT.parse_plan(reply)
+    INSTRUCT.parse_plan(reply, QUERY)
     assert time.process_time() - start_s < 1.0
 
 
-@pytest.mark.parametrize("reply", ["a;" * 9_999 + "a", "1 " * 9_999, "# 1 2 " * 3_000, "1" * 20_000, ";".join(["x", *["#1"] * 6_000])])
+@pytest.mark.parametrize(
+    "reply",
+    ["a;" * 9_999 + "a", "1 " * 9_999, "# 1 2 " * 3_000, "1" * 20_000, "n1 + " * 4_000, "n " * 9_999, ";".join(["x", *["#1"] * 6_000])],
+)
 def test_the_longest_compact_plans_are_read_in_a_second(reply: str) -> None:
     start_s = time.process_time()
-    COMPACT.parse_plan(reply)
+    COMPACT.parse_plan(reply, QUERY)
     assert time.process_time() - start_s < 1.0
 
 
 @pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)
-@given(reply=st.text() | st.text('#1 2;|@{}[]":,'))
+@given(reply=st.text() | st.text('#1 2n;|@{}[]":,'))
 def test_any_reply_is_a_plan_or_a_codec_error(codec: Codec, reply: str) -> None:
     try:
-        plan = codec.parse_plan(reply)
+        plan = codec.parse_plan(reply, QUERY)
     except CodecError:
         return
     assert all(references(s.text) <= set(s.depends_on) for s in plan.subtasks)
@@ -215,7 +247,7 @@ def test_any_reply_is_a_plan_or_a_codec_error(codec: Codec, reply: str) -> None:
 @pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)
 def test_a_hash_before_a_huge_number_is_text(codec: Codec, number: str) -> None:
     reply = plan_json(f"look up #{number}") if codec is INSTRUCT else f"look up #{number}"
-    assert codec.parse_plan(reply).subtasks[0].depends_on == ()
+    assert codec.parse_plan(reply, QUERY).subtasks[0].depends_on == ()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -10,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from r2_serve.evaluation.desk import Outcome
 from r2_serve.evaluation.manifest import PoolModel
 from r2_serve.evaluation.page import page
 from r2_serve.evaluation.report import PolicyReport, RunReport, bootstrap_accuracy, bootstrap_difference, report_of
-from r2_serve.evaluation.report_table import notes, print_report
+from r2_serve.evaluation.report_cells import notes, relative_cost
+from r2_serve.evaluation.report_table import broken_name, print_report
 from r2_serve.evaluation.row_log import RowLog, RowStatus, RunError, RunRow
 from r2_serve.types import CallRecord, Usage
 from tests.scripted_evaluation import manifest_of, sums
@@ -99,8 +102,20 @@ def test_equal_accuracy_is_bought_by_the_cheapest_mixture(tmp_path: Path) -> Non
     equal = four_policies(tmp_path).at_equal_accuracy
     assert equal is not None
     assert equal.mixture == {"single:large": pytest.approx(2 / 3), "single:small": pytest.approx(1 / 3)}
-    assert equal.usd_per_task == pytest.approx(2 / 3 * 4 + 1 / 3 * 0.5)
-    assert equal.total_cost_reduction == pytest.approx(1 - 1 / equal.usd_per_task)
+    assert equal.cost_usd / 4 == pytest.approx(2 / 3 * 4 + 1 / 3 * 0.5)
+    assert equal.cost_reduction == pytest.approx(1 - 4 / equal.cost_usd)
+
+
+def test_policy_that_gets_nothing_right_is_neither_on_the_front_nor_in_a_mixture(tmp_path: Path) -> None:
+    costs = {"r2": "1", "single:small": "0.1", "single:large": "2"}
+    statuses: dict[str, tuple[RowStatus, RowStatus]] = {
+        "r2": ("correct", "wrong"), "single:small": ("failed", "failed"), "single:large": ("correct", "correct"),
+    }  # fmt: skip
+    rows = [row(name, i, statuses[name][i], call("large", cost)) for name, cost in costs.items() for i in range(2)]
+    report = write(tmp_path, rows, *costs, num_tasks=2)
+    assert report.pareto == ("r2", "single:large")
+    assert report.at_equal_accuracy is not None
+    assert report.at_equal_accuracy.mixture == {"single:large": 1.0}
 
 
 def test_no_baseline_as_good_means_no_figure_at_equal_accuracy(tmp_path: Path) -> None:
@@ -132,6 +147,20 @@ def test_paired_interval_is_narrower_where_errors_are_shared() -> None:
     (low, high), (crossed_low, crossed_high) = bootstrap_difference(ours, same), bootstrap_difference(ours, crossed)
     assert high - low < (crossed_high - crossed_low) / 2
     assert low < 0.05 < high
+
+
+def test_policies_that_always_differ_alike_are_no_certainty() -> None:
+    ones, zeros = np.ones(20, dtype=np.int8), np.zeros(20, dtype=np.int8)
+    assert bootstrap_difference(ones, zeros) == (pytest.approx(0.839, abs=0.001), 1.0)
+    assert bootstrap_difference(zeros, ones) == (-1.0, pytest.approx(-0.839, abs=0.001))
+    assert bootstrap_difference(ones, ones) == (pytest.approx(-0.161, abs=0.001), pytest.approx(0.161, abs=0.001))
+
+
+def test_accuracy_is_equal_unless_the_paired_interval_says_otherwise(tmp_path: Path) -> None:
+    right = {"r2": 60, "single:large": 62, "single:small": 20, "cot:large": 100}
+    rows = [row(name, i, "correct" if i < n else "wrong", call("large", "1")) for name, n in right.items() for i in range(100)]
+    report = write(tmp_path, rows, *right, num_tasks=100)
+    assert {c.baseline: c.verdict for c in report.comparisons} == {"single:large": "equal", "single:small": "better", "cot:large": "worse"}
 
 
 def test_same_rows_give_the_same_page_to_the_byte(tmp_path: Path) -> None:
@@ -171,12 +200,75 @@ def test_page_escapes_what_users_named(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in html
 
 
+def printed(report: RunReport, *, is_brief: bool = False, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_report(report, console, is_brief=is_brief)
+    return console.export_text()
+
+
 def test_tables_show_every_policy_and_model(tmp_path: Path) -> None:
-    console = Console(width=240, record=True)
-    print_report(four_policies(tmp_path), console)
-    text = console.export_text()
-    assert all(text.count(name) >= 2 for name in ("single:small", "single:large", "cot:large"))
+    text = printed(four_policies(tmp_path))
+    assert all(text.count(name) >= 4 for name in ("single:small", "single:large", "cot:large"))
     assert "75.0 %" in text
+
+
+def test_tables_fit_80_columns_and_no_figure_is_cut(tmp_path: Path) -> None:
+    names = ("r2", "single:words-280k", "datashunt:words-22k,words-280k", "cascade:words-5k,words-22k,words-48k,words-280k")
+    shaped = {"num_subtasks": 16, "width": 12, "depth": 14, "subtask_models": ("small",) * 16, "latency_s": 1234.5}
+    rows = [row(name, i, "wrong", *(call("large", "0.0123"),) * 99, **shaped) for name in names for i in range(300)]
+    report = write(tmp_path, rows, *names, num_tasks=300)
+    wide, narrow = printed(report, width=300), printed(report)
+    assert max(cell_len(line) for line in narrow.splitlines()) <= 80
+    assert "…" not in narrow
+    assert set(re.findall(r"[$%\d.,]*\d[%\d.,]*", wide)) <= set(re.findall(r"[$%\d.,]*\d[%\d.,]*", narrow))
+
+
+def test_long_names_break_after_commas() -> None:
+    assert broken_name("cascade:a,b") == "cascade:a,b"
+    assert broken_name("cascade:words-5k,words-22k,words-48k") == "cascade:words-5k,\n  words-22k,words-48k"
+    assert broken_name("final-only:qwen2.5-3b,gpt-4o") == "final-only:\n  qwen2.5-3b,gpt-4o"
+
+
+def test_brief_report_is_one_table_and_the_notes(tmp_path: Path) -> None:
+    report = four_policies(tmp_path)
+    whole, brief = printed(report), printed(report, is_brief=True)
+    assert whole.count("single:small") > brief.count("single:small") > 0
+    assert all(note in " ".join(brief.split()) for note in map(" ".join, map(str.split, notes(report))))
+
+
+def test_costs_are_told_relative_to_the_largest_model_or_to_the_policy_asked_for(tmp_path: Path) -> None:
+    report = four_policies(tmp_path)
+    assert report.reference == "single:large"
+    assert report_of(tmp_path, "cot:large").reference == "cot:large"
+    assert [relative_cost(policy, report_of(tmp_path, "cot:large")) for policy in report.policies] == [
+        "50.0 %",
+        "25.0 %",
+        "200.0 %",
+        "100.0 %",
+    ]
+    with pytest.raises(RunError, match=r"no policy 'cot:huge' in the run.*it has r2, "):
+        report_of(tmp_path, "cot:huge")
+
+
+def test_free_policy_is_no_reference_by_default(tmp_path: Path) -> None:
+    names = ("single:large", "cot:large", "tot:large")
+    costs: dict[str, tuple[CallRecord, ...]] = {"single:large": (), "cot:large": (call("large", "1"),), "tot:large": (call("large", "2"),)}
+    report = write(tmp_path, [row(name, 1, "wrong", *costs[name]) for name in names], *names)
+    assert report.reference == "cot:large"
+
+
+def test_api_cost_at_equal_accuracy_counts_hosted_models_alone(tmp_path: Path) -> None:
+    rows = [row("r2", 1, "correct", call("large", "1"), call("small", "9")), row("single:large", 1, "correct", call("large", "4"))]
+    report = write(tmp_path, rows, "r2", "single:large")
+    assert report.at_equal_accuracy is not None
+    assert report.at_equal_accuracy_api is not None
+    assert (report.at_equal_accuracy.cost_reduction, report.at_equal_accuracy_api.cost_reduction) == (-1.5, 0.75)
+
+
+def test_failures_are_told_with_a_reason(tmp_path: Path) -> None:
+    failed = row("single:small", 1, "failed").model_copy(update={"detail": "EngineRefused: too long"})
+    report = write(tmp_path, [failed], "single:small", "single:large")
+    assert any("Failed under single:small, for one: EngineRefused: too long" in note for note in notes(report))
 
 
 def test_directory_without_a_run_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +26,10 @@ from r2_serve.evaluation.report import RunReport, report_of
 from r2_serve.evaluation.row_log import RowLog, RunError, RunRow, merged, read_rows
 from r2_serve.evaluation.runner import Standing, read_shares
 from r2_serve.types import Query
-from tests.scripted_evaluation import POLICIES, asker_of, engines_of, lines_of, manifest_of, runner_of, scripts, sums
+from tests.scripted_evaluation import PAIR, POLICIES, asker_of, engines_of, lines_of, manifest_of, runner_of, scripts, sums
+
+FOUR = ("r2", "single:large", f"cascade:{PAIR}", "random")
+"""Policies of the runs that are processes of their own."""
 
 
 class Killed(BaseException):
@@ -83,27 +87,58 @@ def test_run_killed_anywhere_ends_as_an_undisturbed_one(
     assert figures(report_of(directory)) == undisturbed
 
 
-def test_process_killed_five_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    draw, num_tasks = random.Random(7), 30
+def test_process_killed_five_times_over_300_tasks_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    draw, num_tasks = random.Random(7), 300
+    num_rows = num_tasks * len(FOUR)
     for _ in range(5):
         killed = start_driver(tmp_path / "killed", num_tasks)
-        for _ in range(draw.randint(1, 40)):
-            assert killed.stdout is not None
+        assert killed.stdout is not None
+        for _ in range(draw.randint(0, num_rows // 5)):
             assert killed.stdout.readline() == "row\n"
         os.kill(killed.pid, signal.SIGKILL)
         killed.communicate()
         assert killed.returncode == -signal.SIGKILL
+    assert 0 < len(lines_of(tmp_path / "killed", is_whole=False)) < num_rows
     out, _ = start_driver(tmp_path / "killed", num_tasks).communicate()
     assert out.endswith("done\n")
-    asyncio.run(runner_of(tmp_path / "whole", sums(num_tasks), POLICIES).run())
+    asyncio.run(runner_of(tmp_path / "whole", sums(num_tasks), FOUR).run())
     keys = Counter((line["policy"], line["task_id"]) for line in lines_of(tmp_path / "killed"))
-    assert (len(keys), set(keys.values())) == (num_tasks * len(POLICIES), {1})
+    assert (len(keys), set(keys.values())) == (num_rows, {1})
     assert figures(report_of(tmp_path / "killed")) == figures(report_of(tmp_path / "whole"))
 
 
-def start_driver(directory: Path, num_tasks: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.evaluation_driver", str(directory), str(num_tasks)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+def start_driver(directory: Path, num_tasks: int, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.evaluation_driver", str(directory), str(num_tasks), *FOUR]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, **options)
+
+
+def test_second_driver_on_a_directory_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    first = start_driver(tmp_path, 100)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "row\n"
+    os.kill(first.pid, signal.SIGSTOP)
+    with pytest.raises(RunError, match="being written by another process"):
+        asyncio.run(runner_of(tmp_path, sums(100), FOUR).run())
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.communicate()[0].endswith("done\n")
+
+
+def test_full_disk_loses_nothing_and_says_what_to_do(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the kernel cuts a write at it, and refuses the next."""
+    limit = 30_000
+    full = start_driver(tmp_path, 40, stderr=subprocess.PIPE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, errors = full.communicate()
+    assert full.returncode == 1
+    assert "rows.jsonl: only" in errors
+    assert "free some space and give the same command again" in errors
+    kept = (tmp_path / "rows.jsonl").read_bytes()
+    assert limit - 1000 < len(kept) <= limit
+    assert kept.endswith(b"\n")
+    asyncio.run(runner_of(tmp_path, sums(40), FOUR).run())
+    assert (tmp_path / "rows.jsonl").read_bytes().startswith(kept)
+    assert set(Counter((line["policy"], line["task_id"]) for line in lines_of(tmp_path)).values()) == {1}
+    asyncio.run(runner_of(tmp_path / "whole", sums(40), FOUR).run())
+    assert figures(report_of(tmp_path)) == figures(report_of(tmp_path / "whole"))
 
 
 async def test_finished_tasks_are_never_asked_again(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 `scan` is the SCAN benchmark, `words` is multi-step arithmetic in English. Serving never imports this package,
 and nothing here needs more than the standard library and the router's own records. Everything is a pure
-function of its seed. A task's `reference_plan` is for training and tests: no router sees it.
+function of its seed. A task's plans are for training and tests: no router sees them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ from r2_serve.types import Plan, Record, substitute
 
 
 class Task(Record):
-    """One query, its exact answer, and a plan that solves it."""
+    """One query, its exact answer, and plans that solve it."""
 
     id: str
     query: str
     gold: str
     reference_plan: Plan
+    other_plans: tuple[Plan, ...] = ()
+    """In other styles: which style pays is for training to find out."""
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return (self.reference_plan, *self.other_plans)
 
 
 def solve_plan(plan: Plan, solve: Callable[[str], str]) -> str:

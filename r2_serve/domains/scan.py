@@ -24,6 +24,7 @@ Split = Literal["train", "length", "simple"]
 VERBS = ("walk", "look", "run", "jump")
 DIRECTIONS = ("left", "right")
 TIMES = {"": 1, "twice": 2, "thrice": 3}
+TIMES_WORDS = {times: word for word, times in TIMES.items()}
 ACTIONS = ("I_WALK", "I_LOOK", "I_RUN", "I_JUMP", "I_TURN_LEFT", "I_TURN_RIGHT")
 MAX_TRAIN_ACTIONS = 22
 """The official length split's boundary."""
@@ -51,12 +52,25 @@ def interpret(command: str) -> str:
     return " ".join(action for clause in _clauses(command) for action in _interpret_phrase(clause[0]) * clause[1])
 
 
-def reference_plan(command: str) -> Plan:
-    """Each distinct verb phrase once, in order of execution; the template repeats and orders their actions."""
+def plans(command: str) -> tuple[Plan, ...]:
+    """Distinct plans from the finest to the coarsest: verb phrases, then clauses, in order of execution, each distinct one once and
+    the template repeating and ordering their actions; last the whole command as one step."""
     clauses = _clauses(command)
-    distinct = list(dict.fromkeys(phrase for phrase, _ in clauses))
-    template = " ".join(f"#{distinct.index(phrase) + 1}" for phrase, times in clauses for _ in range(times))
-    return Plan(subtasks=tuple(Subtask(id=i, text=phrase) for i, phrase in enumerate(distinct, 1)), answer=template)
+    by_clause = [(f"{phrase} {TIMES_WORDS[times]}".strip(), 1) for phrase, times in clauses]
+    whole = Plan(subtasks=(Subtask(id=1, text=command),))
+    candidates = [_joined_plan(clauses), _joined_plan(by_clause), whole] if len(clauses) > 1 else [_joined_plan(clauses), whole]
+    return tuple(dict.fromkeys(candidates))
+
+
+def reference_plan(command: str) -> Plan:
+    """The finest: each distinct verb phrase once."""
+    return plans(command)[0]
+
+
+def _joined_plan(parts: list[tuple[str, int]]) -> Plan:
+    distinct = list(dict.fromkeys(text for text, _ in parts))
+    template = " ".join(f"#{distinct.index(text) + 1}" for text, times in parts for _ in range(times))
+    return Plan(subtasks=tuple(Subtask(id=i, text=text) for i, text in enumerate(distinct, 1)), answer=template)
 
 
 @cache
@@ -67,7 +81,8 @@ def tasks(split: Split, seed: int = 0) -> tuple[Task, ...]:
 
 
 def _task(index: int, command: str) -> Task:
-    return Task(id=f"scan-{index:05d}", query=command, gold=interpret(command), reference_plan=reference_plan(command))
+    finest, *others = plans(command)
+    return Task(id=f"scan-{index:05d}", query=command, gold=interpret(command), reference_plan=finest, other_plans=tuple(others))
 
 
 @cache

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import count, islice
 from typing import Literal, TypeVar
 
 from r2_serve.domains import Task
@@ -89,8 +91,24 @@ def solve(text: str) -> str:
     return str(_apply(op, int(left), int(right)))
 
 
+def plans(problem: Problem) -> tuple[Plan, ...]:
+    """Distinct plans: sums joined as a tree (the shortest critical path), then as a chain.
+
+    One subtask per operation: branch by branch, then the sums of each group in the order of the text, then the difference.
+    """
+    return tuple(dict.fromkeys((_plan(problem, _pairwise), _plan(problem, _one_by_one))))
+
+
 def plan(problem: Problem) -> Plan:
-    """One subtask per operation: branch by branch, then the sums of each group in the order of the text, then the difference."""
+    """The plan whose sums are a tree."""
+    return plans(problem)[0]
+
+
+Add = Callable[[str, str, str], str]
+"""Adds the step `left op right` to a plan, and gives the reference to it."""
+
+
+def _plan(problem: Problem, total: Callable[[list[str], Add], str]) -> Plan:
     steps: list[str] = []
 
     def add(left: str, op: str, right: str) -> str:
@@ -103,17 +121,24 @@ def plan(problem: Problem) -> Plan:
         for op, operand in zip(branch.ops, branch.operands[1:], strict=True):
             end = add(end, op, str(operand))
         ends.append(end)
-    totals = {}
-    for group in sorted(problem.groups):
-        terms = [ends[i] for i in group]
-        while len(terms) > 1:
-            pairs = [add(terms[i], "+", terms[i + 1]) for i in range(0, len(terms) - 1, 2)]
-            terms = pairs + terms[len(pairs) * 2 :]
-        totals[group] = terms[0]
+    totals = {group: total([ends[i] for i in group], add) for group in sorted(problem.groups)}
     if problem.join == "difference":
         larger, smaller = problem.groups
         add(totals[larger], "-", totals[smaller])
     return Plan(subtasks=tuple(Subtask(id=i, text=step, depends_on=tuple(sorted(references(step)))) for i, step in enumerate(steps, 1)))
+
+
+def _pairwise(terms: list[str], add: Add) -> str:
+    """(a + b) + (c + d)"""
+    while len(terms) > 1:
+        pairs = [add(terms[i], "+", terms[i + 1]) for i in range(0, len(terms) - 1, 2)]
+        terms = pairs + terms[len(pairs) * 2 :]
+    return terms[0]
+
+
+def _one_by_one(terms: list[str], add: Add) -> str:
+    """((a + b) + c) + d"""
+    return reduce(lambda total, term: add(total, "+", term), terms)
 
 
 def answer(problem: Problem) -> int:
@@ -126,7 +151,8 @@ def task(problem: Problem, rng: random.Random) -> Task:
     digest = hashlib.sha256(problem.key.encode()).hexdigest()[:12]
     branches = [(branch.ops, branch.operands) for branch in problem.branches]
     query = forms.render(branches, problem.split, problem.is_swapped, rng)
-    return Task(id=f"words-{digest}", query=query, gold=str(answer(problem)), reference_plan=plan(problem))
+    tree, *others = plans(problem)
+    return Task(id=f"words-{digest}", query=query, gold=str(answer(problem)), reference_plan=tree, other_plans=tuple(others))
 
 
 def tasks(split: Split, num_tasks: int, seed: int = 0) -> list[Task]:
@@ -152,6 +178,14 @@ def resamples(problem: Problem, rng: random.Random) -> Iterator[Problem]:
     """
     while True:
         yield next((fresh for _ in range(MAX_DRAWS) if (fresh := _redraw(problem, rng)) is not None), problem)
+
+
+def with_distinct_operands(problem: Problem) -> Problem:
+    """The same structure over 2, 3, 4, ... in the order of the text; its values need be neither small nor positive."""
+    numbers = count(2)
+    return replace(
+        problem, branches=tuple(replace(branch, operands=tuple(islice(numbers, len(branch.operands)))) for branch in problem.branches)
+    )
 
 
 def assert_disjoint(train: list[Task], test: list[Task]) -> None:

@@ -140,8 +140,8 @@ class RowSampler:
         self._penalised = [i for i, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty]
         self._wants_logprobs = any(row.sampling.logprobs for row in rows)
         self._logprobs: torch.Tensor | None = None
-        self._temperatures = torch.tensor([[rows[i].sampling.temperature or 1.0] for i in self._sampled])
-        self._top_ps = torch.tensor([[rows[i].sampling.top_p or 1.0] for i in self._sampled])
+        self._temperatures = torch.tensor([[rows[i].sampling.temperature or 1.0] for i in self._sampled], dtype=torch.float32)
+        self._top_ps = torch.tensor([[rows[i].sampling.top_p or 1.0] for i in self._sampled], dtype=torch.float32)
 
     def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """`input_ids` (B, T), `logits` (B, V); returns scores (B, V)."""
@@ -165,7 +165,7 @@ class RowSampler:
         logprobs = torch.log_softmax(logits / self._temperatures.to(logits.device), dim=-1)
         if bool((self._top_ps < 1).any()):
             logprobs = _within_top_p(logprobs, self._top_ps.to(logits.device))
-        noise = torch.empty(logprobs.shape)
+        noise = torch.empty(logprobs.shape, dtype=torch.float32)  # not the default type, which loading a model may change for a moment
         for row, i in zip(noise, self._sampled, strict=True):
             row.exponential_(generator=self._rows[i].generator)
         return logprobs - noise.clamp_min(1e-30).log().to(logits.device)

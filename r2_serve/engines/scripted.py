@@ -11,11 +11,12 @@ import re
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from r2_serve.config import ScriptedEngineConfig
 from r2_serve.engines.timing import bounded, deadline_after
-from r2_serve.errors import EngineUnavailable
+from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
@@ -39,8 +40,9 @@ class ScriptedCall:
 class ScriptedEngine:
     """Replies in turn, from the first again after the last, or as a function says. `calls` lists what was asked.
 
-    In a listed text `{prompt}` stands for the last message. A call takes `delay_s`, a stream spreads it over its words;
-    `sleep` does the waiting. A call that would take longer than its `timeout_s` fails when that is over.
+    In a listed text `{prompt}` stands for the last message and `{adapter}` for the call's adapter, or `base`. A call takes
+    `delay_s`, a stream spreads it over its words; `sleep` does the waiting. A call that would take longer than its
+    `timeout_s` fails when that is over. Made in code, the engine takes any adapter until one is added.
     A prompt with `dies_on` in it kills the process.
     """
 
@@ -59,10 +61,30 @@ class ScriptedEngine:
         self._delay_s = delay_s
         self._sleep = sleep
         self._dies_on = dies_on
+        self._adapters: dict[str, str] | None = None
 
     @classmethod
     def from_config(cls, config: ScriptedEngineConfig) -> Self:
-        return cls(config.replies, delay_s=config.delay_s, dies_on=config.dies_on)
+        """Knows the adapters of `config` alone: calls that name others are refused, as by a real engine."""
+        engine = cls(config.replies, delay_s=config.delay_s, dies_on=config.dies_on)
+        engine._adapters = {}
+        for name, path in config.adapters.items():
+            engine.add_adapter(name, path)
+        return engine
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """From now on calls may name it. Raises: ConfigError where the name is taken or `path` is no directory."""
+        known = self._adapters if self._adapters is not None else {}
+        if name in known:
+            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+        if not Path(path).is_dir():
+            raise ConfigError(f"adapter {name!r}: {path!r} is no directory")
+        self._adapters = {**known, name: path}
+
+    async def remove_adapter(self, name: str) -> None:
+        """Raises: EngineRefused if it is unknown."""
+        self._check_known(name)
+        self._adapters = {known: path for known, path in (self._adapters or {}).items() if known != name}
 
     async def generate(
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
@@ -88,6 +110,8 @@ class ScriptedEngine:
         yield Delta(finish_reason=completion.finish_reason, usage=completion.usage)
 
     def _next_reply(self, call: ScriptedCall) -> Reply:
+        if call.adapter is not None:
+            self._check_known(call.adapter)
         position = len(self.calls)
         self.calls.append(call)
         if self._dies_on is not None and any(self._dies_on in message.content for message in call.messages):
@@ -95,7 +119,13 @@ class ScriptedEngine:
         if callable(self._replies):
             return self._replies(call.messages, call.sampling)
         reply = self._replies[position % len(self._replies)]
-        return reply.replace("{prompt}", call.messages[-1].content) if isinstance(reply, str) else reply
+        if not isinstance(reply, str):
+            return reply
+        return reply.replace("{adapter}", call.adapter or "base").replace("{prompt}", call.messages[-1].content)
+
+    def _check_known(self, adapter: str) -> None:
+        if self._adapters is not None and adapter not in self._adapters:
+            raise EngineRefused(f"no adapter {adapter!r}; this engine has {sorted(self._adapters)}")
 
     async def _wait(self, delay_s: float, deadline: float | None) -> None:
         left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()

@@ -4,9 +4,11 @@ Concurrent calls are decoded together: one worker thread takes whatever waits an
 loop stays free. A call that arrives during a batch waits for the next one; a row's reply is handed over the moment the
 row ends. Not continuous batching: vLLM is for that.
 
-Limits of this engine: `json_schema` is ignored, as every caller parses and validates anyway; adapters are refused;
-positions in the padding may pass the model's context, which rotary models bear and models with a learned position
-table do not.
+Adapters are checkpoints held by name beside the base (`checkpoints`). Calls for different ones wait together; a batch
+holds calls of one, the one that the oldest call asks for.
+
+Limits of this engine: `json_schema` is ignored, as every caller parses and validates anyway; positions in the padding
+may pass the model's context, which rotary models bear and models with a learned position table do not.
 """
 
 from __future__ import annotations
@@ -15,21 +17,18 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.generation import LogitsProcessorList, StoppingCriteriaList
-from transformers.utils import logging as transformers_logging
 
 from r2_serve.config import TransformersEngineConfig
-from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
+from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
 from r2_serve.engines.decoding import Reply, ReplyLimits, Row, RowSampler, RowStops
-from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
+from r2_serve.engines.prompting import prompt_ids
 from r2_serve.engines.timing import bounded, deadline_after
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, Message, Sampling
@@ -42,6 +41,8 @@ _Event = Delta | Completion | EngineError
 class _Call:
     """One call: made on the event loop, worked on by the thread, which answers through `events`."""
 
+    checkpoint: Checkpoint
+    """The adapter's or the base; kept until the call ends, even if the adapter is removed meanwhile."""
     messages: Sequence[Message]
     sampling: Sampling
     is_streamed: bool
@@ -74,10 +75,14 @@ class TransformersEngine:
     def __init__(self, config: TransformersEngineConfig) -> None:
         self._config = config
         torch.set_num_threads(config.num_threads)
-        self._tokenizer, self._model = _load(config)
-        self._eos_ids = frozenset(self._model.generation_config.eos_token_id)
-        self._context_tokens = int(self._model.config.get_text_config().max_position_embeddings)
+        self._base = load_checkpoint(config.path, config)
+        self._adapters: dict[str, Checkpoint] = {}
+        self._adapters_lock = threading.Lock()
+        for name, folder in config.adapters.items():
+            self.add_adapter(name, folder)
         self._waiting: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._put_back: deque[_Call] = deque()
+        """Taken from `_waiting` but for another checkpoint than the batch: the worker's own, in order of arrival."""
         self._closing = threading.Event()
         self._submit_lock = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
@@ -86,9 +91,9 @@ class TransformersEngine:
     async def generate(
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> Completion:
-        """Raises: EngineRefused for an adapter, an unknown word or too long a prompt; EngineUnavailable."""
+        """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
         deadline = deadline_after(timeout_s)
-        call = self._submitted(_Call(messages, sampling, is_streamed=False), adapter)
+        call = self._submitted(_Call(self._checkpoint(adapter), messages, sampling, is_streamed=False))
         try:
             reply = await call.next_event(deadline)
         finally:
@@ -101,13 +106,30 @@ class TransformersEngine:
     ) -> AsyncGenerator[Delta, None]:
         """The same, token by token. Closing the iterator ends the row."""
         deadline = deadline_after(timeout_s)
-        call = self._submitted(_Call(messages, sampling, is_streamed=True), adapter)
+        call = self._submitted(_Call(self._checkpoint(adapter), messages, sampling, is_streamed=True))
         try:
             while isinstance(event := await call.next_event(deadline), Delta):
                 yield event
             yield Delta(finish_reason=event.finish_reason, usage=event.usage)
         finally:
             call.cancelled.set()
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """Load the adapter in the directory `path`, in the caller's thread; calls that name it may follow.
+
+        Raises: ConfigError where the name is taken (a new version needs a new name) or the adapter cannot be loaded.
+        """
+        self._check_free(name)
+        checkpoint = load_adapter(name, path, self._base, self._config)
+        with self._adapters_lock:
+            self._check_free(name)
+            self._adapters[name] = checkpoint
+
+    async def remove_adapter(self, name: str) -> None:
+        """Forget the adapter; calls under way keep it. Raises: EngineRefused if it is unknown."""
+        with self._adapters_lock:
+            self._checkpoint(name)
+            del self._adapters[name]
 
     def close(self) -> None:
         """Ends the worker; calls in flight get EngineUnavailable. Blocks for at most about one decoding step."""
@@ -119,9 +141,17 @@ class TransformersEngine:
     async def aclose(self) -> None:
         await asyncio.to_thread(self.close)
 
-    def _submitted(self, call: _Call, adapter: str | None) -> _Call:
-        if adapter is not None:
-            raise EngineRefused(f"adapter {adapter!r}: this engine runs whole models only; adapters need the vllm engine")
+    def _check_free(self, name: str) -> None:
+        if name in self._adapters:
+            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+
+    def _checkpoint(self, adapter: str | None) -> Checkpoint:
+        checkpoint = self._base if adapter is None else self._adapters.get(adapter)
+        if checkpoint is None:
+            raise EngineRefused(f"no adapter {adapter!r}; this engine has {sorted(self._adapters)}")
+        return checkpoint
+
+    def _submitted(self, call: _Call) -> _Call:
         with self._submit_lock:
             if self._closing.is_set():
                 raise EngineUnavailable("the engine is closed")
@@ -140,52 +170,69 @@ class TransformersEngine:
                     call.post(EngineUnavailable(f"the model failed: {type(e).__name__}: {str(e)[:200]}"))
 
     def _next_calls(self) -> list[_Call]:
-        """Everything that waits, up to a full batch; empty when the engine closes."""
+        """The oldest call and all that wait for the same checkpoint, up to a full batch; empty when the engine closes."""
+        waiting = self._drained()
+        if waiting is None:
+            return []
         calls: list[_Call] = []
-        while len(calls) < self._config.max_batch_size:
-            try:
-                call = self._waiting.get(block=not calls)
-            except queue.Empty:
-                break
+        for call in waiting:
+            if not calls or (call.checkpoint is calls[0].checkpoint and len(calls) < self._config.max_batch_size):
+                calls.append(call)
+            else:
+                self._put_back.append(call)
+        return calls
+
+    def _drained(self) -> list[_Call] | None:
+        """Every call that waits and is still wanted, at least one, oldest first; None when the engine closes."""
+        calls: list[_Call] = []
+        while True:
+            if self._put_back:
+                call: _Call | None = self._put_back.popleft()
+            else:
+                try:
+                    call = self._waiting.get(block=not calls)
+                except queue.Empty:
+                    return calls
             if call is None:
                 for refused in calls:
                     refused.post(EngineUnavailable("the engine is closed"))
-                return []
+                return None
             if not call.cancelled.is_set():
                 calls.append(call)
-        return calls
 
     def _run(self, calls: Sequence[_Call]) -> None:
         rows = [row for call in calls if (row := self._row(call)) is not None]
         if rows:
-            self._decode(rows)
+            self._decode(rows, calls[0].checkpoint)
         if self._closing.is_set():
             for call in calls:
                 call.post(EngineUnavailable("the engine is closed"))
 
     def _row(self, call: _Call) -> Row | None:
+        checkpoint = call.checkpoint
         try:
-            prompt = prompt_ids(self._tokenizer, call.messages, self._context_tokens)
+            prompt = prompt_ids(checkpoint.tokenizer, call.messages, checkpoint.context_tokens)
         except EngineError as e:
             call.post(e)
             return None
-        left = self._context_tokens - len(prompt)
-        limits = ReplyLimits(min(call.sampling.max_tokens or left, left), self._eos_ids, call.sampling.stop)
-        reply = Reply(self._tokenizer, limits, is_streamed=call.is_streamed)
+        left = checkpoint.context_tokens - len(prompt)
+        limits = ReplyLimits(min(call.sampling.max_tokens or left, left), checkpoint.eos_ids, call.sampling.stop)
+        reply = Reply(checkpoint.tokenizer, limits, is_streamed=call.is_streamed)
         is_cancelled = partial(_any_set, call.cancelled, self._closing)
         return Row(prompt, call.sampling, reply, partial(_pass_on, call, reply, len(prompt)), is_cancelled)
 
-    def _decode(self, rows: Sequence[Row]) -> None:
+    def _decode(self, rows: Sequence[Row], checkpoint: Checkpoint) -> None:
         """Left-padded, as each row goes on at its right end."""
+        model = checkpoint.model
         width = max(len(row.prompt) for row in rows)
-        pad = self._model.generation_config.pad_token_id
+        pad = model.generation_config.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in rows])
         mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
         sampler = RowSampler(rows, width)
         with torch.inference_mode():
-            self._model.generate(
-                input_ids=input_ids.to(self._model.device),
-                attention_mask=mask.to(self._model.device),
+            model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
                 max_new_tokens=max(row.reply.max_tokens for row in rows),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([RowStops(rows, sampler)]),
@@ -201,38 +248,3 @@ def _pass_on(call: _Call, reply: Reply, num_prompt_tokens: int) -> None:
         call.post(Delta(text=piece))
     if reply.finish_reason is not None:
         call.post(reply.completion(num_prompt_tokens))
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()
-
-
-def _load(config: TransformersEngineConfig) -> tuple[Any, Any]:
-    """Tokenizer and model, the latter with plain greedy decoding as its default: what a checkpoint sets is not mixed in."""
-    # Its one warning, that the padded batch is longer than the context, is expected here: rows are bounded one by one.
-    logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
-    path = resolve_checkpoint(config.path)
-    tokenizers = PreTrainedTokenizerFast if has_generic_tokenizer(path) else AutoTokenizer
-    options = {"trust_remote_code": False, "local_files_only": is_local_checkpoint(config.path)}
-    try:
-        tokenizer = tokenizers.from_pretrained(path, **options)
-        with _no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype), use_safetensors=True, **options)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"cannot load the model {config.path!r}: {e}") from e
-    check_chat_template(tokenizer, config.path)
-    eos = model.generation_config.eos_token_id
-    eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
-    if not eos_ids and tokenizer.eos_token_id is None:
-        raise ConfigError(f"the model {config.path!r} names no end-of-sequence token")
-    eos_ids = eos_ids or [tokenizer.eos_token_id]
-    pad = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=eos_ids, pad_token_id=pad, use_cache=True)
-    return tokenizer, model.to(config.device).eval()

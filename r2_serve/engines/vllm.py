@@ -115,6 +115,13 @@ class VllmEngine:
         _check_adapter(name, path)
         self._adapters[name] = LoRARequest(lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path)
 
+    async def load_adapter(self, name: str) -> None:
+        """Load a known adapter now, rather than at its first call. Raises: ConfigError where vLLM cannot load it."""
+        try:
+            await self._loaded(name)
+        except EngineRefused as e:
+            raise ConfigError(e.message) from e
+
     async def remove_adapter(self, name: str) -> None:
         """Forget the adapter and free its weights; ids are never used again. Raises: EngineRefused if it is unknown."""
         request = self._adapter(name)

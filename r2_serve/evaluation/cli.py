@@ -54,6 +54,9 @@ def run(
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask again where there was no answer.")] = False,
     tau: Annotated[float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of every draw that a policy makes.")] = 0,
+    set_aside: Annotated[
+        bool, typer.Option("--set-aside", help="Where DIR holds another run, rename that to DIR.1 and begin anew.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="asyncio, or ray-data (Ray Data on the cluster; needs --url).")] = "asyncio",
 ) -> None:
     """Answer and grade tasks under one or more policies; killed at any time, the same command goes on.
@@ -85,6 +88,7 @@ def run(
             "engine": _one_of(engine, "engine", ("asyncio", "ray-data")),
             "policy_config": PolicyConfig(tau=tau),
             "options": RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),
+            "set_aside_other_run": set_aside,
         }
     )
     _run(request)
@@ -118,6 +122,8 @@ def report(
     directories: Annotated[list[Path], typer.Argument(help="Run directories.")],
     html: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first directory.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="The figures; default: report.json in the first directory.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Policy whose cost is 100 %; default: the largest model alone.")] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="Print one table for each run; the files hold everything.")] = False,
 ) -> None:
     """Accuracy, costs and how they compare: as tables here, as JSON, and as one self-contained HTML page.
 
@@ -131,7 +137,7 @@ def report(
     try:
         from r2_serve.evaluation.session import write_reports
 
-        written = write_reports(directories, html, json_out, Console())
+        written = write_reports(directories, html, json_out, Console(), reference=reference, is_brief=brief)
     except ImportError as e:
         _fail(f"reports need more packages: pip install 'r2-router[eval]' ({e})")
     except RunError as e:

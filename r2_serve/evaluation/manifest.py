@@ -7,6 +7,7 @@ name of what differs, as a table whose rows come from two programs says nothing 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -22,11 +23,13 @@ from r2_serve.engines import EMBEDDED, resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.evaluation.desk import Setting
 from r2_serve.evaluation.policies import PolicyConfig
-from r2_serve.evaluation.row_log import RunError
+from r2_serve.evaluation.row_log import ROWS, RowLog, RunError
 from r2_serve.evaluation.rows import Benchmark, Task
 from r2_serve.types import ModelGroup, Record
 
 MANIFEST = "run.json"
+HOSTED_KINDS = ("openai", "azure")
+"""Engines that are somebody else's machines."""
 Split = Literal["all", "development", "test"]
 
 
@@ -77,19 +80,29 @@ class Manifest(Record):
             raise RunError(f"{path} is not a manifest: {e.errors()[0]['msg']}") from e
 
     def claim(self, directory: Path) -> None:
-        """Make `directory` this run's, or check that it is.
-
-        Raises: RunError naming what differs from the run that the directory holds.
-        """
+        """Make `directory` this run's, or check that it is. Raises: RunError."""
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / MANIFEST
-        if not path.exists():
-            write_whole(path, self.model_dump_json(indent=2))
-            return
-        differences = _differences(Manifest.read(directory), self)
+        if (directory / MANIFEST).exists():
+            self.check(directory)
+        else:
+            write_whole(directory / MANIFEST, self.model_dump_json(indent=2))
+
+    def check(self, directory: Path) -> None:
+        """Raises: RunError naming what differs from the run that the directory holds, if any."""
+        differences = _differences(Manifest.read(directory), self) if (directory / MANIFEST).exists() else []
         if differences:
             lines = "\n".join(f"  {line}" for line in differences)
-            raise RunError(f"{directory} holds another run; choose another --out, or go back to what it was started with:\n{lines}")
+            ways = "choose another --out, keep that one aside with --set-aside, or go back to what it was started with"
+            raise RunError(f"{directory} holds another run; {ways}:\n{lines}")
+
+
+def set_aside_other_run(directory: Path, manifest: Manifest) -> Path | None:
+    """Where `directory` holds another run than `manifest`'s: rename it, and say to what. Raises: RunError where it is in use."""
+    if not (directory / MANIFEST).exists() or not _differences(Manifest.read(directory), manifest):
+        return None
+    with RowLog(directory / ROWS):
+        place = next(path for i in itertools.count(1) if not (path := directory.with_name(f"{directory.name}.{i}")).exists())
+        return directory.rename(place)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -103,7 +116,7 @@ def pool_models(config: RouterConfig) -> tuple[PoolModel, ...]:
     return tuple(
         PoolModel(
             name=model.name,
-            is_hosted=model.engine.kind in ("openai", "azure"),
+            is_hosted=model.engine.kind in HOSTED_KINDS,
             group=model.group,
             usd_per_mtok_in=model.usd_per_mtok_in,
             usd_per_mtok_out=model.usd_per_mtok_out,

@@ -224,7 +224,7 @@ async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
     sampling = _GREEDY.model_copy(update={"json_schema": codec.plan_schema(setting.max_subtasks)})
     reply = await desk.ask(model, codec.render_decompose(task.query, setting.max_subtasks), sampling=sampling, stage="decompose")
     try:
-        plan = codec.parse_plan(reply.text)
+        plan = codec.parse_plan(reply.text, task.query)
     except CodecError:
         return _Planned(Plan.single(task.query), is_fallback=True)
     if len(plan.subtasks) > setting.max_subtasks:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from r2_serve.evaluation.manifest import Manifest
 from r2_serve.evaluation.policies import R2
-from r2_serve.evaluation.row_log import STATUSES, RunRow, merged, read_rows
-from r2_serve.evaluation.runner import ROWS, read_shares
+from r2_serve.evaluation.row_log import ROWS, STATUSES, RunError, RunRow, merged, read_rows
+from r2_serve.evaluation.runner import read_shares
 from r2_serve.types import CallRecord, Record, Usage
 
 NUM_RESAMPLES = 10_000
@@ -66,10 +67,8 @@ class PolicyReport(Record):
     mean_width: float
     mean_depth: float
     num_plan_fallbacks: int
-
-    @property
-    def usd_per_task(self) -> float:
-        return float(self.total_cost_usd) / self.num_tasks
+    example_failure: str | None
+    """What one task of status `failed` or `error` says for itself."""
 
     def share(self, model: str) -> float:
         """Of the subtasks."""
@@ -84,8 +83,8 @@ class Comparison(Record):
     accuracy_difference: float
     difference_ci95: Interval
     """Paired: tasks are resampled together."""
-    do_intervals_overlap: bool
-    """Of the two accuracies."""
+    verdict: Literal["better", "equal", "worse"]
+    """`r2` in accuracy: equal where the paired interval holds 0. A cost reduction at `worse` is not at equal accuracy."""
     total_cost_reduction: float | None
     """1 - cost of r2 / cost of the baseline; None where the baseline costs nothing."""
     api_cost_reduction: float | None
@@ -96,8 +95,10 @@ class EqualAccuracy(Record):
 
     mixture: dict[str, float]
     """Share of tasks to each baseline."""
-    usd_per_task: float
-    total_cost_reduction: float
+    cost_usd: float
+    """Of all tasks."""
+    cost_reduction: float
+    """1 - cost of r2 / that cost."""
 
 
 class RunReport(Record):
@@ -108,7 +109,11 @@ class RunReport(Record):
     policies: tuple[PolicyReport, ...]
     comparisons: tuple[Comparison, ...]
     at_equal_accuracy: EqualAccuracy | None
-    """None without `r2`, or where no baseline gets as much right."""
+    """In total cost. None without `r2`, or where no baseline gets as much right, or one does for nothing."""
+    at_equal_accuracy_api: EqualAccuracy | None
+    """In API cost."""
+    reference: str
+    """The policy that others' total costs are told relative to."""
     pareto: tuple[str, ...]
     """Policies that no other beats in both accuracy and total cost, cheapest first."""
     random_shares: dict[str, float] | None
@@ -118,8 +123,8 @@ class RunReport(Record):
         return all(policy.statuses.get("missing", 0) == 0 for policy in self.policies)
 
 
-def report_of(directory: Path) -> RunReport:
-    """Raises: RunError."""
+def report_of(directory: Path, reference: str | None = None) -> RunReport:
+    """`reference` by default: `single:LARGEST`, or `cot:LARGEST` where that costs nothing. Raises: RunError."""
     manifest = Manifest.read(directory)
     rows = merged(read_rows(directory / ROWS))
     by_policy: dict[str, dict[str, RunRow]] = {name: {} for name in manifest.policies}
@@ -132,7 +137,9 @@ def report_of(directory: Path) -> RunReport:
         manifest=manifest,
         policies=policies,
         comparisons=_comparisons(policies, marks),
-        at_equal_accuracy=_at_equal_accuracy(policies),
+        at_equal_accuracy=_at_equal_accuracy(policies, lambda policy: policy.total_cost_usd),
+        at_equal_accuracy_api=_at_equal_accuracy(policies, lambda policy: policy.api_cost_usd),
+        reference=_reference(policies, manifest.pool[-1], reference),
         pareto=pareto(policies),
         random_shares=read_shares(directory),
     )
@@ -167,6 +174,7 @@ def _policy_report(name: str, rows: Sequence[RunRow], manifest: Manifest) -> Pol
         mean_width=_mean([outcome.width for outcome in planned]),
         mean_depth=_mean([outcome.depth for outcome in planned]),
         num_plan_fallbacks=sum(row.outcome.is_plan_fallback for row in rows),
+        example_failure=next((row.detail for row in rows if row.status in ("failed", "error")), None),
     )
 
 
@@ -222,9 +230,16 @@ def bootstrap_accuracy(num_correct: int, num_tasks: int) -> Interval:
 
 
 def bootstrap_difference(ours: Marks, theirs: Marks) -> Interval:
-    """The same for the difference of two accuracies on the same tasks: each task is +1, 0 or -1."""
+    """The same for the difference of two accuracies on the same tasks: each task is +1, 0 or -1.
+
+    Where all tasks differ alike, Wilson's bound on the share of those that do stands in, the others taken as ties, or as wins
+    and losses where all were ties.
+    """
     difference = ours.astype(int) - theirs
     n = len(difference)
+    if (difference == difference[0]).all():
+        share, _ = _wilson(n, n)
+        return {1: (share, 1.0), -1: (-1.0, -share), 0: (share - 1, 1 - share)}[int(difference[0])]
     shares = [np.mean(difference == value) for value in (1, -1, 0)]
     draws = np.random.default_rng(0).multinomial(n, shares, NUM_RESAMPLES)
     return _percentiles((draws[:, 0] - draws[:, 1]) / n)
@@ -262,12 +277,12 @@ def _comparisons(policies: Sequence[PolicyReport], marks: dict[str, Marks]) -> t
 
 
 def _comparison(ours: PolicyReport, other: PolicyReport, marks: dict[str, Marks]) -> Comparison:
-    (low, high), (other_low, other_high) = ours.accuracy_ci95, other.accuracy_ci95
+    low, high = bootstrap_difference(marks[ours.policy], marks[other.policy])
     return Comparison(
         baseline=other.policy,
         accuracy_difference=ours.accuracy - other.accuracy,
-        difference_ci95=bootstrap_difference(marks[ours.policy], marks[other.policy]),
-        do_intervals_overlap=low <= other_high and other_low <= high,
+        difference_ci95=(low, high),
+        verdict="better" if low > 0 else "worse" if high < 0 else "equal",
         total_cost_reduction=_reduction(ours.total_cost_usd, other.total_cost_usd),
         api_cost_reduction=_reduction(ours.api_cost_usd, other.api_cost_usd),
     )
@@ -278,29 +293,52 @@ def _reduction(ours: Decimal, theirs: Decimal) -> float | None:
 
 
 def pareto(policies: Sequence[PolicyReport]) -> tuple[str, ...]:
-    """Names of the policies than which none is both as accurate and as cheap, and better in one; cheapest first."""
+    """Names of the policies than which none is both as accurate and as cheap, and better in one; cheapest first.
+
+    One that gets nothing right is none, however cheap.
+    """
     best: list[PolicyReport] = []
     for policy in sorted(policies, key=lambda p: (p.total_cost_usd, -p.accuracy)):
-        if not best or policy.accuracy > best[-1].accuracy:
+        if policy.accuracy > (best[-1].accuracy if best else 0.0):
             best.append(policy)
     return tuple(policy.policy for policy in best)
 
 
-def _at_equal_accuracy(policies: Sequence[PolicyReport]) -> EqualAccuracy | None:
-    """Any two baselines mixed so as to have r2's accuracy; the cheapest such mixture. A lone baseline is one, too."""
+def _reference(policies: Sequence[PolicyReport], largest: str, asked: str | None) -> str:
+    """Raises: RunError where the run has no policy of the name that was asked for."""
+    names = [policy.policy for policy in policies]
+    if asked is not None:
+        if asked not in names:
+            raise RunError(f"no policy {asked!r} in the run to refer costs to; it has {', '.join(names)}")
+        return asked
+    costly = [policy.policy for policy in policies if policy.total_cost_usd]
+    usual = [name for name in (f"single:{largest}", f"cot:{largest}") if name in costly]
+    return usual[0] if usual else max(policies, key=lambda policy: policy.total_cost_usd).policy
+
+
+CostOf = Callable[[PolicyReport], Decimal]
+
+
+def _at_equal_accuracy(policies: Sequence[PolicyReport], cost_of: CostOf) -> EqualAccuracy | None:
+    """Any two baselines mixed so as to have r2's accuracy; the cheapest such mixture. A lone baseline is one, too.
+
+    None of them gets nothing right: to mix that in would be to leave tasks out.
+    """
     ours = next((policy for policy in policies if policy.policy == R2), None)
-    others = [policy for policy in policies if policy.policy != R2]
-    reaching = [policy for policy in others if ours is not None and policy.accuracy >= ours.accuracy]
-    if ours is None or not reaching:
+    if ours is None:
         return None
-    mixtures = [(policy.usd_per_task, {policy.policy: 1.0}) for policy in reaching]
-    for high in reaching:
-        for low in others:
-            if low.accuracy < ours.accuracy:
-                share = (ours.accuracy - low.accuracy) / (high.accuracy - low.accuracy)
-                cost = share * high.usd_per_task + (1 - share) * low.usd_per_task
-                mixtures.append((cost, {high.policy: share, low.policy: 1 - share}))
+    others = [policy for policy in policies if policy.policy != R2 and policy.accuracy > 0]
+    mixtures = list(_mixtures(ours.accuracy, others, cost_of))
+    if not mixtures:
+        return None
     cost, mixture = min(mixtures, key=lambda item: item[0])
-    if not cost:
-        return None
-    return EqualAccuracy(mixture=mixture, usd_per_task=cost, total_cost_reduction=1 - ours.usd_per_task / cost)
+    return EqualAccuracy(mixture=mixture, cost_usd=cost, cost_reduction=1 - float(cost_of(ours)) / cost) if cost else None
+
+
+def _mixtures(accuracy: float, others: Sequence[PolicyReport], cost_of: CostOf) -> Iterator[tuple[float, dict[str, float]]]:
+    for high in (policy for policy in others if policy.accuracy >= accuracy):
+        yield float(cost_of(high)), {high.policy: 1.0}
+        for low in (policy for policy in others if policy.accuracy < accuracy):
+            share = (accuracy - low.accuracy) / (high.accuracy - low.accuracy)
+            cost = share * float(cost_of(high)) + (1 - share) * float(cost_of(low))
+            yield cost, {high.policy: share, low.policy: 1 - share}

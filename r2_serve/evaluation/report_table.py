@@ -1,162 +1,112 @@
-"""A report as tables for the terminal."""
+"""A report as tables for a terminal of 80 columns; long policy names break at their commas, figures never.
+
+`brief` prints the first table and the notes: what a README quotes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from r2_serve.evaluation import report_cells as cells
 from r2_serve.evaluation.policies import R2
-from r2_serve.evaluation.report import Interval, PolicyReport, RunReport
+from r2_serve.evaluation.report import PolicyReport, RunReport
 from r2_serve.views import usd
 
+NAME_CHARS = 21
+"""Of a policy's name on one line."""
 
-def print_report(report: RunReport, console: Console) -> None:
-    """Every table of one run."""
-    console.rule(f"[bold]{title(report)}")
-    console.print(_policies_table(report))
-    console.print(_models_table(report))
+
+def print_report(report: RunReport, console: Console, *, is_brief: bool = False) -> None:
+    """Every table of one run, or the first one."""
+    console.print(Text(cells.title(report), style="bold"))
+    tables = [_accuracy_table(report)] if is_brief else _tables(report)
+    for table in tables:
+        console.print(table)
+        console.print()
+    for note in cells.notes(report):
+        console.print(Text(note))
+    console.print()
+
+
+def _tables(report: RunReport) -> list[Table]:
+    tables = [_accuracy_table(report), _usage_table(report)]
+    if any(policy.statuses[status] for policy in report.policies for status in policy.statuses if status not in ("correct", "wrong")):
+        tables.append(_statuses_table(report))
     if report.comparisons:
-        console.print(_comparisons_table(report))
-    for note in notes(report):
-        console.print(note)
+        tables.append(_comparisons_table(report))
+    return [*tables, _models_table(report)]
 
 
-def title(report: RunReport) -> str:
-    manifest = report.manifest
-    return f"{manifest.benchmark} · {manifest.data} · {manifest.num_tasks} tasks ({manifest.split}) · {manifest.virtual_model}"
-
-
-def notes(report: RunReport) -> list[str]:
-    """What must be said beside the figures."""
-    lines = []
-    equal = report.at_equal_accuracy
-    if equal is not None:
-        parts = " + ".join(f"{percent(share)} {name}" for name, share in equal.mixture.items())
-        lines.append(f"At r2's accuracy the cheapest baseline is {parts}: r2 costs {percent(equal.total_cost_reduction)} less (total).")
-    elif any(policy.policy == R2 for policy in report.policies):
-        lines.append("No baseline, nor a mixture of two, reaches r2's accuracy.")
-    if report.random_shares is not None:
-        shares = ", ".join(f"{model} {percent(share)}" for model, share in report.random_shares.items())
-        lines.append(f"random draws with r2's shares: {shares}." if shares else "random draws uniformly: r2 is not in this run.")
-    if not report.is_complete:
-        missing = sum(policy.statuses["missing"] for policy in report.policies)
-        lines.append(f"NOT COMPLETE: {missing} (policy, task) pairs are missing and count as not correct.")
-    if unknown := sum(policy.num_cost_unknown for policy in report.policies):
-        lines.append(f"{unknown} failed requests did not tell their cost, which is in no figure here.")
-    lines.append("Accuracy: over all tasks, 95 % bootstrap CI (Wilson's where none or all are correct).")
-    lines.append("API cost: hosted models only; total: local models priced as configured too. Latency: under the load of this very run.")
-    return lines
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def saved(reduction: float | None) -> str:
-    """A cost reduction; more than twice the cost is told as a multiple."""
-    return percent(reduction) if reduction is None or reduction > -1 else f"costs {1 - reduction:.1f}x"
-
-
-def interval(bounds: Interval) -> str:
-    return f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
-
-
-def not_correct(policy: PolicyReport) -> str:
-    """Why tasks are not correct, the commonest first."""
-    counts = sorted(((n, status) for status, n in policy.statuses.items() if n and status != "correct"), reverse=True)
-    return ", ".join(f"{n} {status}" for n, status in counts) or "-"
-
-
-POLICY_COLUMNS = (
-    "policy", "accuracy", "95 % CI", "not correct", "API cost", "total", "workers", "router", "calls", "tokens",
-    "p50 s", "p95 s", "steps", "width", "depth",
-)  # fmt: skip
-
-
-def policy_cells(policy: PolicyReport) -> tuple[str, ...]:
-    """In the order of `POLICY_COLUMNS`."""
-    tokens = sum(use.usage.total_tokens for use in policy.models.values())
-    shape = (policy.mean_subtasks, policy.mean_width, policy.mean_depth)
-    costs = (policy.api_cost_usd, policy.total_cost_usd, policy.worker_cost_usd, policy.router_cost_usd)
-    return (
-        policy.policy,
-        percent(policy.accuracy),
-        interval(policy.accuracy_ci95),
-        not_correct(policy),
-        *map(usd, costs),
-        f"{sum(use.num_calls for use in policy.models.values()):,}",
-        f"{tokens:,}",
-        f"{policy.latency_p50_s:.3f}",
-        f"{policy.latency_p95_s:.3f}",
-        *(f"{value:.1f}" if value else "-" for value in shape),
-    )
-
-
-COMPARISON_COLUMNS = ("r2 against", "accuracy difference", "95 % CI, paired", "intervals", "total cost saved", "API cost saved")
-
-
-def comparison_rows(report: RunReport) -> list[tuple[str, ...]]:
-    """In the order of `COMPARISON_COLUMNS`."""
-    return [
+def _accuracy_table(report: RunReport) -> Table:
+    rows = [
         (
-            c.baseline,
-            f"{100 * c.accuracy_difference:+.1f}",
-            f"{100 * c.difference_ci95[0]:+.1f} to {100 * c.difference_ci95[1]:+.1f}",
-            "overlap" if c.do_intervals_overlap else "apart",
-            saved(c.total_cost_reduction),
-            saved(c.api_cost_reduction),
-        )
-        for c in report.comparisons
-    ]
-
-
-MODEL_COLUMNS = ("policy", "model", "calls", "tokens in", "tokens out", "cost", "share of subtasks")
-
-
-def model_rows(report: RunReport) -> list[tuple[str, ...]]:
-    """In the order of `MODEL_COLUMNS`."""
-    return [
-        (
-            policy.policy,
-            model,
-            f"{use.num_calls:,}",
-            f"{use.usage.prompt_tokens:,}",
-            f"{use.usage.completion_tokens:,}",
-            usd(use.cost_usd),
-            percent(policy.share(model)) if use.num_subtasks else "-",
+            policy.policy, cells.percent(policy.accuracy), cells.interval(policy.accuracy_ci95), usd(policy.total_cost_usd),
+            cells.relative_cost(policy, report), usd(policy.api_cost_usd),
         )
         for policy in report.policies
-        for model, use in policy.models.items()
-    ]
-
-
-def _policies_table(report: RunReport) -> Table:
-    table = _table(POLICY_COLUMNS, num_left=1)
-    for policy in report.policies:
-        style = "bold" if policy.policy == R2 else "" if policy.policy in report.pareto else "dim"
-        table.add_row(*policy_cells(policy), style=style)
+    ]  # fmt: skip
+    columns = ("policy", "accuracy", "95 % CI", "total", "% of ref", "API cost")
+    table = _table(columns, rows, styles=[_style(policy, report) for policy in report.policies])
     table.caption = "dim: another policy is at least as accurate and cheaper in total"
     return table
 
 
-def _models_table(report: RunReport) -> Table:
-    table = _table(MODEL_COLUMNS, num_left=2)
-    last = ""
-    for row in model_rows(report):
-        table.add_row("" if row[0] == last else row[0], *row[1:])
-        last = row[0]
+def _usage_table(report: RunReport) -> Table:
+    rows = [(*cells.usage_cells(policy), cells.router_share(policy)) for policy in report.policies]
+    columns = ("policy", "calls", "tokens", "p50 s", "p95 s", "steps", "width", "depth", "router")
+    table = _table(columns, rows)
+    table.caption = "calls, tokens: per task; router: the share of its own calls in the total cost"
     return table
+
+
+def _statuses_table(report: RunReport) -> Table:
+    """The statuses that occur, as counts."""
+    found = [status for status in report.policies[0].statuses if any(policy.statuses[status] for policy in report.policies)]
+    rows = [(policy.policy, *(str(policy.statuses[status] or "-") for status in found)) for policy in report.policies]
+    return _table(("policy", *found), rows)
 
 
 def _comparisons_table(report: RunReport) -> Table:
-    table = _table(COMPARISON_COLUMNS, num_left=1)
-    for row in comparison_rows(report):
-        table.add_row(*row)
+    return _table(cells.COMPARISON_COLUMNS, cells.comparison_rows(report))
+
+
+def _models_table(report: RunReport) -> Table:
+    """A line with the policy's name above its models."""
+    table = _table(cells.MODEL_COLUMNS[1:], ())
+    for policy, *row in cells.model_rows(report):
+        if policy:
+            table.add_row(Text(broken_name(policy), style="bold"))
+        table.add_row(f"  {row[0]}", *row[1:])
     return table
 
 
-def _table(columns: tuple[str, ...], *, num_left: int) -> Table:
-    table = Table()
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < num_left or column == "not correct" else "right", overflow="fold")
+def _style(policy: PolicyReport, report: RunReport) -> str:
+    return "bold" if policy.policy == R2 else "" if policy.policy in report.pareto else "dim"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> Table:
+    """The first column holds names, the others figures."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold", caption_justify="left")
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for i, (name, *figures) in enumerate(rows):
+        table.add_row(broken_name(name), *figures, style=styles[i] if styles else "")
     return table
+
+
+def broken_name(name: str, width: int = NAME_CHARS) -> str:
+    """`cascade:a,b,c` in lines of at most `width`, broken after commas, else after the colon."""
+    parts = name.replace(",", ",\n").replace(":", ":\n").split("\n")
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) <= width:
+            lines[-1] += part
+        else:
+            lines.append(f"  {part}")
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -26,8 +26,13 @@ from r2_serve.types import Record
 RowStatus = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed"]
 """A verdict's, where `error` is the grader's; or `failed`: there was no answer to grade."""
 STATUSES: tuple[RowStatus, ...] = ("correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed")
+R = TypeVar("R", bound=Record)
+ROWS = "rows.jsonl"
 Key = tuple[str, str]
 """Policy and task id."""
+
+
+_RESUME = "all earlier rows are kept: free some space and give the same command again"
 
 
 class RunError(R2Error):
@@ -90,16 +95,16 @@ class RowLog:
         os.fsync(self._descriptor)
         os.close(self._descriptor)
 
-    def append(self, row: RunRow) -> None:
+    def append(self, row: Record) -> None:
         """Raises: RunError where the disk took only a part, which is undone."""
         line = row.model_dump_json(exclude_defaults=True).encode() + b"\n"
         try:
             written = os.write(self._descriptor, line)
         except OSError as e:
-            raise RunError(f"{self._path}: {e.strerror}; the run can be resumed") from e
+            raise RunError(f"{self._path}: {e.strerror}; {_RESUME}") from e
         if written != len(line):
             os.ftruncate(self._descriptor, self._size)
-            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); the run can be resumed")
+            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); {_RESUME}")
         self._size += written
         self._num_unsynced += 1
         if self._num_unsynced >= self._rows_per_sync:
@@ -108,7 +113,12 @@ class RowLog:
 
 
 def read_rows(path: Path) -> Iterator[RunRow]:
-    """Every row, in the order they ended; a torn last line is passed over. Raises: RunError naming a line that is no row."""
+    """Every row of a run, in the order they ended. Raises: RunError naming a line that is no row."""
+    return read_records(path, RunRow)
+
+
+def read_records(path: Path, kind: type[R]) -> Iterator[R]:
+    """Records of any kind that a `RowLog` wrote; a torn last line is passed over. Raises: RunError naming a line that is none."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -116,9 +126,9 @@ def read_rows(path: Path) -> Iterator[RunRow]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield RunRow.model_validate_json(line)
+                yield kind.model_validate_json(line)
             except ValidationError as e:
-                raise RunError(f"{path}:{number} is not a row: {e.errors()[0]['msg']}") from e
+                raise RunError(f"{path}:{number} is not a {kind.__name__}: {e.errors()[0]['msg']}") from e
 
 
 def merged(rows: Iterable[RunRow]) -> dict[Key, RunRow]:

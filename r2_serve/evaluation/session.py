@@ -6,7 +6,7 @@ The only module of evaluation that knows where things come from; the runner and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from r2_serve.client import new_client
-from r2_serve.config import Config
+from r2_serve.config import Config, VirtualModelConfig
 from r2_serve.errors import ConfigError
 from r2_serve.evaluation.asker import Asker, HttpAsker, InProcessAsker
 from r2_serve.evaluation.benchmarks import load_tasks, sample_tasks, split_tasks
 from r2_serve.evaluation.desk import Setting
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.manifest import (
+    HOSTED_KINDS,
     Manifest,
     Split,
     code_version,
@@ -29,16 +30,18 @@ from r2_serve.evaluation.manifest import (
     data_sha256,
     default_virtual_model,
     pool_models,
+    set_aside_other_run,
     setting_of,
+    write_whole,
 )
 from r2_serve.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
 from r2_serve.evaluation.rows import Benchmark, Task
 from r2_serve.evaluation.runner import OnRow, RowSource, Runner, RunOptions, Standing
-from r2_serve.pool import in_process_engines
+from r2_serve.pool import EngineFor, in_process_engines
 from r2_serve.serve_config import ServeConfig, load
 from r2_serve.views import usd
 
-GENERATED = {"scan": ("simple", "length"), "words": ("train", "test")}
+GENERATED = {"scan": ("train", "simple", "length"), "words": ("train", "test")}
 """Splits that the benchmark's generator makes, held out from training as a whole."""
 
 
@@ -60,6 +63,8 @@ class EvalRequest(Config):
     engine: Literal["asyncio", "ray-data"] = "asyncio"
     policy_config: PolicyConfig = PolicyConfig()
     options: RunOptions = RunOptions()
+    set_aside_other_run: bool = False
+    """Where `out` holds another run: move that to `out`.1 (.2, ...) and begin anew, in place of refusing."""
 
 
 async def run_session(request: EvalRequest, console: Console) -> Standing:
@@ -71,8 +76,11 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     names = policy_names(request.policies, setting, request.policy_config)
     manifest = _manifest(request, config, setting, tasks, split, names)
     console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
+    if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
+        console.print(f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False)
+    manifest.check(request.out)  # before models are loaded for nothing
     with _progress(request.out.name, console) as on_row:
-        async with Grader() as grader, _asker(request, config) as asker:
+        async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
             runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, _elsewhere(request, setting))
             return await runner.run()
 
@@ -80,7 +88,7 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
 def select_tasks(request: EvalRequest) -> tuple[tuple[Task, ...], Split]:
     """Raises: BenchmarkError."""
     tasks = load_tasks(request.benchmark, request.data)
-    is_generated = request.data in GENERATED.get(request.benchmark, ())
+    is_generated = request.data.partition("@")[0] in GENERATED.get(request.benchmark, ())
     split: Split = request.split or ("all" if is_generated else "test")
     development, test = split_tasks(tasks)
     tasks = {"all": tasks, "development": development, "test": test}[split]
@@ -131,12 +139,30 @@ def _elsewhere(request: EvalRequest, setting: Setting) -> RowSource | None:
 
 
 @contextlib.asynccontextmanager
-async def _asker(request: EvalRequest, config: ServeConfig) -> AsyncIterator[Asker]:
+async def _asker(request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str]) -> AsyncIterator[Asker]:
     if request.url is None:
-        yield InProcessAsker(config.router, config.routing, in_process_engines(config.model_apps))
+        models = models_of(policies, config.routing.virtual_models[virtual_model])
+        yield InProcessAsker(config.router, config.routing, _made_engines(config, models))
         return
     async with new_client(request.url, api_key=request.api_key) as client:
         yield HttpAsker(client)
+
+
+def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:
+    """Local models are loaded now: seconds of loading are no task's latency, and one that cannot be loaded ends the run before it
+    begins. Raises: ConfigError."""
+    engine_for = in_process_engines(config.model_apps)
+    local = [model for model in config.router.models if model.name in names and model.engine.kind not in HOSTED_KINDS]
+    made = {model.name: engine_for(model) for model in local}
+    return lambda model: made.get(model.name) or engine_for(model)
+
+
+def models_of(policies: Sequence[str], virtual: VirtualModelConfig) -> frozenset[str]:
+    """Models that the policies may ask: those they name, and the virtual model's where one asks that."""
+    named = {model for policy in policies for model in policy.partition(":")[2].split(",") if model}
+    if all(policy.partition(":")[0] in ("single", "cascade", "datashunt") for policy in policies):
+        return frozenset(named)
+    return frozenset({*named, *virtual.pool, virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model})
 
 
 @contextlib.contextmanager
@@ -156,16 +182,18 @@ def _progress(name: str, console: Console) -> Iterator[OnRow]:
         yield show
 
 
-def write_reports(directories: Sequence[Path], html: Path | None, json_out: Path | None, console: Console) -> list[Path]:
+def write_reports(
+    directories: Sequence[Path], html: Path | None, json_out: Path | None, console: Console, *, reference: str | None, is_brief: bool
+) -> list[Path]:
     """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
     from r2_serve.evaluation.page import page
     from r2_serve.evaluation.report import report_of
     from r2_serve.evaluation.report_table import print_report
 
-    reports = [report_of(directory) for directory in directories]
+    reports = [report_of(directory, reference) for directory in directories]
     for report in reports:
-        print_report(report, console)
+        print_report(report, console, is_brief=is_brief)
     paths = (json_out or directories[0] / "report.json", html or directories[0] / "report.html")
-    paths[0].write_text("[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]\n")
-    paths[1].write_text(page(reports))
+    write_whole(paths[0], "[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]")
+    write_whole(paths[1], page(reports))
     return list(paths)

@@ -44,6 +44,7 @@ def create_app(
     server: ServerConfig,
     *,
     metrics: Metrics | None = None,
+    admission: Admission | None = None,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
@@ -54,7 +55,7 @@ def create_app(
     """
     metrics = metrics or Metrics()
     keys = ClientKeys.from_environment(server.api_keys_env, environment)
-    admission = Admission(server.max_running, server.max_queued)
+    admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
     pages = _Pages(backend, metrics, created=int(clock()))
     app = Starlette(

@@ -1,6 +1,6 @@
 """Codecs: each renders a prompt, parses its reply, and formats the target text that trains it.
 
-`parse(format(x)) == x` for plans and allocations (a property test). A model's card names its codec; the
+`parse(format(x, query), query) == x` for plans, and likewise for allocations (property tests). A model's card names its codec; the
 decomposer's, the allocator's and each worker's may differ.
 """
 
@@ -27,9 +27,11 @@ class Codec(Protocol):
 
     def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None: ...
 
-    def format_plan(self, plan: Plan) -> str: ...
+    def format_plan(self, plan: Plan, query: str) -> str:
+        """The reply that `parse_plan` reads as `plan`; a dialect may write the query's numbers by their place in it."""
+        ...
 
-    def parse_plan(self, text: str) -> Plan:
+    def parse_plan(self, text: str, query: str) -> Plan:
         """Raises: CodecError."""
         ...
 

@@ -69,19 +69,19 @@ class InstructCodec:
         step = _closed_object(id={"type": "integer"}, text={"type": "string"}, depends_on={"type": "array", "items": {"type": "integer"}})
         return _closed_object(subtasks={"type": "array", "items": step, "minItems": 1, "maxItems": max_subtasks})
 
-    def format_plan(self, plan: Plan) -> str:
+    def format_plan(self, plan: Plan, query: str) -> str:
         reply: dict[str, Any] = {"subtasks": [{"id": s.id, "text": s.text, "depends_on": list(s.depends_on)} for s in plan.subtasks]}
         if plan.answer is not None:
             reply["answer"] = plan.answer
         return json.dumps(reply, ensure_ascii=False)
 
-    def parse_plan(self, text: str) -> Plan:
+    def parse_plan(self, text: str, query: str) -> Plan:
         reply = _parsed(text, _PlanReply, "plan")
         return _in_topological_order(reply)
 
     def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
         system = "\n".join([_ALLOCATE, "Pool, in the operator's order:", *map(_pool_line, pool)])
-        body = f"{_tagged('question', query)}\n{_tagged('plan', self.format_plan(plan))}"
+        body = f"{_tagged('question', query)}\n{_tagged('plan', self.format_plan(plan, query))}"
         return [Message(role="system", content=system), Message(role="user", content=body)]
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@
 key of Ray Serve's schema and of ours, then what must hold between sections (`checks`).
 """
 
-from r2_serve.serve_config.document import Problem, read_yaml
+from r2_serve.serve_config.document import Problem, parse_yaml, read_yaml
 from r2_serve.serve_config.reader import ServeConfig, check, load, own_problems
 
-__all__ = ["Problem", "ServeConfig", "check", "load", "own_problems", "read_yaml"]
+__all__ = ["Problem", "ServeConfig", "check", "load", "own_problems", "parse_yaml", "read_yaml"]

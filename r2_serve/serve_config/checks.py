@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+from r2_serve.adapters import MANIFEST, check_adapter, read_adapter
 from r2_serve.config import HostedEngineConfig, ServedEngineConfig, VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
+from r2_serve.types import ModelCard
 
 DEPLOYMENTS = {"router": ("Router", "Decomposer", "Allocator"), "model": ("Model",)}
 SERVE_DEFAULT_HOST = "0.0.0.0"  # noqa: S104
@@ -120,6 +123,33 @@ def _check_adapters(file: ServeFile) -> Iterator[Problem]:
                 yield file.document.problem("error", (*_routing_path(file), "virtual_models", virtual, stage, "adapter"), message)
 
 
+def _check_adapter_files(file: ServeFile) -> Iterator[Problem]:
+    """Each adapter's directory, and its manifest against the cards that its application serves."""
+    for app in file.model_apps:
+        cards = [
+            model for model in (file.router.models if file.router else ()) if model.engine.kind == "served" and model.engine.app == app.name
+        ]
+        for path, name, directory in _adapter_directories(file, app.name):
+            if not Path(directory).is_dir():
+                message = f"no directory {directory} on this machine; every node that runs the model needs it"
+                yield file.document.problem("warning", path, message)
+            elif (Path(directory) / MANIFEST).is_file() and (fault := _fault(name, Path(directory), cards)) is not None:
+                yield file.document.problem("error", path, fault)
+
+
+def _fault(name: str, directory: Path, cards: Sequence[ModelCard]) -> str | None:
+    """Why the adapter in `directory` is not what the file takes it for."""
+    try:
+        manifest = read_adapter(directory)
+        if manifest.name != name:
+            return f"{directory} holds adapter {manifest.name!r}, not {name!r}: call it by its own name"
+        if cards:
+            check_adapter(manifest, next((card for card in cards if card.name == manifest.base), cards[0]))
+    except ConfigError as e:
+        return e.message
+    return None
+
+
 # -- checks: limits -----------------------------------------------------------------------------------------------
 
 
@@ -208,6 +238,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_served_apps,
     _check_routing,
     _check_adapters,
+    _check_adapter_files,
     _check_concurrency,
     _check_shutdown_timeouts,
     _check_request_timeout,
@@ -259,9 +290,19 @@ def _named_variables(file: ServeFile) -> Iterator[tuple[KeyPath, str]]:
 
 def _adapters(file: ServeFile, app_name: str) -> set[str]:
     """Adapters that the application loads at its start or by its `user_config`."""
+    return {name for _, name, _ in _adapter_directories(file, app_name)}
+
+
+def _adapter_directories(file: ServeFile, app_name: str) -> Iterator[tuple[KeyPath, str, str]]:
+    """Path, name and directory of those adapters."""
+    app = next((app for app in file.model_apps if app.name == app_name), None)
     config, tunables = file.model_configs.get(app_name), file.tunables.get(app_name)
-    names = set(config.engine.adapters) if config and isinstance(config.engine, VllmEngineConfig) else set()
-    return names | set(tunables.adapters if tunables else ())
+    if app is None:
+        return
+    at_start = config.engine.adapters if config else {}
+    yield from (((*app.path, "args", "engine", "adapters", name), name, directory) for name, directory in at_start.items())
+    live = tunables.adapters if tunables else {}
+    yield from (((*app.path_of("Model"), "user_config", "adapters", name), name, directory) for name, directory in live.items())
 
 
 def _has_gpu(entry: DeploymentEntry | None) -> bool:

@@ -1,0 +1,107 @@
+"""Checkpoints in memory, ready for `generate`: a model with its own tokenizer, loaded from a directory or from an adapter.
+
+Loading seconds at a time may happen beside a batch of another checkpoint, so nothing here touches one that is loaded: a
+LoRA adapter is merged into a copy of its base. That costs a base's memory per adapter, which suits tiny models; large ones
+are vLLM's, which shares the base.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from r2_serve.config import TransformersEngineConfig
+from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
+from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer
+from r2_serve.errors import ConfigError
+
+_loading = threading.Lock()
+"""transformers patches torch's initialisers while it loads: one load at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What one call decodes with. Compared by identity."""
+
+    tokenizer: Any
+    model: Any
+    eos_ids: frozenset[int]
+    context_tokens: int
+
+
+def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
+    """The model at `path`, with plain greedy decoding as its default: what a checkpoint sets is not mixed in.
+
+    Raises: ConfigError where something is missing or cannot be loaded.
+    """
+    # Its one warning, that the padded batch is longer than the context, is expected here: rows are bounded one by one.
+    logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
+    folder = resolve_checkpoint(path)
+    tokenizers = PreTrainedTokenizerFast if has_generic_tokenizer(folder) else AutoTokenizer
+    options = {"trust_remote_code": False, "local_files_only": is_local_checkpoint(path)}
+    try:
+        with _loading, _no_progress_bars():
+            tokenizer = tokenizers.from_pretrained(folder, **options)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **options)
+    except Exception as e:  # a broken file makes the libraries raise whatever they like, safetensors its own
+        raise ConfigError(f"cannot load the model {path!r}: {str(e)[:500]}") from e
+    check_chat_template(tokenizer, path)
+    eos = model.generation_config.eos_token_id
+    eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
+    if not eos_ids and tokenizer.eos_token_id is None:
+        raise ConfigError(f"the model {path!r} names no end-of-sequence token")
+    eos_ids = eos_ids or [tokenizer.eos_token_id]
+    pad = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=eos_ids, pad_token_id=pad, use_cache=True)
+    context_tokens = int(model.config.get_text_config().max_position_embeddings)
+    return Checkpoint(tokenizer, model.to(config.device).eval(), frozenset(eos_ids), context_tokens)
+
+
+def load_adapter(name: str, path: str, base: Checkpoint, config: TransformersEngineConfig) -> Checkpoint:
+    """The adapter in the directory `path`: a whole checkpoint with its own tokenizer, or LoRA on a copy of `base`.
+
+    Raises: ConfigError where it is neither, cannot be loaded, or is LoRA and peft is not installed.
+    """
+    if (Path(path) / "adapter_config.json").is_file():
+        return replace(base, model=_merged(name, path, base.model))
+    if not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"adapter {name!r}: {path!r} is no directory with an adapter_config.json (LoRA) or config.json (a checkpoint)")
+    return load_checkpoint(path, config)
+
+
+def _merged(name: str, path: str, base: Any) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as e:
+        raise ConfigError(f"adapter {name!r} is LoRA, which needs peft: pip install peft ({e})") from e
+    if not (Path(path) / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"adapter {name!r}: no adapter_model.safetensors in {path!r}; other formats are not loaded")
+    try:
+        with _loading:
+            adapted = PeftModel.from_pretrained(copy.deepcopy(base), path)
+            merged = adapted.merge_and_unload(safe_merge=True)
+    except Exception as e:
+        raise ConfigError(f"adapter {name!r} cannot be loaded from {path!r}: {str(e)[:500]}") from e
+    merged.generation_config = base.generation_config
+    return merged.eval()
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,79 @@
+"""Checkpoints as stages read and write them: an ordinary Hugging Face directory, or a LoRA adapter beside its base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
+from r2_train.examples import Example
+from r2_train.launch import StageRun
+
+GENERIC = "PreTrainedTokenizerFast"
+"""Tokenizer class of the tiny models, whose `tokenizer.json` is the whole truth about them."""
+
+
+def load_causal_lm(base: str) -> Any:
+    """The model of a directory, `embedded:NAME` or a hub name in its own precision; of a LoRA's directory its base with the
+    adapter, which goes on training. safetensors only."""
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_checkpoint(base)
+    options = {"use_safetensors": True, "trust_remote_code": False}
+    if not (Path(path) / "adapter_config.json").is_file():
+        return AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=is_local_checkpoint(base), **options)
+    from peft import PeftConfig, PeftModel
+
+    of = PeftConfig.from_pretrained(path).base_model_name_or_path
+    model = AutoModelForCausalLM.from_pretrained(of, dtype="auto", local_files_only=is_local_checkpoint(of), **options)
+    return PeftModel.from_pretrained(model, path, is_trainable=True)
+
+
+def load_tokenizer(base: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer
+
+    path = resolve_checkpoint(base)
+    kind = PreTrainedTokenizerFast if has_generic_tokenizer(path) else AutoTokenizer
+    tokenizer = kind.from_pretrained(path, local_files_only=is_local_checkpoint(base), trust_remote_code=False)
+    check_chat_template(tokenizer, base)
+    return tokenizer
+
+
+def make_fresh(shape: dict[str, int], examples: Sequence[Example], seed: int) -> tuple[Any, Any]:
+    """A tiny model of random weights that knows the words of `examples`, prompts as a compact codec renders them."""
+    from r2_train.tiny_models import Shape, TinyModel
+
+    words = sorted({word for example in examples for text in (example.messages[-1].content, example.target or "") for word in text.split()})
+    tiny = TinyModel.create("fresh", Shape(**shape), words, seed)
+    return tiny.model, tiny.tokenizer
+
+
+def lora_config(options: dict[str, Any] | None) -> Any:
+    """`peft.LoraConfig` of these options; None stays None (every weight is trained)."""
+    if options is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **options)
+
+
+def save_final(trainer: Any, tokenizer: Any, run: StageRun) -> None:
+    """The trained weights and the tokenizer as the stage's result, readable by everyone. Every rank calls it (ZeRO-3 gathers)."""
+    trainer.save_model(str(run.final))
+    if run.is_first:
+        complete_checkpoint(run.final, tokenizer)
+
+
+def complete_checkpoint(directory: Path, tokenizer: Any) -> None:
+    """Writes the tokenizer as serving reads it beside weights that a trainer saved."""
+    from r2_train.tiny_models import name_tokenizer_class
+
+    tokenizer.save_pretrained(directory, save_jinja_files=type(tokenizer).__name__ != GENERIC)
+    if type(tokenizer).__name__ == GENERIC:
+        name_tokenizer_class(directory / "tokenizer_config.json")
+    for file in directory.iterdir():
+        if file.is_file():
+            file.chmod(0o644)

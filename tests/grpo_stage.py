@@ -1,0 +1,133 @@
+"""A stage for the tests of launching: TRL GRPO of the embedded SCAN decomposer, rewarded for planning as the reference does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer
+
+from r2_serve.config import Config
+from r2_serve.domains import scan
+from r2_serve.errors import CodecError
+from r2_serve.prompts import get_codec
+from r2_serve.types import Plan
+from r2_train.launch import StageRun
+
+CODEC = get_codec("compact")
+DECOMPOSER = Path(scan.__file__).parents[1] / "embedded" / "scan-decomposer"
+
+
+class GrpoConfig(Config):
+    """What the tests vary."""
+
+    max_steps: int
+    save_steps: int = 2
+    kill_rank_at: tuple[int, int] | None = None
+    """(rank, step): that worker ends by SIGKILL after that step, once, when a checkpoint has been registered."""
+    extra_arguments: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
+
+
+def train(config: GrpoConfig, run: StageRun) -> None:
+    """The stage."""
+    torch.set_num_threads(1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(DECOMPOSER)
+    witness = Witness(run, config.kill_rank_at)
+
+    def reward(completions: list[str], query: list[str], reference: list[str], **given: Any) -> list[float]:
+        witness.write(event="rewarded", queries=sorted(set(query)))
+        return plans_as_the_reference(completions, reference)
+
+    arguments = run.training_arguments() | {
+        "max_steps": config.max_steps,
+        "save_steps": config.save_steps,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 24,
+        "temperature": 1.5,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "optim": "adamw_torch",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    trainer = GRPOTrainer(
+        model=Qwen2ForCausalLM.from_pretrained(DECOMPOSER, dtype=torch.float32),
+        processing_class=tokenizer,
+        reward_funcs=reward,
+        train_dataset=prompts(64),
+        args=GRPOConfig(**arguments | config.extra_arguments),
+        callbacks=[*run.callbacks, witness],
+    )
+    trainer.train(resume_from_checkpoint=run.resume_argument)
+    trainer.save_model(str(run.final))
+
+
+def prompts(num_tasks: int) -> Dataset:
+    tasks = [task for task in scan.tasks("train") if " and " in task.query][:: 20_000 // num_tasks][:num_tasks]
+    rows = [
+        {
+            "prompt": f"{CODEC.render_decompose(task.query, 16)[0].content} =>",
+            "query": task.query,
+            "reference": task.reference_plan.model_dump_json(),
+        }
+        for task in tasks
+    ]
+    return Dataset.from_list(rows)
+
+
+def plans_as_the_reference(completions: list[str], reference: list[str]) -> list[float]:
+    """Share of the reference's steps, in its order, that a completion has; 0 where it is no plan."""
+    return [_agreement(text, Plan.model_validate_json(plan)) for text, plan in zip(completions, reference, strict=True)]
+
+
+def _agreement(completion: str, reference: Plan) -> float:
+    try:
+        plan = CODEC.parse_plan(completion)
+    except CodecError:
+        return 0.0
+    wanted = [subtask.text for subtask in reference.subtasks]
+    planned = [subtask.text for subtask in plan.subtasks]
+    return sum(a == b for a, b in zip(planned, wanted)) / max(len(planned), len(wanted))
+
+
+class Witness(TrainerCallback):  # type: ignore[misc]
+    """Writes down what each attempt of each rank did; and is the killer."""
+
+    def __init__(self, run: StageRun, kill_rank_at: tuple[int, int] | None) -> None:
+        self.run, self.kill_rank_at = run, kill_rank_at
+        self.folder = run.directory / "witness"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.attempt = len(list(self.folder.glob(f"rank{run.rank}-attempt*")))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.write(
+            event="begin", step=state.global_step, pid=os.getpid(), zero=type(getattr(given["optimizer"], "optimizer", None)).__name__
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.write(event="step", step=state.global_step)
+        if self.attempt == 0 and self.kill_rank_at == (self.run.rank, state.global_step):
+            self._die()
+
+    def write(self, **line: Any) -> None:
+        with (self.folder / f"rank{self.run.rank}-attempt{self.attempt}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _die(self) -> None:
+        import ray.train
+
+        assert ray.train.get_all_reported_checkpoints(), "a checkpoint should have been registered by now"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def witnessed(directory: Path, rank: int, attempt: int) -> list[dict[str, Any]]:
+    """What `Witness` wrote."""
+    return [json.loads(line) for line in (directory / "witness" / f"rank{rank}-attempt{attempt}.jsonl").read_text().splitlines()]
