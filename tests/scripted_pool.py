@@ -83,6 +83,10 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
         "name": "r2",
         "route_prefix": "/",
         "import_path": "r2_serve.app:build",
-        "args": {"models": [*models, *changes.get("more_models", ())], "prices_as_of": "2026-11", "server": changes.get("server", {})},
+        "args": {
+            "models": [*models, *changes.get("more_models", ())],
+            "prices_as_of": changes.get("prices_as_of", "2026-11"),
+            "server": changes.get("server", {}),
+        },
         "deployments": [router, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from r2_serve.errors import Overloaded
+from r2_serve.errors import Overloaded, Stopping
 from r2_serve.http.admission import Admission
 
 
