@@ -44,7 +44,6 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "BudgetExceeded": 400,
         "QuotaExceeded": 429,
         "DeadlineExceeded": 504,
-        "PublishError": 500,
         "Overloaded": 429,
         "Stopping": 503,
         "SubtaskFailed": 502,
