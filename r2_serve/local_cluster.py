@@ -97,11 +97,26 @@ def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
 
 
 def wait_for_interrupt() -> None:
-    """Until ctrl-C or SIGTERM."""
+    """Until ctrl-C or SIGTERM; a second one raises KeyboardInterrupt."""
     interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: interrupted.set())
+        signal.signal(number, interrupt)
     interrupted.wait()
+
+
+def finish_requests(config: ServeConfig) -> None:
+    """Takes no new requests, and returns when those at work are answered or their deadline has passed."""
+    from ray import serve
+
+    finishing = serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
+    with contextlib.suppress(TimeoutError):
+        finishing.result(timeout_s=config.routing.limits.deadline_s, _skip_asyncio_check=True)
 
 
 def _run(config: ServeConfig) -> None:

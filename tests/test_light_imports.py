@@ -14,6 +14,8 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "openai", "fastapi")
     [
         ("r2_serve.pipeline", HEAVY),
         ("r2_serve.traces", HEAVY),
+        ("r2_serve.adapters", HEAVY),
+        ("r2_serve.publishing.cli", HEAVY),
         ("r2_serve.engines", HEAVY),
         ("r2_serve.engines.scripted", HEAVY),
         ("r2_serve.cli", ("ray", "torch", "transformers", "vllm")),

@@ -15,6 +15,7 @@ from r2_serve import serve_config
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import Document, Problem, parse_yaml, path_text, read_yaml
+from tests.small_adapters import adapter as adapter_on_disk
 
 ROOT = Path(__file__).parents[1]
 REFERENCE, EMBEDDED, CLUSTER = ROOT / "serve_config.yaml", ROOT / "r2_serve/embedded/serve_config.yaml", ROOT / "cluster.yaml"
@@ -189,13 +190,72 @@ def test_public_address_with_client_keys_is_allowed() -> None:
     assert read(text)[1] == []
 
 
-def test_adapter_that_user_config_loads_is_known() -> None:
-    text = edited("kind: scripted, delay_s: 0.1", "kind: vllm, model: a/b, adapters: {one: /a}")
-    text = text.replace("num_cpus: 1", "num_gpus: 1\n    user_config: {adapters: {two: /b}}")
+def with_keys(tmp_path: Path, text: str | None, more: str = "") -> list[Problem]:
+    """What is wrong where the server has a keys file of this text, or none."""
+    path = tmp_path / "keys.yaml"
+    if text is not None:
+        path.write_text(text)
+    return read(edited("max_running: 8", f"keys_file: {path}{more}").replace("host: 127.0.0.1", "host: 0.0.0.0"))[1]
+
+
+def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
+    entry, sha256 = "- {name: alice, sha256: '%s', models: [%s]}", "0" * 64
+    (missing,) = with_keys(tmp_path, None)
+    assert missing.severity == "warning" and "each node" in missing.message
+    assert with_keys(tmp_path, entry % (sha256, "r2, small")) == []
+    (misspelt,) = with_keys(tmp_path, entry % (sha256, "smal"))
+    assert misspelt.severity == "error" and "did you mean 'small'?" in misspelt.message
+    (in_clear,) = with_keys(tmp_path, entry % ("sk-r2-in-clear-in-clear", "r2"))
+    assert in_clear.severity == "error" and "0.sha256" in in_clear.message and "in-clear" not in in_clear.message.partition("0.sha256")[2]
+
+
+def test_a_budget_without_a_book_of_spend_is_a_warning(tmp_path: Path) -> None:
+    entry = f"- {{name: alice, sha256: '{'0' * 64}', budget_usd: 1}}"
+    (problem,) = with_keys(tmp_path, entry)
+    assert problem.severity == "warning" and "server.spend_file" in problem.message
+    assert with_keys(tmp_path, entry, f"\n      spend_file: {tmp_path}/spend.sqlite") == []
+
+
+def with_adapters(**directories: Path) -> str:
+    listed = ", ".join(f"{name}: {directory}" for name, directory in directories.items())
+    return edited("num_cpus: 1", f"num_cpus: 1\n    user_config: {{adapters: {{{listed}}}}}")
+
+
+def test_adapter_that_is_loaded_at_the_start_or_by_user_config_is_known(tmp_path: Path) -> None:
+    text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, adapters: {{one: {tmp_path}}}")
+    text = text.replace("num_cpus: 1", f"num_gpus: 1\n    user_config: {{adapters: {{two: {tmp_path}}}}}")
     for adapter in ("one", "two"):
         assert read(text.replace("decomposer: {model: large}", f"decomposer: {{model: small, adapter: {adapter}}}"))[1] == []
     found = only_problem(text.replace("decomposer: {model: large}", "decomposer: {model: small, adapter: tow}"))
     assert "did you mean 'two'?" in found.message
+
+
+def test_adapter_directory_that_is_not_here_is_a_warning_as_it_may_be_on_the_nodes(tmp_path: Path) -> None:
+    found = only_problem(with_adapters(gone=tmp_path / "gone"))
+    assert (found.severity, found.where) == ("warning", "applications[0].deployments[0].user_config.adapters.gone")
+    assert str(tmp_path / "gone") in found.message and "every node" in found.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "called", "message"),
+    [
+        ({"codec_version": 99}, "d1", "trained with version 99 of codec 'instruct'"),
+        ({"codec": "compact"}, "d1", "'small' speaks 'instruct'"),
+        ({"base": "large"}, "d1", "for base 'large', not 'small'"),
+        ({}, "other", "holds adapter 'd1', not 'other'"),
+    ],
+)
+def test_adapter_whose_manifest_does_not_fit_is_an_error(changes: dict[str, str], called: str, message: str, tmp_path: Path) -> None:
+    directory = adapter_on_disk(tmp_path, "d1", **{"base": "small", **changes})
+    assert read(with_adapters(d1=adapter_on_disk(tmp_path / "fits", "d1", base="small")))[1] == []
+    found = only_problem(with_adapters(**{called: directory}))
+    assert found.severity == "error" and message in found.message
+
+
+def test_adapter_whose_weights_were_changed_is_an_error(tmp_path: Path) -> None:
+    directory = adapter_on_disk(tmp_path, "d1", base="small")
+    (directory / "adapter_model.safetensors").write_bytes(b"other")
+    assert "is not what was written" in only_problem(with_adapters(d1=directory)).message
 
 
 # -- the YAML itself ----------------------------------------------------------------------------------------------
@@ -275,7 +335,7 @@ def test_importing_the_module_loads_neither_ray_nor_torch() -> None:
 @pytest.mark.parametrize("alternatives", [[], *([name] for name in ALTERNATIVES), ALTERNATIVES], ids="+".join)
 def test_reference_config_has_no_error_with_any_alternative(alternatives: list[str]) -> None:
     file, problems = read(uncommented(REFERENCE.read_text(), *alternatives))
-    assert problems == []
+    assert [str(problem) for problem in problems if "no directory /mnt/r2/adapters/" not in problem.message] == []
     assert file.router is not None and file.routing is not None
     models = {model.name for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
