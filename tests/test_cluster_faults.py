@@ -288,6 +288,20 @@ async def test_a_killed_decomposer_and_allocator_cost_a_plan_at_most(cluster: Cl
             assert trace.cost_usd == sum((call.cost_usd for call in trace.calls), Decimal(0))
 
 
+async def test_a_killed_router_replica_cuts_its_requests_and_is_replaced(cluster: Cluster) -> None:
+    """Serve tries none of them again. No client may take what it got for a whole answer."""
+    async with cluster.client() as client:
+        await until(lambda: answers_itself(client, SMALL))
+        queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(10)]
+        await until(lambda: _at_least(client, 10))
+        kill("r2#Router")
+        for outcome in await asyncio.gather(*queries, return_exceptions=True):
+            assert isinstance(outcome, httpx.TransportError) or (isinstance(outcome, httpx.Response) and outcome.status_code >= 500), (
+                outcome
+            )
+        await until(lambda: _answers(client))
+
+
 async def test_a_killed_proxy_cuts_its_connections_and_comes_back(cluster: Cluster) -> None:
     """What documentation says of it: a client sees its connection break, never a whole-looking answer, and may ask again."""
     async with cluster.client() as client:
