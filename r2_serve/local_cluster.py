@@ -113,10 +113,12 @@ def wait_for_interrupt() -> None:
 def finish_requests(config: ServeConfig) -> None:
     """Takes no new requests, and returns when those at work are answered or their deadline has passed."""
     from ray import serve
+    from ray.exceptions import RayError
 
-    finishing = serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
-    with contextlib.suppress(TimeoutError):
-        finishing.result(timeout_s=config.routing.limits.deadline_s, _skip_asyncio_check=True)
+    with contextlib.suppress(TimeoutError, RayError):
+        finishing = serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
+        finishing.result(timeout_s=config.routing.limits.deadline_s)
+        serve.delete(config.router_app_name)  # returns when the last bytes of their replies are out
 
 
 def _run(config: ServeConfig) -> None:
