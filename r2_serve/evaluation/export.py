@@ -66,8 +66,8 @@ def command(file_format: Format, benchmark: str, directory: Path, model: str) ->
             f"--include_path {directory} --tasks r2_{benchmark} --apply_chat_template --log_samples --output_path {directory}/results"
         )
     return (
-        f"R2_BASE_URL=http://127.0.0.1:8000/v1 R2_API_KEY=unused inspect eval {directory}/r2_{benchmark}.py "
-        f"--model openai-api/r2/{model} --max-connections 16 --log-dir {directory}/logs"
+        f"cd {directory} && R2_BASE_URL=http://127.0.0.1:8000/v1 R2_API_KEY=unused inspect eval r2_{benchmark}.py "
+        f"--model openai-api/r2/{model} --max-connections 16 --log-dir logs"
     )
 
 

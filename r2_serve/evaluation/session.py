@@ -188,11 +188,13 @@ def write_reports(
     """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
     from r2_serve.evaluation.page import page
     from r2_serve.evaluation.report import report_of
-    from r2_serve.evaluation.report_table import print_report
+    from r2_serve.evaluation.report_table import print_overview, print_report
 
     reports = [report_of(directory, reference) for directory in directories]
     for report in reports:
         print_report(report, console, is_brief=is_brief)
+    if len(reports) > 1:
+        print_overview(reports, console)
     paths = (json_out or directories[0] / "report.json", html or directories[0] / "report.html")
     write_whole(paths[0], "[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]")
     write_whole(paths[1], page(reports))
