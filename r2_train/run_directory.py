@@ -31,6 +31,7 @@ from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.manifest import code_version
 from r2_serve.evaluation.row_log import read_records
 from r2_serve.evaluation.rows import Task
+from r2_serve.prompts import get_codec
 from r2_serve.serve_config import load
 from r2_train.call_cache import CallCache
 from r2_train.collect import PLANS, CollectedTask, Collector, CollectSummary
@@ -40,7 +41,7 @@ from r2_train.launch import launch
 from r2_train.measure import RouterScore, measure, measure_reference
 from r2_train.rewards import Reference
 from r2_train.search import SCHEMES, PlannedTask, SearchedPlan, Searcher, SearchSummary
-from r2_train.served_pool import Checkpoint, ServedPool, open_pool
+from r2_train.served_pool import Checkpoint, ServedPool, described, open_pool
 from r2_train.sft import SftStage
 from r2_train.sft import run as sft_stage
 from r2_train.tasks import TaskSplit
@@ -79,8 +80,11 @@ class TrainingRun:
         return tasks
 
     def _manifest(self, tasks: TaskSplit) -> dict[str, object]:
-        with self.pool() as pool:
-            codecs = {module: pool.members[pool.module_model(module).name].codec for module in MODULES}
+        router, routing = described(self.config.pool)
+        virtual = routing.virtual_models[self.config.pool.virtual_model]
+        codecs = {
+            name: get_codec(router.model(section.model).codec) for name, section in zip(MODULES, (virtual.decomposer, virtual.allocator))
+        }
         return {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "code_version": code_version(),
@@ -88,7 +92,7 @@ class TrainingRun:
             "num_train": len(tasks.train),
             "num_validation": len(tasks.validation),
             "codecs": {module: f"{codec.name} {codec.version}" for module, codec in codecs.items()},
-            "pool": list(pool.pool),
+            "pool": list(virtual.pool),
             "packages": {name: version(name) for name in PACKAGES},
             "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         }
