@@ -27,6 +27,8 @@ app = typer.Typer(
 
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
+keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 app.command()(publish)
 app.command()(rollback)
 
@@ -39,6 +41,14 @@ KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY",
 PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
 
 
+@app.callback()
+def _at_start() -> None:
+    """Before any command: nothing that it logs holds a secret of the environment."""
+    from r2_serve.redaction import Redactor, redact_logs
+
+    redact_logs(Redactor.of())
+
+
 @app.command()
 def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """Start a local Ray cluster with the router on it, on loopback, until ctrl-C.
@@ -49,7 +59,7 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """
     from rich.console import Console
 
-    from r2_serve.local_cluster import prepare_environment, wait_for_interrupt
+    from r2_serve.local_cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
     console = Console()
@@ -61,7 +71,9 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
         )
         console.print("stop:   ctrl-C")
         wait_for_interrupt()
-        console.print("stopping")
+        console.print("stopping: waiting for the requests at work; once more to cut them off")
+        with contextlib.suppress(KeyboardInterrupt):
+            finish_requests(loaded)
 
 
 @app.command()
@@ -169,6 +181,32 @@ def demo(
     with _cluster(loaded, port, console) as url:
         summary = asyncio.run(run_demo(url, loaded.routing, names, queries, console))
     console.print(f"written: {write_summary(summary, out)}")
+
+
+@keys_app.command()
+def new(
+    name: Annotated[str, typer.Option(help="Whose key it is; shown in logs.")],
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="A model it may ask for; repeat for more. Default: all.")] = None,
+    budget_usd: Annotated[str | None, typer.Option(help="The most it may spend in a period.")] = None,
+    period: Annotated[str, typer.Option(help="When the budget is full again: total (never), month or day.")] = "total",
+) -> None:
+    """Make a key: shown once on standard error, its entry for `server.keys_file` on standard output.
+
+    \b
+    Example:  r2-serve keys new --name alice --budget-usd 10 --period month --model r2 >> keys.yaml
+    """
+    from pydantic import ValidationError
+
+    from r2_serve.http.keys import entry_text, new_key
+
+    fields = {"models": model, "budget_usd": budget_usd, "budget_period": period}
+    try:
+        key, entry = new_key(name, **{field: value for field, value in fields.items() if value})
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        _fail(f"{first['loc'][0]}: got {first['input']!r}: {first['msg']}")
+    typer.echo(entry_text(entry), nl=False)
+    typer.secho(f"key of {name}, shown this once: {key}", err=True)
 
 
 def _load(path: Path) -> ServeConfig:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from r2_serve.types import ModelCard
 
@@ -23,6 +24,14 @@ class Config(BaseModel):
     """Base of every section: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _is_address(url: str) -> str:
+    """A URL that can be logged: no user, no password, no query."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be http(s)://HOST[:PORT][/PATH] and nothing more: a key belongs in the variable that api_key_env names")
+    return url
 
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
@@ -46,7 +55,7 @@ class HostedEngineConfig(Config):
     kind: Literal["openai", "azure"]
     model: str
     """The provider's name of the model (Azure: of the deployment)."""
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Annotated[str, AfterValidator(_is_address)] = "https://api.openai.com/v1"
     """Azure: the resource's endpoint, https://NAME.openai.azure.com."""
     api_key_env: EnvName | None = None
     """Environment variable that holds the key; None where the server asks for none."""
@@ -94,6 +103,8 @@ class ScriptedEngineConfig(Config):
     """Given in turn, again from the first after the last; `{prompt}` stands for the last message."""
     delay_s: float = Field(default=0.0, ge=0)
     """Service time of a call; a streamed reply spreads it over its words."""
+    dies_on: str | None = Field(default=None, min_length=1)
+    """Text in a prompt that kills the process, as a fault in native code would: to see how the rest recovers."""
     adapters: dict[str, str] = {}
     """Names that calls may give, and a directory each. In a reply `{adapter}` stands for the one that was named, or `base`."""
 
@@ -144,7 +155,12 @@ class ServerConfig(Config):
     """The HTTP endpoint."""
 
     api_keys_env: EnvName | None = None
-    """Environment variable with comma-separated client keys; required to bind a non-loopback address."""
+    """Environment variable with comma-separated client keys: every model, no budget."""
+    keys_file: str | None = None
+    """File of hashed client keys with names, models and budgets (`r2-serve keys new`), on each node that runs a router. A change
+    needs no restart. This or `api_keys_env` is required to bind a non-loopback address."""
+    spend_file: str | None = None
+    """SQLite file of what each key has spent. None: budgets count from the router's start, each router replica for itself."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     max_running: int = Field(default=64, ge=1)
     """Requests worked on at once by one router replica."""
@@ -259,7 +275,13 @@ class LimitsConfig(Config):
     max_parallel: int = Field(default=16, ge=1)
     """Subtasks of one plan in flight at once."""
     max_subtask_chars: int = Field(default=4_000, ge=1)
+    max_messages: int = Field(default=256, ge=1)
     max_query_chars: int = Field(default=200_000, ge=1)
+    """Of all messages together."""
+    max_tokens: int = Field(default=32_768, ge=1)
+    """Longest reply that a request may ask for."""
+    max_answer_chars: int = Field(default=20_000, ge=1)
+    """Of a subtask's answer, as far as other subtasks get to read it; the rest is cut off, with a mark."""
     max_attempts: int = Field(default=2, ge=1, le=10)
     """Tries of one call on one model, before its fallbacks."""
     cooldown: CooldownConfig = CooldownConfig()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,6 +27,7 @@ from r2_serve.config import (
     AdapterLoad,
     AllocatorConfig,
     DecomposerConfig,
+    HostedEngineConfig,
     LimitsConfig,
     ModelConfig,
     ModelServerConfig,
@@ -35,11 +37,14 @@ from r2_serve.config import (
 from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
+from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.ledger import Budget, Ledger
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
+from r2_serve.redaction import Redactor, redact_logs
 from r2_serve.router import Router, parse_routing
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
@@ -53,6 +58,7 @@ class ModelDeployment:
     """One local model on one engine. `user_config` is `ModelTunables`."""
 
     def __init__(self, config: ModelServerConfig) -> None:
+        redact_logs(Redactor.of())
         self._engine: Any = make_engine(config.engine)
         self._adapters: dict[str, str] = {}
         """Loaded here, by name, on top of those the engine started with."""
@@ -130,6 +136,7 @@ class DecomposerDeployment:
     """Queries into plans; its model is called by handle or at its provider."""
 
     def __init__(self, config: RouterConfig) -> None:
+        redact_logs(redactor_of(config))
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
     async def decompose(
@@ -144,6 +151,7 @@ class AllocatorDeployment:
     """Plans into allocations."""
 
     def __init__(self, config: RouterConfig) -> None:
+        redact_logs(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
     async def allocate(
@@ -163,20 +171,33 @@ class AllocatorDeployment:
 
 @serve.ingress()
 class RouterDeployment:
-    """The OpenAI endpoint. Not ready until `user_config` has brought the routing."""
+    """The OpenAI endpoint. Not ready until `user_config` has brought the routing.
+
+    Raises: ConfigError where it would be open to the network without a key.
+    """
 
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+        self._redact = redactor_of(config)
+        redact_logs(self._redact)
+        require_keys(_http_host(), config.server)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
         self._metrics.watch_models(pool)
+        self._admission = Admission(config.server.max_running, config.server.max_queued)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
-            sinks.append(TraceWriter(Path(config.server.trace_dir)))
+            sinks.append(TraceWriter(Path(config.server.trace_dir), redact=self._redact))
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics))
+        app = create_app(self._router, self._server, metrics=self._metrics, admission=self._admission, redact=self._redact)
+        return _LeaveRequestIdToServe(app)
+
+    async def finish(self) -> None:
+        """Takes no new requests, and returns when those at work are answered. There is no way back: for the end of a local cluster."""
+        self._admission.close()
+        await self._admission.idle()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. A wrong one is logged and the old one stays, as in `ModelDeployment`."""
@@ -211,6 +232,17 @@ def cluster_engine(model: ModelConfig) -> Engine:
     if model.engine.kind == "served":
         return ServedEngine(model.engine.app)
     return make_engine(model.engine)
+
+
+def redactor_of(config: RouterConfig) -> Redactor:
+    """Of every secret that `config` names, and those that are called so."""
+    hosted = (model.engine.api_key_env for model in config.models if isinstance(model.engine, HostedEngineConfig))
+    return Redactor.of(names=[config.server.api_keys_env, *hosted])
+
+
+def _http_host() -> str:
+    """The address that Serve's proxies listen on."""
+    return str(_get_global_client().http_config.host)
 
 
 def _check_on_disk(name: str, directory: Path) -> None:

@@ -5,13 +5,18 @@
     |-- PublishError           the running cluster did not take an adapter; says what is in force
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
     |   `-- ModelNotFound      404
+    |-- NotAllowed             403   the client's key may not ask for that model
     |-- BudgetExceeded         400   the request's own limit (cost, calls, tokens) would be overspent
+    |   `-- QuotaExceeded      429   the client key's budget would be
     |-- DeadlineExceeded       504
     |-- Overloaded             429   bounded queue is full; `retry_after_s`
+    |   `-- Stopping           503   the server takes no new requests, as it is about to stop
+    |-- PoisonousRequest       422   each replica that worked on it died; clients should not send it again
     |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
     |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
     `-- EngineError            502   a model call failed
-        |-- EngineUnavailable        connection, timeout, 408/409/429/5xx, replica death: may be retried
+        |-- EngineUnavailable        connection, timeout, 408/409/429/5xx: may be retried
+        |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
         `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model
 
@@ -64,12 +69,29 @@ class ModelNotFound(InvalidRequest):
         super().__init__(message, param, code)
 
 
+class NotAllowed(R2Error):
+    """The client's key may not ask for that model. Type and code are OpenAI's own for it."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "model_not_found"
+    param = "model"
+
+
 class BudgetExceeded(R2Error):
     """Starting the next call could overspend the request's own limit, so it was not started."""
 
     status = 400
     kind = "invalid_request_error"
     code = "budget_exceeded"
+
+
+class QuotaExceeded(BudgetExceeded):
+    """The next call could overspend the budget of the client's key. Another try helps only when the budget does."""
+
+    status = 429
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class DeadlineExceeded(R2Error):
@@ -90,6 +112,25 @@ class Overloaded(R2Error):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         Exception.__init__(self, message, retry_after_s)
         self.message, self.retry_after_s = message, retry_after_s
+
+
+class Stopping(Overloaded):
+    """Refused as the server is about to stop, once those at work are answered."""
+
+    status = 503
+    kind = "api_error"
+    code = "stopping"
+
+
+class PoisonousRequest(R2Error):
+    """One of the request's calls was at work on each of several replicas that died: it is not sent to another.
+
+    No 5xx, which client libraries send again by themselves.
+    """
+
+    status = 422
+    kind = "invalid_request_error"
+    code = "poisonous_request"
 
 
 class SubtaskFailed(R2Error):
@@ -127,6 +168,14 @@ class EngineUnavailable(EngineError):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         Exception.__init__(self, message, retry_after_s)
         self.message, self.retry_after_s = message, retry_after_s
+
+
+class ReplicaDied(EngineUnavailable):
+    """The replica at work on the call died. `replica` tells one death from another: many calls may report the same."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None, replica: str = "") -> None:
+        Exception.__init__(self, message, retry_after_s, replica)
+        self.message, self.retry_after_s, self.replica = message, retry_after_s, replica
 
 
 class InvalidReply(EngineError):

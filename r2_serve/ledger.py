@@ -7,11 +7,13 @@ run at once cannot overspend a limit between them. Amounts are exact `Decimal` U
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Protocol
 
-from r2_serve.errors import BudgetExceeded, EngineRefused
+from r2_serve.errors import BudgetExceeded, EngineRefused, QuotaExceeded
 from r2_serve.types import CallRecord, CallStage, Message, ModelCard, Usage
 
 TEMPLATE_TOKENS_PER_MESSAGE = 16
@@ -27,6 +29,26 @@ class Budget:
     max_calls: int | None = None
     max_tokens: int | None = None
     max_cost_usd: Decimal | None = None
+
+
+class Purse(Protocol):
+    """Money that many requests draw on at once, such as the budget of a client key."""
+
+    def left_usd(self) -> Decimal | None:
+        """What a call not yet held may cost; None is no limit."""
+        ...
+
+    def hold(self, usd: Decimal) -> None:
+        """A call that may cost `usd` begins."""
+        ...
+
+    def settle(self, held_usd: Decimal, spent_usd: Decimal) -> None:
+        """Calls for which `held_usd` was held have ended and cost `spent_usd`."""
+        ...
+
+    def refusal(self) -> QuotaExceeded:
+        """Why a call that may cost more than is left does not begin."""
+        ...
 
 
 def most_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
@@ -70,8 +92,11 @@ class Reservation:
 class Ledger:
     """All calls of one request. Not thread-safe: it lives on one event loop."""
 
-    def __init__(self, budget: Budget, *, clock: Callable[[], float] = time.monotonic, start_s: float | None = None) -> None:
+    def __init__(
+        self, budget: Budget, *, purse: Purse | None = None, clock: Callable[[], float] = time.monotonic, start_s: float | None = None
+    ) -> None:
         self.budget = budget
+        self._purse = purse
         self.calls: list[CallRecord] = []
         self._open: set[Reservation] = set()
         self._committed_tokens = 0
@@ -112,11 +137,42 @@ class Ledger:
         reservation = Reservation(self, card, messages, most_usage(messages, max_tokens), record)
         self._check_room_for(reservation)
         self._open.add(reservation)
+        if self._purse is not None:
+            self._purse.hold(reservation.bound_usd)
         self._commit(reservation.bound.total_tokens, reservation.bound_usd)
         return reservation
 
     def remaining(self) -> Budget:
-        """What calls not yet reserved may spend."""
+        """What calls not yet reserved may spend, of the request's own limits and of the purse."""
+        own, in_purse = self._remaining_of_own(), self._left_in_purse()
+        if in_purse is None or (own.max_cost_usd is not None and own.max_cost_usd <= in_purse):
+            return own
+        return replace(own, max_cost_usd=in_purse)
+
+    @contextmanager
+    def held_for_stage(self, card: ModelCard, messages: Sequence[Message], max_tokens: int, num_calls: int) -> Iterator[None]:
+        """Holds in the purse what a stage that runs elsewhere may cost, until its calls are absorbed; not what its retries may."""
+        left_usd = self._left_in_purse()
+        if self._purse is None or left_usd is None:
+            yield
+            return
+        held_usd = max(Decimal(0), min(left_usd, num_calls * card.cost_usd(most_usage(messages, max_tokens))))
+        self._purse.hold(held_usd)
+        try:
+            yield
+        finally:
+            self._purse.settle(held_usd, Decimal(0))
+
+    def refusal(self, error: BudgetExceeded) -> BudgetExceeded:
+        """`error`, of a stage that ran elsewhere within `remaining`, or the purse's own where that was the narrower limit."""
+        own, in_purse = self._remaining_of_own().max_cost_usd, self._left_in_purse()
+        is_purse = self._purse is not None and in_purse is not None and (own is None or in_purse < own)
+        return self._purse.refusal() if self._purse is not None and is_purse else error
+
+    def _left_in_purse(self) -> Decimal | None:
+        return self._purse.left_usd() if self._purse is not None else None
+
+    def _remaining_of_own(self) -> Budget:
         budget, tokens, cost = self.budget, self._committed_tokens, self._committed_usd
         return Budget(
             max_calls=None if budget.max_calls is None else budget.max_calls - len(self.calls) - len(self._open),
@@ -128,12 +184,16 @@ class Ledger:
         """Take over calls settled in another ledger (of a stage that ran elsewhere), `shift_s` later than it says."""
         for call in calls:
             self._commit(call.usage.total_tokens, call.cost_usd)
+            if self._purse is not None:
+                self._purse.settle(Decimal(0), call.cost_usd)
             self.calls.append(call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s}))
 
     def _close(self, reservation: Reservation, record: CallRecord) -> None:
         if reservation in self._open:
             self._open.remove(reservation)
             self._commit(record.usage.total_tokens - reservation.bound.total_tokens, record.cost_usd - reservation.bound_usd)
+            if self._purse is not None:
+                self._purse.settle(reservation.bound_usd, record.cost_usd)
             self.calls.append(record)
 
     def _commit(self, tokens: int, cost_usd: Decimal) -> None:
@@ -142,7 +202,7 @@ class Ledger:
         self._committed_usd += cost_usd
 
     def _check_room_for(self, new: Reservation) -> None:
-        left, limit = self.remaining(), self.budget
+        left, limit, in_purse = self._remaining_of_own(), self.budget, self._left_in_purse()
         if left.max_calls is not None and left.max_calls < 1:
             raise BudgetExceeded(f"all {limit.max_calls} model calls of the request are used up; raise limits.max_calls")
         if left.max_tokens is not None and left.max_tokens < new.bound.total_tokens:
@@ -156,6 +216,8 @@ class Ledger:
                 f"the next call may cost up to {new.bound_usd:f} USD; {rest_usd:f} of the request's {limit.max_cost_usd:f} USD are left; "
                 "raise r2.max_cost_usd or lower max_tokens"
             )
+        if self._purse is not None and in_purse is not None and in_purse < new.bound_usd:
+            raise self._purse.refusal()
 
 
 def lost_call(

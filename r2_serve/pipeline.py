@@ -19,7 +19,7 @@ from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig, Rou
 from r2_serve.decomposer import Decomposition, check_plan
 from r2_serve.errors import CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
-from r2_serve.ledger import Budget, Ledger, total_cost_usd
+from r2_serve.ledger import Budget, Ledger, Purse, total_cost_usd
 from r2_serve.prompts import Codec
 from r2_serve.prompts.instruct import conversation_text
 from r2_serve.types import (
@@ -74,16 +74,16 @@ class Pipeline:
     sinks: Sequence[Sink] = ()
     """Each gets the trace of every query, answered or not."""
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
-        """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream.
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+        """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream. `purse` pays.
 
         Raises: R2Error. Cancelling stops every call made for the query.
         """
         routing = self.routing
         if query.model in routing.virtual_models:
-            work: _Work = _Routed(self, query, routing.limits, on_delta, virtual=routing.virtual_models[query.model])
+            work: _Work = _Routed(self, query, routing.limits, on_delta, purse, virtual=routing.virtual_models[query.model])
         elif query.model in self.pool:
-            work = _PassThrough(self, query, routing.limits, on_delta)
+            work = _PassThrough(self, query, routing.limits, on_delta, purse)
         else:
             names = [*routing.virtual_models, *self.pool]
             raise ModelNotFound(f"no model {query.model!r}; choose one of {names}")
@@ -98,12 +98,13 @@ class _Work:
     query: Query
     limits: LimitsConfig
     on_delta: OnDelta | None
+    purse: Purse | None = None
     trace: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         query, limits = self.query, self.limits
         caps = [cap for cap in (limits.max_cost_usd, query.max_cost_usd) if cap is not None]
-        self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)))
+        self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)), purse=self.purse)
         self.caller = Caller(self.pipeline.pool, self.ledger, limits)
         self.deadline_s = min(limits.deadline_s, query.deadline_s or limits.deadline_s)
         self.text = conversation_text(query.messages)
@@ -132,8 +133,13 @@ class _Work:
         raise NotImplementedError
 
     def _check_query(self) -> None:
-        if len(self.text) > self.limits.max_query_chars:
-            raise InvalidRequest(f"the messages have {len(self.text)} characters; the limit is {self.limits.max_query_chars}", "messages")
+        limits, num_messages, max_tokens = self.limits, len(self.query.messages), self.query.sampling.max_tokens
+        if num_messages > limits.max_messages:
+            raise InvalidRequest(f"got {num_messages} messages; the limit is {limits.max_messages}", "messages")
+        if len(self.text) > limits.max_query_chars:
+            raise InvalidRequest(f"the messages have {len(self.text)} characters; the limit is {limits.max_query_chars}", "messages")
+        if max_tokens is not None and max_tokens > limits.max_tokens:
+            raise InvalidRequest(f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens")
 
     def _fail(self, error: R2Error, cause: BaseException) -> NoReturn:
         self._publish(error=f"{type(error).__name__}: {error.message}")
@@ -260,7 +266,7 @@ class _Routed(_Work):
 
     async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done], ready_s: float) -> _Done:
         start_s = self.ledger.elapsed_s()
-        answers = {i: done.call.answer for i, done in inputs.items()}
+        answers = {i: cut_to_chars(done.call.answer, self.limits.max_answer_chars) for i, done in inputs.items()}
         spec = CallSpec(
             render=lambda codec: self._render(codec, plan, subtask, answers),
             stage="execute",
@@ -346,6 +352,11 @@ def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA
         return None
     ranked = sorted(math.exp(min(logprob, 0.0)) for logprob in logprobs)
     return ranked[int(alpha * (len(ranked) - 1))]
+
+
+def cut_to_chars(answer: str, max_chars: int) -> str:
+    """The beginning of an answer that is too long to be another subtask's input."""
+    return answer if len(answer) <= max_chars else f"{answer[:max_chars]} [cut: {len(answer) - max_chars} more characters]"
 
 
 def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:

@@ -15,6 +15,7 @@ from r2_serve.config import RouterConfig, RoutingConfig
 from r2_serve.decomposer import Decomposer
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.http.backend import ModelListing
+from r2_serve.ledger import Purse
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import EngineFor, build_pool
 from r2_serve.types import Answer, Query
@@ -50,10 +51,10 @@ class Router:
     def models(self) -> Sequence[ModelListing]:
         return self._listings
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
         if self._pipeline is None:
             raise EngineUnavailable("the router has no routing yet: give the Router deployment a user_config")
-        return await self._pipeline.answer(query, on_delta)
+        return await self._pipeline.answer(query, on_delta, purse)
 
     async def ready(self) -> tuple[bool, str]:
         if self._pipeline is None:

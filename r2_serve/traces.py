@@ -1,6 +1,7 @@
 """Traces as JSON lines: the only writer and the only reader.
 
-One file per process and day, `YYYY-MM-DD-PID.jsonl`, mode 0600: a trace holds the query and its answers in clear.
+One file per process and day, `YYYY-MM-DD-PID.jsonl`, mode 0600: a trace holds the query and its answers in clear, but
+for the values that `redact` replaces.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ def _today() -> str:
 class TraceWriter:
     """Appends traces. A disk that fails costs traces, never answers: it is logged and counted."""
 
-    def __init__(self, directory: Path, *, today: Callable[[], str] = _today) -> None:
+    def __init__(self, directory: Path, *, redact: Callable[[str], str] = str, today: Callable[[], str] = _today) -> None:
         self.num_lost = 0
-        self._directory, self._today = directory, today
+        self._directory, self._redact, self._today = directory, redact, today
 
     def __call__(self, trace: Trace) -> None:
-        line = trace.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        line = self._redact(trace.model_dump_json(exclude_defaults=True)).encode() + b"\n"
         path = self._directory / f"{self._today()}-{os.getpid()}.jsonl"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from r2_train.config import SftConfig
 from r2_train.examples import Example, read_examples
 from r2_train.launch import StageRun
 from r2_train.model_files import load_causal_lm, load_tokenizer, lora_config, make_fresh, save_final
-from r2_train.run_log import attach_log
+from r2_train.run_log import attach_log, quiet_libraries
 
 DEFAULTS: dict[str, Any] = {
     "completion_only_loss": True,
@@ -46,6 +46,7 @@ def run(stage: SftStage, run: StageRun) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    quiet_libraries()
     examples = read_examples(stage.examples)
     if stage.sft.fresh is not None:
         model, tokenizer = make_fresh(stage.sft.fresh, examples, stage.seed)

@@ -14,6 +14,7 @@ import httpx
 from r2_serve.config import ServerConfig
 from r2_serve.http.api import create_app
 from r2_serve.http.backend import ModelListing, OnDelta
+from r2_serve.ledger import Purse
 from r2_serve.types import Allocation, Answer, CallRecord, ModelCard, Plan, Query, Subtask, Trace, Usage
 
 USAGE = Usage(prompt_tokens=30, completion_tokens=7)
@@ -77,7 +78,7 @@ class ScriptedBackend:
     async def ready(self) -> tuple[bool, str]:
         return not self.unready, self.unready
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
         self.queries.append(query)
         if on_delta:
             for piece in self.pieces:
@@ -94,14 +95,14 @@ class ScriptedBackend:
         return make_answer(query, self.text).model_copy(update={"confidence": self.confidence})
 
 
-def make_app(backend: ScriptedBackend, **server: Any) -> Any:
-    environment = {"CLIENT_KEYS": "key-one, key-two"}
+def make_app(backend: ScriptedBackend, environment: dict[str, str] | None = None, **server: Any) -> Any:
+    given = environment or {"CLIENT_KEYS": "key-one, key-two"}
     ids = iter(f"id{i}" for i in range(1, 10_000))
-    return create_app(backend, ServerConfig(**server), environment=environment, clock=lambda: 1_750_000_000.9, new_id=lambda: next(ids))
+    return create_app(backend, ServerConfig(**server), environment=given, clock=lambda: 1_750_000_000.9, new_id=lambda: next(ids))
 
 
-def make_client(backend: ScriptedBackend, **server: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(backend, **server)), base_url="http://r2")
+def make_client(backend: ScriptedBackend, **options: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(backend, **options)), base_url="http://r2")
 
 
 def chat_body(**parameters: Any) -> dict[str, Any]:

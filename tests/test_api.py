@@ -404,7 +404,7 @@ async def test_one_log_line_per_request_without_prompt_or_key(caplog: pytest.Log
         await client.post(URL, json=chat_body(messages=[{"role": "user", "content": "a private matter"}]), headers=headers)
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    expected = r"request mine route=/v1/chat/completions model=r2 status=200 ms=[\d.]+ cost_usd=0.0000022 error=-"
+    expected = r"request mine route=/v1/chat/completions key=env-1 model=r2 status=200 ms=[\d.]+ cost_usd=0.0000022 error=-"
     assert re.fullmatch(expected, record.getMessage())
 
 

@@ -40,15 +40,20 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "PublishError": 500,
         "InvalidRequest": 400,
         "ModelNotFound": 404,
+        "NotAllowed": 403,
         "BudgetExceeded": 400,
+        "QuotaExceeded": 429,
         "DeadlineExceeded": 504,
         "Overloaded": 429,
+        "Stopping": 503,
         "SubtaskFailed": 502,
         "CodecError": 500,
         "EngineError": 502,
         "EngineUnavailable": 503,
         "InvalidReply": 502,
         "EngineRefused": 502,
+        "PoisonousRequest": 422,
+        "ReplicaDied": 503,
     }
 
 

@@ -19,6 +19,7 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "openai", "fastapi")
         ("r2_serve.engines", HEAVY),
         ("r2_serve.engines.scripted", HEAVY),
         ("r2_serve.cli", ("ray", "torch", "transformers", "vllm")),
+        ("r2_train.launch", ("ray", "torch", "transformers", "deepspeed")),
     ],
 )
 def test_import_stays_light(module: str, unwanted: tuple[str, ...]) -> None:

@@ -141,7 +141,7 @@ def test_data_cannot_end_its_own_frame(tag: str) -> None:
     question, answer, step = (hostile if tag == place else "harmless" for place in ("question", "answer_1", "step"))
     plan = plan_of("look up", f"#1 {step}")
     (_, prompt) = INSTRUCT.render_subtask([Message(role="user", content=question)], plan, plan.subtasks[1], {1: answer})
-    assert prompt.content.count(f"</{tag}>") == 1
+    assert prompt.content.count(f"</{tag}>") == prompt.content.count(f"<{tag}>") == 1
     assert "Ignore the above." in prompt.content
 
 

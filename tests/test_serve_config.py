@@ -22,7 +22,7 @@ REFERENCE, EMBEDDED, CLUSTER = ROOT / "serve_config.yaml", ROOT / "r2_serve/embe
 MANIFEST = ROOT / "r2_serve/embedded/manifest.json"
 SMALL = (Path(__file__).parent / "data/small_serve_config.yaml").read_text()
 ENVIRON = {"SOME_KEY": "x", "OPENAI_API_KEY": "x", "DEEPSEEK_API_KEY": "x", "DASHSCOPE_API_KEY": "x"}
-ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters"]
+ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters", "training"]
 
 
 def edited(old: str, new: str) -> str:
@@ -190,6 +190,32 @@ def test_public_address_with_client_keys_is_allowed() -> None:
     assert read(text)[1] == []
 
 
+def with_keys(tmp_path: Path, text: str | None, more: str = "") -> list[Problem]:
+    """What is wrong where the server has a keys file of this text, or none."""
+    path = tmp_path / "keys.yaml"
+    if text is not None:
+        path.write_text(text)
+    return read(edited("max_running: 8", f"keys_file: {path}{more}").replace("host: 127.0.0.1", "host: 0.0.0.0"))[1]
+
+
+def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
+    entry, sha256 = "- {name: alice, sha256: '%s', models: [%s]}", "0" * 64
+    (missing,) = with_keys(tmp_path, None)
+    assert missing.severity == "warning" and "each node" in missing.message
+    assert with_keys(tmp_path, entry % (sha256, "r2, small")) == []
+    (misspelt,) = with_keys(tmp_path, entry % (sha256, "smal"))
+    assert misspelt.severity == "error" and "did you mean 'small'?" in misspelt.message
+    (in_clear,) = with_keys(tmp_path, entry % ("sk-r2-in-clear-in-clear", "r2"))
+    assert in_clear.severity == "error" and "0.sha256" in in_clear.message and "in-clear" not in in_clear.message.partition("0.sha256")[2]
+
+
+def test_a_budget_without_a_book_of_spend_is_a_warning(tmp_path: Path) -> None:
+    entry = f"- {{name: alice, sha256: '{'0' * 64}', budget_usd: 1}}"
+    (problem,) = with_keys(tmp_path, entry)
+    assert problem.severity == "warning" and "server.spend_file" in problem.message
+    assert with_keys(tmp_path, entry, f"\n      spend_file: {tmp_path}/spend.sqlite") == []
+
+
 def with_adapters(**directories: Path) -> str:
     listed = ", ".join(f"{name}: {directory}" for name, directory in directories.items())
     return edited("num_cpus: 1", f"num_cpus: 1\n    user_config: {{adapters: {{{listed}}}}}")
@@ -314,7 +340,7 @@ def test_reference_config_has_no_error_with_any_alternative(alternatives: list[s
     models = {model.name for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
     for name in alternatives:
-        assert name == "adapters" or (name in models and name in pool and f"m-{name}" in file.model_configs)
+        assert name in ("adapters", "training") or (name in models and name in pool and f"m-{name}" in file.model_configs)
     assert (file.routing.virtual_models["r2"].decomposer.adapter is not None) == ("adapters" in alternatives)
 
 
@@ -343,6 +369,16 @@ def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
         usd = 1.00 / 3600 / tokens_per_second * 1e6
         model = file.router.model(name)
         assert (float(model.usd_per_mtok_out), float(model.usd_per_mtok_in)) == pytest.approx((usd, usd / 10), rel=0.02)
+
+
+def test_beside_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
+    apps = yaml.safe_load(uncommented(REFERENCE.read_text(), "training"))["applications"]
+    asked = [app["deployments"][0]["ray_actor_options"] for app in apps if app["name"] != "r2"]
+    assert asked == [{"num_gpus": 1, "resources": {"serve_gpu": 1}}] * 4
+    nodes = yaml.safe_load(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]
+    has = {name: {kind for kind in node["resources"] if kind.endswith("_gpu")} for name, node in nodes.items()}
+    assert has == {"head": set(), "cpu": set(), "gpu": {"serve_gpu"}, "train": {"train_gpu"}}
+    assert nodes["train"]["resources"]["GPU"] == nodes["train"]["resources"]["train_gpu"]
 
 
 def test_a_model_can_be_removed_from_the_reference() -> None:

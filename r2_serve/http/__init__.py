@@ -6,7 +6,9 @@ chat             POST /v1/chat/completions: body limits, admission, plain and st
 openai_wire      request bodies into `Query`: what is not honoured is refused
 openai_replies   `Answer` into reply bodies, chunks and headers; errors into four-key bodies
 sse              event streams: heartbeats, disconnects, late errors
-admission        the bounded queue and the keys
+admission        the bounded queue
+keys             client keys: hashed, with models and budgets
+spend            what each key has spent
 metrics          Prometheus
 backend          the protocol of the router behind it, which `r2_serve.router` implements
 """

@@ -1,56 +1,19 @@
-"""Who may come in: client keys, and a bounded first-come queue in front of the work. No HTTP here."""
+"""A bounded first-come queue in front of the work. No HTTP here."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import math
-import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from r2_serve.errors import ConfigError, DeadlineExceeded, Overloaded
+from r2_serve.errors import DeadlineExceeded, Overloaded, Stopping
 
 MAX_RETRY_AFTER_S = 60
+STOPPING_RETRY_AFTER_S = 5.0
 _WEIGHT_OF_LAST = 0.1
-
-
-class ClientKeys:
-    """The keys that open the endpoint, kept as SHA-256 digests only."""
-
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._digests = tuple(_digest(key) for key in keys)
-
-    @classmethod
-    def from_environment(cls, name: str | None, environment: Mapping[str, str] = os.environ) -> ClientKeys:
-        """The comma-separated keys in variable `name`; None means an open endpoint.
-
-        Raises: ConfigError where the variable is unset or holds no key: never open by accident.
-        """
-        if name is None:
-            return cls(())
-        keys = tuple(key.strip() for key in environment.get(name, "").split(",") if key.strip())
-        if not keys:
-            raise ConfigError(f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it")
-        return cls(keys)
-
-    @property
-    def is_required(self) -> bool:
-        return bool(self._digests)
-
-    def admit(self, authorization: str | None) -> bool:
-        """Whether an Authorization header holds one of the keys, in time that does not tell which or how nearly."""
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = _digest(key.strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return not self.is_required or (scheme.lower() == "bearer" and any(matches))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 class Admission:
@@ -58,6 +21,9 @@ class Admission:
 
     def __init__(self, max_running: int, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_running = 0
+        self._is_closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._max_running, self._max_queued, self._clock = max_running, max_queued, clock
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean_service_s = 1.0
@@ -70,7 +36,7 @@ class Admission:
     async def slot(self, deadline_s: float | None = None) -> AsyncIterator[float]:
         """Holds a place at work; gives the seconds spent waiting for it. A cancelled waiter leaves the queue.
 
-        Raises: Overloaded where the queue is full; DeadlineExceeded where `deadline_s` passed in it.
+        Raises: Overloaded where the queue is full; Stopping after `close`; DeadlineExceeded where `deadline_s` passed in it.
         """
         arrived_s = self._clock()
         await self._enter(deadline_s)
@@ -81,9 +47,20 @@ class Admission:
             self._mean_service_s += _WEIGHT_OF_LAST * (self._clock() - started_s - self._mean_service_s)
             self._leave()
 
+    def close(self) -> None:
+        """Refuses whoever comes from now on; those at work or in the queue are served to their end."""
+        self._is_closed = True
+
+    async def idle(self) -> None:
+        """Returns when nobody is at work nor waits."""
+        await self._idle.wait()
+
     async def _enter(self, deadline_s: float | None) -> None:
+        if self._is_closed:
+            raise Stopping("the server is stopping and takes no new requests: ask again when it is back", STOPPING_RETRY_AFTER_S)
         if self.num_running < self._max_running:
             self.num_running += 1
+            self._idle.clear()
             return
         if len(self._waiting) >= self._max_queued:
             raise Overloaded(f"{self.num_running} requests are at work and {self.num_queued} wait: try again later", self._retry_after_s())
@@ -114,6 +91,8 @@ class Admission:
                 place.set_result(None)
                 return
         self.num_running -= 1
+        if self.num_running == 0:
+            self._idle.set()
 
     def _retry_after_s(self) -> float:
         """When the queue, at the mean service time so far, should have a place again."""

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
 from starlette.applications import Starlette
@@ -26,13 +27,16 @@ from starlette.routing import Route
 
 from r2_serve.config import ServerConfig
 from r2_serve.errors import R2Error
-from r2_serve.http.admission import Admission, ClientKeys
+from r2_serve.http.admission import Admission
 from r2_serve.http.backend import RouterBackend
 from r2_serve.http.chat import ChatCompletions, find_model
-from r2_serve.http.edge import Edge, answer_error, no_such_route
+from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
+from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import encode, model_list, model_object
 from r2_serve.http.openapi import describe
+from r2_serve.http.spend import Purses, SpendBook
+from r2_serve.redaction import Redactor
 
 
 def _new_id() -> str:
@@ -44,22 +48,27 @@ def create_app(
     server: ServerConfig,
     *,
     metrics: Metrics | None = None,
+    redact: Callable[[str], str] | None = None,
+    admission: Admission | None = None,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
 ) -> Starlette:
-    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
+    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here. `redact` takes secrets
+    out of error messages; None: those in the environment.
 
-    Raises: ConfigError where `server.api_keys_env` names a variable without keys.
+    Raises: ConfigError where `server` names a variable or a file without keys, or a file of spend that cannot be used.
     """
-    metrics = metrics or Metrics()
-    keys = ClientKeys.from_environment(server.api_keys_env, environment)
-    admission = Admission(server.max_running, server.max_queued)
+    metrics, redact = metrics or Metrics(), redact or Redactor.of(environment, [server.api_keys_env])
+    keys = KeyRing.of(server, environment)
+    purses = Purses(SpendBook(Path(server.spend_file) if server.spend_file else None))
+    admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
+    metrics.watch_spend(purses)
     pages = _Pages(backend, metrics, created=int(clock()))
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(backend, server, admission, clock, new_id), methods=["POST"]),
+            Route("/v1/chat/completions", ChatCompletions(backend, server, admission, purses, clock, new_id), methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),
@@ -67,7 +76,7 @@ def create_app(
             Route("/metrics", pages.metrics_text),
             Route("/openapi.json", pages.openapi),
         ],
-        middleware=[Middleware(Edge, keys=keys, metrics=metrics, new_id=new_id)],
+        middleware=[Middleware(Edge, keys=keys, metrics=metrics, new_id=new_id, redact=redact)],
         exception_handlers={HTTPException: answer_error, R2Error: answer_error},
     )
     app.router.redirect_slashes = False
@@ -84,10 +93,12 @@ class _Pages:
     created: int
 
     async def models(self, request: Request) -> Response:
-        return _json(encode(model_list(self.backend.models(), self.created, self.backend.prices_as_of)))
+        key = Exchange.of(request.scope).key
+        listings = [listing for listing in self.backend.models() if key is None or key.may_ask(listing.id)]
+        return _json(encode(model_list(listings, self.created, self.backend.prices_as_of)))
 
     async def model(self, request: Request) -> Response:
-        listing = find_model(self.backend, request.path_params["id"])
+        listing = find_model(self.backend, request.path_params["id"], Exchange.of(request.scope).key)
         return _json(encode(model_object(listing, self.created, self.backend.prices_as_of)))
 
     async def health(self, request: Request) -> Response:

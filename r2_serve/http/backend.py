@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from r2_serve.ledger import Purse
 from r2_serve.types import Answer, ModelCard, Query
 
 OnDelta = Callable[[str], Awaitable[None]]
@@ -35,8 +36,10 @@ class RouterBackend(Protocol):
         """Every name `answer` takes now, in the order in which to show them. Called for each request: must be cheap."""
         ...
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
-        """The answer to `query`. The pieces given to `on_delta`, joined, begin `Answer.text` (outer white space aside).
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+        """The answer to `query`, every call of which is paid out of `purse`.
+
+        The pieces given to `on_delta`, joined, begin `Answer.text` (outer white space aside).
 
         Raises: R2Error and nothing else. Cancelling the task stops every call made for the query.
         """

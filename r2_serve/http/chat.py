@@ -12,13 +12,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from r2_serve.config import ServerConfig
-from r2_serve.errors import InvalidReply, ModelNotFound
+from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed
 from r2_serve.http.admission import Admission
 from r2_serve.http.backend import ModelListing, OnDelta, RouterBackend
 from r2_serve.http.edge import Exchange
+from r2_serve.http.keys import ClientKey
 from r2_serve.http.openai_replies import ReplyBuilder, event, extra_headers, extras
 from r2_serve.http.openai_wire import ChatRequest, parse_chat
+from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
+from r2_serve.ledger import Purse
 from r2_serve.types import Answer, Query
 
 
@@ -29,6 +32,7 @@ class ChatCompletions:
     backend: RouterBackend
     server: ServerConfig
     admission: Admission
+    purses: Purses
     clock: Callable[[], float]
     """Wall-clock seconds, for `created`."""
     new_id: Callable[[], str]
@@ -36,24 +40,35 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         chat = parse_chat(await read_json(Headers(scope=scope), receive, self.server.max_body_bytes))
-        listing = find_model(self.backend, chat.model)
+        listing = find_model(self.backend, chat.model, exchange.key)
+        purse = self._purse(exchange.key)
         exchange.model = listing.id
         query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
         reply = ReplyBuilder(f"chatcmpl-{self.new_id()}", int(self.clock()), chat.model, chat.wants_usage_chunk)
         if chat.stream:
-            await _Streamed(self, chat, query, reply, exchange, EventStream(send, self.server.heartbeat_s)).run(receive)
+            await _Streamed(self, chat, query, purse, reply, exchange, EventStream(send, self.server.heartbeat_s)).run(receive)
             return
-        answer = await beside([raise_when_gone(receive)], self.work(query))
+        answer = await beside([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
         body = reply.completion(answer, self.extras(chat, answer))
         await Response(body, headers=extra_headers(answer), media_type="application/json")(scope, receive, send)
 
-    async def work(self, query: Query, on_delta: OnDelta | None = None) -> Answer:
+    async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
         """Waits for a place, then for the answer. Time in the queue counts against the request's own deadline."""
         async with self.admission.slot(query.deadline_s) as waited_s:
             if query.deadline_s is not None:
                 query = query.model_copy(update={"deadline_s": max(query.deadline_s - waited_s, 0.001)})
-            return await self.backend.answer(query, on_delta)
+            return await self.backend.answer(query, on_delta, purse)
+
+    def _purse(self, key: ClientKey | None) -> Purse | None:
+        """Raises: QuotaExceeded where there is nothing in it, before the request takes a place in the queue."""
+        if key is None:
+            return None
+        purse = self.purses.of(key)
+        left_usd = purse.left_usd()
+        if left_usd is not None and left_usd <= 0:
+            raise purse.refusal()
+        return purse
 
     def extras(self, chat: ChatRequest, answer: Answer) -> dict[str, object]:
         return extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
@@ -66,6 +81,7 @@ class _Streamed:
     endpoint: ChatCompletions
     chat: ChatRequest
     query: Query
+    purse: Purse | None
     reply: ReplyBuilder
     exchange: Exchange
     stream: EventStream
@@ -73,7 +89,7 @@ class _Streamed:
 
     async def run(self, receive: Receive) -> None:
         try:
-            work = self.endpoint.work(self.query, self._send_text)
+            work = self.endpoint.work(self.query, self.purse, self._send_text)
             answer = await beside([raise_when_gone(receive), self.stream.beat()], work)
             rest = text_after(self.sent, answer.text)
         except ClientGone:
@@ -139,9 +155,11 @@ def _too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"the body is larger than the {max_bytes} bytes allowed: shorten the messages", {"connection": "close"})
 
 
-def find_model(backend: RouterBackend, name: str) -> ModelListing:
-    """Raises: ModelNotFound, with the nearest name."""
+def find_model(backend: RouterBackend, name: str, key: ClientKey | None) -> ModelListing:
+    """Raises: NotAllowed, also for a name that does not exist; ModelNotFound, with the nearest name."""
     listings = backend.models()
+    if key is not None and not key.may_ask(name):
+        raise NotAllowed(f"key {key.name!r} may not ask for model {name[:100]!r}, only for {list(key.models or ())[:20]}")
     for listing in listings:
         if listing.id == name:
             return listing

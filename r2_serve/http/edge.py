@@ -11,7 +11,7 @@ import time
 import traceback
 from asyncio import CancelledError
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePath
 
@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from r2_serve.errors import R2Error
-from r2_serve.http.admission import ClientKeys
+from r2_serve.http.keys import ClientKey, KeyRing
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.openai_replies import ErrorReply, encode, error_reply
 from r2_serve.http.sse import ClientGone
@@ -41,6 +41,8 @@ class Exchange:
     """What is known of one request and its reply so far."""
 
     request_id: str
+    key: ClientKey | None = None
+    """None where the endpoint is open."""
     model: str = ""
     """A name the backend knows, or empty: it becomes a label."""
     status: int | None = None
@@ -48,6 +50,7 @@ class Exchange:
     has_started: bool = False
     cost_usd: Decimal | None = None
     error: str | None = None
+    redact: Callable[[str], str] = str
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:
@@ -58,6 +61,7 @@ class Exchange:
     def fail(self, error: Exception) -> ErrorReply:
         """Notes `error` and says what the client is to be told."""
         reply = error_reply(error, self.request_id)
+        reply = replace(reply, message=self.redact(reply.message))
         self.status, self.error = reply.status, type(error).__name__
         if not isinstance(error, R2Error | HTTPException):
             log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, _places(error))
@@ -67,8 +71,8 @@ class Exchange:
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, keys: ClientKeys, metrics: Metrics, new_id: Callable[[], str]) -> None:
-        self._app, self._keys, self._metrics, self._new_id = app, keys, metrics, new_id
+    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: Metrics, new_id: Callable[[], str], redact: Callable[[str], str]) -> None:
+        self._app, self._keys, self._metrics, self._new_id, self._redact = app, keys, metrics, new_id, redact
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,7 +80,7 @@ class Edge:
             return
         started_s = time.perf_counter()
         headers = Headers(scope=scope)
-        exchange = scope["r2.exchange"] = Exchange(self._request_id(headers))
+        exchange = scope["r2.exchange"] = Exchange(self._request_id(headers), redact=self._redact)
         try:
             await self._reply(scope, receive, _with_request_id(send, exchange), headers)
         except (ClientGone, CancelledError) as e:
@@ -100,7 +104,10 @@ class Edge:
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
-        if path not in OPEN_PATHS and not self._keys.admit(headers.get("authorization")):
+        if path in OPEN_PATHS or not self._keys.is_required:
+            return
+        key = Exchange.of(scope).key = self._keys.find(headers.get("authorization"))
+        if key is None:
             got = "a key that is not known" if "authorization" in headers else "no key"
             raise HTTPException(401, f"got {got}: send a valid one as 'Authorization: Bearer KEY'", {"www-authenticate": "Bearer"})
 
@@ -115,8 +122,9 @@ class Edge:
         self._metrics.count_request(route, exchange.model, status, duration_s)
         level = logging.DEBUG if route in OPEN_PATHS or route == "/metrics" else logging.INFO
         cost = "-" if exchange.cost_usd is None else f"{exchange.cost_usd:f}"
-        values = (exchange.request_id, route, exchange.model or "-", status, duration_s * 1000, cost, exchange.error or "-")
-        log.log(level, "request %s route=%s model=%s status=%d ms=%.1f cost_usd=%s error=%s", *values)
+        key = exchange.key.name if exchange.key else "-"
+        values = (exchange.request_id, route, key, exchange.model or "-", status, duration_s * 1000, cost, exchange.error or "-")
+        log.log(level, "request %s route=%s key=%s model=%s status=%d ms=%.1f cost_usd=%s error=%s", *values)
 
 
 def _with_request_id(send: Send, exchange: Exchange) -> Send:

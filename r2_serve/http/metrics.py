@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from r2_serve.calls import Pool
 from r2_serve.http.admission import Admission
+from r2_serve.http.spend import Purses
 from r2_serve.types import CallRecord, Plan, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,6 +38,19 @@ class _Spend(Collector):
         family = CounterMetricFamily("r2_cost_usd", "Cost of model calls in USD.", labels=["model", "stage"])
         for key, usd in sorted(self._usd.items()):
             family.add_metric(list(key), float(usd))
+        yield family
+
+
+class _KeySpend(Collector):
+    """Read when asked: the book of spend may be shared with other processes."""
+
+    def __init__(self, purses: Purses) -> None:
+        self._purses = purses
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("r2_key_spent_usd", "Spend of a client key in its current budget period in USD.", labels=["key"])
+        for name, usd in sorted(self._purses.spent_usd().items()):
+            family.add_metric([name], float(usd))
         yield family
 
 
@@ -79,6 +93,10 @@ class Metrics:
         """Shows the queue's state from now on."""
         Gauge("r2_requests_running", "Requests at work.", registry=self.registry).set_function(lambda: admission.num_running)
         Gauge("r2_requests_queued", "Requests waiting.", registry=self.registry).set_function(lambda: admission.num_queued)
+
+    def watch_spend(self, purses: Purses) -> None:
+        """Shows from now on what each client key has spent in its current period."""
+        self.registry.register(_KeySpend(purses))
 
     def watch_models(self, pool: Pool) -> None:
         """Shows which models rest after failures, as this process sees it, from now on."""

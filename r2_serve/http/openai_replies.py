@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from r2_serve.errors import R2Error
+from r2_serve.errors import QuotaExceeded, R2Error
 from r2_serve.http.backend import ModelListing
 from r2_serve.types import Answer, Usage
 
@@ -160,6 +160,8 @@ def error_reply(error: Exception, request_id: str) -> ErrorReply:
 
 
 def _retry_after(error: R2Error) -> dict[str, str]:
+    if isinstance(error, QuotaExceeded):
+        return {"x-should-retry": "false"}  # read by OpenAI's own clients, which would try again after any other 429
     if error.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {}
     return {"retry-after": str(max(1, math.ceil(getattr(error, "retry_after_s", None) or 1)))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from r2_serve.errors import CodecError
 from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
 
 MAX_REPLY_CHARS = 200_000
+_TAG = re.compile(r"<(/?\s*(?:question|plan|step|answer_))", re.IGNORECASE)
 _Reply = TypeVar("_Reply", bound=BaseModel)
 
 _DECOMPOSE = """You split a question into subtasks for other models to solve, and reply with JSON only:
@@ -123,8 +125,8 @@ def conversation_text(messages: Sequence[Message]) -> str:
 
 
 def _tagged(tag: str, text: str) -> str:
-    """`text` between tags; a closing tag inside it is defused, so data cannot end its own frame."""
-    body = text.replace(f"</{tag}", f"<\\/{tag}")
+    """`text` between tags; tags of ours inside it are defused, so that data neither ends its own frame nor begins another."""
+    body = _TAG.sub(lambda match: f"<\\{match.group(1)}", text)
     return f"<{tag}>\n{body}\n</{tag}>"
 
 

@@ -6,7 +6,6 @@ Serve's own sections are `r2_serve.serve_config`'s.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from r2_serve.adapters import MANIFEST, check_adapter, read_adapter
 from r2_serve.config import HostedEngineConfig, ServedEngineConfig, VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
+from r2_serve.http.keys import read_keys_file, require_keys
 from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 from r2_serve.types import ModelCard
@@ -206,10 +206,34 @@ def _check_embedded_models(file: ServeFile) -> Iterator[Problem]:
 
 
 def _check_public_address(file: ServeFile) -> Iterator[Problem]:
-    host = str(file.http_options.get("host", SERVE_DEFAULT_HOST))
-    if file.router is not None and file.router.server.api_keys_env is None and not _is_loopback(host):
-        message = f"{host} is not a loopback address, and `server.api_keys_env` of the router is not set: anyone could spend your money"
-        yield file.document.problem("error", ("http_options", "host"), message)
+    if file.router is not None:
+        try:
+            require_keys(str(file.http_options.get("host", SERVE_DEFAULT_HOST)), file.router.server)
+        except ConfigError as e:
+            yield file.document.problem("error", ("http_options", "host"), e.message)
+
+
+def _check_keys_file(file: ServeFile) -> Iterator[Problem]:
+    """A file that is not here may be on the nodes; one that is must be right."""
+    if file.router is None or file.router_app is None or file.router.server.keys_file is None:
+        return
+    path, where = Path(file.router.server.keys_file), (*file.router_app.path, "args", "server", "keys_file")
+    if not path.exists():
+        yield file.document.problem("warning", where, f"{path} is not here; each node that runs a router needs it")
+        return
+    try:
+        keys = read_keys_file(path)
+    except ConfigError as e:
+        yield file.document.problem("error", where, e.message)
+        return
+    known = {model.name for model in file.router.models} | set(file.routing.virtual_models if file.routing else ())
+    for key in keys:
+        for name in set(key.models or ()) - known:
+            message = f"key {key.name!r} may ask for {name!r}, which is no model{suggestion(name, known)}"
+            yield file.document.problem("error", where, message)
+    if any(key.budget_usd for key in keys) and file.router.server.spend_file is None:
+        message = "keys have budgets, but `server.spend_file` is not set: each router replica counts for itself, and from its start"
+        yield file.document.problem("warning", where, message)
 
 
 def _check_environment(file: ServeFile) -> Iterator[Problem]:
@@ -245,6 +269,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_gpus,
     _check_embedded_models,
     _check_public_address,
+    _check_keys_file,
     _check_environment,
     _check_literal_secrets,
 )
@@ -312,10 +337,3 @@ def _has_gpu(entry: DeploymentEntry | None) -> bool:
     bundles = entry.options.get("placement_group_bundles")
     in_bundles = any("GPU" in bundle for bundle in bundles if isinstance(bundle, dict)) if isinstance(bundles, list) else False
     return in_bundles or bool(isinstance(options, dict) and options.get("num_gpus"))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

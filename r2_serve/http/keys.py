@@ -1,0 +1,174 @@
+"""Client keys: who may come in, for which models, with how much money. No HTTP here, and no key in clear anywhere.
+
+A keys file is a YAML list with one entry per key, made by `r2-serve keys new`. Only SHA-256 digests stand in it: keys
+are 256 random bits, which no search finds, so a slow password hash would cost time on each request and buy nothing.
+The file is read again when it changes: a key is added or revoked without a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from r2_serve.config import Config, ServerConfig
+from r2_serve.errors import ConfigError
+
+log = logging.getLogger(__name__)
+PREFIX = "sk-r2-"
+"""Begins every key, so that scanners of secrets know one when they see it."""
+RANDOM_BYTES = 32
+LOOK_AGAIN_S = 1.0
+"""How often the keys file's date is looked at, at most."""
+
+
+class ClientKey(Config):
+    """One key, as the keys file has it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Whose it is: in the log and in the book of spend. A new key of the same name goes on with the old one's spend."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the key."""
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names it may ask for, virtual or of the pool; None: every one. A virtual model brings its own pool with it."""
+    budget_usd: Decimal | None = Field(default=None, gt=0)
+    """The most it may spend in a period; None: no limit."""
+    budget_period: Literal["total", "month", "day"] = "total"
+    """When the budget is full again (UTC); `total`: never."""
+
+    def may_ask(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+_ENTRIES = TypeAdapter(tuple[ClientKey, ...])
+
+
+def new_key(name: str, **fields: object) -> tuple[str, ClientKey]:
+    """A fresh key, to be shown once, and its entry. Raises: pydantic's ValidationError where a field is wrong."""
+    key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
+    return key, ClientKey.model_validate({"name": name, "sha256": _digest(key).hex(), **fields})
+
+
+def entry_text(entry: ClientKey) -> str:
+    """The entry as an item of a keys file."""
+    return yaml.safe_dump([entry.model_dump(mode="json", exclude_defaults=True)], sort_keys=False)
+
+
+def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
+    """Raises: ConfigError where the file cannot be read, an entry is wrong, or a name or digest stands twice."""
+    try:
+        entries = _ENTRIES.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise ConfigError(f"cannot read the keys file {path}: {e}") from e
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]  # no input: a key in clear may stand where its digest belongs
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        message = f"{path}: {where}: {first['msg']}; a keys file is a YAML list of entries as `r2-serve keys new` prints them"
+        raise ConfigError(message) from None
+    for kind, values in (("name", [entry.name for entry in entries]), ("sha256", [entry.sha256 for entry in entries])):
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            raise ConfigError(f"{path}: {kind} {repeated[0]!r} stands twice")
+    if not entries:
+        raise ConfigError(f"{path} holds no key: add the entry that `r2-serve keys new --name NAME` prints")
+    return entries
+
+
+class KeyRing:
+    """The keys that open the endpoint; none at all leaves it open."""
+
+    def __init__(self, fixed: tuple[ClientKey, ...] = (), path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fixed, self._path, self._clock = fixed, path, clock
+        self._from_file: tuple[ClientKey, ...] = ()
+        self._stamp: tuple[int, int] | None = None
+        self._look_again = 0.0
+        if path is not None:
+            self._stamp = _stamp(path)
+            self._from_file = read_keys_file(path)
+
+    @classmethod
+    def of(cls, server: ServerConfig, environment: Mapping[str, str] = os.environ) -> KeyRing:
+        """The keys in the environment and in the keys file that `server` names.
+
+        Raises: ConfigError where it names a place without keys: never open by accident.
+        """
+        path = Path(server.keys_file) if server.keys_file is not None else None
+        return cls(_keys_of_environment(server.api_keys_env, environment), path)
+
+    @property
+    def is_required(self) -> bool:
+        return bool(self._fixed) or self._path is not None
+
+    def find(self, authorization: str | None) -> ClientKey | None:
+        """The key that an Authorization header holds, in time that does not tell which or how nearly."""
+        scheme, _, key = (authorization or "").partition(" ")
+        digest, found = _digest(key.strip()).hex(), None
+        for known in self._current():
+            if hmac.compare_digest(digest, known.sha256):
+                found = known
+        return found if scheme.lower() == "bearer" else None
+
+    def _current(self) -> tuple[ClientKey, ...]:
+        if self._path is not None and self._clock() >= self._look_again:
+            self._look_again = self._clock() + LOOK_AGAIN_S
+            self._read_again(self._path)
+        return (*self._fixed, *self._from_file)
+
+    def _read_again(self, path: Path) -> None:
+        """Where the file has changed. One that is gone or broken changes nothing but the log: the last good keys stay."""
+        stamp = _stamp(path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._from_file = read_keys_file(path)
+            log.info("keys file %s read again: %d keys", path, len(self._from_file))
+        except ConfigError as e:
+            log.error("the last good keys stay in force: %s", e.message)
+
+
+def require_keys(host: str, server: ServerConfig) -> None:
+    """Raises: ConfigError where `host` is reachable from elsewhere and nothing asks for a key."""
+    if server.api_keys_env is None and server.keys_file is None and not is_loopback(host):
+        message = f"{host} is not a loopback address, and neither `server.keys_file` nor `server.api_keys_env` of the router is set"
+        raise ConfigError(f"{message}: anyone could spend your money")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _keys_of_environment(name: str | None, environment: Mapping[str, str]) -> tuple[ClientKey, ...]:
+    """The comma-separated keys in variable `name`: every model, no budget."""
+    if name is None:
+        return ()
+    keys = [key.strip() for key in environment.get(name, "").split(",") if key.strip()]
+    if not keys:
+        raise ConfigError(f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it")
+    return tuple(ClientKey(name=f"env-{i}", sha256=_digest(key).hex()) for i, key in enumerate(keys, 1))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

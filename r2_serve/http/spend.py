@@ -1,0 +1,132 @@
+"""What each client key has spent, and the purse out of which its requests pay.
+
+A purse holds back the most that each call in flight can cost, so that requests at once cannot overspend a budget between
+them within one router process. Settled spend is kept in an SQLite file, where one is configured: it survives restarts and
+is shared by the router processes of one machine. Those do not see each other's calls in flight, so between them a
+budget may be overspent by just these.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sqlite3
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+from r2_serve.errors import ConfigError, QuotaExceeded
+from r2_serve.http.keys import ClientKey
+
+log = logging.getLogger(__name__)
+LOCK_TIMEOUT_S = 1.0
+_SCHEMA = "CREATE TABLE IF NOT EXISTS spend (name TEXT, period TEXT, usd TEXT NOT NULL, PRIMARY KEY (name, period)) WITHOUT ROWID"
+_READ = "SELECT usd FROM spend WHERE name = ? AND period = ?"
+_WRITE = "INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET usd = excluded.usd"
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+class SpendBook:
+    """Settled spend by key and period, exact. In memory where there is no path.
+
+    A disk that fails costs no answer: what could not be written counts here, and is written with the next that can be.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._unwritten: dict[tuple[str, str], Decimal] = {}
+        self._last_read: dict[tuple[str, str], Decimal] = {}
+        try:
+            self._db = sqlite3.connect(path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")  # readers never wait, and a commit needs no fsync
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(_SCHEMA)
+        except sqlite3.Error as e:
+            raise ConfigError(f"server.spend_file {path} cannot be used as the book of spend: {e}") from e
+
+    def spent_usd(self, name: str, period: str) -> Decimal:
+        place = (name, period)
+        try:
+            self._last_read[place] = self._read(place)
+        except sqlite3.Error as e:
+            log.warning("the book of spend cannot be read, going by the last reading: %s", e)
+        return self._last_read.get(place, Decimal(0)) + self._unwritten.get(place, Decimal(0))
+
+    def add(self, name: str, period: str, usd: Decimal) -> None:
+        place = (name, period)
+        self._unwritten[place] = self._unwritten.get(place, Decimal(0)) + usd
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute(_WRITE, (*place, str(self._read(place) + self._unwritten[place])))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            del self._unwritten[place]
+        except sqlite3.Error as e:
+            log.warning("the book of spend cannot be written, %s USD of %s wait: %s", self._unwritten[place], name, e)
+
+    def _read(self, place: tuple[str, str]) -> Decimal:
+        row = self._db.execute(_READ, place).fetchone()
+        return Decimal(row[0]) if row else Decimal(0)
+
+
+class KeyPurse:
+    """The purse of one key: a `ledger.Purse`."""
+
+    def __init__(self, key: ClientKey, book: SpendBook, today: Callable[[], datetime.date]) -> None:
+        self.key = key
+        self._book, self._today = book, today
+        self._held_usd = Decimal(0)
+
+    def left_usd(self) -> Decimal | None:
+        """What a call not yet held may cost; None: no limit."""
+        if self.key.budget_usd is None:
+            return None
+        return self.key.budget_usd - self.spent_usd() - self._held_usd
+
+    def spent_usd(self) -> Decimal:
+        """Settled in the current period."""
+        return self._book.spent_usd(self.key.name, self._period())
+
+    def hold(self, usd: Decimal) -> None:
+        self._held_usd += usd
+
+    def settle(self, held_usd: Decimal, spent_usd: Decimal) -> None:
+        self._held_usd -= held_usd
+        if spent_usd:
+            self._book.add(self.key.name, self._period(), spent_usd)
+
+    def refusal(self) -> QuotaExceeded:
+        budget, period = self.key.budget_usd, self.key.budget_period
+        when = "" if period == "total" else f" per {period} (UTC)"
+        left = max(self.left_usd() or Decimal(0), Decimal(0))
+        message = (
+            f"key {self.key.name!r} has a budget of {budget:f} USD{when}, of which {left:f} are left, less than the next call may cost"
+        )
+        return QuotaExceeded(f"{message}; ask the operator for more, or lower max_tokens")
+
+    def _period(self) -> str:
+        day = self._today().isoformat()
+        return {"total": "", "month": day[:7], "day": day}[self.key.budget_period]
+
+
+class Purses:
+    """One purse per key name, made when first needed."""
+
+    def __init__(self, book: SpendBook, today: Callable[[], datetime.date] = _today) -> None:
+        self._book, self._today = book, today
+        self._purses: dict[str, KeyPurse] = {}
+
+    def of(self, key: ClientKey) -> KeyPurse:
+        """The purse of `key`, as its entry stands now."""
+        purse = self._purses.setdefault(key.name, KeyPurse(key, self._book, self._today))
+        purse.key = key
+        return purse
+
+    def spent_usd(self) -> dict[str, Decimal]:
+        """By name, of the keys seen so far, in their current period."""
+        return {name: purse.spent_usd() for name, purse in self._purses.items()}

@@ -1,0 +1,158 @@
+"""Every bound of a request is a config field, and breaking it is told before any model is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
+from r2_serve.engines.scripted import ScriptedEngine
+from r2_serve.errors import EngineUnavailable
+from r2_serve.http.api import create_app
+from r2_serve.router import in_process
+from tests.in_process import allocation_json, model, plan_json, routing
+from tests.scripted_backend import chat_body
+from tests.test_api import error_of
+
+WIDE = plan_json("a", "b", "c", "d")
+DEEP = plan_json("a", "b #1", "c #2", "d #3")
+
+
+class Endpoint:
+    """The real router behind the real HTTP layer, over scripted models."""
+
+    def __init__(self, *, limits: dict[str, Any], plan: str = WIDE, small: Any = ("ok",), **server: Any) -> None:
+        replies = {"small": small, "large": ("ok",), "decomposer": (plan,), "allocator": (allocation_json(*["small"] * 4),)}
+        self.engines = {name: reply if hasattr(reply, "generate") else ScriptedEngine(reply) for name, reply in replies.items()}
+        config = RouterConfig(models=tuple(model(name, max_tokens=10) for name in self.engines), server=ServerConfig(**server))
+        router = in_process(config, routing(limits=LimitsConfig(**limits)), lambda card: self.engines[card.name])
+        self.app = create_app(router, config.server)
+
+    async def ask(self, **parameters: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://r2") as client:
+            return await client.post("/v1/chat/completions", json=chat_body(**parameters))
+
+    @property
+    def num_calls(self) -> int:
+        return sum(len(engine.calls) for engine in self.engines.values())
+
+
+def messages(number: int, text: str = "x") -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}] * number
+
+
+def own_plan(number: int, *, is_chain: bool = False, text: str = "x") -> dict[str, Any]:
+    steps = [{"id": i, "text": text, "depends_on": [i - 1] if is_chain and i > 1 else []} for i in range(1, number + 1)]
+    return {"plan": {"subtasks": steps}}
+
+
+@pytest.mark.parametrize("asked", ["r2", "small"])
+@pytest.mark.parametrize(
+    ("field", "limit", "within", "beyond", "param"),
+    [
+        ("max_messages", 3, {"messages": messages(3)}, {"messages": messages(4)}, "messages"),
+        ("max_query_chars", 9, {"messages": messages(1, "x" * 9)}, {"messages": messages(1, "x" * 10)}, "messages"),
+        ("max_tokens", 7, {"max_tokens": 7}, {"max_tokens": 8}, "max_tokens"),
+        ("max_tokens", 7, {"max_completion_tokens": 7}, {"max_completion_tokens": 8}, "max_tokens"),
+    ],
+)
+async def test_a_request_beyond_a_limit_costs_nothing(field: str, limit: int, within: Any, beyond: Any, param: str, asked: str) -> None:
+    endpoint = Endpoint(limits={field: limit})
+    refused = await endpoint.ask(model=asked, **beyond)
+    assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+    assert str(limit) in error_of(refused)["message"]
+    assert endpoint.num_calls == 0
+    assert (await endpoint.ask(model=asked, **within)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "limit", "within", "beyond"),
+    [
+        ("max_subtasks", 3, own_plan(3), own_plan(4)),
+        ("max_depth", 3, own_plan(3, is_chain=True), own_plan(4, is_chain=True)),
+        ("max_subtask_chars", 5, own_plan(2, text="x" * 5), own_plan(2, text="x" * 6)),
+    ],
+)
+async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(field: str, limit: int, within: Any, beyond: Any) -> None:
+    endpoint = Endpoint(limits={field: limit})
+    refused = await endpoint.ask(r2={**beyond, "policy": "all:small"})
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "r2.plan")
+    assert endpoint.num_calls == 0
+    assert (await endpoint.ask(r2={**within, "policy": "all:small"})).status_code == 200
+
+
+@pytest.mark.parametrize(("field", "plan"), [("max_subtasks", WIDE), ("max_depth", DEEP)])
+async def test_a_models_plan_beyond_a_limit_is_not_run(field: str, plan: str) -> None:
+    reply = (await Endpoint(limits={field: 3}, plan=plan).ask()).json()["r2"]
+    assert reply["subtasks"] == 1 and reply["plan_fallback"]
+    assert (await Endpoint(limits={field: 4}, plan=plan).ask()).json()["r2"]["subtasks"] == 4
+
+
+async def test_no_more_subtasks_run_at_once_than_allowed() -> None:
+    num_running, most = 0, 0
+
+    class Counting(ScriptedEngine):
+        async def generate(self, *args: Any, **options: Any) -> Any:
+            nonlocal num_running, most
+            num_running += 1
+            most = max(most, num_running)
+            await asyncio.sleep(0)
+            num_running -= 1
+            return await super().generate(*args, **options)
+
+    for limit in (1, 3):
+        most = 0
+        assert (await Endpoint(limits={"max_parallel": limit}, small=Counting()).ask()).json()["r2"]["subtasks"] == 4
+        assert most == limit
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+async def test_a_model_is_tried_no_more_often_than_allowed(max_attempts: int) -> None:
+    endpoint = Endpoint(limits={"max_attempts": max_attempts}, small=[EngineUnavailable("down", 0.001)])
+    assert (await endpoint.ask(model="small")).status_code == 503
+    assert endpoint.num_calls == max_attempts
+
+
+@pytest.mark.parametrize(
+    ("limits", "r2"),
+    [({"max_cost_usd": Decimal("0.00001")}, {}), ({}, {"max_cost_usd": "0.00001"}), ({"max_total_tokens": 30}, {})],
+    ids=["the server's cost", "the request's cost", "tokens, the prompt's among them"],
+)
+@pytest.mark.parametrize("asked", ["r2", "small"])
+async def test_a_request_that_could_cost_too_much_is_not_begun(limits: dict[str, Any], r2: dict[str, Any], asked: str) -> None:
+    endpoint = Endpoint(limits=limits)
+    refused = await endpoint.ask(model=asked, r2=r2)
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "budget_exceeded")
+    assert endpoint.num_calls == 0
+
+
+async def test_a_request_cannot_raise_the_servers_limits() -> None:
+    endpoint = Endpoint(limits={"max_cost_usd": Decimal("0.00001"), "max_subtasks": 3})
+    dear = await endpoint.ask(model="small", r2={"max_cost_usd": 1000})
+    wide = await endpoint.ask(r2={**own_plan(4), "max_subtasks": 100})
+    assert error_of(dear)["code"] == "budget_exceeded" and error_of(wide)["param"] == "r2.plan"
+    assert endpoint.num_calls == 0
+
+
+async def test_no_more_calls_are_made_for_a_request_than_allowed() -> None:
+    endpoint = Endpoint(limits={"max_calls": 4})
+    refused = await endpoint.ask()
+    assert error_of(refused)["code"] == "budget_exceeded"
+    assert endpoint.num_calls == 4
+
+
+@pytest.mark.parametrize("n", [0, 2, 128])
+async def test_one_choice_is_made_and_no_more(n: int) -> None:
+    endpoint = Endpoint(limits={})
+    refused = await endpoint.ask(n=n)
+    assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "n", 0)
+
+
+async def test_a_body_is_read_no_further_than_allowed() -> None:
+    endpoint = Endpoint(limits={}, max_body_bytes=1_000)
+    assert (await endpoint.ask(messages=messages(1, "x" * 1_000))).status_code == 413
+    assert (await endpoint.ask(messages=messages(1, "x" * 900))).status_code == 200
