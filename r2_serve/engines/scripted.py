@@ -16,7 +16,7 @@ from typing import Self
 
 from r2_serve.config import ScriptedEngineConfig
 from r2_serve.engines.timing import bounded, deadline_after
-from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
