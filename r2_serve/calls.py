@@ -121,8 +121,8 @@ class _Chain:
             self._num_attempts += 1
             forward = _Forward(self._spec.on_delta)
             try:
-                async with member.quarantine.turn() if self._deaths else nullcontext():
-                    with member.cooldown.observing(permit, limits.cooldown):
+                with member.cooldown.observing(permit, limits.cooldown):
+                    async with member.quarantine.turn() if self._deaths else nullcontext():
                         completion = await self._once(member, forward)
                 return CallResult(completion, member.codec.parse_answer(completion.text), name, self._num_attempts)
             except EngineError as e:
