@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.cooldown import Cooldown, Permit, event_loop_time_s
-from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
+from r2_serve.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
 from r2_serve.ledger import Ledger, Reservation
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.quarantine import MAX_DEATHS, Quarantine
@@ -121,8 +121,8 @@ class _Chain:
             self._num_attempts += 1
             forward = _Forward(self._spec.on_delta)
             try:
-                async with member.quarantine.turn() if self._deaths else nullcontext():
-                    with member.cooldown.observing(permit, limits.cooldown):
+                with member.cooldown.observing(permit, limits.cooldown):
+                    async with member.quarantine.turn() if self._deaths else nullcontext():
                         completion = await self._once(member, forward)
                 return CallResult(completion, member.codec.parse_answer(completion.text), name, self._num_attempts)
             except EngineError as e:
@@ -131,7 +131,7 @@ class _Chain:
                     raise
                 self._check_deaths(e)
                 self._not_before[name] = event_loop_time_s() + self._backoff_s(num_tried, e)
-                if isinstance(e, EngineRefused) or _asks_too_long(e):
+                if isinstance(e, EngineRefused | EngineTimeout) or _asks_too_long(e):
                     num_tried = limits.max_attempts
         self._num_tried[name] = num_tried
         return None
@@ -239,14 +239,14 @@ class _Request:
     async def _bounded(self) -> AsyncGenerator[float, None]:
         """Ends the call at the model's timeout, which it yields.
 
-        Raises: EngineUnavailable then, and where the engine's own work was cancelled without this task being so.
+        Raises: EngineTimeout then, EngineUnavailable where the engine's own work was cancelled without this task being so.
         """
         config, task = self.member.config, asyncio.current_task()
         try:
             async with asyncio.timeout(config.timeout_s):
                 yield config.timeout_s
         except TimeoutError as e:
-            raise EngineUnavailable(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
+            raise EngineTimeout(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
         except asyncio.CancelledError as e:
             if task is not None and task.cancelling():
                 raise

@@ -16,6 +16,7 @@
     |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
     `-- EngineError            502   a model call failed
         |-- EngineUnavailable        connection, timeout, 408/409/429/5xx: may be retried
+        |   |-- EngineTimeout        no whole reply in time: not retried on the same model
         |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
         `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model
@@ -168,6 +169,10 @@ class EngineUnavailable(EngineError):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         Exception.__init__(self, message, retry_after_s)
         self.message, self.retry_after_s = message, retry_after_s
+
+
+class EngineTimeout(EngineUnavailable):
+    """No whole reply within the call's timeout. The same model would take as long again; another may be in time."""
 
 
 class ReplicaDied(EngineUnavailable):

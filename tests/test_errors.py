@@ -53,6 +53,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "InvalidReply": 502,
         "EngineRefused": 502,
         "PoisonousRequest": 422,
+        "EngineTimeout": 503,
         "ReplicaDied": 503,
     }
 

@@ -121,6 +121,25 @@ def test_a_crash_costs_its_calls_no_more_than_the_patience() -> None:
     run(check())
 
 
+def test_a_suspect_that_is_cancelled_in_the_queue_gives_back_its_leave_to_probe() -> None:
+    async def check() -> None:
+        replies: list[Any] = [ReplicaDied("gone", None, "a"), ReplicaDied("gone", None, "b"), "back"]
+        pool = pool_of((model("small"), ScriptedEngine(replies)))
+        limits = LimitsConfig(max_attempts=2, cooldown={"after_failures": 1, "first_s": 0.1})
+        async with pool["small"].quarantine.turn():
+            caller = Caller(pool, Ledger(Budget()), limits, uniform=lambda: 1.0)
+            suspect = asyncio.ensure_future(caller.call("small", CallSpec(render=lambda codec: list(user("x")), stage="execute")))
+            await asyncio.sleep(5)
+            suspect.cancel()
+            await asyncio.wait([suspect])
+        cooldown = pool["small"].cooldown
+        assert cooldown.left_s() == 0
+        permit = cooldown.ask()
+        assert permit is not None and permit.is_probe
+
+    run(check())
+
+
 def test_a_poisonous_query_kills_two_replicas_in_all_however_many_plans_are_sampled() -> None:
     async def check() -> None:
         planner = Deployment(reply=plan_json("a"))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_path: Path) -> None:
     """A query under way at SIGTERM is answered whole, a new one is refused, and no process is left."""
     path, port = tmp_path / "pool.yaml", free_port()
-    path.write_text(scripted_yaml(delay_s={LARGE: 5.0}))
+    path.write_text(scripted_yaml(delay_s={LARGE: 8.0}))
     command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -42,7 +42,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         with ThreadPoolExecutor(1) as pool:
             at_work = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
             while "r2_requests_running 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
-                pass
+                assert not at_work.done()
             process.send_signal(signal.SIGTERM)
             assert any("stopping" in line for line in process.stdout)
             while (late := httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60)).status_code == 200:

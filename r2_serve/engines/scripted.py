@@ -16,7 +16,7 @@ from typing import Self
 
 from r2_serve.config import ScriptedEngineConfig
 from r2_serve.engines.timing import bounded, deadline_after
-from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
+from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
@@ -89,7 +89,7 @@ class ScriptedEngine:
     async def generate(
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> Completion:
-        """The next reply. Raises: what the script says; EngineUnavailable after `timeout_s`."""
+        """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
         await self._wait(self._delay_s, deadline_after(timeout_s))
         return _completion(reply, messages, sampling)
@@ -131,7 +131,7 @@ class ScriptedEngine:
         left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
         if left_s is not None and delay_s > left_s:
             await self._sleep(max(left_s, 0.0))
-            raise EngineUnavailable("the scripted model did not answer in time")
+            raise EngineTimeout("the scripted model did not answer in time")
         if delay_s > 0:
             async with bounded(deadline):
                 await self._sleep(delay_s)
