@@ -9,7 +9,7 @@ and the cost limit is noticed as late. Where one process suffices (it sustains h
 from __future__ import annotations
 
 import asyncio
-import pickle
+import pickle  # of our own objects, between our own processes  # nosec B403
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +76,6 @@ class _Actor:
     async def __call__(self, batch: Batch) -> AsyncGenerator[Batch, None]:
         if self._asker is None:  # here, as the client belongs to the event loop of the calls
             self._asker = HttpAsker(new_client(self._url, api_key=self._api_key))
-        work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # noqa: S301 (our own, from the driver)
+        work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # our own, from the driver  # noqa: S301  # nosec B301
         for row in asyncio.as_completed([row_of(item, self._asker, self._grader, self._setting) for item in work]):
             yield {"row": [(await row).model_dump_json()]}
