@@ -9,7 +9,7 @@ BIN     := .venv/bin
 STAMP   := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval test test-fast lint bench clean
+.PHONY: help install demo eval test test-fast lint audit conformance bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,11 +44,19 @@ test: $(STAMP)  ## every tier that needs no GPU
 test-fast: $(STAMP)  ## no Ray, no torch, no network: under a minute
 	$(BIN)/pytest -q
 
-lint: $(STAMP)  ## style, types, layers
+lint: $(STAMP)  ## style, types, layers, unsafe calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -r r2_serve r2_train -c pyproject.toml
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages (asks PyPI; installs pip-audit under runs/)
+	test -x runs/audit/bin/pip-audit || { $(PYTHON) -m venv runs/audit && runs/audit/bin/pip install -q pip-audit==2.10.1; }
+	runs/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+conformance: $(STAMP)  ## other makers' clients and OpenAI's own description against the endpoint (installs 1 GB under runs/)
+	$(BIN)/python -m tests.conformance.run
 
 bench: $(STAMP)  ## DAG scheduling on real plan shapes: make bench PLANS=plan_shapes.jsonl
 	@test -n "$(PLANS)" || { echo "name the graphs: make bench PLANS=FILE (JSONL rows: num_steps, edges [[from, to], ...])"; exit 1; }

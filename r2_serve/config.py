@@ -34,6 +34,16 @@ def _is_address(url: str) -> str:
     return url
 
 
+def _runs_no_code(engine_kwargs: dict[str, Any]) -> dict[str, Any]:
+    if engine_kwargs.get("trust_remote_code"):
+        raise ValueError("trust_remote_code would run code out of the checkpoint: use an architecture that vLLM itself knows")
+    if engine_kwargs.get("load_format") in ("pt", "npcache"):
+        raise ValueError(
+            f"load_format {engine_kwargs['load_format']!r} unpickles, which can run code: convert the checkpoint to safetensors"
+        )
+    return engine_kwargs
+
+
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 """Name of an environment variable (not its value)."""
 
@@ -89,8 +99,8 @@ class VllmEngineConfig(Config):
     kind: Literal["vllm"]
     model: str
     """`embedded:NAME`, a directory, or a hub name."""
-    engine_kwargs: dict[str, Any] = {}
-    """Passed to `AsyncEngineArgs` verbatim."""
+    engine_kwargs: Annotated[dict[str, Any], AfterValidator(_runs_no_code)] = {}
+    """Passed to `AsyncEngineArgs` verbatim, but for what would run code out of a checkpoint."""
     adapters: dict[str, str] = {}
     """LoRA adapters by name, loaded at the start: directory of each. `user_config` changes them live."""
 

