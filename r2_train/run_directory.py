@@ -82,9 +82,8 @@ class TrainingRun:
     def _manifest(self, tasks: TaskSplit) -> dict[str, object]:
         router, routing = described(self.config.pool)
         virtual = routing.virtual_models[self.config.pool.virtual_model]
-        codecs = {
-            name: get_codec(router.model(section.model).codec) for name, section in zip(MODULES, (virtual.decomposer, virtual.allocator))
-        }
+        models: dict[Module, str] = {"decomposer": virtual.decomposer.model, "allocator": virtual.allocator.model}
+        codecs = {module: get_codec(router.model(model).codec) for module, model in models.items()}
         return {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "code_version": code_version(),
