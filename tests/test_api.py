@@ -194,7 +194,7 @@ async def test_plain_reply_byte_for_byte() -> None:
         response = await client.post(URL, json=chat_body(), headers={"x-request-id": "mine-1"})
     assert response.status_code == 200
     assert response.content == (
-        b'{"id":"chatcmpl-id1","object":"chat.completion","created":1750000000,"model":"r2","system_fingerprint":null,'
+        b'{"id":"chatcmpl-id1","object":"chat.completion","created":1750000000,"model":"r2",'
         b'"choices":[{"index":0,"message":{"role":"assistant","content":"Gr\\u00fc\\u00dfe\\u2028\\"x\\"","refusal":null,"annotations":[]},'
         b'"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":30,"completion_tokens":7,"total_tokens":37},'
         b'"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01","models":["org/small"],"subtasks":2,'

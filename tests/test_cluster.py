@@ -80,6 +80,37 @@ def test_health_metrics_and_unknown_paths(base_url: str) -> None:
     assert set(httpx.get(f"{root}/nowhere").json()["error"]) == {"message", "type", "param", "code"}
 
 
+BAD_BODIES: dict[str, tuple[bytes, int]] = {
+    "empty": (b"", 400),
+    "not JSON": (b"{", 400),
+    "array": (b"[]", 400),
+    "null": (b"null", 400),
+    "not UTF-8": (b'{"model":"\xff"}', 400),
+    "lone surrogate": (b'{"model":"\\ud800"}', 400),
+    "depth": (b'{"model":' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400),
+    "NaN": (b'{"model":"r2","messages":[{"role":"user","content":"x"}],"temperature":NaN}', 400),
+    "huge number": (b'{"model":"r2","seed":' + b"1" * 10_000 + b"}", 400),
+    "wrong types": (b'{"model":1,"messages":"x"}', 400),
+    "upstream": (b'{"model":"r2","messages":[{"role":"user","content":"x"}],"api_base":"http://x"}', 400),
+    "20 MB": (b'{"model":"' + b"x" * 20_000_000 + b'"}', 413),
+}
+
+
+@pytest.mark.parametrize(("body", "status"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
+def test_malformed_requests_are_refused_through_serves_proxy(base_url: str, body: bytes, status: int) -> None:
+    headers = {"content-type": "application/json", "x-request-id": "mine"}
+    response = httpx.post(f"{base_url}/chat/completions", content=body, headers=headers, timeout=60)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_other_content_types_are_refused_through_serves_proxy(base_url: str) -> None:
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}):
+        response = httpx.post(f"{base_url}/chat/completions", content=b"{}", headers=headers, timeout=60)
+        assert response.status_code == 415 and response.json()["error"]["code"] == "unsupported_media_type"
+
+
 async def test_a_killed_model_replica_costs_no_query(base_url: str) -> None:
     """Requests in flight on it are tried again, by its fallback if need be."""
     async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0, timeout=120) as client:

