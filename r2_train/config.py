@@ -112,8 +112,8 @@ class SftConfig(Config):
 
     base: str | None = None
     """Checkpoint to start from: a directory, `embedded:NAME` or a hub name; None: the module's model in the serve config."""
-    fresh: dict[str, int] | None = None
-    """Start from random weights of this shape (`hidden`, `layers`, `heads`, `mlp`) instead: tiny models only. [ours]"""
+    fresh: bool = False
+    """Start from random weights of the base's shape and vocabulary instead: tiny models only. [ours]"""
     lora: dict[str, Any] | None = None
     """`peft.LoraConfig` verbatim; None trains every weight. [paper: LoRA; values ours]"""
     trainer: dict[str, Any] = Field(default_factory=dict)

@@ -135,7 +135,8 @@ class TrainingRun:
         config = self.config.module(module).sft
         if not (directory / "final").exists():
             examples = self.write_sft_examples(module)
-            stage = SftStage(examples=examples, base=base or config.base or self._served_base(module), sft=config, seed=self.config.seed)
+            start = base or config.base or self._served_base(module)
+            stage = SftStage(examples=examples, base=start, sft=config, seed=self.config.seed)
             launch(sft_stage, stage, launch=self.config.launch, directory=directory)
         return directory / "final"
 
@@ -162,14 +163,17 @@ class TrainingRun:
             raise ConfigError(f"no example for the {module} in {self.directory}: run `r2-train collect` and `r2-train search` first")
         return write_examples(self.directory / module / "sft" / "examples.jsonl", examples)
 
-    def _served_base(self, module: Module) -> str | None:
-        """The checkpoint behind the module's model in the serve config, where it is one."""
-        with self.pool() as pool:
-            engine = pool.module_model(module).engine
-        if engine.kind != "served":
-            return None
-        served = load(self.config.pool.serve_config or EMBEDDED).model_apps[engine.app].engine
-        return getattr(served, "path", None) or getattr(served, "model", None)
+    def _served_base(self, module: Module) -> str:
+        """The checkpoint behind the module's model in the serve config. Raises: ConfigError where there is none."""
+        served = load(self.config.pool.serve_config or EMBEDDED)
+        virtual = served.routing.virtual_models[self.config.pool.virtual_model]
+        name = virtual.decomposer.model if module == "decomposer" else virtual.allocator.model
+        engine = served.router.model(name).engine
+        app = served.model_apps[engine.app].engine if engine.kind == "served" else None
+        base = getattr(app, "path", None) or getattr(app, "model", None)
+        if base is None:
+            raise ConfigError(f"{name!r} has no checkpoint to train: set {module}.sft.base")
+        return str(base)
 
     # -- measuring ------------------------------------------------------------------------------------------------
 

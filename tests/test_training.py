@@ -29,7 +29,7 @@ SCAN: dict[str, Any] = {
     "pool": {"virtual_model": "r2-scan"},
     "data": {"benchmark": "scan", "num_train": 64, "num_validation": 32},
     "allocator": {
-        "sft": {"fresh": {"hidden": 16, "layers": 1, "heads": 2, "mlp": 16}},
+        "sft": {"fresh": True},
         "grpo": {
             "reward": {"cost": 1.0},
             "trainer": {
@@ -63,7 +63,7 @@ def allocations(run: TrainingRun) -> list[Example]:
 def sft_of(run: TrainingRun, examples: list[Example], **trainer: Any) -> Path:
     directory = run.directory / "allocator" / "sft"
     config = run.config.allocator.sft.model_copy(update={"trainer": {"per_device_train_batch_size": 32, **trainer}})
-    stage = SftStage(examples=write_examples(directory / "examples.jsonl", examples), base=None, sft=config)
+    stage = SftStage(examples=write_examples(directory / "examples.jsonl", examples), base="embedded:scan-allocator", sft=config)
     launch(sft_stage, stage, launch=LaunchConfig(), directory=directory)
     return directory / "final"
 
@@ -124,12 +124,12 @@ def test_the_best_module_becomes_an_adapter_that_serving_accepts(trained: tuple[
 
 def test_a_lora_is_trained_by_sft_and_goes_on_by_grpo(tmp_path: Path) -> None:
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    sft = {"base": "embedded:scan-allocator", "lora": lora, "trainer": {"max_steps": 4, "per_device_train_batch_size": 8}}
+    sft = {"lora": lora, "trainer": {"max_steps": 4, "per_device_train_batch_size": 8}}
     grpo = {"trainer": {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 9}}
     run = run_in(tmp_path, allocator={"sft": sft, "grpo": grpo})
     start = run.config.allocator.sft
     directory = tmp_path / "allocator" / "sft"
-    stage = SftStage(examples=write_examples(directory / "examples.jsonl", allocations(run)), base=start.base, sft=start)
+    stage = SftStage(examples=write_examples(directory / "examples.jsonl", allocations(run)), base="embedded:scan-allocator", sft=start)
     launch(sft_stage, stage, launch=LaunchConfig(), directory=directory)
     assert (directory / "final" / "adapter_model.safetensors").exists() and not (directory / "final" / "model.safetensors").exists()
     decomposer = Path(__file__).parent.parent / "r2_serve" / "embedded" / "scan-decomposer"
