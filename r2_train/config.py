@@ -103,6 +103,8 @@ class SearchConfig(Config):
     """Runs that must all be correct for a scheme to count as correct: the first greedy, the others sampled. [ours]"""
     temperature: float = Field(default=0.5, gt=0, le=2)
     """Of the sampled runs. [ours]"""
+    num_plans: int | None = Field(default=None, ge=1)
+    """Plans searched; None: every kept one. [ours]"""
     max_schemes: int = Field(default=24, ge=1)
     """Schemes run per plan. [ours; DoT's search took 1.2-2.5 on two tiers]"""
 

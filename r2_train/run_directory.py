@@ -114,7 +114,8 @@ class TrainingRun:
         """Schemes of every kept plan of a training task; thresholds from those of validation tasks."""
         train, validation = self._kept_plans()
         with self.pool() as pool:
-            return await Searcher(pool, self.config.search, Grader(), self.directory / "search").run(train, validation, self.console)
+            searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
+            return await searcher.run(train[: self.config.search.num_plans], validation, self.console)
 
     def _kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
         rows = read_records(self.directory / "collect" / PLANS, CollectedTask)
