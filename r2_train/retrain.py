@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from r2_serve.evaluation.benchmarks import load_tasks, sample_tasks
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.rows import Task
 from r2_train.alternate import RoundRow, alternate
-from r2_train.config import EMBEDDED, TrainConfig, load_config
+from r2_train.config import TrainConfig, load_config
 from r2_train.curves import draw_curves
 from r2_train.measure import RouterScore, measure, measure_reference
 from r2_train.pretrain import pretrain
@@ -37,7 +36,6 @@ from r2_train.run_directory import Pair, TrainingRun
 from r2_train.tiny_data import DomainName
 
 CONFIGS = Path(__file__).parent / "configs"
-SHIPPED = EMBEDDED.parent
 DOMAINS: tuple[DomainName, ...] = ("words", "scan")
 TESTS: dict[DomainName, tuple[str, ...]] = {"words": ("test",), "scan": ("length", "simple")}
 """Held-out splits; the first is the headline."""
@@ -80,6 +78,7 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     headline = tests[TESTS[domain][0]]
     result = {
         "seed": seed,
+        "data_sha256": run.tasks.sha256,
         "accuracy": headline.accuracy,
         "worker_cost_ratio": headline.worker_cost_ratio,
         "total_cost_ratio": headline.total_cost_ratio,
@@ -142,18 +141,6 @@ async def test(run: TrainingRun, pair: Pair, domain: DomainName, split: str, num
 
 def test_tasks(domain: DomainName, split: str, num_tasks: int) -> tuple[Task, ...]:
     return sample_tasks(load_tasks(domain, split), num_tasks)
-
-
-def ship(out: Path, domain: DomainName, seed: int, target: Path) -> list[Path]:
-    """Copies a trained pair over the shipped checkpoints."""
-    shipped = []
-    for module in ("decomposer", "allocator"):
-        source, place = out / f"{domain}-{seed}" / "best" / module, target / f"{domain}-{module}"
-        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(source / name, place / name)
-            (place / name).chmod(0o644)
-        shipped.append(place)
-    return shipped
 
 
 def print_summary(summary: dict[str, Any], domains: Sequence[DomainName], console: Console) -> None:
