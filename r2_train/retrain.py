@@ -70,7 +70,7 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     if done.exists():
         return dict(json.loads(done.read_text()))
     console.rule(f"[bold]{domain}, seed {seed}")
-    watch = Stopwatch()
+    watch = Stopwatch(directory / "cpu_seconds.json")
     run = TrainingRun(config_of(domain, seed), directory, console)
     pair, rows = train_pair(run, base_decomposer(domain, directory / "pretrain", seed, watch), watch)
     draw_curves(directory)
@@ -99,15 +99,23 @@ def config_of(domain: DomainName, seed: int) -> TrainConfig:
 
 @dataclass
 class Stopwatch:
-    """CPU seconds of this process by stage: wall time would tell what else the machine did."""
+    """CPU seconds of this process by stage (wall time would tell what else the machine did), earlier tries at the run included."""
 
+    path: Path
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.cpu_seconds.update(json.loads(self.path.read_text()))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started_s = time.process_time()
-        yield
-        self.cpu_seconds[name] = round(time.process_time() - started_s, 1)
+        try:
+            yield
+        finally:
+            self.cpu_seconds[name] = round(self.cpu_seconds.get(name, 0.0) + time.process_time() - started_s, 1)
+            _write(self.path, self.cpu_seconds)
 
 
 def base_decomposer(domain: DomainName, out: Path, seed: int, watch: Stopwatch) -> Path:
