@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.cooldown import Cooldown, Permit, event_loop_time_s
-from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
 from r2_serve.ledger import Ledger, Reservation
 from r2_serve.prompts import Codec, get_codec
+from r2_serve.quarantine import MAX_DEATHS, Quarantine
 from r2_serve.types import CallStage, Completion, Engine, Message, Sampling, Usage
 
 OnDelta = Callable[[str], Awaitable[None]]
@@ -31,6 +32,7 @@ class PoolMember:
     config: ModelConfig
     engine: Engine
     cooldown: Cooldown = field(default_factory=Cooldown)
+    quarantine: Quarantine = field(default_factory=Quarantine)
 
     @property
     def codec(self) -> Codec:
@@ -76,7 +78,7 @@ class Caller:
     async def call(self, model: str, spec: CallSpec) -> CallResult:
         """Ask `model`, again where that may help, then its fallbacks; models at rest only where all others failed.
 
-        Raises: the last EngineError where all failed; BudgetExceeded.
+        Raises: the last EngineError where all failed; BudgetExceeded; PoisonousRequest.
         """
         chain = _Chain(self, model, spec)
         for name in (model, *self.pool[model].config.fallbacks):
@@ -100,11 +102,13 @@ class _Chain:
         self._num_tried: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._num_attempts = 0
+        self._deaths: set[str] = set()
+        """Replicas that died at work on this call."""
 
     async def ask(self, name: str, *, is_last_resort: bool = False) -> CallResult | None:
         """The reply of `name`, tried again where that may help. None where it failed, or was passed over as it rests.
 
-        Raises: EngineError where the client has already seen a part of the reply; BudgetExceeded.
+        Raises: EngineError where the client has already seen a part of the reply; BudgetExceeded; PoisonousRequest.
         """
         member, limits = self._caller.pool[name], self._caller.limits
         num_tried = self._num_tried.get(name, 0)
@@ -118,17 +122,28 @@ class _Chain:
             forward = _Forward(self._spec.on_delta)
             try:
                 with member.cooldown.observing(permit, limits.cooldown):
-                    completion = await self._once(member, forward)
+                    async with member.quarantine.turn() if self._deaths else nullcontext():
+                        completion = await self._once(member, forward)
                 return CallResult(completion, member.codec.parse_answer(completion.text), name, self._num_attempts)
             except EngineError as e:
                 self.last_error = e
                 if forward.has_started:
                     raise
+                self._check_deaths(e)
                 self._not_before[name] = event_loop_time_s() + self._backoff_s(num_tried, e)
-                if isinstance(e, EngineRefused) or _asks_too_long(e):
+                if isinstance(e, EngineRefused | EngineTimeout) or _asks_too_long(e):
                     num_tried = limits.max_attempts
         self._num_tried[name] = num_tried
         return None
+
+    def _check_deaths(self, error: EngineError) -> None:
+        """Raises: PoisonousRequest where too many replicas died at work on this call."""
+        if isinstance(error, ReplicaDied):
+            self._deaths.add(error.replica)
+        if len(self._deaths) >= MAX_DEATHS:
+            raise PoisonousRequest(
+                f"{len(self._deaths)} replicas died while they worked on this request, so it is not sent to another; change it"
+            ) from error
 
     async def _permit(self, member: PoolMember, *, is_last_resort: bool) -> Permit | None:
         """Leave for the next try, given when it may be made; None where the model rests for longer than that."""
@@ -224,14 +239,14 @@ class _Request:
     async def _bounded(self) -> AsyncGenerator[float, None]:
         """Ends the call at the model's timeout, which it yields.
 
-        Raises: EngineUnavailable then, and where the engine's own work was cancelled without this task being so.
+        Raises: EngineTimeout then, EngineUnavailable where the engine's own work was cancelled without this task being so.
         """
         config, task = self.member.config, asyncio.current_task()
         try:
             async with asyncio.timeout(config.timeout_s):
                 yield config.timeout_s
         except TimeoutError as e:
-            raise EngineUnavailable(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
+            raise EngineTimeout(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
         except asyncio.CancelledError as e:
             if task is not None and task.cancelling():
                 raise

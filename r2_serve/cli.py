@@ -59,7 +59,7 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """
     from rich.console import Console
 
-    from r2_serve.local_cluster import prepare_environment, wait_for_interrupt
+    from r2_serve.local_cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
     console = Console()
@@ -71,7 +71,9 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
         )
         console.print("stop:   ctrl-C")
         wait_for_interrupt()
-        console.print("stopping")
+        console.print("stopping: waiting for the requests at work; once more to cut them off")
+        with contextlib.suppress(KeyboardInterrupt):
+            finish_requests(loaded)
 
 
 @app.command()

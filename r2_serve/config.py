@@ -113,6 +113,8 @@ class ScriptedEngineConfig(Config):
     """Given in turn, again from the first after the last; `{prompt}` stands for the last message."""
     delay_s: float = Field(default=0.0, ge=0)
     """Service time of a call; a streamed reply spreads it over its words."""
+    dies_on: str | None = Field(default=None, min_length=1)
+    """Text in a prompt that kills the process, as a fault in native code would: to see how the rest recovers."""
     adapters: dict[str, str] = {}
     """Names that calls may give, and a directory each. In a reply `{adapter}` stands for the one that was named, or `base`."""
 

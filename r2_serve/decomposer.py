@@ -41,7 +41,7 @@ class Decomposer:
     async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
         """A valid plan within `limits`, always. Its calls are in `ledger`.
 
-        Raises: BudgetExceeded where not even one sample is affordable.
+        Raises: BudgetExceeded where not even one sample is affordable; PoisonousRequest.
         """
         samples = await self._sample(query, config, limits, ledger)
         plans = [sample for sample in samples if isinstance(sample, Plan)]
@@ -76,6 +76,8 @@ class Decomposer:
                     group.create_task(sample(i))
         except TimeoutError:
             pass  # those not back count as rejected, with the slug they began with
+        except ExceptionGroup as e:  # a poisonous request: no other sample may kill a replica too
+            raise e.exceptions[0] from e.exceptions[0].__cause__
         if too_dear and len(too_dear) == config.num_samples:
             raise too_dear[0]
         return samples

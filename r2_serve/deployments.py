@@ -37,6 +37,7 @@ from r2_serve.config import (
 from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
@@ -183,13 +184,20 @@ class RouterDeployment:
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
         self._metrics.watch_models(pool)
+        self._admission = Admission(config.server.max_running, config.server.max_queued)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
             sinks.append(TraceWriter(Path(config.server.trace_dir), redact=self._redact))
         self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return _LeaveRequestIdToServe(create_app(self._router, self._server, metrics=self._metrics, redact=self._redact))
+        app = create_app(self._router, self._server, metrics=self._metrics, admission=self._admission, redact=self._redact)
+        return _LeaveRequestIdToServe(app)
+
+    async def finish(self) -> None:
+        """Takes no new requests, and returns when those at work are answered. There is no way back: for the end of a local cluster."""
+        self._admission.close()
+        await self._admission.idle()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. A wrong one is logged and the old one stays, as in `ModelDeployment`."""

@@ -10,10 +10,14 @@
     |   `-- QuotaExceeded      429   the client key's budget would be
     |-- DeadlineExceeded       504
     |-- Overloaded             429   bounded queue is full; `retry_after_s`
+    |   `-- Stopping           503   the server takes no new requests, as it is about to stop
+    |-- PoisonousRequest       422   each replica that worked on it died; clients should not send it again
     |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
     |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
     `-- EngineError            502   a model call failed
-        |-- EngineUnavailable        connection, timeout, 408/409/429/5xx, replica death: may be retried
+        |-- EngineUnavailable        connection, timeout, 408/409/429/5xx: may be retried
+        |   |-- EngineTimeout        no whole reply in time: not retried on the same model
+        |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
         `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model
 
@@ -111,6 +115,25 @@ class Overloaded(R2Error):
         self.message, self.retry_after_s = message, retry_after_s
 
 
+class Stopping(Overloaded):
+    """Refused as the server is about to stop, once those at work are answered."""
+
+    status = 503
+    kind = "api_error"
+    code = "stopping"
+
+
+class PoisonousRequest(R2Error):
+    """One of the request's calls was at work on each of several replicas that died: it is not sent to another.
+
+    No 5xx, which client libraries send again by themselves.
+    """
+
+    status = 422
+    kind = "invalid_request_error"
+    code = "poisonous_request"
+
+
 class SubtaskFailed(R2Error):
     """Subtask `subtask` failed on `model` and on every fallback."""
 
@@ -146,6 +169,18 @@ class EngineUnavailable(EngineError):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         Exception.__init__(self, message, retry_after_s)
         self.message, self.retry_after_s = message, retry_after_s
+
+
+class EngineTimeout(EngineUnavailable):
+    """No whole reply within the call's timeout. The same model would take as long again; another may be in time."""
+
+
+class ReplicaDied(EngineUnavailable):
+    """The replica at work on the call died. `replica` tells one death from another: many calls may report the same."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None, replica: str = "") -> None:
+        Exception.__init__(self, message, retry_after_s, replica)
+        self.message, self.retry_after_s, self.replica = message, retry_after_s, replica
 
 
 class InvalidReply(EngineError):

@@ -97,11 +97,28 @@ def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
 
 
 def wait_for_interrupt() -> None:
-    """Until ctrl-C or SIGTERM."""
+    """Until ctrl-C or SIGTERM; a second one raises KeyboardInterrupt."""
     interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: interrupted.set())
+        signal.signal(number, interrupt)
     interrupted.wait()
+
+
+def finish_requests(config: ServeConfig) -> None:
+    """Takes no new requests, and returns when those at work are answered or their deadline has passed."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(TimeoutError, RayError):
+        finishing = serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
+        finishing.result(timeout_s=config.routing.limits.deadline_s)
+        serve.delete(config.router_app_name)  # returns when the last bytes of their replies are out
 
 
 def _run(config: ServeConfig) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from r2_serve.allocator import AllocationResult, everything_to
 from r2_serve.calls import Pool, PoolMember
 from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig
 from r2_serve.decomposer import Decomposition
-from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, R2Error
+from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, PoisonousRequest, R2Error, ReplicaDied
 from r2_serve.ledger import Ledger, lost_call
 from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
 
@@ -83,7 +84,7 @@ class ServedDecomposer:
         stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
         try:
             made: Decomposition = await stage.run(member, member.codec.render_decompose(query, limits.max_subtasks), query, config, limits)
-        except BudgetExceeded:
+        except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
             fallback = f"no valid plan: decomposer_failed ({e.message[:200]})"
@@ -113,7 +114,7 @@ class ServedAllocator:
         stage = _Stage(self._handle.allocate, ledger, "allocate", config.max_tokens)
         try:
             made: AllocationResult = await stage.run(member, messages, query, plan, config, tuple(names), fallback_model, limits)
-        except BudgetExceeded:
+        except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
             return AllocationResult(allocation=everything_to(fallback_model, plan), fallback=f"allocator_failed ({e.message[:200]})")
@@ -168,10 +169,15 @@ async def _awaited(response: Any) -> Any:
 
 def unwrapped(error: Exception) -> R2Error:
     """The `R2Error` raised in the replica, or what the failure of the replica means to us."""
-    for candidate in (error, getattr(error, "cause", None)):
+    candidates = (error, getattr(error, "cause", None))
+    for candidate in candidates:
         if isinstance(candidate, R2Error) and type(candidate).__module__ == R2Error.__module__:
             return candidate
-    return EngineUnavailable(f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}")
+    message = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+    for candidate in candidates:
+        if isinstance(candidate, RayActorError):
+            return ReplicaDied(message, None, str(candidate.actor_id))
+    return EngineUnavailable(message)
 
 
 def _as_engine_error(error: R2Error, app: str) -> EngineError:

@@ -19,12 +19,13 @@ from typing import Self
 
 from r2_serve.config import ModelConfig, ModelServerConfig
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
-from r2_serve.errors import EngineRefused
+from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.pool import EngineFor
 from r2_serve.types import Completion, Delta, Engine, Message, Sampling
 
 COMMIT_EVERY = 500
 """Replies between two commits: what a killed run may have to ask again."""
+LOCK_TIMEOUT_S = 1.0
 
 
 class SpendLimitReached(EngineRefused):
@@ -45,12 +46,23 @@ class CallCache:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, check_same_thread=False)  # TRL runs rewards on a thread of their own, one at a time
+        self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=LOCK_TIMEOUT_S)  # TRL runs rewards on a thread of their own
+        self._lock()
         self._db.execute("create table if not exists calls (key text primary key, reply text not null, cost_usd text not null)")
         rows = self._db.execute("select key, reply, cost_usd from calls").fetchall()
         self._replies.update((key, Completion.model_validate_json(reply)) for key, reply, _ in rows)
         self.spent_usd = sum((Decimal(cost) for _, _, cost in rows), Decimal(0))
         return self
+
+    def _lock(self) -> None:
+        """Holds the file until it is closed. Raises: ConfigError where another process does."""
+        self._db.execute("pragma locking_mode = exclusive")
+        try:
+            self._db.execute("begin exclusive")
+            self._db.commit()
+        except sqlite3.OperationalError as e:
+            self._db.close()
+            raise ConfigError(f"{self.path} is in use by another process: wait for it, or choose another --out") from e
 
     def __exit__(self, *_: object) -> None:
         self._db.commit()

@@ -45,10 +45,15 @@ def evaluate_chain(model: TinyModel, model_dir: Path, num_tasks: int, seed: int 
     reference = _reference_cost(tasks, load_pool("words", model_dir)[-1])
     return ChainReport(
         num_tasks=len(tasks),
-        accuracy=sum(_answer(reply.text) == task.gold for reply, task in zip(replies, tasks, strict=True)) / len(tasks),
+        accuracy=sum(chain_answer(reply.text) == task.gold for reply, task in zip(replies, tasks, strict=True)) / len(tasks),
         cost=sum(model.cost(reply.usage) for reply in replies) / reference,
         tokens_per_task=sum(reply.usage.total_tokens for reply in replies) / len(tasks),
     )
+
+
+def chain_answer(reply: str) -> str:
+    """What stands after the bar; nothing where there is none."""
+    return CODEC.parse_answer(reply.partition("|")[2])
 
 
 def _example(task: Task) -> Example:
@@ -59,11 +64,6 @@ def _example(task: Task) -> Example:
 
 def _as_worker(text: str) -> str:
     return CODEC.render_query(ask(text))[0].content
-
-
-def _answer(reply: str) -> str:
-    """What stands after the bar; nothing where there is none."""
-    return CODEC.parse_answer(reply.partition("|")[2])
 
 
 def _reference_cost(tasks: Iterable[Task], largest: TinyModel) -> int:

@@ -25,8 +25,8 @@ class CheckTrainer(TrainerCallback):  # type: ignore[misc]  # transformers is un
         optimizer = given["optimizer"]
         if self.is_deepspeed and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
             raise ConfigError(
-                f"DeepSpeed was asked for, but the trainer runs without it (its optimizer is {type(optimizer).__name__}): make "
-                "its arguments of `run.training_arguments()`; `use_cpu=True` and ACCELERATE_USE_CPU switch DeepSpeed off silently"
+                f"DeepSpeed was asked for, but the trainer runs without it (its optimizer is {type(optimizer).__name__}): make its "
+                "arguments of `run.training_arguments()`, and override neither `deepspeed` nor `use_cpu` nor ACCELERATE_USE_CPU"
             )
         if args.world_size != self.world_size:
             raise ConfigError(

@@ -116,6 +116,26 @@ def alternate(
 
 
 @app.command()
+def adapter(
+    config: ConfigOption,
+    out: OutOption,
+    module: ModuleOption,
+    name: Annotated[str, typer.Option(help="Of the adapter; never used again, as engines cache by name.")],
+    parent: Annotated[Path, typer.Option(help="Where its directory goes.")] = Path("adapters"),
+) -> None:
+    """Write the best module of a run as an adapter with its manifest, for `r2-serve publish`.
+
+    \b
+    Example:  r2-train adapter --module allocator --name alloc-0002 -c r2_train/configs/embedded-scan.yaml -o runs/scan
+              r2-serve publish adapters/alloc-0002 --config serve_config.yaml
+    """
+    from r2_train.publish import write_module
+
+    path = _guarded(lambda: write_module(_run(config, out), module.value, name, parent))
+    typer.echo(f"written: {path}. Now: r2-serve publish {path} --config serve_config.yaml")
+
+
+@app.command()
 def retrain(
     domain: Annotated[Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")] = Domain.both,
     out: OutOption = Path("runs/retrain"),

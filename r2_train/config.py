@@ -103,6 +103,8 @@ class SearchConfig(Config):
     """Runs that must all be correct for a scheme to count as correct: the first greedy, the others sampled. [ours]"""
     temperature: float = Field(default=0.5, gt=0, le=2)
     """Of the sampled runs. [ours]"""
+    num_plans: int | None = Field(default=None, ge=1)
+    """Plans searched; None: every kept one. [ours]"""
     max_schemes: int = Field(default=24, ge=1)
     """Schemes run per plan. [ours; DoT's search took 1.2-2.5 on two tiers]"""
 
@@ -112,8 +114,8 @@ class SftConfig(Config):
 
     base: str | None = None
     """Checkpoint to start from: a directory, `embedded:NAME` or a hub name; None: the module's model in the serve config."""
-    fresh: dict[str, int] | None = None
-    """Start from random weights of this shape (`hidden`, `layers`, `heads`, `mlp`) instead: tiny models only. [ours]"""
+    fresh: bool = False
+    """Start from random weights of the base's shape and vocabulary instead: tiny models only. [ours]"""
     lora: dict[str, Any] | None = None
     """`peft.LoraConfig` verbatim; None trains every weight. [paper: LoRA; values ours]"""
     trainer: dict[str, Any] = Field(default_factory=dict)

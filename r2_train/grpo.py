@@ -23,7 +23,7 @@ from r2_train.examples import Example, read_examples
 from r2_train.launch import StageRun
 from r2_train.model_files import load_causal_lm, load_tokenizer, lora_config, save_final
 from r2_train.rewards import Judge, PlanReward, Reference, TokenCounts
-from r2_train.run_log import attach_log
+from r2_train.run_log import attach_log, quiet_libraries
 from r2_train.served_pool import Checkpoint, ServedPool, open_pool
 from r2_train.tasks import TaskSplit
 
@@ -72,6 +72,7 @@ def run(stage: GrpoStage, run: StageRun) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    quiet_libraries()
     examples = read_examples(stage.examples)
     model, tokenizer = load_causal_lm(stage.base), load_tokenizer(stage.base)
     arguments = {**DEFAULTS, **run.training_arguments(), **stage.grpo.trainer, "seed": stage.seed}

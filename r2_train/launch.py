@@ -52,8 +52,8 @@ class LaunchConfig(Config):
     """A shipped ZeRO configuration or a JSON file; None trains without DeepSpeed."""
     max_failures: int = Field(default=2, ge=0)
     """Times that all workers are started again from the last checkpoint after one of them failed."""
-    max_checkpoints: int | None = Field(default=2, ge=1)
-    """Newest checkpoints kept; None keeps all."""
+    max_checkpoints: int | None = Field(default=None, ge=1)
+    """Newest checkpoints kept; None keeps all, of which `r2-train alternate` then takes the best."""
     storage: str | None = None
     """Where checkpoints go. None: the stage's directory, which every node must see under the same path (one machine, or NFS).
     A URI such as s3://bucket/runs: nodes write to their own disks and upload from there, and `final` comes back at the end."""
@@ -107,8 +107,8 @@ class StageRun:
     def training_arguments(self) -> dict[str, Any]:
         """The `TrainingArguments` that follow from the place.
 
-        Under DeepSpeed on CPUs `use_cpu` stays off, which would silently replace it by plain data parallelism; bfloat16,
-        TRL's default, is then refused; and accelerate must take the state that `deepspeed_worker` has set up.
+        Under DeepSpeed on CPUs `use_cpu` stays off, with which some versions of accelerate would train without DeepSpeed;
+        bfloat16, TRL's default, is then refused; and accelerate must take the state that `deepspeed_worker` has set up.
         """
         is_cpu_deepspeed = self.deepspeed is not None and not self.use_gpu
         return {

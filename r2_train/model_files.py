@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
-from r2_train.examples import Example
 from r2_train.launch import StageRun
 
 GENERIC = "PreTrainedTokenizerFast"
@@ -42,13 +40,15 @@ def load_tokenizer(base: str) -> Any:
     return tokenizer
 
 
-def make_fresh(shape: dict[str, int], examples: Sequence[Example], seed: int) -> tuple[Any, Any]:
-    """A tiny model of random weights that knows the words of `examples`, prompts as a compact codec renders them."""
-    from r2_train.tiny_models import Shape, TinyModel
+def load_fresh(base: str, seed: int) -> Any:
+    """A model of the base's shape with random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    words = sorted({word for example in examples for text in (example.messages[-1].content, example.target or "") for word in text.split()})
-    tiny = TinyModel.create("fresh", Shape(**shape), words, seed)
-    return tiny.model, tiny.tokenizer
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(resolve_checkpoint(base), local_files_only=is_local_checkpoint(base))
+    )
 
 
 def lora_config(options: dict[str, Any] | None) -> Any:

@@ -43,7 +43,7 @@ from r2_train.tiny_data import (
 from r2_train.tiny_models import Example, Schedule, Shape, TinyModel, train
 
 NUM_PLAN_TASKS = 40_000
-NUM_CHAIN_TASKS = 100_000
+NUM_CHAIN_TASKS = 60_000
 NUM_CALCULATIONS = 240_000
 NUM_LABELLED_TASKS = 4_000
 NUM_VALIDATION_TASKS = 600
@@ -71,7 +71,7 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         Recipe("words-280k", "worker", Shape(96, 3, 3, 192), Schedule(3500, 2048, 3e-3)),
         Recipe("words-decomposer", "decomposer", Shape(32, 2, 2, 48), Schedule(3000, 4096, 1e-2, num_parts=2)),
         Recipe("words-allocator", "allocator", Shape(16, 2, 2, 32), Schedule(1000, 4096, 8e-3)),
-        Recipe("words-cot", "baseline", Shape(96, 4, 4, 192), Schedule(4000, 4096, 3e-3, num_parts=2)),
+        Recipe("words-cot", "baseline", Shape(96, 4, 4, 192), Schedule(1500, 4096, 3e-3, muon_learning_rate=0.02, num_parts=2)),
     ),
     "scan": (
         Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 5e-3)),
@@ -150,7 +150,7 @@ def _train_one(run: Run, recipe: Recipe) -> None:
     examples = _examples(run, recipe)
     words_known = vocabulary(examples)
     if recipe.role == "allocator":
-        words_known = sorted({*words_known, *(f"@{i}" for i in range(1, len(run.pool) + 1))})
+        words_known = sorted({*words_known, *_allocator_words(run)})
     schedule = replace(recipe.schedule, steps=max(1, round(recipe.schedule.steps * run.steps_scale)))
     tiny = TinyModel.create(recipe.name, recipe.shape, words_known, run.seed)
     print(f"{recipe.name}: {tiny.num_params:,} parameters, {len(examples):,} examples, {schedule.steps} steps", flush=True)
@@ -204,6 +204,13 @@ def _allocator_examples(run: Run) -> list[Example]:
         allocation_example(task.query, task.reference_plan, cheapest(rows, target, run.pool), pool)
         for task, rows in zip(tasks[NUM_VALIDATION_TASKS:], rates[NUM_VALIDATION_TASKS:], strict=True)
     ]
+
+
+def _allocator_words(run: Run) -> set[str]:
+    """What plans of any style may show it, and every choice: reinforcement learning brings it plans that its labels lack."""
+    tasks = words.tasks("train", NUM_METRIC_TASKS, run.seed) if run.domain == "words" else scan.tasks("train", run.seed)
+    prompts = {CODEC.render_allocate(task.query, plan, [])[0].content for task in tasks for plan in task.plans}
+    return {word for prompt in prompts for word in prompt.split()} | {f"@{i}" for i in range(1, len(run.pool) + 1)}
 
 
 def _rated_tasks(run: Run, workers: Sequence[TinyModel]) -> tuple[list[Task], list[Rates]]:

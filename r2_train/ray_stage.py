@@ -166,11 +166,14 @@ def _store_final(final: Path) -> None:
 
     storage = ray.train.get_context().get_storage()
     target = f"{storage.experiment_fs_path}/{final.name}"
+    storage.storage_filesystem.create_dir(target)
     pyarrow.fs.copy_files(str(final), target, destination_filesystem=storage.storage_filesystem)
 
 
 def _fetch_final(run_config: RunConfig, directory: Path) -> None:
+    """And from there to `directory` on this machine."""
     import pyarrow.fs
 
+    (directory / "final").mkdir(exist_ok=True)
     filesystem, path = pyarrow.fs.FileSystem.from_uri(run_config.storage_path)
     pyarrow.fs.copy_files(f"{path}/{run_config.name}/final", str(directory / "final"), source_filesystem=filesystem)

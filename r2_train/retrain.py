@@ -9,13 +9,15 @@ Test tasks are read once, at the end. `summary.json` holds the figures, a direct
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -70,19 +72,19 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     if done.exists():
         return dict(json.loads(done.read_text()))
     console.rule(f"[bold]{domain}, seed {seed}")
-    started_s = time.process_time()
+    watch = Stopwatch()
     run = TrainingRun(config_of(domain, seed), directory, console)
-    pair, rows = asyncio.run(train_pair(run, base_decomposer(domain, directory / "pretrain", seed)))
-    cpu_seconds = time.process_time() - started_s
-    tests = {split: asyncio.run(test(run, pair, domain, split, num_test)) for split in TESTS[domain]}
+    pair, rows = train_pair(run, base_decomposer(domain, directory / "pretrain", seed, watch), watch)
     draw_curves(directory)
+    tests = {split: asyncio.run(test(run, pair, domain, split, num_test)) for split in TESTS[domain]}
     headline = tests[TESTS[domain][0]]
     result = {
         "seed": seed,
         "accuracy": headline.accuracy,
         "worker_cost_ratio": headline.worker_cost_ratio,
         "total_cost_ratio": headline.total_cost_ratio,
-        "cpu_seconds": round(cpu_seconds, 1),
+        "cpu_seconds": round(sum(watch.cpu_seconds.values()), 1),
+        "cpu_seconds_of": watch.cpu_seconds,
         "tests": {split: score.model_dump() for split, score in tests.items()},
         "rounds": [row.model_dump() for row in rows],
     }
@@ -96,20 +98,38 @@ def config_of(domain: DomainName, seed: int) -> TrainConfig:
     return config.model_copy(update={"seed": seed, "data": config.data.model_copy(update={"seed": seed})})
 
 
-def base_decomposer(domain: DomainName, out: Path, seed: int) -> Path:
+@dataclass
+class Stopwatch:
+    """CPU seconds of this process by stage: wall time would tell what else the machine did."""
+
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started_s = time.process_time()
+        yield
+        self.cpu_seconds[name] = round(time.process_time() - started_s, 1)
+
+
+def base_decomposer(domain: DomainName, out: Path, seed: int, watch: Stopwatch) -> Path:
     """A decomposer that writes plans of every style, trained from random weights."""
     name = f"{domain}-decomposer"
-    if not (out / name / "model.safetensors").exists():
-        pretrain(domain, out, seed=seed, only=name)
+    with watch.stage("pretrain"):
+        if not (out / name / "model.safetensors").exists():
+            pretrain(domain, out, seed=seed, only=name)
     return out / name
 
 
-async def train_pair(run: TrainingRun, base: Path) -> tuple[Pair, list[RoundRow]]:
+def train_pair(run: TrainingRun, base: Path, watch: Stopwatch) -> tuple[Pair, list[RoundRow]]:
     """Collect, search, SFT, alternate."""
-    run.console.print(await run.collect({"decomposer": base}))
-    run.console.print(await run.search())
-    start: Pair = {"decomposer": run.sft("decomposer", base=str(base)), "allocator": run.sft("allocator")}
-    return await alternate(run, start)
+    with watch.stage("collect"):
+        run.console.print(asyncio.run(run.collect({"decomposer": base})))
+    with watch.stage("search"):
+        run.console.print(asyncio.run(run.search()))
+    with watch.stage("sft"):
+        start: Pair = {"decomposer": run.sft("decomposer", base=str(base)), "allocator": run.sft("allocator")}
+    with watch.stage("alternate"):
+        return asyncio.run(alternate(run, start))
 
 
 async def test(run: TrainingRun, pair: Pair, domain: DomainName, split: str, num_tasks: int) -> RouterScore:

@@ -31,6 +31,7 @@ from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.manifest import code_version
 from r2_serve.evaluation.row_log import read_records
 from r2_serve.evaluation.rows import Task
+from r2_serve.prompts import get_codec
 from r2_serve.serve_config import load
 from r2_train.call_cache import CallCache
 from r2_train.collect import PLANS, CollectedTask, Collector, CollectSummary
@@ -40,7 +41,7 @@ from r2_train.launch import launch
 from r2_train.measure import RouterScore, measure, measure_reference
 from r2_train.rewards import Reference
 from r2_train.search import SCHEMES, PlannedTask, SearchedPlan, Searcher, SearchSummary
-from r2_train.served_pool import Checkpoint, ServedPool, open_pool
+from r2_train.served_pool import Checkpoint, ServedPool, described, open_pool
 from r2_train.sft import SftStage
 from r2_train.sft import run as sft_stage
 from r2_train.tasks import TaskSplit
@@ -79,8 +80,10 @@ class TrainingRun:
         return tasks
 
     def _manifest(self, tasks: TaskSplit) -> dict[str, object]:
-        with self.pool() as pool:
-            codecs = {module: pool.members[pool.module_model(module).name].codec for module in MODULES}
+        router, routing = described(self.config.pool)
+        virtual = routing.virtual_models[self.config.pool.virtual_model]
+        models: dict[Module, str] = {"decomposer": virtual.decomposer.model, "allocator": virtual.allocator.model}
+        codecs = {module: get_codec(router.model(model).codec) for module, model in models.items()}
         return {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "code_version": code_version(),
@@ -88,7 +91,7 @@ class TrainingRun:
             "num_train": len(tasks.train),
             "num_validation": len(tasks.validation),
             "codecs": {module: f"{codec.name} {codec.version}" for module, codec in codecs.items()},
-            "pool": list(pool.pool),
+            "pool": list(virtual.pool),
             "packages": {name: version(name) for name in PACKAGES},
             "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         }
@@ -111,7 +114,8 @@ class TrainingRun:
         """Schemes of every kept plan of a training task; thresholds from those of validation tasks."""
         train, validation = self._kept_plans()
         with self.pool() as pool:
-            return await Searcher(pool, self.config.search, Grader(), self.directory / "search").run(train, validation, self.console)
+            searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
+            return await searcher.run(train[: self.config.search.num_plans], validation, self.console)
 
     def _kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
         rows = read_records(self.directory / "collect" / PLANS, CollectedTask)
@@ -132,7 +136,8 @@ class TrainingRun:
         config = self.config.module(module).sft
         if not (directory / "final").exists():
             examples = self.write_sft_examples(module)
-            stage = SftStage(examples=examples, base=base or config.base or self._served_base(module), sft=config, seed=self.config.seed)
+            start = base or config.base or self._served_base(module)
+            stage = SftStage(examples=examples, base=start, sft=config, seed=self.config.seed)
             launch(sft_stage, stage, launch=self.config.launch, directory=directory)
         return directory / "final"
 
@@ -159,14 +164,17 @@ class TrainingRun:
             raise ConfigError(f"no example for the {module} in {self.directory}: run `r2-train collect` and `r2-train search` first")
         return write_examples(self.directory / module / "sft" / "examples.jsonl", examples)
 
-    def _served_base(self, module: Module) -> str | None:
-        """The checkpoint behind the module's model in the serve config, where it is one."""
-        with self.pool() as pool:
-            engine = pool.module_model(module).engine
-        if engine.kind != "served":
-            return None
-        served = load(self.config.pool.serve_config or EMBEDDED).model_apps[engine.app].engine
-        return getattr(served, "path", None) or getattr(served, "model", None)
+    def _served_base(self, module: Module) -> str:
+        """The checkpoint behind the module's model in the serve config. Raises: ConfigError where there is none."""
+        served = load(self.config.pool.serve_config or EMBEDDED)
+        virtual = served.routing.virtual_models[self.config.pool.virtual_model]
+        name = virtual.decomposer.model if module == "decomposer" else virtual.allocator.model
+        engine = served.router.model(name).engine
+        app = served.model_apps[engine.app].engine if engine.kind == "served" else None
+        base = getattr(app, "path", None) or getattr(app, "model", None)
+        if base is None:
+            raise ConfigError(f"{name!r} has no checkpoint to train: set {module}.sft.base")
+        return str(base)
 
     # -- measuring ------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,15 @@ TENSORBOARD = "tensorboard"
 SHOWN = ("loss", "reward", "accuracy", "well_formed", "cost_ratio", "frac_reward_zero_std")
 
 
+def quiet_libraries() -> None:
+    """No bars of libraries for work of milliseconds: what training tells is told here."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+
+
 def attach_log(trainer: Any, run: StageRun) -> None:
     """What the trainer logs goes to `metrics.jsonl` and `tensorboard` in the stage's directory, and ten lines of it to the terminal."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback

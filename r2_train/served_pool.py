@@ -143,11 +143,16 @@ class ServedPool:
         return await member.engine.generate(messages, sampling, adapter=adapter, timeout_s=member.config.timeout_s)
 
 
+def described(config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
+    """Models and routing as `config` has them, without anything to ask. Raises: ConfigError."""
+    return _with_experiments(load(config.serve_config or EMBEDDED), config)
+
+
 def open_pool(config: PoolConfig, cache: CallCache, modules: Mapping[Module, Checkpoint] | None = None) -> ServedPool:
     """The pool that `config` describes, decomposer and allocator being `modules` where given. Raises: ConfigError."""
     served = load(config.serve_config or EMBEDDED)
     router, routing = _with_experiments(served, config)
-    apps = dict(served.model_apps)
+    apps = served.model_apps
     for module, checkpoint in (modules or {}).items():
         router, routing = _with_module(router, routing, config, module, checkpoint)
     engine_for = _made_once(cached_engines(_engines(config, apps), apps, cache))

@@ -14,8 +14,8 @@ from r2_serve.errors import ConfigError
 from r2_train.config import SftConfig
 from r2_train.examples import Example, read_examples
 from r2_train.launch import StageRun
-from r2_train.model_files import load_causal_lm, load_tokenizer, lora_config, make_fresh, save_final
-from r2_train.run_log import attach_log
+from r2_train.model_files import load_causal_lm, load_fresh, load_tokenizer, lora_config, save_final
+from r2_train.run_log import attach_log, quiet_libraries
 
 DEFAULTS: dict[str, Any] = {
     "completion_only_loss": True,
@@ -35,8 +35,8 @@ class SftStage(Config):
     """What `run` needs; it travels to Ray Train's workers."""
 
     examples: Path
-    base: str | None
-    """Checkpoint to start from; None where `sft.fresh` gives a shape."""
+    base: str
+    """Checkpoint to start from, or whose shape and vocabulary to take (`sft.fresh`)."""
     sft: SftConfig
     seed: int = 0
 
@@ -46,13 +46,10 @@ def run(stage: SftStage, run: StageRun) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    quiet_libraries()
     examples = read_examples(stage.examples)
-    if stage.sft.fresh is not None:
-        model, tokenizer = make_fresh(stage.sft.fresh, examples, stage.seed)
-    elif stage.base is not None:
-        model, tokenizer = load_causal_lm(stage.base), load_tokenizer(stage.base)
-    else:
-        raise ConfigError("sft needs a base checkpoint, or the shape of a fresh model")
+    model = load_fresh(stage.base, stage.seed) if stage.sft.fresh else load_causal_lm(stage.base)
+    tokenizer = load_tokenizer(stage.base)
     args = SFTConfig(**{**DEFAULTS, **run.training_arguments(), **stage.sft.trainer, "seed": stage.seed})
     trainer = SFTTrainer(
         model=model,

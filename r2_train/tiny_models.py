@@ -59,6 +59,9 @@ class Schedule:
     steps: int
     batch_tokens: int = 4096
     learning_rate: float = 3e-3
+    muon_learning_rate: float | None = None
+    """Of the matrices inside the layers, which Muon then trains; None is AdamW throughout.
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024)."""
     num_parts: int = 1
     """A step adds up the gradients of this many batches, each of examples of like length; 1 mixes lengths in one."""
 
@@ -168,19 +171,21 @@ def train(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed
     """Trains in place on one thread and prints progress; returns CPU seconds."""
     torch.set_num_threads(1)
     started = time.process_time()
-    optimizer, scheduler = _make_optimizer(tiny.model, schedule)
+    optimizers = _make_optimizers(tiny.model, schedule)
+    schedulers = [_make_scheduler(optimizer, schedule.steps) for optimizer in optimizers]
     tiny.model.train()
     running = 0.0
     batches = _batches(tiny, examples, schedule, seed)
     for step in range(1, schedule.steps + 1):
-        optimizer.zero_grad(set_to_none=True)
+        tiny.model.zero_grad(set_to_none=True)
         for tokens, labels in islice(batches, schedule.num_parts):
             loss = _loss(tiny.model, tokens, labels) / schedule.num_parts
             loss.backward()  # type: ignore[no-untyped-call]
             running += loss.item()
         torch.nn.utils.clip_grad_norm_(tiny.model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
         if step % REPORT_STEPS == 0 or step == schedule.steps:
             mean_loss = running / ((step - 1) % REPORT_STEPS + 1)
             print(f"{tiny.name}: step {step}/{schedule.steps} loss {mean_loss:.4f} cpu {time.process_time() - started:.0f}s", flush=True)
@@ -189,12 +194,20 @@ def train(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed
     return time.process_time() - started
 
 
-def _make_optimizer(model: Qwen2ForCausalLM, schedule: Schedule) -> tuple[Optimizer, LRScheduler]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = max(1, round(WARMUP_SHARE * schedule.steps))
+def _make_optimizers(model: Qwen2ForCausalLM, schedule: Schedule) -> list[Optimizer]:
+    hidden = [weight for weight in model.model.layers.parameters() if weight.ndim == 2] if schedule.muon_learning_rate else []
+    others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in hidden)]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+    if schedule.muon_learning_rate:
+        optimizers.append(torch.optim.Muon(hidden, lr=schedule.muon_learning_rate, weight_decay=0.01))
+    return optimizers
+
+
+def _make_scheduler(optimizer: Optimizer, steps: int) -> LRScheduler:
+    warmup = max(1, round(WARMUP_SHARE * steps))
     rise = LinearLR(optimizer, 1 / warmup, total_iters=warmup)
-    fall = CosineAnnealingLR(optimizer, max(1, schedule.steps - warmup))
-    return optimizer, SequentialLR(optimizer, [rise, fall], [warmup])
+    fall = CosineAnnealingLR(optimizer, max(1, steps - warmup))
+    return SequentialLR(optimizer, [rise, fall], [warmup])
 
 
 def _loss(model: Qwen2ForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Fault:
     streamed: str = ""
     """Text that the client has by then: nobody else may answer after it."""
     is_slow: bool = False
-    """Told by a timeout alone."""
+    """Told by a timeout alone, after which the same model is not asked again."""
 
 
 def refused(script: Script) -> Fault:
@@ -73,10 +73,10 @@ STATUSES: dict[str, Fault] = {
     "redirect": refused(said(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions")),
     "reset before the head": Fault(Script(has_head=False, is_reset=True), UNAVAILABLE),
     "closed before the head": Fault(Script(has_head=False), UNAVAILABLE),
-    "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, is_slow=True),
+    "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
     "not HTTP": Fault(Script([b"SSH-2.0-OpenSSH_9.6\r\n"], has_head=False), UNAVAILABLE),
-    "head, then nothing": Fault(Script(is_held=True), UNAVAILABLE, is_slow=True),
-    "drip of 10 bytes a second": Fault(Script(itertools.repeat(b" "), gap_s=0.1), UNAVAILABLE, is_slow=True),
+    "head, then nothing": Fault(Script(is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
+    "drip of 10 bytes a second": Fault(Script(itertools.repeat(b" "), gap_s=0.1), UNAVAILABLE, num_hits=1, is_slow=True),
 }
 
 PLAIN: dict[str, Fault] = {
@@ -97,7 +97,7 @@ PLAIN: dict[str, Fault] = {
     "short Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) - 30), INVALID),
     "body shorter than Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) + 30), UNAVAILABLE),
     "reset within the body": Fault(Script([WHOLE[:20]], content_length=len(WHOLE), is_reset=True), UNAVAILABLE),
-    "endless body": Fault(Script(itertools.repeat(b" " * 1000), gap_s=0.001), UNAVAILABLE, is_slow=True),
+    "endless body": Fault(Script(itertools.repeat(b" " * 1000), gap_s=0.001), UNAVAILABLE, num_hits=1, is_slow=True),
 }
 
 STREAMED: dict[str, Fault] = {
@@ -109,7 +109,9 @@ STREAMED: dict[str, Fault] = {
     "error event at once": Fault(events(ERROR), INVALID),
     "no choices, ever": Fault(events({"id": "x"}, {"id": "x"}, "[DONE]"), INVALID),
     "choices of another type": Fault(events({"choices": "x"}), INVALID),
-    "comments for ever": Fault(Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01), UNAVAILABLE, is_slow=True),
+    "comments for ever": Fault(
+        Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01), UNAVAILABLE, num_hits=1, is_slow=True
+    ),
     "cut with FIN": Fault(events(SAID), INVALID, 1, "wrong"),
     "cut within an event": Fault(Script([*sse(SAID), b'data: {"choi'], headers=SSE), INVALID, 1, "wrong"),
     "[DONE] without finish_reason": Fault(events(SAID, "[DONE]"), INVALID, 1, "wrong"),

@@ -1,10 +1,15 @@
-"""A stage for the tests of launching: TRL GRPO of the embedded SCAN decomposer, rewarded for planning as the reference does."""
+"""Stages for the tests of launching, with a witness of what each worker did.
+
+`train` is TRL GRPO of the embedded SCAN decomposer, rewarded for planning as the reference does; `train_on_served_pool`
+is the product's own stage.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,8 @@ from r2_serve.domains import scan
 from r2_serve.errors import CodecError
 from r2_serve.prompts import get_codec
 from r2_serve.types import Plan
+from r2_train import grpo
+from r2_train.grpo import GrpoStage
 from r2_train.launch import StageRun
 
 CODEC = get_codec("compact")
@@ -31,6 +38,8 @@ class GrpoConfig(Config):
     save_steps: int = 2
     kill_rank_at: tuple[int, int] | None = None
     """(rank, step): that worker ends by SIGKILL after that step, once, when a checkpoint has been registered."""
+    witness: str | None = None
+    """Directory for what `Witness` writes; None: the run's."""
     extra_arguments: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
 
 
@@ -38,11 +47,11 @@ def train(config: GrpoConfig, run: StageRun) -> None:
     """The stage."""
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(DECOMPOSER)
-    witness = Witness(run, config.kill_rank_at)
+    witness = Witness(run, Path(config.witness or run.directory), config.kill_rank_at)
 
     def reward(completions: list[str], query: list[str], reference: list[str], **given: Any) -> list[float]:
         witness.write(event="rewarded", queries=sorted(set(query)))
-        return plans_as_the_reference(completions, reference)
+        return plans_as_the_reference(completions, query, reference)
 
     arguments = run.training_arguments() | {
         "max_steps": config.max_steps,
@@ -50,7 +59,7 @@ def train(config: GrpoConfig, run: StageRun) -> None:
         "per_device_train_batch_size": 4,
         "num_generations": 4,
         "max_completion_length": 24,
-        "temperature": 1.5,
+        "temperature": 3.0,  # the shipped model is sure of itself: else a group has no differences to learn from
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "optim": "adamw_torch",
@@ -83,14 +92,15 @@ def prompts(num_tasks: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def plans_as_the_reference(completions: list[str], reference: list[str]) -> list[float]:
+def plans_as_the_reference(completions: list[str], queries: list[str], reference: list[str]) -> list[float]:
     """Share of the reference's steps, in its order, that a completion has; 0 where it is no plan."""
-    return [_agreement(text, Plan.model_validate_json(plan)) for text, plan in zip(completions, reference, strict=True)]
+    rows = zip(completions, queries, reference, strict=True)
+    return [_agreement(text, query, Plan.model_validate_json(plan)) for text, query, plan in rows]
 
 
-def _agreement(completion: str, reference: Plan) -> float:
+def _agreement(completion: str, query: str, reference: Plan) -> float:
     try:
-        plan = CODEC.parse_plan(completion)
+        plan = CODEC.parse_plan(completion, query)
     except CodecError:
         return 0.0
     wanted = [subtask.text for subtask in reference.subtasks]
@@ -98,19 +108,31 @@ def _agreement(completion: str, reference: Plan) -> float:
     return sum(a == b for a, b in zip(planned, wanted)) / max(len(planned), len(wanted))
 
 
+class OnServedPool(Config):
+    """`r2_train.grpo` with a witness."""
+
+    stage: GrpoStage
+    kill_rank_at: tuple[int, int]
+
+
+def train_on_served_pool(config: OnServedPool, run: StageRun) -> None:
+    """The product's stage."""
+    witness = Witness(run, run.directory, config.kill_rank_at)
+    grpo.run(config.stage, replace(run, callbacks=(*run.callbacks, witness)))
+
+
 class Witness(TrainerCallback):  # type: ignore[misc]
     """Writes down what each attempt of each rank did; and is the killer."""
 
-    def __init__(self, run: StageRun, kill_rank_at: tuple[int, int] | None) -> None:
+    def __init__(self, run: StageRun, directory: Path, kill_rank_at: tuple[int, int] | None) -> None:
         self.run, self.kill_rank_at = run, kill_rank_at
-        self.folder = run.directory / "witness"
+        self.folder = directory / "witness"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.attempt = len(list(self.folder.glob(f"rank{run.rank}-attempt*")))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        self.write(
-            event="begin", step=state.global_step, pid=os.getpid(), zero=type(getattr(given["optimizer"], "optimizer", None)).__name__
-        )
+        optimizer = getattr(given["optimizer"], "optimizer", None)
+        self.write(event="begin", pid=os.getpid(), optimizer=type(optimizer).__name__)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         self.write(event="step", step=state.global_step)
@@ -128,6 +150,25 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def witnessed(directory: Path, rank: int, attempt: int) -> list[dict[str, Any]]:
-    """What `Witness` wrote."""
-    return [json.loads(line) for line in (directory / "witness" / f"rank{rank}-attempt{attempt}.jsonl").read_text().splitlines()]
+@dataclass(frozen=True)
+class Witnessed:
+    """What `Witness` wrote of one attempt of one rank."""
+
+    lines: list[dict[str, Any]]
+
+    @property
+    def begin(self) -> dict[str, Any]:
+        return next(line for line in self.lines if line["event"] == "begin")
+
+    @property
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.lines if line["event"] == "step"]
+
+    @property
+    def queries(self) -> set[str]:
+        return {query for line in self.lines if line["event"] == "rewarded" for query in line["queries"]}
+
+
+def witnessed(directory: Path, rank: int, attempt: int) -> Witnessed:
+    path = directory / "witness" / f"rank{rank}-attempt{attempt}.jsonl"
+    return Witnessed([json.loads(line) for line in path.read_text().splitlines()])

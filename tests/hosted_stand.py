@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from r2_serve.calls import Pool
 from r2_serve.config import HostedEngineConfig, LimitsConfig, ModelConfig, RouterConfig, RoutingConfig, ServerConfig
 from r2_serve.engines.hosted import HostedEngine
 from r2_serve.http.api import create_app
@@ -52,6 +53,12 @@ class Stand:
     metrics: Metrics
     router: Router
     traces: list[Trace] = field(default_factory=list)
+
+    @property
+    def pool(self) -> Pool:
+        pipeline = self.router._pipeline
+        assert pipeline is not None
+        return pipeline.pool
 
     async def ask(self, *, stream: bool, model: str = "first", text: str = "two plus two", **extras: Any) -> Reply:
         body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream, "r2": extras}

@@ -20,7 +20,8 @@ SMALL, LARGE, PLANNER, PICKER = "small", "large", "planner", "picker"
 def scripted_config(**changes: Any) -> dict[str, Any]:
     """Two workers, a decomposer whose plan is a diamond's upper half, and an allocator that sends the last step to `large`.
 
-    `replies` and `delay_s` by model name change what a model says and how long it takes; `limits` and `server` as in the config.
+    `replies` and `delay_s` by model name change what a model says and how long it takes, `dies_on` which text in a prompt kills it;
+    `limits` and `server` as in the config; `more_models` are further entries of `models`.
     """
     replies = {
         SMALL: ["half"],
@@ -29,8 +30,11 @@ def scripted_config(**changes: Any) -> dict[str, Any]:
         PICKER: [json.dumps({"models": [SMALL, SMALL, LARGE]})],
         **changes.get("replies", {}),
     }
-    delay_s = changes.get("delay_s", {})
-    engines = {name: {"kind": "scripted", "replies": replies[name], "delay_s": delay_s.get(name, 0.0)} for name in replies}
+    delay_s, dies_on = changes.get("delay_s", {}), changes.get("dies_on", {})
+    engines = {
+        name: {"kind": "scripted", "replies": replies[name], "delay_s": delay_s.get(name, 0.0), "dies_on": dies_on.get(name)}
+        for name in replies
+    }
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": 8000},
@@ -79,6 +83,10 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
         "name": "r2",
         "route_prefix": "/",
         "import_path": "r2_serve.app:build",
-        "args": {"models": models, "prices_as_of": "2026-11", "server": changes.get("server", {})},
+        "args": {
+            "models": [*models, *changes.get("more_models", ())],
+            "prices_as_of": changes.get("prices_as_of", "2026-11"),
+            "server": changes.get("server", {}),
+        },
         "deployments": [router, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from r2_serve.errors import Overloaded
+from r2_serve.errors import Overloaded, Stopping
 from r2_serve.http.admission import Admission
 
 
@@ -87,3 +87,25 @@ async def test_retry_after_follows_the_measured_service_time() -> None:
             async with admission.slot():
                 pass
     assert refused.value.retry_after_s == pytest.approx(20, abs=1)
+
+
+async def test_a_closed_door_lets_those_inside_finish_and_says_when_they_have() -> None:
+    admission, gates = Admission(1, 1), [asyncio.Event(), asyncio.Event()]
+
+    async def work(gate: asyncio.Event) -> str:
+        async with admission.slot():
+            await gate.wait()
+        return "served"
+
+    inside = [asyncio.create_task(work(gate)) for gate in gates]
+    await asyncio.sleep(0)
+    admission.close()
+    with pytest.raises(Stopping) as refused:
+        await work(gates[0])
+    assert (refused.value.status, refused.value.retry_after_s >= 1) == (503, True)
+    idle = asyncio.create_task(admission.idle())
+    for gate, task in zip(gates, inside):
+        assert not idle.done()
+        gate.set()
+        assert await task == "served", "at work or in the queue"
+    await asyncio.wait_for(idle, 5)

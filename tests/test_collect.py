@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from r2_serve.errors import EngineUnavailable
+from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.evaluation.graders import Grader
 from r2_serve.types import Engine
 from r2_train.call_cache import SpendLimitReached
@@ -74,3 +74,8 @@ async def test_the_spend_limit_stops_the_run_and_a_higher_one_goes_on(tmp_path: 
         await collected(tmp_path, engines(), max_cost_usd=Decimal("0.0005"))
     summary = await collected(tmp_path, engines(), max_cost_usd=Decimal(1))
     assert summary.num_kept == 6
+
+
+def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
+    with cache_in(tmp_path), pytest.raises(ConfigError, match="in use by another process"), cache_in(tmp_path):
+        pass

@@ -303,3 +303,7 @@ def test_retry_after_as_a_date() -> None:
     later = retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
     assert later is not None
     assert 55 < later <= 60
+
+
+def test_retry_after_as_a_date_counts_from_the_replys_own_date() -> None:
+    assert retry_after_s("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT") == 30.0

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +118,20 @@ async def test_calls_are_recorded() -> None:
     await deltas(engine, Sampling())
     assert [(call.sampling.seed, call.adapter, call.timeout_s) for call in engine.calls] == [(1, "a", 3.0), (None, None, None)]
     assert engine.calls[0].messages == tuple(MESSAGES)
+
+
+async def test_adapters_are_known_by_name_and_a_reply_may_say_which(tmp_path: Path) -> None:
+    config = ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",), adapters={"a": str(tmp_path)})
+    engine = ScriptedEngine.from_config(config)
+    engine.add_adapter("b", str(tmp_path))
+    assert [(await engine.generate(MESSAGES, Sampling(), adapter=name)).text for name in ("a", "b", None)] == ["by a", "by b", "by base"]
+    await engine.remove_adapter("a")
+    with pytest.raises(EngineRefused, match=r"no adapter 'a'; this engine has \['b'\]"):
+        await engine.generate(MESSAGES, Sampling(), adapter="a")
+    with pytest.raises(ConfigError, match="new name"):
+        engine.add_adapter("b", str(tmp_path))
+    with pytest.raises(ConfigError, match="is no directory"):
+        engine.add_adapter("c", str(tmp_path / "c"))
 
 
 def test_served_needs_ray() -> None:

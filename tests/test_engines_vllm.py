@@ -112,6 +112,7 @@ async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str]
     with pytest.raises(EngineRefused, match=r"no adapter 'late'; this engine has \['first', 'second'\]"):
         await reply_text(engine, adapter="late")
     engine.add_adapter("late", adapters["late"])
+    await engine.load_adapter("late")
     assert await reply_text(engine, adapter="late") not in {await reply_text(engine), await reply_text(engine, adapter="first")}
     with pytest.raises(ConfigError, match="new name"):
         engine.add_adapter("late", adapters["late"])
@@ -125,6 +126,8 @@ async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str]
 async def test_a_broken_adapter_is_refused_and_the_engine_lives(engine: VllmEngine, adapters: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text((Path(adapters["late"]) / "adapter_config.json").read_text())
     engine.add_adapter("broken", str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        await engine.load_adapter("broken")
     with pytest.raises(EngineRefused, match="cannot be loaded"):
         await reply_text(engine, adapter="broken")
     await engine.remove_adapter("broken")

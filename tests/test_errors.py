@@ -45,12 +45,16 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "QuotaExceeded": 429,
         "DeadlineExceeded": 504,
         "Overloaded": 429,
+        "Stopping": 503,
         "SubtaskFailed": 502,
         "CodecError": 500,
         "EngineError": 502,
         "EngineUnavailable": 503,
         "InvalidReply": 502,
         "EngineRefused": 502,
+        "PoisonousRequest": 422,
+        "EngineTimeout": 503,
+        "ReplicaDied": 503,
     }
 
 

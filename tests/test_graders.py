@@ -66,6 +66,7 @@ def champ_row(gold: str) -> dict[str, Any]:
         ("The answer is F.", None),
         ("The answer is Bank of England.", None),
         ("", None),
+        ("the", None),
         ("I don't know.", None),
     ],
 )
@@ -347,7 +348,8 @@ def test_lines_are_graded_in_order_by_gold_or_official_row() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["{broken", "[1]", "3", "", '{"id": "x"}', '{"id": "x", "answer": 3, "gold": "B"}', '{"id": "x", "answer": "B"}',
+    ["{broken", "[1]", "3", '{"id": "x"}',
+     '{"id": null, "answer": NaN, "gold": "B"}', '{"id": "x", "answer": 3, "gold": "B"}', '{"id": "x", "answer": "B"}',
      '{"id": "x", "answer": "B", "gold": 5}', '{"id": "x", "answer": "B", "row": {"id": "x"}}', "[" * 100_000],
 )  # fmt: skip
 def test_a_bad_line_is_an_error_verdict_and_the_rest_is_graded(line: str) -> None:
@@ -370,6 +372,21 @@ def test_a_bad_line_is_an_error_verdict_and_the_rest_is_graded(line: str) -> Non
 def test_every_benchmark_takes_a_bare_gold(benchmark: Benchmark, gold: object, answer: str) -> None:
     (verdict,) = graded(benchmark, {"id": "x", "gold": gold, "answer": answer})
     assert (verdict.id, verdict.correct) == ("x", True)
+
+
+def test_blank_lines_are_no_rows_and_lines_keep_their_numbers() -> None:
+    good = json.dumps({"gold": "B", "answer": "(B)"})
+    assert [verdict.id for verdict in graded("csqa", "", good, "  ", good)] == ["line 2", "line 4"]
+
+
+def test_every_row_of_one_id_is_graded() -> None:
+    assert [v.correct for v in graded("csqa", *({"id": "x", "gold": "B", "answer": answer} for answer in ("(B)", "(C)")))] == [True, False]
+
+
+@pytest.mark.parametrize("answer", ["", " ", "a", "the", ".", "b", "choice", "option"])
+def test_no_empty_or_idle_answer_passes_for_a_letter_of_a_bare_gold(answer: str) -> None:
+    verdicts = graded("csqa", *({"id": letter, "gold": letter, "answer": answer} for letter in "ABCDE"))
+    assert {verdict.status for verdict in verdicts} == {"unparsed"}
 
 
 def test_a_math_gold_is_a_short_answer_or_a_whole_solution() -> None:

@@ -14,9 +14,12 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "openai", "fastapi")
     [
         ("r2_serve.pipeline", HEAVY),
         ("r2_serve.traces", HEAVY),
+        ("r2_serve.adapters", HEAVY),
+        ("r2_serve.publishing.cli", HEAVY),
         ("r2_serve.engines", HEAVY),
         ("r2_serve.engines.scripted", HEAVY),
         ("r2_serve.cli", ("ray", "torch", "transformers", "vllm")),
+        ("r2_train.launch", ("ray", "torch", "transformers", "deepspeed")),
     ],
 )
 def test_import_stays_light(module: str, unwanted: tuple[str, ...]) -> None:

@@ -120,7 +120,7 @@ class Market:
 
     async def _one(self, question: str) -> list[dict[str, Any]]:
         rng = self.rng
-        r2: dict[str, Any] = {"trace": True}
+        r2: dict[str, Any] = {"trace": rng.random() < 0.3}
         name = rng.choices(("r2", *WORKERS), (8, 1, 1))[0]
         if name == "r2" and rng.random() < 0.4:
             r2["policy"] = rng.choice(("all:small", "random", "final-only:small,large"))
@@ -194,7 +194,7 @@ def test_trace_body_header_and_usage_agree_to_the_last_digit(market: Market) -> 
         (r2,) = told
         exact = sum((call.cost_usd for call in trace.calls), Decimal(0))
         assert trace.cost_usd == exact == Decimal(r2["cost_usd"])
-        assert Trace.model_validate(r2["trace"]) == trace
+        assert "trace" not in r2 or Trace.model_validate(r2["trace"]) == trace
         assert sum((result.cost_usd for result in trace.results), Decimal(0)) <= trace.worker_cost_usd == Decimal(r2["worker_cost_usd"])
         if "x-r2-cost-usd" in headers:
             assert Decimal(headers["x-r2-cost-usd"]) == exact

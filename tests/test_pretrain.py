@@ -10,13 +10,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import r2_serve  # noqa: E402
 from r2_serve.domains import scan, words  # noqa: E402
-from r2_train.chain_of_thought import chain_examples  # noqa: E402
+from r2_train.chain_of_thought import chain_answer, chain_examples, evaluate_chain  # noqa: E402
 from r2_train.pretrain import RECIPES, pretrain  # noqa: E402
-from r2_train.tiny_data import CODEC, plan_examples, words_plan_examples  # noqa: E402
-from r2_train.tiny_models import TinyModel  # noqa: E402
+from r2_train.tiny_data import CODEC, plan_examples, vocabulary, words_plan_examples  # noqa: E402
+from r2_train.tiny_models import Shape, TinyModel  # noqa: E402
 
 pytestmark = pytest.mark.train
+
+EMBEDDED = Path(r2_serve.__file__).parent / "embedded"
+SHAPES = (Shape(8, 1, 1, 8), Shape(16, 1, 1, 16))
 
 
 def test_a_decomposer_is_shown_every_style_or_the_reference_alone() -> None:
@@ -40,8 +44,18 @@ def test_a_chain_of_thought_is_right_in_every_step_and_ends_in_the_answer() -> N
         for step in chain.split(" ; "):
             asked, _, result = step.partition(" = ")
             assert words.solve(CODEC.parse_answer(asked)) == CODEC.parse_answer(result)
-            results.append(result)
-        assert results[-1] == answer
+            results.append(CODEC.parse_answer(result))
+        assert chain_answer(example.target) == CODEC.parse_answer(answer) == results[-1]
+        assert chain_answer(chain) == "", "a chain that was cut short has no answer"
+
+
+def test_a_chain_of_thought_costs_what_its_tokens_do_relative_to_the_largest_worker() -> None:
+    small, large = (TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0).num_params for shape in SHAPES)
+    few, many = (
+        evaluate_chain(TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0), EMBEDDED, 3) for shape in SHAPES
+    )
+    assert few.accuracy == 0.0, "it is not trained"
+    assert few.cost / (small * few.tokens_per_task) == pytest.approx(many.cost / (large * many.tokens_per_task))
 
 
 def test_training_one_model_writes_a_checkpoint_and_how_it_was_made(tmp_path: Path) -> None:

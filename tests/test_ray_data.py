@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from r2_serve.client import new_client
+from r2_serve.errors import EngineUnavailable
 from r2_serve.evaluation.asker import HttpAsker
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.manifest import setting_of
-from r2_serve.evaluation.ray_data import RayDataRows
+from r2_serve.evaluation.ray_data import RayDataRows, check_cluster
 from r2_serve.evaluation.runner import RowSource, Runner, RunOptions, Standing
 from r2_serve.local_cluster import free_port, local_cluster
 from r2_serve.serve_config import ServeConfig, load
@@ -54,6 +55,11 @@ def test_ray_data_gives_the_rows_of_the_event_loop(tmp_path: Path, served: tuple
         return Counter((line["policy"], line["task_id"], line["status"]) for line in lines_of(directory))
 
     assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
+
+
+def test_cluster_that_does_not_answer_is_told_with_the_way_out() -> None:
+    with pytest.raises(EngineUnavailable, match=r"no answer within 0.01 s\. Start one with ray start --head; .*docs/evaluation.md"):
+        check_cluster(timeout_s=0.01)
 
 
 def test_ray_data_run_goes_on_where_it_was_stopped(tmp_path: Path, served: tuple[ServeConfig, str]) -> None:

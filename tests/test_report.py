@@ -19,7 +19,7 @@ from r2_serve.evaluation.manifest import PoolModel
 from r2_serve.evaluation.page import page
 from r2_serve.evaluation.report import PolicyReport, RunReport, bootstrap_accuracy, bootstrap_difference, report_of
 from r2_serve.evaluation.report_cells import notes, relative_cost
-from r2_serve.evaluation.report_table import broken_name, print_report
+from r2_serve.evaluation.report_table import broken_name, print_overview, print_report
 from r2_serve.evaluation.row_log import RowLog, RowStatus, RunError, RunRow
 from r2_serve.types import CallRecord, Usage
 from tests.scripted_evaluation import manifest_of, sums
@@ -166,6 +166,17 @@ def test_accuracy_is_equal_unless_the_paired_interval_says_otherwise(tmp_path: P
 def test_same_rows_give_the_same_page_to_the_byte(tmp_path: Path) -> None:
     report = four_policies(tmp_path)
     assert page([report]) == page([report_of(tmp_path)])
+
+
+def test_several_runs_are_told_in_a_line_each(tmp_path: Path) -> None:
+    reports = [four_policies(tmp_path / "a"), four_policies(tmp_path / "b")]
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_overview(reports, console)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("words sums")]
+    assert [line.split()[2:] for line in lines] == [["75.0", "%", "25.0-100.0", "single:large", "100.0", "%", "25.0", "%"]] * 2
+    html = page(reports)
+    assert all(f'href="#run-{i}"' in html and f'id="run-{i}"' in html for i in (1, 2))
+    assert 'href="#run' not in page(reports[:1])
 
 
 class Outside(HTMLParser):

@@ -245,7 +245,7 @@ async def test_short_write_is_undone_and_raised(tmp_path: Path, monkeypatch: pyt
 def test_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"policy": "r2"}\n')
-    with pytest.raises(RunError, match=r"rows.jsonl:1 is not a row"):
+    with pytest.raises(RunError, match=r"rows.jsonl:1 is not a RunRow"):
         list(read_rows(path))
 
 

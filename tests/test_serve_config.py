@@ -15,13 +15,14 @@ from r2_serve import serve_config
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import Document, Problem, parse_yaml, path_text, read_yaml
+from tests.small_adapters import adapter as adapter_on_disk
 
 ROOT = Path(__file__).parents[1]
 REFERENCE, EMBEDDED, CLUSTER = ROOT / "serve_config.yaml", ROOT / "r2_serve/embedded/serve_config.yaml", ROOT / "cluster.yaml"
 MANIFEST = ROOT / "r2_serve/embedded/manifest.json"
 SMALL = (Path(__file__).parent / "data/small_serve_config.yaml").read_text()
 ENVIRON = {"SOME_KEY": "x", "OPENAI_API_KEY": "x", "DEEPSEEK_API_KEY": "x", "DASHSCOPE_API_KEY": "x"}
-ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters"]
+ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters", "training"]
 
 
 def edited(old: str, new: str) -> str:
@@ -215,13 +216,46 @@ def test_a_budget_without_a_book_of_spend_is_a_warning(tmp_path: Path) -> None:
     assert with_keys(tmp_path, entry, f"\n      spend_file: {tmp_path}/spend.sqlite") == []
 
 
-def test_adapter_that_user_config_loads_is_known() -> None:
-    text = edited("kind: scripted, delay_s: 0.1", "kind: vllm, model: a/b, adapters: {one: /a}")
-    text = text.replace("num_cpus: 1", "num_gpus: 1\n    user_config: {adapters: {two: /b}}")
+def with_adapters(**directories: Path) -> str:
+    listed = ", ".join(f"{name}: {directory}" for name, directory in directories.items())
+    return edited("num_cpus: 1", f"num_cpus: 1\n    user_config: {{adapters: {{{listed}}}}}")
+
+
+def test_adapter_that_is_loaded_at_the_start_or_by_user_config_is_known(tmp_path: Path) -> None:
+    text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, adapters: {{one: {tmp_path}}}")
+    text = text.replace("num_cpus: 1", f"num_gpus: 1\n    user_config: {{adapters: {{two: {tmp_path}}}}}")
     for adapter in ("one", "two"):
         assert read(text.replace("decomposer: {model: large}", f"decomposer: {{model: small, adapter: {adapter}}}"))[1] == []
     found = only_problem(text.replace("decomposer: {model: large}", "decomposer: {model: small, adapter: tow}"))
     assert "did you mean 'two'?" in found.message
+
+
+def test_adapter_directory_that_is_not_here_is_a_warning_as_it_may_be_on_the_nodes(tmp_path: Path) -> None:
+    found = only_problem(with_adapters(gone=tmp_path / "gone"))
+    assert (found.severity, found.where) == ("warning", "applications[0].deployments[0].user_config.adapters.gone")
+    assert str(tmp_path / "gone") in found.message and "every node" in found.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "called", "message"),
+    [
+        ({"codec_version": 99}, "d1", "trained with version 99 of codec 'instruct'"),
+        ({"codec": "compact"}, "d1", "'small' speaks 'instruct'"),
+        ({"base": "large"}, "d1", "for base 'large', not 'small'"),
+        ({}, "other", "holds adapter 'd1', not 'other'"),
+    ],
+)
+def test_adapter_whose_manifest_does_not_fit_is_an_error(changes: dict[str, str], called: str, message: str, tmp_path: Path) -> None:
+    directory = adapter_on_disk(tmp_path, "d1", **{"base": "small", **changes})
+    assert read(with_adapters(d1=adapter_on_disk(tmp_path / "fits", "d1", base="small")))[1] == []
+    found = only_problem(with_adapters(**{called: directory}))
+    assert found.severity == "error" and message in found.message
+
+
+def test_adapter_whose_weights_were_changed_is_an_error(tmp_path: Path) -> None:
+    directory = adapter_on_disk(tmp_path, "d1", base="small")
+    (directory / "adapter_model.safetensors").write_bytes(b"other")
+    assert "is not what was written" in only_problem(with_adapters(d1=directory)).message
 
 
 # -- the YAML itself ----------------------------------------------------------------------------------------------
@@ -301,12 +335,12 @@ def test_importing_the_module_loads_neither_ray_nor_torch() -> None:
 @pytest.mark.parametrize("alternatives", [[], *([name] for name in ALTERNATIVES), ALTERNATIVES], ids="+".join)
 def test_reference_config_has_no_error_with_any_alternative(alternatives: list[str]) -> None:
     file, problems = read(uncommented(REFERENCE.read_text(), *alternatives))
-    assert problems == []
+    assert [str(problem) for problem in problems if "no directory /mnt/r2/adapters/" not in problem.message] == []
     assert file.router is not None and file.routing is not None
     models = {model.name for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
     for name in alternatives:
-        assert name == "adapters" or (name in models and name in pool and f"m-{name}" in file.model_configs)
+        assert name in ("adapters", "training") or (name in models and name in pool and f"m-{name}" in file.model_configs)
     assert (file.routing.virtual_models["r2"].decomposer.adapter is not None) == ("adapters" in alternatives)
 
 
@@ -335,6 +369,16 @@ def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
         usd = 1.00 / 3600 / tokens_per_second * 1e6
         model = file.router.model(name)
         assert (float(model.usd_per_mtok_out), float(model.usd_per_mtok_in)) == pytest.approx((usd, usd / 10), rel=0.02)
+
+
+def test_beside_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
+    apps = yaml.safe_load(uncommented(REFERENCE.read_text(), "training"))["applications"]
+    asked = [app["deployments"][0]["ray_actor_options"] for app in apps if app["name"] != "r2"]
+    assert asked == [{"num_gpus": 1, "resources": {"serve_gpu": 1}}] * 4
+    nodes = yaml.safe_load(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]
+    has = {name: {kind for kind in node["resources"] if kind.endswith("_gpu")} for name, node in nodes.items()}
+    assert has == {"head": set(), "cpu": set(), "gpu": {"serve_gpu"}, "train": {"train_gpu"}}
+    assert nodes["train"]["resources"]["GPU"] == nodes["train"]["resources"]["train_gpu"]
 
 
 def test_a_model_can_be_removed_from_the_reference() -> None:

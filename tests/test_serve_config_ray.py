@@ -192,6 +192,10 @@ def test_cluster_is_accepted_by_ray_up() -> None:
     assert gpus >= needed == 4
 
 
+def test_cluster_that_trains_too_is_accepted_by_ray_up() -> None:
+    assert set(_launcher_config(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]) == {"head", "cpu", "gpu", "train"}
+
+
 def test_cluster_on_premises_is_accepted_by_ray_up() -> None:
     text = CLUSTER.read_text()
     raw = yaml.safe_load(text)

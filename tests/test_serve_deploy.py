@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -32,6 +33,25 @@ def test_a_deployed_file_answers_and_its_routing_changes_without_a_restart(clust
     changed = cluster.ask("r2").json()
     assert {result["model"] for result in changed["r2"]["trace"]["results"]} == {SMALL}
     assert replica_pids() == pids
+
+
+def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedCluster) -> None:
+    """A price is in `args`, so Serve replaces the router's replicas; the queries at work in the old ones are answered by them."""
+    slow = {"delay_s": {LARGE: 3.0}}
+    cluster.deploy(scripted_config(**slow))
+    until(lambda: cluster.ask(LARGE).elapsed.total_seconds() >= 3)
+    before = replica_pids()
+    with ThreadPoolExecutor(8) as pool:
+        at_work = [pool.submit(cluster.ask, "r2") for _ in range(8)]
+        until(lambda: "r2_requests_running 8.0" in cluster.get("/metrics").text)
+        cluster.deploy(scripted_config(prices_as_of="2027-01", **slow))
+        replies = [future.result() for future in at_work]
+    assert [reply.status_code for reply in replies] == [200] * 8
+    assert {reply.json()["choices"][0]["message"]["content"] for reply in replies} == {"the whole answer of four"}
+    until(lambda: cluster.ask("r2").json()["r2"]["prices_as_of"] == "2027-01")
+    after = replica_pids()
+    assert {(name, pid) for name, pid in before.items() if "#Model" in name} <= after.items(), "no model was touched"
+    assert not {name for name in before if "#Router" in name} & after.keys()
 
 
 def test_the_dashboard_asks_for_the_token(cluster: DeployedCluster) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,14 +14,15 @@ import psutil
 import pytest
 
 from r2_serve.local_cluster import free_port
-from tests.scripted_pool import scripted_yaml
+from tests.scripted_pool import LARGE, SMALL, scripted_yaml
 
 pytestmark = pytest.mark.ray
 
 
-def test_up_answers_until_ctrl_c_and_leaves_no_process(tmp_path: Path) -> None:
+def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_path: Path) -> None:
+    """A query under way at SIGTERM is answered whole, a new one is refused, and no process is left."""
     path, port = tmp_path / "pool.yaml", free_port()
-    path.write_text(scripted_yaml())
+    path.write_text(scripted_yaml(delay_s={LARGE: 8.0}))
     command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -33,10 +35,21 @@ def test_up_answers_until_ctrl_c_and_leaves_no_process(tmp_path: Path) -> None:
                 break
         assert any("ready" in line for line in lines), lines
         body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}]}
-        assert httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60).status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
-        process.send_signal(signal.SIGINT)
+        with ThreadPoolExecutor(1) as pool:
+            at_work = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
+            while "r2_requests_running 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
+                assert not at_work.done()
+            process.send_signal(signal.SIGTERM)
+            assert any("stopping" in line for line in process.stdout)
+            while (late := httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60)).status_code == 200:
+                assert not at_work.done()
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
+            reply = at_work.result()
+        assert (reply.status_code, reply.json()["choices"][0]["message"]["content"]) == (200, "the whole answer of four")
         assert process.wait(timeout=60) == 0
         _, alive = psutil.wait_procs(children, timeout=30)
         assert alive == []

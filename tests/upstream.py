@@ -6,8 +6,9 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,24 @@ async def running_upstream() -> AsyncIterator[Upstream]:
     upstream.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with server:
         yield upstream
+
+
+@contextmanager
+def upstream_in_thread() -> Iterator[Upstream]:
+    """For clients in other processes. What it counts may be read from any thread; its events may not be waited for."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="upstream", daemon=True)
+    thread.start()
+    upstream = Upstream("")
+    try:
+        starting = asyncio.run_coroutine_threadsafe(asyncio.start_server(upstream.serve, "127.0.0.1", 0), loop)
+        server = starting.result(timeout=10)
+        upstream.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        yield upstream
+        loop.call_soon_threadsafe(server.close)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=10)
 
 
 def completion(**changes: Any) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class HostedEngine:
         """Without the key, then cut short: the other way round half a key could stay at the end."""
         message = error.message.replace(self._key, "[key]") if self._key else error.message
         message = message[:MAX_MESSAGE_CHARS]
-        return EngineUnavailable(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
+        return type(error)(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
 
 
 async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:

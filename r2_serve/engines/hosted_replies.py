@@ -182,7 +182,7 @@ def failure_from_status(status: int, headers: Mapping[str, str], content: bytes)
         body = None
     failure = failure_from_body(status, body)
     if isinstance(failure, EngineUnavailable):
-        return EngineUnavailable(failure.message, retry_after_s(headers.get("retry-after")))
+        return EngineUnavailable(failure.message, retry_after_s(headers.get("retry-after"), headers.get("date")))
     return failure
 
 
@@ -200,19 +200,29 @@ def failure_from_body(status: int | None, body: Any) -> EngineError:
     return EngineUnavailable(message) if status in RETRIABLE_STATUSES or status >= 500 else EngineRefused(message)
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None where it says nothing usable."""
+def retry_after_s(value: str | None, sent: str | None = None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None where it says nothing usable.
+
+    A date counts from `sent`, the reply's own Date header, where there is one: our clock may be wrong, or set just now.
+    """
     if value is None:
         return None
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
+        until = _date(value)
+        if until is None:
             return None
-        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        seconds = (until - (_date(sent or "") or datetime.now(UTC))).total_seconds()
     return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return date.replace(tzinfo=date.tzinfo or UTC)
 
 
 def _json_object(content: bytes, what: str) -> dict[str, Any]:

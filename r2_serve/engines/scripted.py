@@ -6,7 +6,9 @@ Not a model: "tokens" are words, so usage, `max_tokens` and streaming are counte
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Self
 
 from r2_serve.config import ScriptedEngineConfig
 from r2_serve.engines.timing import bounded, deadline_after
-from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
+from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
@@ -41,21 +43,30 @@ class ScriptedEngine:
     In a listed text `{prompt}` stands for the last message and `{adapter}` for the call's adapter, or `base`. A call takes
     `delay_s`, a stream spreads it over its words; `sleep` does the waiting. A call that would take longer than its
     `timeout_s` fails when that is over. Made in code, the engine takes any adapter until one is added.
+    A prompt with `dies_on` in it kills the process.
     """
 
-    def __init__(self, replies: Sequence[Reply] | ReplyFunction = ("ok",), *, delay_s: float = 0.0, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        replies: Sequence[Reply] | ReplyFunction = ("ok",),
+        *,
+        delay_s: float = 0.0,
+        sleep: Sleep = asyncio.sleep,
+        dies_on: str | None = None,
+    ) -> None:
         if not callable(replies) and not replies:
             raise ValueError("a scripted engine needs at least one reply")
         self.calls: list[ScriptedCall] = []
         self._replies = replies
         self._delay_s = delay_s
         self._sleep = sleep
+        self._dies_on = dies_on
         self._adapters: dict[str, str] | None = None
 
     @classmethod
     def from_config(cls, config: ScriptedEngineConfig) -> Self:
         """Knows the adapters of `config` alone: calls that name others are refused, as by a real engine."""
-        engine = cls(config.replies, delay_s=config.delay_s)
+        engine = cls(config.replies, delay_s=config.delay_s, dies_on=config.dies_on)
         engine._adapters = {}
         for name, path in config.adapters.items():
             engine.add_adapter(name, path)
@@ -78,7 +89,7 @@ class ScriptedEngine:
     async def generate(
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> Completion:
-        """The next reply. Raises: what the script says; EngineUnavailable after `timeout_s`."""
+        """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
         await self._wait(self._delay_s, deadline_after(timeout_s))
         return _completion(reply, messages, sampling)
@@ -103,6 +114,8 @@ class ScriptedEngine:
             self._check_known(call.adapter)
         position = len(self.calls)
         self.calls.append(call)
+        if self._dies_on is not None and any(self._dies_on in message.content for message in call.messages):
+            os.kill(os.getpid(), signal.SIGKILL)
         if callable(self._replies):
             return self._replies(call.messages, call.sampling)
         reply = self._replies[position % len(self._replies)]
@@ -118,7 +131,7 @@ class ScriptedEngine:
         left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
         if left_s is not None and delay_s > left_s:
             await self._sleep(max(left_s, 0.0))
-            raise EngineUnavailable("the scripted model did not answer in time")
+            raise EngineTimeout("the scripted model did not answer in time")
         if delay_s > 0:
             async with bounded(deadline):
                 await self._sleep(delay_s)

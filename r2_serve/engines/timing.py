@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from r2_serve.errors import EngineUnavailable
+from r2_serve.errors import EngineTimeout
 
 
 def deadline_after(timeout_s: float | None) -> float | None:
@@ -18,10 +18,10 @@ def deadline_after(timeout_s: float | None) -> float | None:
 async def bounded(deadline: float | None) -> AsyncIterator[None]:
     """Ends the block at `deadline`. Never `yield` from an async generator inside it: it would cancel the consumer.
 
-    Raises: EngineUnavailable at the deadline.
+    Raises: EngineTimeout at the deadline.
     """
     try:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError as e:
-        raise EngineUnavailable("the model did not answer in time") from e
+        raise EngineTimeout("the model did not answer in time") from e

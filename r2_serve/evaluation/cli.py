@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from r2_serve.evaluation.manifest import Split
+    from r2_serve.evaluation.rows import Benchmark
     from r2_serve.evaluation.session import EvalRequest
 
+Name = TypeVar("Name", bound=str)
 eval_app = typer.Typer(help="Run benchmarks against the router and its baselines, grade, report.", no_args_is_help=True)
 sandbox_app = typer.Typer(help="Run Python that nobody has read.", no_args_is_help=True)
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "serve_config.yaml"
+SPLITS: tuple[Split, ...] = ("all", "development", "test")
 BENCHMARKS = "math, csqa, p3, scan, champ, musique or words"
 
 
@@ -31,6 +35,8 @@ def _usd(text: str) -> Decimal:
 BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help=f"{BENCHMARKS}.")]
 PolicyOption = Annotated[list[str], typer.Option("--policy", "-p", help="Repeatable; r2, single:MODEL, cot:MODEL, ..., or all.")]
 DataOption = Annotated[str, typer.Option("--data", "-d", help="Official file or directory, hf:NAME, or a generated split.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Tasks, drawn by id; default: all of the split.")]
+SplitOption = Annotated[str | None, typer.Option(help="By task id: all, development, test. Default: test; all of a generated split.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")]
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config; with --url, that of the endpoint.")]
 UrlOption = Annotated[str | None, typer.Option("--url", envvar="R2_EVAL_URL", help="Endpoint, with its /v1; default: in this process.")]
@@ -43,8 +49,8 @@ def run(
     policy: PolicyOption,
     data: DataOption,
     out: OutOption,
-    limit: Annotated[int | None, typer.Option(min=1, help="Tasks, drawn by id; default: all of the split.")] = None,
-    split: Annotated[str | None, typer.Option(help="By task id: all, development, test. Default: test; all of a generated split.")] = None,
+    limit: LimitOption = None,
+    split: SplitOption = None,
     config: ConfigOption = EMBEDDED,
     url: UrlOption = None,
     api_key: KeyOption = None,
@@ -74,18 +80,18 @@ def run(
 
     request = EvalRequest.model_validate(
         {
-            "benchmark": _one_of(benchmark, "benchmark", ("math", "csqa", "p3", "scan", "champ", "musique", "words")),
+            "benchmark": _chosen(benchmark, "benchmark", _benchmarks()),
             "policies": tuple(policy),
             "data": data,
             "out": out,
             "limit": limit,
-            "split": None if split is None else _one_of(split, "split", ("all", "development", "test")),
+            "split": None if split is None else _chosen(split, "split", SPLITS),
             "config": config,
             "url": url,
             "api_key": api_key,
             "virtual_model": model,
             "seed": seed,
-            "engine": _one_of(engine, "engine", ("asyncio", "ray-data")),
+            "engine": _chosen(engine, "engine", ("asyncio", "ray-data")),
             "policy_config": PolicyConfig(tau=tau),
             "options": RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),
             "set_aside_other_run": set_aside,
@@ -104,17 +110,44 @@ def grade(benchmark: Annotated[str, typer.Argument(help=f"{BENCHMARKS}.")]) -> N
     Example:  r2-serve eval grade csqa < rows.jsonl > verdicts.jsonl
     """
     from r2_serve.evaluation.graders import grade_lines
-    from r2_serve.evaluation.rows import BENCHMARKS as NAMES
     from r2_serve.evaluation.sandbox import SandboxUnavailable
 
-    name = next((known for known in NAMES if known == benchmark), None)
-    if name is None:
-        _fail(f"unknown benchmark {benchmark!r}; choose {BENCHMARKS}")
     try:
-        counts = grade_lines(name, sys.stdin, sys.stdout)
+        counts = grade_lines(_chosen(benchmark, "benchmark", _benchmarks()), sys.stdin, sys.stdout)
     except SandboxUnavailable as e:
         _fail(e.message)
     typer.echo(", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no rows", err=True)
+
+
+@eval_app.command()
+def export(
+    benchmark: BenchmarkOption,
+    data: DataOption,
+    file_format: Annotated[str, typer.Option("--format", "-f", help="lm-eval or inspect.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the files.")],
+    limit: LimitOption = None,
+    split: SplitOption = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Model named in the command that is printed.")] = "r2",
+) -> None:
+    """Write tasks for lm-evaluation-harness or inspect-ai: the rows that `eval run` takes, scored by the same rules.
+
+    \b
+    Example:  r2-serve eval export -b scan -d length --limit 200 --format lm-eval --out export/lm-eval -m r2-scan
+    """
+    from r2_serve.errors import R2Error
+    from r2_serve.evaluation.export import FORMATS, command
+    from r2_serve.evaluation.export import export as write
+    from r2_serve.evaluation.session import select_tasks
+
+    name = _chosen(benchmark, "benchmark", _benchmarks())
+    form = _chosen(file_format, "format", FORMATS)
+    try:
+        tasks, _ = select_tasks(name, data, None if split is None else _chosen(split, "split", SPLITS), limit)
+        paths = write(tasks, form, out)
+    except R2Error as e:
+        _fail(e.message)
+    typer.echo(f"{len(tasks)} tasks written: {', '.join(map(str, paths))}\nnow, with an endpoint on port 8000:\n")
+    typer.echo(command(form, name, out, model))
 
 
 @eval_app.command()
@@ -197,10 +230,18 @@ def _finish(work: Coroutine[Any, Any, Any]) -> Any:
         _fail("interrupted; the same command goes on from here")
 
 
-def _one_of(value: str, name: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        _fail(f"unknown {name} {value!r}; choose {', '.join(known)}")
-    return value
+def _benchmarks() -> tuple[Benchmark, ...]:
+    from r2_serve.evaluation.rows import BENCHMARKS as names
+
+    return names
+
+
+def _chosen(value: str, what: str, known: Sequence[Name]) -> Name:
+    """`value` as one of `known`, or the end of the command."""
+    chosen = next((name for name in known if name == value), None)
+    if chosen is None:
+        _fail(f"unknown {what} {value!r}; choose {', '.join(known)}")
+    return chosen
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,4 +1,7 @@
-"""Graders that read: CommonsenseQA letters, SCAN action sequences, MuSiQue spans. Pure functions, no model, no process."""
+"""Graders that read: CommonsenseQA letters, SCAN action sequences, MuSiQue spans, whole numbers. Pure functions.
+
+Nothing but the standard library is imported: `export` hands this file to other evaluation tools as it stands.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 # -- CommonsenseQA ------------------------------------------------------------------------------------------------
 
@@ -21,7 +25,7 @@ def last_letter(answer: str, choices: Mapping[str, str] | None = None) -> str | 
     1. after "answer is", "answer:", "option", "choice" or in a box: `the answer is (B)`, `Answer: B`, `\\boxed{B}`;
     2. in brackets: `(B)`;
     3. at the start of a line, alone or before a stop: `B`, `B. library`;
-    4. the reply is word for word the text of one choice.
+    4. the reply is word for word the text of one choice, articles, case and punctuation aside.
     A capital letter inside a sentence is not an answer: "A" is an article. A letter that is no choice is unparsed.
     """
     letters = set(choices) if choices else set(string.ascii_uppercase[:5])
@@ -29,7 +33,8 @@ def last_letter(answer: str, choices: Mapping[str, str] | None = None) -> str | 
         found = [letter for letter in pattern.findall(answer) if letter in letters]
         if found:
             return str(found[-1])
-    same = [letter for letter, text in (choices or {}).items() if _normalise_span(text) == _normalise_span(answer)]
+    words = _normalise_span(answer)
+    same = [letter for letter, text in (choices or {}).items() if words and _normalise_span(text) == words]
     return same[0] if len(same) == 1 else None
 
 
@@ -88,3 +93,31 @@ def _span_f1(answer: str, gold: str) -> float:
     num_same = (Counter(answer_tokens) & Counter(gold_tokens)).total()
     precision, recall = num_same / len(answer_tokens), num_same / len(gold_tokens)
     return 2 * precision * recall / (precision + recall) if num_same else 0.0
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def last_number(answer: str) -> str | None:
+    """The last whole number of an answer, without thousands separators."""
+    numbers = re.findall(r"(?<![0-9.])-?[0-9]+(?![0-9]|\.[0-9])", answer.replace(",", ""))
+    return str(numbers[-1]) if numbers else None
+
+
+# -- all of them, on exported rows --------------------------------------------------------------------------------
+
+
+def is_right(row: Mapping[str, Any], answer: str) -> bool:
+    """The verdict on an answer to a row of `export`: `benchmark`, `gold`, and csqa's `choices`."""
+    gold = row["gold"]
+    match row["benchmark"]:
+        case "csqa":
+            return last_letter(answer, row["choices"]) == str(gold)
+        case "scan":
+            actions = scan_actions(answer)
+            return actions is not None and actions == scan_actions(gold)
+        case "musique":
+            return bool(answer.strip()) and span_scores(answer, gold)[0] == 1.0
+        case "words":
+            return last_number(answer) == str(gold)
+    raise ValueError(f"no text grader for {row['benchmark']!r}")

@@ -8,7 +8,7 @@
 | scan | the exact action sequence | `grade_text.scan_actions` |
 | p3 | `sat(value) is True`, run in sandboxes | `p3` |
 | musique | exact match with the answer or an alias; F1 beside it | `grade_text.span_scores` |
-| words | the last whole number | here |
+| words | the last whole number | `grade_text.last_number` |
 
 `correct` is None where the grader cannot tell (`ungradable`, `error`, a comparison's own `timeout`): never silently
 False, and never dropped. An answer without a recognisable answer in it is `unparsed` and False.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TextIO
@@ -197,8 +196,7 @@ def grade_musique(golds: Iterable[str], answer: str) -> Verdict:
 
 def grade_number(gold: str, answer: str) -> Verdict:
     """The last whole number of the answer."""
-    numbers = re.findall(r"(?<![0-9.])-?[0-9]+(?![0-9]|\.[0-9])", answer.replace(",", ""))
-    return _choice(numbers[-1].removeprefix("+") if numbers else None, gold)
+    return _choice(grade_text.last_number(answer), gold)
 
 
 def _choice(found: str | None, gold: str) -> Verdict:
@@ -225,7 +223,7 @@ def _short(text: str) -> str:
 
 
 def grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None) -> Counter[str]:
-    """Grade JSONL rows to JSONL verdicts, in order, one for each line; returns how many there were of each status.
+    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank; returns how many there were of each status.
 
     A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the short answer
     (musique: or a list of accepted ones; p3: `{"sat", "ans_type"}`). A bad row gets a verdict of status `error`.
@@ -246,6 +244,8 @@ async def _grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, 
         await grader.start(benchmark)
         window: deque[asyncio.Task[Verdict]] = deque()
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             window.append(group.create_task(_grade_line(grader, benchmark, line, number)))
             if len(window) >= 4 * (os.cpu_count() or 1):
                 await write(window.popleft())
@@ -258,9 +258,10 @@ async def _grade_line(grader: Grader, benchmark: Benchmark, line: str, number: i
     task_id = f"line {number}"
     try:
         record = json.loads(line)
+        if isinstance(record, dict) and record.get("id") is not None:
+            task_id = str(record["id"])
         if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
             raise BenchmarkError("expected an object with a text in `answer`")
-        task_id = str(record.get("id", task_id))
         return await grader.grade(benchmark, _official_row(benchmark, record, task_id), record["answer"], task_id=task_id)
     except (json.JSONDecodeError, BenchmarkError, RecursionError) as e:
         return Verdict(id=task_id, correct=None, status="error", detail=f"line {number}: {e}"[:500])
@@ -285,7 +286,7 @@ def _row_of_gold(benchmark: Benchmark, gold: Any, task_id: str) -> dict[str, Any
         case "math" if isinstance(gold, str):
             return {"problem": "-", "solution": gold if "boxed" in gold else f"\\boxed{{{gold}}}"}
         case "csqa" if isinstance(gold, str):
-            choices = [{"label": label, "text": f"-{label}"} for label in "ABCDE"]
+            choices = [{"label": label, "text": f"option-{label}"} for label in "ABCDE"]
             return {"id": task_id, "question": {"stem": "-", "choices": choices}, "answerKey": gold.strip()}
         case "scan" if isinstance(gold, str):
             return {"commands": "jump", "actions": gold}

@@ -44,22 +44,13 @@ def _overview(reports: Sequence[RunReport]) -> str:
     if len(reports) < 2:
         return ""
     rows = "\n".join(f"<tr>{_overview_cells(report, f'run-{i}')}</tr>" for i, report in enumerate(reports, 1))
-    head = "".join(f"<th>{name}</th>" for name in ("run", "r2 accuracy", "95 % CI", "reference", "its accuracy", "r2 cost, % of ref"))
+    head = "".join(f"<th>{escape(name)}</th>" for name in cells.OVERVIEW_COLUMNS)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
 
 
 def _overview_cells(report: RunReport, anchor: str) -> str:
-    policies = {policy.policy: policy for policy in report.policies}
-    ours, reference = policies.get(R2), policies[report.reference]
-    texts = (
-        cells.percent(ours.accuracy) if ours else "-",
-        cells.interval(ours.accuracy_ci95) if ours else "-",
-        report.reference,
-        cells.percent(reference.accuracy),
-        cells.relative_cost(ours, report) if ours else "-",
-    )
-    link = f'<td><a href="#{anchor}">{escape(cells.title(report))}</a></td>'
-    return link + "".join(f"<td>{escape(text)}</td>" for text in texts)
+    name, *figures = cells.overview_row(report)
+    return f'<td><a href="#{anchor}">{escape(name)}</a></td>' + "".join(f"<td>{escape(text)}</td>" for text in figures)
 
 
 def _section(report: RunReport, anchor: str) -> str:

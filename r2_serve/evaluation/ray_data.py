@@ -9,7 +9,11 @@ and the cost limit is noticed as late. Where one process suffices (it sustains h
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import pickle  # of our own objects, between our own processes  # nosec B403
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +26,7 @@ from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.row_log import RunRow
 from r2_serve.evaluation.runner import Work, row_of
 
+JOIN_HINT = "Start one with ray start --head; for that of r2-serve up, see docs/evaluation.md, On a Ray cluster"
 Batch = dict[str, Any]
 """Column name to values, as Ray Data passes them."""
 
@@ -45,13 +50,9 @@ class RayDataRows:
             yield row
 
     def _rows(self, pending: Sequence[Work]) -> Iterator[RunRow]:
+        _join_cluster()
         import ray
 
-        try:
-            if not ray.is_initialized():
-                ray.init(address="auto", log_to_driver=False)
-        except ConnectionError as e:
-            raise EngineUnavailable(f"--engine ray-data needs a running Ray cluster (ray start --head, or r2-serve up): {e}") from e
         size = max(1, self.num_at_once // self.num_actors)
         num_blocks = -(-len(pending) // size)
         items = [{"work": pickle.dumps(item)} for item in pending]
@@ -59,10 +60,36 @@ class RayDataRows:
             _Actor,
             fn_constructor_args=(self.url, self.api_key, self.setting),
             batch_size=size,
-            concurrency=self.num_actors,
+            compute=ray.data.ActorPoolStrategy(size=self.num_actors),
             num_cpus=self.num_cpus,
         )
         return (RunRow.model_validate_json(str(found["row"])) for found in data.iter_rows())
+
+
+def _join_cluster() -> None:
+    """Raises: EngineUnavailable where none runs, or none answers."""
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")  # progress is the runner's to tell
+    import ray
+
+    if not ray.is_initialized():
+        check_cluster()
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def check_cluster(timeout_s: float = 120.0) -> None:
+    """Join the cluster once in a process that can be killed, as Ray waits minutes for one that does not answer, at its exit too.
+
+    Raises: EngineUnavailable.
+    """
+    probe = [sys.executable, "-c", "import ray; ray.init(address='auto', log_to_driver=False)"]
+    try:
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=timeout_s, check=False)  # noqa: S603 (our own text)
+    except subprocess.TimeoutExpired as e:
+        raise EngineUnavailable(f"--engine ray-data: the Ray cluster gave no answer within {timeout_s:g} s. {JOIN_HINT}") from e
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise EngineUnavailable(f"--engine ray-data needs a running Ray cluster that this process may join: {reason[:300]}. {JOIN_HINT}")
 
 
 class _Actor:

@@ -177,3 +177,15 @@ def model_rows(report: RunReport) -> list[tuple[str, ...]]:
         for policy in report.policies
         for i, (model, use) in enumerate(policy.models.items())
     ]
+
+
+OVERVIEW_COLUMNS = ("run", "r2", "95 % CI", "reference", "its accuracy", "r2's cost")
+
+
+def overview_row(report: RunReport) -> tuple[str, ...]:
+    """In the order of `OVERVIEW_COLUMNS`: one run in a line, r2's cost in % of the reference's."""
+    policies = {policy.policy: policy for policy in report.policies}
+    ours, reference = policies.get(R2), policies[report.reference]
+    name = f"{report.manifest.benchmark} {report.manifest.data}"
+    told = (percent(ours.accuracy), interval(ours.accuracy_ci95)) if ours else ("-", "-")
+    return (name, *told, report.reference, percent(reference.accuracy), relative_cost(ours, report) if ours else "-")

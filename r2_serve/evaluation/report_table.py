@@ -33,6 +33,12 @@ def print_report(report: RunReport, console: Console, *, is_brief: bool = False)
     console.print()
 
 
+def print_overview(reports: Sequence[RunReport], console: Console) -> None:
+    """Several runs, a line each."""
+    console.print(_table(cells.OVERVIEW_COLUMNS, [cells.overview_row(report) for report in reports]))
+    console.print(Text("r2's cost: in % of the reference's total cost\n"))
+
+
 def _tables(report: RunReport) -> list[Table]:
     tables = [_accuracy_table(report), _usage_table(report)]
     if any(policy.statuses[status] for policy in report.policies for status in policy.statuses if status not in ("correct", "wrong")):

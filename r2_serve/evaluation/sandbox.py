@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 NOBODY = 65534
 INSTALL_HINT = "install bubblewrap (apt-get install bubblewrap, dnf install bubblewrap) and allow unprivileged user namespaces"
 _TMP = "/tmp"  # of the sandbox, not of the host  # noqa: S108  # nosec B108
+_START_TIMEOUT_S = 60.0
 _MAX_HOST_PROCESSES = 4096
 """RLIMIT_NPROC outside the namespace, shared by all sandboxes of one user: a backstop only. `num_processes` is what binds."""
 
@@ -156,6 +157,8 @@ class Sandbox:
                 env={}, cwd="/" if self._is_isolated else tempfile.gettempdir(), start_new_session=True,
             )  # fmt: skip
             try:
+                async with asyncio.timeout(_START_TIMEOUT_S):
+                    await _begun_or_ended(channel, process)
                 async with asyncio.timeout(timeout_s):
                     exit_code = await process.wait()
             except TimeoutError:
@@ -242,6 +245,19 @@ def _memory_file(content: bytes, stack: contextlib.ExitStack) -> int:
         raise OSError("short write to a memory file")
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
+
+
+async def _begun_or_ended(channel: _Channel, process: asyncio.subprocess.Process) -> None:
+    """Until the program runs: what the chain before it takes on a busy machine is not the program's time."""
+    begun = asyncio.Event()
+    asyncio.get_running_loop().add_reader(channel.ready, begun.set)
+    waits = [asyncio.ensure_future(wait) for wait in (begun.wait(), process.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asyncio.get_running_loop().remove_reader(channel.ready)
+        for wait in waits:
+            wait.cancel()
 
 
 def _has_begun(channel: _Channel) -> bool:

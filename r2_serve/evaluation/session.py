@@ -72,29 +72,29 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     config = load(request.config)
     virtual_model = request.virtual_model or default_virtual_model(config.routing, request.benchmark)
     setting = setting_of(config.router, config.routing, virtual_model, request.seed)
-    tasks, split = select_tasks(request)
+    tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit)
     names = policy_names(request.policies, setting, request.policy_config)
     manifest = _manifest(request, config, setting, tasks, split, names)
     console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
+    elsewhere = _elsewhere(request, setting)
     if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
         console.print(f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False)
     manifest.check(request.out)  # before models are loaded for nothing
     with _progress(request.out.name, console) as on_row:
         async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
-            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, _elsewhere(request, setting))
+            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, elsewhere)
             return await runner.run()
 
 
-def select_tasks(request: EvalRequest) -> tuple[tuple[Task, ...], Split]:
-    """Raises: BenchmarkError."""
-    tasks = load_tasks(request.benchmark, request.data)
-    is_generated = request.data.partition("@")[0] in GENERATED.get(request.benchmark, ())
-    split: Split = request.split or ("all" if is_generated else "test")
+def select_tasks(benchmark: Benchmark, data: str, asked: Split | None, limit: int | None) -> tuple[tuple[Task, ...], Split]:
+    """The tasks that a run of these options is over. Raises: BenchmarkError; ConfigError where none is left."""
+    tasks = load_tasks(benchmark, data)
+    split: Split = asked or ("all" if data.partition("@")[0] in GENERATED.get(benchmark, ()) else "test")
     development, test = split_tasks(tasks)
     tasks = {"all": tasks, "development": development, "test": test}[split]
     if not tasks:
-        raise ConfigError(f"{request.data}: no task falls on the {split} side; choose --split all")
-    return (tasks if request.limit is None else sample_tasks(tasks, request.limit)), split
+        raise ConfigError(f"{data}: no task falls on the {split} side; choose --split all")
+    return (tasks if limit is None else sample_tasks(tasks, limit)), split
 
 
 def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -> tuple[str, ...]:
@@ -188,11 +188,13 @@ def write_reports(
     """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
     from r2_serve.evaluation.page import page
     from r2_serve.evaluation.report import report_of
-    from r2_serve.evaluation.report_table import print_report
+    from r2_serve.evaluation.report_table import print_overview, print_report
 
     reports = [report_of(directory, reference) for directory in directories]
     for report in reports:
         print_report(report, console, is_brief=is_brief)
+    if len(reports) > 1:
+        print_overview(reports, console)
     paths = (json_out or directories[0] / "report.json", html or directories[0] / "report.html")
     write_whole(paths[0], "[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]")
     write_whole(paths[1], page(reports))

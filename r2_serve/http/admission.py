@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from r2_serve.errors import DeadlineExceeded, Overloaded
+from r2_serve.errors import DeadlineExceeded, Overloaded, Stopping
 
 MAX_RETRY_AFTER_S = 60
+STOPPING_RETRY_AFTER_S = 5.0
 _WEIGHT_OF_LAST = 0.1
 
 
@@ -20,6 +21,9 @@ class Admission:
 
     def __init__(self, max_running: int, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_running = 0
+        self._is_closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._max_running, self._max_queued, self._clock = max_running, max_queued, clock
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean_service_s = 1.0
@@ -32,7 +36,7 @@ class Admission:
     async def slot(self, deadline_s: float | None = None) -> AsyncIterator[float]:
         """Holds a place at work; gives the seconds spent waiting for it. A cancelled waiter leaves the queue.
 
-        Raises: Overloaded where the queue is full; DeadlineExceeded where `deadline_s` passed in it.
+        Raises: Overloaded where the queue is full; Stopping after `close`; DeadlineExceeded where `deadline_s` passed in it.
         """
         arrived_s = self._clock()
         await self._enter(deadline_s)
@@ -43,9 +47,20 @@ class Admission:
             self._mean_service_s += _WEIGHT_OF_LAST * (self._clock() - started_s - self._mean_service_s)
             self._leave()
 
+    def close(self) -> None:
+        """Refuses whoever comes from now on; those at work or in the queue are served to their end."""
+        self._is_closed = True
+
+    async def idle(self) -> None:
+        """Returns when nobody is at work nor waits."""
+        await self._idle.wait()
+
     async def _enter(self, deadline_s: float | None) -> None:
+        if self._is_closed:
+            raise Stopping("the server is stopping and takes no new requests: ask again when it is back", STOPPING_RETRY_AFTER_S)
         if self.num_running < self._max_running:
             self.num_running += 1
+            self._idle.clear()
             return
         if len(self._waiting) >= self._max_queued:
             raise Overloaded(f"{self.num_running} requests are at work and {self.num_queued} wait: try again later", self._retry_after_s())
@@ -76,6 +91,8 @@ class Admission:
                 place.set_result(None)
                 return
         self.num_running -= 1
+        if self.num_running == 0:
+            self._idle.set()
 
     def _retry_after_s(self) -> float:
         """When the queue, at the mean service time so far, should have a place again."""

@@ -49,6 +49,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     redact: Callable[[str], str] | None = None,
+    admission: Admission | None = None,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
@@ -61,7 +62,7 @@ def create_app(
     metrics, redact = metrics or Metrics(), redact or Redactor.of(environment, [server.api_keys_env])
     keys = KeyRing.of(server, environment)
     purses = Purses(SpendBook(Path(server.spend_file) if server.spend_file else None))
-    admission = Admission(server.max_running, server.max_queued)
+    admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
     metrics.watch_spend(purses)
     pages = _Pages(backend, metrics, created=int(clock()))

@@ -114,7 +114,7 @@ class CompactCodec:
         return [Message(role="user", content=_worker_text(messages[-1].content))]
 
     def parse_answer(self, text: str) -> str:
-        return _DIGITS.sub(lambda match: match.group()[::-1], _joined(text))
+        return _DIGITS.sub(lambda match: match.group()[::-1].lstrip("0") or "0", _joined(text))
 
 
 def _numbers(query: str) -> list[str]:

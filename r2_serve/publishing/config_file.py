@@ -25,7 +25,7 @@ Change = Callable[[dict[str, Any]], None]
 
 def changed(text: str, change: Change) -> str:
     """`text` after `change`. Raises: ConfigError where it cannot be made without changing something else."""
-    plain = yaml.safe_load(text)
+    plain = _unshared(yaml.safe_load(text))
     change(plain)
     editor = _editor()
     document = editor.load(text)
@@ -110,6 +110,13 @@ class _KeepsNull(RoundTripRepresenter):
 
 
 _KeepsNull.add_representer(type(None), _KeepsNull.represent_null)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are the same object."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _deployment(config: dict[str, Any], app: str, name: str) -> dict[str, Any]:

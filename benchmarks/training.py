@@ -1,0 +1,156 @@
+"""Experiments on a finished `r2-train retrain` run: what one choice of training does, the rest being equal.
+
+    python benchmarks/training.py scale-rewards runs/retrain/words-0     GRPO's division by the group's deviation, with and without
+    python benchmarks/training.py wide-plans runs/retrain/words-0        the critical-path term, from a decomposer without preference
+    python benchmarks/training.py recover runs/retrain/words-0           a model gone, a price changed: the allocator retrained
+
+Each starts from that run's checkpoints and data, trains into `--out`, measures on validation tasks before and on held-out
+ones after, and writes its table as JSON. CPU seconds are this process's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from dag import figures, r2, read_graphs, replay
+from rich.console import Console
+from rich.table import Table
+
+from r2_serve.types import Plan
+from r2_train.alternate import alternate
+from r2_train.config import Module, TrainConfig, load_config
+from r2_train.measure import RouterScore
+from r2_train.progress import map_all
+from r2_train.retrain import TESTS, test, test_tasks
+from r2_train.run_directory import Pair, TrainingRun
+from r2_train.tiny_data import DomainName
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+Row = dict[str, Any]
+
+SourceArgument = Annotated[Path, typer.Argument(help="Directory of one finished seed, such as runs/retrain/words-0.")]
+OutOption = Annotated[Path, typer.Option(help="Where the experiment's runs and its table go.")]
+TasksOption = Annotated[int, typer.Option(min=1, help="Held-out tasks.")]
+
+
+@app.command("scale-rewards")
+def scale_rewards(source: SourceArgument, out: OutOption = Path("runs/experiments/scale-rewards"), num_test: TasksOption = 1000) -> None:
+    """One allocator half-round from the same SFT checkpoints, advantages divided by the group's deviation or not."""
+    rows = []
+    for value in ("none", "group"):
+        config = _one_half_round(load_config(source / "config.yaml"), "allocator", {"scale_rewards": value})
+        rows.append(_trained(config, out / f"{source.name}-{value}", _pair(source, "sft"), num_test, name=f"scale_rewards {value}"))
+    _show(rows, out / f"{source.name}.json")
+
+
+@app.command("wide-plans")
+def wide_plans(source: SourceArgument, out: OutOption = Path("runs/experiments/wide-plans"), num_test: TasksOption = 1000) -> None:
+    """One decomposer half-round with the critical-path term, from the base that writes chains and trees alike."""
+    config = load_config(source / "config.yaml")
+    reward = config.decomposer.grpo.reward.model_copy(update={"critical_path": 1.0})
+    start: Pair = {"decomposer": source / "pretrain" / f"{_domain(config)}-decomposer", "allocator": source / "best" / "allocator"}
+    changed = _one_half_round(config, "decomposer", {}, reward=reward)
+    before = _measured(TrainingRun(changed, out / source.name, console), start, num_test, name="before")
+    rows = [before, _trained(changed, out / source.name, start, num_test, name="after, critical_path 1.0")]
+    for row, pair in zip(rows, (start, _pair(out / source.name, "best")), strict=True):
+        row |= asyncio.run(_makespan(changed, out / source.name, pair, num_test, str(row["name"]).split(",")[0]))
+    _show(rows, out / f"{source.name}.json", "makespan_s", "makespan_over_critical_path")
+
+
+@app.command()
+def recover(
+    source: SourceArgument,
+    out: OutOption = Path("runs/experiments/recover"),
+    model: Annotated[str, typer.Option(help="The pool model that goes, or gets dear.")] = "words-22k",
+    price: Annotated[float, typer.Option(help="Its new price in USD per 1M tokens.")] = 0.4,
+    num_test: TasksOption = 1000,
+) -> None:
+    """The trained router before, after a model went or changed its price, and with the allocator alone retrained for it."""
+    config, start, rows = load_config(source / "config.yaml"), _pair(source, "best"), []
+    rows.append(_measured(TrainingRun(config, out / f"{source.name}-before", console), start, num_test, name="before"))
+    for label, change in {
+        f"without {model}": {"without": (model,)},
+        f"{model} at {price:g}": {"prices": {model: Decimal(str(price))}},
+    }.items():
+        pool = config.pool.model_copy(update=change)
+        changed = _one_half_round(config.model_copy(update={"pool": pool}), "allocator", {})
+        directory = out / f"{source.name}-{label.replace(' ', '-')}"
+        rows.append(_measured(TrainingRun(changed, directory, console), start, num_test, name=f"{label}, as it was"))
+        rows.append(_trained(changed, directory, start, num_test, name=f"{label}, retrained"))
+    _show(rows, out / f"{source.name}.json")
+
+
+def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any], **grpo: Any) -> TrainConfig:
+    """The configuration with a single half-round of `module`, some of its trainer's knobs changed."""
+    own = config.module(module)
+    changed = own.grpo.model_copy(update={"trainer": {**own.grpo.trainer, **trainer}, **grpo})
+    alternation = config.alternate.model_copy(update={"order": (module,), "num_rounds": 1})
+    return config.model_copy(update={module: own.model_copy(update={"grpo": changed}), "alternate": alternation})
+
+
+def _trained(config: TrainConfig, directory: Path, start: Pair, num_test: int, *, name: str) -> Row:
+    run, started_s = TrainingRun(config, directory, console), time.process_time()
+    pair, _ = asyncio.run(alternate(run, start))
+    seconds = time.process_time() - started_s
+    return {**_measured(run, pair, num_test, name=name), "cpu_seconds": round(seconds, 1)}
+
+
+def _measured(run: TrainingRun, pair: Pair, num_test: int, *, name: str) -> Row:
+    domain = _domain(run.config)
+    score: RouterScore = asyncio.run(test(run, pair, domain, TESTS[domain][0], num_test))
+    return {"name": name, **score.model_dump()}
+
+
+async def _makespan(config: TrainConfig, directory: Path, pair: Pair, num_test: int, name: str) -> Row:
+    """The pair's plans of held-out tasks as graphs, replayed through the real pipeline over models of 50 to 100 ms."""
+    domain = _domain(config)
+    tasks, run = test_tasks(domain, TESTS[domain][0], num_test), TrainingRun(config, directory, console)
+    with run.pool(pair) as pool:
+        outcomes = await map_all(tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once)
+    plans = [outcome.trace.plan for outcome in outcomes if outcome.trace is not None and outcome.trace.plan is not None]
+    path = directory / f"graphs-{name}.jsonl"
+    path.write_text("".join(json.dumps(_graph(plan)) + "\n" for plan in plans))
+    graphs, _ = read_graphs(path, None, seed=0)
+    measured = figures(await replay([(r2, graph) for graph in graphs], 8, lambda: None))
+    return {
+        "makespan_s": round(measured["makespan_s_sum"] / len(graphs), 4),
+        "makespan_over_critical_path": measured["makespan_over_critical_path"],
+    }
+
+
+def _graph(plan: Plan) -> dict[str, object]:
+    edges = [[dependency, subtask.id] for subtask in plan.subtasks for dependency in subtask.depends_on]
+    return {"num_steps": len(plan.subtasks), "edges": edges}
+
+
+def _pair(source: Path, kind: str) -> Pair:
+    if kind == "best":
+        return {"decomposer": source / "best" / "decomposer", "allocator": source / "best" / "allocator"}
+    return {"decomposer": source / "decomposer" / "sft" / "final", "allocator": source / "allocator" / "sft" / "final"}
+
+
+def _domain(config: TrainConfig) -> DomainName:
+    return "scan" if config.data.benchmark == "scan" else "words"
+
+
+def _show(rows: list[Row], path: Path, *more: str) -> None:
+    table = Table("", "right", "workers", "total", "path", "steps", "depth", "CPU s", *more)
+    for row in rows:
+        ratios = [f"{100 * row[key]:.1f} %" for key in ("accuracy", "worker_cost_ratio", "total_cost_ratio")]
+        shape = [f"{row[key]:.2f}" for key in ("critical_path_ratio", "mean_subtasks", "mean_depth")]
+        table.add_row(row["name"], *ratios, *shape, str(row.get("cpu_seconds", "")), *(f"{row[key]:.3f}" for key in more))
+    console.print(table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+    console.print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    app()

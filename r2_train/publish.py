@@ -1,0 +1,51 @@
+"""`r2-train adapter`: the best module of a run as an adapter on disk, ready for `r2-serve publish`.
+
+The manifest says what it was trained for: the base model's card by name, the codec and its version, the data, and what the
+router came to on validation tasks. Serving refuses it where any of that no longer fits.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from r2_serve.adapters import write_adapter
+from r2_serve.errors import ConfigError
+from r2_serve.evaluation.row_log import read_records
+from r2_serve.types import AdapterManifest
+from r2_train.alternate import ROUNDS, RoundRow
+from r2_train.config import Module
+from r2_train.run_directory import TrainingRun
+
+
+def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> Path:
+    """`best/` of the run, or what SFT left where there is no round yet. Raises: ConfigError."""
+    best = run.directory / "best" / module
+    source = best if best.exists() else run.directory / module / "sft" / "final"
+    if not source.exists():
+        raise ConfigError(f"{run.directory} has no trained {module}: run `r2-train sft` or `r2-train alternate` first")
+    with run.pool() as pool:
+        card = pool.module_model(module)
+        codec = pool.members[card.name].codec
+    manifest = AdapterManifest(
+        name=name,
+        kind="lora" if (source / "adapter_config.json").is_file() else "full",
+        base=card.name,
+        module=module,
+        codec=codec.name,
+        codec_version=codec.version,
+        data_sha256=run.tasks.sha256,
+        metrics=_metrics(run.directory),
+        created=datetime.datetime.now(datetime.UTC),
+        trainer=f"r2-train, run {run.directory.name}",
+    )
+    return write_adapter(source, parent, manifest)
+
+
+def _metrics(directory: Path) -> dict[str, float]:
+    """Of the best pair on validation tasks."""
+    kept = [row.score for row in read_records(directory / ROUNDS, RoundRow) if row.is_kept]
+    if not kept:
+        return {}
+    names = ("accuracy", "worker_cost_ratio", "total_cost_ratio")
+    return {name: round(float(getattr(kept[-1], name)), 4) for name in names}
