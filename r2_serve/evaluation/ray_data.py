@@ -84,7 +84,7 @@ def check_cluster(timeout_s: float = 120.0) -> None:
     """
     probe = [sys.executable, "-c", "import ray; ray.init(address='auto', log_to_driver=False)"]
     try:
-        done = subprocess.run(probe, capture_output=True, text=True, timeout=timeout_s, check=False)  # noqa: S603 (our own text)
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=timeout_s, check=False)  # our own text  # noqa: S603  # nosec B603
     except subprocess.TimeoutExpired as e:
         raise EngineUnavailable(f"--engine ray-data: the Ray cluster gave no answer within {timeout_s:g} s. {JOIN_HINT}") from e
     if done.returncode != 0:
