@@ -27,8 +27,10 @@ CANARY = "canary-in-a-coal-mine"
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What a handler of this process writes, once logs are redacted."""
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What a handler of this process writes, once logs are redacted. Ray keeps its records to itself once it has been used."""
+    for name in ("ray", "ray.serve"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     before, written = logging.getLogRecordFactory(), io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(logging.Formatter("%(name)s %(message)s"))
