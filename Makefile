@@ -1,15 +1,16 @@
-# make demo | eval | test | lint | bench | help.  Everything runs in .venv, made on first use from constraints.txt.
+# make demo | eval | retrain | test | lint | bench | help.  Everything runs in .venv, made on first use from constraints.txt.
 
 PYTHON  ?= python3.11
 DOMAIN  ?= both
 QUERIES ?= 200
+SEEDS   ?= 1
 PLANS   ?=
 N       ?= 300
 BIN     := .venv/bin
 STAMP   := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval test test-fast lint audit conformance bench clean
+.PHONY: help install demo eval retrain test test-fast lint audit conformance bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +37,9 @@ eval: $(STAMP)  ## every policy on the embedded pool, SCAN and word problems: ta
 	$(EVAL) -b words -d test --out runs/eval/words-$(N)
 	$(BIN)/r2-serve eval report --brief $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
 	  --html runs/eval/report-$(N).html --json runs/eval/report-$(N).json
+
+retrain: $(STAMP)  ## the embedded routers from nothing but their workers, minutes on two cores (DOMAIN=words|scan, SEEDS=1)
+	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
 test: $(STAMP)  ## every tier that needs no GPU
 	$(BIN)/pytest -q

@@ -23,7 +23,7 @@ from r2_train.grpo import GrpoStage
 from r2_train.grpo import run as grpo_stage
 from r2_train.launch import launch
 from r2_train.measure import RouterScore
-from r2_train.model_files import complete_checkpoint, load_tokenizer
+from r2_train.model_files import complete_checkpoint, has_final, load_tokenizer
 from r2_train.progress import map_all
 from r2_train.rewards import Reference
 from r2_train.run_directory import Pair, TrainingRun
@@ -96,7 +96,8 @@ class Alternation:
             cache=self.run.directory / "calls",
             seed=config.seed,
         )
-        launch(grpo_stage, stage, launch=config.launch, directory=directory)
+        if not has_final(directory):
+            launch(grpo_stage, stage, launch=config.launch, directory=directory)
         return len(examples[: grpo.num_prompts])
 
     async def _examples(self, module: Module) -> list[Example]:

@@ -141,7 +141,7 @@ def retrain(
     out: OutOption = Path("runs/retrain"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs per domain, seeds 0, 1, ...")] = 1,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out tasks per split.")] = 1000,
-    ship: Annotated[bool, typer.Option("--ship", help="Then put seed 0 in place of the shipped checkpoints.")] = False,
+    ship: Annotated[int | None, typer.Option(min=0, help="Then put this seed in place of the shipped checkpoints.")] = None,
 ) -> None:
     """The embedded routers from nothing: pretrain, collect, search, SFT, alternate, test. Minutes on two cores.
 
@@ -151,11 +151,12 @@ def retrain(
     from rich.console import Console
 
     from r2_train import retrain as pipeline
+    from r2_train import ship as shipping
 
     domains = pipeline.domains_of(domain.value)
     _guarded(lambda: pipeline.retrain(domains, out, seeds=range(seeds), console=Console(), num_test=num_test))
-    for name in domains if ship else ():
-        for place in pipeline.ship(out, name, 0, pipeline.SHIPPED):
+    for name in domains if ship is not None else ():
+        for place in _guarded(lambda name=name: shipping.ship(out / f"{name}-{ship}", name)):  # type: ignore[misc]
             typer.echo(f"shipped: {place}")
     typer.echo(f"written: {out / pipeline.SUMMARY}")
 

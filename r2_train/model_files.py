@@ -67,6 +67,11 @@ def save_final(trainer: Any, tokenizer: Any, run: StageRun) -> None:
         complete_checkpoint(run.final, tokenizer)
 
 
+def has_final(directory: Path) -> bool:
+    """Whether a stage in `directory` has ended: the tokenizer is written last."""
+    return (directory / "final" / "tokenizer_config.json").exists()
+
+
 def complete_checkpoint(directory: Path, tokenizer: Any) -> None:
     """Writes the tokenizer as serving reads it beside weights that a trainer saved."""
     from r2_train.tiny_models import name_tokenizer_class

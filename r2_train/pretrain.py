@@ -78,7 +78,7 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         Recipe("scan-3k", "worker", Shape(16, 1, 2, 32), Schedule(1500, 2048, 5e-3)),
         Recipe("scan-22k", "worker", Shape(32, 2, 4, 64), Schedule(1500, 2048, 4e-3)),
         Recipe("scan-168k", "worker", Shape(64, 4, 2, 128), Schedule(2000, 2048, 2e-3)),
-        Recipe("scan-decomposer", "decomposer", Shape(32, 2, 2, 32), Schedule(1200, 4096, 6e-3)),
+        Recipe("scan-decomposer", "decomposer", Shape(32, 2, 2, 32), Schedule(1200, 4096, 1e-2, muon_learning_rate=0.02)),
         Recipe("scan-allocator", "allocator", Shape(16, 1, 2, 16), Schedule(500, 2048, 1e-2)),
     ),
 }

@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from r2_serve.evaluation.benchmarks import load_tasks, sample_tasks
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.rows import Task
 from r2_train.alternate import RoundRow, alternate
-from r2_train.config import EMBEDDED, TrainConfig, load_config
+from r2_train.config import TrainConfig, load_config
 from r2_train.curves import draw_curves
 from r2_train.measure import RouterScore, measure, measure_reference
 from r2_train.pretrain import pretrain
@@ -37,7 +36,6 @@ from r2_train.run_directory import Pair, TrainingRun
 from r2_train.tiny_data import DomainName
 
 CONFIGS = Path(__file__).parent / "configs"
-SHIPPED = EMBEDDED.parent
 DOMAINS: tuple[DomainName, ...] = ("words", "scan")
 TESTS: dict[DomainName, tuple[str, ...]] = {"words": ("test",), "scan": ("length", "simple")}
 """Held-out splits; the first is the headline."""
@@ -72,7 +70,7 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     if done.exists():
         return dict(json.loads(done.read_text()))
     console.rule(f"[bold]{domain}, seed {seed}")
-    watch = Stopwatch()
+    watch = Stopwatch(directory / "cpu_seconds.json")
     run = TrainingRun(config_of(domain, seed), directory, console)
     pair, rows = train_pair(run, base_decomposer(domain, directory / "pretrain", seed, watch), watch)
     draw_curves(directory)
@@ -80,6 +78,7 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     headline = tests[TESTS[domain][0]]
     result = {
         "seed": seed,
+        "data_sha256": run.tasks.sha256,
         "accuracy": headline.accuracy,
         "worker_cost_ratio": headline.worker_cost_ratio,
         "total_cost_ratio": headline.total_cost_ratio,
@@ -100,15 +99,23 @@ def config_of(domain: DomainName, seed: int) -> TrainConfig:
 
 @dataclass
 class Stopwatch:
-    """CPU seconds of this process by stage: wall time would tell what else the machine did."""
+    """CPU seconds of this process by stage (wall time would tell what else the machine did), earlier tries at the run included."""
 
+    path: Path
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.cpu_seconds.update(json.loads(self.path.read_text()))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started_s = time.process_time()
-        yield
-        self.cpu_seconds[name] = round(time.process_time() - started_s, 1)
+        try:
+            yield
+        finally:
+            self.cpu_seconds[name] = round(self.cpu_seconds.get(name, 0.0) + time.process_time() - started_s, 1)
+            _write(self.path, self.cpu_seconds)
 
 
 def base_decomposer(domain: DomainName, out: Path, seed: int, watch: Stopwatch) -> Path:
@@ -142,18 +149,6 @@ async def test(run: TrainingRun, pair: Pair, domain: DomainName, split: str, num
 
 def test_tasks(domain: DomainName, split: str, num_tasks: int) -> tuple[Task, ...]:
     return sample_tasks(load_tasks(domain, split), num_tasks)
-
-
-def ship(out: Path, domain: DomainName, seed: int, target: Path) -> list[Path]:
-    """Copies a trained pair over the shipped checkpoints."""
-    shipped = []
-    for module in ("decomposer", "allocator"):
-        source, place = out / f"{domain}-{seed}" / "best" / module, target / f"{domain}-{module}"
-        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(source / name, place / name)
-            (place / name).chmod(0o644)
-        shipped.append(place)
-    return shipped
 
 
 def print_summary(summary: dict[str, Any], domains: Sequence[DomainName], console: Console) -> None:

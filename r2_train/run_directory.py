@@ -39,6 +39,7 @@ from r2_train.config import EMBEDDED, MODULES, Module, TrainConfig
 from r2_train.examples import allocation_example, plan_example, write_examples
 from r2_train.launch import launch
 from r2_train.measure import RouterScore, measure, measure_reference
+from r2_train.model_files import has_final
 from r2_train.rewards import Reference
 from r2_train.search import SCHEMES, PlannedTask, SearchedPlan, Searcher, SearchSummary
 from r2_train.served_pool import Checkpoint, ServedPool, described, open_pool
@@ -134,7 +135,7 @@ class TrainingRun:
         """The module on what collect or search found; its checkpoint."""
         directory = self.directory / module / "sft"
         config = self.config.module(module).sft
-        if not (directory / "final").exists():
+        if not has_final(directory):
             examples = self.write_sft_examples(module)
             start = base or config.base or self._served_base(module)
             stage = SftStage(examples=examples, base=start, sft=config, seed=self.config.seed)
@@ -144,7 +145,7 @@ class TrainingRun:
     def sft_pair(self) -> Pair:
         """Both modules as `sft` left them. Raises: ConfigError."""
         pair: Pair = {module: self.directory / module / "sft" / "final" for module in MODULES}
-        missing = [module for module, path in pair.items() if not path.exists()]
+        missing = [module for module, path in pair.items() if not has_final(path.parent)]
         if missing:
             raise ConfigError(f"{self.directory} has no trained {missing[0]}: run `r2-train sft --module {missing[0]}` first")
         return pair
