@@ -26,6 +26,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
@@ -99,7 +100,8 @@ def _refuse_content(value: object) -> object:
     return None
 
 
-_Nothing = Annotated[Any, AfterValidator(_refuse_content)]
+_NOTHING = {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}
+_Nothing = Annotated[Any, AfterValidator(_refuse_content), WithJsonSchema(_NOTHING)]
 _Parts = TypeAliasType("_Parts", Annotated[tuple[TextPart, ...], FailFast(), Field(min_length=1)])
 _Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[_Parts, Tag("<list>")], _BY_SHAPE]
 

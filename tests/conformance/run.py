@@ -114,9 +114,9 @@ def table(outcomes: list[Outcome]) -> str:
         cells = {outcome.check: marks.get(outcome.outcome, outcome.outcome) for outcome in outcomes if outcome.client == client}
         package = CLIENTS[client]
         lines.append(f"| {package} | {version(package)} | " + " | ".join(cells.get(check, "?") for check in CHECKS) + " |")
-    lines += [
-        f"| {CLIENTS[o.client]} {o.check} | {version('schemathesis')} | {o.outcome}: {o.detail} |" for o in outcomes if o.client == "schema"
-    ]
+    schema = [outcome for outcome in outcomes if outcome.client == "schema"]
+    lines += ["", "| schema | outcome | |", "|---|---|---|"] if schema else []
+    lines += [f"| {outcome.check} | {outcome.outcome} | {outcome.detail} |" for outcome in schema]
     return "\n".join(lines)
 
 

@@ -13,10 +13,10 @@ HI = [{"role": "user", "content": "Which is it?"}]
 
 
 def check(name: str, claim: Callable[[], object]) -> None:
-    """Runs `claim`, which raises where it does not hold."""
+    """Runs `claim`, which raises where it does not hold, and may say how much it saw."""
     try:
-        claim()
-        outcome = {"check": name, "outcome": "ok"}
+        seen = claim()
+        outcome = {"check": name, "outcome": "ok", "detail": seen if isinstance(seen, str) else ""}
     except BaseException as e:
         traceback.print_exc()
         outcome = {"check": name, "outcome": "failed", "detail": f"{type(e).__name__}: {e}"[:300]}
