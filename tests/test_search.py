@@ -49,6 +49,12 @@ async def test_few_schemes_are_tried_and_all_are_logged(tmp_path: Path) -> None:
     assert len({scheme.models for scheme in row.schemes}) == len(row.schemes), "none is run twice"
 
 
+async def test_upward_the_least_sure_step_goes_up_one_group_at_a_time(tmp_path: Path) -> None:
+    row = await searched(tmp_path, planned(10)[-1], (0.0, 0.0))
+    assert [scheme.models for scheme in row.schemes[:2]] == [("tiny",) * 3, ("tiny", "tiny", "small")]
+    assert not any("large" in scheme.models for scheme in row.schemes)
+
+
 async def test_a_plan_that_no_model_can_carry_out_has_no_scheme(tmp_path: Path) -> None:
     task = planned(10)[-1]
     broken = PlannedTask(task.task, plan_of("recall 1", "recall 2", "add #1 and #2"))
