@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +23,8 @@ from dag import figures, r2, read_graphs, replay
 from rich.console import Console
 from rich.table import Table
 
+from r2_serve.domains import words
+from r2_serve.evaluation.benchmarks import NUM_WORDS
 from r2_serve.types import Plan
 from r2_train.alternate import alternate
 from r2_train.config import Module, TrainConfig, load_config
@@ -51,17 +54,25 @@ def scale_rewards(source: SourceArgument, out: OutOption = Path("runs/experiment
 
 
 @app.command("wide-plans")
-def wide_plans(source: SourceArgument, out: OutOption = Path("runs/experiments/wide-plans"), num_test: TasksOption = 1000) -> None:
+def wide_plans(
+    source: SourceArgument,
+    out: OutOption = Path("runs/experiments/wide-plans"),
+    weight: Annotated[float, typer.Option(help="Of the critical path in the reward.")] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 120,
+    num_test: TasksOption = 1000,
+) -> None:
     """One decomposer half-round with the critical-path term, from the base that writes chains and trees alike."""
     config = load_config(source / "config.yaml")
-    reward = config.decomposer.grpo.reward.model_copy(update={"critical_path": 1.0})
+    reward = config.decomposer.grpo.reward.model_copy(update={"critical_path": weight})
     start: Pair = {"decomposer": source / "pretrain" / f"{_domain(config)}-decomposer", "allocator": source / "best" / "allocator"}
-    changed = _one_half_round(config, "decomposer", {}, reward=reward)
-    before = _measured(TrainingRun(changed, out / source.name, console), start, num_test, name="before")
-    rows = [before, _trained(changed, out / source.name, start, num_test, name="after, critical_path 1.0")]
-    for row, pair in zip(rows, (start, _pair(out / source.name, "best")), strict=True):
-        row |= asyncio.run(_makespan(changed, out / source.name, pair, num_test, str(row["name"]).split(",")[0]))
-    _show(rows, out / f"{source.name}.json", "makespan_s", "makespan_over_critical_path")
+    trainer = {"max_steps": steps, "save_steps": max(1, steps // 4), "learning_rate": 5e-4}
+    changed = _one_half_round(config, "decomposer", trainer, reward=reward)
+    changed = changed.model_copy(update={"alternate": changed.alternate.model_copy(update={"path_weight": weight})})
+    run, directory = TrainingRun(changed, out / source.name, console), out / source.name
+    rows = [_measured(run, start, num_test, name="before") | asyncio.run(_shapes(run, start, num_test, "before"))]
+    trained = _trained(changed, directory, start, num_test, name="after")
+    rows.append(trained | asyncio.run(_shapes(run, _pair(directory, "best"), num_test, "after")))
+    _show(rows, out / f"{source.name}.json", "trees", "makespan_s", "makespan_over_path")
 
 
 @app.command()
@@ -83,7 +94,7 @@ def recover(
         changed = _one_half_round(config.model_copy(update={"pool": pool}), "allocator", {})
         directory = out / f"{source.name}-{label.replace(' ', '-')}"
         rows.append(_measured(TrainingRun(changed, directory, console), start, num_test, name=f"{label}, as it was"))
-        rows.append(_trained(changed, directory, start, num_test, name=f"{label}, retrained"))
+        rows.append(_allocator_anew(changed, source, directory, start, num_test, name=f"{label}, retrained"))
     _show(rows, out / f"{source.name}.json")
 
 
@@ -93,6 +104,18 @@ def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any]
     changed = own.grpo.model_copy(update={"trainer": {**own.grpo.trainer, **trainer}, **grpo})
     alternation = config.alternate.model_copy(update={"order": (module,), "num_rounds": 1})
     return config.model_copy(update={module: own.model_copy(update={"grpo": changed}), "alternate": alternation})
+
+
+def _allocator_anew(config: TrainConfig, source: Path, directory: Path, start: Pair, num_test: int, *, name: str) -> Row:
+    """Search, SFT and a half-round of GRPO for the pool as it is now, on the plans and calls that the source run has."""
+    for folder in ("collect", "calls"):
+        shutil.copytree(source / folder, directory / folder, dirs_exist_ok=True)
+    run, started_s = TrainingRun(config, directory, console), time.process_time()
+    asyncio.run(run.search())
+    fresh: Pair = {"decomposer": start["decomposer"], "allocator": run.sft("allocator")}
+    seconds = time.process_time() - started_s
+    row = _trained(config, directory, fresh, num_test, name=name)
+    return row | {"cpu_seconds": round(row["cpu_seconds"] + seconds, 1)}
 
 
 def _trained(config: TrainConfig, directory: Path, start: Pair, num_test: int, *, name: str) -> Row:
@@ -108,21 +131,30 @@ def _measured(run: TrainingRun, pair: Pair, num_test: int, *, name: str) -> Row:
     return {"name": name, **score.model_dump()}
 
 
-async def _makespan(config: TrainConfig, directory: Path, pair: Pair, num_test: int, name: str) -> Row:
-    """The pair's plans of held-out tasks as graphs, replayed through the real pipeline over models of 50 to 100 ms."""
-    domain = _domain(config)
-    tasks, run = test_tasks(domain, TESTS[domain][0], num_test), TrainingRun(config, directory, console)
+async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row:
+    """The pair's plans of held-out tasks: how many of the sums that could be a tree are one, and how long the plans take as graphs,
+    replayed through the real pipeline over models of 50 to 100 ms."""
+    domain = _domain(run.config)
+    tasks = test_tasks(domain, TESTS[domain][0], num_test)
     with run.pool(pair) as pool:
         outcomes = await map_all(tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once)
-    plans = [outcome.trace.plan for outcome in outcomes if outcome.trace is not None and outcome.trace.plan is not None]
-    path = directory / f"graphs-{name}.jsonl"
-    path.write_text("".join(json.dumps(_graph(plan)) + "\n" for plan in plans))
+    plans = {task.id: o.trace.plan for task, o in zip(tasks, outcomes, strict=True) if o.trace is not None and o.trace.plan is not None}
+    path = run.directory / f"graphs-{name}.jsonl"
+    path.write_text("".join(json.dumps(_graph(plan)) + "\n" for plan in plans.values()))
     graphs, _ = read_graphs(path, None, seed=0)
     measured = figures(await replay([(r2, graph) for graph in graphs], 8, lambda: None))
     return {
+        "trees": _share_of_trees(plans),
         "makespan_s": round(measured["makespan_s_sum"] / len(graphs), 4),
-        "makespan_over_critical_path": measured["makespan_over_critical_path"],
+        "makespan_over_path": measured["makespan_over_critical_path"],
     }
+
+
+def _share_of_trees(plans: dict[str, Plan]) -> float:
+    """Among word problems with a plan of either style, those whose sums are a tree."""
+    styles = {task.id: task.plans for task in words.tasks("test", NUM_WORDS) if len(task.plans) > 1}
+    written = [plan == styles[task_id][0] for task_id, plan in plans.items() if task_id in styles and plan in styles[task_id]]
+    return sum(written) / max(1, len(written))
 
 
 def _graph(plan: Plan) -> dict[str, object]:

@@ -72,9 +72,9 @@ class Alternation:
         options = {
             path: await self.run.validate({**self.pair, module: path}, self.reference) for path in self._checkpoints(module, directory)
         }
-        weight = self.run.config.alternate.cost_weight
-        path = max(options, key=lambda option: options[option].value(weight))
-        is_better = options[path].value(weight) > self.best.score.value(weight)
+        weights = self.run.config.alternate
+        path = max(options, key=lambda option: options[option].value(weights))
+        is_better = options[path].value(weights) > self.best.score.value(weights)
         if is_better:
             self.pair = self.run.keep_best({**self.pair, module: path})
         return RoundRow(

@@ -176,7 +176,9 @@ class AlternateConfig(Config):
     order: tuple[Module, ...] = ("allocator", "decomposer")
     """Half-rounds of a round. [ours]"""
     cost_weight: float = Field(default=0.3, ge=0)
-    """Checkpoints are ranked on validation by accuracy - cost_weight * total cost / reference. [ours]"""
+    """Checkpoints are ranked on validation by accuracy - cost_weight * total cost - path_weight * critical path, both over the reference's.
+    [ours]"""
+    path_weight: float = Field(default=0.0, ge=0)
     patience: int = Field(default=2, ge=1)
     """Half-rounds without a better validation score after which the run stops. [ours]"""
 

@@ -13,6 +13,7 @@ from r2_serve.errors import ConfigError
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.rows import Task
 from r2_serve.types import Message, Record, Sampling
+from r2_train.config import AlternateConfig
 from r2_train.progress import map_all
 from r2_train.rewards import Reference
 from r2_train.served_pool import Outcome, ServedPool
@@ -35,9 +36,9 @@ class RouterScore(Record):
     num_failed: int
     num_plan_fallbacks: int
 
-    def value(self, cost_weight: float) -> float:
+    def value(self, weights: AlternateConfig) -> float:
         """By which checkpoints are ranked."""
-        return self.accuracy - cost_weight * self.total_cost_ratio
+        return self.accuracy - weights.cost_weight * self.total_cost_ratio - weights.path_weight * self.critical_path_ratio
 
 
 async def measure(pool: ServedPool, tasks: Sequence[Task], grader: Grader, reference: Reference) -> RouterScore:
