@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
+from r2_serve.engines.prompting import GENERIC_CLASSES, check_chat_template, has_generic_tokenizer
 from r2_train.launch import StageRun
 
 GENERIC = "PreTrainedTokenizerFast"
-"""Tokenizer class of the tiny models, whose `tokenizer.json` is the whole truth about them."""
+"""Tokenizer class of the tiny models, whose `tokenizer.json` is the whole truth about them; every version of transformers knows it."""
 
 
 def load_causal_lm(base: str) -> Any:
@@ -30,8 +32,6 @@ def load_causal_lm(base: str) -> Any:
 
 def load_tokenizer(base: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer
 
     path = resolve_checkpoint(base)
     kind = PreTrainedTokenizerFast if has_generic_tokenizer(path) else AutoTokenizer
@@ -73,12 +73,21 @@ def has_final(directory: Path) -> bool:
 
 
 def complete_checkpoint(directory: Path, tokenizer: Any) -> None:
-    """Writes the tokenizer as serving reads it beside weights that a trainer saved."""
-    from r2_train.tiny_models import name_tokenizer_class
-
-    tokenizer.save_pretrained(directory, save_jinja_files=type(tokenizer).__name__ != GENERIC)
-    if type(tokenizer).__name__ == GENERIC:
-        name_tokenizer_class(directory / "tokenizer_config.json")
+    """Makes of weights that a trainer saved a checkpoint as serving reads it: with a tokenizer, and the cache that training turns off."""
+    is_generic = type(tokenizer).__name__ in GENERIC_CLASSES
+    _edit(directory / "config.json", use_cache=True)
+    tokenizer.save_pretrained(directory, save_jinja_files=not is_generic)
+    if is_generic:
+        _edit(directory / "tokenizer_config.json", tokenizer_class=GENERIC, is_local=None, local_files_only=None)
     for file in directory.iterdir():
         if file.is_file():
             file.chmod(0o644)
+
+
+def _edit(path: Path, **changes: object) -> None:
+    """Keys of a JSON file set, or taken out where None; a LoRA's directory has no `config.json`."""
+    if path.exists():
+        config = {**json.loads(path.read_text()), **changes}
+        path.write_text(
+            json.dumps({key: value for key, value in config.items() if value is not None or key not in changes}, indent=2) + "\n"
+        )

@@ -11,11 +11,12 @@ from r2_serve.errors import ConfigError
 from r2_serve.serve_config import load
 from r2_train.config import EMBEDDED, MODULES
 from r2_train.evaluate_pool import MANIFEST
+from r2_train.model_files import complete_checkpoint, load_tokenizer
 from r2_train.pretrain import evaluate
 from r2_train.tiny_data import CODEC, DomainName
 from r2_train.tiny_models import TinyModel
 
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = ("config.json", "generation_config.json", "model.safetensors")
 NUM_METRIC_TASKS = 1000
 
 
@@ -33,7 +34,7 @@ def ship(run: Path, domain: DomainName, target: Path = EMBEDDED.parent) -> list[
         _check_price(name, num_params)
         for file in FILES:
             shutil.copy(source / file, target / name / file)
-            (target / name / file).chmod(0o644)
+        complete_checkpoint(target / name, load_tokenizer(str(source)))
         manifest["models"][name] = _entry(module, num_params, domain, result)
         places.append(target / name)
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -96,7 +96,7 @@ class TinyModel:
         directory = parent / self.name
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory, save_jinja_files=False)
-        name_tokenizer_class(directory / "tokenizer_config.json")
+        _name_tokenizer_class(directory / "tokenizer_config.json")
         for file in directory.iterdir():
             file.chmod(0o644)
         return directory
@@ -273,7 +273,7 @@ def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def name_tokenizer_class(file: Path) -> None:
+def _name_tokenizer_class(file: Path) -> None:
     """The class name that every version of transformers knows; version 5 writes an alias of its own."""
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
