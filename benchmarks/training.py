@@ -79,7 +79,8 @@ def wide_plans(
 def recover(
     source: SourceArgument,
     out: OutOption = Path("runs/experiments/recover"),
-    model: Annotated[str, typer.Option(help="The pool model that goes, or gets dear.")] = "words-22k",
+    gone: Annotated[str, typer.Option(help="The pool model that goes.")] = "words-5k",
+    dear: Annotated[str, typer.Option(help="The pool model that gets dear.")] = "words-22k",
     price: Annotated[float, typer.Option(help="Its new price in USD per 1M tokens.")] = 0.4,
     num_test: TasksOption = 1000,
 ) -> None:
@@ -178,7 +179,7 @@ def _show(rows: list[Row], path: Path, *more: str) -> None:
         ratios = [f"{100 * row[key]:.1f} %" for key in ("accuracy", "worker_cost_ratio", "total_cost_ratio")]
         shape = [f"{row[key]:.2f}" for key in ("critical_path_ratio", "mean_subtasks", "mean_depth")]
         table.add_row(row["name"], *ratios, *shape, str(row.get("cpu_seconds", "")), *(f"{row[key]:.3f}" for key in more))
-    console.print(table)
+    Console(width=max(console.width, 120)).print(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")
     console.print(f"written: {path}")
