@@ -87,10 +87,8 @@ def recover(
     """The trained router before, after a model went or changed its price, and with the allocator alone retrained for it."""
     config, start, rows = load_config(source / "config.yaml"), _pair(source, "best"), []
     rows.append(_measured(TrainingRun(config, out / f"{source.name}-before", console), start, num_test, name="before"))
-    for label, change in {
-        f"without {model}": {"without": (model,)},
-        f"{model} at {price:g}": {"prices": {model: Decimal(str(price))}},
-    }.items():
+    changes: dict[str, Row] = {f"without {gone}": {"without": (gone,)}, f"{dear} at {price:g}": {"prices": {dear: Decimal(str(price))}}}
+    for label, change in changes.items():
         pool = config.pool.model_copy(update=change)
         changed = _one_half_round(config.model_copy(update={"pool": pool}), "allocator", {})
         directory = out / f"{source.name}-{label.replace(' ', '-')}"
