@@ -6,6 +6,7 @@ Serve starts a build process per application of a config file (13 of them would 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -23,6 +24,8 @@ from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.serve_config import ServeConfig
 
 LOOPBACK = "127.0.0.1"
+FLUSH_S = 1.0
+"""From a request's end to the last bytes of its reply, through Serve's proxy; an orderly end of Serve, which waits for them, takes 30 s."""
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -115,10 +118,14 @@ def finish_requests(config: ServeConfig) -> None:
     from ray import serve
     from ray.exceptions import RayError
 
+    async def finish() -> None:
+        async with asyncio.timeout(config.routing.limits.deadline_s):
+            await serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
+            await asyncio.sleep(FLUSH_S)
+
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # the handle's own loop ends with it, which Serve calls an error
     with contextlib.suppress(TimeoutError, RayError):
-        finishing = serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
-        finishing.result(timeout_s=config.routing.limits.deadline_s)
-        serve.delete(config.router_app_name)  # returns when the last bytes of their replies are out
+        asyncio.run(finish())  # Serve's throughput mode has no handles outside an event loop
 
 
 def _run(config: ServeConfig) -> None:

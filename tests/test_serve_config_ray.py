@@ -141,7 +141,9 @@ def test_hopeless_files_are_problems_not_crashes(check: Check, text: str) -> Non
 
 @pytest.mark.parametrize("alternatives", [[], *([name] for name in ALTERNATIVES), ALTERNATIVES], ids="+".join)
 def test_reference_config_is_valid_with_any_alternative(check: Check, alternatives: list[str]) -> None:
-    assert check(uncommented(REFERENCE.read_text(), *alternatives)) == []
+    found = check(uncommented(REFERENCE.read_text(), *alternatives))
+    assert [problem for problem in found if "no directory /mnt/r2/adapters/" not in problem.message] == []
+    assert all(problem.severity == "warning" for problem in found), "adapters need to be on the nodes, not here"
 
 
 @pytest.mark.parametrize("path", [REFERENCE, EMBEDDED], ids=["reference", "embedded"])
