@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.rows import Task
 from r2_serve.types import Message, Record, Sampling
@@ -67,7 +67,7 @@ async def measure(pool: ServedPool, tasks: Sequence[Task], grader: Grader, refer
 
 
 async def measure_reference(pool: ServedPool, tasks: Sequence[Task], kind: str) -> Reference:
-    """Raises: ConfigError where it costs nothing, so that nothing can be divided by it."""
+    """Raises: ConfigError where it costs nothing, so that nothing can be divided by it; EngineUnavailable where calls fail."""
 
     async def whole(task: Task) -> tuple[float, float]:
         reply = await pool.ask(pool.largest, _whole_prompt(pool, task), Sampling(temperature=0.0))
@@ -75,6 +75,8 @@ async def measure_reference(pool: ServedPool, tasks: Sequence[Task], kind: str) 
 
     async def same_plan(task: Task) -> tuple[float, float]:
         outcome = await pool.run(f"reference-{task.id}", task.query, policy=f"all:{pool.largest}")
+        if outcome.error is not None and not outcome.is_refused:
+            raise EngineUnavailable(f"the reference cannot be measured while calls fail: {outcome.error}")
         return float(outcome.worker_cost_usd), float(outcome.critical_path_tokens)
 
     measured = await map_all(tasks, whole if kind == "whole-query" else same_plan, num_at_once=pool.num_at_once)

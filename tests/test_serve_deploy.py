@@ -40,6 +40,7 @@ def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedClust
     slow = {"delay_s": {LARGE: 3.0}}
     cluster.deploy(scripted_config(**slow))
     until(lambda: cluster.ask(LARGE).elapsed.total_seconds() >= 3)
+    until(lambda: sum("::m-large#" in name for name in replica_pids()) == 1)  # the one it replaced has gone
     before = replica_pids()
     with ThreadPoolExecutor(8) as pool:
         at_work = [pool.submit(cluster.ask, "r2") for _ in range(8)]
