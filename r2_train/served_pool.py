@@ -200,6 +200,11 @@ def _engines(config: PoolConfig, apps: Mapping[str, ModelServerConfig]) -> Engin
         from r2_serve.deployments import cluster_engine
 
         return cluster_engine
+    return _engines_of_endpoint(config)
+
+
+def _engines_of_endpoint(config: PoolConfig) -> EngineFor:
+    """Served and hosted models by name at a running endpoint, which also holds the providers' keys; a checkpoint in training runs here."""
     url, key = config.url, config.api_key_env
     assert url is not None, "checked by PoolConfig"
     if key is not None and key not in os.environ:
@@ -208,6 +213,11 @@ def _engines(config: PoolConfig, apps: Mapping[str, ModelServerConfig]) -> Engin
     def by_name(model: ModelConfig) -> Engine:
         if model.engine.kind not in ("served", "openai", "azure"):
             return make_engine(model.engine)
+        if model.codec == "compact":
+            raise ConfigError(
+                f"{model.name!r} speaks the compact dialect, which an endpoint renders and reads itself: train on it with "
+                "`reach: in-process` or `serve`"
+            )
         return make_engine(HostedEngineConfig(kind="openai", model=model.name, base_url=url, api_key_env=key))
 
     return by_name
