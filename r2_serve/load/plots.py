@@ -58,7 +58,7 @@ def timeline_plot(records: Iterable[RequestRecord], timeline: Sequence[TimelineS
     end_s = max(max((record.end_s for record in records), default=1.0), max((sample.t_s for sample in timeline), default=1.0), 1.0)
     timeline = timeline[:: 1 + len(timeline) // (5 * _NUM_POINTS)]
     shown = windows(records, end_s)
-    names = sorted({name for sample in timeline for name in sample.deployments})
+    names = _scaled(timeline)
     rows: list[Callable[[Axes], None]] = [
         lambda axes: _rates(axes, shown),
         lambda axes: _queue(axes, timeline),
@@ -77,6 +77,15 @@ def timeline_plot(records: Iterable[RequestRecord], timeline: Sequence[TimelineS
                 axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, handlelength=1.2)
         axes.set_xlabel("seconds from the start of the run")
         return svg(figure, "Arrivals, queue, replicas, latency and spend over the run")
+
+
+def _scaled(timeline: Sequence[TimelineSample]) -> list[str]:
+    """Deployments whose replicas changed over the run; the others say nothing in a picture."""
+    counts: dict[str, set[tuple[int, int, int]]] = defaultdict(set)
+    for sample in timeline:
+        for name, count in sample.deployments.items():
+            counts[name].add((count.running, count.starting, count.target))
+    return sorted(name for name, seen in counts.items() if len(seen) > 1)
 
 
 def latency_plot(records: Iterable[RequestRecord], slo: Slo) -> str:
