@@ -30,7 +30,10 @@ def load(
         Path | None,
         typer.Option("--config", "-c", help="Start a local cluster with this Serve config instead; `scripted`: that of the examples."),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="With --config: GPUs that the cluster pretends to have.")] = 0,
+    nodes: Annotated[
+        int, typer.Option(min=0, help="With --config: Ray nodes beside the head, each with its --gpus. 0: one node alone.")
+    ] = 0,
+    gpus: Annotated[int, typer.Option(min=0, help="With --config: GPUs that a node pretends to have.")] = 0,
     dashboard: Annotated[
         str | None, typer.Option(help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265: replicas over time.")
     ] = None,
@@ -88,7 +91,7 @@ def load(
             set_aside=set_aside,
         )
         console = Console()
-        with _target(url, config, gpus, dashboard, console) as (base_url, replicas):
+        with _target(url, config, dashboard, nodes, gpus, console) as (base_url, replicas):
             _run(loaded, base_url, options, replicas, console)
     except R2Error as e:
         _fail(e.message)
@@ -119,7 +122,7 @@ def _run(workload: Workload, url: str, options: LoadOptions, replicas: ReplicaSo
 
 @contextmanager
 def _target(
-    url: str, config: Path | None, gpus: int, dashboard: str | None, console: Console
+    url: str, config: Path | None, dashboard: str | None, nodes: int, gpus: int, console: Console
 ) -> Iterator[tuple[str, ReplicaSource | None]]:
     """The endpoint's base URL, and who counts its replicas."""
     if config is None:
@@ -130,6 +133,7 @@ def _target(
         return
     from r2_serve.load.replicas import LocalReplicas
     from r2_serve.local_cluster import free_port, local_cluster, prepare_environment
+    from r2_serve.local_nodes import local_nodes
     from r2_serve.serve_config import load as load_config
     from r2_serve.workload import SCRIPTED_POOL
 
@@ -137,7 +141,8 @@ def _target(
     loaded = load_config(SCRIPTED_POOL if str(config) == "scripted" else config)
     with ExitStack() as stack:
         with console.status(f"starting Ray and {len(loaded.model_apps)} models"):
-            base_url = stack.enter_context(local_cluster(loaded, port=free_port(), num_gpus=gpus))
+            address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
+            base_url = stack.enter_context(local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address))
         yield base_url, LocalReplicas()
 
 

@@ -43,4 +43,8 @@ def _deployments(summary: LoadSummary) -> list[str]:
     if not summary.deployments:
         return ['<p class="note">Nobody was asked for replica counts: give --dashboard, or --config for a local cluster.</p>']
     note = "Replicas running and starting, integrated over the run through its last reply."
-    return ["<h3>Replicas</h3>", table(cells.DEPLOYMENT_COLUMNS, ((row, "") for row in cells.deployment_rows(summary))), f'<p class="small">{note}</p>']
+    return [
+        "<h3>Replicas</h3>",
+        table(cells.DEPLOYMENT_COLUMNS, ((row, "") for row in cells.deployment_rows(summary))),
+        f'<p class="small">{note}</p>',
+    ]
