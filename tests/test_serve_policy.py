@@ -75,7 +75,7 @@ def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(monkeypatch: pytes
         assert scaler.tick(running=0) == 4
         scaler.demand = less
         assert [scaler.tick(running=0) for _ in range(20)] == [4] * 20, "and the time counts anew"
-        assert [scaler.tick(running=0) for _ in range(15)][-1] < 4, "but plans that are gone for good start nothing in the end"
+        assert [scaler.tick(running=0) for _ in range(45)][-1] < 4, "but plans that are gone for good start nothing in the end"
         scaler.demand = WAVE
         assert scaler.tick(running=0) == 4
 
