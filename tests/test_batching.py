@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import pytest
@@ -52,6 +53,15 @@ def test_what_leaves_while_it_waits_or_after_its_end_changes_nothing() -> None:
     batch.leave(0.0, third)
     assert ends_s(batch) == {first: 1.5, second: 1.5}
     batch.leave(9.0, first)
+
+
+def test_a_late_look_at_a_sequence_finds_it_whole() -> None:
+    """As on a machine where timers come late."""
+    batch = Batch(SPEED)
+    sequence = batch.arrive(0.0, 0, 10)
+    assert batch.num_decoded(0.5, sequence) == pytest.approx(5)
+    assert batch.num_decoded(2.0, sequence) == math.inf
+    assert ends_s(batch, 2.0) == {sequence: 1.0}
 
 
 def test_any_way_to_ask_gives_the_same_ends() -> None:
