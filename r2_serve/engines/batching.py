@@ -11,6 +11,7 @@ Source: the virtual time of processor sharing (Demers et al., 1989, fair queuein
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -92,9 +93,11 @@ class Batch:
         return min((at_s for at_s in (self._prefill_end_s(), self._decode_end_s()) if at_s is not None), default=None)
 
     def num_decoded(self, now_s: float, sequence: int) -> float:
-        """Tokens that a sequence at work has written by `now_s`."""
+        """Tokens that a sequence has written by `now_s`; infinite where it has ended by then, whether that was told or not."""
         self._run_to(now_s)
-        known = self._sequences[sequence]
+        known = self._sequences.get(sequence)
+        if known is None:
+            return math.inf
         return self._work - known.work_at_start if known.decode_start_s >= 0 else 0.0
 
     def tokens_per_s(self) -> float:
