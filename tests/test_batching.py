@@ -13,6 +13,7 @@ from r2_serve.engines.batching import Batch
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineTimeout
 from r2_serve.types import Message, Sampling
+from tests.virtual_time import VirtualTimeLoop
 from tests.virtual_time import run as run_in_virtual_time
 
 SPEED = SpeedConfig(prefill_tokens_per_s=100, decode_tokens_per_s=10, max_batch_size=2, batch_slowdown=0.5)
@@ -141,3 +142,18 @@ def test_a_template_takes_its_values_from_the_prompt() -> None:
     assert asyncio.run(planned).text == '{"x": ["{words}"]}'
     assert asyncio.run(reply("{asked}", asked)) == "word word word"
     assert asyncio.run(reply("{prompt}", "{words}")) == "{words}", "what a prompt says is never filled in"
+
+
+def test_a_stream_whose_end_passes_while_its_process_is_busy_is_whole() -> None:
+    """On a loaded machine the clock runs on between two looks, with no turn of the event loop in which the end could be told."""
+
+    async def words() -> list[str]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        told = []
+        async for delta in ScriptedEngine(["{words}"], speed=SPEED).stream(prompt("5 words"), Sampling()):
+            told += [delta.text] if delta.text else []
+            loop.pass_time(10.0)
+        return told
+
+    assert len(run_in_virtual_time(words())) == 5
