@@ -1,0 +1,115 @@
+"""One simulated run: requests come when the workload says, and the run goes on until the last is answered."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+from r2_serve.errors import ConfigError
+from r2_serve.serve_config import ServeConfig
+from r2_serve.simulate.autoscaler import Autoscaler, serve_reads
+from r2_serve.simulate.clock import Clock
+from r2_serve.simulate.hardware import Hardware
+from r2_serve.simulate.queries import Query, Router
+from r2_serve.simulate.results import Recorder, Run
+from r2_serve.simulate.sizes import Sizer, Sizes, passed_through
+from r2_serve.simulate.system import MakePolicy, System, build_system
+from r2_serve.workload import Request, Workload
+
+TIMEOUT_CHECKS_PER_TIMEOUT = 100
+LONGEST_CHECK_INTERVAL_S = 1.0
+Progress = Callable[[float, int, int], None]
+"""Simulated seconds, queries that came, queries that ended."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, beside what."""
+
+    seed: int | None = None
+    """None: the workload's own."""
+    sample_s: float = 1.0
+    """Between two lines of the timeline."""
+    progress_s: float = 2.0
+    """Wall-clock seconds between two reports of progress."""
+
+
+def simulate(
+    config: ServeConfig,
+    workload: Workload,
+    hardware: Hardware,
+    options: Options | None = None,
+    *,
+    make_policy: MakePolicy | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """What the run would have come to. Raises: ConfigError where config, workload and hardware do not fit each other."""
+    return _Simulation(config, workload, hardware, options or Options(), make_policy, progress).run()
+
+
+class _Simulation:
+    def __init__(
+        self,
+        config: ServeConfig,
+        workload: Workload,
+        hardware: Hardware,
+        options: Options,
+        make_policy: MakePolicy | None,
+        progress: Progress | None,
+    ) -> None:
+        seed = workload.seed if options.seed is None else options.seed
+        self._clock, self._options, self._progress = Clock(), options, progress
+        draw = random.Random(f"{seed}/simulation")
+        model = workload.tasks.model
+        self._system = build_system(config, hardware, model, clock=self._clock, draw=draw, make_policy=make_policy)
+        self._recorder = Recorder()
+        self._router = _router(config, self._system, self._clock, self._recorder, draw)
+        self._size = _sizer(config, hardware, model, self._system)
+        self._requests = workload.requests(seed)
+        self._overheads = hardware.overheads
+        self._is_sending = True
+        self._reported_s = time.monotonic()
+        self._is_over = self._clock.event()
+
+    def run(self) -> Run:
+        clock, began_s = self._clock, time.monotonic()
+        first = next(self._requests, None)
+        if first is None:
+            raise ConfigError("the workload has no requests: is its duration too short for its rate?")
+        self._requests = chain(self._requests)
+        clock.after(first.start_s, self._arrives, first)
+        if self._system.scaled:
+            clock.every(self._overheads.control_interval_s, Autoscaler(clock, self._system.scaled).decide)
+        check_s = min(LONGEST_CHECK_INTERVAL_S, self._router.shortest_timeout_s() / TIMEOUT_CHECKS_PER_TIMEOUT)
+        clock.every(check_s, self._router.check_timeouts)
+        clock.every(self._options.sample_s, self._sample, first_s=0.0)
+        with serve_reads(clock, self._system.scaled), _without_collection():
+            clock.run(until=self._is_over)
+        self._sample()
+        return self._recorder.run(self._system, clock.now, wall_s=time.monotonic() - began_s)
+
+    def _arrives(self, request: Request) -> None:
+        self._recorder.came(self._clock.now)
+        self._router.arrives(request.index, request.start_s, self._size(request))
+        following = next(self._requests, None)
+        if following is None:
+            self._is_sending = False
+            self._end_if_idle()
+        else:
+            self._clock.after(max(0.0, following.start_s - self._clock.now), self._arrives, following)
+
+    def _sample(self) -> None:
+        self._recorder.sample(self._clock.now, self._system, self._router)
+        self._end_if_idle()
+        if self._progress is not None and time.monotonic() - self._reported_s >= self._options.progress_s:
+            self._reported_s = time.monotonic()
+            self._progress(self._clock.now, self._recorder.num_came, self._recorder.num_ended)
+
+    def _end_if_idle(self) -> None:
+        if not self._is_sending and self._recorder.num_ended == self._recorder.num_came and not self._is_over.triggered:
+            self._is_over.succeed()
