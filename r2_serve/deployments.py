@@ -22,10 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from r2_serve.adapters import MANIFEST, check_codec_version, read_adapter
-from r2_serve.allocator import AllocationResult, Allocator
+from r2_serve.allocator import AllocationResult, AllocationTask, Allocator
 from r2_serve.config import (
     AdapterLoad,
-    AllocatorConfig,
     DecomposerConfig,
     HostedEngineConfig,
     LimitsConfig,
@@ -48,7 +47,7 @@ from r2_serve.redaction import Redactor, redact_logs
 from r2_serve.router import Router, parse_routing
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
-from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Plan, Sampling
+from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Sampling
 
 READY_CACHE_S = 1.0
 _log = logging.getLogger(__name__)
@@ -154,22 +153,12 @@ class AllocatorDeployment:
         redact_logs(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
-    async def allocate(
-        self,
-        query: str,
-        plan: Plan,
-        config: AllocatorConfig,
-        names: Sequence[str],
-        fallback_model: str,
-        limits: LimitsConfig,
-        budget: Budget,
-    ) -> tuple[AllocationResult, tuple[CallRecord, ...]]:
+    async def allocate(self, task: AllocationTask, budget: Budget) -> tuple[AllocationResult, tuple[CallRecord, ...]]:
         ledger = Ledger(budget)
-        made = await self._allocator.allocate(query, plan, config, names, fallback_model, limits, ledger)
+        made = await self._allocator.allocate(task, ledger)
         return made, tuple(ledger.calls)
 
 
-@serve.ingress()
 class RouterDeployment:
     """The OpenAI endpoint. Not ready until `user_config` has brought the routing.
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
-from r2_serve.allocator import AllocationResult, everything_to, fixed_allocation
+from r2_serve.allocator import AllocationResult, AllocationTask, everything_to, fixed_allocation
 from r2_serve.calls import Caller, CallResult, CallSpec, OnDelta, Pool
-from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.config import DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.decomposer import Decomposition, check_plan
 from r2_serve.errors import CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
@@ -51,16 +51,7 @@ class Decomposes(Protocol):
 class Allocates(Protocol):
     """`r2_serve.allocator.Allocator`, likewise."""
 
-    async def allocate(
-        self,
-        query: str,
-        plan: Plan,
-        config: AllocatorConfig,
-        names: Sequence[str],
-        fallback_model: str,
-        limits: LimitsConfig,
-        ledger: Ledger,
-    ) -> AllocationResult: ...
+    async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult: ...
 
 
 @dataclass
@@ -244,9 +235,15 @@ class _Routed(_Work):
 
     async def _ask_allocator(self, plan: Plan) -> Allocation:
         virtual = self.virtual
-        made = await self.pipeline.allocator.allocate(
-            self.text, plan, virtual.allocator, virtual.pool, virtual.fallback_model, self.limits, self.ledger
+        task = AllocationTask(
+            query=self.text,
+            plan=plan,
+            config=virtual.allocator,
+            names=virtual.pool,
+            fallback_model=virtual.fallback_model,
+            limits=self.limits,
         )
+        made = await self.pipeline.allocator.allocate(task, self.ledger)
         self.trace["allocation_fallback"] = made.fallback
         return made.allocation
 
