@@ -98,8 +98,11 @@ class Autoscaler:
 
 
 @contextmanager
-def serve_reads(clock: Clock) -> Iterator[None]:
-    """Serve's policy module takes its time from `clock`."""
+def serve_reads(clock: Clock, scaled: Sequence[Scaled]) -> Iterator[None]:
+    """Serve's policy module takes its time from `clock`. Where nothing is scaled, Ray is not imported."""
+    if not scaled:
+        yield
+        return
     from ray.serve import autoscaling_policy
 
     real = autoscaling_policy.time

@@ -58,8 +58,8 @@ class EngineReplica(Replica):
             self._set_alarm()
 
     def _set_alarm(self) -> None:
-        """For the next end or beginning; one that has become too early just finds nothing to do."""
-        next_s = self._batch.next_event_s()
+        """For the next end; one that has become too early just finds nothing to do."""
+        next_s = self._batch.no_end_before_s()
         if next_s is not None and next_s < self._wakes_s:
             self._wakes_s = next_s
             self._clock.after(max(0.0, next_s - self._clock.now), self._wake, next_s)

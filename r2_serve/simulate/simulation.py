@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config import ServeConfig
@@ -75,13 +74,13 @@ class _Simulation:
         self._is_sending = True
         self._reported_s = time.monotonic()
         self._is_over = self._clock.event()
+        self._recorder.idle = self._end_if_idle
 
     def run(self) -> Run:
         clock, began_s = self._clock, time.monotonic()
         first = next(self._requests, None)
         if first is None:
             raise ConfigError("the workload has no requests: is its duration too short for its rate?")
-        self._requests = chain(self._requests)
         clock.after(first.start_s, self._arrives, first)
         if self._system.scaled:
             clock.every(self._overheads.control_interval_s, Autoscaler(clock, self._system.scaled).decide)
@@ -94,7 +93,7 @@ class _Simulation:
         return self._recorder.run(self._system, clock.now, wall_s=time.monotonic() - began_s)
 
     def _arrives(self, request: Request) -> None:
-        self._recorder.came(self._clock.now)
+        self._recorder.came()
         self._router.arrives(request.index, request.start_s, self._size(request))
         following = next(self._requests, None)
         if following is None:
@@ -105,7 +104,6 @@ class _Simulation:
 
     def _sample(self) -> None:
         self._recorder.sample(self._clock.now, self._system, self._router)
-        self._end_if_idle()
         if self._progress is not None and time.monotonic() - self._reported_s >= self._options.progress_s:
             self._reported_s = time.monotonic()
             self._progress(self._clock.now, self._recorder.num_came, self._recorder.num_ended)
@@ -113,3 +111,37 @@ class _Simulation:
     def _end_if_idle(self) -> None:
         if not self._is_sending and self._recorder.num_ended == self._recorder.num_came and not self._is_over.triggered:
             self._is_over.succeed()
+
+
+def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorder, draw: random.Random) -> Router:
+    return Router(
+        clock=clock,
+        limits=config.routing.limits,
+        virtual=system.virtual,
+        models=system.models,
+        router=system.router,
+        decomposer=system.decomposer,
+        allocator=system.allocator,
+        outcomes=recorder,
+        plans=None,
+        draw=draw,
+    )
+
+
+def _sizer(config: ServeConfig, hardware: Hardware, model: str, system: System) -> Callable[[Request], Sizes]:
+    cards = {card.name: card for card in config.router.models}
+    if system.virtual is None:
+        return lambda request: passed_through(request, model, hardware.tokens_per_word)
+    return Sizer(system.virtual, cards, config.routing.limits.max_subtasks, hardware.tokens_per_word).of
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Calls and queries are freed by their reference counts but for small cycles; looking for those takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

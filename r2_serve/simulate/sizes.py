@@ -141,6 +141,13 @@ class Sizer:
         return get_codec(self._models[model].codec)
 
 
+def passed_through(request: Request, model: str, tokens_per_word: float) -> Sizes:
+    """Of a request that goes straight to a pool model, which answers what the last subtask asks for."""
+    steps, text = brought_steps(request), request.prompt_tokens * tokens_per_word
+    form = Form((model,), Edges.of([()]), 0, 0, 0, 0, 0, (0,))
+    return Sizes(form, [text], [steps[-1].reply_tokens * tokens_per_word], 0.0, 0.0, 0.0, 0.0, text)
+
+
 def brought_steps(request: Request) -> tuple[Step, ...]:
     """Raises: ConfigError where there are none."""
     if request.steps is None:
