@@ -43,6 +43,7 @@ class Call:
     __slots__ = (
         "attempt",
         "chain",
+        "delay_s",
         "first_token_s",
         "is_last_resort",
         "owner",
@@ -70,6 +71,8 @@ class Call:
         self.rank = 0
         self.attempt = 1
         """Of that model."""
+        self.delay_s = 0.0
+        """On its way, on top of the hop to its target: of the stage that makes it."""
         self.passed_over = -1
         """Rank of the first model that rested when its turn came."""
         self.is_last_resort = False

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 from simpy import Environment
-from simpy.core import NORMAL
-from simpy.events import Event
+from simpy.core import EmptySchedule
+from simpy.events import NORMAL, Event
 
 Action = Callable[[Any], None]
 
 
 class _Occurrence(Event):
-    """An event that will happen, with what is to be done then. simpy's own `Timeout`, without what only processes need."""
+    """What is to be done at a time. Nobody waits for it, so it needs none of what other events carry."""
 
-    _ok = True
+    __slots__ = ("action", "argument")
 
-    def __init__(self, env: Environment, value: object, callback: Callable[[Event], None]) -> None:
-        self.env = env
-        self.callbacks = [callback]
-        self._value = value
+    def __init__(self, action: Action, argument: object) -> None:
+        self.action, self.argument = action, argument
 
 
 class Clock(Environment):
     """Seconds from the start of the run."""
 
-    def after(self, delay_s: float, action: Action, value: object = None) -> None:
-        """`action(value)`, `delay_s` from now; events of the same time in the order in which they were asked for."""
-        self.schedule(_Occurrence(self, value, lambda event: action(event._value)), NORMAL, delay_s)
+    def after(self, delay_s: float, action: Action, argument: object = None) -> None:
+        """`action(argument)`, `delay_s` from now; what is due at the same time happens in the order in which it was asked for."""
+        heappush(self._queue, (self._now + delay_s, NORMAL, next(self._eid), _Occurrence(action, argument)))
 
     def every(self, interval_s: float, action: Callable[[], None], *, first_s: float | None = None) -> None:
         """`action()` again and again, until the run ends."""
@@ -38,3 +37,14 @@ class Clock(Environment):
             self.after(interval_s, tick)
 
         self.after(interval_s if first_s is None else first_s, tick)
+
+    def step(self) -> None:
+        """The next event, as `Environment.step`, but for a shorter way where it is one of ours."""
+        queue = self._queue
+        if not queue:
+            raise EmptySchedule
+        event = queue[0][3]
+        if type(event) is not _Occurrence:
+            return super().step()
+        self._now = heappop(queue)[0]
+        return event.action(event.argument)

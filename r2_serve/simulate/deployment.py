@@ -145,7 +145,11 @@ class Deployment:
         replica.num_ongoing += 1
         call.replica = replica
         call.state = ON_ITS_WAY
-        self._clock.after(self._hop_s, self._arrive, call)
+        hop_s = self._hop_s + call.delay_s
+        if hop_s:
+            self._clock.after(hop_s, self._arrive, call)
+        else:
+            self._arrive(call)
 
     def _arrive(self, call: Call) -> None:
         assert call.replica is not None

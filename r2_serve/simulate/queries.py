@@ -70,6 +70,8 @@ class Router:
     outcomes: Outcomes
     plans: Plans | None
     draw: random.Random
+    stage_hop_s: float = 0.0
+    """From the router to the decomposer or the allocator and back; spent on the way of the calls that those make."""
     active: dict[Query, None] = field(default_factory=dict)
     """Admitted and not ended, oldest first."""
 
@@ -140,11 +142,11 @@ class Query:
             config = self.router.virtual.decomposer
             self.num_left = config.num_samples
             for _ in range(config.num_samples):
-                self._ask(PLAN, config.model, self.sizes.plan_prompt, min(self.sizes.plan_reply, config.max_tokens))
+                self._ask(PLAN, config.model, self.sizes.plan_prompt, min(self.sizes.plan_reply, config.max_tokens), self.router.stage_hop_s)
         else:
             assert self.router.virtual is not None
             picker = self.router.virtual.allocator
-            self._ask(PICK, picker.model, self.sizes.pick_prompt, min(self.sizes.pick_reply, picker.max_tokens))
+            self._ask(PICK, picker.model, self.sizes.pick_prompt, min(self.sizes.pick_reply, picker.max_tokens), self.router.stage_hop_s)
 
     def call_done(self, call: Call) -> None:
         self.calls.remove(call)
@@ -162,6 +164,7 @@ class Query:
 
     def call_failed(self, call: Call, reason: str, retry_after_s: float | None) -> None:
         if call.position == ROUTER:
+            self._forget()
             self.router.outcomes.ended(self, OVERLOADED if reason == "overloaded" else UNAVAILABLE, self.router.clock.now)
         elif call.position in (DECOMPOSE, ALLOCATE):
             self.stage_call = None
@@ -278,16 +281,21 @@ class Query:
         self._leave(router.decomposer if self.stage == PLANNING else router.allocator)
         del router.active[self]
         router.router.release(self.place)
+        self._forget()
         if router.plans is not None and self.stage == WORKING:
             router.plans.ended(self)
         router.outcomes.ended(self, status, router.clock.now)
 
+    def _forget(self) -> None:
+        """The place that holds this query: a cycle, which would stay in memory."""
+        del self.place
+
     # -- calls ----------------------------------------------------------------------------------------------------
 
-    def _ask(self, position: int, model: str, prompt_tokens: float, reply_tokens: float) -> None:
+    def _ask(self, position: int, model: str, prompt_tokens: float, reply_tokens: float, delay_s: float = 0.0) -> None:
         pooled = self.router.models[model]
         call = Call(self, position, prompt_tokens, reply_tokens, self.router.clock.now)
-        call.chain = pooled.chain
+        call.chain, call.delay_s = pooled.chain, delay_s
         self.calls.add(call)
         pooled.target.submit(call)
 

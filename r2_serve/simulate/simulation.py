@@ -67,7 +67,7 @@ class _Simulation:
         model = workload.tasks.model
         self._system = build_system(config, hardware, model, clock=self._clock, draw=draw, make_policy=make_policy)
         self._recorder = Recorder()
-        self._router = _router(config, self._system, self._clock, self._recorder, draw)
+        self._router = _router(config, self._system, self._clock, self._recorder, draw, hardware.overheads.hop_s)
         self._size = _sizer(config, hardware, model, self._system)
         self._requests = workload.requests(seed)
         self._overheads = hardware.overheads
@@ -81,7 +81,7 @@ class _Simulation:
         first = next(self._requests, None)
         if first is None:
             raise ConfigError("the workload has no requests: is its duration too short for its rate?")
-        clock.after(first.start_s, self._arrives, first)
+        clock.after(first.start_s + self._overheads.http_s, self._arrives, first)
         if self._system.scaled:
             clock.every(self._overheads.control_interval_s, Autoscaler(clock, self._system.scaled).decide)
         check_s = min(LONGEST_CHECK_INTERVAL_S, self._router.shortest_timeout_s() / TIMEOUT_CHECKS_PER_TIMEOUT)
@@ -93,6 +93,7 @@ class _Simulation:
         return self._recorder.run(self._system, clock.now, wall_s=time.monotonic() - began_s)
 
     def _arrives(self, request: Request) -> None:
+        """At the router: all of the HTTP overhead is spent on the way there."""
         self._recorder.came()
         self._router.arrives(request.index, request.start_s, self._size(request))
         following = next(self._requests, None)
@@ -100,7 +101,8 @@ class _Simulation:
             self._is_sending = False
             self._end_if_idle()
         else:
-            self._clock.after(max(0.0, following.start_s - self._clock.now), self._arrives, following)
+            due_s = following.start_s + self._overheads.http_s - self._clock.now
+            self._clock.after(max(0.0, due_s), self._arrives, following)
 
     def _sample(self) -> None:
         self._recorder.sample(self._clock.now, self._system, self._router)
@@ -113,7 +115,7 @@ class _Simulation:
             self._is_over.succeed()
 
 
-def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorder, draw: random.Random) -> Router:
+def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorder, draw: random.Random, hop_s: float) -> Router:
     return Router(
         clock=clock,
         limits=config.routing.limits,
@@ -125,6 +127,7 @@ def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorde
         outcomes=recorder,
         plans=None,
         draw=draw,
+        stage_hop_s=hop_s,
     )
 
 

@@ -84,12 +84,12 @@ class _Builder:
         models = {name: self._pooled(config.router.model(name)) for name in names}
         for app in config.model_apps:
             self._model_deployment(app, None)  # idle ones cost, too
-        app, overheads = config.router_app_name, self._hardware.overheads
+        app = config.router_app_name
         room = Room(server.max_running, server.max_queued)
         return System(
-            router=self._deploy(app, "Router", self._stage(room), 0.0, hop_s=overheads.http_s),
-            decomposer=self._deploy(app, "Decomposer", self._stage(Room()), 0.0),
-            allocator=self._deploy(app, "Allocator", self._stage(Room()), 0.0),
+            router=self._deploy(app, "Router", self._stage(room)),
+            decomposer=self._deploy(app, "Decomposer", self._stage(Room())),
+            allocator=self._deploy(app, "Allocator", self._stage(Room())),
             deployments=self._deployments,
             models=models,
             scaled=self._scaled,
@@ -142,7 +142,7 @@ class _Builder:
         if name not in self._deployments:
             engine = self._config.model_apps[app].engine
             speed = self._speed(card, engine)
-            self._deploy(app, "Model", self._engine(card, engine), speed.start_s if speed else 0.0)
+            self._deploy(app, "Model", self._engine(card, engine), start_s=speed.start_s if speed else 0.0, hop_s=self._hardware.overheads.hop_s)
         return self._deployments[name]
 
     def _engine(self, card: ModelConfig | None, engine: LocalEngineConfig) -> MakeReplica:
@@ -166,7 +166,7 @@ class _Builder:
         clock = self._clock
         return lambda deployment: StageReplica(clock, room, deployment.refused)
 
-    def _deploy(self, app: str, name: str, make_replica: MakeReplica, start_s: float, *, hop_s: float | None = None) -> Deployment:
+    def _deploy(self, app: str, name: str, make_replica: MakeReplica, *, start_s: float = 0.0, hop_s: float = 0.0) -> Deployment:
         options, overheads = self._options(app, name), self._hardware.overheads
         autoscaling = _autoscaling(app, options)
         initial = int(options.get("num_replicas") or 1) if autoscaling is None else _initial(autoscaling)
@@ -179,7 +179,7 @@ class _Builder:
                 gpus=float((options.get("ray_actor_options") or {}).get("num_gpus", 0)),
                 start_s=overheads.replica_start_s + start_s,
                 stop_s=overheads.replica_stop_s,
-                hop_s=overheads.hop_s if hop_s is None else hop_s,
+                hop_s=hop_s,
                 initial_replicas=initial,
             ),
             make_replica,
