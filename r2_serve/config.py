@@ -126,7 +126,8 @@ class ScriptedEngineConfig(Config):
     kind: Literal["scripted"]
     replies: tuple[str, ...] = ("ok",)
     """Given in turn, again from the first after the last. `{prompt}` stands for the last message, `{words}` for as many words as the
-    last "N words" in it asks for, `{json:KEY}` for what the first JSON object in it that has KEY holds there."""
+    last "N words" in it asks for, `{json:KEY}` for what the first JSON object in it that has KEY holds there, and `{asked}` for the
+    first JSON object in it that has the keys of the JSON schema asked for, or else `{words}`: so one model serves every stage."""
     delay_s: float = Field(default=0.0, ge=0)
     """Service time of a call; a streamed reply spreads it over its words."""
     speed: SpeedConfig | None = None
@@ -183,6 +184,18 @@ class AdapterLoad(Config):
     name: str
     path: str
     timeout_s: float = Field(default=600.0, gt=0)
+
+
+class PlanAheadConfig(Config):
+    """`policy_kwargs` of `r2_serve.scaling.serve_policy:PlanAhead`, the autoscaling policy that knows what plans will need."""
+
+    cold_start_s: float = Field(default=60.0, gt=0)
+    """From asking for a replica to its first call, on a node that is up. Measure it: too low and replicas come too late, too high
+    and they wait for work."""
+    drain_s: float = Field(default=5.0, gt=0)
+    """Calls that wait when a new replica is up should be through this much later: the wait that your users bear."""
+    trend: float = Field(default=1.0, ge=0, le=1)
+    """How far queries are taken to go on coming at the rate of the last seconds: 0 plans for those alone that are here."""
 
 
 class ServerConfig(Config):
@@ -268,6 +281,14 @@ class AllocatorConfig(Config):
     timeout_s: float = Field(default=30.0, gt=0)
 
 
+class SpillConfig(Config):
+    """Where the model chosen for a subtask has no room, the next cheapest of the pool that has takes it."""
+
+    calls_per_replica: float = Field(gt=0)
+    """Calls in progress on a replica of a local model at which it has none; sensibly its `target_ongoing_requests` or a little more.
+    A model without a replica has none, so that nobody waits for a cold start. Hosted models have room unless they rest."""
+
+
 class VirtualModelConfig(Config):
     """A name clients may ask for that is routed, such as `r2`."""
 
@@ -279,6 +300,8 @@ class VirtualModelConfig(Config):
     """Used where a plan or an allocation cannot be made; None: the pool's last."""
     policy: str = "learned"
     """`learned`, `all:MODEL` or `random`; a request may name another."""
+    spill: SpillConfig | None = None
+    """None: subtasks wait for the model chosen for them."""
     description: str = ""
 
     @property

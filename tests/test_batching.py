@@ -126,4 +126,8 @@ def test_a_template_takes_its_values_from_the_prompt() -> None:
     assert asyncio.run(reply("{json:plan}", asked)) == '{"x": ["{words}"]}'
     assert asyncio.run(reply("<{words}>", asked)) == "<word word word>"
     assert asyncio.run(reply("{json:none}{json:b}", asked)) == "2"
+    schema = {"type": "object", "required": ["x"]}
+    planned = ScriptedEngine(["{asked}"]).generate(prompt(asked), Sampling(json_schema=schema))
+    assert asyncio.run(planned).text == '{"x": ["{words}"]}'
+    assert asyncio.run(reply("{asked}", asked)) == "word word word"
     assert asyncio.run(reply("{prompt}", "{words}")) == "{words}", "what a prompt says is never filled in"

@@ -13,11 +13,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from r2_serve.config import ScriptedEngineConfig, SpeedConfig
 from r2_serve.engines.pacing import BatchPace
@@ -31,7 +31,7 @@ ReplyFunction = Callable[[Sequence[Message], Sampling], Reply]
 Sleep = Callable[[float], Awaitable[object]]
 
 _WORD = re.compile(r"\s*\S+")
-_PLACE = re.compile(r"\{(adapter|prompt|words|json:(\w+))\}")
+_PLACE = re.compile(r"\{(adapter|asked|prompt|words|json:(\w+))\}")
 _NUM_WORDS = re.compile(r"(\d{1,6}) words")
 
 
@@ -173,8 +173,17 @@ def _filled(text: str, call: ScriptedCall) -> str:
 
     def value(place: re.Match[str]) -> str:
         if place[2] is not None:
-            return _json_value(prompt, place[2])
-        return {"adapter": call.adapter or "base", "prompt": prompt, "words": _as_many_words(prompt)}[place[1]]
+            return _dumped(held[place[2]] for held in _json_objects(prompt) if place[2] in held)
+        return {"adapter": lambda: call.adapter or "base", "prompt": lambda: prompt, "words": words, "asked": asked}[place[1]]()
+
+    def words() -> str:
+        return _as_many_words(prompt)
+
+    def asked() -> str:
+        schema = call.sampling.json_schema
+        if schema is None:
+            return words()
+        return _dumped(held for held in _json_objects(prompt) if held.keys() >= set(schema["required"]))
 
     return _PLACE.sub(value, text)
 
@@ -185,19 +194,18 @@ def _as_many_words(prompt: str) -> str:
     return " ".join(["word"] * int(asked[-1] if asked else 1))
 
 
-def _json_value(prompt: str, key: str) -> str:
-    """What the first JSON object in `prompt` that has `key` holds there, as JSON; empty where there is none."""
-    decoder, start = json.JSONDecoder(), prompt.find("{")
+def _dumped(found: Iterator[Any]) -> str:
+    """The first as JSON; empty where there is none."""
+    return next((json.dumps(value) for value in found), "")
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in `text` in the order in which they begin, those within others too."""
+    decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
-        try:
-            found, end = decoder.raw_decode(prompt, start)
-        except (ValueError, RecursionError):
-            end = start + 1
-        else:
-            if key in found:
-                return json.dumps(found[key])
-        start = prompt.find("{", end)
-    return ""
+        with suppress(ValueError, RecursionError):
+            yield decoder.raw_decode(text, start)[0]
+        start = text.find("{", start + 1)
 
 
 def _completion(reply: Reply, messages: Sequence[Message], sampling: Sampling) -> Completion:

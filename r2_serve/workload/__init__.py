@@ -4,8 +4,8 @@ Not a client and not a clock: nothing here sends or waits, imports Ray or speaks
 its seed alone. Reading order: `request`, `arrivals`, `trace_file`, `tasks`, `workload`, `reader`.
 """
 
-from r2_serve.workload.reader import EXAMPLES, example_names, example_path, load_workload
+from r2_serve.workload.reader import EXAMPLES, SCRIPTED_POOL, example_names, example_path, load_workload
 from r2_serve.workload.request import Request, Step
 from r2_serve.workload.workload import Slo, Workload
 
-__all__ = ["EXAMPLES", "Request", "Slo", "Step", "Workload", "example_names", "example_path", "load_workload"]
+__all__ = ["EXAMPLES", "SCRIPTED_POOL", "Request", "Slo", "Step", "Workload", "example_names", "example_path", "load_workload"]

@@ -12,6 +12,8 @@ from r2_serve.workload.tasks import BenchmarkTasks
 from r2_serve.workload.workload import Workload
 
 EXAMPLES = Path(__file__).parent / "examples"
+SCRIPTED_POOL = EXAMPLES / "pool" / "serve_config.yaml"
+"""Serve config of the models that the synthetic examples name."""
 
 
 def load_workload(path: Path) -> Workload:
