@@ -29,6 +29,10 @@ class Clock(Environment):
         """`action(argument)`, `delay_s` from now; what is due at the same time happens in the order in which it was asked for."""
         heappush(self._queue, (self._now + delay_s, NORMAL, next(self._eid), _Occurrence(action, argument)))
 
+    def num_events(self) -> int:
+        """So far, those to come among them."""
+        return next(self._eid)
+
     def every(self, interval_s: float, action: Callable[[], None], *, first_s: float | None = None) -> None:
         """`action()` again and again, until the run ends."""
 

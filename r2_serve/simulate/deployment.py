@@ -62,11 +62,11 @@ class Deployment:
         self.running: list[Replica] = []
         self.running_version = 0
         """Changes with `running`."""
+        self.num_at_work = 0
+        """Calls at replicas, or on their way to one."""
         self.num_queued = 0
         self.num_calls = 0
         self.target_num_replicas = 0
-        self.replica_seconds = 0.0
-        """Of starting and running replicas, up to the last change: `count`."""
         self.first_call: Callable[[], None] = _nothing
         """Told before the first call is dealt with."""
         self.came_to_nobody: Callable[[], None] = _nothing
@@ -77,7 +77,6 @@ class Deployment:
         self._starting: list[_Start] = []
         self._stopping: set[Replica] = set()
         self._places: dict[Replica, Place] = {}
-        self._counted_s = 0.0
         self._max_ongoing = options.max_ongoing_requests
         self._hop_s = options.hop_s
         for _ in range(options.initial_replicas):
@@ -122,10 +121,6 @@ class Deployment:
         call.replica.end()
         self._freed(call.replica)
 
-    def num_ongoing(self) -> int:
-        """Calls at replicas, or on their way to one."""
-        return sum([replica.num_ongoing for replica in self.running])
-
     def _choose(self) -> Replica | None:
         """The less busy of two, as Serve's power of two choices does; None where nobody has room."""
         running, random, limit = self.running, self._random, self._max_ongoing
@@ -143,6 +138,7 @@ class Deployment:
 
     def _send(self, call: Call, replica: Replica) -> None:
         replica.num_ongoing += 1
+        self.num_at_work += 1
         call.replica = replica
         call.state = ON_ITS_WAY
         hop_s = self._hop_s + call.delay_s
@@ -173,6 +169,7 @@ class Deployment:
 
     def _freed(self, replica: Replica) -> None:
         replica.num_ongoing -= 1
+        self.num_at_work -= 1
         if self.num_queued:
             num_polls = min(self.num_queued, POLLS_PER_REPLICA * len(self.running))
             self._clock.after(self._random() * LONGEST_POLL_S / max(1, num_polls), self._poll)
@@ -203,17 +200,11 @@ class Deployment:
     def scale_to(self, num_replicas: int) -> None:
         """Starts or stops replicas: those not started yet first, then the newest."""
         self.target_num_replicas = num_replicas
-        self.count()
         missing = num_replicas - len(self.running) - len(self._starting)
         for _ in range(missing):
             self._start()
         for _ in range(-missing):
             self._stop_one()
-
-    def count(self) -> None:
-        """Brings `replica_seconds` up to now."""
-        self.replica_seconds += (len(self.running) + len(self._starting)) * (self._clock.now - self._counted_s)
-        self._counted_s = self._clock.now
 
     def _start(self) -> None:
         start = _Start()
@@ -230,7 +221,6 @@ class Deployment:
     def _started(self, start: _Start) -> None:
         if not start.is_wanted:
             return
-        self.count()
         assert start.place is not None
         self._starting.remove(start)
         replica = self._make_replica(self)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from r2_serve.calls import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
-from r2_serve.config import LimitsConfig, ModelConfig, VirtualModelConfig
+from r2_serve.config import LimitsConfig, ModelConfig, SpillConfig, VirtualModelConfig
 from r2_serve.simulate.calls import AT_REPLICA, Call, Target
 from r2_serve.simulate.clock import Clock
 from r2_serve.simulate.deployment import Deployment
@@ -32,7 +32,17 @@ class Outcomes(Protocol):
 
 
 class Plans(Protocol):
-    """Told what allocated plans will ask for, and what has been asked."""
+    """Told what queries will ask for, and what they have asked."""
+
+    def opened(self, query: Query) -> None: ...
+
+    def planning(self, query: Query, model: str, num_calls: int) -> None:
+        """The planner or the picker is asked."""
+        ...
+
+    def planned(self, query: Query) -> None:
+        """And has answered."""
+        ...
 
     def allocated(self, query: Query) -> None: ...
 
@@ -53,6 +63,10 @@ class PooledModel:
     """Itself and its fallbacks."""
     usd_per_token_in: float
     usd_per_token_out: float
+
+    @property
+    def price(self) -> tuple[float, float]:
+        return self.usd_per_token_out, self.usd_per_token_in
 
 
 @dataclass
@@ -83,6 +97,28 @@ class Router:
         stages = (self.virtual.decomposer.timeout_s, self.virtual.allocator.timeout_s) if self.virtual else ()
         return min(self.limits.deadline_s, *stages, *(model.config.timeout_s for model in self.models.values()))
 
+    @property
+    def spill(self) -> SpillConfig | None:
+        return self.virtual.spill if self.virtual is not None else None
+
+    def with_room(self, chosen: str, prompt_tokens: float, reply_tokens: float) -> str:
+        """As `r2_serve.spill.with_room`; running replicas are known at once here, there within a second."""
+        assert self.virtual is not None and self.virtual.spill is not None
+        calls_each, price = self.virtual.spill.calls_per_replica, self.models[chosen].price
+
+        def has_room(name: str) -> bool:
+            target = self.models[name].target
+            return not isinstance(target, Deployment) or target.num_at_work + target.num_queued < calls_each * len(target.running)
+
+        if has_room(chosen):
+            return chosen
+        for name in sorted((name for name in self.virtual.pool if name != chosen), key=lambda name: self.models[name].price):
+            model = self.models[name]
+            fits = prompt_tokens + reply_tokens <= model.config.context_tokens
+            if model.price >= price and fits and has_room(name):
+                return name
+        return chosen
+
     def check_timeouts(self) -> None:
         """Of whatever has waited too long; to be called every now and then."""
         now, shortest_s = self.clock.now, self.shortest_timeout_s()
@@ -105,13 +141,14 @@ class Query:
         "num_left",
         "num_plans",
         "place",
+        "prompt_tokens",
         "ready",
+        "reply_tokens",
         "router",
         "sizes",
         "stage",
         "stage_call",
         "stage_s",
-        "tokens",
         "waiting",
     )
 
@@ -121,7 +158,7 @@ class Query:
         """At the router."""
         self.calls: set[Call] = set()
         """Under way, to models."""
-        self.cost_usd = self.tokens = self.begun_s = self.stage_s = 0.0
+        self.cost_usd = self.prompt_tokens = self.reply_tokens = self.begun_s = self.stage_s = 0.0
         self.first_token_s: float | None = None
         self.models = sizes.form.models
         self.stage = PLANNING
@@ -141,18 +178,23 @@ class Query:
             assert self.router.virtual is not None
             config = self.router.virtual.decomposer
             self.num_left = config.num_samples
+            if self.router.plans is not None:
+                self.router.plans.planning(self, config.model, config.num_samples)
             for _ in range(config.num_samples):
                 self._ask(PLAN, config.model, self.sizes.plan_prompt, min(self.sizes.plan_reply, config.max_tokens), self.router.stage_hop_s)
         else:
             assert self.router.virtual is not None
             picker = self.router.virtual.allocator
+            if self.router.plans is not None:
+                self.router.plans.planning(self, picker.model, 1)
             self._ask(PICK, picker.model, self.sizes.pick_prompt, min(self.sizes.pick_reply, picker.max_tokens), self.router.stage_hop_s)
 
     def call_done(self, call: Call) -> None:
         self.calls.remove(call)
         model = self.router.models[call.chain[call.rank]]
         self.cost_usd += call.prompt_tokens * model.usd_per_token_in + call.reply_tokens * model.usd_per_token_out
-        self.tokens += call.prompt_tokens + call.reply_tokens
+        self.prompt_tokens += call.prompt_tokens
+        self.reply_tokens += call.reply_tokens
         position = call.position
         if position >= 0:
             self._subtask_done(call, position)
@@ -179,6 +221,8 @@ class Query:
         router = self.router
         self.begun_s = router.clock.now
         router.active[self] = None
+        if router.plans is not None:
+            router.plans.opened(self)
         if router.virtual is None:
             self._execute()
         else:
@@ -190,6 +234,8 @@ class Query:
         deployment.submit(self.stage_call)
 
     def _leave(self, deployment: Deployment) -> None:
+        if self.router.plans is not None:
+            self.router.plans.planned(self)
         if self.stage_call is not None:
             call, self.stage_call = self.stage_call, None
             if call.state == AT_REPLICA:
@@ -251,7 +297,10 @@ class Query:
             self.free -= 1
             if plans is not None:
                 plans.started(self, position)
-            self._ask(position, self.models[position], sizes.prompts[position], sizes.replies[position])
+            model = self.models[position]
+            if self.router.spill is not None:
+                model = self.router.with_room(model, sizes.prompts[position], sizes.replies[position])
+            self._ask(position, model, sizes.prompts[position], sizes.replies[position])
 
     def _subtask_done(self, call: Call, position: int) -> None:
         edges = self.sizes.form.edges
@@ -282,7 +331,7 @@ class Query:
         del router.active[self]
         router.router.release(self.place)
         self._forget()
-        if router.plans is not None and self.stage == WORKING:
+        if router.plans is not None:
             router.plans.ended(self)
         router.outcomes.ended(self, status, router.clock.now)
 

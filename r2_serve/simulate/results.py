@@ -1,23 +1,28 @@
-"""What a simulated run came to: one row per query, one line of the timeline per second, and the bill."""
+"""What a simulated run came to, in the very records of a real one: the same figures are computed from both, by the same code."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING
+
+from r2_serve.load.records import QueueState, ReplicaCount, RequestRecord, TimelineSample
 
 if TYPE_CHECKING:
     from r2_serve.simulate.queries import Query, Router
     from r2_serve.simulate.system import System
 
-NOT_STREAMED = -1.0
-"""In place of a time of the first token."""
+NO_TOKEN = -1.0
+"""In place of the time of the first token of what failed."""
+OK = 200
+ERRORS = {429: "overloaded: the router's queue was full", 502: "subtask_failed", 503: "unavailable", 504: "deadline: no answer in time"}
 
 
 @dataclass
 class Columns:
-    """Of every query that ended, in the order of their ends."""
+    """Of every query that ended, in the order of their ends: a run of millions needs eighty bytes for each."""
 
     index: array[int] = field(default_factory=lambda: array("q"))
     intended_s: array[float] = field(default_factory=lambda: array("d"))
@@ -25,35 +30,42 @@ class Columns:
     end_s: array[float] = field(default_factory=lambda: array("d"))
     status: array[int] = field(default_factory=lambda: array("h"))
     cost_usd: array[float] = field(default_factory=lambda: array("d"))
-    tokens: array[float] = field(default_factory=lambda: array("d"))
+    prompt_tokens: array[float] = field(default_factory=lambda: array("d"))
+    reply_tokens: array[float] = field(default_factory=lambda: array("d"))
     num_subtasks: array[int] = field(default_factory=lambda: array("h"))
 
+    def add(self, query: Query, status: int, end_s: float) -> None:
+        self.index.append(query.index)
+        self.intended_s.append(query.intended_s)
+        self.first_token_s.append(NO_TOKEN if query.first_token_s is None else query.first_token_s)
+        self.end_s.append(end_s)
+        self.status.append(status)
+        self.cost_usd.append(query.cost_usd)
+        self.prompt_tokens.append(query.prompt_tokens)
+        self.reply_tokens.append(query.reply_tokens)
+        self.num_subtasks.append(len(query.models))
 
-@dataclass(frozen=True)
-class DeploymentSample:
-    """At one moment."""
-
-    running: int
-    starting: int
-    stopping: int
-    target: int
-    queued: int
-    ongoing: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A line of the timeline."""
-
-    t_s: float
-    num_came: int
-    num_ended: int
-    router_running: int
-    router_queued: int
-    spend_usd: float
-    gpu_usd: float
-    nodes: int
-    deployments: dict[str, DeploymentSample]
+    def records(self) -> Iterator[RequestRecord]:
+        columns = (self.index, self.intended_s, self.first_token_s, self.end_s, self.status)
+        sizes = (self.cost_usd, self.prompt_tokens, self.reply_tokens, self.num_subtasks)
+        for (index, intended_s, first_s, end_s, status), (cost, prompt, reply, count) in zip(zip(*columns), zip(*sizes)):
+            yield RequestRecord.model_construct(  # checked by its type: pydantic would take longer than the simulation
+                index=index,
+                intended_start_s=intended_s,
+                sent_s=intended_s,
+                first_token_s=first_s if status == OK else None,
+                end_s=end_s,
+                outcome="ok" if status == OK else "failed",
+                status=status,
+                error=ERRORS.get(status),
+                cost_usd=Decimal(f"{cost:.9f}") if status == OK else None,
+                prompt_tokens=round(prompt),
+                completion_tokens=round(reply),
+                num_subtasks=count if status == OK else None,
+                task_id=None,
+                answer=None,
+                correct=None,
+            )
 
 
 @dataclass(frozen=True)
@@ -61,83 +73,75 @@ class Run:
     """A simulated run."""
 
     queries: Columns
-    timeline: list[Sample]
+    timeline: list[TimelineSample]
     duration_s: float
     """Until the last query ended."""
-    replica_seconds: dict[str, float]
-    """Of starting and running replicas, by deployment."""
     num_decisions: dict[str, int]
     """Times that the autoscaler changed a deployment's target."""
-    gpu_seconds: float
-    gpu_usd: float
+    paid_gpu_s: float
+    """GPUs that were paid for: stopping replicas and booting nodes among them, which the summary's `gpu_s` leaves out."""
+    paid_usd: float
+    num_events: int
     wall_s: float
+
+    @property
+    def num_subtasks(self) -> int:
+        return sum(self.queries.num_subtasks)
 
 
 class Recorder:
     """Keeps what happens. `idle` is called whenever every query that came has ended."""
 
     def __init__(self) -> None:
-        self.num_came = self.num_ended = 0
-        self.spend_usd = 0.0
+        self.num_came = self.num_ended = self.num_failed = 0
         self.queries = Columns()
-        self.timeline: list[Sample] = []
+        self.timeline: list[TimelineSample] = []
         self.idle: Callable[[], None] = lambda: None
+        self._spent_usd = 0.0
 
     def came(self) -> None:
         self.num_came += 1
 
     def ended(self, query: Query, status: int, end_s: float) -> None:
         self.num_ended += 1
-        self.spend_usd += query.cost_usd
-        columns = self.queries
-        columns.index.append(query.index)
-        columns.intended_s.append(query.intended_s)
-        columns.first_token_s.append(NOT_STREAMED if query.first_token_s is None else query.first_token_s)
-        columns.end_s.append(end_s)
-        columns.status.append(status)
-        columns.cost_usd.append(query.cost_usd)
-        columns.tokens.append(query.tokens)
-        columns.num_subtasks.append(len(query.models))
+        self.num_failed += status != OK
+        self._spent_usd += query.cost_usd
+        self.queries.add(query, status, end_s)
         if self.num_ended == self.num_came:
             self.idle()
 
     def sample(self, now_s: float, system: System, router: Router) -> None:
-        num_active = len(router.active)
+        num_active, num_open = len(router.active), self.num_came - self.num_ended
         self.timeline.append(
-            Sample(
-                t_s=now_s,
-                num_came=self.num_came,
-                num_ended=self.num_ended,
-                router_running=num_active,
-                router_queued=self.num_came - self.num_ended - num_active,
-                spend_usd=self.spend_usd,
-                gpu_usd=system.machines.cost_usd(),
-                nodes=system.machines.num_nodes,
+            TimelineSample(
+                t_s=round(now_s, 3),
+                num_sent=self.num_came,
+                num_done=self.num_ended,
+                num_failed=self.num_failed,
+                num_open=num_open,
+                spent_usd=Decimal(f"{self._spent_usd:.6f}"),
+                queue=QueueState(running=num_active, queued=num_open - num_active),
                 deployments={
-                    name: DeploymentSample(
+                    name: ReplicaCount(
                         running=len(deployment.running),
                         starting=deployment.num_starting,
                         stopping=deployment.num_stopping,
                         target=deployment.target_num_replicas,
-                        queued=deployment.num_queued,
-                        ongoing=deployment.num_ongoing(),
+                        gpus=deployment.options.gpus,
                     )
                     for name, deployment in system.deployments.items()
                 },
             )
         )
 
-    def run(self, system: System, now_s: float, *, wall_s: float) -> Run:
-        for deployment in system.deployments.values():
-            deployment.count()
-        gpu_usd = system.machines.cost_usd()
+    def run(self, system: System, now_s: float, *, num_events: int, wall_s: float) -> Run:
         return Run(
             queries=self.queries,
             timeline=self.timeline,
             duration_s=now_s,
-            replica_seconds={name: deployment.replica_seconds for name, deployment in system.deployments.items()},
             num_decisions={scaled.deployment.name: scaled.num_decisions for scaled in system.scaled},
-            gpu_seconds=system.machines.paid_gpu_seconds,
-            gpu_usd=gpu_usd,
+            paid_usd=system.machines.cost_usd(),
+            paid_gpu_s=system.machines.paid_gpu_seconds,
+            num_events=num_events,
             wall_s=wall_s,
         )
