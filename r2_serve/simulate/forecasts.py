@@ -20,8 +20,6 @@ from r2_serve.types import Allocation, Plan, Subtask
 PLAN_AHEAD = "r2_serve.scaling.serve_policy:PlanAhead"
 PUBLISH_S = 0.25
 """Between two forecasts, as `r2_serve.scaling.demand_board` has it."""
-MOST_WATCHED = 200
-"""Open queries that are watched, about."""
 
 
 class _Watched:

@@ -21,7 +21,9 @@ RECORD_FACTOR = 0.2
 
 
 @dataclass(frozen=True)
-class _Note:
+class Note:
+    """Calls of a deployment at one moment."""
+
     at_s: float
     num_queued: int
     num_ongoing: dict[Replica, int]
@@ -42,11 +44,11 @@ class HandleReports:
     def __init__(self, clock: Clock, deployment: Deployment, *, look_back_s: float, push_s: float, aggregation: str) -> None:
         self._clock, self._deployment = clock, deployment
         self._look_back_s, self._push_s, self._aggregation = look_back_s, push_s, aggregation
-        self._notes: deque[_Note] = deque()
-        self._reported: list[_Note] = []
+        self._notes: deque[Note] = deque()
+        self._reported: list[Note] = []
         self._merged: _Merged | None = None
         self._merged_for: tuple[int, int] | None = None
-        self._num_reports = 0
+        self.num_reports = 0
         deployment.first_call, deployment.came_to_nobody = self._start, self.report
 
     def _start(self) -> None:
@@ -58,7 +60,10 @@ class HandleReports:
         """Sends the notes. Also at once, when a call finds no replica."""
         oldest_s = self._clock.now - self._look_back_s
         self._reported = [note for note in self._notes if note.at_s > oldest_s] or [self._noted()]
-        self._num_reports += 1
+        self.num_reports += 1
+
+    def notes_of_last_report(self) -> list[Note]:
+        return self._reported
 
     def total_requests(self) -> float:
         """Ongoing and queued, as Serve's controller makes it of the last report."""
@@ -86,13 +91,13 @@ class HandleReports:
         while self._notes[0].at_s <= self._clock.now - self._look_back_s:
             self._notes.popleft()
 
-    def _noted(self) -> _Note:
+    def _noted(self) -> Note:
         deployment = self._deployment
-        return _Note(self._clock.now, deployment.num_queued, {replica: replica.num_ongoing for replica in deployment.running})
+        return Note(self._clock.now, deployment.num_queued, {replica: replica.num_ongoing for replica in deployment.running})
 
     def _read(self) -> _Merged | None:
         """The last report merged, again only when there is a new one or other replicas run."""
-        version = (self._num_reports, self._deployment.running_version)
+        version = (self.num_reports, self._deployment.running_version)
         if version != self._merged_for:
             self._merged_for, self._merged = version, self._merge()
         return self._merged

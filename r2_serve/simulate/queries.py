@@ -322,10 +322,7 @@ class Query:
 
     def _end(self, status: int) -> None:
         router = self.router
-        for call in self.calls:
-            assert call.target is not None
-            call.target.cancel(call)
-        self.calls.clear()
+        self._cancel_calls()
         self.ready = []
         self._leave(router.decomposer if self.stage == PLANNING else router.allocator)
         del router.active[self]
@@ -334,6 +331,12 @@ class Query:
         if router.plans is not None:
             router.plans.ended(self)
         router.outcomes.ended(self, status, router.clock.now)
+
+    def _cancel_calls(self) -> None:
+        for call in self.calls:
+            if call.target is not None:  # else it waits for its next try
+                call.target.cancel(call)
+        self.calls.clear()
 
     def _forget(self) -> None:
         """The place that holds this query: a cycle, which would stay in memory."""
@@ -398,10 +401,7 @@ class Query:
         return None
 
     def _stage_timed_out(self) -> None:
-        for call in self.calls:
-            if call.target is not None:
-                call.target.cancel(call)
-        self.calls.clear()
+        self._cancel_calls()
         if self.stage == PLANNING and self.num_plans:
             self._planned()
         else:

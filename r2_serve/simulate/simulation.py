@@ -15,7 +15,7 @@ from r2_serve.errors import ConfigError
 from r2_serve.serve_config import ServeConfig
 from r2_serve.simulate.autoscaler import Autoscaler, Policy, serve_reads
 from r2_serve.simulate.clock import Clock
-from r2_serve.simulate.forecasts import MOST_WATCHED, Forecasts, plan_ahead_policy, reads_forecasts
+from r2_serve.simulate.forecasts import Forecasts, plan_ahead_policy, reads_forecasts
 from r2_serve.simulate.hardware import Hardware
 from r2_serve.simulate.queries import Router
 from r2_serve.simulate.results import Recorder, Run
@@ -40,6 +40,8 @@ class Options:
     """None: the workload's own."""
     sample_s: float = 1.0
     """Between two lines of the timeline."""
+    most_watched: int = 200
+    """Open queries that plan-ahead forecasts are made from, about; where there are more, each stands for several."""
     progress_s: float = 2.0
     """Wall-clock seconds between two reports of progress."""
 
@@ -75,7 +77,7 @@ class _Simulation:
         self._system = build_system(config, hardware, model, clock=self._clock, draw=draw, make_policy=make_policy or self._policy)
         self._router = _router(config, self._system, self._clock, self._recorder, draw, hardware.overheads.hop_s)
         if any(reads_forecasts(scaled.config) for scaled in self._system.scaled):
-            self._forecasts = self._router.plans = _forecasts(config, workload, self._system, self._clock)
+            self._forecasts = self._router.plans = _forecasts(config, workload, self._system, self._clock, options.most_watched)
         self._size = _sizer(config, hardware, model, self._system)
         self._requests = workload.requests(seed)
         self._is_sending = True
@@ -146,10 +148,10 @@ def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorde
     )
 
 
-def _forecasts(config: ServeConfig, workload: Workload, system: System, clock: Clock) -> Forecasts:
+def _forecasts(config: ServeConfig, workload: Workload, system: System, clock: Clock, most_watched: int) -> Forecasts:
     """One query in so many is watched that there are enough of them and not too many."""
     app_of = {card.name: card.engine.app for card in config.router.models if card.engine.kind == "served"}
-    stride = max(1, round(peak_rate_per_s(workload) * EXPECTED_LATENCY_S / MOST_WATCHED))
+    stride = max(1, round(peak_rate_per_s(workload) * EXPECTED_LATENCY_S / most_watched))
     return Forecasts(clock, workload.tasks.model, app_of, system.deployments, stride)
 
 

@@ -56,6 +56,8 @@ class Form:
     pick_reply: int
     work_prompts: tuple[int, ...]
     """Of each subtask, without the answers that it gets to read."""
+    max_replies: tuple[int, ...]
+    """Longest reply that each one's model is asked for, in tokens."""
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ class Sizer:
         return Sizes(
             form,
             prompts,
-            [count * factor for count in words],
+            [min(count * factor, most) for count, most in zip(words, form.max_replies)],
             (form.plan_prompt + padding) * factor,
             form.plan_reply * factor,
             (form.pick_prompt + padding) * factor,
@@ -135,6 +137,7 @@ class Sizer:
                 _count(self._codec(step.model).render_subtask(messages, plan, subtask, dict.fromkeys(step.depends_on, "")))
                 for step, subtask in zip(steps, plan.subtasks)
             ),
+            max_replies=tuple(self._models[step.model].max_tokens for step in steps),
         )
 
     def _codec(self, model: str) -> Codec:
@@ -144,7 +147,7 @@ class Sizer:
 def passed_through(request: Request, model: str, tokens_per_word: float) -> Sizes:
     """Of a request that goes straight to a pool model, which answers what the last subtask asks for."""
     steps, text = brought_steps(request), request.prompt_tokens * tokens_per_word
-    form = Form((model,), Edges.of([()]), 0, 0, 0, 0, 0, (0,))
+    form = Form((model,), Edges.of([()]), 0, 0, 0, 0, 0, (0,), (0,))
     return Sizes(form, [text], [steps[-1].reply_tokens * tokens_per_word], 0.0, 0.0, 0.0, 0.0, text)
 
 
