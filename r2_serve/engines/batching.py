@@ -119,9 +119,11 @@ class Batch:
         return None if earliest_s == math.inf else earliest_s
 
     def num_decoded(self, now_s: float, sequence: int) -> float:
-        """Tokens that a sequence at work has written by `now_s`."""
+        """Tokens that a sequence has written by `now_s`; infinite where it has ended, be it between two looks at the clock."""
         self._run_to(now_s)
-        known = self._sequences[sequence]
+        known = self._sequences.get(sequence)
+        if known is None:
+            return math.inf
         return self._work - known.work_at_start if known.decode_start_s >= 0 else 0.0
 
     def tokens_per_s(self) -> float:
