@@ -64,9 +64,7 @@ def one_model(clock: Clock, speed: SpeedConfig, **options: Any) -> Deployment:
     return Deployment(clock, settings, lambda deployment: EngineReplica(clock, speed, deployment.done), machines, random.Random(0))
 
 
-def open_loop(
-    clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Callable[[int], object]
-) -> None:
+def open_loop(clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Callable[[int], object]) -> None:
     """`send(0)`, `send(1)`, ... with gaps between them."""
 
     def next_one(number: int) -> None:
@@ -89,10 +87,20 @@ def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
         "picker": {"kind": "scripted", "replies": ["{json:allocation}"], "delay_s": 0.1},
     }
     cards = [
-        {"name": name, "usd_per_mtok_in": 1, "usd_per_mtok_out": 2, "engine": {"kind": "served", "app": f"m-{name}"}, **changes.get("models", {})}
+        {
+            "name": name,
+            "usd_per_mtok_in": 1,
+            "usd_per_mtok_out": 2,
+            "engine": {"kind": "served", "app": f"m-{name}"},
+            **changes.get("models", {}),
+        }
         for name in engines
     ]
-    virtual = {"pool": ["small", "large"], "decomposer": {"model": "planner", "num_samples": 1, "max_tokens": 4096}, "allocator": {"model": "picker"}}
+    virtual = {
+        "pool": ["small", "large"],
+        "decomposer": {"model": "planner", "num_samples": 1, "max_tokens": 4096},
+        "allocator": {"model": "picker"},
+    }
     routing = {"virtual_models": {"r2": {**virtual, **changes.get("routing", {})}}, "limits": changes.get("limits", {})}
     router = {
         "name": "r2",

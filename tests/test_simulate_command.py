@@ -63,9 +63,7 @@ def test_beside_a_run_of_the_same_workload_every_figure_gets_its_error(tmp_path:
 
 def test_the_table_of_the_comparison_is_printed(tmp_path: Path) -> None:
     out = simulated(tmp_path)
-    result = CliRunner().invoke(
-        app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "second"), "--compare", str(out)]
-    )
+    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "second"), "--compare", str(out)])
     assert result.exit_code == 0, result.output
     assert "latency, p95, s" in result.output and "+0.0 %" in result.output
 

@@ -22,7 +22,14 @@ from tests.simulated import scripted_pool, workload
 from tests.virtual_time import now_s
 from tests.virtual_time import run as run_in_virtual_time
 
-SCALING = {"min_replicas": 0, "max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay_s": 0, "downscale_delay_s": 5, "look_back_period_s": 4}
+SCALING = {
+    "min_replicas": 0,
+    "max_replicas": 3,
+    "target_ongoing_requests": 2,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 5,
+    "look_back_period_s": 4,
+}
 
 
 def latencies_s(run: Run) -> dict[int, float]:
@@ -136,9 +143,7 @@ def test_a_model_that_is_too_slow_is_replaced_by_its_fallback_and_one_without_fa
     hardware = Hardware.model_validate({"models": {"large": {"speed": {"prefill_tokens_per_s": 1e9, "decode_tokens_per_s": 1000}}}})
     config = scripted_pool(tmp_path, models={"timeout_s": 4})
     assert set(statuses(simulate(config, workload(tasks=slow), hardware)).values()) == {502}
-    cards = tuple(
-        card.model_copy(update={"fallbacks": ("large",)}) if card.name == "small" else card for card in config.router.models
-    )
+    cards = tuple(card.model_copy(update={"fallbacks": ("large",)}) if card.name == "small" else card for card in config.router.models)
     with_fallback = simulate(_with_models(config, cards), workload(tasks=slow, duration_s=5), hardware)
     assert latencies_s(with_fallback)[0] == pytest.approx(0.2 + 4.0 + 0.1, abs=0.06)
 

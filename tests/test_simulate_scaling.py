@@ -30,9 +30,7 @@ def scaled_deployment(clock: Clock, **autoscaling: Any) -> Scaled:
 
     config = AutoscalingConfig(**{"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 3, **autoscaling})
     deployment = one_model(clock, SPEED, initial_replicas=config.min_replicas, start_s=6.0, max_ongoing_requests=6)
-    reports = HandleReports(
-        clock, deployment, look_back_s=config.look_back_period_s, push_s=config.metrics_interval_s, aggregation="mean"
-    )
+    reports = HandleReports(clock, deployment, look_back_s=config.look_back_period_s, push_s=config.metrics_interval_s, aggregation="mean")
     return Scaled("app", deployment, reports, config, with_delays(own_policy("app", config)))
 
 

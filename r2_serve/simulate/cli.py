@@ -24,7 +24,8 @@ def simulate(
         str, typer.Option("--config", "-c", help="Serve config, as for `serve deploy`; `scripted`: that of the examples.")
     ] = "scripted",
     hardware: Annotated[
-        Path | None, typer.Option("--hardware", help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads.")
+        Path | None,
+        typer.Option("--hardware", help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the workload's own.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/simulate/NAME of the workload.")] = None,
@@ -63,6 +64,10 @@ def simulate(
             _compare(compare, summary, console)
     except R2Error as e:
         _fail(e.message)
+    except ModuleNotFoundError as e:
+        if e.name != "simpy":
+            raise
+        _fail("simulate needs simpy: pip install 'r2-router[eval]'")
 
 
 def _run(

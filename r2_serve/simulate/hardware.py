@@ -101,7 +101,7 @@ class Hardware(Config):
     overheads: Overheads = Overheads()
     tokens_per_word: float = Field(default=1.0, gt=0)
     """Workloads count words, as scripted models do; about 1.3 for real tokenizers and English."""
-    models: dict[str, ModelHardware] = {}
+    models: dict[str, ModelHardware] = Field(default_factory=dict)
     """By name of the pool model."""
 
 

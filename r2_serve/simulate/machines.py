@@ -87,7 +87,8 @@ class Machines:
             place = self._waiting[0]
             node = min((n for n in self._nodes if n.free >= place.gpus), key=lambda n: n.free, default=None)
             if node is None:
-                return self._boot()
+                self._boot()
+                return
             self._count()
             self._waiting.popleft()
             node.free -= place.gpus

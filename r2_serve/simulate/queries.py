@@ -181,7 +181,9 @@ class Query:
             if self.router.plans is not None:
                 self.router.plans.planning(self, config.model, config.num_samples)
             for _ in range(config.num_samples):
-                self._ask(PLAN, config.model, self.sizes.plan_prompt, min(self.sizes.plan_reply, config.max_tokens), self.router.stage_hop_s)
+                self._ask(
+                    PLAN, config.model, self.sizes.plan_prompt, min(self.sizes.plan_reply, config.max_tokens), self.router.stage_hop_s
+                )
         else:
             assert self.router.virtual is not None
             picker = self.router.virtual.allocator

@@ -142,7 +142,9 @@ class _Builder:
         if name not in self._deployments:
             engine = self._config.model_apps[app].engine
             speed = self._speed(card, engine)
-            self._deploy(app, "Model", self._engine(card, engine), start_s=speed.start_s if speed else 0.0, hop_s=self._hardware.overheads.hop_s)
+            self._deploy(
+                app, "Model", self._engine(card, engine), start_s=speed.start_s if speed else 0.0, hop_s=self._hardware.overheads.hop_s
+            )
         return self._deployments[name]
 
     def _engine(self, card: ModelConfig | None, engine: LocalEngineConfig) -> MakeReplica:
