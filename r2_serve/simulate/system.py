@@ -209,7 +209,7 @@ class _Builder:
         (section,) = (entry for entry in self._config.raw["applications"] if entry["name"] == app)
         if section.get("autoscaling_policy"):
             raise ConfigError(f"application {app!r} has an autoscaling_policy for all its deployments: simulate knows those of one")
-        given = next((entry for entry in section.get("deployments", []) if entry["name"] == name), {})
+        given: dict[str, Any] = next((entry for entry in section.get("deployments", []) if entry["name"] == name), {})
         server = self._config.router.server
         defaults = {"max_ongoing_requests": server.max_running + server.max_queued + 64, **CODE_OPTIONS[name]}
         return {**defaults, **given}
