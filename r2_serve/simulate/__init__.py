@@ -5,6 +5,6 @@ autoscaler decides), everything between them is a constant overhead. Batching is
 (`r2_serve.engines.batching`), scaling decisions are Ray Serve's own code on the simulated clock. What is left out, and how far
 from real runs that is, stands in docs/simulation.md.
 
-Reading order: `clock`, `hardware`, `sizes`, `replicas`, `deployment`, `hosted`, `queries`, `metrics_path`, `autoscaler`,
-`system`, `simulation`, `results`, `cli`.
+Reading order: `clock`, `hardware`, `sizes`, `calls`, `replicas`, `machines`, `deployment`, `hosted`, `queries`, `router`,
+`metrics_path`, `autoscaler`, `forecasts`, `system`, `simulation`, `results`, `results_files`, `compare`, `cli`.
 """

@@ -37,7 +37,7 @@ class _Watched:
 
 
 class Forecasts:
-    """Told of every query by the simulated router (`r2_serve.simulate.queries.Plans`)."""
+    """Told of every query by the simulated router (`r2_serve.simulate.router.Plans`)."""
 
     def __init__(self, clock: Clock, name: str, app_of: Mapping[str, str], deployments: Mapping[str, Deployment], stride: int) -> None:
         self._clock, self._name, self._app_of, self._deployments, self._stride = clock, name, app_of, deployments, stride

@@ -9,15 +9,20 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from r2_serve.load.records import QueueState, ReplicaCount, RequestRecord, TimelineSample
+from r2_serve.simulate.queries import DEADLINE, OK, OVERLOADED, SUBTASK_FAILED, UNAVAILABLE, Query
 
 if TYPE_CHECKING:
-    from r2_serve.simulate.queries import Query, Router
+    from r2_serve.simulate.router import Router
     from r2_serve.simulate.system import System
 
 NO_TOKEN = -1.0
 """In place of the time of the first token of what failed."""
-OK = 200
-ERRORS = {429: "overloaded: the router's queue was full", 502: "subtask_failed", 503: "unavailable", 504: "deadline: no answer in time"}
+ERRORS = {
+    OVERLOADED: "overloaded: the router's queue was full",
+    SUBTASK_FAILED: "subtask_failed: its model and the fallbacks",
+    UNAVAILABLE: "unavailable: no room at any router",
+    DEADLINE: "deadline_exceeded: no answer in time",
+}
 
 
 @dataclass

@@ -17,8 +17,8 @@ from r2_serve.simulate.autoscaler import Autoscaler, Policy, serve_reads
 from r2_serve.simulate.clock import Clock
 from r2_serve.simulate.forecasts import Forecasts, plan_ahead_policy, reads_forecasts
 from r2_serve.simulate.hardware import Hardware
-from r2_serve.simulate.queries import Router
 from r2_serve.simulate.results import Recorder, Run
+from r2_serve.simulate.router import Router
 from r2_serve.simulate.sizes import Sizer, Sizes, passed_through
 from r2_serve.simulate.system import MakePolicy, System, build_system, own_policy
 from r2_serve.workload import Request, Workload

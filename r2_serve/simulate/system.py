@@ -26,8 +26,8 @@ from r2_serve.simulate.hardware import Hardware
 from r2_serve.simulate.hosted import Hosted
 from r2_serve.simulate.machines import Machines
 from r2_serve.simulate.metrics_path import HandleReports
-from r2_serve.simulate.queries import PooledModel
 from r2_serve.simulate.replicas import DelayReplica, EngineReplica, Replica, Room, StageReplica
+from r2_serve.simulate.router import PooledModel
 
 UNLIMITED = 1_000_000_000
 MakeReplica = Callable[[Deployment], Replica]
