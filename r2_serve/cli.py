@@ -13,6 +13,7 @@ import typer
 from r2_serve.evaluation.cli import eval_app, sandbox_app
 from r2_serve.load.cli import load
 from r2_serve.publishing.cli import publish, rollback
+from r2_serve.simulate.cli import simulate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +32,7 @@ app.add_typer(sandbox_app, name="sandbox")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.command()(load)
+app.command()(simulate)
 app.command()(publish)
 app.command()(rollback)
 

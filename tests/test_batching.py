@@ -65,6 +65,24 @@ def test_a_late_look_at_a_sequence_finds_it_whole() -> None:
     assert ends_s(batch, 2.0) == {sequence: 1.0}
 
 
+def test_nothing_ends_before_the_bound_and_where_none_prefills_the_bound_is_the_end() -> None:
+    draw = random.Random(1)
+    batch, now_s, bound_s = Batch(SPEED), 0.0, 0.0
+    for _ in range(300):
+        now_s += draw.expovariate(0.3)
+        while bound_s < now_s:
+            ended = batch.advance(bound_s)
+            assert all(finished.end_s == pytest.approx(bound_s) for finished in ended)
+            bound_s = batch.no_end_before_s() or now_s
+        assert batch.advance(now_s) == []
+        batch.arrive(now_s, draw.randint(0, 200), draw.randint(0, 30))
+        bound_s = batch.no_end_before_s() or now_s
+    alone = Batch(SPEED)
+    alone.arrive(0.0, 0, 10)
+    alone.advance(0.1)
+    assert alone.no_end_before_s() == pytest.approx(1.0)
+
+
 def test_any_way_to_ask_gives_the_same_ends() -> None:
     """Looking in between, at any times, changes no sequence's end; none is lost."""
     draw = random.Random(0)
