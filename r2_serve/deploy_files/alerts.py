@@ -10,6 +10,7 @@ from r2_serve.http.metric_pages import SILENT
 from r2_serve.serve_config import ServeConfig
 
 GROUP = "r2"
+WANTED = "max by (application, deployment) (ray_serve_autoscaling_target_replicas)"
 SLOW_SHARE = 0.8
 """Of the deadline."""
 
@@ -112,8 +113,7 @@ def _fixed() -> list[Alert]:
         ),
         Alert(
             "R2ReplicasMissing",
-            "max by (application, deployment) (ray_serve_autoscaling_target_replicas)"
-            " > sum by (application, deployment) (ray_serve_deployment_replica_healthy)",
+            f"{WANTED} > (sum by (application, deployment) (ray_serve_deployment_replica_healthy) or {WANTED} * 0)",
             "15m",
             "warning",
             "{{ $labels.application }} has fewer replicas than the autoscaler wants",
@@ -121,8 +121,7 @@ def _fixed() -> list[Alert]:
         ),
         Alert(
             "R2ReplicasRestart",
-            "sum by (application, deployment) (increase(ray_serve_deployment_replica_starts_total[15m]))"
-            " > 3 + 2 * max by (application, deployment) (ray_serve_autoscaling_target_replicas)",
+            f"sum by (application, deployment) (increase(ray_serve_deployment_replica_starts_total[15m])) > 3 + 2 * {WANTED}",
             "5m",
             "warning",
             "Replicas of {{ $labels.application }} start over and over",

@@ -104,7 +104,7 @@ def _secret_variables(secrets: Secrets) -> list[dict[str, Any]]:
 
 def _resources(node: Node) -> dict[str, Any]:
     """Requests equal limits: Ray takes its CPUs and memory from the limits, and must get what it counts on."""
-    amounts = {"cpu": f"{node.cpus:g}", "memory": f"{node.memory_gib}Gi"} | ({GPU: node.gpus} if node.gpus else {})
+    amounts = {"cpu": f"{node.cpus:g}", "memory": f"{node.memory_gib}Gi"} | ({GPU: str(node.gpus)} if node.gpus else {})
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
