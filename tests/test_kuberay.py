@@ -185,6 +185,15 @@ def test_a_pod_is_given_longer_to_end_than_its_replicas_need_to_finish() -> None
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(manifest(longer))} == {400 + 30}
 
 
+def test_replicas_are_moved_off_a_worker_before_it_ends() -> None:
+    head, *workers = pods(manifest())
+    assert "lifecycle" not in head["containers"][0]
+    for pod in workers:
+        shell, _, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert shell == "/bin/sh" and "ray drain-node" in script
+        assert f"--deadline-remaining-seconds {pod['terminationGracePeriodSeconds']}" in script
+
+
 def test_client_keys_are_mounted_where_the_router_reads_them_and_every_pod_has_shared_memory() -> None:
     head, *workers = pods(manifest(keys_secret="clients"))
     for pod in workers:

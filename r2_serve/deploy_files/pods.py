@@ -20,6 +20,12 @@ USER_ID = 1000
 FLUSH_S = 30
 """From the last reply's end to the container's: log buffers, and Ray's own way out."""
 GPU = "nvidia.com/gpu"
+DRAIN = (
+    "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod ends' --deadline-remaining-seconds {seconds}"
+    " && while pgrep -f '[r]ay::ServeReplica' > /dev/null; do sleep 1; done"
+)
+"""Before a pod is told to end: Serve starts its replicas elsewhere and lets those here finish. A Ray node that is told to end without it
+ends at once. The command is hidden in Ray's help; the autoscaler's way is the same."""
 SHM_SHARE = 0.3
 """Ray's own default share of memory for its object store."""
 
@@ -66,7 +72,7 @@ def pod_template(
 ) -> dict[str, Any]:
     """`secrets` None: a pod in which no replica runs, and which needs none."""
     mounts, declared = _volumes(node, volumes)
-    container = {
+    container: dict[str, Any] = {
         "name": name,
         "image": image,
         "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
@@ -75,6 +81,9 @@ def pod_template(
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
     }
+    if secrets is not None:
+        drain = DRAIN.format(seconds=int(shutdown_s) + FLUSH_S)
+        container["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", drain]}}}
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": int(shutdown_s) + FLUSH_S,
         "securityContext": {"runAsNonRoot": True, "runAsUser": USER_ID, "fsGroup": USER_ID, "seccompProfile": {"type": "RuntimeDefault"}},
