@@ -68,6 +68,14 @@ def published() -> Json:
     return {**kept, "paths": paths, "components": {**security, "schemas": reachable(paths, schemas)}}
 
 
+def served(own: Json) -> Json:
+    """R2's description with the names of models served here, so that requests get further than to an unknown model."""
+    document = copy.deepcopy(own)
+    document["components"]["schemas"]["ChatRequest"]["properties"]["model"] = SERVED
+    document["paths"]["/v1/models/{id}"]["get"]["parameters"][0]["schema"] = SERVED
+    return document
+
+
 def reachable(root: object, schemas: Json) -> Json:
     """Of `schemas`, those that `root` refers to."""
     found: Json = {}
@@ -129,10 +137,13 @@ def nullable(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     plain = {key: nullable(value) for key, value in node.items()}
-    return {**plain, "type": [node["type"], "null"]} if node.get("nullable") is True and isinstance(node.get("type"), str) else plain
+    if node.get("nullable") is not True or not isinstance(node.get("type"), str):
+        return plain
+    values = {"enum": [*node["enum"], None]} if "enum" in node else {}
+    return {**plain, "type": [node["type"], "null"], **values}
 
 
-def run(name: str, document: Json, base_url: str, *, without: str, phases: str = "examples,coverage,fuzzing") -> str:
+def run(name: str, document: Json, base_url: str, *, without: str, phases: str = "examples,coverage,fuzzing,stateful") -> str:
     """Raises: AssertionError with what schemathesis found."""
     path = Path(f"{name}.yaml")
     path.write_text(yaml.safe_dump(document))
@@ -151,4 +162,4 @@ theirs, ours = published(), httpx.get(f"{root}/openapi.json").json()
 check("stream", lambda: stream(theirs))
 check("published", lambda: run("published", theirs, BASE_URL, without="positive_data_acceptance"))
 check("honoured", lambda: run("honoured", honoured(theirs, ours), BASE_URL, without="use_after_free"))
-check("own", lambda: run("own", ours, root, without="positive_data_acceptance", phases="fuzzing"))
+check("own", lambda: run("own", served(ours), root, without="positive_data_acceptance"))
