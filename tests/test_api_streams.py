@@ -13,6 +13,7 @@ from r2_serve.http.admission import Admission
 from r2_serve.types import Query
 from tests import virtual_time
 from tests.scripted_backend import Connection, ScriptedBackend, chat_body, connect, make_app, make_client
+from tests.waiting import until
 
 URL = "/v1/chat/completions"
 HEAD = '{"id":"chatcmpl-id2","object":"chat.completion.chunk","created":1750000000,"model":"r2",'
@@ -188,8 +189,11 @@ async def test_queued_client_that_leaves_gives_up_its_turn() -> None:
     first = connect(app)
     await backend.has_started.wait()
     second = connect(app, stream=True)
-    while "r2_requests_queued 1.0" not in await fetch(app, "/metrics"):  # noqa: ASYNC110  the queue tells nobody of arrivals
-        await asyncio.sleep(0)
+
+    async def is_queued() -> bool:
+        return "r2_requests_queued 1.0" in await fetch(app, "/metrics")
+
+    await until(is_queued)
     second.disconnect()
     await second.task
     third = connect(app)

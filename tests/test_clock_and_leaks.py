@@ -21,6 +21,7 @@ from r2_serve.engines import hosted_replies
 from tests.faults import PLAIN, STREAMED
 from tests.hosted_stand import RIGHT, Stand, healthy, standing
 from tests.upstream import Script, completion
+from tests.waiting import until
 
 STEP_S = 3_600.0
 
@@ -35,8 +36,7 @@ async def test_a_clock_that_steps_by_an_hour_expires_nothing(step_s: float, monk
         assert cooldown.is_resting
         stand.other.script = Script([json.dumps(completion()).encode()], gap_s=0.5)
         at_work = [asyncio.create_task(stand.ask(stream=False, model="second", deadline_s=100)) for _ in range(2)]
-        while len(stand.other.requests) < 3:  # noqa: ASYNC110  one before, and these two
-            await asyncio.sleep(0.01)
+        await until(lambda: len(stand.other.requests) == 3)  # one before, and these two
         _step(monkeypatch, step_s)
         assert cooldown.is_resting and 0 < cooldown.left_s() <= 60
         replies = [await task for task in at_work]

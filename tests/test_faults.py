@@ -17,7 +17,8 @@ from r2_serve.types import Trace
 from tests import virtual_time
 from tests.faults import HARMLESS_PLAIN, HARMLESS_STREAMED, PLAIN, STREAMED, Fault, said
 from tests.hosted_stand import DEADLINE_S, RIGHT, Reply, asked, standing
-from tests.upstream import Script, Upstream
+from tests.upstream import Script
+from tests.waiting import until
 
 MAX_ATTEMPTS = 2
 AT_ONCE = 24
@@ -158,15 +159,9 @@ def test_the_deadline_ends_a_call_that_its_own_timeout_would_not(name: str, stre
     async def scenario() -> Reply:
         async with standing(PLAIN[name].script) as stand:
             reply = await stand.ask(stream=stream, deadline_s=2)
-            async with asyncio.timeout(LATEST_S):
-                await _all_closed(stand.upstream)
+            await until(lambda: stand.upstream.num_open == 0, LATEST_S)
         return reply
 
     reply = virtual_time.run_with_sockets(scenario())
     assert (reply.status, reply.error and reply.error["code"]) == (504, "deadline_exceeded")
     assert reply.took_s < 2 + LATEST_S
-
-
-async def _all_closed(upstream: Upstream) -> None:
-    while upstream.num_open:  # noqa: ASYNC110  a socket tells nobody that its other end has noticed
-        await asyncio.sleep(0.01)

@@ -33,6 +33,7 @@ from r2_serve.types import Completion, Engine, Message, Sampling, Usage
 from tests.in_process import allocation_json, model, plan_json, routing
 from tests.scripted_backend import ScriptedBackend, chat_body, make_app
 from tests.test_api import error_of
+from tests.waiting import until
 
 URL = "/v1/chat/completions"
 CALL_USD = Decimal("0.00003")
@@ -206,8 +207,7 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
         async with asyncio.TaskGroup() as group:
             requests = [group.create_task(ask(client, key)) for _ in range(50)]
-            while sum(request.done() for request in requests) < 40:  # noqa: ASYNC110  those refused end at once
-                await asyncio.sleep(0)
+            await until(lambda: sum(request.done() for request in requests) >= 40)  # those refused end at once
             engine.gate.set()
         statuses = [request.result().status_code for request in requests]
         assert (statuses.count(200), statuses.count(429), engine.num_calls) == (10, 40, 10)
@@ -298,8 +298,7 @@ async def test_what_a_cancelled_request_held_is_free_again(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd=str(BOUND_USD)), Gated()
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
         given_up = asyncio.create_task(ask(client, key))
-        while not engine.num_calls:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until(lambda: engine.num_calls > 0)
         assert (await ask(client, key)).status_code == 429
         given_up.cancel()
         await asyncio.wait([given_up])
