@@ -119,12 +119,13 @@ class Connection:
     app: Any
     body: bytes
     is_whole: bool = True
+    authorization: str = ""
     inbox: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     outbox: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.inbox.put_nowait({"type": "http.request", "body": self.body, "more_body": not self.is_whole})
-        headers = [(b"content-type", b"application/json")]
+        headers = [(b"content-type", b"application/json"), (b"authorization", self.authorization.encode())]
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b"", "root_path": ""}
         self.task = asyncio.ensure_future(self.app(scope, self.inbox.get, self.outbox.put))
 

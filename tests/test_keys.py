@@ -318,6 +318,22 @@ async def test_spend_survives_a_restart_and_is_shared_by_processes(keys: Keys, t
     assert SpendBook(tmp_path / "spend.sqlite").spent_usd("alice", "") == 2 * CALL_USD
 
 
+async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_calls_in_flight(keys: Keys, tmp_path: Path) -> None:
+    """Fifty at once on a budget for ten, half of them at each: neither sees what the other one holds, both see what is settled."""
+    key, engine, book = keys.add("alice", budget_usd=str(10 * BOUND_USD)), Gated(), tmp_path / "spend.sqlite"
+    routers = [router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]) for _ in range(2)]
+    async with serving(routers[0], keys, spend_file=str(book)) as first, serving(routers[1], keys, spend_file=str(book)) as second:
+        async with asyncio.TaskGroup() as group:
+            requests = [group.create_task(ask((first, second)[i % 2], key)) for i in range(50)]
+            await until(lambda: sum(request.done() for request in requests) >= 30)
+            assert engine.num_calls == 20, "ten in flight at each"
+            engine.gate.set()
+        assert [request.result().status_code for request in requests].count(200) == 20
+        assert SpendBook(book).spent_usd("alice", "") == 20 * CALL_USD <= 10 * BOUND_USD + 10 * CALL_USD
+        later = [await ask(client, key) for client in (first, second)]
+    assert [response.status_code for response in later] == [429, 429]
+
+
 async def test_without_a_key_nothing_is_counted_and_all_is_open() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(ScriptedBackend())), base_url="http://r2") as client:
         assert (await client.post(URL, json=chat_body())).status_code == 200
