@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from r2_serve.evaluation.cli import eval_app, sandbox_app
+from r2_serve.experiment.cli import experiment
 from r2_serve.load.cli import load
 from r2_serve.publishing.cli import publish, rollback
 
@@ -31,6 +32,7 @@ app.add_typer(sandbox_app, name="sandbox")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.command()(load)
+app.command()(experiment)
 app.command()(publish)
 app.command()(rollback)
 
