@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import pytest
@@ -53,6 +54,33 @@ def test_what_leaves_while_it_waits_or_after_its_end_changes_nothing() -> None:
     batch.leave(0.0, third)
     assert ends_s(batch) == {first: 1.5, second: 1.5}
     batch.leave(9.0, first)
+
+
+def test_a_late_look_at_a_sequence_finds_it_whole() -> None:
+    """As on a machine where timers come late."""
+    batch = Batch(SPEED)
+    sequence = batch.arrive(0.0, 0, 10)
+    assert batch.num_decoded(0.5, sequence) == pytest.approx(5)
+    assert batch.num_decoded(2.0, sequence) == math.inf
+    assert ends_s(batch, 2.0) == {sequence: 1.0}
+
+
+def test_nothing_ends_before_the_bound_and_where_none_prefills_the_bound_is_the_end() -> None:
+    draw = random.Random(1)
+    batch, now_s, bound_s = Batch(SPEED), 0.0, 0.0
+    for _ in range(300):
+        now_s += draw.expovariate(0.3)
+        while bound_s < now_s:
+            ended = batch.advance(bound_s)
+            assert all(finished.end_s == pytest.approx(bound_s) for finished in ended)
+            bound_s = batch.no_end_before_s() or now_s
+        assert batch.advance(now_s) == []
+        batch.arrive(now_s, draw.randint(0, 200), draw.randint(0, 30))
+        bound_s = batch.no_end_before_s() or now_s
+    alone = Batch(SPEED)
+    alone.arrive(0.0, 0, 10)
+    alone.advance(0.1)
+    assert alone.no_end_before_s() == pytest.approx(1.0)
 
 
 def test_any_way_to_ask_gives_the_same_ends() -> None:

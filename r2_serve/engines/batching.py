@@ -36,10 +36,15 @@ class _Sequence:
 
 
 class Batch:
-    """One replica's sequences. Times must not go back; between calls nothing needs to run."""
+    """One replica's sequences. Times must not go back; between calls nothing needs to run.
+
+    Written for the simulator, which spends most of its time here: heads of heaps are read in place.
+    """
 
     def __init__(self, speed: SpeedConfig) -> None:
         self._speed = speed
+        self._rates = [speed.decode_tokens_per_s / (1.0 + speed.batch_slowdown * max(0, b - 1)) for b in range(speed.max_batch_size + 1)]
+        """Tokens per second of each sequence, by the number that decode."""
         self._now_s = 0.0
         self._work = 0.0
         self._num_decoding = 0
@@ -50,7 +55,9 @@ class Batch:
         self._prefilling: list[tuple[float, int]] = []
         """By the time of its end."""
         self._decoding: list[tuple[float, int]] = []
-        """By the work at its end. Both heaps may hold sequences that have left: their ids are no longer known."""
+        """By the work at its end. Below their heads both heaps may hold sequences that have left: their ids are no longer known."""
+        self._has_gone = False
+        """Whether any sequence ever left."""
         self._ended: list[Finished] = []
 
     def __len__(self) -> int:
@@ -60,7 +67,8 @@ class Batch:
     def arrive(self, now_s: float, prompt_tokens: float, reply_tokens: float) -> int:
         """A new sequence; it waits where `max_batch_size` are at work."""
         self._run_to(now_s)
-        sequence, self._next_id = self._next_id, self._next_id + 1
+        sequence = self._next_id
+        self._next_id = sequence + 1
         self._sequences[sequence] = _Sequence(prompt_tokens / self._speed.prefill_tokens_per_s, reply_tokens)
         self._waiting.append(sequence)
         self._admit()
@@ -72,12 +80,14 @@ class Batch:
         gone = self._sequences.pop(sequence, None)
         if gone is None:
             return
+        self._has_gone = True
         if gone.decode_start_s >= 0:
             self._num_decoding -= 1
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         else:
             self._num_prefilling -= 1
+        self._drop_gone()
         self._admit()
 
     def advance(self, now_s: float) -> list[Finished]:
@@ -90,10 +100,26 @@ class Batch:
         """When a sequence next begins or ends decoding, if nobody comes or leaves; None where none is at work."""
         if self._ended:
             return self._ended[0].end_s
-        return min((at_s for at_s in (self._prefill_end_s(), self._decode_end_s()) if at_s is not None), default=None)
+        next_s = min(self._prefilling[0][0] if self._prefilling else math.inf, self._decode_end_s())
+        return None if next_s == math.inf else next_s
+
+    def no_end_before_s(self) -> float | None:
+        """A time before which no sequence ends, whoever comes, if nobody leaves; None where none is at work.
+
+        Often later than `next_event_s`, so that whoever needs ends alone looks less often. It is exact where none prefills.
+        """
+        if self._ended:
+            return self._ended[0].end_s
+        earliest_s = self._decode_end_s()
+        if self._prefilling:
+            rate, sequences = self._rates[self._num_decoding], self._sequences
+            for end_s, sequence in self._prefilling:
+                if end_s < earliest_s and sequence in sequences:
+                    earliest_s = min(earliest_s, end_s + sequences[sequence].reply_tokens / rate)
+        return None if earliest_s == math.inf else earliest_s
 
     def num_decoded(self, now_s: float, sequence: int) -> float:
-        """Tokens that a sequence has written by `now_s`; infinite where it has ended by then, whether that was told or not."""
+        """Tokens that a sequence has written by `now_s`; infinity where it has ended."""
         self._run_to(now_s)
         known = self._sequences.get(sequence)
         if known is None:
@@ -102,24 +128,29 @@ class Batch:
 
     def tokens_per_s(self) -> float:
         """Of each sequence that decodes now."""
-        return self._speed.decode_tokens_per_s / (1.0 + self._speed.batch_slowdown * max(0, self._num_decoding - 1))
+        return self._rates[self._num_decoding]
 
     def _run_to(self, now_s: float) -> None:
+        prefilling, decoding = self._prefilling, self._decoding
         while True:
-            prefill_s, decode_s = self._prefill_end_s(), self._decode_end_s()
-            if prefill_s is not None and prefill_s <= now_s and (decode_s is None or prefill_s <= decode_s):
-                self._pass_time(prefill_s)
-                self._begin_decoding(heapq.heappop(self._prefilling)[1])
-            elif decode_s is not None and decode_s <= now_s:
-                self._now_s = max(self._now_s, decode_s)
-                self._end(*heapq.heappop(self._decoding))
+            decode_s = self._decode_end_s() if decoding else math.inf
+            if prefilling and prefilling[0][0] <= now_s and prefilling[0][0] <= decode_s:
+                begin_s, sequence = heapq.heappop(prefilling)
+                self._pass_time(begin_s)
+                self._begin_decoding(sequence)
+            elif decode_s <= now_s:
+                if decode_s > self._now_s:
+                    self._now_s = decode_s
+                self._end(*heapq.heappop(decoding))
             else:
                 return self._pass_time(now_s)
+            if self._has_gone:
+                self._drop_gone()
 
     def _pass_time(self, to_s: float) -> None:
         if to_s > self._now_s:
             if self._num_decoding:
-                self._work += (to_s - self._now_s) * self.tokens_per_s()
+                self._work += (to_s - self._now_s) * self._rates[self._num_decoding]
             self._now_s = to_s
 
     def _begin_decoding(self, sequence: int) -> None:
@@ -134,7 +165,8 @@ class Batch:
         self._num_decoding -= 1
         known = self._sequences.pop(sequence)
         self._ended.append(Finished(sequence, known.decode_start_s, self._now_s))
-        self._admit()
+        if self._waiting:
+            self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._num_decoding + self._num_prefilling < self._speed.max_batch_size:
@@ -142,14 +174,14 @@ class Batch:
             self._num_prefilling += 1
             heapq.heappush(self._prefilling, (self._now_s + self._sequences[sequence].prefill_s, sequence))
 
-    def _prefill_end_s(self) -> float | None:
-        self._drop_gone(self._prefilling)
-        return self._prefilling[0][0] if self._prefilling else None
+    def _decode_end_s(self) -> float:
+        """Of the first, at the rate of now; infinite where none decodes."""
+        if not self._decoding:
+            return math.inf
+        left = self._decoding[0][0] - self._work
+        return self._now_s + left / self._rates[self._num_decoding] if left > 0 else self._now_s
 
-    def _decode_end_s(self) -> float | None:
-        self._drop_gone(self._decoding)
-        return self._now_s + max(0.0, self._decoding[0][0] - self._work) / self.tokens_per_s() if self._decoding else None
-
-    def _drop_gone(self, heap: list[tuple[float, int]]) -> None:
-        while heap and heap[0][1] not in self._sequences:
-            heapq.heappop(heap)
+    def _drop_gone(self) -> None:
+        for heap in (self._prefilling, self._decoding):
+            while heap and heap[0][1] not in self._sequences:
+                heapq.heappop(heap)

@@ -17,8 +17,11 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
 from r2_serve.config import PlanAheadConfig
+from r2_serve.demand import ModelDemand
 from r2_serve.scaling.demand_board import latest_demand
 from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
+
+LOWER_SINCE = "r2_lower_since"
 
 
 class PlanAhead:
@@ -32,7 +35,22 @@ class PlanAhead:
         if demand is None:
             desired: tuple[int | float, dict[str, Any]] = replica_queue_length_autoscaling_policy(ctx)
             return desired
+        return self.decide(ctx, demand)
+
+    def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, dict[str, Any]]:
+        """Replicas for `demand`, and what to remember for the next time."""
         fleet = Fleet(ctx.current_num_replicas, ctx.target_num_replicas, ctx.config.get_target_ongoing_requests())
         config = self._config
         needed = replicas_needed(demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend)
-        return round(needed, 3), {}
+        return self._steadied(round(needed, 3), ctx)
+
+    def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        """While no replica runs yet Serve follows a policy at once, and would stop in the middle what has begun to start.
+
+        For zero it has a delay there too, but one that a rise in between does not begin anew; so that comes on top of this one.
+        """
+        if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
+            return needed, {}
+        since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
+        is_over = ctx.current_time - since_s >= ctx.config.downscale_delay_s
+        return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}
