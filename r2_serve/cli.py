@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from r2_serve.deploy_files.cli import kuberay, monitoring
 from r2_serve.evaluation.cli import eval_app, sandbox_app
 from r2_serve.load.cli import load
 from r2_serve.publishing.cli import publish, rollback
@@ -35,6 +36,8 @@ app.command()(load)
 app.command()(simulate)
 app.command()(publish)
 app.command()(rollback)
+app.command()(kuberay)
+app.command()(monitoring)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"

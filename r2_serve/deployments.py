@@ -47,6 +47,7 @@ from r2_serve.pool import build_pool
 from r2_serve.redaction import Redactor, redact_logs
 from r2_serve.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
+from r2_serve.scrape import ReplicaMetrics
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
 from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Sampling
@@ -174,6 +175,7 @@ class RouterDeployment:
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
+        self._replica_metrics = ReplicaMetrics(self._metrics.render)
         self._metrics.watch_models(pool)
         replica = serve.get_replica_context()
         self._name = replica.replica_id.unique_id
@@ -190,8 +192,13 @@ class RouterDeployment:
         self._router = Router(config, make_pipeline, self._view.unready)
 
     def __serve_build_asgi_app__(self) -> Any:
-        app = create_app(self._router, self._server, metrics=self._metrics, admission=self._admission, redact=self._redact)
+        scrape = self._replica_metrics.every_page
+        app = create_app(self._router, self._server, metrics=self._metrics, admission=self._admission, redact=self._redact, scrape=scrape)
         return _LeaveRequestIdToServe(app)
+
+    def metrics_page(self) -> bytes:
+        """What this replica has counted, for the replica that is scraped."""
+        return self._replica_metrics.page()
 
     async def finish(self) -> None:
         """Takes no new requests, and returns when those at work are answered. There is no way back: for the end of a local cluster."""

@@ -64,20 +64,15 @@ def test_a_planned_wave_starts_all_its_replicas_at_once_from_zero(monkeypatch: p
     assert scaler.tick(running=0) == 4
 
 
-def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("less", [ModelDemand(), ModelDemand(num_active=1)], ids=["nothing", "a little"])
+def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(less: ModelDemand, monkeypatch: pytest.MonkeyPatch) -> None:
     scaler = Scaler(monkeypatch)
-    scaler.demand = WAVE
-    scaler.tick(running=0)
-    for less in (ModelDemand(), ModelDemand(num_active=1)):
-        scaler.demand = less
-        assert [scaler.tick(running=0) for _ in range(20)] == [4] * 20, "two seconds of it"
+    for _ in range(3):
         scaler.demand = WAVE
         assert scaler.tick(running=0) == 4
         scaler.demand = less
-        assert [scaler.tick(running=0) for _ in range(20)] == [4] * 20, "and the time counts anew"
-        assert [scaler.tick(running=0) for _ in range(15)][-1] < 4, "but plans that are gone for good start nothing in the end"
-        scaler.demand = WAVE
-        assert scaler.tick(running=0) == 4
+        assert [scaler.tick(running=0) for _ in range(20)] == [4] * 20, "two seconds, and the time counts anew each time"
+    assert [scaler.tick(running=0) for _ in range(45)][-1] < 4, "but plans that are gone for good start nothing in the end"
 
 
 def test_no_plan_no_replica_after_serves_own_delay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ class Batch:
         return None if earliest_s == math.inf else earliest_s
 
     def num_decoded(self, now_s: float, sequence: int) -> float:
-        """Tokens that a sequence has written by `now_s`; infinite where it has ended, be it between two looks at the clock."""
+        """Tokens that a sequence has written by `now_s`; infinity where it has ended."""
         self._run_to(now_s)
         known = self._sequences.get(sequence)
         if known is None:

@@ -18,6 +18,7 @@ from typing import Any
 import openai
 
 from r2_serve.config import HostedEngineConfig
+from r2_serve.engines.cancellation import cancelled_gently
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
 from r2_serve.engines.timing import bounded, deadline_after
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
@@ -54,12 +55,9 @@ class HostedEngine:
         deadline = deadline_after(timeout_s)
         body = self._body(messages, sampling, adapter, is_streamed=False)
         with self._redacted_errors():
-            async with bounded(deadline), self._response(body) as response:
-                content = bytearray()
-                async for chunk in response.iter_bytes():
-                    content += chunk
-                    _check_size(len(content))
-            parts = parse_completion(bytes(content))
+            async with bounded(deadline):
+                content = await cancelled_gently(self._content(body))
+            parts = parse_completion(content)
         return Completion(
             text=parts.text,
             usage=parts.usage or self._estimated(messages, parts.text),
@@ -96,20 +94,29 @@ class HostedEngine:
         with self._redacted_errors():
             return next(pieces, None)
 
+    async def _content(self, body: dict[str, Any]) -> bytes:
+        """The body of a whole reply."""
+        async with self._response(body) as response:
+            content = bytearray()
+            async for chunk in response.iter_bytes():
+                content += chunk
+                _check_size(len(content))
+        return bytes(content)
+
     async def _chunks(self, body: dict[str, Any], deadline: float | None) -> AsyncGenerator[bytes, None]:
         """The body of a stream as it arrives. Each wait is bounded, never the consumer's time."""
         opening = self._response(body)
-        with self._redacted_errors():
-            async with bounded(deadline):
-                response = await opening.__aenter__()
         try:
+            with self._redacted_errors():
+                async with bounded(deadline):
+                    response = await cancelled_gently(opening.__aenter__())
             chunks = response.iter_bytes()
             num_bytes = 0
             limit = deadline
             while True:
                 with self._redacted_errors():
                     async with bounded(limit):
-                        chunk = await anext(chunks, None)
+                        chunk = await cancelled_gently(_next(chunks))
                 if chunk is None:
                     return
                 num_bytes += len(chunk)
@@ -118,7 +125,7 @@ class HostedEngine:
                 stalled_at = asyncio.get_running_loop().time() + self._stall_s
                 limit = stalled_at if deadline is None else min(stalled_at, deadline)
         finally:
-            await opening.__aexit__(None, None, None)
+            await cancelled_gently(opening.__aexit__(None, None, None))
 
     @asynccontextmanager
     async def _response(self, body: dict[str, Any]) -> AsyncIterator[Any]:
@@ -187,6 +194,10 @@ class HostedEngine:
         message = error.message.replace(self._key, "[key]") if self._key else error.message
         message = message[:MAX_MESSAGE_CHARS]
         return type(error)(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
 
 
 async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:

@@ -33,7 +33,7 @@ class BatchPace:
 
         async with aclosing(self._held(prompt_tokens, reply_tokens, next_token_s)) as looks:
             async for sequence in looks:
-                while sequence in self._ends and num_told < reply_tokens and num_told + 1 <= self._batch.num_decoded(_now_s(), sequence):
+                while num_told + 1 <= min(self._batch.num_decoded(_now_s(), sequence), reply_tokens):
                     num_told += 1
                     yield num_told
         for told in range(num_told + 1, reply_tokens + 1):

@@ -45,8 +45,11 @@ class PlanAhead:
         return self._steadied(round(needed, 3), ctx)
 
     def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        """While no replica runs yet Serve follows a policy at once, but for zero, and would stop in the middle what has begun to start."""
-        if ctx.current_num_replicas > 0 or needed <= 0 or needed > ctx.target_num_replicas - 1:
+        """While no replica runs yet Serve follows a policy at once, and would stop in the middle what has begun to start.
+
+        For zero it has a delay there too, but one that a rise in between does not begin anew; so that comes on top of this one.
+        """
+        if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
             return needed, {}
         since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
         is_over = ctx.current_time - since_s >= ctx.config.downscale_delay_s
