@@ -14,7 +14,7 @@ from r2_serve.config import SpeedConfig
 from r2_serve.simulate.autoscaler import Autoscaler, Scaled, serve_reads, with_delays
 from r2_serve.simulate.clock import Clock
 from r2_serve.simulate.deployment import Deployment, DeploymentOptions
-from r2_serve.simulate.forecasts import Forecasts
+from r2_serve.simulate.forecasts import Forecasts, Sampling
 from r2_serve.simulate.hardware import Cluster, Hardware
 from r2_serve.simulate.machines import Machines
 from r2_serve.simulate.metrics_path import HandleReports
@@ -196,11 +196,11 @@ def test_forecasts_of_a_sample_of_queries_stand_for_all(tmp_path: Path) -> None:
     assert mean_latency_s(sampled) == pytest.approx(mean_latency_s(whole), rel=0.5)
 
 
-def planned_calls(stride: int) -> tuple[float, ...]:
+def planned_calls(sampling: Sampling) -> tuple[float, ...]:
     """Calls in progress that sixty allocated queries of two steps each are forecast to have, second by second."""
     clock = Clock()
     deployment = one_model(clock, SPEED)
-    forecasts = Forecasts(clock, "r2", {"m": "m"}, {"m/Model": deployment}, stride)
+    forecasts = Forecasts(clock, "r2", {"m": "m"}, {"m/Model": deployment}, sampling)
     form = SimpleNamespace(edges=SimpleNamespace(inputs=((), (0,))))
     for index in range(60):
         query: Any = _Open(index, SimpleNamespace(form=form))
@@ -220,9 +220,12 @@ class _Open:
     models: tuple[str, ...] = ("m", "m")
 
 
-def test_a_forecast_from_one_query_in_three_is_that_of_all_where_all_are_alike() -> None:
-    assert planned_calls(1)[:3] == pytest.approx((60.0, 60.0, 0.0)), "a step is taken to need a second, as none was seen"
-    assert planned_calls(3) == pytest.approx(planned_calls(1))
+def test_a_forecast_from_one_query_in_three_by_two_routers_is_that_of_all_where_all_are_alike() -> None:
+    everything = planned_calls(Sampling())
+    assert everything[:3] == pytest.approx((60.0, 60.0, 0.0)), "a step is taken to need a second, as none was seen"
+    assert planned_calls(Sampling(stride=3, num_routers=2)) == pytest.approx(everything)
+    assert Sampling.of(15, 200, 1) == Sampling()
+    assert Sampling.of(100_000, 200, 100) == Sampling(stride=500, num_routers=20)
 
 
 def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -> tuple[Deployment, Machines]:
