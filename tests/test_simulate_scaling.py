@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from r2_serve.config import SpeedConfig
 from r2_serve.simulate.autoscaler import Autoscaler, Scaled, serve_reads, with_delays
 from r2_serve.simulate.clock import Clock
 from r2_serve.simulate.deployment import Deployment, DeploymentOptions
+from r2_serve.simulate.forecasts import Forecasts, Sampling
 from r2_serve.simulate.hardware import Cluster, Hardware
 from r2_serve.simulate.machines import Machines
 from r2_serve.simulate.metrics_path import HandleReports
@@ -131,6 +133,26 @@ def test_delays_and_reports_put_off_a_second_replica_as_long_as_in_a_cluster() -
     assert 60 + 30 + 6 < reached_s[0] < 60 + 10 + 30 + 30 + 6
 
 
+def test_a_cold_start_after_the_first_waits_for_a_note_and_another_call_or_the_next_report() -> None:
+    """Serve's handle reports at once when a call finds no replica, but only what it has noted by then: for the first call it has
+    noted nothing, so the call itself is told; later it tells of the quiet time before. Notes are every 2.4 s, reports every 10 s."""
+    clock = Clock()
+    scaled = scaled_deployment(clock, upscale_delay_s=30, downscale_delay_s=2, look_back_period_s=12)
+    caller = Caller(clock)
+    for number, at_s in enumerate((0.0, 63.0, 66.0, 123.0)):
+        clock.after(at_s, lambda n: caller.ask(scaled.deployment, n, 0, 10), number)
+    clock.every(0.1, Autoscaler(clock, [scaled]).decide)
+    with serve_reads(clock, [scaled]):
+        for quiet_s in (60, 120):
+            clock.run(until=quiet_s)
+            assert scaled.deployment.target_num_replicas == 0
+        clock.run(until=200)
+    start_and_work_s = 6.0 + 1.0
+    assert caller.done_s[0] == pytest.approx(0.1 + start_and_work_s, abs=0.11)
+    assert caller.done_s[1] == pytest.approx(66.1 + start_and_work_s, abs=0.2), "noted at 64.8 s, told of by the call at 66 s"
+    assert caller.done_s[3] == pytest.approx(130.1 + start_and_work_s, abs=0.11), "noted at 124.8 s, told of by the report at 130 s"
+
+
 AHEAD = {
     "min_replicas": 0,
     "max_replicas": 4,
@@ -172,6 +194,38 @@ def test_forecasts_of_a_sample_of_queries_stand_for_all(tmp_path: Path) -> None:
     assert sampled.queries != whole.queries
     assert replica_seconds(sampled, "m-small") == pytest.approx(replica_seconds(whole, "m-small"), rel=0.35)
     assert mean_latency_s(sampled) == pytest.approx(mean_latency_s(whole), rel=0.5)
+
+
+def planned_calls(sampling: Sampling) -> tuple[float, ...]:
+    """Calls in progress that sixty allocated queries of two steps each are forecast to have, second by second."""
+    clock = Clock()
+    deployment = one_model(clock, SPEED)
+    forecasts = Forecasts(clock, "r2", {"m": "m"}, {"m/Model": deployment}, sampling)
+    form = SimpleNamespace(edges=SimpleNamespace(inputs=((), (0,))))
+    for index in range(60):
+        query: Any = _Open(index, SimpleNamespace(form=form))
+        forecasts.opened(query)
+        forecasts.allocated(query)
+    forecasts.start()
+    clock.run(until=0.1)
+    return forecasts.demand_of("m").planned
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """A query as forecasts see it."""
+
+    index: int
+    sizes: Any
+    models: tuple[str, ...] = ("m", "m")
+
+
+def test_a_forecast_from_one_query_in_three_by_two_routers_is_that_of_all_where_all_are_alike() -> None:
+    everything = planned_calls(Sampling())
+    assert everything[:3] == pytest.approx((60.0, 60.0, 0.0)), "a step is taken to need a second, as none was seen"
+    assert planned_calls(Sampling(stride=3, num_routers=2)) == pytest.approx(everything)
+    assert Sampling.of(15, 200, 1) == Sampling()
+    assert Sampling.of(100_000, 200, 100) == Sampling(stride=500, num_routers=20)
 
 
 def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -> tuple[Deployment, Machines]:

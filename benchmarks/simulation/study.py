@@ -1,7 +1,8 @@
 """Stock against plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second: cost against SLO attainment.
 
-    python benchmarks/simulation/study.py run --scale 1        every point not done yet, into runs/study/scale-1.jsonl
+    python benchmarks/simulation/study.py run --scale 1        every point not done yet, into runs/study/scale-1-cold-1.jsonl
     python benchmarks/simulation/study.py run --scale 0.1      the same at a tenth of rate and GPUs
+    python benchmarks/simulation/study.py run --scale 0.1 --cold 0.2    and with replicas that start five times as fast
     python benchmarks/simulation/study.py plot --scale 1       docs/simulation-study.svg and a table
 
 A point is a policy and its settings; each policy is swept, so that frontiers are compared and not two points. Points are
@@ -35,6 +36,7 @@ TARGETS = {"m-small": 40.0, "m-large": 30.0}
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 Scale = Annotated[float, typer.Option(min=0.001, max=1, help="Share of the full rate, GPUs and replicas.")]
+Cold = Annotated[float, typer.Option(min=0, max=10, help="Cold starts, as a multiple of those of the study: 20 and 30 s.")]
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Point:
     def name(self) -> str:
         return " ".join([self.policy, f"target x{self.target_factor:g}", *(f"{key}={value}" for key, value in self.settings)])
 
-    def autoscaling(self, app_name: str) -> dict[str, Any]:
+    def autoscaling(self, app_name: str, cold: float) -> dict[str, Any]:
         """What it sets in the `autoscaling_config` of an application."""
         common = {"target_ongoing_requests": TARGETS[app_name] * self.target_factor}
         if self.policy == "plan-ahead":
-            kwargs = {"cold_start_s": COLD_START_S[app_name], **dict(self.settings)}
+            kwargs = {"cold_start_s": COLD_START_S[app_name] * cold, **dict(self.settings)}
             policy = {"policy_function": "r2_serve.scaling.serve_policy:PlanAhead", "policy_kwargs": kwargs}
             return {**common, "upscale_delay_s": 0, "downscale_delay_s": 10, "policy": policy}
         return {**common, **dict(self.settings)}
@@ -63,37 +65,43 @@ def points() -> Iterator[Point]:
     """Stock as shipped, stock tuned to be quick, and plan-ahead, each over how full replicas may be."""
     quick = (("upscale_delay_s", 0), ("downscale_delay_s", 10), ("look_back_period_s", 6), ("metrics_interval_s", 2))
     medium = (("upscale_delay_s", 5), ("downscale_delay_s", 30), ("look_back_period_s", 15))
-    for factor in (0.75, 1.0, 1.25, 1.5):
-        yield Point("plan-ahead", factor)
+    for factor in (0.6, 0.75, 1.0, 1.25):
         yield Point("stock, quick", factor, quick)
-    for factor in (0.75, 1.25):
+        yield Point("plan-ahead", factor)
+    for factor in (0.6, 1.0):
         yield Point("stock, medium", factor, medium)
+    yield Point("stock, as shipped", 0.6)
     yield Point("stock, as shipped", 1.0)
 
 
 @app.command()
-def run(scale: Scale = 1.0, only: Annotated[str, typer.Option(help="Points whose name has this text.")] = "", limit: int = 1000) -> None:
+def run(
+    scale: Scale = 1.0,
+    cold: Cold = 1.0,
+    only: Annotated[str, typer.Option(help="Points whose name has this text.")] = "",
+    limit: int = 1000,
+) -> None:
     """Simulate every point that is not done."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    path = RUNS / f"scale-{scale:g}.jsonl"
+    path = rows_path(scale, cold)
     done = {row["name"] for row in rows(path)}
     left = [point for point in points() if point.name not in done and only in point.name]
     for number, point in enumerate(left[:limit], 1):
         typer.echo(f"{number}/{len(left)}: {point.name}")
-        row = simulated(point, scale)
+        row = simulated(point, scale, cold)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         typer.echo(f"  {row['slo_attainment']:.1%} in time, {row['paid_usd']:.1f} USD, {row['wall_s']:.0f} s")
 
 
-def simulated(point: Point, scale: float) -> dict[str, Any]:
-    workload, hardware = scaled_workload(scale), scaled_hardware(scale)
+def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
+    workload, hardware = scaled_workload(scale), scaled_hardware(scale, cold)
     began_s = time.monotonic()
 
     def progress(simulated_s: float, num_came: int, num_ended: int) -> None:
         typer.echo(f"\r  {simulated_s:.0f} s, {num_came:,} came, {num_ended:,} ended, {time.monotonic() - began_s:.0f} s", nl=False)
 
-    result = simulate(scaled_config(point, scale), workload, hardware, progress=progress)
+    result = simulate(scaled_config(point, scale, cold), workload, hardware, progress=progress)
     typer.echo("")
     summary = summarize(run_info(workload, None, hardware), result.queries.records(), result.timeline)
     assert summary.latency_s is not None
@@ -101,6 +109,7 @@ def simulated(point: Point, scale: float) -> dict[str, Any]:
         "name": point.name,
         **asdict(point),
         "scale": scale,
+        "cold": cold,
         "num_queries": summary.num_sent,
         "num_ok": summary.num_ok,
         "slo_attainment": summary.slo_attainment,
@@ -122,16 +131,18 @@ def simulated(point: Point, scale: float) -> dict[str, Any]:
     }
 
 
-def scaled_config(point: Point, scale: float) -> ServeConfig:
+def scaled_config(point: Point, scale: float, cold: float) -> ServeConfig:
     raw = yaml.safe_load((HERE / "serve_config.yaml").read_text())
     for entry in raw["applications"]:
+        if (speed := entry["args"].get("engine", {}).get("speed")) is not None:
+            speed["start_s"] *= cold
         for deployment in entry["deployments"]:
             if "num_replicas" in deployment:
                 deployment["num_replicas"] = max(1, round(deployment["num_replicas"] * scale))
             if "autoscaling_config" in deployment:
                 given = deployment["autoscaling_config"]
                 bounds = {key: max(1, round(given[key] * scale)) for key in ("min_replicas", "initial_replicas", "max_replicas")}
-                deployment["autoscaling_config"] = {**given, **bounds, **point.autoscaling(entry["name"])}
+                deployment["autoscaling_config"] = {**given, **bounds, **point.autoscaling(entry["name"], cold)}
     path = RUNS / "serve_config.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return load(path)
@@ -144,10 +155,20 @@ def scaled_workload(scale: float) -> Workload:
     return Workload.model_validate({**workload.model_dump(), "arrivals": {**arrivals, **rates}})
 
 
-def scaled_hardware(scale: float) -> Hardware:
+def scaled_hardware(scale: float, cold: float) -> Hardware:
     hardware = load_hardware(HERE / "hardware.yaml")
-    assert hardware.cluster.gpus is not None
-    return hardware.model_copy(update={"cluster": hardware.cluster.model_copy(update={"gpus": hardware.cluster.gpus * scale})})
+    cluster, overheads = hardware.cluster, hardware.overheads
+    assert cluster.gpus is not None
+    return hardware.model_copy(
+        update={
+            "cluster": cluster.model_copy(update={"gpus": cluster.gpus * scale}),
+            "overheads": overheads.model_copy(update={"replica_start_s": overheads.replica_start_s * cold}),
+        }
+    )
+
+
+def rows_path(scale: float, cold: float) -> Path:
+    return RUNS / f"scale-{scale:g}-cold-{cold:g}.jsonl"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -155,14 +176,14 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 @app.command()
-def plot(scale: Scale = 1.0, out: Path = PICTURE) -> None:
+def plot(scale: Scale = 1.0, cold: Cold = 1.0, out: Path = PICTURE) -> None:
     """The frontiers, the replicas over time of one point each, and a table."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = rows(RUNS / f"scale-{scale:g}.jsonl")
+    found = rows(rows_path(scale, cold))
     figure, (frontier, timeline) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for policy in dict.fromkeys(row["policy"] for row in found):
         chosen = sorted((row for row in found if row["policy"] == policy), key=lambda row: row["paid_usd"])

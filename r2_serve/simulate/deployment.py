@@ -140,8 +140,12 @@ class Deployment:
         replica.num_ongoing += 1
         self.num_at_work += 1
         call.replica = replica
-        call.state = ON_ITS_WAY
         hop_s = self._hop_s + call.delay_s
+        if replica.takes_s is not None:  # nothing on the way or at the replica changes when it ends: one event less
+            call.state = AT_REPLICA
+            self._clock.after(hop_s + replica.takes_s, replica.end_of, call)
+            return
+        call.state = ON_ITS_WAY
         if hop_s:
             self._clock.after(hop_s, self._arrive, call)
         else:

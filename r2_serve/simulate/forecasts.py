@@ -1,14 +1,16 @@
 """Plan-ahead autoscaling in a simulation: the router's own `Demand` watches simulated queries, and its forecasts reach the policy.
 
-At ten thousand queries a second a cluster has many routers, and their forecasts add up; one process cannot watch them all. So
-one query of every `stride` is watched and stands for as many; how many calls are under way is counted, not estimated.
+Each router has a `Demand` of its own, which remembers the last few plans that it saw; forecasts of all routers add up. At ten
+thousand queries a second one process cannot watch them all: one query of every `stride` is watched and stands for as many, and there are
+as many watching routers as that leaves enough to see. How many calls are under way is counted, not estimated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from r2_serve.demand import Demand, ModelDemand, total
 from r2_serve.simulate.autoscaler import Policy
@@ -18,15 +20,32 @@ from r2_serve.simulate.queries import PLAN, Query
 from r2_serve.types import Allocation, Plan, Subtask
 
 PLAN_AHEAD = "r2_serve.scaling.serve_policy:PlanAhead"
+LEAST_WATCHED = 10
+"""Open queries for each watching router, about."""
 PUBLISH_S = 0.25
 """Between two forecasts, as `r2_serve.scaling.demand_board` has it."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Who watches what."""
+
+    stride: int = 1
+    """One query in so many is watched."""
+    num_routers: int = 1
+
+    @classmethod
+    def of(cls, num_open: float, most_watched: int, num_routers: int) -> Self:
+        """For about `num_open` queries at once; each router sees ten of them or more, or there are fewer routers."""
+        stride = max(1, round(num_open / most_watched))
+        return cls(stride, max(1, min(num_routers, round(num_open / stride / LEAST_WATCHED))))
 
 
 class _Watched:
     """An open query that is watched."""
 
     def __init__(self, demand: Demand, name: str) -> None:
-        self.stack = ExitStack()
+        self.demand, self.stack = demand, ExitStack()
         self.expected = self.stack.enter_context(demand.query(name))
         self.calls: dict[int, ExitStack] = {}
 
@@ -39,9 +58,12 @@ class _Watched:
 class Forecasts:
     """Told of every query by the simulated router (`r2_serve.simulate.router.Plans`)."""
 
-    def __init__(self, clock: Clock, name: str, app_of: Mapping[str, str], deployments: Mapping[str, Deployment], stride: int) -> None:
-        self._clock, self._name, self._app_of, self._deployments, self._stride = clock, name, app_of, deployments, stride
-        self._demand = Demand(lambda: clock.now)
+    def __init__(
+        self, clock: Clock, name: str, app_of: Mapping[str, str], deployments: Mapping[str, Deployment], sampling: Sampling
+    ) -> None:
+        self._clock, self._name, self._app_of, self._deployments = clock, name, app_of, deployments
+        self._stride = sampling.stride
+        self._demands = [Demand(lambda: clock.now) for _ in range(sampling.num_routers)]
         self._watched: dict[Query, _Watched] = {}
         self._plans: dict[int, Plan] = {}
         self._latest: dict[str, ModelDemand] = {}
@@ -57,12 +79,12 @@ class Forecasts:
 
     def opened(self, query: Query) -> None:
         if query.index % self._stride == 0:
-            self._watched[query] = _Watched(self._demand, self._name)
+            self._watched[query] = _Watched(self._demands[query.index // self._stride % len(self._demands)], self._name)
 
     def planning(self, query: Query, model: str, num_calls: int) -> None:
         """The planner or the picker is asked."""
         if (watched := self._watched.get(query)) is not None:
-            self._begin(watched, PLAN, self._demand.calling(model, num_calls=num_calls))
+            self._begin(watched, PLAN, watched.demand.calling(model, num_calls=num_calls))
 
     def planned(self, query: Query) -> None:
         """And has answered."""
@@ -102,7 +124,7 @@ class Forecasts:
         return self._plans[key]
 
     def _publish(self) -> None:
-        forecast = self._demand.forecast()
+        forecast = total([demand.forecast() for demand in self._demands])
         by_app = [{self._app_of[model]: self._scaled(demand)} for model, demand in forecast.items() if model in self._app_of]
         self._latest = {app: self._counted(app, demand) for app, demand in total(by_app).items()}
 

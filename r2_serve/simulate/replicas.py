@@ -25,8 +25,15 @@ class Replica:
         self.stops_s = math.inf
         """Earliest end, once it was told to stop."""
 
+    takes_s: float | None = None
+    """Of any call, where that is the same for all: such a replica is not told of arrivals, but of ends."""
+
     def begin(self, call: Call) -> None:
         """The call has arrived."""
+        raise NotImplementedError
+
+    def end_of(self, call: Call) -> None:
+        """The call's time is over, where `takes_s` says when that is."""
         raise NotImplementedError
 
     def abandon(self, call: Call) -> None:
@@ -82,20 +89,19 @@ class DelayReplica(Replica):
 
     def __init__(self, clock: Clock, delay_s: float, done: Done) -> None:
         super().__init__(clock.now)
-        self._clock, self._delay_s, self._done = clock, delay_s, done
-        self._abandoned: set[int] = set()
-
-    def begin(self, call: Call) -> None:
-        self._clock.after(self._delay_s, self._end, call)
+        self.takes_s = delay_s
+        self._clock, self._done = clock, done
+        self._abandoned: set[Call] = set()
 
     def abandon(self, call: Call) -> None:
-        self._abandoned.add(id(call))
+        self._abandoned.add(call)
 
-    def _end(self, call: Call) -> None:
-        if id(call) in self._abandoned:
-            self._abandoned.remove(id(call))
+    def end_of(self, call: Call) -> None:
+        if call in self._abandoned:
+            self._abandoned.remove(call)
             return
-        call.first_token_s = self._clock.now - self._delay_s * (1 - 1 / max(1.0, call.reply_tokens))
+        assert self.takes_s is not None
+        call.first_token_s = self._clock.now - self.takes_s * (1 - 1 / max(1.0, call.reply_tokens))
         self._done(call, self)
 
 

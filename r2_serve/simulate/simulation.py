@@ -15,7 +15,7 @@ from r2_serve.errors import ConfigError
 from r2_serve.serve_config import ServeConfig
 from r2_serve.simulate.autoscaler import Autoscaler, Policy, serve_reads
 from r2_serve.simulate.clock import Clock
-from r2_serve.simulate.forecasts import Forecasts, plan_ahead_policy, reads_forecasts
+from r2_serve.simulate.forecasts import Forecasts, Sampling, plan_ahead_policy, reads_forecasts
 from r2_serve.simulate.hardware import Hardware
 from r2_serve.simulate.results import Recorder, Run
 from r2_serve.simulate.router import Router
@@ -149,10 +149,9 @@ def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorde
 
 
 def _forecasts(config: ServeConfig, workload: Workload, system: System, clock: Clock, most_watched: int) -> Forecasts:
-    """One query in so many is watched that there are enough of them and not too many."""
     app_of = {card.name: card.engine.app for card in config.router.models if card.engine.kind == "served"}
-    stride = max(1, round(peak_rate_per_s(workload) * EXPECTED_LATENCY_S / most_watched))
-    return Forecasts(clock, workload.tasks.model, app_of, system.deployments, stride)
+    sampling = Sampling.of(peak_rate_per_s(workload) * EXPECTED_LATENCY_S, most_watched, len(system.router.running))
+    return Forecasts(clock, workload.tasks.model, app_of, system.deployments, sampling)
 
 
 def peak_rate_per_s(workload: Workload) -> float:
