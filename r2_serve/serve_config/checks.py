@@ -232,8 +232,9 @@ def _check_keys_file(file: ServeFile) -> Iterator[Problem]:
             message = f"key {key.name!r} may ask for {name!r}, which is no model{suggestion(name, known)}"
             yield file.document.problem("error", where, message)
     if any(key.budget_usd is not None for key in keys):
-        message = _budget_hole(most_replicas(file.router_app, "Router"), has_book=file.router.server.spend_file is not None)
-        yield from (file.document.problem("warning", where, text) for text in [message] if text)
+        hole = _budget_hole(most_replicas(file.router_app, "Router"), has_book=file.router.server.spend_file is not None)
+        if hole is not None:
+            yield file.document.problem("warning", where, hole)
 
 
 def _budget_hole(num_routers: int, *, has_book: bool) -> str | None:
