@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from r2_serve import serve_config
+from r2_serve.deploy_files.environment import CLUSTER_ENVIRONMENT
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import Document, Problem, parse_yaml, path_text, read_yaml
@@ -440,9 +441,10 @@ def test_embedded_prices_are_the_parameters_in_the_manifest() -> None:
     assert {name: prices[name] for name in params} == {name: (count / 1e6, count / 1e6) for name, count in params.items()}
 
 
-def test_cluster_installs_the_pinned_versions() -> None:
+@pytest.mark.parametrize("path", [CLUSTER, ROOT / "Dockerfile"], ids=["cluster.yaml", "Dockerfile"])
+def test_clusters_install_the_pinned_versions(path: Path) -> None:
     pins = set(re.findall(r"\b(ray\[default,serve\]|torch|transformers|vllm)==([0-9.]+)", (ROOT / "pyproject.toml").read_text()))
-    installs = set(re.findall(r"'([\w\[\],]+)==([0-9.]+)'", CLUSTER.read_text()))
+    installs = set(re.findall(r"'([\w\[\],]+)==([0-9.]+)'", path.read_text()))
     assert {name for name, _ in installs} == {"ray[default,serve]", "torch", "transformers", "vllm"}
     assert installs == pins
 
@@ -455,3 +457,11 @@ def test_cluster_is_closed_to_strangers_and_its_nodes_share_one_environment() ->
     assert head.split("~/r2-env/bin/ray start")[0] == worker.split("~/r2-env/bin/ray start")[0]
     assert cluster["available_node_types"]["head"]["resources"] == {"CPU": 0}
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_cluster_exports_the_environment_of_every_cluster_on_head_and_workers() -> None:
+    cluster = yaml.safe_load(CLUSTER.read_text())
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (start,) = [command for command in cluster[commands] if "ray start" in command]
+        exported = dict(pair.split("=") for pair in start.split("export ")[1].split(";")[0].split())
+        assert exported == CLUSTER_ENVIRONMENT

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.deployed_cluster import DeployedCluster, replica_pids, running_cluster, until
+from tests.scraped import total
 from tests.scripted_pool import LARGE, SMALL, scripted_config
 
 pytestmark = pytest.mark.ray
@@ -44,7 +45,7 @@ def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedClust
     before = replica_pids()
     with ThreadPoolExecutor(8) as pool:
         at_work = [pool.submit(cluster.ask, "r2") for _ in range(8)]
-        until(lambda: "r2_requests_running 8.0" in cluster.get("/metrics").text)
+        until(lambda: total(cluster.get("/metrics").text, "r2_requests_running") == 8)
         cluster.deploy(scripted_config(prices_as_of="2027-01", **slow))
         replies = [future.result() for future in at_work]
     assert [reply.status_code for reply in replies] == [200] * 8

@@ -16,6 +16,7 @@ from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.http.keys import read_keys_file, require_keys
 from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile, most_replicas
+from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 from r2_serve.types import ModelCard
 
@@ -233,8 +234,7 @@ def _check_keys_file(file: ServeFile) -> Iterator[Problem]:
             yield file.document.problem("error", where, message)
     if any(key.budget_usd is not None for key in keys):
         hole = _budget_hole(most_replicas(file.router_app, "Router"), has_book=file.router.server.spend_file is not None)
-        if hole is not None:
-            yield file.document.problem("warning", where, hole)
+        yield from (file.document.problem("warning", where, text) for text in [hole] if text)
 
 
 def _budget_hole(num_routers: int, *, has_book: bool) -> str | None:
@@ -283,6 +283,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_shutdown_timeouts,
     _check_request_timeout,
     _check_gpus,
+    check_policies,
     _check_embedded_models,
     _check_public_address,
     _check_keys_file,
