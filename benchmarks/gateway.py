@@ -3,8 +3,8 @@
     python benchmarks/gateway.py --out runs/bench/gateway.json          (make bench-gateway)
 
 Four processes on loopback: the provider (`gateway_upstream.py`), `r2-serve up` with a hosted model, `litellm` with the same one, and this
-client. Both gateways run all the time, one worker, one client key, no database, no callbacks, no logs; the client asks the provider directly,
-one gateway and the other in turns of a few seconds, several rounds of them. `added` is the median latency through a gateway less the
+client. Both gateways run all the time, one worker, one client key, no database, no callbacks, no logs; the client asks the provider
+directly, one gateway and the other in turns of a few seconds, several rounds of them. `added` is the median latency through a gateway less the
 direct one of the same round; CPU is user and system time of all processes of a gateway (Ray's proxy, raylet, GCS and dashboard agents
 among them) a request, without what they burn at rest, which is told beside. Routed queries are ours alone: five calls, four of them
 one after another.
@@ -95,17 +95,17 @@ def litellm_config(upstream: str) -> dict[str, Any]:
 @contextmanager
 def serving(name: str, command: Sequence[str], port: int, path: str, environment: Mapping[str, str] = {}) -> Iterator[Server]:
     """`command` from when it answers at `path` until the context ends. Raises: RuntimeError with its output where it does not."""
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment})
-    try:
-        asyncio.run(_answers(process, f"http://{LOOPBACK}:{port}{path}"))
-        yield Server(name, f"http://{LOOPBACK}:{port}/v1", psutil.Process(process.pid))
-    except TimeoutError as e:
-        log.seek(0)
-        raise RuntimeError(f"{' '.join(command)} does not answer:\n{log.read()[-4000:]}") from e
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment})  # noqa: S603
+        try:
+            asyncio.run(_answers(process, f"http://{LOOPBACK}:{port}{path}"))
+            yield Server(name, f"http://{LOOPBACK}:{port}/v1", psutil.Process(process.pid))
+        except TimeoutError as e:
+            log.seek(0)
+            raise RuntimeError(f"{' '.join(command)} does not answer:\n{log.read()[-4000:]}") from e
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 async def _answers(process: subprocess.Popen[bytes], url: str) -> None:
