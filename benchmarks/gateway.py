@@ -4,8 +4,8 @@
 
 Four processes on loopback: the provider (`gateway_upstream.py`), `r2-serve up` with a hosted model, `litellm` with the same one, and this
 client. Both gateways run all the time, one worker, one client key, no database, no callbacks, no logs; the client asks the provider
-directly, one gateway and the other in turns of a few seconds, several rounds of them. `added` is the median latency through a gateway less the
-direct one of the same round; CPU is user and system time of all processes of a gateway (Ray's proxy, raylet, GCS and dashboard agents
+directly, one gateway and the other in turns of a few seconds, several rounds of them. `added` is the median latency through a gateway less
+the direct one of the same round; CPU is user and system time of all processes of a gateway (Ray's proxy, raylet, GCS and dashboard agents
 among them) a request, without what they burn at rest, which is told beside. Routed queries are ours alone: five calls, four of them
 one after another.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import traceback
@@ -20,7 +21,7 @@ from r2_serve.engines.hosted import HostedEngine
 from r2_serve.engines.hosted_replies import StreamReader, retry_after_s
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.types import Delta, Message, Sampling, Usage
-from tests.upstream import Script, Upstream, chunk, completion, running_upstream, sse
+from tests.upstream import Script, Upstream, chunk, completion, running_upstream, sse, upstream_in_thread
 
 KEY = "sk-hush-0123456789"
 MESSAGES = [Message(role="user", content="two plus two")]
@@ -266,6 +267,32 @@ async def test_nobody_listening_is_unavailable() -> None:
     with pytest.raises(EngineUnavailable, match="cannot reach"):
         await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
     await engine.aclose()
+
+
+def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest.CaptureFixture[str]) -> None:
+    """As in an evaluation, which ends its loop without knowing of connections; the next loop finds new ones."""
+    keeping = {"connection": "keep-alive"}
+    with upstream_in_thread() as upstream:
+        upstream.script = Script(
+            [json.dumps(completion()).encode()], 200, keeping, content_length=len(json.dumps(completion())), is_held=True
+        )
+        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url, api_key_env="TEST_KEY"))
+        assert [asyncio.run(engine.generate(MESSAGES, Sampling(), timeout_s=5.0)).text for _ in range(2)] == ["four", "four"]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("variable", "is_asked"), [("HTTP_PROXY", True), ("NO_PROXY", False)])
+async def test_a_proxy_of_the_environment_is_used(variable: str, is_asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_upstream() as proxy:
+        proxy.script = said(completion())
+        monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv(variable, "provider.invalid" if variable == "NO_PROXY" else proxy.base_url.removesuffix("/v1"))
+        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url="http://provider.invalid/v1", api_key_env="TEST_KEY"))
+        with contextlib.suppress(EngineUnavailable):
+            await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+        await engine.aclose()
+    assert [request["_path"] for request in proxy.requests] == ["http://provider.invalid/v1/chat/completions"] * is_asked
 
 
 async def test_a_failed_call_is_made_once() -> None:
