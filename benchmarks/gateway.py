@@ -1,6 +1,6 @@
 """What the router adds to a request, beside LiteLLM's proxy in the same run, in front of the same scripted provider.
 
-    python benchmarks/gateway.py --out runs/bench/gateway.json          (make bench-gateway)
+    python -m benchmarks.gateway --out runs/bench/gateway.json          (make bench-gateway)
 
 Four processes on loopback: the provider (`gateway_upstream.py`), `r2-serve up` with a hosted model, `litellm` with the same one, and this
 client. Both gateways run all the time, one worker, one client key, no database, no callbacks, no logs; the client asks the provider

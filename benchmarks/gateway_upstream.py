@@ -1,6 +1,6 @@
 """The provider that both gateways of `benchmarks/gateway.py` stand in front of: OpenAI's chat API with scripted replies.
 
-    python benchmarks/gateway_upstream.py 8123
+    python -m benchmarks.gateway_upstream 8123
 
 A reply comes after `DELAY_S`; a streamed one then in `NUM_CHUNKS` pieces, `CHUNK_GAP_S` apart. `planner` and `picker` reply what the
 router's modules ask for, so that a routed query has its whole plan from here. Plain ASGI on uvicorn: a fraction of a millisecond of CPU
