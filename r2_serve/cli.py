@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from r2_serve.deploy_files.cli import kuberay, monitoring
 from r2_serve.evaluation.cli import eval_app, sandbox_app
+from r2_serve.experiment.cli import experiment
+from r2_serve.load.cli import load
 from r2_serve.publishing.cli import publish, rollback
+from r2_serve.simulate.cli import simulate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +33,13 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.command()(load)
+app.command()(experiment)
+app.command()(simulate)
 app.command()(publish)
 app.command()(rollback)
+app.command()(kuberay)
+app.command()(monitoring)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import ValidationError
@@ -47,6 +48,10 @@ class Router:
         virtual = (ModelListing(name, True, model.description) for name, model in routing.virtual_models.items())
         real = (ModelListing(model.name, False, model.description, model) for model in self._config.models)
         self._listings = (*virtual, *real)
+
+    @property
+    def deadline_s(self) -> float:
+        return math.inf if self._pipeline is None else self._pipeline.routing.limits.deadline_s
 
     def models(self) -> Sequence[ModelListing]:
         return self._listings

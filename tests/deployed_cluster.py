@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,13 @@ class DeployedCluster:
     def dashboard(self) -> str:
         return f"http://{LOOPBACK}:{self.dashboard_port}"
 
-    def deploy(self, config: Mapping[str, Any]) -> None:
-        config = {**config, "http_options": {"host": LOOPBACK, "port": self.http_port}}
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the dashboard asks for."""
+        return {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+
+    def deploy(self, config: Mapping[str, Any], host: str = LOOPBACK) -> None:
+        config = {**config, "http_options": {"host": host, "port": self.http_port}}
         self.path.write_text("# written by a test\n" + yaml.safe_dump(config, sort_keys=False))
         serve = Path(sys.executable).parent / "serve"
         command = [str(serve), "deploy", str(self.path), "-a", self.dashboard]
@@ -74,13 +80,13 @@ def replica_pids() -> dict[str, int]:
     return {actor["Name"]: actor["Pid"] for actor in alive}
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    """Asks twice a second until it holds. Raises: AssertionError after `DEPLOY_TIMEOUT_S`."""
-    pause = threading.Event()
+def until(is_so: Callable[[], bool]) -> float:
+    """Asks twice a second until it holds; the seconds it took. Raises: AssertionError after `DEPLOY_TIMEOUT_S`."""
+    pause, start_s = threading.Event(), time.monotonic()
     for _ in range(2 * DEPLOY_TIMEOUT_S):
         try:
             if is_so():
-                return
+                return time.monotonic() - start_s
         except (httpx.HTTPError, KeyError, ValueError):
             pass  # not up yet, or between two versions
         pause.wait(0.5)

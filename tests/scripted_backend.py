@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from r2_serve.config import ServerConfig
+from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.backend import ModelListing, OnDelta
 from r2_serve.ledger import Purse
@@ -68,6 +69,7 @@ class ScriptedBackend:
     confidence: float | None = None
     listings: Sequence[ModelListing] = LISTINGS
     prices_as_of: str = "2026-11-01"
+    deadline_s: float = 120.0
     queries: list[Query] = field(default_factory=list)
     has_started: asyncio.Event = field(default_factory=asyncio.Event)
     was_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,10 +97,11 @@ class ScriptedBackend:
         return make_answer(query, self.text).model_copy(update={"confidence": self.confidence})
 
 
-def make_app(backend: ScriptedBackend, environment: dict[str, str] | None = None, **server: Any) -> Any:
+def make_app(backend: ScriptedBackend, environment: dict[str, str] | None = None, admission: Admission | None = None, **server: Any) -> Any:
     given = environment or {"CLIENT_KEYS": "key-one, key-two"}
     ids = iter(f"id{i}" for i in range(1, 10_000))
-    return create_app(backend, ServerConfig(**server), environment=given, clock=lambda: 1_750_000_000.9, new_id=lambda: next(ids))
+    clock, new_id = (lambda: 1_750_000_000.9), (lambda: next(ids))
+    return create_app(backend, ServerConfig(**server), admission=admission, environment=given, clock=clock, new_id=new_id)
 
 
 def make_client(backend: ScriptedBackend, **options: Any) -> httpx.AsyncClient:
@@ -116,12 +119,13 @@ class Connection:
     app: Any
     body: bytes
     is_whole: bool = True
+    authorization: str = ""
     inbox: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     outbox: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.inbox.put_nowait({"type": "http.request", "body": self.body, "more_body": not self.is_whole})
-        headers = [(b"content-type", b"application/json")]
+        headers = [(b"content-type", b"application/json"), (b"authorization", self.authorization.encode())]
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b"", "root_path": ""}
         self.task = asyncio.ensure_future(self.app(scope, self.inbox.get, self.outbox.put))
 

@@ -10,6 +10,7 @@ import pytest
 
 from r2_serve.errors import Overloaded, Stopping
 from r2_serve.http.admission import Admission
+from tests.waiting import until
 
 
 async def test_places_are_given_in_order_of_arrival() -> None:
@@ -39,8 +40,7 @@ async def test_place_handed_to_a_waiter_cancelled_at_that_moment_is_passed_on() 
 
     first = asyncio.create_task(visit(lambda: second.cancel()))
     second, third = asyncio.create_task(visit()), asyncio.create_task(visit())
-    while admission.num_queued < 2:  # noqa: ASYNC110  the queue tells nobody of arrivals
-        await asyncio.sleep(0)
+    await until(lambda: admission.num_queued == 2)
     gate.set()
     await asyncio.wait([first, second, third])
     assert second.cancelled() and not third.cancelled()

@@ -81,6 +81,7 @@ MALFORMED: list[tuple[str, bytes, str | None]] = [
     ("both maxima", with_(max_tokens=1, max_completion_tokens=2), "max_completion_tokens"),
     ("max_tokens zero", with_(max_tokens=0), "max_tokens"),
     ("max_tokens true", with_(max_tokens=True), "max_tokens"),
+    ("max_tokens half", with_(max_tokens=1.5), "max_tokens"),
     ("max_tokens text", with_(max_tokens="10"), "max_tokens"),
     ("temperature high", with_(temperature=2.1), "temperature"),
     ("stop of five", with_(stop=["a"] * 5), "stop"),
@@ -236,6 +237,16 @@ async def test_every_honoured_parameter_reaches_the_query() -> None:
     assert (query.policy, query.max_subtasks, query.max_cost_usd, query.pinned) == ("all:org/small", 3, Decimal("0.1"), {1: "org/small"})
     assert query.plan is not None and query.plan.answer == "#2 #1"
     assert query.deadline_s == pytest.approx(9, abs=0.1)
+
+
+async def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """JSON Schema, and so our own description, calls 5.0 an integer."""
+    backend = ScriptedBackend()
+    async with make_client(backend) as client:
+        response = await client.post(URL, json=chat_body(max_tokens=5.0, seed=7.0, n=1.0, r2={"max_subtasks": 3.0}))
+    assert response.status_code == 200, response.text
+    (query,) = backend.queries
+    assert (query.sampling.max_tokens, query.sampling.seed, query.max_subtasks) == (5, 7, 3)
 
 
 async def test_json_object_asks_for_an_object_and_text_for_nothing() -> None:

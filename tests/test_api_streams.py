@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from r2_serve.errors import SubtaskFailed
+from r2_serve.http.admission import Admission
+from r2_serve.types import Query
+from tests import virtual_time
 from tests.scripted_backend import Connection, ScriptedBackend, chat_body, connect, make_app, make_client
+from tests.waiting import until
 
 URL = "/v1/chat/completions"
 HEAD = '{"id":"chatcmpl-id2","object":"chat.completion.chunk","created":1750000000,"model":"r2",'
@@ -185,8 +189,11 @@ async def test_queued_client_that_leaves_gives_up_its_turn() -> None:
     first = connect(app)
     await backend.has_started.wait()
     second = connect(app, stream=True)
-    while "r2_requests_queued 1.0" not in await fetch(app, "/metrics"):  # noqa: ASYNC110  the queue tells nobody of arrivals
-        await asyncio.sleep(0)
+
+    async def is_queued() -> bool:
+        return "r2_requests_queued 1.0" in await fetch(app, "/metrics")
+
+    await until(is_queued)
     second.disconnect()
     await second.task
     third = connect(app)
@@ -197,13 +204,26 @@ async def test_queued_client_that_leaves_gives_up_its_turn() -> None:
     assert len(backend.queries) == 2
 
 
-async def test_own_deadline_runs_in_the_queue_too() -> None:
-    backend = ScriptedBackend(gate=asyncio.Event())
-    app = make_app(backend, max_running=1)
-    first = connect(app)
-    await backend.has_started.wait()
-    second = connect(app, r2={"deadline_s": 0.01})
-    await second.task
-    assert second.outbox.get_nowait()["status"] == 504
-    first.disconnect()
-    await first.task
+@pytest.mark.parametrize(("own_s", "served_s"), [(2, 5), (None, 2), (9, 2)])
+def test_one_deadline_bounds_the_wait_in_the_queue_and_the_work(own_s: float | None, served_s: float) -> None:
+    """The request's own or the server's, whichever is sooner: a place got after 1.5 of 2 s leaves half a second."""
+
+    async def scenario() -> tuple[int, float, Query]:
+        backend = ScriptedBackend(gate=asyncio.Event(), deadline_s=served_s)
+        app = make_app(backend, admission=Admission(1, 10, clock=virtual_time.now_s))
+        first = connect(app)
+        await backend.has_started.wait()
+        given = {"r2": {"deadline_s": own_s}} if own_s else {}
+        second, third = connect(app, **given), connect(app, **given)
+        await asyncio.sleep(1.5)
+        first.disconnect()
+        await third.task
+        took_s = virtual_time.now_s()
+        second.disconnect()
+        await asyncio.wait([second.task])
+        return third.outbox.get_nowait()["status"], took_s, backend.queries[1]
+
+    status, took_s, query = virtual_time.run(scenario())
+    assert status == 504, "it waited for its place until the deadline"
+    assert took_s == pytest.approx(2)
+    assert query.deadline_s == pytest.approx(0.5), "what the other one, which got the place, had left"

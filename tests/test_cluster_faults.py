@@ -25,6 +25,7 @@ import pytest
 from r2_serve.local_cluster import free_port, local_cluster
 from r2_serve.serve_config import ServeConfig, load
 from r2_serve.types import Trace
+from tests.scraped import total
 from tests.scripted_pool import LARGE, SMALL, scripted_yaml
 from tests.upstream import Script, Upstream, chunk, sse, upstream_in_thread
 
@@ -123,8 +124,8 @@ async def until(is_so: Callable[[], Awaitable[bool]], patience_s: float = PATIEN
 async def running(client: httpx.AsyncClient) -> int:
     """Requests at work in the router."""
     text = (await client.get("/metrics")).text
-    (line,) = (line for line in text.splitlines() if line.startswith("r2_requests_running "))
-    return int(float(line.split()[1]))
+    assert "r2_requests_running{" in text
+    return int(total(text, "r2_requests_running"))
 
 
 def actors(name_part: str, state: str = "ALIVE") -> list[dict[str, Any]]:
@@ -146,9 +147,10 @@ async def answers_itself(client: httpx.AsyncClient, model: str) -> bool:
 
 async def test_killed_replicas_cost_no_query_and_no_subtask_is_answered_twice(cluster: Cluster) -> None:
     """Five rounds, each with 20 queries in flight, half of them streamed."""
+    answered_s, recovered_s = list[float](), list[float]()
     async with cluster.client() as client:
+        await until(lambda: answers_itself(client, SMALL))
         for _ in range(5):
-            await until(lambda: answers_itself(client, SMALL))
             queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(20)]
             await until(lambda: _at_least(client, 20))
             kill(f"m-{SMALL}#Model")
@@ -159,7 +161,12 @@ async def test_killed_replicas_cost_no_query_and_no_subtask_is_answered_twice(cl
                 answered = Counter(call.subtask for call in trace.calls if call.stage == "execute" and call.outcome == "ok")
                 assert answered == {1: 1, 2: 1, 3: 1}
                 assert trace.cost_usd == sum((call.cost_usd for call in trace.calls), Decimal(0))
-            assert time.monotonic() - killed_s < RECOVERY_S
+            answered_s.append(time.monotonic() - killed_s)
+            assert answered_s[-1] < RECOVERY_S
+            await until(lambda: answers_itself(client, SMALL))
+            recovered_s.append(time.monotonic() - killed_s)
+    shown = [", ".join(f"{seconds:.1f}" for seconds in series) for series in (answered_s, recovered_s)]
+    print(f"kill -9 of a model replica: the 20 queries in flight answered after {shown[0]} s, the replica replaced after {shown[1]} s")
 
 
 async def _at_least(client: httpx.AsyncClient, count: int) -> bool:

@@ -21,7 +21,9 @@ from r2_serve.engines.hosted import HostedEngine
 from r2_serve.engines.hosted_replies import StreamReader, retry_after_s
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.types import Delta, Message, Sampling, Usage
-from tests.upstream import Script, Upstream, chunk, completion, running_upstream, sse, upstream_in_thread
+from tests import virtual_time
+from tests.upstream import Script, Upstream, chunk, completion, http_chunks, running_upstream, sse, upstream_in_thread
+from tests.virtual_time import turns
 
 KEY = "sk-hush-0123456789"
 MESSAGES = [Message(role="user", content="two plus two")]
@@ -227,20 +229,27 @@ async def test_missing_usage_is_estimated_and_said_once(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_drip_ends_at_the_calls_timeout(is_streamed: bool) -> None:
-    drip = Script(body=[b" "] * 1000, gap_s=0.02)
-    async with running(drip) as (_, engine):
-        start = asyncio.get_running_loop().time()
-        with pytest.raises(EngineUnavailable, match="in time"):
-            await (collected(engine, timeout_s=0.3) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=0.3))
-        assert asyncio.get_running_loop().time() - start < 2.0
+def test_a_drip_ends_at_the_calls_timeout(is_streamed: bool) -> None:
+    async def took_s() -> float:
+        async with running(Script(body=[b" "] * 1000, gap_s=0.1)) as (_, engine):
+            start_s = virtual_time.now_s()
+            with pytest.raises(EngineUnavailable, match="in time"):
+                await (collected(engine, timeout_s=1) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=1))
+            return virtual_time.now_s() - start_s
+
+    assert virtual_time.run_with_sockets(took_s()) == pytest.approx(1)
 
 
-async def test_a_stalled_stream_ends_before_the_calls_timeout() -> None:
-    async with running(Script(body=sse(chunk("fo")), is_held=True), stall_s=0.1) as (upstream, engine):
-        with pytest.raises(EngineUnavailable, match="in time"):
-            await collected(engine, timeout_s=30.0)
-        await asyncio.wait_for(upstream.hung_up.wait(), 5.0)
+def test_a_stalled_stream_ends_before_the_calls_timeout() -> None:
+    async def took_s() -> float:
+        async with running(Script(body=sse(chunk("fo")), is_held=True), stall_s=2) as (upstream, engine):
+            start_s = virtual_time.now_s()
+            with pytest.raises(EngineUnavailable, match="in time"):
+                await collected(engine, timeout_s=30.0)
+            await asyncio.wait_for(upstream.hung_up.wait(), 5.0)
+            return virtual_time.now_s() - start_s
+
+    assert virtual_time.run_with_sockets(took_s()) == pytest.approx(2)
 
 
 async def test_closing_a_stream_closes_its_connection() -> None:
@@ -258,6 +267,29 @@ async def test_cancelling_a_call_closes_its_connection() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         await asyncio.wait_for(upstream.hung_up.wait(), 5.0)
+
+
+@pytest.mark.parametrize("num_more", [0, 1, 2])
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(is_streamed: bool, num_more: int) -> None:
+    """Once and, while it still cleans up, `num_more` times again. A connection that counts as in use is lost to the others for ever."""
+    stream = Script(http_chunks([*sse(chunk("fo"), chunk("ur", "stop"), USAGE_CHUNK, "[DONE]")]), headers={"transfer-encoding": "chunked"})
+    async with running(stream if is_streamed else said(completion())) as (upstream, engine):
+        num_turns = num_answered = 0
+        while num_answered < 3:
+            call = asyncio.create_task(collected(engine) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=5.0))
+            await turns(num_turns)
+            call.cancel()
+            for _ in range(num_more):
+                await turns(1)
+                call.cancel()
+            await asyncio.wait([call])
+            connector = engine._session.connector if engine._session else None
+            assert connector is None or not connector._acquired, f"after {num_turns} turns"
+            num_answered += not call.cancelled()
+            num_turns += 1
+    assert num_turns > 10
+    assert upstream.num_open == 0
 
 
 async def test_nobody_listening_is_unavailable() -> None:

@@ -33,6 +33,7 @@ from r2_serve.types import Completion, Engine, Message, Sampling, Usage
 from tests.in_process import allocation_json, model, plan_json, routing
 from tests.scripted_backend import ScriptedBackend, chat_body, make_app
 from tests.test_api import error_of
+from tests.waiting import until
 
 URL = "/v1/chat/completions"
 CALL_USD = Decimal("0.00003")
@@ -206,8 +207,7 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
         async with asyncio.TaskGroup() as group:
             requests = [group.create_task(ask(client, key)) for _ in range(50)]
-            while sum(request.done() for request in requests) < 40:  # noqa: ASYNC110  those refused end at once
-                await asyncio.sleep(0)
+            await until(lambda: sum(request.done() for request in requests) >= 40)  # those refused end at once
             engine.gate.set()
         statuses = [request.result().status_code for request in requests]
         assert (statuses.count(200), statuses.count(429), engine.num_calls) == (10, 40, 10)
@@ -298,8 +298,7 @@ async def test_what_a_cancelled_request_held_is_free_again(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd=str(BOUND_USD)), Gated()
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
         given_up = asyncio.create_task(ask(client, key))
-        while not engine.num_calls:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until(lambda: engine.num_calls > 0)
         assert (await ask(client, key)).status_code == 429
         given_up.cancel()
         await asyncio.wait([given_up])
@@ -317,6 +316,22 @@ async def test_spend_survives_a_restart_and_is_shared_by_processes(keys: Keys, t
     async with serving(router, keys, spend_file=book) as restarted:
         assert (await ask(restarted, key)).status_code == 429, "48 of 108 micro-dollars are left, a call may cost 54"
     assert SpendBook(tmp_path / "spend.sqlite").spent_usd("alice", "") == 2 * CALL_USD
+
+
+async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_calls_in_flight(keys: Keys, tmp_path: Path) -> None:
+    """Fifty at once on a budget for ten, half of them at each: neither sees what the other one holds, both see what is settled."""
+    key, engine, book = keys.add("alice", budget_usd=str(10 * BOUND_USD)), Gated(), tmp_path / "spend.sqlite"
+    routers = [router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]) for _ in range(2)]
+    async with serving(routers[0], keys, spend_file=str(book)) as first, serving(routers[1], keys, spend_file=str(book)) as second:
+        async with asyncio.TaskGroup() as group:
+            requests = [group.create_task(ask((first, second)[i % 2], key)) for i in range(50)]
+            await until(lambda: sum(request.done() for request in requests) >= 30)
+            assert engine.num_calls == 20, "ten in flight at each"
+            engine.gate.set()
+        assert [request.result().status_code for request in requests].count(200) == 20
+        assert SpendBook(book).spent_usd("alice", "") == 20 * CALL_USD <= 10 * BOUND_USD + 10 * CALL_USD
+        later = [await ask(client, key) for client in (first, second)]
+    assert [response.status_code for response in later] == [429, 429]
 
 
 async def test_without_a_key_nothing_is_counted_and_all_is_open() -> None:

@@ -1,7 +1,7 @@
 """Not a cent is lost or made up: 10,000 calls by clients and models of every mood, seeded, in virtual time.
 
-Five accounts are kept of each call, by different code: the engines' own count, the ledger in the trace, the reply's body,
-its header, and Prometheus. They must agree exactly.
+Six accounts are kept, by different code: the engines' own count, the ledger in the trace, the reply's body, its header,
+Prometheus, and the key's book of spend. They must agree exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ import pytest
 from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
 from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.http.api import create_app
+from r2_serve.http.keys import entry_text, new_key
 from r2_serve.http.metrics import Metrics
+from r2_serve.http.spend import SpendBook
 from r2_serve.router import in_process
 from r2_serve.types import Completion, Delta, Message, Sampling, Trace, Usage
 from tests.in_process import allocation_json, model, plan_json, routing
@@ -80,6 +83,7 @@ class Market:
     """An endpoint over moody models, and its clients."""
 
     seed: int
+    folder: Path
     traces: list[Trace] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -97,7 +101,11 @@ class Market:
         router = in_process(
             RouterConfig(models=models), routed, lambda config: self.engines[config.name], [self.metrics.observe, self.traces.append]
         )
-        self.app = create_app(router, ServerConfig(max_running=AT_ONCE), metrics=self.metrics)
+        self.key, entry = new_key("trader")
+        keys_file, self.book = self.folder / "keys.yaml", self.folder / "spend.sqlite"
+        keys_file.write_text(entry_text(entry))
+        server = ServerConfig(max_running=AT_ONCE, keys_file=str(keys_file), spend_file=str(self.book))
+        self.app = create_app(router, server, metrics=self.metrics)
 
     @property
     def num_calls(self) -> int:
@@ -129,7 +137,7 @@ class Market:
         if rng.random() < 0.05:
             r2["max_cost_usd"] = rng.choice((0.000001, 0.002, 0.004))
         body = {"model": name, "messages": [{"role": "user", "content": question}], "stream": rng.random() < 0.5, "r2": r2}
-        connection = Connection(self.app, json.dumps(body).encode())
+        connection = Connection(self.app, json.dumps(body).encode(), authorization=f"Bearer {self.key}")
         if rng.random() < 0.15:
             asyncio.get_running_loop().call_later(rng.choice((0, 0.05, 0.3, 2.5, 20)), connection.disconnect)
         await connection.task
@@ -137,8 +145,8 @@ class Market:
 
 
 @pytest.fixture(scope="module", params=[1])
-def market(request: pytest.FixtureRequest) -> Market:
-    market = Market(request.param)
+def market(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Market:
+    market = Market(request.param, tmp_path_factory.mktemp("market"))
     market.inbox = run(market.trade())  # type: ignore[attr-defined]
     return market
 
@@ -212,6 +220,10 @@ def test_each_call_costs_its_tokens(market: Market) -> None:
         assert call.cost_usd == (call.usage.prompt_tokens * Decimal("0.0333") + call.usage.completion_tokens * Decimal("1.07")) / 1_000_000
         assert (call.outcome == "ok") == (call.error is None)
         assert call.is_estimated == (call.outcome != "ok" and call.error != "EngineRefused")
+
+
+def test_the_keys_book_of_spend_agrees_to_the_last_digit(market: Market) -> None:
+    assert SpendBook(market.book).spent_usd("trader", "") == sum((trace.cost_usd for trace in market.traces), Decimal(0)) > 0
 
 
 def test_prometheus_agrees_exactly(market: Market) -> None:

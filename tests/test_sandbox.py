@@ -16,6 +16,7 @@ from r2_serve.evaluation import seccomp
 from r2_serve.evaluation.graders import Grader, GraderConfig
 from r2_serve.evaluation.sandbox import Sandbox, SandboxConfig, SandboxLimits, SandboxUnavailable, run_python
 from tests.hostile import FAMILIES, PUZZLE, SECRET, programs
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -44,9 +45,14 @@ def own_namespace(kind: str) -> Path | None:
 
 async def new_sandboxed_pids(before: set[int]) -> set[int]:
     """The first that appear; the kernel has no event for it."""
-    while not (pids := sandboxed_pids() - before):  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    return pids
+    found: set[int] = set()
+
+    def has_appeared() -> bool:
+        found.update(sandboxed_pids() - before)
+        return bool(found)
+
+    await until(has_appeared)
+    return found
 
 
 def num_descriptors() -> int:

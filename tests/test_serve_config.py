@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from r2_serve import serve_config
+from r2_serve.deploy_files.environment import CLUSTER_ENVIRONMENT
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import Document, Problem, parse_yaml, path_text, read_yaml
@@ -190,12 +191,13 @@ def test_public_address_with_client_keys_is_allowed() -> None:
     assert read(text)[1] == []
 
 
-def with_keys(tmp_path: Path, text: str | None, more: str = "") -> list[Problem]:
+def with_keys(tmp_path: Path, text: str | None, more: str = "", router: str = "name: Router") -> list[Problem]:
     """What is wrong where the server has a keys file of this text, or none."""
     path = tmp_path / "keys.yaml"
     if text is not None:
         path.write_text(text)
-    return read(edited("max_running: 8", f"keys_file: {path}{more}").replace("host: 127.0.0.1", "host: 0.0.0.0"))[1]
+    config = edited("max_running: 8", f"keys_file: {path}{more}").replace("host: 127.0.0.1", "host: 0.0.0.0")
+    return read(config.replace("name: Router", router))[1]
 
 
 def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
@@ -209,11 +211,31 @@ def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
     assert in_clear.severity == "error" and "0.sha256" in in_clear.message and "in-clear" not in in_clear.message.partition("0.sha256")[2]
 
 
-def test_a_budget_without_a_book_of_spend_is_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("replicas", "has_book", "said"),
+    [
+        (None, True, []),
+        ("num_replicas: 1", True, []),
+        (None, False, ["spend_file", "restart"]),
+        ("num_replicas: 3", False, ["spend_file", "3 times its budget", "num_replicas: 1"]),
+        ("num_replicas: auto", False, ["spend_file", "100 times its budget"]),
+        ("autoscaling_config: {min_replicas: 1, max_replicas: 4}", False, ["4 times its budget"]),
+        ("autoscaling_config: {min_replicas: 1, max_replicas: 4}", True, ["up to 4", "on one machine", "divide the budgets"]),
+    ],
+)
+def test_a_budget_that_replicas_or_restarts_would_exceed_is_a_warning(
+    replicas: str | None, has_book: bool, said: list[str], tmp_path: Path
+) -> None:
     entry = f"- {{name: alice, sha256: '{'0' * 64}', budget_usd: 1}}"
-    (problem,) = with_keys(tmp_path, entry)
-    assert problem.severity == "warning" and "server.spend_file" in problem.message
-    assert with_keys(tmp_path, entry, f"\n      spend_file: {tmp_path}/spend.sqlite") == []
+    more = f"\n      spend_file: {tmp_path}/spend.sqlite" if has_book else ""
+    router = f"name: Router\n    {replicas}" if replicas else "name: Router"
+    problems = with_keys(tmp_path, entry, more, router)
+    assert [problem.severity for problem in problems] == ["warning"] * bool(said)
+    assert all(part in problem.message for problem in problems for part in said)
+
+
+def test_replicas_without_budgets_are_no_warning(tmp_path: Path) -> None:
+    assert with_keys(tmp_path, f"- {{name: alice, sha256: '{'0' * 64}'}}", router="name: Router\n    num_replicas: 3") == []
 
 
 def with_adapters(**directories: Path) -> str:
@@ -419,9 +441,10 @@ def test_embedded_prices_are_the_parameters_in_the_manifest() -> None:
     assert {name: prices[name] for name in params} == {name: (count / 1e6, count / 1e6) for name, count in params.items()}
 
 
-def test_cluster_installs_the_pinned_versions() -> None:
+@pytest.mark.parametrize("path", [CLUSTER, ROOT / "Dockerfile"], ids=["cluster.yaml", "Dockerfile"])
+def test_clusters_install_the_pinned_versions(path: Path) -> None:
     pins = set(re.findall(r"\b(ray\[default,serve\]|torch|transformers|vllm)==([0-9.]+)", (ROOT / "pyproject.toml").read_text()))
-    installs = set(re.findall(r"'([\w\[\],]+)==([0-9.]+)'", CLUSTER.read_text()))
+    installs = set(re.findall(r"'([\w\[\],]+)==([0-9.]+)'", path.read_text()))
     assert {name for name, _ in installs} == {"ray[default,serve]", "torch", "transformers", "vllm"}
     assert installs == pins
 
@@ -434,3 +457,11 @@ def test_cluster_is_closed_to_strangers_and_its_nodes_share_one_environment() ->
     assert head.split("~/r2-env/bin/ray start")[0] == worker.split("~/r2-env/bin/ray start")[0]
     assert cluster["available_node_types"]["head"]["resources"] == {"CPU": 0}
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_cluster_exports_the_environment_of_every_cluster_on_head_and_workers() -> None:
+    cluster = yaml.safe_load(CLUSTER.read_text())
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (start,) = [command for command in cluster[commands] if "ray start" in command]
+        exported = dict(pair.split("=") for pair in start.split("export ")[1].split(";")[0].split())
+        assert exported == CLUSTER_ENVIRONMENT

@@ -6,6 +6,8 @@ No cluster is started; the tier is `ray` as importing its schema takes seconds.
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,9 +200,48 @@ def test_cluster_that_trains_too_is_accepted_by_ray_up() -> None:
     assert set(_launcher_config(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]) == {"head", "cpu", "gpu", "train"}
 
 
-def test_cluster_on_premises_is_accepted_by_ray_up() -> None:
-    text = CLUSTER.read_text()
+@pytest.mark.parametrize("others", [[], ["training"]], ids=["serving", "training"])
+def test_cluster_on_premises_is_accepted_by_ray_up(others: list[str]) -> None:
+    text = uncommented(CLUSTER.read_text(), *others)
     raw = yaml.safe_load(text)
     added = yaml.safe_load(uncommented(text[text.index("# >>> on-prem") :], "on-prem"))
     kept = {key: value for key, value in raw.items() if key not in ("provider", "head_node_type", "available_node_types")}
-    assert _launcher_config(yaml.safe_dump(kept | added))["provider"]["type"] == "local"
+    config = _launcher_config(yaml.safe_dump(kept | added))
+    assert config["provider"]["type"] == "local"
+    (workers,) = config["available_node_types"].values()
+    assert workers["min_workers"] == workers["max_workers"] == len(added["provider"]["worker_ips"]), "all of them, all the time"
+
+
+@pytest.mark.parametrize("others", [[], ["training"]], ids=["serving", "training"])
+def test_every_node_type_of_the_cloud_names_one_image_as_rays_default_is_too_old(others: list[str]) -> None:
+    types = yaml.safe_load(uncommented(CLUSTER.read_text(), *others))["available_node_types"]
+    assert len({node["node_config"]["ImageId"] for node in types.values()}) == 1
+
+
+def test_kuberay_command_prints_a_manifest_whose_config_serve_takes(tmp_path: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    def kuberay(path: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "r2_serve.cli", "kuberay", "--config", str(path), "--namespace", "ai"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    refused = kuberay(REFERENCE)
+    assert (refused.returncode, refused.stdout) == (1, "") and "keys_file: /etc/r2/keys.yaml" in refused.stderr
+    (tmp_path / "c.yaml").write_text(REFERENCE.read_text().replace("    server:\n", "    server:\n      keys_file: /etc/r2/keys.yaml\n"))
+    made = kuberay(tmp_path / "c.yaml")
+    assert made.returncode == 0, made.stderr
+    manifest = yaml.safe_load(made.stdout)
+    assert manifest["metadata"] == {"name": "r2", "namespace": "ai"}
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
+    assert (schema.http_options.host, schema.proxy_location.value) == ("0.0.0.0", "EveryNode")
+    assert [problem for problem in serve_config.check(tmp_path / "c.yaml", environ=ENVIRON) if problem.severity == "error"] == []
+
+
+def test_monitoring_command_writes_files_for_both_worlds(tmp_path: Path) -> None:
+    for more, names in (([], {"prometheus.yml", "r2_alerts.yml", "grafana"}), (["--kubernetes"], {"monitoring.yaml"})):
+        out = tmp_path / "-".join(["out", *more])
+        command = [sys.executable, "-m", "r2_serve.cli", "monitoring", "--config", str(REFERENCE), "--out", str(out), *more]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        assert {path.name for path in out.iterdir()} == names
+    kinds = [made["kind"] for made in yaml.safe_load_all((tmp_path / "out---kubernetes/monitoring.yaml").read_text())]
+    assert kinds == ["PodMonitor", "ScrapeConfig", "PrometheusRule", "ConfigMap"]

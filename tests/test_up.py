@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from r2_serve.local_cluster import free_port
+from tests.scraped import total
 from tests.scripted_pool import LARGE, SMALL, scripted_yaml
 
 pytestmark = pytest.mark.ray
@@ -42,7 +43,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         assert listens_beyond_loopback(children) == [], "but for Serve's internal gRPC, which asks for the token"
         with ThreadPoolExecutor(1) as pool:
             at_work = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
-            while "r2_requests_running 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
+            while total(httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != 1:
                 assert not at_work.done()
             process.send_signal(signal.SIGTERM)
             assert any("stopping" in line for line in process.stdout)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -38,6 +38,9 @@ from r2_serve.http.openapi import describe
 from r2_serve.http.spend import Purses, SpendBook
 from r2_serve.redaction import Redactor
 
+Scrape = Callable[[], Awaitable[bytes]]
+"""A page in Prometheus' text format."""
+
 
 def _new_id() -> str:
     return uuid4().hex
@@ -53,9 +56,10 @@ def create_app(
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
+    scrape: Scrape | None = None,
 ) -> Starlette:
     """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here. `redact` takes secrets
-    out of error messages; None: those in the environment.
+    out of error messages; None: those in the environment. `scrape` is what `/metrics` shows; None: `metrics`, of this process.
 
     Raises: ConfigError where `server` names a variable or a file without keys, or a file of spend that cannot be used.
     """
@@ -65,7 +69,7 @@ def create_app(
     admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
     metrics.watch_spend(purses)
-    pages = _Pages(backend, metrics, created=int(clock()))
+    pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatCompletions(backend, server, admission, purses, clock, new_id), methods=["POST"]),
@@ -89,7 +93,7 @@ class _Pages:
     """The routes that only read."""
 
     backend: RouterBackend
-    metrics: Metrics
+    scrape: Scrape
     created: int
 
     async def models(self, request: Request) -> Response:
@@ -111,10 +115,17 @@ class _Pages:
         return _json(b'{"status":"ready"}')
 
     async def metrics_text(self, request: Request) -> Response:
-        return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return Response(await self.scrape(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
         return _json(encode(describe()))
+
+
+def _rendered(metrics: Metrics) -> Scrape:
+    async def scrape() -> bytes:
+        return metrics.render()
+
+    return scrape
 
 
 def _json(body: bytes) -> Response:

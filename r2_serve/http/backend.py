@@ -32,6 +32,11 @@ class RouterBackend(Protocol):
         """Date of the prices, or the empty string."""
         ...
 
+    @property
+    def deadline_s(self) -> float:
+        """The longest that a query may take now, its wait in the queue included, whatever deadline it names itself."""
+        ...
+
     def models(self) -> Sequence[ModelListing]:
         """Every name `answer` takes now, in the order in which to show them. Called for each request: must be cheap."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,6 +24,9 @@ from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
 from r2_serve.ledger import Purse
 from r2_serve.types import Answer, Query
+
+MIN_DEADLINE_S = 0.001
+"""What is left to a request that got its place at the last moment."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class ChatCompletions:
         await Response(body, headers=extra_headers(answer), media_type="application/json")(scope, receive, send)
 
     async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
-        """Waits for a place, then for the answer. Time in the queue counts against the request's own deadline."""
-        async with self.admission.slot(query.deadline_s) as waited_s:
-            if query.deadline_s is not None:
-                query = query.model_copy(update={"deadline_s": max(query.deadline_s - waited_s, 0.001)})
+        """Waits for a place, then for the answer, both within one deadline: the request's own or, where that is sooner, the routing's."""
+        deadline_s = min(self.backend.deadline_s, query.deadline_s or math.inf)
+        async with self.admission.slot(deadline_s) as waited_s:
+            query = query.model_copy(update={"deadline_s": max(deadline_s - waited_s, MIN_DEADLINE_S)})
             return await self.backend.answer(query, on_delta, purse)
 
     def _purse(self, key: ClientKey | None) -> Purse | None:

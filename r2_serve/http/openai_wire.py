@@ -1,4 +1,4 @@
-"""The OpenAI chat dialect, requests: JSON bytes in, a checked `Query` out. Replies are `r2_serve.http.openai_replies`.
+"""The OpenAI chat dialect, requests: JSON bytes in, a checked `Query` out. Refusals are worded in `r2_serve.http.refusals`.
 
 The rule: a parameter is honoured on the final step or refused with its name, never accepted and ignored. Only what
 cannot change the reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`) is
@@ -9,15 +9,14 @@ that is ours sits in one field, `r2`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from difflib import get_close_matches
-from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     FailFast,
@@ -29,30 +28,13 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_after_validator_function
 from typing_extensions import TypeAliasType
 
 from r2_serve.errors import InvalidRequest
+from r2_serve.http.refusals import refusal, shown
 from r2_serve.types import Message, Plan, Query, Role, Sampling
-
-UNSUPPORTED = {
-    "audio": "R2 answers in text only",
-    "function_call": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
-    "functions": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
-    "logit_bias": "tokens differ between the models of the pool",
-    "moderation": "moderate before or after R2",
-    "parallel_tool_calls": "R2 calls no tools",
-    "prediction": "predicted outputs are not supported",
-    "prompt_cache_options": "caching is the engines' own affair",
-    "prompt_cache_retention": "caching is the engines' own affair",
-    "reasoning_effort": "the models of the pool share no such control",
-    "tools": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
-    "top_logprobs": "log-probabilities are not returned",
-    "verbosity": "ask for a shorter or longer answer in the prompt",
-    "web_search_options": "R2 searches nothing",
-}
-"""OpenAI's parameters that R2 does not honour, and why; `null` is fine."""
 
 MAX_SUBTASKS = 256
 """The most that any configuration allows in a plan."""
@@ -82,9 +64,17 @@ class _Only:
 
     def _check(self, value: object) -> object:
         if value not in self._allowed:
-            shown = " or ".join(map(json.dumps, self._allowed))
-            raise PydanticCustomError("unsupported", "{shown}, the only value supported", {"shown": shown})
+            values = " or ".join(map(json.dumps, self._allowed))
+            raise PydanticCustomError("unsupported", "{values}, the only value supported", {"values": values})
         return value
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Int = Annotated[int, BeforeValidator(_whole)]
+"""An integer as JSON Schema has it: 3.0 is one."""
 
 
 class TextPart(Wire):
@@ -174,9 +164,9 @@ class StreamOptions(Wire):
 class WireSubtask(Wire):
     """A step of `r2.plan`."""
 
-    id: int = Field(ge=1)
+    id: _Int = Field(ge=1)
     text: str = Field(min_length=1)
-    depends_on: Annotated[tuple[int, ...], FailFast(), Field(max_length=MAX_SUBTASKS)] = ()
+    depends_on: Annotated[tuple[_Int, ...], FailFast(), Field(max_length=MAX_SUBTASKS)] = ()
 
 
 class WirePlan(Wire):
@@ -191,7 +181,7 @@ class WirePlan(Wire):
             return Plan.model_validate(self.model_dump())
         except ValidationError as e:
             fault = e.errors(include_url=False)[0]
-            raise _fault({**fault, "loc": ("r2", "plan", *fault["loc"])}) from None
+            raise refusal({**fault, "loc": ("r2", "plan", *fault["loc"])}) from None
 
 
 class Extras(Wire):
@@ -201,7 +191,7 @@ class Extras(Wire):
     """The most this request may cost; the server's own limit holds too."""
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The longest it may take, waiting in the queue included."""
-    max_subtasks: int | None = Field(default=None, ge=1)
+    max_subtasks: _Int | None = Field(default=None, ge=1)
     policy: str | None = Field(default=None, min_length=1, max_length=1_000)
     """`learned`, `all:MODEL` or `random`."""
     plan: WirePlan | None = None
@@ -227,18 +217,18 @@ class ChatRequest(Wire):
 
     model: str = Field(min_length=1)
     messages: Annotated[tuple[WireMessage, ...], FailFast(), Field(min_length=1)]
-    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    max_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
+    max_completion_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     stop: _Stop | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    seed: _Int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, _Only(1)] | None = None
+    n: Annotated[_Int, _Only(1)] | None = None
     logprobs: Annotated[bool, _Only(False)] | None = None
     store: Annotated[bool, _Only(False)] | None = None
     service_tier: Annotated[str, _Only("auto", "default")] | None = None
@@ -306,7 +296,7 @@ class ChatRequest(Wire):
     def _check_pass_through(self) -> None:
         for name in ("max_subtasks", "policy", "plan", "models", "plan_only"):
             if getattr(self.r2, name) is not None:
-                text = f"r2.{name} is about routing, but {_shown(self.model)} is a pool model; ask for a virtual one (GET /v1/models)"
+                text = f"r2.{name} is about routing, but {shown(self.model)} is a pool model; ask for a virtual one (GET /v1/models)"
                 raise InvalidRequest(text, f"r2.{name}", "invalid_value")
 
     def _check_pins(self) -> None:
@@ -340,64 +330,11 @@ def parse_chat(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as e:
-        raise _fault(e.errors(include_url=False)[0]) from None
+        fault = e.errors(include_url=False)[0]
+        raise refusal(fault, *_known_keys(fault["loc"])) from None
 
 
-def _fault(fault: ErrorDetails) -> InvalidRequest:
-    kind, param, got = fault["type"], _param(fault["loc"]), _shown(fault["input"])
-    if kind == "json_invalid":
-        return InvalidRequest(f"the body is not valid JSON: {fault['ctx']['error']}", code="invalid_json")
-    if param is None:
-        return InvalidRequest(f"the body must be a JSON object with model and messages, got {got}")
-    if kind == "missing":
-        return InvalidRequest(f"{param} is missing", param, "missing_required_parameter")
-    if kind == "extra_forbidden":
-        return InvalidRequest(f"unknown parameter {param}{_suggestion(fault['loc'])}", param, "unknown_parameter")
-    if kind == "none_required" and param in UNSUPPORTED:
-        return InvalidRequest(f"{param} is not supported: {UNSUPPORTED[param]}; leave it out", param, "unsupported_parameter")
-    if kind == "value_error":
-        return InvalidRequest(f"{param}: {_cut(str(fault['ctx']['error']), 300)}", param, "invalid_value")
-    return InvalidRequest(f"{param}: got {got}, expected {_expected(fault)}", param, "invalid_value")
-
-
-def _expected(fault: ErrorDetails) -> str:
-    context = fault.get("ctx", {})
-    match fault["type"]:
-        case "too_long":
-            return f"at most {context['max_length']} items"
-        case "too_short":
-            return f"at least {context['min_length']} item"
-        case "string_too_short":
-            return "a string that is not empty"
-        case "string_pattern_mismatch":
-            return f"a string matching {context['pattern']}"
-    return _cut(fault["msg"].removeprefix("Input should be "), 300)
-
-
-def _param(location: tuple[int | str, ...]) -> str | None:
-    """`messages.1.content.0.type`; None for the body itself."""
-    parts = [str(part) for part in location if part not in ("<text>", "<list>", "[key]")]
-    return _cut(".".join(parts), 120) if parts else None
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    """What was probably meant, where an unknown key of the body or of `r2` is near to a known one."""
-    known = {1: ChatRequest, 2: Extras if location[0] == "r2" else StreamOptions}.get(len(location), TextPart).model_fields
-    near = get_close_matches(str(location[-1])[:60], [name for name in known if name not in UNSUPPORTED], n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    in_extras = get_close_matches(str(location[-1])[:60], Extras.model_fields, n=1)
-    return f"; did you mean r2.{in_extras[0]}?" if len(location) == 1 and in_extras else "; nothing is ignored here, so leave it out"
-
-
-def _shown(value: object) -> str:
-    """What the client sent, short enough for a message."""
-    if isinstance(value, dict | list | tuple):
-        return "an object" if isinstance(value, dict) else f"an array of {len(value)}"
-    if isinstance(value, float) and not isfinite(value):
-        return "a number that is not finite"
-    return _cut(json.dumps(value, ensure_ascii=False, default=str), 60)
-
-
-def _cut(text: str, max_chars: int) -> str:
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+def _known_keys(location: tuple[int | str, ...]) -> tuple[Iterable[str], Iterable[str]]:
+    """What may stand in the object that `location` is in, and what `r2` takes, where that could have been meant."""
+    known = {1: ChatRequest, 2: Extras if location[:1] == ("r2",) else StreamOptions}.get(len(location), TextPart)
+    return known.model_fields, Extras.model_fields if len(location) == 1 else ()

@@ -6,7 +6,8 @@ from functools import cache
 from typing import Any
 
 from r2_serve import __version__
-from r2_serve.http.openai_wire import UNSUPPORTED, ChatRequest
+from r2_serve.http.openai_wire import ChatRequest
+from r2_serve.http.refusals import UNSUPPORTED
 
 _ERROR = {
     "type": "object",

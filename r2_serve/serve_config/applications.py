@@ -15,6 +15,8 @@ from r2_serve.serve_config.document import Document, KeyPath, Problem
 from r2_serve.serve_config.sections import read_section
 
 ROUTER_IMPORT_PATH, MODEL_IMPORT_PATH = "r2_serve.app:build", "r2_serve.app:build_model"
+SERVE_AUTO_MAX_REPLICAS = 100
+"""Of `num_replicas: auto`. Source: `ray.serve.config.AutoscalingConfig.default`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class ApplicationEntry:
         """What the file says of `key`, None where it says nothing."""
         entry = self.deployment(deployment)
         return entry.options.get(key) if entry else None
+
+
+def most_replicas(app: ApplicationEntry, deployment: str) -> int:
+    """To how many replicas Ray Serve may scale a deployment of `app`."""
+    fixed, scaling = app.option(deployment, "num_replicas"), app.option(deployment, "autoscaling_config")
+    if fixed == "auto" or isinstance(scaling, dict):
+        wanted = scaling.get("max_replicas") if isinstance(scaling, dict) else None
+        return wanted if isinstance(wanted, int) else SERVE_AUTO_MAX_REPLICAS if fixed == "auto" else 1
+    return fixed if isinstance(fixed, int) else 1
 
 
 @dataclass(frozen=True)

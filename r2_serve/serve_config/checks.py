@@ -15,7 +15,8 @@ from r2_serve.config import HostedEngineConfig, ServedEngineConfig, VllmEngineCo
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.http.keys import read_keys_file, require_keys
-from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile
+from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile, most_replicas
+from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 from r2_serve.types import ModelCard
 
@@ -231,9 +232,24 @@ def _check_keys_file(file: ServeFile) -> Iterator[Problem]:
         for name in set(key.models or ()) - known:
             message = f"key {key.name!r} may ask for {name!r}, which is no model{suggestion(name, known)}"
             yield file.document.problem("error", where, message)
-    if any(key.budget_usd for key in keys) and file.router.server.spend_file is None:
-        message = "keys have budgets, but `server.spend_file` is not set: each router replica counts for itself, and from its start"
-        yield file.document.problem("warning", where, message)
+    if any(key.budget_usd is not None for key in keys):
+        hole = _budget_hole(most_replicas(file.router_app, "Router"), has_book=file.router.server.spend_file is not None)
+        yield from (file.document.problem("warning", where, text) for text in [hole] if text)
+
+
+def _budget_hole(num_routers: int, *, has_book: bool) -> str | None:
+    """How a key could spend more than its budget, if it could, and what to do about it."""
+    if num_routers == 1:
+        return None if has_book else "keys have budgets, but `server.spend_file` is not set: a restart of the router forgets what was spent"
+    if not has_book:
+        return (
+            f"keys have budgets, but each of up to {num_routers} Router replicas counts for itself and from its start, so a key could "
+            f"spend {num_routers} times its budget: set `server.spend_file`, which replicas on one machine share, or `num_replicas: 1`"
+        )
+    return (
+        f"keys have budgets, and of up to {num_routers} Router replicas only those on one machine share `server.spend_file`: with routers "
+        "on several, a key could spend its budget on each. Set `num_replicas: 1`, or divide the budgets (fine where all run on one machine)"
+    )
 
 
 def _check_environment(file: ServeFile) -> Iterator[Problem]:
@@ -267,6 +283,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_shutdown_timeouts,
     _check_request_timeout,
     _check_gpus,
+    check_policies,
     _check_embedded_models,
     _check_public_address,
     _check_keys_file,

@@ -68,6 +68,16 @@ def published() -> Json:
     return {**kept, "paths": paths, "components": {**security, "schemas": reachable(paths, schemas)}}
 
 
+def served(own: Json) -> Json:
+    """R2's description with the names of models served here, and no deadlines: one of a microsecond is rightly missed, a 504."""
+    document = copy.deepcopy(own)
+    schemas = document["components"]["schemas"]
+    schemas["ChatRequest"]["properties"]["model"] = SERVED
+    del schemas["Extras"]["properties"]["deadline_s"]
+    document["paths"]["/v1/models/{id}"]["get"]["parameters"][0]["schema"] = SERVED
+    return document
+
+
 def reachable(root: object, schemas: Json) -> Json:
     """Of `schemas`, those that `root` refers to."""
     found: Json = {}
@@ -123,16 +133,16 @@ def stream(document: Json) -> str:
 
 
 def nullable(node: Any) -> Any:
-    """The description says 3.1, but here and there `nullable: true`, which is 3.0's word for a second type, null."""
+    """The description says 3.1, but here and there `nullable: true`, which is 3.0's word for "or null"."""
     if isinstance(node, list):
         return [nullable(item) for item in node]
     if not isinstance(node, dict):
         return node
     plain = {key: nullable(value) for key, value in node.items()}
-    return {**plain, "type": [node["type"], "null"]} if node.get("nullable") is True and isinstance(node.get("type"), str) else plain
+    return {"anyOf": [plain, {"type": "null"}]} if node.get("nullable") is True else plain
 
 
-def run(name: str, document: Json, base_url: str, *, without: str, phases: str = "examples,coverage,fuzzing") -> str:
+def run(name: str, document: Json, base_url: str, *, without: str, phases: str = "examples,coverage,fuzzing,stateful") -> str:
     """Raises: AssertionError with what schemathesis found."""
     path = Path(f"{name}.yaml")
     path.write_text(yaml.safe_dump(document))
@@ -151,4 +161,4 @@ theirs, ours = published(), httpx.get(f"{root}/openapi.json").json()
 check("stream", lambda: stream(theirs))
 check("published", lambda: run("published", theirs, BASE_URL, without="positive_data_acceptance"))
 check("honoured", lambda: run("honoured", honoured(theirs, ours), BASE_URL, without="use_after_free"))
-check("own", lambda: run("own", ours, root, without="positive_data_acceptance", phases="fuzzing"))
+check("own", lambda: run("own", served(ours), root, without="positive_data_acceptance"))

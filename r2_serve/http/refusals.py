@@ -1,0 +1,90 @@
+"""What the endpoint refuses of a request, in OpenAI's terms: pydantic's findings as one `InvalidRequest` that names the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from math import isfinite
+
+from pydantic_core import ErrorDetails
+
+from r2_serve.errors import InvalidRequest
+
+UNSUPPORTED = {
+    "audio": "R2 answers in text only",
+    "function_call": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "functions": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "logit_bias": "tokens differ between the models of the pool",
+    "moderation": "moderate before or after R2",
+    "parallel_tool_calls": "R2 calls no tools",
+    "prediction": "predicted outputs are not supported",
+    "prompt_cache_options": "caching is the engines' own affair",
+    "prompt_cache_retention": "caching is the engines' own affair",
+    "reasoning_effort": "the models of the pool share no such control",
+    "tools": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "top_logprobs": "log-probabilities are not returned",
+    "verbosity": "ask for a shorter or longer answer in the prompt",
+    "web_search_options": "R2 searches nothing",
+}
+"""OpenAI's parameters that R2 does not honour, and why; `null` is fine."""
+
+
+def refusal(fault: ErrorDetails, known: Iterable[str] = (), known_in_r2: Iterable[str] = ()) -> InvalidRequest:
+    """`known` are the keys that may stand where an unknown one stands; `known_in_r2` those that may have been meant for `r2`."""
+    kind, param, got = fault["type"], _param(fault["loc"]), shown(fault["input"])
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {fault['ctx']['error']}", code="invalid_json")
+    if param is None:
+        return InvalidRequest(f"the body must be a JSON object with model and messages, got {got}")
+    if kind == "missing":
+        return InvalidRequest(f"{param} is missing", param, "missing_required_parameter")
+    if kind == "extra_forbidden":
+        hint = _suggestion(str(fault["loc"][-1])[:60], known, known_in_r2)
+        return InvalidRequest(f"unknown parameter {param}; {hint}", param, "unknown_parameter")
+    if kind == "none_required" and param in UNSUPPORTED:
+        return InvalidRequest(f"{param} is not supported: {UNSUPPORTED[param]}; leave it out", param, "unsupported_parameter")
+    if kind == "value_error":
+        return InvalidRequest(f"{param}: {_cut(str(fault['ctx']['error']), 300)}", param, "invalid_value")
+    return InvalidRequest(f"{param}: got {got}, expected {_expected(fault)}", param, "invalid_value")
+
+
+def shown(value: object) -> str:
+    """What the client sent, short enough for a message."""
+    if isinstance(value, dict | list | tuple):
+        return "an object" if isinstance(value, dict) else f"an array of {len(value)}"
+    if isinstance(value, float) and not isfinite(value):
+        return "a number that is not finite"
+    return _cut(json.dumps(value, ensure_ascii=False, default=str), 60)
+
+
+def _expected(fault: ErrorDetails) -> str:
+    context = fault.get("ctx", {})
+    match fault["type"]:
+        case "too_long":
+            return f"at most {context['max_length']} items"
+        case "too_short":
+            return f"at least {context['min_length']} item"
+        case "string_too_short":
+            return "a string that is not empty"
+        case "string_pattern_mismatch":
+            return f"a string matching {context['pattern']}"
+    return _cut(fault["msg"].removeprefix("Input should be "), 300)
+
+
+def _param(location: tuple[int | str, ...]) -> str | None:
+    """`messages.1.content.0.type`; None for the body itself."""
+    parts = [str(part) for part in location if part not in ("<text>", "<list>", "[key]")]
+    return _cut(".".join(parts), 120) if parts else None
+
+
+def _suggestion(unknown: str, known: Iterable[str], known_in_r2: Iterable[str]) -> str:
+    for names, prefix in ((known, ""), (known_in_r2, "r2.")):
+        near = get_close_matches(unknown, [name for name in names if name not in UNSUPPORTED], n=1)
+        if near:
+            return f"did you mean {prefix}{near[0]}?"
+    return "nothing is ignored here, so leave it out"
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
