@@ -17,6 +17,18 @@ from r2_serve.types import Allocation, Plan, Record, Sampling
 LEARNED = "learned"
 
 
+class AllocationTask(Record):
+    """What is to be allocated, and how: all that an allocator elsewhere needs to know."""
+
+    query: str
+    plan: Plan
+    config: AllocatorConfig
+    names: tuple[str, ...]
+    """Models to choose from, cheapest first."""
+    fallback_model: str
+    limits: LimitsConfig
+
+
 class AllocationResult(Record):
     """The allocation, and what it took to get it."""
 
@@ -31,37 +43,29 @@ class Allocator:
 
     pool: Pool
 
-    async def allocate(
-        self,
-        query: str,
-        plan: Plan,
-        config: AllocatorConfig,
-        names: Sequence[str],
-        fallback_model: str,
-        limits: LimitsConfig,
-        ledger: Ledger,
-    ) -> AllocationResult:
-        """One of `names` for each subtask, always. The call is in `ledger`.
+    async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
+        """One of the task's models for each subtask, always. The call is in `ledger`.
 
         Raises: BudgetExceeded.
         """
         try:
-            async with asyncio.timeout(config.timeout_s):
-                allocation = await self._ask(Caller(self.pool, ledger, limits), query, plan, config, names)
+            async with asyncio.timeout(task.config.timeout_s):
+                allocation = await self._ask(Caller(self.pool, ledger, task.limits), task)
             return AllocationResult(allocation=allocation)
         except CodecError as e:
             reason = f"{e.reason}: {e.message}"
         except EngineError as e:
             reason = f"allocator_failed ({type(e).__name__}: {e.message[:120]})"
         except TimeoutError:
-            reason = f"timeout: no allocation within {config.timeout_s:g} s"
-        return AllocationResult(allocation=everything_to(fallback_model, plan), fallback=reason)
+            reason = f"timeout: no allocation within {task.config.timeout_s:g} s"
+        return AllocationResult(allocation=everything_to(task.fallback_model, task.plan), fallback=reason)
 
-    async def _ask(self, caller: Caller, query: str, plan: Plan, config: AllocatorConfig, names: Sequence[str]) -> Allocation:
-        cards = [self.pool[name].config for name in names]
+    async def _ask(self, caller: Caller, task: AllocationTask) -> Allocation:
+        plan, config = task.plan, task.config
+        cards = [self.pool[name].config for name in task.names]
         codec = self.pool[config.model].codec
         spec = CallSpec(
-            render=lambda c: c.render_allocate(query, plan, cards),
+            render=lambda c: c.render_allocate(task.query, plan, cards),
             stage="allocate",
             sampling=Sampling(max_tokens=config.max_tokens, temperature=0.0, json_schema=codec.allocation_schema(plan, cards)),
             adapter=config.adapter,

@@ -105,18 +105,43 @@ class VllmEngineConfig(Config):
     """LoRA adapters by name, loaded at the start: directory of each. `user_config` changes them live."""
 
 
+class SpeedConfig(Config):
+    """How fast a replica of a model is: what the scripted engine imitates and the simulator computes with."""
+
+    start_s: float = Field(default=0.0, ge=0)
+    """From the start of its process to its first request: loading and warming up."""
+    prefill_tokens_per_s: float = Field(gt=0)
+    """Prompt tokens; the time to a first token is the prompt's length by this, in a batch of any size."""
+    decode_tokens_per_s: float = Field(gt=0)
+    """Reply tokens of a sequence that is alone."""
+    max_batch_size: int = Field(default=64, ge=1)
+    """Sequences at work at once; more wait in the engine, first come first served."""
+    batch_slowdown: float = Field(default=0.0, ge=0)
+    """A decoding step of b sequences takes 1 + batch_slowdown * (b - 1) times that of one."""
+
+
 class ScriptedEngineConfig(Config):
-    """The shipped fake: fixed replies after a fixed delay, for dry runs, benchmarks and tests."""
+    """The shipped fake: replies from a list, at a fixed delay or a real engine's pace, for dry runs, experiments and tests."""
 
     kind: Literal["scripted"]
     replies: tuple[str, ...] = ("ok",)
-    """Given in turn, again from the first after the last; `{prompt}` stands for the last message."""
+    """Given in turn, again from the first after the last. `{prompt}` stands for the last message, `{words}` for as many words as the
+    last "N words" in it asks for, `{json:KEY}` for what the first JSON object in it that has KEY holds there, and `{asked}` for the
+    first JSON object in it that has the keys of the JSON schema asked for, or else `{words}`: so one model serves every stage."""
     delay_s: float = Field(default=0.0, ge=0)
     """Service time of a call; a streamed reply spreads it over its words."""
+    speed: SpeedConfig | None = None
+    """Takes its place: service times follow from the words of prompt and reply, and from what else is in the batch."""
     dies_on: str | None = Field(default=None, min_length=1)
     """Text in a prompt that kills the process, as a fault in native code would: to see how the rest recovers."""
     adapters: dict[str, str] = {}
     """Names that calls may give, and a directory each. In a reply `{adapter}` stands for the one that was named, or `base`."""
+
+    @model_validator(mode="after")
+    def _one_pace(self) -> Self:
+        if self.speed is not None and self.delay_s:
+            raise ValueError("delay_s and speed are two ways to say how long a call takes: give one")
+        return self
 
 
 EngineConfig = Annotated[
@@ -159,6 +184,18 @@ class AdapterLoad(Config):
     name: str
     path: str
     timeout_s: float = Field(default=600.0, gt=0)
+
+
+class PlanAheadConfig(Config):
+    """`policy_kwargs` of `r2_serve.scaling.serve_policy:PlanAhead`, the autoscaling policy that knows what plans will need."""
+
+    cold_start_s: float = Field(default=60.0, gt=0)
+    """From asking for a replica to its first call, on a node that is up. Measure it: too low and replicas come too late, too high
+    and they wait for work."""
+    drain_s: float = Field(default=5.0, gt=0)
+    """Calls that wait when a new replica is up should be through this much later: the wait that your users bear."""
+    trend: float = Field(default=1.0, ge=0, le=1)
+    """How far queries are taken to go on coming at the rate of the last seconds: 0 plans for those alone that are here."""
 
 
 class ServerConfig(Config):
@@ -244,6 +281,14 @@ class AllocatorConfig(Config):
     timeout_s: float = Field(default=30.0, gt=0)
 
 
+class SpillConfig(Config):
+    """Where the model chosen for a subtask has no room, the next cheapest of the pool that has takes it."""
+
+    calls_per_replica: float = Field(gt=0)
+    """Calls in progress on a replica of a local model at which it has none; sensibly its `target_ongoing_requests` or a little more.
+    A model without a replica has none, so that nobody waits for a cold start. Hosted models have room unless they rest."""
+
+
 class VirtualModelConfig(Config):
     """A name clients may ask for that is routed, such as `r2`."""
 
@@ -255,6 +300,8 @@ class VirtualModelConfig(Config):
     """Used where a plan or an allocation cannot be made; None: the pool's last."""
     policy: str = "learned"
     """`learned`, `all:MODEL` or `random`; a request may name another."""
+    spill: SpillConfig | None = None
+    """None: subtasks wait for the model chosen for them."""
     description: str = ""
 
     @property

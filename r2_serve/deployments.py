@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ from typing import Any
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from r2_serve.adapters import MANIFEST, check_codec_version, read_adapter
-from r2_serve.allocator import AllocationResult, Allocator
+from r2_serve.allocator import AllocationResult, AllocationTask, Allocator
+from r2_serve.cluster_view import ClusterView
 from r2_serve.config import (
     AdapterLoad,
-    AllocatorConfig,
     DecomposerConfig,
     HostedEngineConfig,
     LimitsConfig,
@@ -33,8 +31,10 @@ from r2_serve.config import (
     ModelServerConfig,
     ModelTunables,
     RouterConfig,
+    RoutingConfig,
 )
 from r2_serve.decomposer import Decomposer, Decomposition
+from r2_serve.demand import Demand, ModelDemand, total
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.http.admission import Admission
@@ -46,12 +46,12 @@ from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
 from r2_serve.redaction import Redactor, redact_logs
 from r2_serve.router import Router, parse_routing
+from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.scrape import ReplicaMetrics
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.traces import TraceWriter
-from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Plan, Sampling
+from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Sampling
 
-READY_CACHE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -155,18 +155,9 @@ class AllocatorDeployment:
         redact_logs(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
-    async def allocate(
-        self,
-        query: str,
-        plan: Plan,
-        config: AllocatorConfig,
-        names: Sequence[str],
-        fallback_model: str,
-        limits: LimitsConfig,
-        budget: Budget,
-    ) -> tuple[AllocationResult, tuple[CallRecord, ...]]:
+    async def allocate(self, task: AllocationTask, budget: Budget) -> tuple[AllocationResult, tuple[CallRecord, ...]]:
         ledger = Ledger(budget)
-        made = await self._allocator.allocate(query, plan, config, names, fallback_model, limits, ledger)
+        made = await self._allocator.allocate(task, ledger)
         return made, tuple(ledger.calls)
 
 
@@ -186,11 +177,19 @@ class RouterDeployment:
         self._server, self._metrics = config.server, Metrics()
         self._replica_metrics = ReplicaMetrics(self._metrics.render)
         self._metrics.watch_models(pool)
+        replica = serve.get_replica_context()
+        self._name = replica.replica_id.unique_id
+        self._view, self._demand = ClusterView(config, replica.app_name), Demand()
+        self._writing: asyncio.Task[None] | None = None
         self._admission = Admission(config.server.max_running, config.server.max_queued)
         sinks: list[Sink] = [self._metrics.observe]
         if config.server.trace_dir:
             sinks.append(TraceWriter(Path(config.server.trace_dir), redact=self._redact))
-        self._router = Router(config, lambda routing: Pipeline(pool, routing, decomposes, allocates, sinks), _Readiness(config))
+
+        def make_pipeline(routing: RoutingConfig) -> Pipeline:
+            return Pipeline(pool, routing, decomposes, allocates, sinks, self._view.replicas, self._demand)
+
+        self._router = Router(config, make_pipeline, self._view.unready)
 
     def __serve_build_asgi_app__(self) -> Any:
         scrape = self._replica_metrics.every_page
@@ -206,14 +205,21 @@ class RouterDeployment:
         self._admission.close()
         await self._admission.idle()
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing for the queries to come. A wrong one is logged and the old one stays, as in `ModelDeployment`."""
+        if self._writing is None:
+            self._writing = asyncio.create_task(write_forecasts(self._name, self._forecasts))
         try:
             self._router.route_by(parse_routing(user_config))
         except ConfigError as e:
             if not self._router.models():
                 raise
             _log.error("user_config of Router refused, the routing stays: %s", e)
+
+    def _forecasts(self) -> dict[str, ModelDemand]:
+        """What will be asked of each local model's application."""
+        app_of = self._view.app_of
+        return total([{app_of[model]: demand} for model, demand in self._demand.forecast().items() if model in app_of])
 
 
 class AdapterLoadDeployment:
@@ -276,27 +282,3 @@ class _LeaveRequestIdToServe:
             await send(message)
 
         await self._app(scope, receive, without_request_id)
-
-
-class _Readiness:
-    """Whether every application the router calls is running; asked of the controller at most once a second."""
-
-    def __init__(self, config: RouterConfig) -> None:
-        self._apps = sorted({model.engine.app for model in config.models if model.engine.kind == "served"})
-        self._known_until = 0.0
-        self._missing: list[str] = []
-
-    async def __call__(self) -> str | None:
-        """None when ready, else why not."""
-        if time.monotonic() >= self._known_until:
-            self._missing = await asyncio.to_thread(self._not_running)
-            self._known_until = time.monotonic() + READY_CACHE_S
-        return f"waiting for applications {self._missing}" if self._missing else None
-
-    def _not_running(self) -> list[str]:
-        applications = serve.status().applications
-        return [
-            name
-            for name in self._apps
-            if name not in applications or applications[name].status not in (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
-        ]

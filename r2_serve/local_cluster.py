@@ -52,8 +52,12 @@ def prepare_environment() -> None:
 
 
 @contextlib.contextmanager
-def local_cluster(config: ServeConfig, *, port: int, num_cpus: int | None = None, num_gpus: int = 0) -> Iterator[str]:
+def local_cluster(
+    config: ServeConfig, *, port: int, num_cpus: int | None = None, num_gpus: int = 0, address: str = "local"
+) -> Iterator[str]:
     """The applications of `config`, running and answering at the base URL given; everything started here ends with the context.
+
+    `address`: of nodes that run already (`local_nodes`), which then say how many CPUs and GPUs there are.
 
     Raises: ConfigError where the port is taken; EngineUnavailable where Ray does not start.
     """
@@ -61,22 +65,22 @@ def local_cluster(config: ServeConfig, *, port: int, num_cpus: int | None = None
     _check_environment()
     import ray
 
+    new_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK, "num_cpus": num_cpus, "num_gpus": num_gpus}
     try:
-        _start(port, num_cpus, num_gpus)
+        _start(port, address, new_node if address == "local" else {})
         _run(config)
         yield f"http://{LOOPBACK}:{port}/v1"
     finally:
         ray.shutdown()  # ends every process of the cluster; an orderly end of Serve would take half a minute more
 
 
-def _start(port: int, num_cpus: int | None, num_gpus: int) -> None:
+def _start(port: int, address: str, new_node: Mapping[str, Any]) -> None:
     """Ray and Serve, without applications. Raises: EngineUnavailable saying where to look."""
     import ray
     from ray import serve
 
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     try:
-        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, _node_ip_address=LOOPBACK, **options)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new_node)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config={"log_level": "WARNING"})
     except Exception as e:

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
-from r2_serve.allocator import AllocationResult, everything_to, fixed_allocation
+from r2_serve.allocator import AllocationResult, AllocationTask, everything_to, fixed_allocation
 from r2_serve.calls import Caller, CallResult, CallSpec, OnDelta, Pool
-from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.config import DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.decomposer import Decomposition, check_plan
+from r2_serve.demand import Demand
 from r2_serve.errors import CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
 from r2_serve.ledger import Budget, Ledger, Purse, total_cost_usd
 from r2_serve.prompts import Codec
 from r2_serve.prompts.instruct import conversation_text
+from r2_serve.spill import Replicas, no_replicas, with_room
+from r2_serve.synthesis import Final, cut_to_chars, synthesize
 from r2_serve.types import (
     Allocation,
     Answer,
-    FinishReason,
     Message,
     Plan,
     Query,
@@ -33,13 +34,12 @@ from r2_serve.types import (
     Subtask,
     SubtaskResult,
     Trace,
-    substitute,
 )
 
 log = logging.getLogger(__name__)
-CONFIDENCE_ALPHA = 0.4
 Sink = Callable[[Trace], None]
 """Takes the trace of a finished query."""
+_WHOLE = Plan.single("the whole query")
 
 
 class Decomposes(Protocol):
@@ -51,16 +51,7 @@ class Decomposes(Protocol):
 class Allocates(Protocol):
     """`r2_serve.allocator.Allocator`, likewise."""
 
-    async def allocate(
-        self,
-        query: str,
-        plan: Plan,
-        config: AllocatorConfig,
-        names: Sequence[str],
-        fallback_model: str,
-        limits: LimitsConfig,
-        ledger: Ledger,
-    ) -> AllocationResult: ...
+    async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult: ...
 
 
 @dataclass
@@ -73,6 +64,10 @@ class Pipeline:
     allocator: Allocates
     sinks: Sequence[Sink] = ()
     """Each gets the trace of every query, answered or not."""
+    replicas: Replicas = no_replicas
+    """Where subtasks may spill: how many replicas there are."""
+    demand: Demand = field(default_factory=Demand)
+    """Told of every plan and call, so that models can be scaled before the calls come."""
 
     async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
         """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream. `purse` pays.
@@ -113,7 +108,8 @@ class _Work:
         try:
             async with asyncio.timeout(self.deadline_s) as scope:
                 self._check_query()
-                final = await self.steps()
+                with self.pipeline.demand.query(self.query.model) as self.expected:
+                    final = await self.steps()
         except TimeoutError as e:
             if not scope.expired():
                 self._publish(error=f"TimeoutError: {e}")
@@ -129,7 +125,7 @@ class _Work:
             raise
         return self._answered(final)
 
-    async def steps(self) -> _Final:
+    async def steps(self) -> Final:
         raise NotImplementedError
 
     def _check_query(self) -> None:
@@ -145,7 +141,7 @@ class _Work:
         self._publish(error=f"{type(error).__name__}: {error.message}")
         raise error from (cause if cause is not error else cause.__cause__)
 
-    def _answered(self, final: _Final) -> Answer:
+    def _answered(self, final: Final) -> Answer:
         trace = self._publish(answer=final.text)
         workers = [call.model for call in trace.calls if call.stage in ("execute", "pass_through") and call.outcome == "ok"]
         return Answer(
@@ -186,7 +182,7 @@ class _Work:
 class _PassThrough(_Work):
     """A pool model asked by name: no plan."""
 
-    async def steps(self) -> _Final:
+    async def steps(self) -> Final:
         spec = CallSpec(
             render=lambda codec: codec.render_query(self.query.messages),
             stage="pass_through",
@@ -194,7 +190,9 @@ class _PassThrough(_Work):
             on_delta=self.on_delta,
         )
         self.trace["policy"] = "pass_through"
-        return _Final.of(await self.caller.call(self.query.model, spec))
+        self.expected.plan(_WHOLE, everything_to(self.query.model, _WHOLE))
+        with self.expected.calling(1, self.query.model):
+            return Final.of(await self.caller.call(self.query.model, spec))
 
 
 @dataclass(kw_only=True)
@@ -210,24 +208,27 @@ class _Routed(_Work):
         if self.query.max_subtasks is not None:
             self.limits = self.limits.model_copy(update={"max_subtasks": min(self.limits.max_subtasks, self.query.max_subtasks)})
 
-    async def steps(self) -> _Final:
+    async def steps(self) -> Final:
         policy = self.query.policy or self.virtual.policy
         fixed_allocation(policy, Plan.single("checked before any call"), self.virtual.pool, seed="")
         self._check_pins()
         plan = await self._decompose()
         self.trace.update(plan=plan, policy=policy)
         if self.query.is_plan_only:
-            return _Final(plan.model_dump_json(exclude_none=True), "stop")
+            return Final(plan.model_dump_json(exclude_none=True), "stop")
         allocation = await self._allocate(plan, policy)
         self.trace["allocation"] = allocation
+        self.expected.plan(plan, allocation)
         results = await self._execute(plan, allocation)
-        return self._synthesize(plan, results)
+        return synthesize(plan, {i: done.call for i, done in results.items()}, self.query.sampling)
 
     async def _decompose(self) -> Plan:
         if self.query.plan is not None:
             self._check_own_plan(self.query.plan)
             return self.query.plan
-        made = await self.pipeline.decomposer.decompose(self.text, self.virtual.decomposer, self.limits, self.ledger)
+        decomposer = self.virtual.decomposer
+        with self.pipeline.demand.calling(decomposer.model, num_calls=decomposer.num_samples):
+            made = await self.pipeline.decomposer.decompose(self.text, decomposer, self.limits, self.ledger)
         self.is_one_step = made.fallback is not None
         self.trace.update(num_plan_samples=made.num_samples, num_plan_rejected=made.num_rejected, plan_fallback=made.fallback)
         return made.plan
@@ -244,9 +245,16 @@ class _Routed(_Work):
 
     async def _ask_allocator(self, plan: Plan) -> Allocation:
         virtual = self.virtual
-        made = await self.pipeline.allocator.allocate(
-            self.text, plan, virtual.allocator, virtual.pool, virtual.fallback_model, self.limits, self.ledger
+        task = AllocationTask(
+            query=self.text,
+            plan=plan,
+            config=virtual.allocator,
+            names=virtual.pool,
+            fallback_model=virtual.fallback_model,
+            limits=self.limits,
         )
+        with self.pipeline.demand.calling(task.config.model):
+            made = await self.pipeline.allocator.allocate(task, self.ledger)
         self.trace["allocation_fallback"] = made.fallback
         return made.allocation
 
@@ -274,11 +282,21 @@ class _Routed(_Work):
             sampling=self.query.sampling if subtask.id == plan.final_id else Sampling(temperature=0.0),
             on_delta=self.on_delta if subtask.id == plan.final_id else None,
         )
+        model = self._with_room(model, spec)
         try:
-            call = await self.caller.call(model, spec)
+            with self.expected.calling(subtask.id, model):
+                call = await self.caller.call(model, spec)
         except EngineError as e:
             raise SubtaskFailed(f"subtask {subtask.id} failed on {model} and its fallbacks: {e.message}", subtask.id, model) from e
         return _Done(call, self._result(subtask, call, ready_s, start_s))
+
+    def _with_room(self, model: str, spec: CallSpec) -> str:
+        """`model`, or where it has no room one that may stand in for it. A model pinned by the client stays."""
+        spill, pipeline = self.virtual.spill, self.pipeline
+        if spill is None or spec.subtask in self.query.pinned:
+            return model
+        names = self.virtual.pool
+        return with_room(model, names, spec, pool=pipeline.pool, demand=pipeline.demand, replicas=pipeline.replicas, config=spill)
 
     def _render(self, codec: Codec, plan: Plan, subtask: Subtask, answers: dict[int, str]) -> list[Message]:
         if self.is_one_step:
@@ -298,12 +316,6 @@ class _Routed(_Work):
             start_s=start_s,
             end_s=self.ledger.elapsed_s(),
         )
-
-    def _synthesize(self, plan: Plan, results: dict[int, _Done]) -> _Final:
-        if plan.answer is None:
-            return _Final.of(results[len(plan.subtasks)].call)
-        joined = substitute(plan.answer, {i: done.call.answer for i, done in results.items()})
-        return _Final(*cut_to_sampling(joined, self.query.sampling))
 
     def _check_own_plan(self, plan: Plan) -> None:
         try:
@@ -328,45 +340,6 @@ class _Done:
 
     call: CallResult
     result: SubtaskResult
-
-
-@dataclass(frozen=True)
-class _Final:
-    """The answer's text, however it was made."""
-
-    text: str
-    finish_reason: FinishReason
-    confidence: float | None = None
-
-    @classmethod
-    def of(cls, call: CallResult) -> _Final:
-        return cls(call.answer, call.completion.finish_reason, confidence(call.completion.logprobs))
-
-
-def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA) -> float | None:
-    """alpha-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
-
-    Source: the difficulty of a subtask in Division-of-Thoughts (arXiv 2502.04392), alpha = 0.4.
-    """
-    if not logprobs:
-        return None
-    ranked = sorted(math.exp(min(logprob, 0.0)) for logprob in logprobs)
-    return ranked[int(alpha * (len(ranked) - 1))]
-
-
-def cut_to_chars(answer: str, max_chars: int) -> str:
-    """The beginning of an answer that is too long to be another subtask's input."""
-    return answer if len(answer) <= max_chars else f"{answer[:max_chars]} [cut: {len(answer) - max_chars} more characters]"
-
-
-def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:
-    """An answer made by a template, cut where the client's `stop` and `max_tokens` (here: words) would have cut a model's."""
-    for stop in sampling.stop:
-        text = text.partition(stop)[0]
-    words = text.split(" ")
-    if sampling.max_tokens is not None and len(words) > sampling.max_tokens:
-        return " ".join(words[: sampling.max_tokens]), "length"
-    return text, "stop"
 
 
 def _covered_s(spans: Sequence[tuple[float, float]]) -> float:

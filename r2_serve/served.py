@@ -16,9 +16,9 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from r2_serve.allocator import AllocationResult, everything_to
+from r2_serve.allocator import AllocationResult, AllocationTask, everything_to
 from r2_serve.calls import Pool, PoolMember
-from r2_serve.config import AllocatorConfig, DecomposerConfig, LimitsConfig
+from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.decomposer import Decomposition
 from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, PoisonousRequest, R2Error, ReplicaDied
 from r2_serve.ledger import Ledger, lost_call
@@ -99,25 +99,17 @@ class ServedAllocator:
     def __init__(self, handle: DeploymentHandle, pool: Pool) -> None:
         self._handle, self._pool = handle, pool
 
-    async def allocate(
-        self,
-        query: str,
-        plan: Plan,
-        config: AllocatorConfig,
-        names: Sequence[str],
-        fallback_model: str,
-        limits: LimitsConfig,
-        ledger: Ledger,
-    ) -> AllocationResult:
-        member = self._pool[config.model]
-        messages = member.codec.render_allocate(query, plan, [self._pool[name].config for name in names])
-        stage = _Stage(self._handle.allocate, ledger, "allocate", config.max_tokens)
+    async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
+        member = self._pool[task.config.model]
+        messages = member.codec.render_allocate(task.query, task.plan, [self._pool[name].config for name in task.names])
+        stage = _Stage(self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:
-            made: AllocationResult = await stage.run(member, messages, query, plan, config, tuple(names), fallback_model, limits)
+            made: AllocationResult = await stage.run(member, messages, task)
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
-            return AllocationResult(allocation=everything_to(fallback_model, plan), fallback=f"allocator_failed ({e.message[:200]})")
+            reason = f"allocator_failed ({e.message[:200]})"
+            return AllocationResult(allocation=everything_to(task.fallback_model, task.plan), fallback=reason)
         return made
 
 

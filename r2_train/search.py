@@ -20,7 +20,7 @@ from r2_serve.errors import ConfigError
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.row_log import RowLog, read_records
 from r2_serve.evaluation.rows import Task
-from r2_serve.pipeline import confidence
+from r2_serve.synthesis import confidence
 from r2_serve.types import Message, ModelGroup, Plan, Record, Sampling
 from r2_train.config import SearchConfig
 from r2_train.progress import map_all, map_with_bar

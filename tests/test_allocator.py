@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from r2_serve.allocator import AllocationResult, Allocator, fixed_allocation
+from r2_serve.allocator import AllocationResult, AllocationTask, Allocator, fixed_allocation
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, EngineRefused, InvalidRequest
@@ -23,7 +23,8 @@ NO_LIMIT = Budget()
 async def allocate(engine: ScriptedEngine, *, ledger: Ledger | None = None, codec: str = "instruct", **config: Any) -> AllocationResult:
     pool = pool_of((model("picker", codec=codec), engine), *((model(name), engine) for name in NAMES))
     allocator, wanted = Allocator(pool), AllocatorConfig(model="picker", **config)
-    return await allocator.allocate("the query", PLAN, wanted, NAMES, "large", LimitsConfig(), ledger or Ledger(NO_LIMIT))
+    task = AllocationTask(query="the query", plan=PLAN, config=wanted, names=NAMES, fallback_model="large", limits=LimitsConfig())
+    return await allocator.allocate(task, ledger or Ledger(NO_LIMIT))
 
 
 @pytest.mark.parametrize(("codec", "reply"), [("instruct", allocation_json("small", "large")), ("compact", "@1 @2")])

@@ -28,6 +28,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now_s
 
+    def pass_time(self, seconds: float) -> None:
+        """As if the process had been busy: no timer fires meanwhile."""
+        self._jumping.now_s += seconds
+
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` in virtual time, which starts at 0."""

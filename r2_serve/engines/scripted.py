@@ -1,4 +1,6 @@
-"""The shipped fake: replies come from a list or a function, after a fixed delay. For tests, dry runs and benchmarks.
+"""The shipped fake: replies come from a list or a function, after a fixed delay or at a real engine's pace.
+
+For tests, dry runs, benchmarks and autoscaling experiments.
 
 Not a model: "tokens" are words, so usage, `max_tokens` and streaming are counted in words.
 """
@@ -6,15 +8,19 @@ Not a model: "tokens" are words, so usage, `max_tokens` and streaming are counte
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from r2_serve.config import ScriptedEngineConfig
+from r2_serve.config import ScriptedEngineConfig, SpeedConfig
+from r2_serve.engines.pacing import BatchPace
 from r2_serve.engines.timing import bounded, deadline_after
 from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
@@ -25,6 +31,8 @@ ReplyFunction = Callable[[Sequence[Message], Sampling], Reply]
 Sleep = Callable[[float], Awaitable[object]]
 
 _WORD = re.compile(r"\s*\S+")
+_PLACE = re.compile(r"\{(adapter|asked|prompt|words|json:(\w+))\}")
+_NUM_WORDS = re.compile(r"(\d{1,6}) words")
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ class ScriptedCall:
 class ScriptedEngine:
     """Replies in turn, from the first again after the last, or as a function says. `calls` lists what was asked.
 
-    In a listed text `{prompt}` stands for the last message and `{adapter}` for the call's adapter, or `base`. A call takes
-    `delay_s`, a stream spreads it over its words; `sleep` does the waiting. A call that would take longer than its
-    `timeout_s` fails when that is over. Made in code, the engine takes any adapter until one is added.
-    A prompt with `dies_on` in it kills the process.
+    `ScriptedEngineConfig` says what stands for what in a listed text. A call takes `delay_s`, a stream spreads it over its
+    words; `sleep` does the waiting. Or it takes what `speed` says. A call that would take longer than its `timeout_s` fails
+    when that is over. Made in code, the engine takes any adapter until one is added. A prompt with `dies_on` in it kills
+    the process.
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class ScriptedEngine:
         replies: Sequence[Reply] | ReplyFunction = ("ok",),
         *,
         delay_s: float = 0.0,
+        speed: SpeedConfig | None = None,
         sleep: Sleep = asyncio.sleep,
         dies_on: str | None = None,
     ) -> None:
@@ -59,17 +68,20 @@ class ScriptedEngine:
         self.calls: list[ScriptedCall] = []
         self._replies = replies
         self._delay_s = delay_s
+        self._pace = BatchPace(speed) if speed is not None else None
         self._sleep = sleep
         self._dies_on = dies_on
         self._adapters: dict[str, str] | None = None
 
     @classmethod
     def from_config(cls, config: ScriptedEngineConfig) -> Self:
-        """Knows the adapters of `config` alone: calls that name others are refused, as by a real engine."""
-        engine = cls(config.replies, delay_s=config.delay_s, dies_on=config.dies_on)
+        """Knows the adapters of `config` alone: calls that name others are refused, as by a real engine. Returns after `start_s`."""
+        engine = cls(config.replies, delay_s=config.delay_s, speed=config.speed, dies_on=config.dies_on)
         engine._adapters = {}
         for name, path in config.adapters.items():
             engine.add_adapter(name, path)
+        if config.speed is not None:
+            time.sleep(config.speed.start_s)
         return engine
 
     def add_adapter(self, name: str, path: str) -> None:
@@ -91,8 +103,14 @@ class ScriptedEngine:
     ) -> Completion:
         """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
-        await self._wait(self._delay_s, deadline_after(timeout_s))
-        return _completion(reply, messages, sampling)
+        deadline = deadline_after(timeout_s)
+        if self._pace is None:
+            await self._wait(self._delay_s, deadline)
+            return _completion(reply, messages, sampling)
+        completion = _completion(reply, messages, sampling)
+        async with bounded(deadline):
+            await self._pace.reply(completion.usage.prompt_tokens, completion.usage.completion_tokens)
+        return completion
 
     async def stream(
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
@@ -103,11 +121,23 @@ class ScriptedEngine:
         if isinstance(reply, Exception):
             await self._wait(self._delay_s, deadline)
         completion = _completion(reply, messages, sampling)
-        pieces = _pieces(completion.text)
-        for piece in pieces:
-            await self._wait(self._delay_s / len(pieces), deadline)
-            yield Delta(text=piece)
+        async with aclosing(self._paced(_pieces(completion.text), completion.usage.prompt_tokens, deadline)) as pieces:
+            async for piece in pieces:
+                yield Delta(text=piece)
         yield Delta(finish_reason=completion.finish_reason, usage=completion.usage)
+
+    async def _paced(self, pieces: Sequence[str], prompt_tokens: int, deadline: float | None) -> AsyncGenerator[str, None]:
+        """Each piece at its time."""
+        if self._pace is None:
+            for piece in pieces:
+                await self._wait(self._delay_s / len(pieces), deadline)
+                yield piece
+            return
+        async with aclosing(self._pace.tokens(prompt_tokens, len(pieces))) as counts:
+            for piece in pieces:
+                async with bounded(deadline):
+                    await anext(counts)
+                yield piece
 
     def _next_reply(self, call: ScriptedCall) -> Reply:
         if call.adapter is not None:
@@ -121,7 +151,7 @@ class ScriptedEngine:
         reply = self._replies[position % len(self._replies)]
         if not isinstance(reply, str):
             return reply
-        return reply.replace("{adapter}", call.adapter or "base").replace("{prompt}", call.messages[-1].content)
+        return _filled(reply, call)
 
     def _check_known(self, adapter: str) -> None:
         if self._adapters is not None and adapter not in self._adapters:
@@ -135,6 +165,47 @@ class ScriptedEngine:
         if delay_s > 0:
             async with bounded(deadline):
                 await self._sleep(delay_s)
+
+
+def _filled(text: str, call: ScriptedCall) -> str:
+    """`text` with what stands in its places."""
+    prompt = call.messages[-1].content
+
+    def value(place: re.Match[str]) -> str:
+        if place[2] is not None:
+            return _dumped(held[place[2]] for held in _json_objects(prompt) if place[2] in held)
+        return {"adapter": lambda: call.adapter or "base", "prompt": lambda: prompt, "words": words, "asked": asked}[place[1]]()
+
+    def words() -> str:
+        return _as_many_words(prompt)
+
+    def asked() -> str:
+        schema = call.sampling.json_schema
+        if schema is None:
+            return words()
+        return _dumped(held for held in _json_objects(prompt) if held.keys() >= set(schema["required"]))
+
+    return _PLACE.sub(value, text)
+
+
+def _as_many_words(prompt: str) -> str:
+    """As the last "N words" in it asks for; one where nothing does."""
+    asked = _NUM_WORDS.findall(prompt)
+    return " ".join(["word"] * int(asked[-1] if asked else 1))
+
+
+def _dumped(found: Iterator[Any]) -> str:
+    """The first as JSON; empty where there is none."""
+    return next((json.dumps(value) for value in found), "")
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in `text` in the order in which they begin, those within others too."""
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        with suppress(ValueError, RecursionError):
+            yield decoder.raw_decode(text, start)[0]
+        start = text.find("{", start + 1)
 
 
 def _completion(reply: Reply, messages: Sequence[Message], sampling: Sampling) -> Completion:

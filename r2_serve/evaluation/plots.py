@@ -1,14 +1,8 @@
-"""The report's pictures, as SVG text for an HTML page. matplotlib without a display; the only module that needs it.
-
-Texts, axes and grid take the page's text colour, and the background is the page's, so that they fit light and dark.
-"""
+"""The evaluation report's pictures (`r2_serve.pictures`)."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from html import escape
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,16 +10,11 @@ from matplotlib.figure import Figure
 
 from r2_serve.evaluation.policies import R2
 from r2_serve.evaluation.report import PolicyReport, RunReport
+from r2_serve.pictures import STYLE, svg
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points of the figure."""
 _OURS, _BEST, _OTHER = "#d1495b", "#3a86c8", "#8a94a0"
-_INK = "#010203"
-"""Stands for the page's text colour."""
-_STYLE: Any = {
-    "svg.fonttype": "path", "svg.hashsalt": "r2", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK),
-}  # fmt: skip
 
 
 def pareto_plot(report: RunReport) -> str:
@@ -35,7 +24,7 @@ def pareto_plot(report: RunReport) -> str:
     """
     by_cost = sorted(report.policies, key=lambda policy: policy.total_cost_usd)
     front = [policy for policy in by_cost if policy.policy in report.pareto]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         axes = figure.subplots()
         for number, policy in enumerate(by_cost, 1):
@@ -50,13 +39,13 @@ def pareto_plot(report: RunReport) -> str:
         axes.grid(alpha=0.15)
         figure.legend(loc="outside right upper", frameon=False, handlelength=1)
         _number_points(figure, axes, by_cost, report.pareto)
-        return _svg(figure, f"Accuracy against total cost per task of {len(by_cost)} policies")
+        return svg(figure, f"Accuracy against total cost per task of {len(by_cost)} policies")
 
 
 def models_plot(report: RunReport) -> str:
     """Tokens per model, one bar per policy; and the share of subtasks per model where plans were run."""
     names = [model.name for model in report.manifest.models if any(model.name in policy.models for policy in report.policies)]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.1 + 0.30 * len(report.policies)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         colors = {name: mpl.colormaps["tab10"](i % 10) for i, name in enumerate(names)}
@@ -72,7 +61,7 @@ def models_plot(report: RunReport) -> str:
         left.invert_yaxis()
         handles, _ = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-        return _svg(figure, "Tokens per task, and share of subtasks, of each model under each policy")
+        return svg(figure, "Tokens per task, and share of subtasks, of each model under each policy")
 
 
 def _usd_per_task(policy: PolicyReport) -> float:
@@ -146,11 +135,3 @@ def _stacked(
     for name, lengths in values.items():
         axes.barh(labels, lengths, left=lefts, color=colors[name], label=name, height=0.7)
         lefts = [left + length for left, length in zip(lefts, lengths, strict=True)]
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The `<svg>` element alone."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-    text = out.getvalue().replace(_INK, "currentColor")
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

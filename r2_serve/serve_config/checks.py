@@ -16,6 +16,7 @@ from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.http.keys import read_keys_file, require_keys
 from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile
+from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 from r2_serve.types import ModelCard
 
@@ -267,6 +268,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_shutdown_timeouts,
     _check_request_timeout,
     _check_gpus,
+    check_policies,
     _check_embedded_models,
     _check_public_address,
     _check_keys_file,

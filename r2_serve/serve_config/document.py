@@ -92,7 +92,7 @@ def parse_yaml(text: str) -> Document | Problem:
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            return Problem("error", "", 1, "the file must be a mapping with `applications`")
+            return Problem("error", "", 1, "the file must be a mapping of keys to values")
         problems = tuple(_prepare(root, (), loader, ()))
         return Document(root, loader.construct_document(root), tuple(text.splitlines()), problems)
     except yaml.MarkedYAMLError as e:

@@ -1,0 +1,271 @@
+"""What queries will ask of each model, and when: known from their plans before the calls are made. No Ray.
+
+A `Demand` watches the queries of one router process. For each open query it knows the plan, the models and what runs
+now; how long a call of a model takes, it has seen. From that, `forecast` says how many calls of each model will be in
+progress, bucket by bucket over the next minutes, in two parts:
+
+- planned: of the queries that are here. One without a plan yet counts as the mean of the latest plans of its virtual model.
+- coming: of queries that will come, if they go on coming at the rate of the last seconds.
+
+Forecasts of several routers add up. Source: ours; a call in progress is Little's law read backwards, rate times duration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from r2_serve.types import Allocation, Plan, Record
+
+EDGES_S = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0)
+"""Between each and the next lies a bucket: seconds from now."""
+NUM_BUCKETS = len(EDGES_S) - 1
+RATE_WINDOW_S = 10.0
+NUM_PLANS_KEPT = 8
+NUM_DURATIONS_KEPT = 64
+UNKNOWN_CALL_S = 1.0
+"""Taken for the duration of a call to a model that has answered none yet."""
+LEAST_LEFT = 0.25
+"""Of its usual duration: what a call that is overdue is taken to need still."""
+
+
+class ModelDemand(Record):
+    """Of one model. Buckets are those of `EDGES_S`; their values are mean numbers of calls in progress."""
+
+    num_active: int = 0
+    """Calls under way now, waiting ones among them, also where another model stands in for this one."""
+    call_s: float = UNKNOWN_CALL_S
+    """How long a call takes when it need not wait."""
+    planned: tuple[float, ...] = (0.0,) * NUM_BUCKETS
+    coming: tuple[float, ...] = (0.0,) * NUM_BUCKETS
+
+    def __add__(self, other: ModelDemand) -> ModelDemand:
+        return ModelDemand(
+            num_active=self.num_active + other.num_active,
+            call_s=max(self.call_s, other.call_s),
+            planned=tuple(map(sum, zip(self.planned, other.planned, strict=True))),
+            coming=tuple(map(sum, zip(self.coming, other.coming, strict=True))),
+        )
+
+
+class Demand:
+    """Watches the queries of one process; `clock` is any monotonic one, in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[int, QueryDemand] = {}
+        self._num_opened = 0
+        self._history: dict[str, _History] = {}
+        self._call_s: dict[str, _Usual] = {}
+        self._num_active: dict[str, int] = {}
+        self._num_sent: dict[str, int] = {}
+
+    @contextmanager
+    def query(self, name: str) -> Iterator[QueryDemand]:
+        """A query that asks for model `name`, until it is answered."""
+        history = self._history.setdefault(name, _History())
+        query = QueryDemand(self, history, opened_s=self._clock())
+        number, self._num_opened = self._num_opened, self._num_opened + 1
+        self._open[number] = query
+        history.arrivals_s.append(query.opened_s)
+        try:
+            yield query
+        finally:
+            del self._open[number]
+
+    def now_s(self) -> float:
+        return self._clock()
+
+    def num_active(self, model: str) -> int:
+        """Calls under way that were meant for `model`."""
+        return self._num_active.get(model, 0)
+
+    def num_sent(self, model: str) -> int:
+        """Calls under way that were sent to `model` first."""
+        return self._num_sent.get(model, 0)
+
+    def forecast(self) -> dict[str, ModelDemand]:
+        """Of every model ever called or planned for, from now on."""
+        now_s = self._clock()
+        planned: _Profiles = {}
+        for query in self._open.values():
+            query.add_to(planned, now_s)
+        coming: _Profiles = {}
+        for history in self._history.values():
+            history.add_coming(coming, now_s)
+        nothing = [0.0] * NUM_BUCKETS
+        return {
+            model: ModelDemand(
+                num_active=self.num_active(model),
+                call_s=self.call_s(model),
+                planned=tuple(planned.get(model, nothing)),
+                coming=tuple(coming.get(model, nothing)),
+            )
+            for model in self._call_s.keys() | planned.keys() | coming.keys() | self._num_active.keys()
+        }
+
+    def call_s(self, model: str) -> float:
+        """How long a call of `model` usually takes."""
+        usual = self._call_s.get(model)
+        return usual.value() if usual is not None else UNKNOWN_CALL_S
+
+    @contextmanager
+    def calling(self, model: str, sent_to: str | None = None, *, num_calls: int = 1) -> Iterator[None]:
+        """Calls that are meant for `model`, for as long as they take; `sent_to` stands in for it where it has no room.
+
+        Only those that return, and from `model` itself, say how long one takes.
+        """
+        sent_to = sent_to or model
+        started_s = self._clock()
+        self._num_active[model] = self.num_active(model) + num_calls
+        self._num_sent[sent_to] = self.num_sent(sent_to) + num_calls
+        try:
+            yield
+            if sent_to == model:
+                self._call_s.setdefault(model, _Usual()).add(self._clock() - started_s)
+        finally:
+            self._num_active[model] -= num_calls
+            self._num_sent[sent_to] -= num_calls
+
+
+@dataclass(slots=True)
+class QueryDemand:
+    """One open query. Until `plan` is told it is expected to be like others of its name."""
+
+    demand: Demand
+    history: _History
+    opened_s: float
+    _plan: Plan | None = None
+    _models: tuple[str, ...] = ()
+    _started_s: dict[int, float] = field(default_factory=dict)
+    _ended: set[int] = field(default_factory=set)
+
+    def plan(self, plan: Plan, allocation: Allocation) -> None:
+        """It will be worked on like this, from now on."""
+        self._plan, self._models = plan, allocation.models
+        now_s = self.demand.now_s()
+        spans = [_Span(model, start_s - now_s, end_s - start_s) for model, start_s, end_s in self._expected(now_s)]
+        self.history.add(now_s - self.opened_s, spans)
+
+    @contextmanager
+    def calling(self, subtask_id: int, sent_to: str) -> Iterator[None]:
+        """The call of a subtask, for as long as it takes."""
+        self._started_s[subtask_id] = self.demand.now_s()
+        try:
+            with self.demand.calling(self._models[subtask_id - 1], sent_to):
+                yield
+        finally:
+            self._ended.add(subtask_id)
+
+    def add_to(self, profiles: _Profiles, now_s: float) -> None:
+        """Adds what is still to be done for it."""
+        if self._plan is None:
+            self.history.add_one(profiles, max(0.0, self.opened_s + self.history.planning_s.value() - now_s))
+            return
+        for model, start_s, end_s in self._expected(now_s):
+            _add(profiles, model, start_s - now_s, end_s - now_s, 1.0)
+
+    def _expected(self, now_s: float) -> Iterator[tuple[str, float, float]]:
+        """Model, start and end of each subtask that has not ended, as its dependencies allow."""
+        assert self._plan is not None
+        end_of: dict[int, float] = {}
+        for subtask, model in zip(self._plan.subtasks, self._models, strict=True):
+            if subtask.id in self._ended:
+                continue
+            call_s = self.demand.call_s(model)
+            started_s = self._started_s.get(subtask.id)
+            if started_s is not None:
+                start_s, end_s = now_s, max(started_s + call_s, now_s + LEAST_LEFT * call_s)
+            else:
+                start_s = max((end_of.get(needed, now_s) for needed in subtask.depends_on), default=now_s)
+                end_s = start_s + call_s
+            end_of[subtask.id] = end_s
+            yield model, start_s, end_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A call of a plan, in seconds from the plan's allocation."""
+
+    model: str
+    start_s: float
+    call_s: float
+
+
+class _Usual:
+    """A duration that is seldom beaten: the first quartile of the latest, as waiting and cold starts only ever add."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=NUM_DURATIONS_KEPT)
+        self._value: float | None = None
+
+    def add(self, duration_s: float) -> None:
+        self._latest.append(duration_s)
+        self._value = None
+
+    def value(self) -> float:
+        if self._value is None:
+            ranked = sorted(self._latest)
+            self._value = ranked[len(ranked) // 4] if ranked else 0.0
+        return self._value
+
+
+class _History:
+    """The latest queries of one name."""
+
+    def __init__(self) -> None:
+        self.planning_s = _Usual()
+        """From a query's coming to its allocation."""
+        self.arrivals_s: deque[float] = deque()
+        self._plans: deque[Sequence[_Span]] = deque(maxlen=NUM_PLANS_KEPT)
+
+    def add(self, planning_s: float, spans: Sequence[_Span]) -> None:
+        self.planning_s.add(planning_s)
+        self._plans.append(spans)
+
+    def add_one(self, profiles: _Profiles, after_s: float) -> None:
+        """A query like the latest ones, allocated in `after_s`."""
+        for spans in self._plans:
+            for span in spans:
+                start_s = after_s + span.start_s
+                _add(profiles, span.model, start_s, start_s + span.call_s, 1.0 / len(self._plans))
+
+    def add_coming(self, profiles: _Profiles, now_s: float) -> None:
+        """Queries that come at the rate of the last seconds: at time t those have a call in progress that came its duration or less ago."""
+        while self.arrivals_s and self.arrivals_s[0] < now_s - RATE_WINDOW_S:
+            self.arrivals_s.popleft()
+        per_s = len(self.arrivals_s) / RATE_WINDOW_S
+        if not per_s:
+            return
+        planning_s = self.planning_s.value()
+        for spans in self._plans:
+            for span in spans:
+                profile = profiles.setdefault(span.model, [0.0] * NUM_BUCKETS)
+                for i in range(NUM_BUCKETS):
+                    middle_s = (EDGES_S[i] + EDGES_S[i + 1]) / 2
+                    since_first_s = middle_s - planning_s - span.start_s
+                    profile[i] += per_s * min(max(since_first_s, 0.0), span.call_s) / len(self._plans)
+
+
+_Profiles = dict[str, list[float]]
+
+
+def _add(profiles: _Profiles, model: str, start_s: float, end_s: float, weight: float) -> None:
+    """A call in progress from `start_s` to `end_s` from now, spread over the buckets in between."""
+    profile = profiles.setdefault(model, [0.0] * NUM_BUCKETS)
+    for i in range(NUM_BUCKETS):
+        overlap_s = min(end_s, EDGES_S[i + 1]) - max(start_s, EDGES_S[i])
+        if overlap_s > 0:
+            profile[i] += weight * overlap_s / (EDGES_S[i + 1] - EDGES_S[i])
+
+
+def total(forecasts: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
+    """Of several routers together."""
+    summed: dict[str, ModelDemand] = {}
+    for forecast in forecasts:
+        for model, demand in forecast.items():
+            summed[model] = summed[model] + demand if model in summed else demand
+    return summed

@@ -1,0 +1,155 @@
+"""A continuously batching engine as arithmetic: sequences that prefill, decode together, and wait for a place.
+
+The one model of batching of this project: the scripted engine runs it in real time, the simulator on a virtual clock.
+What it leaves out: the interference of prefills with decoding, memory of the key-value cache, preemption.
+
+All decoding sequences advance at one rate, so "tokens that each has decoded since the start" is a single number, the
+work W. A sequence that joins at W0 with n tokens to write ends at W = W0 + n: a heap on that, O(log n) per operation.
+Source: the virtual time of processor sharing (Demers et al., 1989, fair queueing).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from r2_serve.config import SpeedConfig
+
+
+class Finished(NamedTuple):
+    """A sequence's end. Times in seconds on the caller's clock."""
+
+    sequence: int
+    decode_start_s: float
+    end_s: float
+
+
+@dataclass(slots=True)
+class _Sequence:
+    prefill_s: float
+    reply_tokens: float
+    decode_start_s: float = -1.0
+    work_at_start: float = 0.0
+
+
+class Batch:
+    """One replica's sequences. Times must not go back; between calls nothing needs to run."""
+
+    def __init__(self, speed: SpeedConfig) -> None:
+        self._speed = speed
+        self._now_s = 0.0
+        self._work = 0.0
+        self._num_decoding = 0
+        self._num_prefilling = 0
+        self._next_id = 0
+        self._sequences: dict[int, _Sequence] = {}
+        self._waiting: deque[int] = deque()
+        self._prefilling: list[tuple[float, int]] = []
+        """By the time of its end."""
+        self._decoding: list[tuple[float, int]] = []
+        """By the work at its end. Both heaps may hold sequences that have left: their ids are no longer known."""
+        self._ended: list[Finished] = []
+
+    def __len__(self) -> int:
+        """Sequences in the engine, waiting ones among them."""
+        return len(self._sequences)
+
+    def arrive(self, now_s: float, prompt_tokens: float, reply_tokens: float) -> int:
+        """A new sequence; it waits where `max_batch_size` are at work."""
+        self._run_to(now_s)
+        sequence, self._next_id = self._next_id, self._next_id + 1
+        self._sequences[sequence] = _Sequence(prompt_tokens / self._speed.prefill_tokens_per_s, reply_tokens)
+        self._waiting.append(sequence)
+        self._admit()
+        return sequence
+
+    def leave(self, now_s: float, sequence: int) -> None:
+        """Cancelled by its client: its place is free. Nothing where it has ended."""
+        self._run_to(now_s)
+        gone = self._sequences.pop(sequence, None)
+        if gone is None:
+            return
+        if gone.decode_start_s >= 0:
+            self._num_decoding -= 1
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        else:
+            self._num_prefilling -= 1
+        self._admit()
+
+    def advance(self, now_s: float) -> list[Finished]:
+        """Those that ended by `now_s` and were not told of yet, in order."""
+        self._run_to(now_s)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def next_event_s(self) -> float | None:
+        """When a sequence next begins or ends decoding, if nobody comes or leaves; None where none is at work."""
+        if self._ended:
+            return self._ended[0].end_s
+        return min((at_s for at_s in (self._prefill_end_s(), self._decode_end_s()) if at_s is not None), default=None)
+
+    def num_decoded(self, now_s: float, sequence: int) -> float:
+        """Tokens that a sequence has written by `now_s`; infinity where it has ended."""
+        self._run_to(now_s)
+        known = self._sequences.get(sequence)
+        if known is None:
+            return math.inf
+        return self._work - known.work_at_start if known.decode_start_s >= 0 else 0.0
+
+    def tokens_per_s(self) -> float:
+        """Of each sequence that decodes now."""
+        return self._speed.decode_tokens_per_s / (1.0 + self._speed.batch_slowdown * max(0, self._num_decoding - 1))
+
+    def _run_to(self, now_s: float) -> None:
+        while True:
+            prefill_s, decode_s = self._prefill_end_s(), self._decode_end_s()
+            if prefill_s is not None and prefill_s <= now_s and (decode_s is None or prefill_s <= decode_s):
+                self._pass_time(prefill_s)
+                self._begin_decoding(heapq.heappop(self._prefilling)[1])
+            elif decode_s is not None and decode_s <= now_s:
+                self._now_s = max(self._now_s, decode_s)
+                self._end(*heapq.heappop(self._decoding))
+            else:
+                return self._pass_time(now_s)
+
+    def _pass_time(self, to_s: float) -> None:
+        if to_s > self._now_s:
+            if self._num_decoding:
+                self._work += (to_s - self._now_s) * self.tokens_per_s()
+            self._now_s = to_s
+
+    def _begin_decoding(self, sequence: int) -> None:
+        known = self._sequences[sequence]
+        self._num_prefilling -= 1
+        self._num_decoding += 1
+        known.decode_start_s, known.work_at_start = self._now_s, self._work
+        heapq.heappush(self._decoding, (self._work + known.reply_tokens, sequence))
+
+    def _end(self, work: float, sequence: int) -> None:
+        self._work = work  # exactly, so that rounding never leaves a sequence a moment short of its end
+        self._num_decoding -= 1
+        known = self._sequences.pop(sequence)
+        self._ended.append(Finished(sequence, known.decode_start_s, self._now_s))
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._num_decoding + self._num_prefilling < self._speed.max_batch_size:
+            sequence = self._waiting.popleft()
+            self._num_prefilling += 1
+            heapq.heappush(self._prefilling, (self._now_s + self._sequences[sequence].prefill_s, sequence))
+
+    def _prefill_end_s(self) -> float | None:
+        self._drop_gone(self._prefilling)
+        return self._prefilling[0][0] if self._prefilling else None
+
+    def _decode_end_s(self) -> float | None:
+        self._drop_gone(self._decoding)
+        return self._now_s + max(0.0, self._decoding[0][0] - self._work) / self.tokens_per_s() if self._decoding else None
+
+    def _drop_gone(self, heap: list[tuple[float, int]]) -> None:
+        while heap and heap[0][1] not in self._sequences:
+            heapq.heappop(heap)

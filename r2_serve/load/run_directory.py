@@ -1,0 +1,76 @@
+"""The directory of a run: what is in it, that it is not written over, and that its files are whole.
+
+requests.jsonl   a line per request, as each ends; with grades, once the run is over
+timeline.jsonl   a line per interval
+summary.json     the figures
+report.html      the page
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from r2_serve.errors import ConfigError
+from r2_serve.evaluation.row_log import RowLog, read_records
+from r2_serve.load.records import RequestRecord, TimelineSample
+
+REQUESTS, TIMELINE, SUMMARY, REPORT = "requests.jsonl", "timeline.jsonl", "summary.json", "report.html"
+
+
+@dataclass(frozen=True)
+class RunLogs:
+    """The two files that grow while a run goes."""
+
+    requests: RowLog
+    timeline: RowLog
+
+
+def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
+    """Makes `directory`; one that holds a run is renamed where `set_aside` (the new name is given), else refused.
+
+    Raises: ConfigError.
+    """
+    moved = None
+    if (directory / REQUESTS).exists():
+        if not set_aside:
+            raise ConfigError(f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside")
+        moved = next(path for i in itertools.count(1) if not (path := directory.with_name(f"{directory.name}.{i}")).exists())
+        directory.rename(moved)
+    directory.mkdir(parents=True, exist_ok=True)
+    return moved
+
+
+@contextmanager
+def logs(directory: Path) -> Iterator[RunLogs]:
+    """Raises: RunError where another process writes there, or the disk is full."""
+    with RowLog(directory / REQUESTS, rows_per_sync=1000) as requests, RowLog(directory / TIMELINE, rows_per_sync=1000) as timeline:
+        yield RunLogs(requests, timeline)
+
+
+@dataclass(frozen=True)
+class RequestFile:
+    """The requests of a run in the order in which they ended, read anew each time: a run may be longer than memory."""
+
+    directory: Path
+
+    def __iter__(self) -> Iterator[RequestRecord]:
+        """Raises: RunError naming a line that is none."""
+        return read_records(self.directory / REQUESTS, RequestRecord)
+
+
+def read_timeline(directory: Path) -> Iterator[TimelineSample]:
+    """In order. Raises: RunError naming a line that is none."""
+    return read_records(directory / TIMELINE, TimelineSample)
+
+
+def rewrite_requests(directory: Path, records: Iterable[RequestRecord]) -> None:
+    """In place of those there, all or none."""
+    draft = directory / f"{REQUESTS}.tmp"
+    with draft.open("wb") as file:
+        for record in records:
+            file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
+    draft.replace(directory / REQUESTS)

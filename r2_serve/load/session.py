@@ -1,0 +1,168 @@
+"""One load run from end to end: check the endpoint, send, watch, grade, and write what came of it, interrupted or not."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import httpx
+
+from r2_serve.errors import ConfigError
+from r2_serve.evaluation.manifest import code_version, write_whole
+from r2_serve.load.client import LoadClient, load_http
+from r2_serve.load.grading import grade_run
+from r2_serve.load.monitor import Monitor
+from r2_serve.load.open_loop import OpenLoop
+from r2_serve.load.records import RequestRecord, TimelineSample
+from r2_serve.load.replicas import ReplicaSource
+from r2_serve.load.run_directory import REPORT, SUMMARY, RequestFile, claim, logs, read_timeline
+from r2_serve.load.summary import LoadSummary, RunInfo, summarize
+from r2_serve.workload import Request, Workload
+from r2_serve.workload.tasks import BenchmarkTasks, load_benchmark
+
+OnSample = Callable[[TimelineSample], None]
+OnEnd = Callable[[RequestRecord], None]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a workload is sent."""
+
+    out: Path
+    api_key: str | None = None
+    seed: int | None = None
+    """None: the workload's own."""
+    max_open: int = 2000
+    timeout_s: float = 300.0
+    is_streamed: bool = True
+    interval_s: float = 1.0
+    gpu_usd_per_hour: float = 0.0
+    set_aside: bool = False
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told while a run goes."""
+
+    on_sample: OnSample = field(default=lambda _: None)
+    on_end: OnEnd = field(default=lambda _: None)
+
+
+async def run_load(
+    workload: Workload, url: str, options: LoadOptions, *, replicas: ReplicaSource | None = None, watcher: Watcher | None = None
+) -> LoadSummary:
+    """Ctrl-C ends it in order: what had ended is written and reported, the rest counts as unfinished.
+
+    Raises: ConfigError, RunError, BenchmarkError; PublishError where replicas cannot be counted at the start.
+    """
+    if workload.slo.ttft_s is not None and not options.is_streamed:
+        raise ConfigError("the workload's slo.ttft_s can only be told of streamed replies: leave --no-stream out")
+    requests = _opened(workload, options.seed)
+    async with load_http(url, api_key=options.api_key, max_open=options.max_open, timeout_s=options.timeout_s) as http:
+        client = LoadClient(http, timeout_s=options.timeout_s, is_streamed=options.is_streamed)
+        await client.check(workload.tasks.model)
+        if replicas is not None:
+            await asyncio.to_thread(replicas.read)
+        claim(options.out, set_aside=options.set_aside)
+        info = _info(workload, url, options)
+        blocked_s, is_interrupted = await _send(client, http, requests, options, replicas, watcher or Watcher())
+    info = info.model_copy(update={"blocked_s": blocked_s, "is_interrupted": is_interrupted})
+    if isinstance(workload.tasks, BenchmarkTasks):
+        await grade_run(options.out, {task.id: task for task in load_benchmark(workload.tasks)})
+    return write_summary(options.out, info)
+
+
+async def _send(
+    client: LoadClient,
+    http: httpx.AsyncClient,
+    requests: Iterator[Request],
+    options: LoadOptions,
+    replicas: ReplicaSource | None,
+    watcher: Watcher,
+) -> tuple[float, bool]:
+    """How long every connection was taken, and whether the run was interrupted."""
+    with logs(options.out) as written:
+
+        def on_end(record: RequestRecord) -> None:
+            written.requests.append(record)
+            watcher.on_end(record)
+
+        def on_sample(sample: TimelineSample) -> None:
+            written.timeline.append(sample)
+            watcher.on_sample(sample)
+
+        loop = OpenLoop(client, max_open=options.max_open, on_end=on_end)
+        sending = asyncio.create_task(loop.run(requests))
+        monitor = Monitor(loop, http, replicas, options.interval_s, on_sample)
+        watching = asyncio.create_task(monitor.run())
+        try:
+            with _interrupting(sending), suppress(asyncio.CancelledError):
+                await sending
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+        await monitor.look()
+        return loop.counts.blocked_s, sending.cancelled()
+
+
+@contextmanager
+def _interrupting(task: asyncio.Task[None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM cancel `task`, where signals can be caught: in a process's main thread."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, task.cancel)
+    except (RuntimeError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def write_summary(directory: Path, info: RunInfo) -> LoadSummary:
+    """`summary.json`, and `report.html` where matplotlib is installed. Raises: RunError."""
+    records, timeline = RequestFile(directory), list(read_timeline(directory))
+    summary = summarize(info, records, timeline)
+    write_whole(directory / SUMMARY, summary.model_dump_json(indent=2))
+    with suppress(ImportError):
+        from r2_serve.load.page import page
+
+        write_whole(directory / REPORT, page(summary, records, timeline))
+    return summary
+
+
+def _opened(workload: Workload, seed: int | None) -> Iterator[Request]:
+    """The requests, of which the first is drawn: files are read, and found wanting, before the clock starts."""
+    requests = workload.requests(seed)
+    first = next(requests, None)
+    if first is None:
+        raise ConfigError(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
+    return chain([first], requests)
+
+
+def _info(workload: Workload, url: str, options: LoadOptions) -> RunInfo:
+    return RunInfo(
+        workload=workload.name,
+        seed=workload.seed if options.seed is None else options.seed,
+        url=url,
+        model=workload.tasks.model,
+        slo=workload.slo,
+        duration_s=workload.duration_s,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        code_version=code_version(),
+        machine=f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}",
+        max_open=options.max_open,
+        gpu_usd_per_hour=options.gpu_usd_per_hour,
+    )

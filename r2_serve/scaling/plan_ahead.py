@@ -1,0 +1,61 @@
+"""How many replicas a forecast needs. Pure arithmetic, shared by the Serve policy and the simulator. No Ray.
+
+A replica asked for now serves in `lead_s`. So two questions, and the larger answer wins:
+
+- grow: when a new replica could serve, how much will still be to do? What is to be done until then is given to the
+  replicas that are there (a fluid queue); what is left over, the backlog, should be gone within `drain_s`. A burst that
+  those that are there finish before a new one could help starts none.
+- keep: how many of those that are there will be needed within `lead_s`? One let go sooner would be missed, as another
+  takes `lead_s`; one needed later can be started again in time.
+
+Source: ours. The fluid queue is the usual one (Newell, Applications of Queueing Theory, 1971).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r2_serve.demand import EDGES_S, NUM_BUCKETS, ModelDemand
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A model's replicas."""
+
+    num_running: int
+    num_wanted: int
+    """Running and starting, those stopping not among them."""
+    calls_each: float
+    """Calls in progress that a replica handles well: `target_ongoing_requests`."""
+
+
+def replicas_needed(demand: ModelDemand, fleet: Fleet, *, lead_s: float, drain_s: float, trend: float = 1.0) -> float:
+    """Replicas to have from now on, a fraction that the caller rounds up.
+
+    `lead_s` is the time from asking for a replica to its first call; `drain_s` the time in which a backlog should go;
+    `trend` in [0, 1] how far the recent rate of queries is taken to go on.
+    """
+    load = [planned + trend * coming for planned, coming in zip(demand.planned, demand.coming, strict=True)]
+    load[0] = max(load[0], demand.num_active)
+    ahead = [i for i in range(NUM_BUCKETS) if EDGES_S[i] < lead_s] or [0]
+    keep = min(max(load[i] for i in ahead), fleet.num_wanted * fleet.calls_each)
+    then = load[min(ahead[-1] + 1, NUM_BUCKETS - 1)]
+    backlog_s = _backlog_s(load, demand, fleet, lead_s)
+    grow = then + backlog_s / max(drain_s, demand.call_s)
+    return max(keep, grow) / fleet.calls_each
+
+
+def _backlog_s(load: list[float], demand: ModelDemand, fleet: Fleet, lead_s: float) -> float:
+    """Seconds of calls left to do at `lead_s`: those that wait now, and those to come, less what the fleet does meanwhile.
+
+    Replicas that are starting are taken to serve from the middle of that time on.
+    """
+    num_at_work = fleet.num_running * fleet.calls_each
+    left_s = max(0.0, demand.num_active - num_at_work) * demand.call_s
+    for i in range(NUM_BUCKETS):
+        length_s = min(EDGES_S[i + 1], lead_s) - EDGES_S[i]
+        if length_s <= 0:
+            break
+        num_serving = fleet.num_running if EDGES_S[i] < lead_s / 2 else fleet.num_wanted
+        left_s = max(0.0, left_s + (load[i] - num_serving * fleet.calls_each) * length_s)
+    return left_s

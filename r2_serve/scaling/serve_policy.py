@@ -1,0 +1,56 @@
+"""The autoscaling policy that Ray Serve's controller runs for a model's deployment:
+
+    autoscaling_config:
+      policy: {policy_function: "r2_serve.scaling.serve_policy:PlanAhead", policy_kwargs: {cold_start_s: 60}}
+
+Serve applies its own delays, factors and bounds to what it returns. Facts of Ray Serve 2.60 it stands on: a class is made
+once per deployment, in the controller, and called every 0.1 s, so it must never wait; from zero replicas with requests
+waiting Serve starts one, whatever a policy says, so that a wave must be announced before it arrives to get more at once;
+this module is pickled by value, so what its policies share is in another (`demand_board`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingContext
+
+from r2_serve.config import PlanAheadConfig
+from r2_serve.demand import ModelDemand
+from r2_serve.scaling.demand_board import latest_demand
+from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
+
+LOWER_SINCE = "r2_lower_since"
+
+
+class PlanAhead:
+    """Replicas by what plans will need. Without word from a router for some seconds: by ongoing requests, as Serve's own policy."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._config = PlanAheadConfig(**kwargs)
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
+        demand = latest_demand(str(ctx.app_name))
+        if demand is None:
+            desired: tuple[int | float, dict[str, Any]] = replica_queue_length_autoscaling_policy(ctx)
+            return desired
+        return self.decide(ctx, demand)
+
+    def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, dict[str, Any]]:
+        """Replicas for `demand`, and what to remember for the next time."""
+        fleet = Fleet(ctx.current_num_replicas, ctx.target_num_replicas, ctx.config.get_target_ongoing_requests())
+        config = self._config
+        needed = replicas_needed(demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend)
+        return self._steadied(round(needed, 3), ctx)
+
+    def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        """While no replica runs yet Serve follows a policy at once, and would stop in the middle what has begun to start.
+
+        For zero it has a delay there too, but one that a rise in between does not begin anew; so that comes on top of this one.
+        """
+        if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
+            return needed, {}
+        since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
+        is_over = ctx.current_time - since_s >= ctx.config.downscale_delay_s
+        return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}

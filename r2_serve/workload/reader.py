@@ -1,0 +1,52 @@
+"""Reads a workload file: everything wrong with it at once, each with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r2_serve.errors import ConfigError
+from r2_serve.serve_config.document import Problem, read_yaml, suggestion
+from r2_serve.serve_config.sections import read_section
+from r2_serve.workload.arrivals import TraceArrivals
+from r2_serve.workload.tasks import BenchmarkTasks
+from r2_serve.workload.workload import Workload
+
+EXAMPLES = Path(__file__).parent / "examples"
+SCRIPTED_POOL = EXAMPLES / "pool" / "serve_config.yaml"
+"""Serve config of the models that the synthetic examples name."""
+
+
+def load_workload(path: Path) -> Workload:
+    """The workload at `path`; files that it names are looked for beside it. Raises: ConfigError listing every error."""
+    document = read_yaml(path)
+    if isinstance(document, Problem):
+        raise _refused(path, [document])
+    workload, problems = read_section(document, Workload, ())
+    problems = sorted({*document.problems, *problems}, key=lambda problem: (problem.line, problem.where, problem.message))
+    if problems or workload is None:
+        raise _refused(path, problems)
+    return _beside(workload, path.parent)
+
+
+def example_names() -> list[str]:
+    return sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
+
+
+def example_path(name: str) -> Path:
+    """The shipped workload of that name. Raises: ConfigError."""
+    if name not in example_names():
+        raise ConfigError(f"no example workload {name!r}{suggestion(name, example_names())}")
+    return EXAMPLES / f"{name}.yaml"
+
+
+def _refused(path: Path, problems: list[Problem]) -> ConfigError:
+    return ConfigError("\n".join([f"{path}: {len(problems)} error(s)", *(f"  {problem}" for problem in problems)]))
+
+
+def _beside(workload: Workload, directory: Path) -> Workload:
+    arrivals, tasks = workload.arrivals, workload.tasks
+    if isinstance(arrivals, TraceArrivals):
+        arrivals = arrivals.model_copy(update={"path": str(directory / arrivals.path)})
+    if isinstance(tasks, BenchmarkTasks) and (directory / tasks.dataset).exists():
+        tasks = tasks.model_copy(update={"dataset": str(directory / tasks.dataset)})
+    return workload.model_copy(update={"arrivals": arrivals, "tasks": tasks})
