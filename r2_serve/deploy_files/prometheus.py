@@ -35,7 +35,7 @@ class Target:
         if key_file is None and has_keys(config):
             message = "the endpoint asks for a key: make one for Prometheus (`r2-serve keys new --name prometheus`), store it in a file"
             raise ConfigError(f"{message} that Prometheus can read, and name the file with --key-file")
-        host = "127.0.0.1" if config.http_host in ("0.0.0.0", "::") else config.http_host  # noqa: S104
+        host = "127.0.0.1" if config.http_host in ("0.0.0.0", "::") else config.http_host  # noqa: S104  # nosec B104
         return cls(endpoint or f"{host}:{config.http_port}", key_file, ray_targets)
 
 
