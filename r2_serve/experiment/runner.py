@@ -66,7 +66,7 @@ def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None
     with log.open("wb") as output:
         output.write(f"$ {shlex.join(arguments)}\n".encode())
         output.flush()
-        process = subprocess.Popen(  # noqa: S603  # our own command, made above
+        process = subprocess.Popen(  # our own command, made above  # noqa: S603  # nosec B603
             arguments, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=site.environment(cell)
         )
         try:
