@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second of the default, on two cores
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a third of the CPU per request and less of Serve's own proxy: docs/performance.md
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # 30 by default, for which every stopping model would keep its GPU
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it logs each request to a Python process; the router counts them itself
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",  # a first start compiles every module that the proxy imports
     "OMP_NUM_THREADS": "1",
