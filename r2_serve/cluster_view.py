@@ -27,15 +27,15 @@ class ClusterView:
         """Application of each local model."""
         self._own_app = own_app
         self._known_until_s = 0.0
-        self._missing: list[str] = []
+        self._trouble: str | None = None
         self._replicas: Mapping[str, int] = {}
         self._num_routers = 1
         self._looking: asyncio.Task[None] | None = None
 
     async def unready(self) -> str | None:
-        """None when every application runs, else which do not."""
+        """None when every application runs, else why not."""
         await self._look()
-        return f"waiting for applications {self._missing}" if self._missing else None
+        return self._trouble
 
     def replicas(self, model: str) -> float | None:
         """Running replicas of a local model by the number of routers, as of the last look; None before it, or for a hosted model.
@@ -51,11 +51,15 @@ class ClusterView:
         if time.monotonic() < self._known_until_s:
             return
         self._known_until_s = time.monotonic() + LOOK_S
-        status = await asyncio.to_thread(serve.status)
+        try:
+            applications = (await asyncio.to_thread(serve.status)).applications
+        except Exception as e:  # noqa: BLE001 - the controller is away: what is known of replicas stays
+            self._trouble = f"Serve's controller does not answer: {type(e).__name__}"
+            return
         good = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
-        applications = status.applications
         apps = set(self.app_of.values())
-        self._missing = sorted(app for app in apps if app not in applications or applications[app].status not in good)
+        missing = sorted(app for app in apps if app not in applications or applications[app].status not in good)
+        self._trouble = f"waiting for applications {missing}" if missing else None
         running = {
             (app, name): deployment.replica_states.get("RUNNING", 0)
             for app in (*apps, self._own_app)
