@@ -10,7 +10,7 @@ BIN     := .venv/bin
 STAMP   := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval retrain test test-fast lint audit audit-if-online conformance bench clean
+.PHONY: help install demo eval retrain test test-fast lint audit audit-if-online conformance bench bench-gateway clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,10 @@ bench: $(STAMP)  ## DAG scheduling on real plan shapes: make bench PLANS=plan_sh
 	@test -n "$(PLANS)" || { echo "name the graphs: make bench PLANS=FILE (JSONL rows: num_steps, edges [[from, to], ...])"; exit 1; }
 	$(BIN)/python benchmarks/dag.py --plans $(PLANS) --out runs/bench/dag.json
 	$(BIN)/python benchmarks/eval_throughput.py --out runs/bench/eval_throughput.json
+
+bench-gateway: $(STAMP)  ## what the router adds to a request, beside LiteLLM's proxy (installs 0.6 GB under runs/)
+	test -x runs/litellm/bin/litellm || { $(PYTHON) -m venv runs/litellm && runs/litellm/bin/pip install -q 'litellm[proxy]==1.106.2'; }
+	$(BIN)/python -m benchmarks.gateway --litellm runs/litellm/bin/litellm --out runs/bench/gateway.json
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

@@ -12,6 +12,7 @@ import typer
 
 from r2_serve.deploy_files.cli import kuberay, monitoring
 from r2_serve.evaluation.cli import eval_app, sandbox_app
+from r2_serve.experiment.cli import experiment
 from r2_serve.load.cli import load
 from r2_serve.publishing.cli import publish, rollback
 from r2_serve.simulate.cli import simulate
@@ -33,6 +34,7 @@ app.add_typer(sandbox_app, name="sandbox")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.command()(load)
+app.command()(experiment)
 app.command()(simulate)
 app.command()(publish)
 app.command()(rollback)

@@ -7,31 +7,42 @@ Serve starts a build process per application of a config file (13 of them would 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+from r2_serve import haproxy
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.serve_config import ServeConfig
 
 LOOPBACK = "127.0.0.1"
 FLUSH_S = 1.0
 """From a request's end to the last bytes of its reply, through Serve's proxy; an orderly end of Serve, which waits for them, takes 30 s."""
+ANSWERING_S, ANSWERING_POLL_S = 60.0, 0.1
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that keeps Ray's own ports on loopback, on Linux too
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second of the default, on two cores
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a third of the CPU per request and less of Serve's own proxy: docs/performance.md
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # 30 by default, for which every stopping model would keep its GPU
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it logs each request to a Python process; the router counts them itself
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",  # a first start compiles every module that the proxy imports
     "OMP_NUM_THREADS": "1",
 }
@@ -48,6 +59,10 @@ def free_port() -> int:
 def prepare_environment() -> None:
     """To be called before anything imports ray, which reads these then and hands them to its processes. What the user has set stays."""
     for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    directory = Path(tempfile.mkdtemp(prefix="r2-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    for name, value in haproxy.private_environment(directory, free_port).items():
         os.environ.setdefault(name, value)
 
 
@@ -69,6 +84,7 @@ def local_cluster(
     try:
         _start(port, address, new_node if address == "local" else {})
         _run(config)
+        _wait_until_answering(port)
         yield f"http://{LOOPBACK}:{port}/v1"
     finally:
         ray.shutdown()  # ends every process of the cluster; an orderly end of Serve would take half a minute more
@@ -144,6 +160,23 @@ def _run(config: ServeConfig) -> None:
         config.router, {**options, "Router": {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")}}
     )
     serve.run_many([*targets, serve.RunTarget(router, config.router_app_name, "/")])
+
+
+def _wait_until_answering(port: int) -> None:
+    """The proxy learns of the router some moments after it runs. Raises: EngineUnavailable."""
+    until_s = time.monotonic() + ANSWERING_S
+    while time.monotonic() < until_s:
+        connection = HTTPConnection(LOOPBACK, port, timeout=ANSWERING_S)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == HTTPStatus.OK:
+                return
+        except (OSError, HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(ANSWERING_POLL_S)
+    raise EngineUnavailable(f"the router runs, but nothing answers at port {port} after {ANSWERING_S:g} s. Is the machine overloaded?")
 
 
 def _options(config: ServeConfig, app: str) -> Mapping[str, Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import traceback
@@ -21,7 +22,7 @@ from r2_serve.engines.hosted_replies import StreamReader, retry_after_s
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests import virtual_time
-from tests.upstream import Script, Upstream, chunk, completion, http_chunks, running_upstream, sse
+from tests.upstream import Script, Upstream, chunk, completion, http_chunks, running_upstream, sse, upstream_in_thread
 from tests.virtual_time import turns
 
 KEY = "sk-hush-0123456789"
@@ -271,10 +272,11 @@ async def test_cancelling_a_call_closes_its_connection() -> None:
 @pytest.mark.parametrize("num_more", [0, 1, 2])
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(is_streamed: bool, num_more: int) -> None:
-    """Once and, while it still cleans up, `num_more` times again. What httpcore2 closes when cancelled is otherwise kept for ever."""
+    """Once and, while it still cleans up, `num_more` times again."""
     stream = Script(http_chunks([*sse(chunk("fo"), chunk("ur", "stop"), USAGE_CHUNK, "[DONE]")]), headers={"transfer-encoding": "chunked"})
     async with running(stream if is_streamed else said(completion())) as (upstream, engine):
-        pool = engine._client._client._transport._pool
+        connector = (await engine._client()).connector
+        assert connector is not None
         num_turns = num_answered = 0
         while num_answered < 3:
             call = asyncio.create_task(collected(engine) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=5.0))
@@ -284,8 +286,7 @@ async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(is_
                 await turns(1)
                 call.cancel()
             await asyncio.wait([call])
-            assert pool._requests == [], f"after {num_turns} turns"
-            assert all(connection.is_idle() or connection.is_closed() for connection in pool.connections), f"after {num_turns} turns"
+            assert not connector._acquired and not connector._waiters, f"after {num_turns} turns"
             num_answered += not call.cancelled()
             num_turns += 1
     assert num_turns > 10
@@ -299,6 +300,32 @@ async def test_nobody_listening_is_unavailable() -> None:
     with pytest.raises(EngineUnavailable, match="cannot reach"):
         await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
     await engine.aclose()
+
+
+def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest.CaptureFixture[str]) -> None:
+    """As in an evaluation, which ends its loop without knowing of connections; the next loop finds new ones."""
+    keeping = {"connection": "keep-alive"}
+    with upstream_in_thread() as upstream:
+        upstream.script = Script(
+            [json.dumps(completion()).encode()], 200, keeping, content_length=len(json.dumps(completion())), is_held=True
+        )
+        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url, api_key_env="TEST_KEY"))
+        assert [asyncio.run(engine.generate(MESSAGES, Sampling(), timeout_s=5.0)).text for _ in range(2)] == ["four", "four"]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("variable", "is_asked"), [("HTTP_PROXY", True), ("NO_PROXY", False)])
+async def test_a_proxy_of_the_environment_is_used(variable: str, is_asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_upstream() as proxy:
+        proxy.script = said(completion())
+        monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv(variable, "provider.invalid" if variable == "NO_PROXY" else proxy.base_url.removesuffix("/v1"))
+        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url="http://provider.invalid/v1", api_key_env="TEST_KEY"))
+        with contextlib.suppress(EngineUnavailable):
+            await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+        await engine.aclose()
+    assert [request["_path"] for request in proxy.requests] == ["http://provider.invalid/v1/chat/completions"] * is_asked
 
 
 async def test_a_failed_call_is_made_once() -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("ray", "torch", "transformers", "vllm", "openai", "fastapi")
+HEAVY = ("ray", "torch", "transformers", "vllm", "aiohttp", "fastapi")
 
 
 @pytest.mark.parametrize(

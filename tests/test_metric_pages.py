@@ -9,6 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from r2_serve.http.admission import Admission
 from r2_serve.http.metric_pages import SILENT, labelled, merged
 from r2_serve.http.metrics import Metrics
+from r2_serve.load.monitor import queue_state
+from r2_serve.load.records import QueueState
 from r2_serve.types import CallRecord, Trace, Usage
 from tests.scraped import total
 
@@ -53,3 +55,16 @@ def test_a_page_of_one_replica_has_the_samples_of_that_replica_and_no_others() -
     metrics.count_request("/v1/chat/completions", "r2", 200, 0.02)
     plain = metrics.render()
     assert samples(merged([labelled(plain, "a")], num_silent=0)) == samples(plain)
+
+
+def test_a_load_run_reads_the_queue_of_all_replicas_and_of_a_process_without_any() -> None:
+    def page(num_running: int) -> bytes:
+        metrics, admission = Metrics(), Admission(4, 4)
+        admission.num_running = num_running
+        metrics.watch(admission)
+        return metrics.render()
+
+    several = merged([labelled(page(2), "a"), labelled(page(1), "b")], num_silent=0).decode()
+    assert queue_state(several) == QueueState(running=3, queued=0)
+    assert queue_state(page(2).decode()) == QueueState(running=2, queued=0)
+    assert queue_state("<html>no metrics here</html>") is None

@@ -40,6 +40,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         assert httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60).status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
+        assert listens_beyond_loopback(children) == [], "but for Serve's internal gRPC, which asks for the token"
         with ThreadPoolExecutor(1) as pool:
             at_work = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
             while total(httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != 1:
@@ -56,6 +57,17 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         assert alive == []
     finally:
         process.kill()
+
+
+def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
+    """What anybody on the network could connect to, but for one port of each replica, which Serve does not let us bind."""
+    found = []
+    for process in processes:
+        listening = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        beyond = [address for address in listening if address.ip.removeprefix("::ffff:") != "127.0.0.1"]
+        if len(beyond) > process.name().startswith("ray::ServeReplica"):
+            found.append(f"{process.name()} at {beyond}")
+    return found
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def monitoring(
     ] = None,
     ray_targets: Annotated[
         str, typer.Option(help="The list of nodes that Ray keeps up to date on its head.")
-    ] = "/tmp/ray/prom_metrics_service_discovery.json",  # noqa: S108  # nosec B108 - Ray's own place
+    ] = "/tmp/ray/prom_metrics_service_discovery.json",  # noqa: S108  # nosec B108
     max_usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Alert above this spend.")] = None,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="Objects of Prometheus' operator instead, for a KubeRay service.")

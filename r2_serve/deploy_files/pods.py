@@ -120,7 +120,7 @@ def _resources(node: Node) -> dict[str, Any]:
 def _volumes(node: Node, volumes: Volumes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Mounts of the container, and the pod's volumes."""
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{max(1, round(node.memory_gib * SHM_SHARE))}Gi"}}
-    mounts, declared = [{"name": "shm", "mountPath": "/dev/shm"}], [shm]  # noqa: S108  # nosec B108 - the pod's own
+    mounts, declared = [{"name": "shm", "mountPath": "/dev/shm"}], [shm]  # noqa: S108  # nosec B108
     if volumes.keys_file:
         folder = PurePosixPath(volumes.keys_file)
         item = {"key": "keys.yaml", "path": folder.name}

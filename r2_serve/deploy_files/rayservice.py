@@ -36,8 +36,8 @@ class Options:
     name: str = "r2"
     namespace: str = "default"
     image: str = "r2-router:latest"
-    secret: str = "r2-env"  # noqa: S105  # nosec B105 - its name
-    keys_secret: str = "r2-client-keys"  # noqa: S105  # nosec B105
+    secret: str = "r2-env"  # noqa: S105
+    keys_secret: str = "r2-client-keys"  # noqa: S105
     auth_secret: str | None = None
     head: Node = field(default_factory=lambda: Node(cpus=4, memory_gib=16))
     cpu_node: Node = field(default_factory=lambda: Node(cpus=8, memory_gib=16))

@@ -1,24 +1,28 @@
 """A model behind an OpenAI-compatible API: OpenAI, Azure OpenAI, DeepSeek, Qwen, a vLLM server.
 
-The openai client makes the requests and nothing more: no retries (the router has its own), no redirects, no timeout but
-ours, which bounds the whole call. Replies are read as bytes and validated here (`hosted_replies`), since the client
-takes a truncated stream for a complete one and an error object for a completion. The key never leaves the
-request's header: texts from the provider are redacted before they go into an error.
+One POST of aiohttp's client per call and nothing more: no retries (the router has its own), no redirects, no timeout but ours,
+which bounds the whole call. Replies are read as bytes and validated here (`hosted_replies`). Not the openai client: it takes a
+truncated stream for a complete one and an error object for a completion, and costs five times the CPU (docs/performance.md).
+The key never leaves the request's header: texts from the provider are redacted before they go into an error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import openai
+import aiohttp
 
+from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
-from r2_serve.engines.cancellation import cancelled_gently
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
 from r2_serve.engines.timing import bounded, deadline_after
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
@@ -27,6 +31,10 @@ from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 MAX_REPLY_BYTES = 16_000_000
 MAX_MESSAGE_CHARS = 300
 """Of an error, most of which is the provider's own text."""
+MAX_ERROR_BYTES = 64_000
+"""Of a body that comes with an error's status; what is beyond is not read."""
+MAX_CONNECTIONS, KEEP_ALIVE_S = 1000, 4.0
+"""Idle connections go before the provider's end does: vLLM's and other uvicorn servers close them after 5 s."""
 DRAIN_S = 0.1
 _log = logging.getLogger(__name__)
 
@@ -42,7 +50,10 @@ class HostedEngine:
         self._config = config
         self._stall_s = stall_s
         self._key = _key(config)
-        self._client = _client(config, self._key)
+        self._url, self._headers = _address(config, self._key)
+        self._proxy = _proxy(self._url)
+        self._session: aiohttp.ClientSession | None = None
+        self._life: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._has_warned_of_usage = False
 
     def __repr__(self) -> str:
@@ -55,9 +66,12 @@ class HostedEngine:
         deadline = deadline_after(timeout_s)
         body = self._body(messages, sampling, adapter, is_streamed=False)
         with self._redacted_errors():
-            async with bounded(deadline):
-                content = await cancelled_gently(self._content(body))
-            parts = parse_completion(content)
+            async with bounded(deadline), self._response(body) as response:
+                content = bytearray()
+                while chunk := await response.content.readany():
+                    content += chunk
+                    _check_size(len(content))
+            parts = parse_completion(bytes(content))
         return Completion(
             text=parts.text,
             usage=parts.usage or self._estimated(messages, parts.text),
@@ -88,36 +102,27 @@ class HostedEngine:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        await self._client.close()
+        if self._life is not None:
+            await self._life.aclose()
 
     def _next_piece(self, pieces: Iterator[str]) -> str | None:
         with self._redacted_errors():
             return next(pieces, None)
 
-    async def _content(self, body: dict[str, Any]) -> bytes:
-        """The body of a whole reply."""
-        async with self._response(body) as response:
-            content = bytearray()
-            async for chunk in response.iter_bytes():
-                content += chunk
-                _check_size(len(content))
-        return bytes(content)
-
     async def _chunks(self, body: dict[str, Any], deadline: float | None) -> AsyncGenerator[bytes, None]:
         """The body of a stream as it arrives. Each wait is bounded, never the consumer's time."""
         opening = self._response(body)
+        with self._redacted_errors():
+            async with bounded(deadline):
+                response = await opening.__aenter__()
         try:
-            with self._redacted_errors():
-                async with bounded(deadline):
-                    response = await cancelled_gently(opening.__aenter__())
-            chunks = response.iter_bytes()
             num_bytes = 0
             limit = deadline
             while True:
                 with self._redacted_errors():
                     async with bounded(limit):
-                        chunk = await cancelled_gently(_next(chunks))
-                if chunk is None:
+                        chunk = await response.content.readany()
+                if not chunk:
                     return
                 num_bytes += len(chunk)
                 _check_size(num_bytes)
@@ -125,16 +130,26 @@ class HostedEngine:
                 stalled_at = asyncio.get_running_loop().time() + self._stall_s
                 limit = stalled_at if deadline is None else min(stalled_at, deadline)
         finally:
-            await cancelled_gently(opening.__aexit__(None, None, None))
+            await opening.__aexit__(None, None, None)
 
     @asynccontextmanager
-    async def _response(self, body: dict[str, Any]) -> AsyncIterator[Any]:
+    async def _response(self, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
         """The opened reply. Raises: EngineError for any status but 200."""
-        create = self._client.chat.completions.with_streaming_response.create
-        async with create(**body) as response:
-            if response.status_code != 200:
-                raise InvalidReply(f"the provider answered with status {response.status_code}")
+        sent = json.dumps(body).encode()
+        session = await self._client()
+        async with session.post(self._url, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False) as response:
+            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+                raise failure_from_status(response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES))
+            if response.status != HTTPStatus.OK:
+                raise InvalidReply(f"the provider answered with status {response.status}")
             yield response
+
+    async def _client(self) -> aiohttp.ClientSession:
+        """Of the running event loop, to which connections belong; made on its first call."""
+        if self._session is None or self._session.closed:
+            self._life = _session_for_the_loop()
+            self._session = await anext(self._life)
+        return self._session
 
     def _body(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, *, is_streamed: bool) -> dict[str, Any]:
         if adapter is not None:
@@ -149,8 +164,6 @@ class HostedEngine:
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "logprobs": sampling.logprobs or None,
-            "extra_body": self._config.extra_body or None,
-            "extra_headers": None if self._key else {"Authorization": openai.omit},
             self._config.max_tokens_field: sampling.max_tokens,
         }
         if sampling.json_schema is not None and self._config.supports_json_schema:
@@ -158,7 +171,7 @@ class HostedEngine:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if is_streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in body.items() if value is not None}
+        return {**{name: value for name, value in body.items() if value is not None}, **self._config.extra_body}
 
     def _estimated(self, messages: Sequence[Message], text: str) -> Usage:
         if not self._has_warned_of_usage:
@@ -176,16 +189,11 @@ class HostedEngine:
             return
         except EngineError as e:
             failure = e
-        except openai.APIStatusError as e:
-            failure = failure_from_status(e.status_code, e.response.headers, e.response.content)
-        except openai.APIConnectionError as e:
-            failure = EngineUnavailable(f"cannot reach the provider: {type(e.__cause__ or e).__name__}")
-        except openai.OpenAIError as e:
+        except aiohttp.ClientConnectorError as e:
+            failure = EngineUnavailable(f"cannot reach the provider: {type(e).__name__}")
+        except aiohttp.ClientResponseError as e:
             failure = InvalidReply(f"the provider's reply cannot be read: {type(e).__name__}")
-        except Exception as e:
-            # The HTTP library's own errors while a body is read; its base classes are no dependency of ours.
-            if not type(e).__module__.startswith(("httpx", "httpcore")):
-                raise
+        except aiohttp.ClientError as e:
             failure = EngineUnavailable(f"the connection to the provider broke: {type(e).__name__}")
         raise self._redacted(failure) from None
 
@@ -196,8 +204,13 @@ class HostedEngine:
         return type(error)(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
 
 
-async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(chunks, None)
+async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]:
+    """A session that ends with the event loop, which closes the async generators begun in it, if nobody ends it before."""
+    connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=None), cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        yield session
 
 
 async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
@@ -206,6 +219,13 @@ async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
         async with asyncio.timeout(DRAIN_S):
             async for _ in chunks:
                 pass
+
+
+async def _beginning(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
+    read = bytearray()
+    while len(read) < max_bytes and (chunk := await content.readany()):
+        read += chunk
+    return bytes(read)
 
 
 def _check_size(num_bytes: int) -> None:
@@ -224,17 +244,18 @@ def _key(config: HostedEngineConfig) -> str | None:
     return key
 
 
-def _client(config: HostedEngineConfig, key: str | None) -> openai.AsyncOpenAI:
-    """Everything from `config`: what is left out here the client would take from OPENAI_* variables."""
-    options: dict[str, Any] = {"max_retries": 0, "timeout": None}
-    http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None)
+def _address(config: HostedEngineConfig, key: str | None) -> tuple[str, dict[str, str]]:
+    """Where completions are asked for, and the headers that go there."""
+    base, headers = config.base_url.rstrip("/"), {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
     if config.kind == "openai":
-        headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
-        return openai.AsyncOpenAI(
-            api_key=key or "none", base_url=config.base_url, default_headers=headers, http_client=http_client, **options
-        )
+        return f"{base}/chat/completions", {**headers, "Authorization": f"Bearer {key}"} if key else headers
     if key is None or config.api_version is None:
         raise ConfigError(f"model {config.model!r}: Azure needs api_key_env and api_version")
-    return openai.AsyncAzureOpenAI(
-        api_key=key, azure_endpoint=config.base_url, api_version=config.api_version, http_client=http_client, **options
-    )
+    path = f"openai/deployments/{quote(config.model, safe='')}/chat/completions?api-version={quote(config.api_version)}"
+    return f"{base}/{path}", {**headers, "api-key": key}
+
+
+def _proxy(url: str) -> str | None:
+    """As HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say. Looked up once: aiohttp itself would ask a thread at each request."""
+    target, proxies = urlsplit(url), getproxies()
+    return None if proxy_bypass(target.netloc) else proxies.get(target.scheme, proxies.get("all"))

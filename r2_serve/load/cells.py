@@ -10,7 +10,7 @@ from r2_serve.load.summary import Distribution, LoadSummary
 from r2_serve.views import usd
 
 LATENCY_COLUMNS = ("seconds", "mean", "p50", "p90", "p95", "p99", "max")
-DEPLOYMENT_COLUMNS = ("deployment", "replica-seconds", "of which starting", "most replicas", "GPU-seconds")
+DEPLOYMENT_COLUMNS = ("deployment", "replica-s", "of it starting", "most at once", "GPU-s")
 SLOWEST_COLUMNS = ("request", "to be sent at, s", "late, ms", "first token, s", "latency, s", "subtasks", "outcome")
 NUM_SLOWEST = 10
 

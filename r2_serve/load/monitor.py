@@ -16,8 +16,9 @@ from r2_serve.load.records import QueueState, ReplicaCount, TimelineSample
 from r2_serve.load.replicas import ReplicaSource
 
 log = logging.getLogger(__name__)
-_RUNNING = re.compile(r"^r2_requests_running (\S+)$", re.MULTILINE)
-_QUEUED = re.compile(r"^r2_requests_queued (\S+)$", re.MULTILINE)
+_RUNNING = re.compile(r"^r2_requests_running(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_QUEUED = re.compile(r"^r2_requests_queued(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+"""A sample per router replica."""
 
 
 @dataclass
@@ -68,5 +69,10 @@ class Monitor:
             response = await self.http.get(url, timeout=self.interval_s)
         except httpx.HTTPError:
             return None
-        running, queued = _RUNNING.search(response.text), _QUEUED.search(response.text)
-        return QueueState(running=int(float(running[1])), queued=int(float(queued[1]))) if running and queued else None
+        return queue_state(response.text)
+
+
+def queue_state(page: str) -> QueueState | None:
+    """Of all router replicas on a page of `/metrics`; None where it says nothing of them."""
+    running, queued = ([int(float(value)) for value in sample.findall(page)] for sample in (_RUNNING, _QUEUED))
+    return QueueState(running=sum(running), queued=sum(queued)) if running and queued else None

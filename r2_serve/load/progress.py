@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from r2_serve.load import cells
-from r2_serve.load.records import RequestRecord, TimelineSample
+from r2_serve.load.records import ReplicaCount, RequestRecord, TimelineSample
 from r2_serve.load.session import Watcher
 from r2_serve.load.summary import Distribution, LoadSummary
 from r2_serve.views import usd
@@ -61,8 +61,13 @@ def _standing(sample: TimelineSample, latencies: deque[float], lateness: deque[f
     if (late := Distribution.of(list(lateness))) is not None:
         parts.append(f"late p99 {1000 * late.p99:.0f} ms")
     parts.append(usd(sample.spent_usd))
-    parts += [f"{name.partition('/')[0]} {c.running}" + f"+{c.starting}" * bool(c.starting) for name, c in sample.deployments.items()]
+    parts += [f"{name.partition('/')[0]} {c.running}" + f"+{c.starting}" * bool(c.starting) for name, c in _shown(sample)]
     return ", ".join(parts)
+
+
+def _shown(sample: TimelineSample) -> list[tuple[str, ReplicaCount]]:
+    """Those on GPUs, where there are any: the line is short."""
+    return [item for item in sample.deployments.items() if item[1].gpus] or list(sample.deployments.items())
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:

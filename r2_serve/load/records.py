@@ -75,7 +75,7 @@ class ReplicaCount(Record):
 
 
 class QueueState(Record):
-    """What one router process says of itself, in its /metrics."""
+    """What the router's replicas say of themselves together, in /metrics."""
 
     running: int
     queued: int

@@ -74,6 +74,7 @@ class DeploymentUse(Record):
     max_replicas: int
     gpus_per_replica: float
     gpu_s: float
+    """GPUs that it held over time: by stopping replicas too, which `replica_s` leaves out."""
 
 
 class LoadSummary(Record):
@@ -183,7 +184,7 @@ def _use(counts: Sequence[tuple[float, ReplicaCount]]) -> DeploymentUse:
         starting_s=integral([count.starting for _, count in counts]),
         max_replicas=max(count.running + count.starting for _, count in counts),
         gpus_per_replica=gpus,
-        gpu_s=replica_s * gpus,
+        gpu_s=gpus * (replica_s + integral([count.stopping for _, count in counts])),
     )
 
 

@@ -84,7 +84,7 @@ class Run:
     num_decisions: dict[str, int]
     """Times that the autoscaler changed a deployment's target."""
     paid_gpu_s: float
-    """GPUs that were paid for: stopping replicas and booting nodes among them, which the summary's `gpu_s` leaves out."""
+    """GPUs that were paid for: booting and idle nodes among them, which the summary's `gpu_s` leaves out."""
     paid_usd: float
     num_events: int
     wall_s: float

