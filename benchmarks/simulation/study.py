@@ -186,18 +186,18 @@ def plot(scale: Scale = 1.0, cold: Cold = 1.0, out: Path = PICTURE) -> None:
     found = rows(rows_path(scale, cold))
     figure, (frontier, timeline) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for policy in dict.fromkeys(row["policy"] for row in found):
-        chosen = sorted((row for row in found if row["policy"] == policy), key=lambda row: row["paid_usd"])
+        chosen = sorted((row for row in found if row["policy"] == policy), key=lambda row: row["target_factor"])
         xs, ys = [row["usd_per_1000_queries"] for row in chosen], [100 * row["slo_attainment"] for row in chosen]
         frontier.plot(xs, ys, marker="o", label=policy)
         for x, y, row in zip(xs, ys, chosen):
             frontier.annotate(f"x{row['target_factor']:g}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7)
         middle = next((row for row in chosen if row["target_factor"] == 1.0), chosen[0])
         totals = [small + large for small, large in zip(middle["replicas"]["m-small/Model"], middle["replicas"]["m-large/Model"])]
-        timeline.plot(totals, label=f"{policy}, x{middle['target_factor']:g}")
+        timeline.plot(totals, label=policy)
     frontier.set(xlabel="USD of GPUs per 1,000 queries", ylabel="% of queries within the objective", title="cost against attainment")
-    timeline.set(xlabel="seconds", ylabel="GPUs (running and starting)", title="what was asked for")
+    timeline.set(xlabel="seconds", ylabel="GPUs (running and starting)", title="what was asked for, at target x1")
     frontier.legend(fontsize=8)
-    timeline.legend(fontsize=8)
+    timeline.legend(fontsize=7, loc="lower center")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     typer.echo(f"written: {out}\n")
