@@ -1,9 +1,12 @@
-"""HAProxy as Ray Serve starts it, but for what it opens to the network: only the endpoint's own port.
+"""HAProxy as Ray Serve starts it, but for what it opens to the network, only the endpoint's own port, and for clients that leave.
 
 Serve (2.60) writes the configuration, and in it binds HAProxy's statistics page and Prometheus exporter to every interface, and lets
 every user of the machine command it; there is no setting for these. This program stands in for the binary
 (RAY_SERVE_HAPROXY_BINARY_PATH): it narrows the file that Serve wrote, and becomes HAProxy. Nothing is parsed that it need not
 change: an address of a section other than Serve's own frontends becomes loopback, whatever it was.
+
+And it leaves out `DEAF`: with these HAProxy (2.8) does not tell the replica that the client of a reply that has not begun is gone, in spite
+of `option abortonclose`, and the models go on working for nobody. Seen by `tests/test_cluster_faults.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ from pathlib import Path
 
 FRONTENDS = frozenset({"http_frontend", "grpc_frontend"})
 """Sections that listen where `http_options.host` says."""
+DEAF = ("option splice-request", "option splice-response", "http-reuse always")
 _SECTION = re.compile(r"^(?:global|defaults|(?:frontend|backend|listen)\s+(?P<name>\S+))")
 _BIND = re.compile(r"^(?P<bind>\s*bind\s+)\S*:(?P<port>\d+)")
 _ADMIN_MODE = re.compile(r"^(\s*stats socket .*\bmode )\d+")
 
 
 def narrowed(config: str) -> str:
-    """A configuration of Serve's in which only `FRONTENDS` listen beyond loopback, and the admin socket is its owner's."""
+    """A configuration of Serve's in which only `FRONTENDS` listen beyond loopback, its owner alone may command, and nothing is `DEAF`."""
     lines, section = [], ""
     for line in config.splitlines():
+        if line.strip() in DEAF:
+            continue
         if found := _SECTION.match(line):
             section = found["name"] or ""
         if section not in FRONTENDS:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from r2_serve.local_cluster import free_port, local_cluster
@@ -137,6 +138,13 @@ def actors(name_part: str, state: str = "ALIVE") -> list[dict[str, Any]]:
 def kill(name_part: str) -> None:
     (actor,) = actors(name_part)
     os.kill(int(actor["Pid"]), signal.SIGKILL)
+
+
+def kill_haproxy() -> None:
+    """The process that clients are connected to, a child of Serve's proxy actor."""
+    children = [child for actor in actors("SERVE_PROXY_ACTOR") for child in psutil.Process(int(actor["Pid"])).children(recursive=True)]
+    (process,) = [child for child in children if child.name() == "haproxy"]
+    process.kill()
 
 
 async def answers_itself(client: httpx.AsyncClient, model: str) -> bool:
@@ -315,7 +323,7 @@ async def test_a_killed_proxy_cuts_its_connections_and_comes_back(cluster: Clust
         await until(lambda: answers_itself(client, SMALL))
         queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(10)]
         await until(lambda: _at_least(client, 10))
-        kill("SERVE_PROXY_ACTOR")
+        kill_haproxy()
         for outcome in await asyncio.gather(*queries, return_exceptions=True):
             assert isinstance(outcome, httpx.TransportError), outcome
         await until(lambda: _answers(client))

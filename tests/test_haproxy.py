@@ -42,6 +42,11 @@ def test_only_the_endpoint_keeps_its_address() -> None:
     }
 
 
+def test_no_option_stays_that_hides_a_client_who_left() -> None:
+    deaf = "defaults\n    option abortonclose\n    option splice-request\n    option splice-response\nbackend b\n    http-reuse always\n"
+    assert narrowed(deaf) == "defaults\n    option abortonclose\nbackend b\n"
+
+
 def test_what_serve_may_add_some_day_is_on_loopback_too() -> None:
     assert narrowed("frontend news\n    bind 0.0.0.0:1234 ssl\n") == "frontend news\n    bind 127.0.0.1:1234 ssl\n"
 
