@@ -63,7 +63,10 @@ def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
     """What anybody on the network could connect to, but for one port of each replica, which Serve does not let us bind."""
     found = []
     for process in processes:
-        listening = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        try:
+            listening = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        except psutil.NoSuchProcess:
+            continue  # one of the short-lived that a cluster starts
         beyond = [address for address in listening if address.ip.removeprefix("::ffff:") != "127.0.0.1"]
         if len(beyond) > process.name().startswith("ray::ServeReplica"):
             found.append(f"{process.name()} at {beyond}")
