@@ -109,6 +109,18 @@ def answer_of(response: httpx.Response) -> tuple[str, Trace]:
     return text, Trace.model_validate(chunks[-1]["r2"]["trace"])
 
 
+def error_of(response: httpx.Response) -> dict[str, str | None]:
+    """The error of a refusal. After a heartbeat a stream is a 200 already: then it is its last event, and no `[DONE]` follows."""
+    if "event-stream" in response.headers["content-type"]:
+        *_, last = response.text.removesuffix("\n\n").split("\n\n")
+        reply = json.loads(last.removeprefix("data: "))
+    else:
+        assert response.status_code >= 400, response.text
+        reply = response.json()
+    error: dict[str, str | None] = reply["error"]
+    return error
+
+
 async def until(is_so: Callable[[], Awaitable[bool]], patience_s: float = PATIENCE_S) -> float:
     """Seconds until it was. Raises: TimeoutError."""
     start_s = time.monotonic()
@@ -215,7 +227,7 @@ async def test_a_poisonous_query_that_is_routed_ends_the_same_way(cluster: Clust
         dead_before = len(actors("#Model", "DEAD"))
         plan = {"subtasks": [{"id": 1, "text": f"drink the {POISON}", "depends_on": []}]}
         response = await client.post("/v1/chat/completions", json={**body(stream=True), "r2": {"plan": plan, "policy": f"all:{SMALL}"}})
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "poisonous_request")
+        assert (error_of(response)["type"], error_of(response)["code"]) == ("invalid_request_error", "poisonous_request")
         assert len(actors("#Model", "DEAD")) - dead_before <= 2
 
 
