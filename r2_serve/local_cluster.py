@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import logging
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -33,6 +34,10 @@ LOOPBACK = "127.0.0.1"
 FLUSH_S = 1.0
 """From a request's end to the last bytes of its reply, through Serve's proxy; an orderly end of Serve, which waits for them, takes 30 s."""
 ANSWERING_S, ANSWERING_POLL_S = 60.0, 0.1
+PORTS = range(20_000, 30_000)
+"""For what is bound some time after its port is chosen, by another process. A port that the kernel chooses will not do: from the same range
+(from 32768 on Linux) it gives one to every connection that Ray's processes open meanwhile. And 10002 to 19999 are taken by the workers of
+`ray start`, 30000 to 31000 by Serve's replicas."""
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -49,11 +54,12 @@ ENVIRONMENT = {
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port of `PORTS` that is free. Raises: EngineUnavailable."""
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
+    raise EngineUnavailable(f"all of the ports {PORTS.start} to {PORTS.stop - 1} of {LOOPBACK} are taken; end what holds them")
 
 
 def prepare_environment() -> None:

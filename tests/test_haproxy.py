@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from r2_serve.haproxy import narrowed, private_environment
+from r2_serve.local_cluster import PORTS, free_port
 
 WRITTEN_BY_SERVE = """global
     stats socket /tmp/haproxy-serve/admin.sock mode 666 level admin expose-fd listeners
@@ -60,3 +61,9 @@ def test_the_program_narrows_the_file_and_becomes_haproxy(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "bind 127.0.0.1:8404" in config.read_text()
     assert stat.S_IMODE(Path(program).stat().st_mode) == 0o700 and sys.executable in Path(program).read_text()
+
+
+def test_a_port_to_be_bound_later_is_none_that_the_kernel_gives_to_connections_meanwhile() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert PORTS.stop <= lowest or lowest < 32768, "a machine that was set so has no such port"
+    assert all(free_port() in PORTS for _ in range(100))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
     path, port = tmp_path / "pool.yaml", free_port()
     path.write_text(scripted_yaml(delay_s={LARGE: 8.0}))
     command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         assert process.stdout is not None
@@ -45,6 +46,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
             at_work = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
             while total(httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != 1:
                 assert not at_work.done()
+                time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
             assert any("stopping" in line for line in process.stdout)
             while (late := httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60)).status_code == 200:
