@@ -45,7 +45,7 @@ test: $(STAMP)  ## every tier that needs no GPU
 	$(BIN)/pytest -q
 	$(BIN)/pytest -q -m "ray or engine or sandbox or train"
 
-test-fast: $(STAMP)  ## no Ray, no torch, no network: under a minute
+test-fast: $(STAMP)  ## no Ray, no torch, no network: two to three minutes on two cores
 	$(BIN)/pytest -q
 
 lint: $(STAMP)  ## style, types, layers, unsafe calls

@@ -10,8 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from rich.table import Table
 from r2_serve.client import Ask, Reply, ask_all, new_client
 from r2_serve.config import RoutingConfig
 from r2_serve.domains import Task, scan, words
+from r2_serve.run_files import machine, write_whole
 from r2_serve.types import Trace, Usage
 from r2_serve.views import dag_view, trace_view, usd
 
@@ -91,7 +90,7 @@ async def run_demo(base_url: str, routing: RoutingConfig, names: Sequence[str], 
     """Measure every domain of `names`, print its table and one query's DAG; the figures as JSON."""
     summary: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+        "machine": machine(),
     }
     async with new_client(base_url) as client:
         for name in names:
@@ -105,9 +104,8 @@ async def run_demo(base_url: str, routing: RoutingConfig, names: Sequence[str], 
 def write_summary(summary: dict[str, Any], directory: Path) -> Path:
     """`directory`/summary.json, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    path, draft = directory / "summary.json", directory / "summary.json.tmp"
-    draft.write_text(json.dumps(summary, indent=2) + "\n")
-    draft.replace(path)
+    path = directory / "summary.json"
+    write_whole(path, json.dumps(summary, indent=2))
     return path
 
 

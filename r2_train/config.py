@@ -11,12 +11,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from r2_serve.config import Config, ScoreWeights
-from r2_serve.errors import ConfigError
 from r2_serve.evaluation.rows import Benchmark
+from r2_serve.serve_config.sections import read_file
 from r2_train.launch import LaunchConfig
 
 Module = Literal["decomposer", "allocator"]
@@ -203,13 +202,5 @@ class TrainConfig(Config):
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Raises: ConfigError naming the file and every key at fault."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise ConfigError(f"{path}: cannot be read: {e}") from e
-    try:
-        return TrainConfig.model_validate(raw)
-    except ValidationError as e:
-        lines = [f"  {'.'.join(map(str, error['loc'])) or 'file'}: {error['msg']}" for error in e.errors()]
-        raise ConfigError("\n".join([f"{path}: {len(lines)} error(s)", *lines])) from e
+    """The run description at `path`. Raises: ConfigError listing every error with its line."""
+    return read_file(path, TrainConfig)

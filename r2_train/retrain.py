@@ -12,8 +12,6 @@ import asyncio
 import contextlib
 import datetime
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from rich.table import Table
 from r2_serve.evaluation.benchmarks import load_tasks, sample_tasks
 from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.rows import Task
+from r2_serve.run_files import machine, write_whole
 from r2_train.alternate import RoundRow, alternate
 from r2_train.config import TrainConfig, load_config
 from r2_train.curves import draw_curves
@@ -54,7 +53,7 @@ def retrain(
     """Every domain with every seed; the figures, which are also in `summary.json`. Goes on where it was stopped."""
     summary: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+        "machine": machine(),
     }
     for domain in domains:
         results = [_one(domain, out / f"{domain}-{seed}", seed, num_test, console) for seed in seeds]
@@ -171,6 +170,4 @@ def _means(results: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _write(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n")
-    draft.replace(path)
+    write_whole(path, json.dumps(value, indent=2))

@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
-import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,10 +26,10 @@ from rich.console import Console
 
 from r2_serve.errors import ConfigError
 from r2_serve.evaluation.graders import Grader
-from r2_serve.evaluation.manifest import code_version
 from r2_serve.evaluation.row_log import read_records
 from r2_serve.evaluation.rows import Task
 from r2_serve.prompts import get_codec
+from r2_serve.run_files import code_version, machine
 from r2_serve.serve_config import load
 from r2_train.call_cache import CallCache
 from r2_train.collect import PLANS, CollectedTask, Collector, CollectSummary
@@ -94,7 +92,7 @@ class TrainingRun:
             "codecs": {module: f"{codec.name} {codec.version}" for module, codec in codecs.items()},
             "pool": list(virtual.pool),
             "packages": {name: version(name) for name in PACKAGES},
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+            "machine": machine(),
         }
 
     @contextlib.contextmanager

@@ -25,10 +25,11 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("pool: {virtual_model: r2}\ndata: {benchmark: words}\nsearch: {alfa: 0.4}\n", "search.alfa: Extra inputs"),
+        ("pool: {virtual_model: r2}\ndata: {benchmark: words}\nsearch: {alfa: 0.4}\n", "line 3: error: search.alfa: unknown key"),
         ("pool: {virtual_model: r2, reach: http}\ndata: {benchmark: words}\n", "needs it"),
         ("data: {benchmark: chess}\n", "data.benchmark"),
-        ("pool: [", "cannot be read"),
+        ("pool: [", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", "line 2: error: seed: the key stands twice"),
         ("", "file"),
     ],
 )

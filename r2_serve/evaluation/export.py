@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 
 from r2_serve.errors import ConfigError
 from r2_serve.evaluation import grade_text
-from r2_serve.evaluation.manifest import write_whole
 from r2_serve.evaluation.rows import Benchmark, CsqaRow, Task
+from r2_serve.run_files import write_whole
 
 Format = Literal["lm-eval", "inspect"]
 FORMATS: tuple[Format, ...] = get_args(Format)

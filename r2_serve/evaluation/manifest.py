@@ -7,17 +7,14 @@ name of what differs, as a table whose rows come from two programs says nothing 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import ValidationError
 
-import r2_serve
 from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.engines import EMBEDDED, resolve_checkpoint
 from r2_serve.errors import ConfigError
@@ -25,6 +22,7 @@ from r2_serve.evaluation.desk import Setting
 from r2_serve.evaluation.policies import PolicyConfig
 from r2_serve.evaluation.row_log import ROWS, RowLog, RunError
 from r2_serve.evaluation.rows import Benchmark, Task
+from r2_serve.run_files import put_aside, write_whole
 from r2_serve.types import ModelGroup, Record
 
 MANIFEST = "run.json"
@@ -101,15 +99,7 @@ def set_aside_other_run(directory: Path, manifest: Manifest) -> Path | None:
     if not (directory / MANIFEST).exists() or not _differences(Manifest.read(directory), manifest):
         return None
     with RowLog(directory / ROWS):
-        place = next(path for i in itertools.count(1) if not (path := directory.with_name(f"{directory.name}.{i}")).exists())
-        return directory.rename(place)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file, whole or not at all."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(f"{text}\n")
-    draft.replace(path)
+        return put_aside(directory)
 
 
 def pool_models(config: RouterConfig) -> tuple[PoolModel, ...]:
@@ -158,15 +148,6 @@ def config_sha256(config: RouterConfig, routing: RoutingConfig, model_apps: dict
     paths = sorted({path for app in model_apps.values() if (path := getattr(app.engine, "path", "")).startswith(EMBEDDED)})
     weights = (file.read_bytes() for path in paths for file in sorted(Path(resolve_checkpoint(path)).iterdir()) if file.is_file())
     return _sha256((*(section.encode() for section in sections), *weights))
-
-
-@cache
-def code_version() -> str:
-    """The version, and a hash of the package's source."""
-    root = Path(r2_serve.__file__).parent
-    files = sorted(root.rglob("*.py"))
-    source = _sha256(part for file in files for part in (str(file.relative_to(root)).encode(), file.read_bytes()))
-    return f"{r2_serve.__version__}+{source[:12]}"
 
 
 def _sha256(parts: Iterable[bytes]) -> str:

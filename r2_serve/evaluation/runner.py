@@ -25,10 +25,11 @@ from r2_serve.config import Config
 from r2_serve.evaluation.asker import Asker
 from r2_serve.evaluation.desk import Policy, Setting, outcome_of
 from r2_serve.evaluation.graders import Grader
-from r2_serve.evaluation.manifest import Manifest, write_whole
+from r2_serve.evaluation.manifest import Manifest
 from r2_serve.evaluation.policies import R2, RANDOM, parse_policy, random_policy
 from r2_serve.evaluation.row_log import ROWS, Key, RowLog, RunError, RunRow, merged, read_rows
 from r2_serve.evaluation.rows import Task
+from r2_serve.run_files import write_whole
 
 SHARES = "random_shares.json"
 

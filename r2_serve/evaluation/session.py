@@ -25,19 +25,18 @@ from r2_serve.evaluation.manifest import (
     HOSTED_KINDS,
     Manifest,
     Split,
-    code_version,
     config_sha256,
     data_sha256,
     default_virtual_model,
     pool_models,
     set_aside_other_run,
     setting_of,
-    write_whole,
 )
 from r2_serve.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
 from r2_serve.evaluation.rows import Benchmark, Task
 from r2_serve.evaluation.runner import OnRow, RowSource, Runner, RunOptions, Standing
 from r2_serve.pool import EngineFor, in_process_engines
+from r2_serve.run_files import code_version, write_whole
 from r2_serve.serve_config import ServeConfig, load
 from r2_serve.views import usd
 

@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from r2_serve.errors import ConfigError
-from r2_serve.evaluation.manifest import code_version, write_whole
 from r2_serve.experiment.config import Loaded
 from r2_serve.experiment.variants import Raw, scaled_deployments, varied
 from r2_serve.load.run_directory import SUMMARY
 from r2_serve.load.summary import LoadSummary
+from r2_serve.run_files import code_version, write_whole
 from r2_serve.serve_config import load
 from r2_serve.serve_config.document import Problem, read_yaml
 from r2_serve.workload import Workload

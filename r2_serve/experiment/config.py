@@ -9,8 +9,7 @@ from pydantic import Field
 
 from r2_serve.config import Config, EnvName
 from r2_serve.errors import ConfigError
-from r2_serve.serve_config.document import Problem, read_yaml
-from r2_serve.serve_config.sections import read_section
+from r2_serve.serve_config.sections import read_file
 from r2_serve.workload import SCRIPTED_POOL, Workload, example_names, example_path, load_workload
 
 SCRIPTED = "scripted"
@@ -73,13 +72,7 @@ class Loaded(Config):
 
 def load_experiment(path: Path) -> Loaded:
     """Raises: ConfigError listing every error."""
-    document = read_yaml(path)
-    if isinstance(document, Problem):
-        raise _refused(path, [document])
-    experiment, problems = read_section(document, Experiment, ())
-    problems = sorted({*document.problems, *problems}, key=lambda problem: (problem.line, problem.where, problem.message))
-    if problems or experiment is None:
-        raise _refused(path, problems)
+    experiment = read_file(path, Experiment)
     workloads = [load_workload(_workload_path(path.parent, name)) for name in experiment.workloads]
     by_name = {workload.name: workload for workload in workloads}
     if len(by_name) != len(workloads):
@@ -90,7 +83,3 @@ def load_experiment(path: Path) -> Loaded:
 
 def _workload_path(directory: Path, name: str) -> Path:
     return directory / name if (directory / name).exists() or name not in example_names() else example_path(name)
-
-
-def _refused(path: Path, problems: list[Problem]) -> ConfigError:
-    return ConfigError("\n".join([f"{path}: {len(problems)} error(s)", *(f"  {problem}" for problem in problems)]))

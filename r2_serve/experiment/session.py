@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +9,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from r2_serve.evaluation.manifest import code_version, write_whole
 from r2_serve.experiment import tables
 from r2_serve.experiment.cells import Plan, plan
 from r2_serve.experiment.clusters import ClusterSite, LocalSite, Site
@@ -20,6 +17,7 @@ from r2_serve.experiment.results import Results, differences_of, figures_of, row
 from r2_serve.experiment.runner import run_cells, to_run
 from r2_serve.load.run_directory import read_timeline
 from r2_serve.publishing.dashboard import Dashboard
+from r2_serve.run_files import code_version, machine_line, write_whole
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -50,7 +48,7 @@ def write_results(loaded: Loaded, planned: Plan, out: Path, target: str) -> Resu
     results = Results(
         name=loaded.experiment.name,
         target=target,
-        machine=f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}",
+        machine=machine_line(),
         code_version=code_version(),
         num_cells=len(planned.cells),
         scaled=scaled,

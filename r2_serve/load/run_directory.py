@@ -8,7 +8,6 @@ report.html      the page
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from r2_serve.errors import ConfigError
 from r2_serve.evaluation.row_log import RowLog, read_records
 from r2_serve.load.records import RequestRecord, TimelineSample
+from r2_serve.run_files import put_aside
 
 REQUESTS, TIMELINE, SUMMARY, REPORT = "requests.jsonl", "timeline.jsonl", "summary.json", "report.html"
 
@@ -38,8 +38,7 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     if (directory / REQUESTS).exists():
         if not set_aside:
             raise ConfigError(f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside")
-        moved = next(path for i in itertools.count(1) if not (path := directory.with_name(f"{directory.name}.{i}")).exists())
-        directory.rename(moved)
+        moved = put_aside(directory)
     directory.mkdir(parents=True, exist_ok=True)
     return moved
 

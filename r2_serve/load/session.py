@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import os
-import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +14,6 @@ from pathlib import Path
 import httpx
 
 from r2_serve.errors import ConfigError
-from r2_serve.evaluation.manifest import code_version, write_whole
 from r2_serve.load.client import LoadClient, load_http
 from r2_serve.load.grading import grade_run
 from r2_serve.load.monitor import Monitor
@@ -25,6 +22,7 @@ from r2_serve.load.records import RequestRecord, TimelineSample
 from r2_serve.load.replicas import ReplicaSource
 from r2_serve.load.run_directory import REPORT, SUMMARY, RequestFile, claim, logs, read_timeline
 from r2_serve.load.summary import LoadSummary, RunInfo, summarize
+from r2_serve.run_files import code_version, machine_line, write_whole
 from r2_serve.workload import Request, Workload
 from r2_serve.workload.tasks import BenchmarkTasks, load_benchmark
 
@@ -162,7 +160,7 @@ def _info(workload: Workload, url: str, options: LoadOptions) -> RunInfo:
         duration_s=workload.duration_s,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         code_version=code_version(),
-        machine=f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}",
+        machine=machine_line(),
         max_open=options.max_open,
         gpu_usd_per_hour=options.gpu_usd_per_hour,
     )

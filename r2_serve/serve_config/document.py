@@ -8,7 +8,7 @@ not known here: `r2_serve.serve_config.sections`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +102,12 @@ def parse_yaml(text: str) -> Document | Problem:
         return Problem("error", "", 1, f"not valid YAML: {e}")
     finally:
         loader.dispose()
+
+
+def refusal(path: Path, problems: Collection[Problem]) -> ConfigError:
+    """What is raised for a file with `problems`: all of them, in the order of its lines."""
+    ordered = sorted(set(problems), key=lambda problem: (problem.line, problem.where, problem.message))
+    return ConfigError("\n".join([f"{path}: {len(ordered)} error(s)", *(f"  {problem}" for problem in ordered)]))
 
 
 def children(node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:

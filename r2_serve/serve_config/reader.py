@@ -14,7 +14,7 @@ from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile, read_serve_file
 from r2_serve.serve_config.checks import cross_problems
-from r2_serve.serve_config.document import Document, Problem, read_yaml
+from r2_serve.serve_config.document import Document, Problem, read_yaml, refusal
 from r2_serve.serve_config.sections import NOT_A_MAPPING, Section, key_problems, sections, unknown_keys, value_problems
 
 IMPORTED_KEYS = ("policy_function", "request_router_class")
@@ -46,7 +46,7 @@ def load(path: Path) -> ServeConfig:
     file, problems = _inspect(document, os.environ)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors or file is None:
-        raise ConfigError("\n".join([f"{path}: {len(errors)} error(s)", *(f"  {problem}" for problem in errors)]))
+        raise refusal(path, errors)
     return _serve_config(file)
 
 

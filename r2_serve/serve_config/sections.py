@@ -11,12 +11,13 @@ import re
 import types
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from r2_serve.serve_config.document import Document, KeyPath, Problem, children, suggestion
+from r2_serve.serve_config.document import Document, KeyPath, Problem, children, read_yaml, refusal, suggestion
 
 Model = TypeVar("Model", bound=BaseModel)
 NOT_A_MAPPING = "must be a mapping of keys to values"
@@ -31,6 +32,18 @@ class Section:
     node: yaml.Node
     is_loose: bool = False
     """True where the enclosing model takes any mapping here, so that it does not check the values."""
+
+
+def read_file(path: Path, model: type[Model]) -> Model:
+    """A YAML file that is one `model`. Raises: ConfigError listing every error with its line, or where it cannot be read."""
+    document = read_yaml(path)
+    if isinstance(document, Problem):
+        raise refusal(path, [document])
+    section, problems = read_section(document, model, ())
+    problems = [*document.problems, *problems]
+    if section is None or problems:
+        raise refusal(path, problems)
+    return section
 
 
 def read_section(document: Document, model: type[Model], path: KeyPath) -> tuple[Model | None, list[Problem]]:

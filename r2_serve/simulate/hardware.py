@@ -11,9 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from r2_serve.config import Config, SpeedConfig
-from r2_serve.errors import ConfigError
-from r2_serve.serve_config.document import Problem, read_yaml
-from r2_serve.serve_config.sections import read_section
+from r2_serve.serve_config.sections import read_file
 
 
 class Overheads(Config):
@@ -107,11 +105,4 @@ class Hardware(Config):
 
 def load_hardware(path: Path) -> Hardware:
     """Raises: ConfigError listing every error with its line."""
-    document = read_yaml(path)
-    if isinstance(document, Problem):
-        raise ConfigError(f"{path}: {document}")
-    hardware, problems = read_section(document, Hardware, ())
-    problems = [*document.problems, *problems]
-    if hardware is None or problems:
-        raise ConfigError("\n".join([f"{path}: {len(problems)} error(s)", *(f"  {problem}" for problem in problems)]))
-    return hardware
+    return read_file(path, Hardware)

@@ -42,7 +42,6 @@ class Hosted:
 
     def __init__(self, clock: Clock, name: str, speed: HostedSpeed, draw: random.Random, cooldown: CooldownConfig) -> None:
         self.name = name
-        self.num_refused = 0
         self._clock, self._speed, self._draw = clock, speed, draw
         self._rest_config, self._rest = cooldown, Cooldown(lambda: clock.now)
         self._requests = Bucket(speed.requests_per_minute, speed.burst_s)
@@ -58,7 +57,6 @@ class Hosted:
         num_tokens = call.prompt_tokens + call.reply_tokens
         wait_s = max(self._requests.wait_s(now, 1.0), self._tokens.wait_s(now, num_tokens))
         if wait_s > 0:
-            self.num_refused += 1
             self._learn(permit, EngineUnavailable("429", wait_s))
             call.state = OVER
             call.owner.call_failed(call, "rate_limited", wait_s)

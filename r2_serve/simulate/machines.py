@@ -27,7 +27,6 @@ class Place:
     gpus: float
     placed: Callable[[], None]
     node: _Node | None = None
-    is_given_back: bool = False
 
 
 @dataclass
@@ -66,7 +65,6 @@ class Machines:
     def give_back(self, place: Place) -> None:
         """The replica has stopped, or is no longer wanted."""
         self._count()
-        place.is_given_back = True
         if place.node is None:
             self._waiting.remove(place)
             return

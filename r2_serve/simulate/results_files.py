@@ -7,16 +7,14 @@ simulation.json                                             what only a simulati
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from r2_serve.evaluation.manifest import code_version, write_whole
 from r2_serve.load.records import RequestRecord
 from r2_serve.load.run_directory import REPORT, SUMMARY, TIMELINE, rewrite_requests
 from r2_serve.load.summary import LoadSummary, RunInfo, summarize
+from r2_serve.run_files import code_version, machine_line, write_whole
 from r2_serve.simulate.hardware import Hardware
 from r2_serve.simulate.results import Run
 from r2_serve.types import Record
@@ -50,7 +48,7 @@ def run_info(workload: Workload, seed: int | None, hardware: Hardware) -> RunInf
         duration_s=workload.duration_s,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         code_version=code_version(),
-        machine=f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}",
+        machine=machine_line(),
         max_open=0,
         gpu_usd_per_hour=hardware.cluster.gpu_usd_per_hour,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from r2_serve.errors import ConfigError
-from r2_serve.serve_config.document import Problem, read_yaml, suggestion
-from r2_serve.serve_config.sections import read_section
+from r2_serve.serve_config.document import suggestion
+from r2_serve.serve_config.sections import read_file
 from r2_serve.workload.arrivals import TraceArrivals
 from r2_serve.workload.tasks import BenchmarkTasks
 from r2_serve.workload.workload import Workload
@@ -18,14 +18,7 @@ SCRIPTED_POOL = EXAMPLES / "pool" / "serve_config.yaml"
 
 def load_workload(path: Path) -> Workload:
     """The workload at `path`; files that it names are looked for beside it. Raises: ConfigError listing every error."""
-    document = read_yaml(path)
-    if isinstance(document, Problem):
-        raise _refused(path, [document])
-    workload, problems = read_section(document, Workload, ())
-    problems = sorted({*document.problems, *problems}, key=lambda problem: (problem.line, problem.where, problem.message))
-    if problems or workload is None:
-        raise _refused(path, problems)
-    return _beside(workload, path.parent)
+    return _beside(read_file(path, Workload), path.parent)
 
 
 def example_names() -> list[str]:
@@ -37,10 +30,6 @@ def example_path(name: str) -> Path:
     if name not in example_names():
         raise ConfigError(f"no example workload {name!r}{suggestion(name, example_names())}")
     return EXAMPLES / f"{name}.yaml"
-
-
-def _refused(path: Path, problems: list[Problem]) -> ConfigError:
-    return ConfigError("\n".join([f"{path}: {len(problems)} error(s)", *(f"  {problem}" for problem in problems)]))
 
 
 def _beside(workload: Workload, directory: Path) -> Workload:

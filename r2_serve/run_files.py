@@ -1,0 +1,48 @@
+"""What every kind of run leaves beside its results: whole files, an earlier run put aside, and what it was made by.
+
+For evaluations, loads, simulations, experiments, the demo and training alike. What is in their files is theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import r2_serve
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file, whole or not at all; a newline is added."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(f"{text}\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def put_aside(directory: Path) -> Path:
+    """Renames `directory` to the first free of NAME.1, NAME.2, ...; the new name."""
+    names = (directory.with_name(f"{directory.name}.{i}") for i in itertools.count(1))
+    return directory.rename(next(name for name in names if not name.exists()))
+
+
+@cache
+def code_version() -> str:
+    """The version, and a hash of the package's source."""
+    root, digest = Path(r2_serve.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode())
+        digest.update(file.read_bytes())
+    return f"{r2_serve.__version__}+{digest.hexdigest()[:12]}"
+
+
+def machine() -> dict[str, object]:
+    """This machine, as far as a figure's reader needs it."""
+    return {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+
+
+def machine_line() -> str:
+    """The same in one line."""
+    return "{cpus} CPUs, {platform}, Python {python}".format_map(machine())
