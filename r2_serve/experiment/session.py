@@ -77,15 +77,20 @@ def print_results(results: Results, console: Console) -> None:
     """The tables."""
     if not results.rows:
         return
-    console.print(_table(tables.ROW_COLUMNS, [tables.row_cells(row) for row in results.rows]))
+    _print(console, _table(tables.ROW_COLUMNS, [tables.row_cells(row) for row in results.rows]))
     if results.differences:
-        console.print(_table(tables.DIFFERENCE_COLUMNS, [tables.difference_cells(difference) for difference in results.differences]))
+        _print(console, _table(tables.DIFFERENCE_COLUMNS, [tables.difference_cells(difference) for difference in results.differences]))
+
+
+def _print(console: Console, table: Table) -> None:
+    """Whole, also where the terminal or the log is narrower."""
+    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right")
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
