@@ -22,6 +22,7 @@ from r2_serve.load.run_directory import read_timeline
 from r2_serve.publishing.dashboard import Dashboard
 
 RESULTS, REPORT = "results.json", "report.html"
+_WIDEST = 1_000
 
 
 def run_experiment(
@@ -84,7 +85,8 @@ def print_results(results: Results, console: Console) -> None:
 
 def _print(console: Console, table: Table) -> None:
     """Whole, also where the terminal or the log is narrower."""
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    Console(file=console.file, width=max(console.width, needed)).print(table)
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
