@@ -57,6 +57,7 @@ def _events(model: str) -> list[bytes]:
 
 
 COMPLETIONS = {model: _completion(model) for model in REPLIES}
+MODELS = json.dumps({"object": "list", "data": [{"id": model, "object": "model"} for model in REPLIES]}).encode()
 EVENTS = {model: _events(model) for model in REPLIES}
 
 
@@ -68,8 +69,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         body += message["body"]
         if not message.get("more_body"):
             break
-    if scope["method"] == "GET":  # is it up?
-        await _reply(send, b"{}")
+    if scope["method"] == "GET":  # is it up, and what does it have?
+        await _reply(send, MODELS)
         return
     request = json.loads(body)
     await asyncio.sleep(DELAY_S)

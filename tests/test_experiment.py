@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +23,16 @@ from r2_serve.experiment.cells import Cell, Plan, plan
 from r2_serve.experiment.clusters import ClusterSite, LocalSite, command, is_at_rest
 from r2_serve.experiment.config import Loaded, Variant, load_experiment
 from r2_serve.experiment.runner import CellFailed, run_cell, run_cells, to_run
-from r2_serve.experiment.session import write_results
+from r2_serve.experiment.session import print_results, write_results
+from r2_serve.experiment.tables import DIFFERENCE_COLUMNS, ROW_COLUMNS
 from r2_serve.experiment.variants import merged, scaled_deployments, varied
 from r2_serve.load.records import ReplicaCount, TimelineSample
 from r2_serve.load.session import write_summary
+from r2_serve.load.summary import LoadSummary
 from r2_serve.publishing.dashboard import Dashboard
 from r2_serve.serve_config.document import Document, read_yaml
 from r2_serve.workload import SCRIPTED_POOL
+from tests.load_endpoint import serving, sse_app, whole
 from tests.test_load_summary import info, record, sample
 
 AHEAD = {"policy": {"policy_function": "r2_serve.scaling.serve_policy:PlanAhead", "policy_kwargs": {"cold_start_s": 5}}}
@@ -266,3 +275,82 @@ def test_the_shipped_experiments_make_valid_configs(tmp_path: Path) -> None:
         loaded = load_experiment(path)
         assert loaded.experiment.name == path.stem
         assert plan(loaded, tmp_path / path.stem, "local").cells
+
+
+def test_a_seed_stands_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seeds: \[1\] stand there more than once"):
+        experiment(tmp_path, seeds=[0, 1, 1])
+
+
+def test_tables_are_whole_in_a_narrow_terminal_or_a_log(tmp_path: Path) -> None:
+    loaded = experiment(tmp_path)
+    planned = plan(loaded, tmp_path / "out", "local")
+    for cell in planned.cells:
+        done(cell)
+        cell.mark()
+    told = io.StringIO()
+    print_results(write_results(loaded, planned, tmp_path / "out", "local"), Console(file=told, width=40))
+    assert all(column in told.getvalue() for column in (*ROW_COLUMNS, *DIFFERENCE_COLUMNS)) and "\u2026" not in told.getvalue()
+
+
+def test_an_interrupted_experiment_ends_its_run_in_order(tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(yaml.safe_dump(slow_workload()))
+    loaded = experiment(tmp_path, workloads=["w.yaml"])
+    planned = plan(loaded, tmp_path / "out", "local")
+    cell = planned.cells[0]
+
+    def interrupt(said: str, t_s: float) -> None:
+        raise KeyboardInterrupt
+
+    with scripted_endpoint() as url, pytest.raises(KeyboardInterrupt):
+        run_cell(cell, Endpoint(url), loaded.experiment, interrupt)
+    summary = LoadSummary.model_validate_json((cell.directory / "summary.json").read_text())
+    assert summary.info.is_interrupted and cell.summary() is None
+
+
+def slow_workload() -> dict[str, Any]:
+    shapes = [{"waves": [{"model": "small", "words": 5}]}]
+    return {
+        "name": "slow", "duration_s": 120, "arrivals": {"kind": "constant", "rate_per_s": 5},
+        "tasks": {"kind": "synthetic", "shapes": shapes},
+    }  # fmt: skip
+
+
+class Endpoint(LocalSite):
+    """An endpoint that runs already."""
+
+    target = "endpoint"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def options(self, cell: Cell) -> list[str]:
+        return ["--url", self._url]
+
+    def environment(self, cell: Cell) -> dict[str, str]:
+        return dict(os.environ)
+
+
+@contextmanager
+def scripted_endpoint() -> Iterator[str]:
+    """In a thread of its own."""
+
+    async def answer(number: int) -> list[bytes]:
+        return whole()
+
+    ready, ended, urls = threading.Event(), threading.Event(), list[str]()
+
+    async def serve() -> None:
+        async with serving(sse_app(answer)) as url:
+            urls.append(url)
+            ready.set()
+            await asyncio.to_thread(ended.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield urls[0]
+    finally:
+        ended.set()
+        thread.join()

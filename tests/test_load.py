@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from r2_serve.cli import app
 from r2_serve.errors import ConfigError
-from r2_serve.load.run_directory import RequestFile, read_timeline
+from r2_serve.load.run_directory import RequestFile, claim, logs, read_timeline
 from r2_serve.load.session import LoadOptions, run_load
 from r2_serve.load.summary import LoadSummary
 from r2_serve.workload import Workload
@@ -194,3 +194,35 @@ def test_examples_are_listed_and_a_wrong_name_gets_the_right_one() -> None:
 def test_without_a_workload_the_command_says_what_to_give() -> None:
     done = CliRunner().invoke(app, ["load"])
     assert done.exit_code == 1 and "--example" in done.output
+
+
+async def test_a_trace_that_breaks_off_tells_its_line_and_keeps_what_was_answered(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("Timestamp,Request tokens,Response tokens\n0,3,4\n0.3,3,4\n0.6,x,4\n")
+    trace = workload(duration_s=9, arrivals={"kind": "trace", "path": str(tmp_path / "t.csv"), "format": "burstgpt"})
+
+    async def answer(number: int) -> list[bytes]:
+        return whole()
+
+    with pytest.raises(ConfigError, match=r"t\.csv:4.*invalid literal"):
+        await load_against(sse_app(answer), tmp_path / "run", trace)
+    summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
+    assert summary.info.is_interrupted and summary.num_sent == len(requests(tmp_path / "run")) >= 1
+
+
+async def test_a_run_under_way_is_not_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with logs(tmp_path / "run"), pytest.raises(ConfigError, match="under way"):
+        claim(tmp_path / "run", set_aside=True)
+    assert claim(tmp_path / "run", set_aside=True) == tmp_path / "run.1"
+
+
+def test_what_cannot_be_a_run_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        claim(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", ""])
+async def test_an_address_without_scheme_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address"):
+        await run_load(workload(), url, LoadOptions(out=tmp_path / "run"))

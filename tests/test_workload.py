@@ -211,6 +211,9 @@ def test_a_trace_can_be_sped_up_cut_and_entered_later(tmp_path: Path) -> None:
         (burstgpt_csv([(5, 1, 1), (4, 1, 1)]), "burstgpt", "trace.csv:3: earlier than the row before it"),
         (azure_csv(ROWS).replace("1087", "many"), "azure", "trace.csv:3: "),
         (burstgpt_csv(ROWS).replace("45.25,", "noon,"), "burstgpt", "trace.csv:3: "),
+        (burstgpt_csv(ROWS).replace("45.25,", "nan,"), "burstgpt", "trace.csv:3: 'Timestamp' is 'nan'"),
+        (burstgpt_csv([(0, 1, 1), (10**12, 1, 1)]), "burstgpt", "1e+12 s after the first"),
+        (burstgpt_csv([(0, 1, 10**12)]), "burstgpt", "trace.csv:2: 1 and 1000000000000 tokens"),
         ("", "azure", "found nothing"),
     ],
 )
@@ -275,7 +278,7 @@ def test_an_unknown_benchmark_is_named() -> None:
 def test_every_shipped_example_loads_and_sends(name: str) -> None:
     load = load_workload(example_path(name))
     assert load.name == name
-    assert len(list(load.requests())) > 50
+    assert len(list(load.requests())) > 40
 
 
 def test_the_shipped_example_sends_what_it_always_sent() -> None:

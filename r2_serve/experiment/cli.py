@@ -30,6 +30,8 @@ def experiment(
               r2-serve experiment mine.yaml --out runs/experiment/mine
               r2-serve experiment mine.yaml --url http://HEAD:8000/v1 --dashboard http://HEAD:8265
     """
+    import signal
+
     from rich.console import Console
 
     from r2_serve.errors import ConfigError, R2Error
@@ -48,6 +50,7 @@ def experiment(
             raise ConfigError(f"no example experiment {example!r}{suggestion(example, names)}")
         if (url is None) != (dashboard is None):
             raise ConfigError("a running cluster needs both --url, which is loaded, and --dashboard, through which variants are deployed")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order too
         loaded = load_experiment(EXAMPLES / f"{example}.yaml" if example is not None else file or Path())
         directory = out or Path("runs/experiment") / loaded.experiment.name
         run_experiment(loaded, directory, Console(), url=url, dashboard=dashboard, set_aside=set_aside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from r2_serve.config import Config, EnvName
 from r2_serve.errors import ConfigError
@@ -16,6 +16,12 @@ SCRIPTED = "scripted"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
 Patch = dict[str, Any]
 """Merged key by key; a null takes a key away."""
+
+
+def _once_each(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ValueError(f"{twice} stand there more than once: each seed is one run")
+    return seeds
 
 
 class ApplicationPatch(Config):
@@ -45,7 +51,7 @@ class Experiment(Config):
     """Serve config, looked for beside this file; `scripted`: that of the example workloads."""
     workloads: tuple[str, ...] = Field(min_length=1)
     """Files, looked for beside this one, or names of shipped examples."""
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Annotated[tuple[int, ...], AfterValidator(_once_each)] = Field(default=(0, 1, 2), min_length=1)
     variants: dict[Name, Variant] = Field(min_length=1)
     """The first is what the others are compared with."""
     nodes: int = Field(default=0, ge=0)

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from r2_serve.experiment.results import CellFigures
 from r2_serve.load.records import TimelineSample
 from r2_serve.pictures import STYLE, svg
 
 _COLORS = ("#8a94a0", "#d1495b", "#3a86c8", "#3f9b6b", "#c98a2b", "#7a5ca8")
+_ALL_IN_TIME = 101.0
+"""Room for a point at 100 %, and no tick above."""
 
 
 def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
@@ -28,7 +31,8 @@ def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
                 _points(right, took, [cell.p95_s for cell in own], color, None)
         left.set_ylabel("requests in time, %")
         right.set_ylabel("p95 latency, s")
-        right.set_ylim(bottom=0)
+        left.set_ylim(top=min(left.get_ylim()[1], _ALL_IN_TIME))
+        right.set_ylim(0, 1.1 * max((cell.p95_s for cell in cells), default=1.0) or 1.0)
         for axes in (left, right):
             axes.set_xlabel("replica-seconds")
             axes.grid(alpha=0.15)
@@ -49,6 +53,7 @@ def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Seq
             axes.set_title(name, loc="left", fontsize=9, pad=2)
             axes.set_ylabel("replicas")
             axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlim(left=0)
             axes.grid(alpha=0.15)
         axes.set_xlabel("seconds from the start of the run (dotted: running alone)")

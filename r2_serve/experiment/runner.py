@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -67,12 +69,21 @@ def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None
         output.write(f"$ {shlex.join(arguments)}\n".encode())
         output.flush()
         process = subprocess.Popen(  # our own command, made above  # noqa: S603  # nosec B603
-            arguments, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=site.environment(cell)
+            arguments,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=site.environment(cell),
+            start_new_session=True,  # ctrl-C reaches it once, from here, however this process was interrupted
         )
         try:
             _follow(process, cell.directory / TIMELINE, show)
         except KeyboardInterrupt:
-            process.wait()  # ctrl-C reached it too: it ends in order
+            process.send_signal(signal.SIGINT)  # it ends in order
+            with suppress(KeyboardInterrupt):
+                process.wait()
+            process.kill()  # at the second ctrl-C
+            process.wait()
             raise
     if cell.summary() is None:
         raise CellFailed(f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{_end_of(log)}")

@@ -20,6 +20,7 @@ from r2_serve.publishing.dashboard import Dashboard
 from r2_serve.run_files import code_version, machine_line, write_whole
 
 RESULTS, REPORT = "results.json", "report.html"
+_WIDEST = 1_000
 
 
 def run_experiment(
@@ -75,15 +76,21 @@ def print_results(results: Results, console: Console) -> None:
     """The tables."""
     if not results.rows:
         return
-    console.print(_table(tables.ROW_COLUMNS, [tables.row_cells(row) for row in results.rows]))
+    _print(console, _table(tables.ROW_COLUMNS, [tables.row_cells(row) for row in results.rows]))
     if results.differences:
-        console.print(_table(tables.DIFFERENCE_COLUMNS, [tables.difference_cells(difference) for difference in results.differences]))
+        _print(console, _table(tables.DIFFERENCE_COLUMNS, [tables.difference_cells(difference) for difference in results.differences]))
+
+
+def _print(console: Console, table: Table) -> None:
+    """Whole, also where the terminal or the log is narrower."""
+    needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    Console(file=console.file, width=max(console.width, needed)).print(table)
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right")
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

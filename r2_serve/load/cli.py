@@ -54,7 +54,7 @@ def load(
 ) -> None:
     """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
 
-    Latency counts from when a request was to be sent. Ctrl-C ends a run in order: what there is is written.
+    Latency counts from when a request was to be sent. Ctrl-C ends a run in order: what there is is written, and the status is 130.
 
     \b
     Example:  r2-serve load --example list
@@ -101,6 +101,8 @@ def _preview(workload: Workload, seed: int | None) -> None:
     from r2_serve.load.preview import preview, preview_lines
 
     totals = preview(workload, seed)
+    if totals.num_requests == 0:
+        _fail(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
     typer.echo("\n".join(preview_lines(workload, totals, next(workload.requests(seed), None))))
 
 
@@ -116,6 +118,8 @@ def _run(workload: Workload, url: str, options: LoadOptions, replicas: ReplicaSo
     typer.echo(f"written: {', '.join(map(str, written))}")
     if len(written) == 1:
         typer.echo("the page needs matplotlib: pip install 'r2-router[eval]'", err=True)
+    if summary.info.is_interrupted:
+        raise typer.Exit(130)
     if summary.num_ok == 0:
         _fail("no request was answered; the first errors are in requests.jsonl")
 

@@ -59,6 +59,8 @@ class LoadClient:
     async def check(self, model: str) -> None:
         """Raises: ConfigError where the endpoint does not answer, refuses the key, or has no such model."""
         url = f"{self._http.base_url}models"
+        if self._http.base_url.scheme not in ("http", "https"):
+            raise ConfigError(f"--url {str(self._http.base_url).rstrip('/')!r} is no address: give one such as http://127.0.0.1:8000/v1")
         try:
             response = await self._http.get("models", timeout=_CHECK_TIMEOUT_S)
             listed = [str(item["id"]) for item in response.json()["data"]] if response.status_code == httpx.codes.OK else []
@@ -68,6 +70,8 @@ class LoadClient:
             ) from e
         except (ValueError, KeyError, TypeError) as e:
             raise ConfigError(f"{url} does not answer as an OpenAI-compatible endpoint: does --url end in /v1?") from e
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise ConfigError(f"{url} answered 404: no OpenAI-compatible endpoint is there. Does --url end in /v1?")
         if response.status_code != httpx.codes.OK:
             raise ConfigError(f"{url} answered {_error(response.status_code, response.content)}")
         if model not in listed:

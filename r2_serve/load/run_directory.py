@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r2_serve.errors import ConfigError
-from r2_serve.evaluation.row_log import RowLog, read_records
+from r2_serve.evaluation.row_log import RowLog, RunError, read_records
 from r2_serve.load.records import RequestRecord, TimelineSample
 from r2_serve.run_files import put_aside
 
@@ -36,11 +36,25 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     """
     moved = None
     if (directory / REQUESTS).exists():
+        if _is_under_way(directory):
+            raise ConfigError(f"{directory} holds a run that is under way: choose another --out, or wait until it has ended")
         if not set_aside:
             raise ConfigError(f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside")
         moved = put_aside(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"{directory} cannot be made ({e.strerror}): choose another --out") from e
     return moved
+
+
+def _is_under_way(directory: Path) -> bool:
+    """Whether its writer still holds its log."""
+    try:
+        RowLog(directory / REQUESTS).__exit__()
+    except RunError:
+        return True
+    return False
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import httpx
 
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, R2Error
+from r2_serve.evaluation.row_log import RunError
 from r2_serve.load.client import LoadClient, load_http
 from r2_serve.load.grading import grade_run
 from r2_serve.load.monitor import Monitor
 from r2_serve.load.open_loop import OpenLoop
 from r2_serve.load.records import RequestRecord, TimelineSample
 from r2_serve.load.replicas import ReplicaSource
-from r2_serve.load.run_directory import REPORT, SUMMARY, RequestFile, claim, logs, read_timeline
+from r2_serve.load.run_directory import REPORT, REQUESTS, SUMMARY, RequestFile, claim, logs, read_timeline
 from r2_serve.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.run_files import code_version, machine_line, write_whole
 from r2_serve.workload import Request, Workload
@@ -71,11 +72,27 @@ async def run_load(
             await asyncio.to_thread(replicas.read)
         claim(options.out, set_aside=options.set_aside)
         info = _info(workload, url, options)
-        blocked_s, is_interrupted = await _send(client, http, requests, options, replicas, watcher or Watcher())
-    info = info.model_copy(update={"blocked_s": blocked_s, "is_interrupted": is_interrupted})
+        sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
+    info = info.model_copy(update={"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted})
     if isinstance(workload.tasks, BenchmarkTasks):
         await grade_run(options.out, {task.id: task for task in load_benchmark(workload.tasks)})
-    return write_summary(options.out, info)
+    try:
+        summary = write_summary(options.out, info)
+    except OSError as e:
+        raise sent.fault or RunError(f"{options.out}: {e.strerror or e}; the requests that had ended are in {REQUESTS}") from e
+    if sent.fault is not None:
+        raise type(sent.fault)(f"{sent.fault.message}\nthe run ended there; {summary.num_ok} answers are reported in {options.out}")
+    return summary
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """How sending went."""
+
+    blocked_s: float
+    """Every connection was taken for so long."""
+    is_interrupted: bool
+    fault: R2Error | None = None
 
 
 async def _send(
@@ -85,8 +102,8 @@ async def _send(
     options: LoadOptions,
     replicas: ReplicaSource | None,
     watcher: Watcher,
-) -> tuple[float, bool]:
-    """How long every connection was taken, and whether the run was interrupted."""
+) -> _Sent:
+    """Every request, or those up to an interruption."""
     with logs(options.out) as written:
 
         def on_end(record: RequestRecord) -> None:
@@ -104,11 +121,25 @@ async def _send(
         try:
             with _interrupting(sending), suppress(asyncio.CancelledError):
                 await sending
+        except BaseExceptionGroup as e:
+            return _Sent(loop.counts.blocked_s, is_interrupted=True, fault=_fault(e))
         finally:
             watching.cancel()
             await asyncio.wait([watching])
         await monitor.look()
-        return loop.counts.blocked_s, sending.cancelled()
+        return _Sent(loop.counts.blocked_s, is_interrupted=sending.cancelled())
+
+
+def _fault(group: BaseExceptionGroup[BaseException]) -> R2Error:
+    """What ended a run before its time: a trace's bad row, a full disk. Raises: `group`, where it is none of our own errors."""
+    told = group.subgroup(R2Error)
+    if told is None:
+        raise group
+    fault: BaseException = told
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    assert isinstance(fault, R2Error), "of the subgroup"
+    return fault
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class Dashboard:
                 f"the dashboard at {self.url} refuses the token ({response.status_code}): set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token "
                 "from the cluster's head"
             )
+        if response.status_code == 404:
+            raise PublishError(f"{self.url} has no {PATH}: it does not answer as a Ray dashboard. Give the head's with --dashboard")
         if response.status_code != 200:
             raise PublishError(f"{method} {self.url}{PATH} answered {response.status_code}: {response.text[:500]}")
         return response

@@ -23,6 +23,8 @@ Rate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Inverse = Callable[[float], float]
 """From a number of expected arrivals to the time by which there are as many; infinite where there never are."""
 _BISECTIONS = 60
+MAX_DURATION_S = 1e7
+"""Of a run: four months. What is longer is a mistake, of units most likely."""
 
 
 class Shaped(Config):

@@ -18,11 +18,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 from r2_serve.errors import ConfigError
-from r2_serve.workload.arrivals import TraceArrivals
+from r2_serve.workload.arrivals import MAX_DURATION_S, TraceArrivals
+
+MAX_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,13 @@ def trace_rows(arrivals: TraceArrivals) -> Iterator[TraceRow]:
         first_s: float | None = None
         for row in islice(answered, arrivals.skip, stop):
             first_s = row.time_s if first_s is None else first_s
-            yield TraceRow((row.time_s - first_s) / arrivals.speedup, row.prompt_tokens, row.reply_tokens)
+            start_s = (row.time_s - first_s) / arrivals.speedup
+            if start_s > MAX_DURATION_S:
+                raise ConfigError(
+                    f"{arrivals.path}: a row comes {start_s:g} s after the first, and the longest run is {MAX_DURATION_S:g} s. "
+                    "Are its times in seconds? Else cut it with limit, or give a speedup"
+                )
+            yield TraceRow(start_s, row.prompt_tokens, row.reply_tokens)
 
 
 def _located_rows(path: Path, columns: _Columns) -> Generator[TraceRow, None, None]:
@@ -94,6 +103,8 @@ def _row(where: str, record: dict[str, str], columns: _Columns) -> TraceRow:
         row = TraceRow(columns.seconds(record[columns.time]), int(record[columns.prompt]), int(record[columns.reply]))
     except (ValueError, TypeError, AttributeError) as e:
         raise ConfigError(f"{where}: {columns.time!r}, {columns.prompt!r} or {columns.reply!r} is not as it should be: {e}") from e
-    if row.prompt_tokens < 0 or row.reply_tokens < 0:
-        raise ConfigError(f"{where}: a negative number of tokens")
+    if not isfinite(row.time_s):
+        raise ConfigError(f"{where}: {columns.time!r} is {record[columns.time]!r}, which is no time")
+    if not (0 <= row.prompt_tokens <= MAX_TOKENS and 0 <= row.reply_tokens <= MAX_TOKENS):
+        raise ConfigError(f"{where}: {row.prompt_tokens} and {row.reply_tokens} tokens; each may be 0 to {MAX_TOKENS:,}")
     return row

@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from r2_serve.config import Config
-from r2_serve.workload.arrivals import Arrivals, TraceArrivals, arrival_times
+from r2_serve.workload.arrivals import MAX_DURATION_S, Arrivals, TraceArrivals, arrival_times
 from r2_serve.workload.request import Request
 from r2_serve.workload.tasks import DrawnTask, SyntheticTasks, Tasks, task_source
 from r2_serve.workload.trace_file import TraceRow, trace_rows
@@ -31,7 +31,7 @@ class Workload(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = 0
-    duration_s: float | None = Field(default=None, gt=0)
+    duration_s: float | None = Field(default=None, gt=0, le=MAX_DURATION_S)
     """Requests are sent before that; the run goes on until the last answer. Required but for a trace."""
     arrivals: Arrivals
     tasks: Tasks
