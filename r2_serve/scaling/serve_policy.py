@@ -57,7 +57,7 @@ class PlanAhead:
         if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
             return needed, {}
         since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
-        is_over = ctx.current_time - since_s >= ctx.config.downscale_delay_s
+        is_over = not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s  # a clock set back ends it too
         return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}
 
 
