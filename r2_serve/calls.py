@@ -201,7 +201,7 @@ async def _settled(reservation: Reservation, work: Awaitable[Completion], forwar
     except BaseException as e:
         reservation.fail(e, received_bytes=forward.num_bytes)
         raise
-    reservation.settle(completion.usage)
+    reservation.settle(completion.usage, work=completion.work)
     return completion
 
 
@@ -232,7 +232,12 @@ class _Request:
                     pieces.append(delta.text)
                     await forward(delta.text)
                     if delta.finish_reason is not None:
-                        return Completion(text="".join(pieces), usage=delta.usage or Usage(), finish_reason=delta.finish_reason)
+                        return Completion(
+                            text="".join(pieces),
+                            usage=delta.usage or Usage(),
+                            finish_reason=delta.finish_reason,
+                            work=delta.work,
+                        )
         raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from r2_serve.types import Allocation, Plan, Record
+from r2_serve.types import Allocation, CallRecord, Plan, Record
 
 EDGES_S = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0)
 """Between each and the next lies a bucket: seconds from now."""
@@ -38,7 +38,9 @@ class ModelDemand(Record):
     num_active: int = 0
     """Calls under way now, waiting ones among them, also where another model stands in for this one."""
     call_s: float = UNKNOWN_CALL_S
-    """How long a call takes when it need not wait."""
+    """How long a replica works on a call."""
+    share_s: float | None = None
+    """Of its time, when it is busy: what it does at once is `call_s / share_s` calls. None where that was not seen yet."""
     planned: tuple[float, ...] = (0.0,) * NUM_BUCKETS
     coming: tuple[float, ...] = (0.0,) * NUM_BUCKETS
 
@@ -46,6 +48,7 @@ class ModelDemand(Record):
         return ModelDemand(
             num_active=self.num_active + other.num_active,
             call_s=max(self.call_s, other.call_s),
+            share_s=max((s for s in (self.share_s, other.share_s) if s is not None), default=None),
             planned=tuple(map(sum, zip(self.planned, other.planned, strict=True))),
             coming=tuple(map(sum, zip(self.coming, other.coming, strict=True))),
         )
@@ -60,6 +63,7 @@ class Demand:
         self._num_opened = 0
         self._history: dict[str, _History] = {}
         self._call_s: dict[str, _Usual] = {}
+        self._share_s: dict[str, _Usual] = {}
         self._num_active: dict[str, int] = {}
         self._num_sent: dict[str, int] = {}
 
@@ -101,6 +105,7 @@ class Demand:
             model: ModelDemand(
                 num_active=self.num_active(model),
                 call_s=self.call_s(model),
+                share_s=self._share_s[model].value() if model in self._share_s else None,
                 planned=tuple(planned.get(model, nothing)),
                 coming=tuple(coming.get(model, nothing)),
             )
@@ -108,24 +113,27 @@ class Demand:
         }
 
     def call_s(self, model: str) -> float:
-        """How long a call of `model` usually takes."""
+        """How long a call of `model` usually takes, once a replica works on it."""
         usual = self._call_s.get(model)
         return usual.value() if usual is not None else UNKNOWN_CALL_S
 
+    def learn(self, call: CallRecord) -> None:
+        """A call was settled. How long a model takes, only those that it answered say."""
+        if call.outcome != "ok":
+            return
+        service_s = call.work.service_s if call.work is not None else call.end_s - call.start_s
+        self._call_s.setdefault(call.model, _Usual()).add(service_s)
+        if call.work is not None:
+            self._share_s.setdefault(call.model, _Usual()).add(call.work.share_s)
+
     @contextmanager
     def calling(self, model: str, sent_to: str | None = None, *, num_calls: int = 1) -> Iterator[None]:
-        """Calls that are meant for `model`, for as long as they take; `sent_to` stands in for it where it has no room.
-
-        Only those that return, and from `model` itself, say how long one takes.
-        """
+        """Calls that are meant for `model`, for as long as they take; `sent_to` stands in for it where it has no room."""
         sent_to = sent_to or model
-        started_s = self._clock()
         self._num_active[model] = self.num_active(model) + num_calls
         self._num_sent[sent_to] = self.num_sent(sent_to) + num_calls
         try:
             yield
-            if sent_to == model:
-                self._call_s.setdefault(model, _Usual()).add(self._clock() - started_s)
         finally:
             self._num_active[model] -= num_calls
             self._num_sent[sent_to] -= num_calls

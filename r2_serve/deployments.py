@@ -36,6 +36,7 @@ from r2_serve.config import (
 from r2_serve.decomposer import Decomposer, Decomposition
 from r2_serve.demand import Demand, ModelDemand, total
 from r2_serve.engines import make_engine
+from r2_serve.engines.sharing import SharedTime
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
@@ -63,6 +64,7 @@ class ModelDeployment:
         self._engine: Any = make_engine(config.engine)
         self._adapters: dict[str, str] = {}
         """Loaded here, by name, on top of those the engine started with."""
+        self._time = SharedTime()
         self._changing = asyncio.Lock()
         self._has_started = False
 
@@ -114,14 +116,16 @@ class ModelDeployment:
             raise
 
     async def generate(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None) -> Completion:
-        completion: Completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
-        return completion
+        with self._time.call() as work:
+            completion: Completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+            return completion.model_copy(update={"work": work()})
 
     async def stream(
         self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None
     ) -> AsyncGenerator[Delta, None]:
-        async for delta in self._engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
-            yield delta
+        with self._time.call() as work:
+            async for delta in self._engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
+                yield delta if delta.finish_reason is None else delta.model_copy(update={"work": work()})
 
     async def check_health(self) -> None:
         """Fails when the engine inside is dead though the actor lives. Serve's first one, after `reconfigure`, ends the start."""

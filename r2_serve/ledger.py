@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Protocol
 
 from r2_serve.errors import BudgetExceeded, EngineRefused, QuotaExceeded
-from r2_serve.types import CallRecord, CallStage, Message, ModelCard, Usage
+from r2_serve.types import CallRecord, CallStage, Message, ModelCard, Usage, Work
 
 TEMPLATE_TOKENS_PER_MESSAGE = 16
 """Allowance for the chat template around each message."""
@@ -71,9 +71,9 @@ class Reservation:
         self.bound_usd = card.cost_usd(bound)
         self._ledger, self._card, self._messages, self._record = ledger, card, messages, open_record
 
-    def settle(self, usage: Usage) -> CallRecord:
-        """The call succeeded and used `usage`."""
-        return self._close(outcome="ok", usage=usage)
+    def settle(self, usage: Usage, *, work: Work | None = None) -> CallRecord:
+        """The call succeeded and used `usage`; of a replica it took `work`."""
+        return self._close(outcome="ok", usage=usage, work=work)
 
     def fail(self, error: BaseException, *, received_bytes: int = 0) -> CallRecord:
         """The call failed or was cancelled. Refused ones cost nothing; others may have been billed: estimated."""
@@ -89,14 +89,26 @@ class Reservation:
         return record
 
 
+def _to_nobody(call: CallRecord) -> None:
+    return None
+
+
 class Ledger:
     """All calls of one request. Not thread-safe: it lives on one event loop."""
 
     def __init__(
-        self, budget: Budget, *, purse: Purse | None = None, clock: Callable[[], float] = time.monotonic, start_s: float | None = None
+        self,
+        budget: Budget,
+        *,
+        purse: Purse | None = None,
+        on_call: Callable[[CallRecord], None] = _to_nobody,
+        clock: Callable[[], float] = time.monotonic,
+        start_s: float | None = None,
     ) -> None:
+        """`on_call` is told of each call once it is settled."""
         self.budget = budget
         self._purse = purse
+        self._on_call = on_call
         self.calls: list[CallRecord] = []
         self._open: set[Reservation] = set()
         self._committed_tokens = 0
@@ -186,7 +198,7 @@ class Ledger:
             self._commit(call.usage.total_tokens, call.cost_usd)
             if self._purse is not None:
                 self._purse.settle(Decimal(0), call.cost_usd)
-            self.calls.append(call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s}))
+            self._enter(call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s}))
 
     def _close(self, reservation: Reservation, record: CallRecord) -> None:
         if reservation in self._open:
@@ -194,7 +206,11 @@ class Ledger:
             self._commit(record.usage.total_tokens - reservation.bound.total_tokens, record.cost_usd - reservation.bound_usd)
             if self._purse is not None:
                 self._purse.settle(reservation.bound_usd, record.cost_usd)
-            self.calls.append(record)
+            self._enter(record)
+
+    def _enter(self, call: CallRecord) -> None:
+        self.calls.append(call)
+        self._on_call(call)
 
     def _commit(self, tokens: int, cost_usd: Decimal) -> None:
         """Running totals of calls settled (as used) and under way (as reserved)."""

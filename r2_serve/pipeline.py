@@ -99,7 +99,8 @@ class _Work:
     def __post_init__(self) -> None:
         query, limits = self.query, self.limits
         caps = [cap for cap in (limits.max_cost_usd, query.max_cost_usd) if cap is not None]
-        self.ledger = Ledger(Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None)), purse=self.purse)
+        budget = Budget(limits.max_calls, limits.max_total_tokens, min(caps, default=None))
+        self.ledger = Ledger(budget, purse=self.purse, on_call=self.pipeline.demand.learn)
         self.caller = Caller(self.pipeline.pool, self.ledger, limits)
         self.deadline_s = min(limits.deadline_s, query.deadline_s or limits.deadline_s)
         self.text = conversation_text(query.messages)

@@ -71,6 +71,15 @@ class Usage(Record):
         )
 
 
+class Work(Record):
+    """What one call took of the replica that answered it, in seconds."""
+
+    service_s: float
+    """From its arrival there to the end of the reply."""
+    share_s: float
+    """Of the replica's time, which it shared with the calls beside it (`r2_serve.engines.sharing`)."""
+
+
 class Completion(Record):
     """One model's reply."""
 
@@ -79,14 +88,17 @@ class Completion(Record):
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None = None
     """Natural log-probability of each generated token, where asked and available."""
+    work: Work | None = None
+    """Of a replica; None where nobody said."""
 
 
 class Delta(Record):
-    """A piece of a streamed reply. The last one carries `finish_reason` and `usage`, and no other does."""
+    """A piece of a streamed reply. The last one carries `finish_reason`, `usage` and `work`, and no other does."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    work: Work | None = None
 
 
 ModelGroup = Literal["slm", "mlm", "llm"]
@@ -214,6 +226,8 @@ class CallRecord(Record):
     start_s: float = 0.0
     """Seconds after the request's start."""
     end_s: float = 0.0
+    work: Work | None = None
+    """Of a replica; the rest of the time was the wait for it. None of hosted models and of calls that failed."""
 
 
 class SubtaskResult(Record):

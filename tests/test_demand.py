@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from r2_serve.demand import EDGES_S, NUM_BUCKETS, RATE_WINDOW_S, Demand, ModelDemand, total
-from r2_serve.types import Allocation, Plan, Subtask
+from r2_serve.types import Allocation, CallRecord, Plan, Subtask, Work
 
 CHAIN = Plan(
     subtasks=(
@@ -34,9 +34,14 @@ def demand(clock: Clock) -> Demand:
     """One that knows that `small` takes 2 s and `large` 4 s."""
     demand = Demand(clock)
     for model, call_s in (("small", 2.0), ("large", 4.0)):
-        with demand.calling(model):
-            clock.now_s += call_s
+        demand.learn(answered(model, call_s))
     return demand
+
+
+def answered(model: str, service_s: float, *, waited_s: float = 0.0, share_s: float | None = None) -> CallRecord:
+    """A call that waited for a replica, which then worked on it beside others."""
+    work = Work(service_s=service_s, share_s=service_s if share_s is None else share_s)
+    return CallRecord(stage="execute", model=model, end_s=waited_s + service_s, work=work)
 
 
 def seconds(profile: tuple[float, ...]) -> float:
@@ -90,16 +95,28 @@ def test_an_ended_query_needs_nothing_whatever_came_of_it(demand: Demand) -> Non
 
 
 def test_a_failed_call_teaches_no_duration(demand: Demand) -> None:
-    with pytest.raises(RuntimeError), demand.calling("small"):
-        raise RuntimeError("refused at once")
+    demand.learn(CallRecord(stage="execute", model="small", outcome="failed", end_s=0.01))
     assert demand.call_s("small") == 2.0
 
 
-def test_waiting_and_cold_starts_hardly_move_the_usual_duration(demand: Demand, clock: Clock) -> None:
-    for extra_s in (0.1, 0.0, 30.0, 20.0):
-        with demand.calling("small"):
-            clock.now_s += 2.0 + extra_s
-    assert demand.call_s("small") == pytest.approx(2.0, abs=0.1)
+def test_waiting_for_a_replica_is_no_part_of_how_long_a_model_takes(demand: Demand) -> None:
+    """In a burst from zero every call has waited for the cold start."""
+    for _ in range(100):
+        demand.learn(answered("small", 2.0, waited_s=30.0))
+    assert demand.call_s("small") == 2.0
+
+
+def test_a_hosted_model_takes_as_long_as_its_calls_did(demand: Demand) -> None:
+    demand.learn(CallRecord(stage="execute", model="hosted", start_s=1.0, end_s=4.0))
+    forecast = demand.forecast()["hosted"]
+    assert (forecast.call_s, forecast.share_s) == (3.0, None)
+
+
+def test_shares_tell_what_a_busy_replica_does_at_once(demand: Demand) -> None:
+    for _ in range(100):
+        demand.learn(answered("small", 2.0, share_s=0.25))
+    forecast = demand.forecast()["small"]
+    assert forecast.share_s is not None and forecast.call_s / forecast.share_s == 8
 
 
 def test_a_query_without_a_plan_yet_counts_as_those_before_it(demand: Demand, clock: Clock) -> None:
@@ -134,7 +151,6 @@ def test_a_stand_in_is_sent_the_call_and_the_model_meant_keeps_the_demand(demand
         with query.calling(1, "large"):
             assert demand.num_active("small") == 1 and demand.num_sent("small") == 0
             assert demand.num_active("large") == 0 and demand.num_sent("large") == 1
-    assert demand.call_s("small") == 2.0, "and learns nothing from the other's speed"
 
 
 def test_forecasts_of_several_routers_add_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ pytest.importorskip("ray")
 from r2_serve.config import ModelServerConfig, ScriptedEngineConfig  # noqa: E402
 from r2_serve.deployments import ModelDeployment  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused  # noqa: E402
-from r2_serve.types import Message, Sampling  # noqa: E402
+from r2_serve.types import Message, Sampling, Work  # noqa: E402
 from tests.small_adapters import adapter  # noqa: E402
 
 HI: Sequence[Message] = [Message(role="user", content="hi")]
@@ -82,3 +83,18 @@ async def test_loading_leaves_the_event_loop_free(tmp_path: Path) -> None:
     model._engine.add_adapter = lambda name, path: (threads.append(threading.current_thread()), add(name, path))
     await model.load_adapter("a1", str(adapter(tmp_path, "a1")))
     assert threads and threads[0] is not threading.main_thread()
+
+
+async def test_a_reply_says_what_it_took_of_its_replica_plain_and_streamed() -> None:
+    """Two at once, half a second each: each was worked on for all of it, and had half of the replica."""
+    engine = ScriptedEngineConfig(kind="scripted", replies=("done",), delay_s=0.5)
+    model = ModelDeployment(ModelServerConfig(engine=engine))
+
+    async def streamed() -> list[Work | None]:
+        return [delta.work async for delta in model.stream(HI, Sampling(), None, None)]
+
+    plain, deltas = await asyncio.gather(model.generate(HI, Sampling(), None, None), streamed())
+    assert all(work is None for work in deltas[:-1])
+    for work in (plain.work, deltas[-1]):
+        assert work is not None and work.service_s >= 0.5
+        assert work.share_s < 0.9 * work.service_s

@@ -17,8 +17,8 @@ def profile(*spans: tuple[float, float, float]) -> tuple[float, ...]:
     return tuple(sum(n for a, b, n in spans if a <= EDGES_S[i] < b) for i in range(NUM_BUCKETS))
 
 
-def needed(demand: ModelDemand, running: int = 0, wanted: int | None = None, **settings: float) -> int:
-    fleet = Fleet(running, running if wanted is None else wanted, calls_each=settings.pop("calls_each", 2.0))
+def needed(demand: ModelDemand, running: int = 0, ready_in_s: tuple[float, ...] = (), **settings: float) -> int:
+    fleet = Fleet(running, settings.pop("calls_each", 2.0), ready_in_s)
     return math.ceil(round(replicas_needed(demand, fleet, **{"lead_s": 8.0, "drain_s": 2.0, **settings}), 6))
 
 
@@ -38,8 +38,8 @@ def test_from_zero_it_asks_for_all_at_once() -> None:
 
 
 def test_a_burst_that_the_fleet_finishes_first_starts_none() -> None:
-    assert needed(ModelDemand(planned=profile((0, 1, 8))), running=2, wanted=2) == 2, "16 calls at once, 8 s of 4 places"
-    assert needed(ModelDemand(planned=profile((0, 6, 12))), running=2, wanted=2) > 2, "72 call-seconds do not fit into 32"
+    assert needed(ModelDemand(planned=profile((0, 1, 8))), running=2) == 2, "16 calls at once, 8 s of 4 places"
+    assert needed(ModelDemand(planned=profile((0, 6, 12))), running=2) > 2, "72 call-seconds do not fit into 32"
 
 
 def test_a_replica_that_will_be_needed_before_another_could_start_is_kept() -> None:
@@ -60,6 +60,20 @@ def test_calls_that_wait_are_a_backlog() -> None:
     assert needed(queue, running=1, drain_s=4.0) > needed(queue, running=1, drain_s=16.0)
 
 
+def test_a_replica_that_is_nearly_up_is_counted_on() -> None:
+    """One replica of two places does them in the 8 s that another would take, if it is there by now."""
+    queue = ModelDemand(num_active=8, call_s=1.0)
+    assert needed(queue, ready_in_s=(0.1,)) == 1
+    assert needed(queue, ready_in_s=(7.0,)) > 1
+
+
+def test_a_busy_replica_does_what_it_was_seen_to_do_at_once_whatever_its_target() -> None:
+    """40 calls of 2 s wait: 80 s of calls. At two at once 8 s are 16 of them; at eight at once nearly all."""
+    queue = ModelDemand(num_active=40, call_s=2.0)
+    assert needed(queue, running=1) > needed(queue.model_copy(update={"share_s": 0.25}), running=1)
+    assert needed(queue.model_copy(update={"share_s": 2.0}), running=1) == needed(queue, running=1), "and never less than its target"
+
+
 def test_a_trend_is_followed_as_far_as_it_is_trusted() -> None:
     steady = ModelDemand(coming=(4.0,) * NUM_BUCKETS)
     assert needed(steady, running=2, trend=1.0) == 2
@@ -69,9 +83,17 @@ def test_a_trend_is_followed_as_far_as_it_is_trusted() -> None:
 calls = st.lists(st.floats(0, 100), min_size=NUM_BUCKETS, max_size=NUM_BUCKETS).map(tuple)
 
 
-@given(planned=calls, active=st.integers(0, 50), running=st.integers(0, 20), starting=st.integers(0, 5), lead_s=st.floats(0.1, 300))
-def test_more_plans_never_need_fewer_replicas(planned: tuple[float, ...], active: int, running: int, starting: int, lead_s: float) -> None:
-    fleet = Fleet(running, running + starting, 2.0)
+@given(
+    planned=calls,
+    active=st.integers(0, 50),
+    running=st.integers(0, 20),
+    starting=st.lists(st.floats(0, 300), max_size=5).map(tuple),
+    lead_s=st.floats(0.1, 300),
+)
+def test_more_plans_never_need_fewer_replicas(
+    planned: tuple[float, ...], active: int, running: int, starting: tuple[float, ...], lead_s: float
+) -> None:
+    fleet = Fleet(running, 2.0, starting)
 
     def replicas(scale: float) -> float:
         demand = ModelDemand(num_active=active, planned=tuple(n * scale for n in planned))

@@ -75,6 +75,27 @@ def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(less: ModelDemand,
     assert [scaler.tick(running=0) for _ in range(45)][-1] < 4, "but plans that are gone for good start nothing in the end"
 
 
+def test_a_replica_that_is_about_to_serve_spares_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes four seconds to start: asked for just now it is not enough for the queue, up in a moment it is."""
+    queue = ModelDemand(num_active=4, call_s=1.0)
+    for waited_s, expected in ((0.1, 2), (3.9, 1)):
+        scaler = Scaler(monkeypatch, upscale_delay_s=0)
+        scaler.demand = ModelDemand(num_active=1, call_s=1.0)
+        assert [scaler.tick(running=0) for _ in range(2)] == [1, 1]
+        scaler.demand = queue
+        assert scaler.tick(running=0, seconds=waited_s) == expected
+
+
+def test_a_step_of_the_clock_leaves_the_policy_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for step_s in (-3600.0, 3600.0):
+        scaler = Scaler(monkeypatch)
+        scaler.demand = WAVE
+        assert scaler.tick(running=0) == 4
+        assert scaler.tick(running=0, seconds=step_s) == 4
+        scaler.demand = ModelDemand()
+        assert [scaler.tick(running=0) for _ in range(150)][-1] == 0
+
+
 def test_no_plan_no_replica_after_serves_own_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     scaler = Scaler(monkeypatch)
     scaler.demand = WAVE

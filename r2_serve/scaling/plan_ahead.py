@@ -23,10 +23,19 @@ class Fleet:
     """A model's replicas."""
 
     num_running: int
-    num_wanted: int
-    """Running and starting, those stopping not among them."""
     calls_each: float
     """Calls in progress that a replica handles well: `target_ongoing_requests`."""
+    ready_in_s: tuple[float, ...] = ()
+    """Of each replica that is starting: seconds until it serves."""
+
+    @property
+    def num_wanted(self) -> int:
+        """Running and starting, those stopping not among them."""
+        return self.num_running + len(self.ready_in_s)
+
+    def replica_s(self, start_s: float, end_s: float) -> float:
+        """Replica-seconds from `start_s` to `end_s` from now."""
+        return self.num_running * (end_s - start_s) + sum(max(0.0, end_s - max(start_s, ready_s)) for ready_s in self.ready_in_s)
 
 
 def replicas_needed(demand: ModelDemand, fleet: Fleet, *, lead_s: float, drain_s: float, trend: float = 1.0) -> float:
@@ -46,16 +55,13 @@ def replicas_needed(demand: ModelDemand, fleet: Fleet, *, lead_s: float, drain_s
 
 
 def _backlog_s(load: list[float], demand: ModelDemand, fleet: Fleet, lead_s: float) -> float:
-    """Seconds of calls left to do at `lead_s`: those that wait now, and those to come, less what the fleet does meanwhile.
-
-    Replicas that are starting are taken to serve from the middle of that time on.
-    """
-    num_at_work = fleet.num_running * fleet.calls_each
+    """Seconds of calls left to do at `lead_s`: those that wait now, and those to come, less what the fleet does meanwhile."""
+    busy_each = max(fleet.calls_each, demand.call_s / demand.share_s if demand.share_s else 0.0)
+    num_at_work = fleet.num_running * busy_each
     left_s = max(0.0, demand.num_active - num_at_work) * demand.call_s
-    for i in range(NUM_BUCKETS):
-        length_s = min(EDGES_S[i + 1], lead_s) - EDGES_S[i]
-        if length_s <= 0:
+    for start_s, edge_s, calls in zip(EDGES_S, EDGES_S[1:], load, strict=False):
+        end_s = min(edge_s, lead_s)
+        if end_s <= start_s:
             break
-        num_serving = fleet.num_running if EDGES_S[i] < lead_s / 2 else fleet.num_wanted
-        left_s = max(0.0, left_s + (load[i] - num_serving * fleet.calls_each) * length_s)
+        left_s = max(0.0, left_s + calls * (end_s - start_s) - busy_each * fleet.replica_s(start_s, end_s))
     return left_s

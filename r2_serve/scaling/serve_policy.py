@@ -22,6 +22,8 @@ from r2_serve.scaling.demand_board import latest_demand
 from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
 
 LOWER_SINCE = "r2_lower_since"
+ASKED_AT = "r2_asked_at"
+"""When each replica that is starting was asked for, the oldest first."""
 
 
 class PlanAhead:
@@ -39,10 +41,13 @@ class PlanAhead:
 
     def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, dict[str, Any]]:
         """Replicas for `demand`, and what to remember for the next time."""
-        fleet = Fleet(ctx.current_num_replicas, ctx.target_num_replicas, ctx.config.get_target_ongoing_requests())
         config = self._config
+        asked_at = _asked_at(ctx)
+        ready_in_s = tuple(min(max(0.0, at + config.cold_start_s - ctx.current_time), config.cold_start_s) for at in asked_at)
+        fleet = Fleet(ctx.current_num_replicas, ctx.config.get_target_ongoing_requests(), ready_in_s)
         needed = replicas_needed(demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend)
-        return self._steadied(round(needed, 3), ctx)
+        steadied, state = self._steadied(round(needed, 3), ctx)
+        return steadied, {ASKED_AT: asked_at, **state}
 
     def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """While no replica runs yet Serve follows a policy at once, and would stop in the middle what has begun to start.
@@ -52,5 +57,12 @@ class PlanAhead:
         if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
             return needed, {}
         since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
-        is_over = ctx.current_time - since_s >= ctx.config.downscale_delay_s
+        is_over = not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s  # a clock set back ends it too
         return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}
+
+
+def _asked_at(ctx: AutoscalingContext) -> list[float]:
+    """Of the replicas that are starting now. Those asked for first are taken to be the first to come up."""
+    num_starting = max(0, ctx.target_num_replicas - ctx.current_num_replicas)
+    known = list(ctx.policy_state.get(ASKED_AT, ()))
+    return known[max(0, len(known) - num_starting) :] + [ctx.current_time] * (num_starting - len(known))

@@ -42,10 +42,12 @@ class Call:
 
     __slots__ = (
         "attempt",
+        "begun_s",
         "chain",
         "delay_s",
         "first_token_s",
         "is_last_resort",
+        "mark",
         "owner",
         "passed_over",
         "position",
@@ -54,6 +56,7 @@ class Call:
         "replica",
         "reply_tokens",
         "sequence",
+        "share_s",
         "start_s",
         "state",
         "target",
@@ -65,6 +68,8 @@ class Call:
         self.prompt_tokens = prompt_tokens
         self.reply_tokens = reply_tokens
         self.start_s = start_s
+        self.begun_s = start_s
+        """When work on it began, where it had to wait for that."""
         self.state = OVER
         self.chain: tuple[str, ...] = ()
         """The model asked for and its fallbacks, in order; `rank` is the place in it of the one asked now."""
@@ -80,5 +85,9 @@ class Call:
         self.sequence = -1
         """Its number in the replica's batch."""
         self.first_token_s = 0.0
+        self.mark = 0.0
+        """In its replica's shared time."""
+        self.share_s: float | None = None
+        """Of its replica's time, once it is answered; None of a hosted model."""
         self.replica: Replica | None = None
         self.target: Target | None = None

@@ -143,6 +143,7 @@ class Deployment:
         hop_s = self._hop_s + call.delay_s
         if replica.takes_s is not None:  # nothing on the way or at the replica changes when it ends: one event less
             call.state = AT_REPLICA
+            call.begun_s = self._clock.now + hop_s
             self._clock.after(hop_s + replica.takes_s, replica.end_of, call)
             return
         call.state = ON_ITS_WAY
@@ -157,6 +158,7 @@ class Deployment:
             self._freed(call.replica)
             return
         call.state = AT_REPLICA
+        call.begun_s = self._clock.now
         call.replica.begin(call)
 
     def done(self, call: Call, replica: Replica) -> None:

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 from r2_serve.demand import Demand, ModelDemand, total
 from r2_serve.simulate.autoscaler import Policy
+from r2_serve.simulate.calls import Call
 from r2_serve.simulate.clock import Clock
 from r2_serve.simulate.deployment import Deployment
 from r2_serve.simulate.queries import PLAN, Query
-from r2_serve.types import Allocation, Plan, Subtask
+from r2_serve.types import Allocation, CallRecord, Plan, Subtask, Work
 
 PLAN_AHEAD = "r2_serve.scaling.serve_policy:PlanAhead"
 LEAST_WATCHED = 10
@@ -94,6 +95,12 @@ class Forecasts:
     def allocated(self, query: Query) -> None:
         if (watched := self._watched.get(query)) is not None:
             watched.expected.plan(self._plan(query), Allocation(models=query.models))
+
+    def answered(self, query: Query, model: str, call: Call) -> None:
+        if (watched := self._watched.get(query)) is not None:
+            service_s = self._clock.now - call.begun_s
+            work = Work(service_s=service_s, share_s=call.share_s) if call.share_s is not None else None
+            watched.demand.learn(CallRecord(stage="execute", model=model, end_s=service_s, work=work))
 
     def started(self, query: Query, position: int) -> None:
         if (watched := self._watched.get(query)) is not None:

@@ -90,7 +90,10 @@ class Query:
 
     def call_done(self, call: Call) -> None:
         self.calls.remove(call)
-        model = self.router.models[call.chain[call.rank]]
+        name, plans = call.chain[call.rank], self.router.plans
+        if plans is not None:
+            plans.answered(self, name, call)
+        model = self.router.models[name]
         self.cost_usd += call.prompt_tokens * model.usd_per_token_in + call.reply_tokens * model.usd_per_token_out
         self.prompt_tokens += call.prompt_tokens
         self.reply_tokens += call.reply_tokens

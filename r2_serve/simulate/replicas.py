@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from r2_serve.config import SpeedConfig
 from r2_serve.engines.batching import Batch
+from r2_serve.engines.sharing import SharedTime
 from r2_serve.simulate.calls import Call
 from r2_serve.simulate.clock import Clock
 
@@ -50,18 +51,20 @@ class EngineReplica(Replica):
     def __init__(self, clock: Clock, speed: SpeedConfig, done: Done) -> None:
         super().__init__(clock.now)
         self._clock, self._batch, self._done = clock, Batch(speed), done
+        self._time = SharedTime(lambda: clock.now)
         self._calls: dict[int, Call] = {}
         self._wakes_s = math.inf
 
     def begin(self, call: Call) -> None:
         sequence = self._batch.arrive(self._clock.now, call.prompt_tokens, call.reply_tokens)
-        call.sequence = sequence
+        call.sequence, call.mark = sequence, self._time.begin()
         self._calls[sequence] = call
         self._set_alarm()
 
     def abandon(self, call: Call) -> None:
         if self._calls.pop(call.sequence, None) is not None:
             self._batch.leave(self._clock.now, call.sequence)
+            self._time.end()
             self._set_alarm()
 
     def _set_alarm(self) -> None:
@@ -79,6 +82,8 @@ class EngineReplica(Replica):
         for finished in self._batch.advance(due_s):
             call = self._calls.pop(finished.sequence, None)
             if call is not None:
+                call.share_s = self._time.share_s(call.mark)
+                self._time.end()
                 call.first_token_s = finished.decode_start_s + (finished.end_s - finished.decode_start_s) / max(1.0, call.reply_tokens)
                 self._done(call, self)
         self._set_alarm()
@@ -101,6 +106,7 @@ class DelayReplica(Replica):
             self._abandoned.remove(call)
             return
         assert self.takes_s is not None
+        call.share_s = self.takes_s / self.num_ongoing
         call.first_token_s = self._clock.now - self.takes_s * (1 - 1 / max(1.0, call.reply_tokens))
         self._done(call, self)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from r2_serve.config import LimitsConfig, ModelConfig, SpillConfig, VirtualModelConfig
-from r2_serve.simulate.calls import Target
+from r2_serve.simulate.calls import Call, Target
 from r2_serve.simulate.clock import Clock
 from r2_serve.simulate.deployment import Deployment
 from r2_serve.simulate.queries import Query
@@ -38,6 +38,10 @@ class Plans(Protocol):
         ...
 
     def allocated(self, query: Query) -> None: ...
+
+    def answered(self, query: Query, model: str, call: Call) -> None:
+        """One of its calls, just now, by `model`."""
+        ...
 
     def started(self, query: Query, position: int) -> None: ...
 
