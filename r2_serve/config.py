@@ -209,6 +209,8 @@ class ServerConfig(Config):
     spend_file: str | None = None
     """SQLite file of what each key has spent. None: budgets count from the router's start, each router replica for itself."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """From a request's head to the end of its body: one that is sent byte by byte ends with 408."""
     max_running: int = Field(default=64, ge=1)
     """Requests worked on at once by one router replica."""
     max_queued: int = Field(default=256, ge=0)

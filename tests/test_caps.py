@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
 from r2_serve.engines.scripted import ScriptedEngine
@@ -156,3 +158,31 @@ async def test_a_body_is_read_no_further_than_allowed() -> None:
     endpoint = Endpoint(limits={}, max_body_bytes=1_000)
     assert (await endpoint.ask(messages=messages(1, "x" * 1_000))).status_code == 413
     assert (await endpoint.ask(messages=messages(1, "x" * 900))).status_code == 200
+
+
+async def test_a_body_that_drips_is_not_waited_for() -> None:
+    endpoint = Endpoint(limits={}, body_timeout_s=0.05)
+
+    async def drip() -> AsyncIterator[bytes]:
+        yield b'{"model": '
+        await asyncio.Event().wait()
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint.app), base_url="http://r2") as client:
+        refused = await client.post("/v1/chat/completions", content=drip(), headers={"content-type": "application/json"})
+    assert (refused.status_code, refused.headers["connection"]) == (408, "close")
+    assert "within 0.05 s" in error_of(refused)["message"]
+    assert endpoint.num_calls == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health", "/nowhere"])
+async def test_a_websocket_is_refused_before_it_is_accepted(path: str) -> None:
+    sent = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    await Endpoint(limits={}).app({"type": "websocket", "path": path, "headers": [], "subprotocols": []}, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        chat = parse_chat(await read_json(Headers(scope=scope), receive, self.server.max_body_bytes))
+        chat = parse_chat(await read_json(Headers(scope=scope), receive, self.server.max_body_bytes, self.server.body_timeout_s))
         listing = find_model(self.backend, chat.model, exchange.key)
         purse = self._purse(exchange.key)
         exchange.model = listing.id
@@ -130,10 +131,10 @@ def text_after(sent: str, text: str) -> str:
     raise InvalidReply("the answer is not what was streamed of it; ask again")
 
 
-async def read_json(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """The request's body, of which never more than `max_bytes` is held.
+async def read_json(headers: Headers, receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+    """The request's body, of which never more than `max_bytes` is held, nor waited for longer than `timeout_s`.
 
-    Raises: HTTPException 413, 415; ClientGone.
+    Raises: HTTPException 408, 413, 415; ClientGone.
     """
     media_type, _, parameters = headers.get("content-type", "").lower().partition(";")
     if media_type.strip() != "application/json" or ("charset" in parameters and "utf-8" not in parameters):
@@ -143,6 +144,14 @@ async def read_json(headers: Headers, receive: Receive, max_bytes: int) -> bytes
     declared = headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
         raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read(receive, max_bytes)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s: send it at once", {"connection": "close"}) from None
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
     body = bytearray()
     while True:
         message = await receive()

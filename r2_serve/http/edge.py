@@ -75,6 +75,9 @@ class Edge:
         self._app, self._keys, self._metrics, self._new_id, self._redact = app, keys, metrics, new_id, redact
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: the client gets a 403
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

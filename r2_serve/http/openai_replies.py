@@ -24,6 +24,7 @@ _CODES = {
     401: "invalid_api_key",
     404: "unknown_url",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
     503: "not_ready",
