@@ -87,7 +87,8 @@ async def standing(script: Any, **limits: Any) -> AsyncIterator[Stand]:
 
 def routing(**limits: Any) -> RoutingConfig:
     """`r2` sends everything to `first`; no plan can be made of what `second` says, so it has one step."""
-    virtual = {"pool": ["first", "second"], "decomposer": {"model": "second"}, "allocator": {"model": "second"}, "default_model": "first"}
+    pool = ["first", "second", "alone", "first-slow", "alone-slow"]
+    virtual = {"pool": pool, "decomposer": {"model": "second"}, "allocator": {"model": "second"}, "default_model": "first"}
     return RoutingConfig(virtual_models={"r2": virtual}, limits=LimitsConfig(**{"deadline_s": DEADLINE_S, **limits}))
 
 
@@ -100,8 +101,8 @@ def healthy(request: dict[str, Any]) -> Script:
 
 
 def asked(upstream: Upstream, text: str) -> int:
-    """How often a provider was asked `text`."""
-    return sum(request["messages"][-1]["content"] == text for request in upstream.requests)
+    """How often a provider was asked for something that holds `text`."""
+    return sum(text in request["messages"][-1]["content"] for request in upstream.requests)
 
 
 def _models(upstream: Upstream, other: Upstream) -> tuple[ModelConfig, ...]:

@@ -34,13 +34,37 @@ class Case:
     name: str
     is_streamed: bool
     has_fallback: bool
+    is_routed: bool = False
+    """As one of two steps of a plan: the first where the reply is plain, the last, which is streamed on, where it is not."""
 
     @property
     def fault(self) -> Fault:
         return (STREAMED if self.is_streamed else PLAIN)[self.name]
 
+    @property
+    def code(self) -> str:
+        """`error.code` where no other model is left."""
+        return "subtask_failed" if self.is_routed else self.fault.code
+
+    @property
+    def model(self) -> str:
+        return ("first" if self.has_fallback else "alone") + "-slow" * self.fault.is_slow
+
+    @property
+    def prompt(self) -> str:
+        """Names the fault to the provider, alone or inside the prompt of a step."""
+        return f"<<{self}, {self.model}>>"
+
+    @property
+    def request(self) -> dict[str, Any]:
+        if not self.is_routed:
+            return {"model": self.model}
+        steps = [{"id": 1, "text": self.prompt}, {"id": 2, "text": self.prompt, "depends_on": [1]}]
+        models = ("second", self.model) if self.is_streamed else (self.model, "second")
+        return {"model": "r2", "plan": {"subtasks": steps}, "models": {"1": models[0], "2": models[1]}}
+
     def __str__(self) -> str:
-        return f"{self.name}-{'streamed' if self.is_streamed else 'plain'}"
+        return f"{self.name}-{'streamed' if self.is_streamed else 'plain'}{'-routed' * self.is_routed}"
 
 
 @dataclass(frozen=True)
@@ -52,38 +76,38 @@ class Outcome:
 
 
 PAIRS = [(name, False) for name in PLAIN] + [(name, True) for name in STREAMED]
-WITH_FALLBACK, ALONE = ([Case(*pair, has_fallback) for pair in PAIRS] for has_fallback in (True, False))
+WITH_FALLBACK, ALONE = (
+    [Case(*pair, has_fallback, is_routed) for is_routed in (False, True) for pair in PAIRS] for has_fallback in (True, False)
+)
 Outcomes = dict[Case, Outcome]
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    """Of all cases, asked beside each other, as most of their time is waiting; the slow ones first. A prompt names its fault."""
+    """Of all cases, asked beside each other, as most of their time is waiting; the slow ones first."""
     return asyncio.run(ask_about_all(sorted([*WITH_FALLBACK, *ALONE], key=lambda case: not case.fault.is_slow)))
 
 
 async def ask_about_all(cases: list[Case]) -> Outcomes:
     replies: dict[Case, Reply] = {}
-    by_prompt = {prompt_of(case): case.fault.script for case in cases}
 
-    async with standing(lambda request: by_prompt[request["messages"][-1]["content"]], max_attempts=MAX_ATTEMPTS, **NEVER_REST) as stand:
+    def script_for(request: dict[str, Any]) -> Script:
+        (case,) = (case for case in cases if case.prompt in request["messages"][-1]["content"])
+        return case.fault.script
+
+    async with standing(script_for, max_attempts=MAX_ATTEMPTS, **NEVER_REST) as stand:
 
         async def work(waiting: Iterator[Case]) -> None:
             for case in waiting:
-                model = ("first" if case.has_fallback else "alone") + "-slow" * case.fault.is_slow
-                replies[case] = await stand.ask(stream=case.is_streamed, model=model, text=prompt_of(case))
+                replies[case] = await stand.ask(stream=case.is_streamed, text=case.prompt, **case.request)
 
         waiting = iter(cases)
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(work(waiting))
         traces = {trace.query: trace for trace in stand.traces}
-        hits = {case: [asked(at, prompt_of(case)) for at in (stand.upstream, stand.other)] for case in cases}
-    return {case: Outcome(replies[case], *hits[case], traces[prompt_of(case)]) for case in cases}
-
-
-def prompt_of(case: Case) -> str:
-    return f"{case}, {'first' if case.has_fallback else 'alone'}"
+        hits = {case: [asked(at, case.prompt) for at in (stand.upstream, stand.other)] for case in cases}
+    return {case: Outcome(replies[case], *hits[case], traces[case.prompt]) for case in cases}
 
 
 @pytest.mark.parametrize("case", WITH_FALLBACK, ids=str)
@@ -93,38 +117,43 @@ def test_a_faulty_provider_costs_no_answer_where_another_is_left(case: Case, out
     assert came.num_hits == fault.num_hits <= MAX_ATTEMPTS
     assert came.num_hits + came.num_other_hits == len(came.trace.calls), "every request to a provider is in the ledger, and nothing else is"
     if fault.streamed:
-        assert_cut(came.reply, fault)
-        assert came.num_other_hits == 0
+        assert_cut(came.reply, case)
+        assert came.num_other_hits == (1 if case.is_routed else 0), "the other step's"
     else:
         assert (came.reply.status, came.reply.text, came.reply.finish_reasons, came.reply.error) == (200, RIGHT, ["stop"], None)
-        assert came.num_other_hits == 1
+        assert came.num_other_hits == (2 if case.is_routed else 1)
         assert came.reply.has_done == case.is_streamed
+        assert [result.answer for result in came.trace.results] == [RIGHT, RIGHT] * case.is_routed, (
+            "no step reads a broken reply of another"
+        )
 
 
 @pytest.mark.parametrize("case", ALONE, ids=str)
 def test_a_faulty_provider_alone_is_one_typed_error(case: Case, outcomes: Outcomes) -> None:
     fault, came = case.fault, outcomes[case]
     assert came.reply.took_s < DEADLINE_S + LATEST_S
-    assert came.num_hits == fault.num_hits == len(came.trace.calls)
+    assert came.num_hits == fault.num_hits
+    assert came.num_hits + came.num_other_hits == len(came.trace.calls)
+    assert came.num_other_hits == (1 if case.is_routed and case.is_streamed else 0), "no step starts after one that failed"
     assert came.trace.answer is None and came.trace.error is not None
     if fault.streamed:
-        assert_cut(came.reply, fault)
+        assert_cut(came.reply, case)
     else:
-        assert came.reply.status == (503 if fault.code == "upstream_unavailable" else 502)
-        assert_typed(came.reply, fault)
+        assert came.reply.status == (503 if case.code == "upstream_unavailable" else 502)
+        assert_typed(came.reply, case.code)
 
 
-def assert_cut(reply: Reply, fault: Fault) -> None:
+def assert_cut(reply: Reply, case: Case) -> None:
     """The text that had come, then the error; nothing that says it was whole."""
-    assert fnmatchcase(reply.text, fault.streamed)
+    assert fnmatchcase(reply.text, case.fault.streamed)
     assert (reply.status, reply.finish_reasons, reply.has_done) == (200, [], False)
-    assert_typed(reply, fault)
+    assert_typed(reply, case.code)
 
 
-def assert_typed(reply: Reply, fault: Fault) -> None:
+def assert_typed(reply: Reply, code: str) -> None:
     assert reply.error is not None
     assert set(reply.error) == {"message", "type", "param", "code"}
-    assert fnmatchcase(reply.error["code"], fault.code)
+    assert fnmatchcase(reply.error["code"], code)
 
 
 @pytest.mark.parametrize("stream", [False, True])
