@@ -323,9 +323,10 @@ async def test_a_killed_router_replica_cuts_its_requests_and_is_replaced(cluster
         await until(lambda: _at_least(client, 10))
         kill("r2#Router")
         for outcome in await asyncio.gather(*queries, return_exceptions=True):
-            assert isinstance(outcome, httpx.TransportError) or (isinstance(outcome, httpx.Response) and outcome.status_code >= 500), (
-                outcome
-            )
+            if isinstance(outcome, httpx.Response):
+                assert outcome.status_code >= 500 and error_of(outcome)["type"] == "api_error", outcome
+            else:
+                assert isinstance(outcome, httpx.TransportError), outcome
         await until(lambda: _answers(client))
 
 

