@@ -18,7 +18,11 @@ import r2_serve
 def write_whole(path: Path, text: str) -> None:
     """The file, whole or not at all; a newline is added."""
     draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(f"{text}\n", encoding="utf-8")
+    try:
+        draft.write_text(f"{text}\n", encoding="utf-8")
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from r2_serve.cli import app
 from r2_serve.errors import ConfigError
+from r2_serve.evaluation.row_log import RunError
 from r2_serve.load.run_directory import RequestFile, claim, logs, read_timeline
 from r2_serve.load.session import LoadOptions, run_load
 from r2_serve.load.summary import LoadSummary
@@ -207,6 +209,26 @@ async def test_a_trace_that_breaks_off_tells_its_line_and_keeps_what_was_answere
         await load_against(sse_app(answer), tmp_path / "run", trace)
     summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
     assert summary.info.is_interrupted and summary.num_sent == len(requests(tmp_path / "run")) >= 1
+
+
+async def test_a_disk_that_fills_up_keeps_what_was_answered_and_says_how_to_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, num_rows = os.write, 0
+
+    def write_until_full(descriptor: int, data: bytes) -> int:
+        nonlocal num_rows
+        num_rows += 1
+        if num_rows > 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_until_full)
+    with pytest.raises(RunError, match=r"No space left on device; free some space and run it again with --set-aside"):
+        await load_against(router_app(), tmp_path / "run")
+    kept = len(requests(tmp_path / "run")) + len(list(read_timeline(tmp_path / "run")))
+    assert kept == 10
+    assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 async def test_a_run_under_way_is_not_set_aside(tmp_path: Path) -> None:

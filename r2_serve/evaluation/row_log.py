@@ -32,7 +32,7 @@ Key = tuple[str, str]
 """Policy and task id."""
 
 
-_RESUME = "all earlier rows are kept: free some space and give the same command again"
+RESUME = "all earlier rows are kept: free some space and give the same command again"
 
 
 class RunError(R2Error):
@@ -71,13 +71,13 @@ class RunRow(Record):
 
 
 class RowLog:
-    """Appends rows to one file, which it locks. `with RowLog(path) as log: log.append(row)`
+    """Appends rows to one file, which it locks. `with RowLog(path) as log: log.append(row)`. `advice` is for a user whose disk is full.
 
     Raises: RunError where another process holds the file.
     """
 
-    def __init__(self, path: Path, *, rows_per_sync: int = 32) -> None:
-        self._path, self._rows_per_sync, self._num_unsynced = path, rows_per_sync, 0
+    def __init__(self, path: Path, *, rows_per_sync: int = 32, advice: str = RESUME) -> None:
+        self._path, self._rows_per_sync, self._advice, self._num_unsynced = path, rows_per_sync, advice, 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,10 +101,10 @@ class RowLog:
         try:
             written = os.write(self._descriptor, line)
         except OSError as e:
-            raise RunError(f"{self._path}: {e.strerror}; {_RESUME}") from e
+            raise RunError(f"{self._path}: {e.strerror}; {self._advice}") from e
         if written != len(line):
             os.ftruncate(self._descriptor, self._size)
-            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); {_RESUME}")
+            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); {self._advice}")
         self._size += written
         self._num_unsynced += 1
         if self._num_unsynced >= self._rows_per_sync:

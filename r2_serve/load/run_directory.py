@@ -19,6 +19,8 @@ from r2_serve.load.records import RequestRecord, TimelineSample
 from r2_serve.run_files import put_aside
 
 REQUESTS, TIMELINE, SUMMARY, REPORT = "requests.jsonl", "timeline.jsonl", "summary.json", "report.html"
+FREE_SPACE = "free some space and run it again with --set-aside, which keeps what is there"
+"""A load is not taken up where it broke off: its queues are gone."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,12 @@ def _is_under_way(directory: Path) -> bool:
 @contextmanager
 def logs(directory: Path) -> Iterator[RunLogs]:
     """Raises: RunError where another process writes there, or the disk is full."""
-    with RowLog(directory / REQUESTS, rows_per_sync=1000) as requests, RowLog(directory / TIMELINE, rows_per_sync=1000) as timeline:
+    with _log(directory / REQUESTS) as requests, _log(directory / TIMELINE) as timeline:
         yield RunLogs(requests, timeline)
+
+
+def _log(path: Path) -> RowLog:
+    return RowLog(path, rows_per_sync=1000, advice=FREE_SPACE)
 
 
 @dataclass(frozen=True)
