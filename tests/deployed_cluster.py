@@ -41,7 +41,7 @@ class DeployedCluster:
         self.path.write_text("# written by a test\n" + yaml.safe_dump(config, sort_keys=False))
         serve = Path(sys.executable).parent / "serve"
         command = [str(serve), "deploy", str(self.path), "-a", self.dashboard]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=dict(os.environ))
         assert done.returncode == 0, done.stdout + done.stderr
 
     def get(self, path: str) -> httpx.Response:

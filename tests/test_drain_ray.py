@@ -31,7 +31,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     from ray import serve
     from ray.cluster_utils import Cluster
 
-    raw = scripted_config(delay_s={LARGE: 8.0})
+    raw = scripted_config(delay_s={LARGE: 15.0})
     (large,) = (app for app in raw["applications"] if app["name"] == f"m-{LARGE}")
     large["deployments"][0] |= {"ray_actor_options": {"num_cpus": 1}, "graceful_shutdown_timeout_s": 60}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))

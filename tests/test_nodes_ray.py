@@ -83,8 +83,8 @@ def replicas(app: str, *states: str) -> int:
 
 
 async def until_replicas(app: str, count: int) -> None:
-    """Raises: AssertionError after half a minute."""
-    for _ in range(120):
+    """Raises: AssertionError after two minutes."""
+    for _ in range(480):
         if await asyncio.to_thread(replicas, app) >= count if count else await asyncio.to_thread(replicas, app) == 0:
             return
         await asyncio.sleep(0.25)

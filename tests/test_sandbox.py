@@ -175,7 +175,7 @@ async def test_output_is_cut_at_its_limit() -> None:
 async def test_an_endless_program_is_killed_on_time_with_its_output_kept() -> None:
     result = await run_python("print('begun', flush=True)\nwhile True: pass", timeout_s=1)
     assert (result.status, result.stdout) == ("timeout", "begun\n")
-    assert result.duration_s < 5
+    assert result.duration_s < 20
 
 
 async def test_orphans_die_with_their_program() -> None:
