@@ -74,7 +74,7 @@ class Demand:
         query = QueryDemand(self, history, opened_s=self._clock())
         number, self._num_opened = self._num_opened, self._num_opened + 1
         self._open[number] = query
-        history.arrivals_s.append(query.opened_s)
+        history.came(query.opened_s)
         try:
             yield query
         finally:
@@ -227,8 +227,17 @@ class _History:
     def __init__(self) -> None:
         self.planning_s = _Usual()
         """From a query's coming to its allocation."""
-        self.arrivals_s: deque[float] = deque()
+        self._arrivals_s: deque[float] = deque()
         self._plans: deque[Sequence[_Span]] = deque(maxlen=NUM_PLANS_KEPT)
+
+    def came(self, now_s: float) -> None:
+        """Another one. Those of long ago are forgotten here too, as where no policy asks nobody forecasts."""
+        self._arrivals_s.append(now_s)
+        self._forget(now_s)
+
+    def _forget(self, now_s: float) -> None:
+        while self._arrivals_s and self._arrivals_s[0] < now_s - RATE_WINDOW_S:
+            self._arrivals_s.popleft()
 
     def add(self, planning_s: float, spans: Sequence[_Span]) -> None:
         self.planning_s.add(planning_s)
@@ -243,9 +252,8 @@ class _History:
 
     def add_coming(self, profiles: _Profiles, now_s: float) -> None:
         """Queries that come at the rate of the last seconds: at time t those have a call in progress that came its duration or less ago."""
-        while self.arrivals_s and self.arrivals_s[0] < now_s - RATE_WINDOW_S:
-            self.arrivals_s.popleft()
-        per_s = len(self.arrivals_s) / RATE_WINDOW_S
+        self._forget(now_s)
+        per_s = len(self._arrivals_s) / RATE_WINDOW_S
         if not per_s:
             return
         planning_s = self.planning_s.value()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -109,7 +110,7 @@ class _Work:
         try:
             async with asyncio.timeout(self.deadline_s) as scope:
                 self._check_query()
-                with self.pipeline.demand.query(self.query.model) as self.expected:
+                with self._announced():
                     final = await self.steps()
         except TimeoutError as e:
             if not scope.expired():
@@ -125,6 +126,15 @@ class _Work:
             self._publish(error=f"{type(e).__name__}: {e}")
             raise
         return self._answered(final)
+
+    @contextmanager
+    def _announced(self) -> Iterator[None]:
+        """To whom it concerns what will be called; where nothing but a plan is asked for, no worker will be."""
+        if self.query.is_plan_only:
+            yield
+            return
+        with self.pipeline.demand.query(self.query.model) as self.expected:
+            yield
 
     async def steps(self) -> Final:
         raise NotImplementedError

@@ -158,3 +158,13 @@ def test_forecasts_of_several_routers_add_up() -> None:
     other = {"m": ModelDemand(num_active=2, call_s=3.0, planned=(0.5,) * NUM_BUCKETS), "n": ModelDemand(num_active=4)}
     summed = total([one, other])
     assert summed["m"] == ModelDemand(num_active=3, call_s=3.0, planned=(1.5,) * NUM_BUCKETS) and summed["n"].num_active == 4
+
+
+def test_arrivals_are_forgotten_where_nobody_asks_for_a_forecast(demand: Demand, clock: Clock) -> None:
+    def num_objects() -> int:
+        return sum(len(history._arrivals_s) for history in demand._history.values())
+
+    for _ in range(1000):
+        with demand.query("r2"):
+            clock.now_s += 1.0
+    assert num_objects() <= RATE_WINDOW_S + 1

@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from r2_serve.cli import app
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, PublishError
 from r2_serve.experiment.cells import Cell, Plan, plan
 from r2_serve.experiment.clusters import ClusterSite, LocalSite, command, is_at_rest
 from r2_serve.experiment.config import Loaded, Variant, load_experiment
@@ -174,6 +174,20 @@ def test_a_run_without_figures_ends_the_experiment_with_its_output(tmp_path: Pat
     assert len(to_run(planned.cells, set_aside=False)) == 4
 
 
+def test_a_run_that_fails_is_not_replaced_by_the_one_that_was_there(tmp_path: Path) -> None:
+    done(plan(experiment(tmp_path), tmp_path / "out", "local").cells[1])
+    changed = {"stock": {}, "ahead": {"autoscaling_config": {**AHEAD, "max_replicas": 2}}}
+    loaded = experiment(tmp_path, variants=changed)
+    planned = plan(loaded, tmp_path / "out", "local")
+    cell = planned.cells[1]
+    cell.workload_path.unlink()
+    with pytest.raises(CellFailed):
+        run_cell(cell, LocalSite(loaded.experiment), loaded.experiment, lambda said, t_s: None)
+    assert cell.summary() is None
+    assert (cell.directory.with_name("seed-0.1") / "summary.json").exists()
+    assert len(to_run(planned.cells, set_aside=False)) == 4
+
+
 # -- a running cluster --------------------------------------------------------------------------------------------
 
 
@@ -209,6 +223,28 @@ def test_each_variant_is_deployed_to_a_running_cluster_before_its_load(tmp_path:
     site.prepare(planned.cells[1])
     assert deployed == [planned.configs["ahead"]]
     assert site.options(planned.cells[1]) == ["--url", "http://head:8000/v1", "--dashboard", "http://head:8265"]
+
+
+def test_a_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp_path: Path) -> None:
+    import httpx
+
+    loaded = experiment(tmp_path, settle_s=0.01, variants={"stock": {}, "warm": {"autoscaling_config": {"min_replicas": 1}}})
+    planned = plan(loaded, tmp_path / "out", "http://head:8000/v1")
+    scaled = {name.split("/")[0] for name in planned.scaled}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        warm = {"replicas": [{"state": "RUNNING"}], "target_num_replicas": 1}
+        apps = {
+            app["name"]: {"status": "RUNNING", "deployments": {"Model": warm} if app["name"] in scaled else {}}
+            for app in base()["applications"]
+        }
+        return httpx.Response(200, json={"applications": apps})
+
+    dashboard = Dashboard("http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"})
+    site = ClusterSite(loaded.experiment, planned, "http://head:8000/v1", dashboard)
+    site.prepare(planned.cells[1])
+    with pytest.raises(PublishError, match=r"not at their least: .*1 running"):
+        site.prepare(planned.cells[0])
 
 
 # -- results ------------------------------------------------------------------------------------------------------
@@ -250,6 +286,30 @@ def test_what_is_done_is_reported_while_the_rest_is_missing(tmp_path: Path) -> N
     results = write_results(loaded, planned, out, "local")
     assert [row.variant for row in results.rows] == ["stock"] and results.differences == ()
     assert "1 of 4 runs done" in (out / "report.html").read_text()
+
+
+def test_what_there_is_none_of_is_not_told_as_zero(tmp_path: Path) -> None:
+    """No request answered, no deployment that scales: no latency, no share, no picture of replicas, and a report all the same."""
+    pool = base()
+    for deployment in (deployment for application in pool["applications"] for deployment in application["deployments"]):
+        deployment.pop("autoscaling_config", None)
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
+    spill = {"routing": {"virtual_models": {"r2": {"spill": {"calls_per_replica": 8}}}}}
+    loaded, out = experiment(tmp_path, config="pool.yaml", seeds=[0], variants={"stock": {}, "spill": spill}), tmp_path / "out"
+    planned = plan(loaded, out, "local")
+    for cell in planned.cells:
+        done(cell)
+    (planned.cells[1].directory / "requests.jsonl").write_text(record(0, 0.0, 1.0, outcome="failed", status=503).model_dump_json() + "\n")
+    write_summary(planned.cells[1].directory, info(workload=planned.cells[1].workload.name))
+    results = write_results(loaded, planned, out, "local")
+    assert results.scaled == () and results.rows[1].p95_s is None
+    (difference,) = results.differences
+    assert (difference.p95_s, difference.replica_s) == (None, None)
+    text = (out / "report.html").read_text()
+    assert "2 of 2 runs done" in text and "Replicas over time" not in text
+    told = io.StringIO()
+    print_results(results, Console(file=told, width=200))
+    assert " - " in told.getvalue()
 
 
 def test_nothing_to_run_starts_nothing(tmp_path: Path) -> None:
@@ -306,6 +366,8 @@ def test_an_interrupted_experiment_ends_its_run_in_order(tmp_path: Path) -> None
         run_cell(cell, Endpoint(url), loaded.experiment, interrupt)
     summary = LoadSummary.model_validate_json((cell.directory / "summary.json").read_text())
     assert summary.info.is_interrupted and cell.summary() is None
+    write_summary(cell.directory, summary.info.model_copy(update={"is_interrupted": False}))
+    assert cell not in to_run(planned.cells, set_aside=False), "killed after its run had ended, it is known whose run it was"
 
 
 def slow_workload() -> dict[str, Any]:

@@ -125,6 +125,8 @@ def test_alerts_take_their_bounds_from_the_config() -> None:
     rules = {alert.name: alert.expr for alert in alerts(config(text))}
     assert rules["R2QueueFillsUp"].endswith("> 5") and rules["R2Slow"].endswith("> 40")
     assert "R2Spending" not in rules
+    (slow,) = (alert.expr for alert in alerts(config(OPEN.replace("deadline_s: 120", "deadline_s: 5000"))) if alert.name == "R2Slow")
+    assert slow.endswith("> 480"), "beyond the longest bucket no quantile goes"
     assert {alert.name for alert in alerts(config(), max_usd_per_hour=5)} - set(rules) == {"R2Spending"}
 
 
@@ -181,11 +183,17 @@ FINE: dict[str, str] = {
     'ray_serve_deployment_replica_healthy{application="r2",deployment="Router",replica="a"}': "1x40",
     'ray_serve_deployment_replica_healthy{application="r2",deployment="Router",replica="b"}': "1x40",
     'ray_serve_deployment_replica_starts_total{application="r2",deployment="Router",replica="a"}': "1x40",
+    'ray_serve_autoscaling_target_replicas{application="m-small",deployment="Model"}': " ".join(["0 0 4 4 4"] * 8),
+    **{
+        f'ray_serve_deployment_replica_starts_total{{application="m-small",deployment="Model",replica="{start}-{i}"}}': f"_x{start} 1x2"
+        for start in range(2, 40, 5)
+        for i in range(4)
+    },
     'ray_node_mem_used{instance="n"}': "50x40",
     'ray_node_mem_total{instance="n"}': "100x40",
     'ray_node_disk_utilization_percentage{instance="n"}': "50x40",
 }
-"""A cluster that is well, one sample a minute; 3 USD an hour."""
+"""A cluster that is well, one sample a minute; 3 USD an hour. One of its models goes to zero and back to four every five minutes."""
 FAULTS = {
     "R2Down": {'up{job="r2"}': "1x5 0x34"},
     "R2Errors": {f'r2_requests_total{{{CHAT},status="503"}}': "0+10x40"},
@@ -196,7 +204,10 @@ FAULTS = {
     "R2MetricsIncomplete": {"r2_router_replicas_silent": "1x40"},
     "R2Spending": {'r2_cost_usd_total{model="m"}': "0+0.2x40"},
     "R2ReplicasMissing": {'ray_serve_autoscaling_target_replicas{application="r2",deployment="Router"}': "3x40"},
-    "R2ReplicasRestart": {'ray_serve_deployment_replica_starts_total{application="r2",deployment="Router",replica="a"}': "0+1x40"},
+    "R2ReplicasRestart": {
+        f'ray_serve_deployment_replica_starts_total{{application="r2",deployment="Router",replica="{number}"}}': f"_x{2 * number} 1x2"
+        for number in range(1, 18)
+    },
     "R2NodeMemory": {'ray_node_mem_used{instance="n"}': "95x40"},
     "R2NodeDisk": {'ray_node_disk_utilization_percentage{instance="n"}': "95x40"},
 }

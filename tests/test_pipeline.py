@@ -380,3 +380,12 @@ async def test_plan_only_decomposes_and_stops() -> None:
     assert [call.stage for call in answer.trace.calls] == ["decompose"]
     assert router.prompts("small") == router.prompts("allocator") == []
     assert_adds_up(answer.trace, answer)
+
+
+async def test_a_query_that_ends_with_its_plan_announces_no_calls() -> None:
+    router = geographer()
+    await router.pipeline.answer(query())
+    before = router.pipeline.demand.forecast()["small"]
+    await router.pipeline.answer(query(is_plan_only=True))
+    after = router.pipeline.demand.forecast()["small"]
+    assert sum(before.coming) > 0 and sum(after.coming) == pytest.approx(sum(before.coming), rel=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -75,6 +76,32 @@ def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(less: ModelDemand,
     assert [scaler.tick(running=0) for _ in range(45)][-1] < 4, "but plans that are gone for good start nothing in the end"
 
 
+def test_calls_that_no_router_knows_of_are_scaled_by_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training job asks a model by its handle while routers are there and have nothing for it."""
+    scaler = Scaler(monkeypatch, downscale_delay_s=0)
+    scaler.demand = ModelDemand()
+    scaler.target = 3
+    assert [scaler.tick(running=3, requests=0.0 if i < 3 else 6.0) for i in range(20)][-1] == 3
+    assert scaler.tick(running=3, requests=9.0) == 5, "two at a time"
+    assert [scaler.tick(running=5, requests=0.0) for _ in range(2)] == [1, 0]
+
+
+def test_calls_of_routers_count_once_though_serve_tells_of_them_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaler = Scaler(monkeypatch, downscale_delay_s=0, look_back_period_s=2, metrics_interval_s=1)
+    scaler.demand, scaler.target = ModelDemand(num_active=6, call_s=1.0), 3
+    assert scaler.tick(running=3, requests=4.0) == 3
+    scaler.demand = ModelDemand()
+    assert [scaler.tick(running=3, requests=5.0) for _ in range(25)][1:] == [0] * 24, "they are done"
+    assert [scaler.tick(running=3, requests=5.0) for _ in range(20)][-1] == 3, "those are others"
+
+
+def test_what_a_router_has_not_told_of_yet_is_none_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaler = Scaler(monkeypatch)
+    scaler.demand, scaler.target = ModelDemand(num_active=2), 1
+    assert scaler.tick(running=1) == 1
+    assert [scaler.tick(running=1, requests=6.0) for _ in range(5)] == [1] * 5
+
+
 def test_a_replica_that_is_about_to_serve_spares_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes four seconds to start: asked for just now it is not enough for the queue, up in a moment it is."""
     queue = ModelDemand(num_active=4, call_s=1.0)
@@ -120,3 +147,38 @@ def test_a_wrong_setting_fails_where_it_is_made() -> None:
 
     with pytest.raises(ValidationError, match="cold_start"):
         PlanAhead(cold_start=4)
+
+
+async def test_a_router_goes_on_writing_after_whatever_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from r2_serve.scaling import demand_board
+
+    written: list[dict[str, ModelDemand]] = []
+    forecasts = iter([ValueError("a forecast that cannot be made"), {"m-large": WAVE}])
+    is_there = iter([OSError("no cluster yet"), None])
+
+    class Board:
+        @property
+        def write(self) -> Board:
+            return self
+
+        async def remote(self, router: str, latest: dict[str, ModelDemand]) -> None:
+            written.append(latest)
+            raise asyncio.CancelledError
+
+    def find() -> Board | None:
+        found = next(is_there, Board())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def latest() -> dict[str, ModelDemand]:
+        forecast = next(forecasts)
+        if isinstance(forecast, Exception):
+            raise forecast
+        return forecast
+
+    monkeypatch.setattr(demand_board, "_find_board", find)
+    monkeypatch.setattr(demand_board, "LOOK_S", 0)
+    with pytest.raises(asyncio.CancelledError):
+        await demand_board.write_forecasts("router", latest)
+    assert written == [{"m-large": WAVE}]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from r2_serve.deploy_files.panels import CHAT
+from r2_serve.deploy_files.panels import CHAT, starts
 from r2_serve.http.metric_pages import SILENT
+from r2_serve.http.metrics import SECONDS
 from r2_serve.serve_config import ServeConfig
 
 GROUP = "r2"
 WANTED = "max by (application, deployment) (ray_serve_autoscaling_target_replicas)"
+WANTED_MORE = "max by (application, deployment) (increase(ray_serve_autoscaling_target_replicas[15m]))"
+"""How often one more was wanted: taken for a counter, what a gauge gives is the sum of its rises."""
 SLOW_SHARE = 0.8
 """Of the deadline."""
 
@@ -56,6 +59,7 @@ def _rule(rule: Alert) -> dict[str, Any]:
 
 
 def _bounded(max_queued: int, deadline_s: float) -> list[Alert]:
+    slow_s = SLOW_SHARE * min(deadline_s, SECONDS[-1])
     return [
         Alert(
             "R2QueueFillsUp",
@@ -67,7 +71,7 @@ def _bounded(max_queued: int, deadline_s: float) -> list[Alert]:
         ),
         Alert(
             "R2Slow",
-            f"histogram_quantile(0.95, sum by (le) (rate(r2_request_seconds_bucket{{{CHAT}}}[5m]))) > {SLOW_SHARE * deadline_s:g}",
+            f"histogram_quantile(0.95, sum by (le) (rate(r2_request_seconds_bucket{{{CHAT}}}[5m]))) > {slow_s:g}",
             "10m",
             "warning",
             f"The slowest twentieth of requests come near the deadline of {deadline_s:g} s",
@@ -121,7 +125,7 @@ def _fixed() -> list[Alert]:
         ),
         Alert(
             "R2ReplicasRestart",
-            f"sum by (application, deployment) (increase(ray_serve_deployment_replica_starts_total[15m])) > 3 + 2 * {WANTED}",
+            f"{starts('15m')} > 3 + ({WANTED_MORE} or 0 * {starts('15m')})",
             "5m",
             "warning",
             "Replicas of {{ $labels.application }} start over and over",

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 CHAT = 'route="/v1/chat/completions"'
-STARTS = "increase(ray_serve_deployment_replica_starts_total[10m])"
+STARTED = "ray_serve_deployment_replica_starts_total"
+"""1 for as long as a replica lives, with the replica's own id: Ray counts in the replica itself."""
 WINDOW = "$__rate_interval"
 """Grafana's own: at least four scrapes."""
 
@@ -40,6 +41,11 @@ def quantiles(metric: str, by: str = "", where: str = "") -> dict[str, str]:
     labels, legend = (f"le, {by}", f" {{{{{by}}}}}") if by else ("le", "")
     buckets = f"sum by ({labels}) (rate({metric}_bucket{{{where}}}[{WINDOW}]))"
     return {f"p{round(q * 100)}{legend}": f"histogram_quantile({q}, {buckets})" for q in (0.5, 0.95, 0.99)}
+
+
+def starts(window: str) -> str:
+    """Replicas of each deployment that were not there `window` ago."""
+    return f"count by (application, deployment) (last_over_time({STARTED}[{window}]) unless {STARTED} offset {window})"
 
 
 def mean(metric: str) -> str:
@@ -162,8 +168,8 @@ ROWS = [
             Panel(
                 "Replica starts",
                 "short",
-                {"{{application}} {{deployment}}": f"sum by (application, deployment) ({STARTS})"},
-                "In the last ten minutes.",
+                {"{{application}} {{deployment}}": starts("10m")},
+                "In the last ten minutes, by a replica's first scrape.",
             ),
             Panel("Proxy latency", "ms", quantiles("ray_serve_http_request_latency_ms"), "As Serve's HTTP proxies see it."),
         ],

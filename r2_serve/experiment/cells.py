@@ -61,7 +61,7 @@ class Cell:
         return self.summary() is not None and (not path.exists() or json.loads(path.read_text())["fingerprint"] != self.fingerprint)
 
     def mark(self) -> None:
-        """Once it is done."""
+        """In its directory, before its run: whenever that ends, it is known whose it is."""
         fields = {"fingerprint": self.fingerprint, "workload": self.workload.name, "variant": self.variant, "seed": self.seed}
         write_whole(self.directory / CELL, json.dumps(fields, indent=2))
 
@@ -73,8 +73,15 @@ class Plan:
     cells: tuple[Cell, ...]
     """Variants side by side, seed by seed: what changes on the machine meanwhile meets all alike."""
     configs: dict[str, Raw]
-    scaled: dict[str, int]
-    """Deployments that scale, with their least replicas in the first variant."""
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Deployments that scale, in any variant."""
+        return tuple(dict.fromkeys(name for raw in self.configs.values() for name in scaled_deployments(raw)))
+
+    def least_replicas(self, variant: str) -> dict[str, int]:
+        """Of those that scale in `variant`."""
+        return scaled_deployments(self.configs[variant])
 
 
 def plan(loaded: Loaded, out: Path, target: str) -> Plan:
@@ -92,7 +99,7 @@ def plan(loaded: Loaded, out: Path, target: str) -> Plan:
     for workload in loaded.workloads.values():
         _write_yaml(out / "workloads" / f"{workload.name}.yaml", workload.model_dump(mode="json"))
     cells = tuple(_cells(loaded, out, configs, target))
-    return Plan(cells, configs, scaled_deployments(next(iter(configs.values()))))
+    return Plan(cells, configs)
 
 
 def _cells(loaded: Loaded, out: Path, configs: dict[str, Raw], target: str) -> Iterator[Cell]:

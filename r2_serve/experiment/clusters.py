@@ -73,7 +73,8 @@ class ClusterSite:
         for app in raw["applications"]:
             self._dashboard.wait_for(app["name"])
         replicas, give_up_at = DashboardReplicas(self._dashboard), time.monotonic() + self._experiment.settle_s
-        while not is_at_rest(counts := replicas.read(), self._plan.scaled):
+        least = self._plan.least_replicas(cell.variant)
+        while not is_at_rest(counts := replicas.read(), least):
             if time.monotonic() >= give_up_at:
                 raise PublishError(f"after {self._experiment.settle_s:g} s (settle_s) replicas are not at their least: {_told(counts)}")
             time.sleep(_POLL_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -25,14 +26,12 @@ def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
         left, right = figure.subplots(1, 2, sharex=True)
         for variant, color in _colored(variants):
             own = [cell for cell in cells if cell.variant == variant]
-            if own:
-                took = [cell.replica_s for cell in own]
-                _points(left, took, [100 * cell.slo_attainment for cell in own], color, variant)
-                _points(right, took, [cell.p95_s for cell in own], color, None)
+            _points(left, [(cell.replica_s, 100 * cell.slo_attainment) for cell in own], color, variant)
+            _points(right, [(cell.replica_s, cell.p95_s) for cell in own if cell.p95_s is not None], color, None)
         left.set_ylabel("requests in time, %")
         right.set_ylabel("p95 latency, s")
         left.set_ylim(top=min(left.get_ylim()[1], _ALL_IN_TIME))
-        right.set_ylim(0, 1.1 * max((cell.p95_s for cell in cells), default=1.0) or 1.0)
+        right.set_ylim(0, 1.1 * max((cell.p95_s for cell in cells if cell.p95_s is not None), default=1.0))
         for axes in (left, right):
             axes.set_xlabel("replica-seconds")
             axes.grid(alpha=0.15)
@@ -41,11 +40,16 @@ def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
 
 
 def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Sequence[str]) -> str:
-    """Running and starting replicas of each deployment that scales, of every variant in one run of the same requests."""
+    """Running and starting replicas of each deployment that scales, of every variant in one run of the same requests.
+
+    Empty where none scales.
+    """
     names = [name for name in scaled if any(name in sample.deployments for timeline in timelines.values() for sample in timeline)]
+    if not names:
+        return ""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 1.7 * max(1, len(names)) + 0.4), layout="constrained")
-        for axes, name in zip(figure.subplots(max(1, len(names)), 1, sharex=True, squeeze=False)[:, 0], names, strict=False):
+        figure = Figure(figsize=(11, 1.7 * len(names) + 0.4), layout="constrained")
+        for axes, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True):
             for variant, color in _colored(list(timelines)):
                 seen = [(sample.t_s, sample.deployments[name]) for sample in timelines[variant] if name in sample.deployments]
                 axes.step([t for t, _ in seen], [c.running + c.starting for _, c in seen], where="post", color=color, lw=1.2, label=variant)
@@ -62,9 +66,12 @@ def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Seq
         return svg(figure, "Replicas over time, by variant")
 
 
-def _points(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str, label: str | None) -> None:
-    axes.scatter(xs, ys, s=18, color=color, alpha=0.5, lw=0)
-    axes.scatter([sum(xs) / len(xs)], [sum(ys) / len(ys)], s=70, color=color, label=label)
+def _points(axes: Axes, points: Sequence[tuple[float, float]], color: str, label: str | None) -> None:
+    """And their mean, larger."""
+    if points:
+        xs, ys = zip(*points, strict=True)
+        axes.scatter(xs, ys, s=18, color=color, alpha=0.5, lw=0)
+        axes.scatter([fmean(xs)], [fmean(ys)], s=70, color=color, label=label)
 
 
 def _colored(variants: Sequence[str]) -> list[tuple[str, str]]:

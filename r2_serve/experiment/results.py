@@ -5,7 +5,7 @@ Differences are paired: of the same workload and seed, so the same requests at t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from statistics import fmean
 
@@ -25,6 +25,12 @@ class Spread(Record):
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(mean=fmean(values), low=min(values), high=max(values))
 
+    @classmethod
+    def of_known(cls, values: Iterable[float | None]) -> Spread | None:
+        """Of those that are there."""
+        known = [value for value in values if value is not None]
+        return cls.of(known) if known else None
+
 
 class CellFigures(Record):
     """One finished cell."""
@@ -37,8 +43,9 @@ class CellFigures(Record):
     num_requests: int
     slo_attainment: float
     goodput_per_s: float
-    p50_s: float
-    p95_s: float
+    p50_s: float | None
+    """Of the answered; None where none was. So `p95_s`."""
+    p95_s: float | None
     replica_s: float
     """Of the deployments that scale."""
     starting_s: float
@@ -57,8 +64,8 @@ class Row(Record):
     num_seeds: int
     slo_attainment: Spread
     goodput_per_s: Spread
-    p50_s: Spread
-    p95_s: Spread
+    p50_s: Spread | None
+    p95_s: Spread | None
     replica_s: Spread
     starting_s: Spread
     gpu_s: Spread
@@ -76,9 +83,9 @@ class Difference(Record):
     num_seeds: int
     slo_attainment: Spread
     """In shares: 0.1 is ten points."""
-    p95_s: Spread
-    replica_s: Spread
-    """As a share of the first variant's: -0.2 is a fifth less."""
+    p95_s: Spread | None
+    replica_s: Spread | None
+    """As a share of the first variant's: -0.2 is a fifth less. None where it had none."""
 
 
 class Results(Record):
@@ -107,8 +114,8 @@ def figures_of(cell: Cell, summary: LoadSummary, scaled: Sequence[str], out: str
         num_requests=summary.num_sent,
         slo_attainment=summary.slo_attainment or 0.0,
         goodput_per_s=summary.goodput_per_s,
-        p50_s=latency.p50 if latency else 0.0,
-        p95_s=latency.p95 if latency else 0.0,
+        p50_s=latency.p50 if latency else None,
+        p95_s=latency.p95 if latency else None,
         replica_s=sum(use.replica_s for use in used),
         starting_s=sum(use.starting_s for use in used),
         gpu_s=summary.gpu_s,
@@ -142,12 +149,17 @@ def _row(cells: Sequence[CellFigures]) -> Row:
     def spread(field: str) -> Spread:
         return Spread.of([float(getattr(cell, field)) for cell in cells])
 
-    fields: Mapping[str, Spread] = {
-        name: spread(name)
-        for name in ("slo_attainment", "goodput_per_s", "p50_s", "p95_s", "replica_s", "starting_s", "gpu_s", "gpu_usd", "model_usd")
-    }
-    failed = sum(cell.num_failed for cell in cells)
-    return Row(workload=cells[0].workload, variant=cells[0].variant, num_seeds=len(cells), num_failed=failed, **fields)
+    names = ("slo_attainment", "goodput_per_s", "replica_s", "starting_s", "gpu_s", "gpu_usd", "model_usd")
+    fields: Mapping[str, Spread] = {name: spread(name) for name in names}
+    return Row(
+        workload=cells[0].workload,
+        variant=cells[0].variant,
+        num_seeds=len(cells),
+        p50_s=Spread.of_known(cell.p50_s for cell in cells),
+        p95_s=Spread.of_known(cell.p95_s for cell in cells),
+        num_failed=sum(cell.num_failed for cell in cells),
+        **fields,
+    )
 
 
 def _difference(workload: str, variant: str, first: str, pairs: Sequence[tuple[CellFigures, CellFigures]]) -> Difference:
@@ -157,6 +169,8 @@ def _difference(workload: str, variant: str, first: str, pairs: Sequence[tuple[C
         against=first,
         num_seeds=len(pairs),
         slo_attainment=Spread.of([cell.slo_attainment - reference.slo_attainment for cell, reference in pairs]),
-        p95_s=Spread.of([cell.p95_s - reference.p95_s for cell, reference in pairs]),
-        replica_s=Spread.of([cell.replica_s / max(reference.replica_s, 1e-9) - 1 for cell, reference in pairs]),
+        p95_s=Spread.of_known(
+            cell.p95_s - reference.p95_s if cell.p95_s is not None and reference.p95_s is not None else None for cell, reference in pairs
+        ),
+        replica_s=Spread.of_known(cell.replica_s / reference.replica_s - 1 if reference.replica_s else None for cell, reference in pairs),
     )

@@ -19,7 +19,7 @@ from r2_serve.experiment.cells import OUTPUT, Cell
 from r2_serve.experiment.clusters import Site, command
 from r2_serve.experiment.config import Experiment
 from r2_serve.load.records import TimelineSample
-from r2_serve.load.run_directory import TIMELINE
+from r2_serve.load.run_directory import TIMELINE, claim
 
 _POLL_S = 0.5
 _TOLD_BYTES = 4_000
@@ -62,8 +62,9 @@ def _show(bars: Progress, bar: TaskID, said: str, t_s: float) -> None:
 
 
 def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None:
-    """Raises: CellFailed; KeyboardInterrupt once the cell's process has ended."""
-    cell.directory.parent.mkdir(parents=True, exist_ok=True)
+    """What its directory held before is put aside. Raises: CellFailed; KeyboardInterrupt once the cell's process has ended."""
+    claim(cell.directory, set_aside=True)
+    cell.mark()
     arguments, log = command(cell, site, experiment), cell.directory.with_name(f"{cell.directory.name}.{OUTPUT}")
     with log.open("wb") as output:
         output.write(f"$ {shlex.join(arguments)}\n".encode())
@@ -88,7 +89,6 @@ def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None
     if cell.summary() is None:
         raise CellFailed(f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{_end_of(log)}")
     log.replace(cell.directory / OUTPUT)
-    cell.mark()
 
 
 def _follow(process: subprocess.Popen[bytes], timeline: Path, show: Show) -> None:

@@ -43,7 +43,7 @@ def run_experiment(
 
 def write_results(loaded: Loaded, planned: Plan, out: Path, target: str) -> Results:
     """`results.json`, and `report.html` where matplotlib is installed."""
-    scaled = tuple(planned.scaled)
+    scaled = planned.scaled
     done = [(cell, summary) for cell in planned.cells if not cell.is_other() and (summary := cell.summary()) is not None]
     cells = tuple(figures_of(cell, summary, scaled, str(cell.directory.relative_to(out))) for cell, summary in done)
     results = Results(

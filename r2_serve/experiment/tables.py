@@ -13,7 +13,7 @@ CELL_COLUMNS = ("workload", "variant", "seed", "requests", "in time, %", "p50, s
 def row_cells(row: Row) -> tuple[str, ...]:
     """As `ROW_COLUMNS`."""
     return (
-        row.workload, row.variant, str(row.num_seeds), _range(row.slo_attainment, 100, 1), seconds(row.p50_s.mean), seconds(row.p95_s.mean),
+        row.workload, row.variant, str(row.num_seeds), _range(row.slo_attainment, 100, 1), _mean_s(row.p50_s), _mean_s(row.p95_s),
         _range(row.replica_s, 1, 0), f"{row.gpu_usd.mean:.4f}", f"{row.model_usd.mean:.4f}", str(row.num_failed),
     )  # fmt: skip
 
@@ -35,6 +35,12 @@ def cell_cells(cell: CellFigures) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _range(spread: Spread, factor: float, digits: int, sign: str = "") -> str:
+def _mean_s(spread: Spread | None) -> str:
+    return seconds(spread.mean if spread is not None else None)
+
+
+def _range(spread: Spread | None, factor: float, digits: int, sign: str = "") -> str:
+    if spread is None:
+        return "-"
     mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in (spread.mean, spread.low, spread.high))
     return mean if low == high else f"{mean} [{low}, {high}]"

@@ -20,7 +20,8 @@ from r2_serve.http.spend import Purses
 from r2_serve.types import CallRecord, Plan, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""Bounds of the buckets in which durations are counted."""
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 
 
@@ -77,12 +78,12 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter("r2_requests", "HTTP requests.", ["route", "model", "status"], registry=registry)
         self._request_s = Histogram(
-            "r2_request_seconds", "From first byte in to last byte out.", ["route", "model"], buckets=_SECONDS, registry=registry
+            "r2_request_seconds", "From first byte in to last byte out.", ["route", "model"], buckets=SECONDS, registry=registry
         )
         self._calls = Counter("r2_calls", "Model calls, retries among them.", ["model", "stage", "outcome"], registry=registry)
-        self._call_s = Histogram("r2_call_seconds", "Duration of model calls.", ["model", "stage"], buckets=_SECONDS, registry=registry)
+        self._call_s = Histogram("r2_call_seconds", "Duration of model calls.", ["model", "stage"], buckets=SECONDS, registry=registry)
         self._tokens = Counter("r2_tokens", "Tokens of model calls.", ["model", "direction"], registry=registry)
-        self._overhead_s = Histogram("r2_overhead_seconds", "Time of a query in which no subtask ran.", buckets=_SECONDS, registry=registry)
+        self._overhead_s = Histogram("r2_overhead_seconds", "Time of a query in which no subtask ran.", buckets=SECONDS, registry=registry)
         self._plan_width = Histogram("r2_plan_width", "Most subtasks on one level of a plan.", buckets=_SIZES, registry=registry)
         self._plan_depth = Histogram("r2_plan_depth", "Subtasks on a plan's longest chain.", buckets=_SIZES, registry=registry)
         self._fallbacks = Counter("r2_fallbacks", "Plans or allocations that the router had to replace.", ["stage"], registry=registry)

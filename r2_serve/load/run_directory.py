@@ -37,7 +37,7 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     Raises: ConfigError.
     """
     moved = None
-    if (directory / REQUESTS).exists():
+    if any((directory / name).exists() for name in (REQUESTS, SUMMARY)):
         if _is_under_way(directory):
             raise ConfigError(f"{directory} holds a run that is under way: choose another --out, or wait until it has ended")
         if not set_aside:

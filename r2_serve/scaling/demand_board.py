@@ -51,23 +51,26 @@ class DemandBoard:
 
 
 async def write_forecasts(router: str, forecasts: Callable[[], Forecasts]) -> None:
-    """Writes for ever, while there is a board. A board that fails is looked for again."""
-    board: Any = None
+    """Writes for ever, whatever fails: with a router that falls silent its part of the demand would be missing from the others'."""
+    while True:
+        try:
+            board = await asyncio.to_thread(_find_board)
+            if board is not None:
+                await _keep_writing(board, router, forecasts)
+        except Exception as e:  # noqa: BLE001 - it is tried again
+            _log.warning("no forecast on the demand board: %s: %s", type(e).__name__, e)
+        await asyncio.sleep(LOOK_S)
+
+
+async def _keep_writing(board: Any, router: str, forecasts: Callable[[], Forecasts]) -> None:
+    """Raises: whatever fails first."""
     written: Forecasts = {}
     written_s = -HEARTBEAT_S
     while True:
-        if board is None:
-            board = await asyncio.to_thread(_find_board)
-            await asyncio.sleep(LOOK_S if board is None else 0)
-            continue
         latest = forecasts()
         if latest != written or time.monotonic() - written_s >= HEARTBEAT_S:
-            try:
-                await board.write.remote(router, latest)
-                written, written_s = latest, time.monotonic()
-            except ray.exceptions.RayError as e:
-                _log.warning("the demand board does not answer: %s", e)
-                board = None
+            await board.write.remote(router, latest)
+            written, written_s = latest, time.monotonic()
         await asyncio.sleep(PUBLISH_S)
 
 

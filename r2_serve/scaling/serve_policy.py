@@ -21,13 +21,19 @@ from r2_serve.demand import ModelDemand
 from r2_serve.scaling.demand_board import latest_demand
 from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
 
+KNOWN = "r2_known"
+"""How many calls under way routers knew of, and when; of the time of which Serve's own count tells, those that no later one exceeds."""
+OTHERS_SINCE = "r2_others_since"
+LATE_S = 1.0
+"""A router's word comes within this; what Serve counts beyond it for longer is not a router's."""
 LOWER_SINCE = "r2_lower_since"
 ASKED_AT = "r2_asked_at"
 """When each replica that is starting was asked for, the oldest first."""
 
 
 class PlanAhead:
-    """Replicas by what plans will need. Without word from a router for some seconds: by ongoing requests, as Serve's own policy."""
+    """Replicas by what plans will need. Calls that no router knows of, as those of a training job, count as Serve's own policy counts
+    them; so do all of them where no router has been heard of for some seconds."""
 
     def __init__(self, **kwargs: Any) -> None:
         self._config = PlanAheadConfig(**kwargs)
@@ -42,12 +48,13 @@ class PlanAhead:
     def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, dict[str, Any]]:
         """Replicas for `demand`, and what to remember for the next time."""
         config = self._config
+        num_others, seen = _others(ctx, demand.num_active)
         asked_at = _asked_at(ctx)
         ready_in_s = tuple(min(max(0.0, at + config.cold_start_s - ctx.current_time), config.cold_start_s) for at in asked_at)
         fleet = Fleet(ctx.current_num_replicas, ctx.config.get_target_ongoing_requests(), ready_in_s)
         needed = replicas_needed(demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend)
-        steadied, state = self._steadied(round(needed, 3), ctx)
-        return steadied, {ASKED_AT: asked_at, **state}
+        steadied, state = self._steadied(round(needed + num_others / fleet.calls_each, 3), ctx)
+        return steadied, {ASKED_AT: asked_at, **seen, **state}
 
     def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """While no replica runs yet Serve follows a policy at once, and would stop in the middle what has begun to start.
@@ -59,6 +66,21 @@ class PlanAhead:
         since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
         is_over = not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s  # a clock set back ends it too
         return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}
+
+
+def _others(ctx: AutoscalingContext, num_active: int) -> tuple[int, dict[str, Any]]:
+    """Calls under way that no router knows of, and what to remember.
+
+    Serve's count is a mean over its look-back period, and reported late; so what is known is the most of all that time.
+    """
+    told_of_s = ctx.config.look_back_period_s + ctx.config.metrics_interval_s
+    recent = [(at, calls) for at, calls in ctx.policy_state.get(KNOWN, ()) if 0 <= ctx.current_time - at <= told_of_s]
+    known = [*((at, calls) for at, calls in recent if calls > num_active), (ctx.current_time, num_active)]
+    num_others = round(ctx.total_num_requests - max(calls for _, calls in known))
+    if num_others <= 0:
+        return 0, {KNOWN: known}
+    since_s = min(ctx.policy_state.get(OTHERS_SINCE, ctx.current_time), ctx.current_time)
+    return num_others if ctx.current_time - since_s >= LATE_S else 0, {KNOWN: known, OTHERS_SINCE: since_s}
 
 
 def _asked_at(ctx: AutoscalingContext) -> list[float]:
