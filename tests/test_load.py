@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from r2_serve.cli import app
 from r2_serve.errors import ConfigError
+from r2_serve.evaluation.graders import Grader
 from r2_serve.evaluation.row_log import RunError
-from r2_serve.load.run_directory import RequestFile, claim, logs, read_timeline
+from r2_serve.evaluation.sandbox import SandboxUnavailable
+from r2_serve.load.run_directory import RequestFile, claim, read_timeline, under_way
 from r2_serve.load.session import LoadOptions, run_load
 from r2_serve.load.summary import LoadSummary
 from r2_serve.workload import Workload
@@ -153,6 +155,22 @@ async def test_answers_to_a_benchmark_are_graded(tmp_path: Path) -> None:
     assert [record.correct for record in requests(tmp_path / "run")] == [bool(i % 4) for i in range(20)]
 
 
+async def test_where_nothing_can_be_graded_the_answers_are_reported_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise SandboxUnavailable("no bubblewrap here")
+
+    monkeypatch.setattr(Grader, "grade", refuse)
+    tasks = {"kind": "benchmark", "name": "words", "dataset": "test@5", "model": "r2"}
+
+    async def answer(number: int) -> list[bytes]:
+        return whole("7")
+
+    with pytest.raises(SandboxUnavailable, match="no bubblewrap here\nnothing was graded; 5 answers are reported"):
+        await load_against(sse_app(answer), tmp_path / "run", workload(20, 0.25, tasks=tasks))
+    summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
+    assert (summary.num_ok, summary.num_graded, len(requests(tmp_path / "run"))) == (5, 0, 5)
+
+
 async def test_a_run_is_not_written_over_but_kept_aside_when_told(tmp_path: Path) -> None:
     first = await load_against(router_app(), tmp_path / "run", workload(4, 0.5))
     with pytest.raises(ConfigError, match=r"--set-aside"):
@@ -233,7 +251,8 @@ async def test_a_disk_that_fills_up_keeps_what_was_answered_and_says_how_to_run_
 
 async def test_a_run_under_way_is_not_set_aside(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with logs(tmp_path / "run"), pytest.raises(ConfigError, match="under way"):
+    (tmp_path / "run" / "summary.json").touch()
+    with under_way(tmp_path / "run"), pytest.raises(ConfigError, match="under way"):
         claim(tmp_path / "run", set_aside=True)
     assert claim(tmp_path / "run", set_aside=True) == tmp_path / "run.1"
 

@@ -76,6 +76,8 @@ def test_without_rows_the_figures_are_the_same_and_no_run_is_written_over(tmp_pa
     result = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), "--no-rows"])
     assert result.exit_code == 0, result.output
     assert not (out / "requests.jsonl").exists()
+    again = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), "--no-rows"])
+    assert again.exit_code == 1 and "holds a run already" in again.output
     assert _figures(read_summary(out)) == _figures(whole)
 
 

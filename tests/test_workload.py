@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,20 @@ def test_a_trace_is_replayed_with_its_times_and_token_counts(tmp_path: Path, tex
     assert [request.prompt_tokens for request in requests] == [472, 1087, 100]
     assert [len(request.text.split()) for request in requests] == [472, 1087, 100]
     assert [(request.reply_tokens or ())[-1] for request in requests] == [18, 230, 276]
+
+
+def test_times_without_a_zone_are_the_same_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Berlin the hour after two o'clock of that night came twice."""
+    head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    rows = "2023-10-29 00:30:00,1,1\n2023-10-29 02:30:00,1,1\n2023-10-29 03:30:00,1,1\n"
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        starts_s = [request.start_s for request in trace_requests(tmp_path, head + rows, "azure")]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert starts_s == [0.0, 7200.0, 10800.0]
 
 
 def test_a_trace_can_be_sped_up_cut_and_entered_later(tmp_path: Path) -> None:

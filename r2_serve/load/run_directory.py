@@ -8,13 +8,15 @@ report.html      the page
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import fcntl
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from r2_serve.errors import ConfigError
-from r2_serve.evaluation.row_log import RowLog, RunError, read_records
+from r2_serve.evaluation.row_log import RowLog, read_records
 from r2_serve.load.records import RequestRecord, TimelineSample
 from r2_serve.run_files import put_aside
 
@@ -38,11 +40,10 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     """
     moved = None
     if any((directory / name).exists() for name in (REQUESTS, SUMMARY)):
-        if _is_under_way(directory):
-            raise ConfigError(f"{directory} holds a run that is under way: choose another --out, or wait until it has ended")
         if not set_aside:
             raise ConfigError(f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside")
-        moved = put_aside(directory)
+        with under_way(directory):
+            moved = put_aside(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -50,13 +51,20 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     return moved
 
 
-def _is_under_way(directory: Path) -> bool:
-    """Whether its writer still holds its log."""
+@contextmanager
+def under_way(directory: Path) -> Iterator[None]:
+    """Nobody else claims `directory` meanwhile: the kernel keeps the lock until this process ends it or ends.
+
+    Raises: ConfigError where another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        RowLog(directory / REQUESTS).__exit__()
-    except RunError:
-        return True
-    return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as e:
+        raise ConfigError(f"{directory} holds a run that is under way: choose another --out, or wait until it has ended") from e
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -86,10 +94,17 @@ def read_timeline(directory: Path) -> Iterator[TimelineSample]:
     return read_records(directory / TIMELINE, TimelineSample)
 
 
-def rewrite_requests(directory: Path, records: Iterable[RequestRecord]) -> None:
-    """In place of those there, all or none."""
+@contextmanager
+def rewriting_requests(directory: Path) -> Iterator[Callable[[RequestRecord], None]]:
+    """Takes the records that come in place of those there: all of them, or none where it ends with an error."""
     draft = directory / f"{REQUESTS}.tmp"
-    with draft.open("wb") as file:
-        for record in records:
-            file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
-    draft.replace(directory / REQUESTS)
+    try:
+        with draft.open("wb") as file:
+
+            def write(record: RequestRecord) -> None:
+                file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
+
+            yield write
+        draft.replace(directory / REQUESTS)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from r2_serve.load.monitor import Monitor
 from r2_serve.load.open_loop import OpenLoop
 from r2_serve.load.records import RequestRecord, TimelineSample
 from r2_serve.load.replicas import ReplicaSource
-from r2_serve.load.run_directory import REPORT, REQUESTS, SUMMARY, RequestFile, claim, logs, read_timeline
+from r2_serve.load.run_directory import REPORT, REQUESTS, SUMMARY, RequestFile, claim, logs, read_timeline, under_way
 from r2_serve.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.run_files import code_version, machine_line, write_whole
 from r2_serve.workload import Request, Workload
@@ -71,17 +71,27 @@ async def run_load(
         if replicas is not None:
             await asyncio.to_thread(replicas.read)
         claim(options.out, set_aside=options.set_aside)
-        info = _info(workload, url, options)
-        sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
-    info = info.model_copy(update={"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted})
+        with under_way(options.out):
+            info = _info(workload, url, options)
+            sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
+            info = info.model_copy(update={"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted})
+            return await _reported(workload, options.out, info, sent.fault)
+
+
+async def _reported(workload: Workload, out: Path, info: RunInfo, fault: R2Error | None) -> LoadSummary:
+    """Grades and sums up what there is. Raises: `fault`, or what grading fails with, once that is written."""
+    told = "the run ended there"
     if isinstance(workload.tasks, BenchmarkTasks):
-        await grade_run(options.out, {task.id: task for task in load_benchmark(workload.tasks)})
+        try:
+            await grade_run(out, {task.id: task for task in load_benchmark(workload.tasks)})
+        except R2Error as e:
+            fault, told = fault or e, "nothing was graded"
     try:
-        summary = write_summary(options.out, info)
+        summary = write_summary(out, info)
     except OSError as e:
-        raise sent.fault or RunError(f"{options.out}: {e.strerror or e}; the requests that had ended are in {REQUESTS}") from e
-    if sent.fault is not None:
-        raise type(sent.fault)(f"{sent.fault.message}\nthe run ended there; {summary.num_ok} answers are reported in {options.out}")
+        raise fault or RunError(f"{out}: {e.strerror or e}; the requests that had ended are in {REQUESTS}") from e
+    if fault is not None:
+        raise type(fault)(f"{fault.message}\n{told}; {summary.num_ok} answers are reported in {out}")
     return summary
 
 

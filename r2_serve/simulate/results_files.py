@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from r2_serve.load.records import RequestRecord
-from r2_serve.load.run_directory import REPORT, SUMMARY, TIMELINE, rewrite_requests
+from r2_serve.load.run_directory import REPORT, SUMMARY, TIMELINE, rewriting_requests
 from r2_serve.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.run_files import code_version, machine_line, write_whole
 from r2_serve.simulate.hardware import Hardware
@@ -61,7 +61,9 @@ def write_run(directory: Path, info: RunInfo, run: Run, *, hardware: Hardware, h
     write_whole(directory / SUMMARY, summary.model_dump_json(indent=2))
     write_whole(directory / SIMULATION, _facts(run, hardware).model_dump_json(indent=2))
     if has_rows:
-        rewrite_requests(directory, run.queries.records())
+        with rewriting_requests(directory) as write:
+            for record in run.queries.records():
+                write(record)
         _write_page(directory, summary, list(run.queries.records()), run)
     return summary
 

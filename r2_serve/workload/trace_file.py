@@ -16,7 +16,7 @@ import csv
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -47,7 +47,9 @@ class _Columns:
 
 
 def _iso_seconds(text: str) -> float:
-    return datetime.fromisoformat(text.strip()).timestamp()
+    """A time without an offset is taken for UTC: in a machine's own an hour a year comes twice, and not everywhere the same one."""
+    time = datetime.fromisoformat(text.strip())
+    return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
 
 _FORMATS: dict[Literal["burstgpt", "azure"], _Columns] = {
