@@ -336,7 +336,7 @@ class LimitsConfig(Config):
     max_subtask_chars: int = Field(default=4_000, ge=1)
     max_messages: int = Field(default=256, ge=1)
     max_query_chars: int = Field(default=200_000, ge=1)
-    """Of all messages together."""
+    """Of all messages together; of a step's text, or the answer's template, once others' answers are filled in."""
     max_tokens: int = Field(default=32_768, ge=1)
     """Longest reply that a request may ask for."""
     max_answer_chars: int = Field(default=20_000, ge=1)

@@ -107,6 +107,9 @@ def check_plan(plan: Plan, limits: LimitsConfig) -> None:
     longest = max(len(subtask.text) for subtask in plan.subtasks)
     if longest > limits.max_subtask_chars:
         raise CodecError(f"a subtask has {longest} characters; the limit is {limits.max_subtask_chars}", "subtask_too_long")
+    if len(plan.answer or "") > limits.max_subtask_chars:
+        got = f"{len(plan.answer or '')} characters; the limit is {limits.max_subtask_chars}"
+        raise CodecError(f"the answer's template has {got}", "answer_too_long")
     if plan.depth > limits.max_depth:
         raise CodecError(f"the plan is {plan.depth} subtasks deep; the limit is {limits.max_depth}", "too_deep")
 

@@ -18,7 +18,7 @@ from r2_serve.calls import Caller, CallResult, CallSpec, OnDelta, Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.decomposer import Decomposition, check_plan
 from r2_serve.demand import Demand
-from r2_serve.errors import CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
+from r2_serve.errors import BudgetExceeded, CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
 from r2_serve.ledger import Budget, Ledger, Purse, total_cost_usd
 from r2_serve.prompts import Codec
@@ -35,6 +35,7 @@ from r2_serve.types import (
     Subtask,
     SubtaskResult,
     Trace,
+    substituted_chars,
 )
 
 log = logging.getLogger(__name__)
@@ -231,6 +232,8 @@ class _Routed(_Work):
         self.trace["allocation"] = allocation
         self.expected.plan(plan, allocation)
         results = await self._execute(plan, allocation)
+        if plan.answer is not None:
+            self._check_size("the answer", plan.answer, {i: done.call.answer for i, done in results.items()})
         return synthesize(plan, {i: done.call for i, done in results.items()}, self.query.sampling)
 
     async def _decompose(self) -> Plan:
@@ -286,6 +289,7 @@ class _Routed(_Work):
     async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done], ready_s: float) -> _Done:
         start_s = self.ledger.elapsed_s()
         answers = {i: cut_to_chars(done.call.answer, self.limits.max_answer_chars) for i, done in inputs.items()}
+        self._check_size(f"the prompt of subtask {subtask.id}", subtask.text, answers)
         spec = CallSpec(
             render=lambda codec: self._render(codec, plan, subtask, answers),
             stage="execute",
@@ -327,6 +331,12 @@ class _Routed(_Work):
             start_s=start_s,
             end_s=self.ledger.elapsed_s(),
         )
+
+    def _check_size(self, what: str, text: str, answers: dict[int, str]) -> None:
+        """Raises: BudgetExceeded before a text is made of its references that nobody could read."""
+        limit = self.limits.max_query_chars
+        if (num_chars := substituted_chars(text, answers)) > limit:
+            raise BudgetExceeded(f"{what} would have {num_chars} characters; limits.max_query_chars is {limit}")
 
     def _check_own_plan(self, plan: Plan) -> None:
         try:

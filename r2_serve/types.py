@@ -199,6 +199,11 @@ def substitute(text: str, answers: dict[int, str]) -> str:
     return REFERENCE.sub(lambda match: answers[int(match.group(1))], text)
 
 
+def substituted_chars(text: str, answers: dict[int, str]) -> int:
+    """Length of `substitute(text, answers)`, without making it: a few characters may refer to one long answer a thousand times."""
+    return len(text) + sum(len(answers[int(match.group(1))]) - len(match.group()) for match in REFERENCE.finditer(text))
+
+
 class Allocation(Record):
     """One pool model per subtask, in plan order."""
 

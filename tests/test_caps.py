@@ -47,9 +47,9 @@ def messages(number: int, text: str = "x") -> list[dict[str, str]]:
     return [{"role": "user", "content": text}] * number
 
 
-def own_plan(number: int, *, is_chain: bool = False, text: str = "x") -> dict[str, Any]:
+def own_plan(number: int, *, is_chain: bool = False, text: str = "x", answer: str | None = None) -> dict[str, Any]:
     steps = [{"id": i, "text": text, "depends_on": [i - 1] if is_chain and i > 1 else []} for i in range(1, number + 1)]
-    return {"plan": {"subtasks": steps}}
+    return {"plan": {"subtasks": steps, "answer": answer}}
 
 
 @pytest.mark.parametrize("asked", ["r2", "small"])
@@ -77,6 +77,7 @@ async def test_a_request_beyond_a_limit_costs_nothing(field: str, limit: int, wi
         ("max_subtasks", 3, own_plan(3), own_plan(4)),
         ("max_depth", 3, own_plan(3, is_chain=True), own_plan(4, is_chain=True)),
         ("max_subtask_chars", 5, own_plan(2, text="x" * 5), own_plan(2, text="x" * 6)),
+        ("max_subtask_chars", 5, own_plan(2, answer="#1 #2"), own_plan(2, answer="#1, #2")),
     ],
 )
 async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(field: str, limit: int, within: Any, beyond: Any) -> None:
@@ -85,6 +86,20 @@ async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(field: str, limit
     assert (refused.status_code, error_of(refused)["param"]) == (400, "r2.plan")
     assert endpoint.num_calls == 0
     assert (await endpoint.ask(r2={**within, "policy": "all:small"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("plan", "what"),
+    [
+        ({"subtasks": [{"id": 1, "text": "x"}], "answer": "#1 " * 20}, "the answer would have"),
+        ({"subtasks": [{"id": 1, "text": "x"}, {"id": 2, "text": "#1 " * 20, "depends_on": [1]}]}, "the prompt of subtask 2 would have"),
+    ],
+)
+async def test_references_to_a_long_answer_blow_nothing_up(plan: dict[str, Any], what: str) -> None:
+    endpoint = Endpoint(limits={"max_query_chars": 1000}, small=("y" * 100,))
+    refused = await endpoint.ask(r2={"plan": plan, "policy": "all:small"})
+    assert (refused.status_code, error_of(refused)["code"], endpoint.num_calls) == (400, "budget_exceeded", 1)
+    assert what in error_of(refused)["message"] and "max_query_chars is 1000" in error_of(refused)["message"]
 
 
 @pytest.mark.parametrize(("field", "plan"), [("max_subtasks", WIDE), ("max_depth", DEEP)])
