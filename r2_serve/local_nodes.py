@@ -48,8 +48,9 @@ def add_node(cluster: Cluster, gpus: int) -> None:
     cluster.add_node(node_ip_address=LOOPBACK, num_cpus=0, num_gpus=gpus)
 
 
-def kill_node(cluster: Cluster) -> None:
-    """SIGKILL to all processes of a node that is not the head. Raises: ValueError where there is none."""
-    if not cluster.worker_nodes:
-        raise ValueError("no node left but the head")
-    cluster.remove_node(min(cluster.worker_nodes, key=lambda node: str(node.unique_id)), allow_graceful=False)
+def kill_node(cluster: Cluster, node_id: str) -> None:
+    """SIGKILL to all processes of a node that is not the head. Raises: ValueError where there is no such."""
+    found = [node for node in cluster.worker_nodes if node.node_id == node_id]
+    if not found:
+        raise ValueError(f"no node {node_id} but the head; there are {sorted(str(node.node_id) for node in cluster.worker_nodes)}")
+    cluster.remove_node(found[0], allow_graceful=False)

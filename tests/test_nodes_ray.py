@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import pytest
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.ray
+Found = TypeVar("Found")
 
 REFERENCE = Path(__file__).parents[1] / "serve_config.yaml"
 SMALL, LARGE = "qwen2.5-0.5b", "qwen2.5-3b"
@@ -82,13 +83,28 @@ def replicas(app: str, *states: str) -> int:
     return sum(counts.get(state, 0) for state in states or ("RUNNING", "STARTING"))
 
 
-async def until_replicas(app: str, count: int) -> None:
-    """Raises: AssertionError after two minutes."""
+async def until(found: Callable[[], Found], is_it: Callable[[Found], bool] = bool) -> Found:
+    """What was found, four times a second. Raises: AssertionError after two minutes."""
     for _ in range(480):
-        if await asyncio.to_thread(replicas, app) >= count if count else await asyncio.to_thread(replicas, app) == 0:
-            return
+        seen = await asyncio.to_thread(found)
+        if is_it(seen):
+            return seen
         await asyncio.sleep(0.25)
-    raise AssertionError(f"{app} has {replicas(app)} replicas, not {count}")
+    raise AssertionError(f"still {seen}")
+
+
+async def until_replicas(app: str, count: int) -> None:
+    """At least so many; none where it is 0."""
+    await until(lambda: replicas(app), lambda found: found >= count if count else found == 0)
+
+
+def nodes_of_replicas(nodes: Nodes, app: str) -> list[str]:
+    """Nodes that are still there with a replica on them that works."""
+    from ray._private.state import actors
+
+    alive = [actor for actor in actors().values() if actor["State"] == "ALIVE" and f"{app}#Model" in actor["Name"]]
+    there = {node.node_id for node in nodes.cluster.worker_nodes}
+    return [node for actor in alive if (node := actor["Address"]["NodeID"]) in there]
 
 
 async def test_a_plan_starts_a_model_before_its_first_call_and_an_end_of_plans_stops_it(nodes: Nodes) -> None:
@@ -106,18 +122,22 @@ async def test_a_plan_starts_a_model_before_its_first_call_and_an_end_of_plans_s
 
 
 async def test_nothing_is_lost_when_a_node_is_killed_under_load(nodes: Nodes) -> None:
+    """Twice, each time a node on which calls are under way; between the two another node joins."""
     async with httpx.AsyncClient() as http:
         await nodes.ask(http)
         asked = []
         for number in range(30):
             asked.append(asyncio.create_task(nodes.ask(http)))
             await asyncio.sleep(0.2)  # the load: five queries a second
-            if number == 8:
-                await asyncio.to_thread(kill_node, nodes.cluster)
+            if number in (8, 22):
+                node, *_ = await until(lambda: nodes_of_replicas(nodes, f"m-{SMALL}"))
+                await asyncio.to_thread(kill_node, nodes.cluster, node)
             if number == 16:
                 add_node(nodes.cluster, gpus=4)
         replies = await asyncio.gather(*asked)
     assert len(replies) == 30
+    calls = [call for reply in replies for call in reply["r2"]["trace"]["calls"]]
+    assert any(call["outcome"] != "ok" for call in calls), "the nodes were at work when they were killed"
     for reply in replies:
         answered = [call["subtask"] for call in reply["r2"]["trace"]["calls"] if call["stage"] == "execute" and call["outcome"] == "ok"]
         assert sorted(answered) == [1, 2, 3, 4], "each subtask is answered once"
