@@ -22,6 +22,7 @@ from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.decomposer import Decomposition
 from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, PoisonousRequest, R2Error, ReplicaDied
 from r2_serve.ledger import Ledger, lost_call
+from r2_serve.stages import StageReport
 from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
 
 MODEL_DEPLOYMENT = "Model"
@@ -115,7 +116,7 @@ class ServedAllocator:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage that keeps its ledger in another process, and hands over its calls with its result."""
+    """A stage that keeps its ledger in another process, and hands over its calls with its result or error."""
 
     method: Any
     ledger: Ledger
@@ -137,15 +138,17 @@ class _Stage:
         started_s, budget = self.ledger.elapsed_s(), self.ledger.remaining()
         try:
             with self.ledger.held_for_stage(member.config, messages, self.max_tokens, self.num_calls):
-                made, calls = await _awaited(self.method.remote(*args, budget))
-        except BudgetExceeded as e:
-            raise self.ledger.refusal(e) from e
+                report: StageReport[Any] = await _awaited(self.method.remote(*args, budget))
         except BaseException as e:
             lost = lost_call(member.config, messages, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
             self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
             raise
-        self.ledger.absorb(calls, shift_s=started_s)
-        return made
+        self.ledger.absorb(report.calls, shift_s=started_s)
+        if isinstance(report.error, BudgetExceeded):
+            raise self.ledger.refusal(report.error) from report.error
+        if report.error is not None:
+            raise report.error
+        return report.result
 
 
 async def _awaited(response: Any) -> Any:

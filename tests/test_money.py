@@ -20,13 +20,15 @@ from typing import Any
 import pytest
 
 from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
-from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.engines.scripted import ScriptedEngine
+from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply, ReplicaDied
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import entry_text, new_key
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.spend import SpendBook
 from r2_serve.router import in_process
 from r2_serve.types import Completion, Delta, Message, Sampling, Trace, Usage
+from tests.elsewhere import move_stages_elsewhere
 from tests.in_process import allocation_json, model, plan_json, routing
 from tests.scripted_backend import Connection
 from tests.virtual_time import run
@@ -42,6 +44,7 @@ FAILURES = (
     InvalidReply("?"),
 )
 HANGS_S = 500.0
+LIMITS = LimitsConfig(deadline_s=120, max_calls=40, max_attempts=3)
 
 
 class Moody:
@@ -84,6 +87,8 @@ class Market:
 
     seed: int
     folder: Path
+    limits: LimitsConfig = LIMITS
+    num_samples: int = 2
     traces: list[Trace] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,21 +96,20 @@ class Market:
         plans = [plan_json("a", "b", "c #1 #2"), plan_json("a", "b #1", "c #1", "d #2 #3"), "no plan"]
         picks = [allocation_json(*rng.choices(WORKERS, k=k)) for k in (3, 4)] + ["none"]
         replies = {"small": ["the cheap answer"], "large": ["a dear answer", ""], "decomposer": plans, "allocator": picks}
-        self.engines = {name: Moody(rng, texts) for name, texts in replies.items()}
+        self.engines: dict[str, Any] = {name: Moody(rng, texts) for name, texts in replies.items()}
         prices = {"usd_per_mtok_in": Decimal("0.0333"), "usd_per_mtok_out": Decimal("1.07")}
         chain = {"small": ("large",), "decomposer": ("large",)}
         models = tuple(model(name, fallbacks=chain.get(name, ()), timeout_s=40, **prices) for name in replies)
         self.metrics = Metrics()
-        limits = LimitsConfig(deadline_s=120, max_calls=40, max_attempts=3)
-        routed = routing(limits=limits, decomposer={"num_samples": 2})
-        router = in_process(
+        routed = routing(limits=self.limits, decomposer={"num_samples": self.num_samples})
+        self.router = in_process(
             RouterConfig(models=models), routed, lambda config: self.engines[config.name], [self.metrics.observe, self.traces.append]
         )
         self.key, entry = new_key("trader")
         keys_file, self.book = self.folder / "keys.yaml", self.folder / "spend.sqlite"
         keys_file.write_text(entry_text(entry))
         server = ServerConfig(max_running=AT_ONCE, keys_file=str(keys_file), spend_file=str(self.book))
-        self.app = create_app(router, server, metrics=self.metrics)
+        self.app = create_app(self.router, server, metrics=self.metrics)
 
     @property
     def num_calls(self) -> int:
@@ -137,9 +141,12 @@ class Market:
         if rng.random() < 0.05:
             r2["max_cost_usd"] = rng.choice((0.000001, 0.002, 0.004))
         body = {"model": name, "messages": [{"role": "user", "content": question}], "stream": rng.random() < 0.5, "r2": r2}
+        return await self.ask(body, leaves_after_s=rng.choice((0, 0.05, 0.3, 2.5, 20)) if rng.random() < 0.15 else None)
+
+    async def ask(self, body: dict[str, Any], *, leaves_after_s: float | None = None) -> list[dict[str, Any]]:
         connection = Connection(self.app, json.dumps(body).encode(), authorization=f"Bearer {self.key}")
-        if rng.random() < 0.15:
-            asyncio.get_running_loop().call_later(rng.choice((0, 0.05, 0.3, 2.5, 20)), connection.disconnect)
+        if leaves_after_s is not None:
+            asyncio.get_running_loop().call_later(leaves_after_s, connection.disconnect)
         await connection.task
         return [connection.outbox.get_nowait() for _ in range(connection.outbox.qsize())]
 
@@ -227,6 +234,10 @@ def test_the_keys_book_of_spend_agrees_to_the_last_digit(market: Market) -> None
 
 
 def test_prometheus_agrees_exactly(market: Market) -> None:
+    assert_prometheus_agrees(market)
+
+
+def assert_prometheus_agrees(market: Market) -> None:
     text = market.metrics.render().decode()
     calls = [call for trace in market.traces for call in trace.calls]
     costs: dict[tuple[str, str], Decimal] = {}
@@ -237,7 +248,38 @@ def test_prometheus_agrees_exactly(market: Market) -> None:
     counted = re.findall(r'r2_calls_total{model="(\w+)",outcome="(\w+)",stage="(\w+)"} (\S+)', text)
     tally = Counter((call.model, call.outcome, call.stage) for call in calls)
     assert {(name, outcome, stage): float(value) for name, outcome, stage, value in counted} == tally
-    tokens = dict(re.findall(r'r2_tokens_total{direction="in",model="(\w+)"} (\S+)', text))
-    assert {name: float(value) for name, value in tokens.items()} == {
-        name: sum(call.usage.prompt_tokens for call in calls if call.model == name) for name in market.engines
-    }
+    tokens: dict[tuple[str, str], float] = {}
+    for call in calls:
+        for direction, number in (("in", call.usage.prompt_tokens), ("out", call.usage.completion_tokens)):
+            tokens[direction, call.model] = tokens.get((direction, call.model), 0) + number
+    told = re.findall(r'r2_tokens_total{direction="(\w+)",model="(\w+)"} (\S+)', text)
+    assert {(direction, name): float(value) for direction, name, value in told} == tokens
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, pytest.param(True, marks=pytest.mark.ray)])
+@pytest.mark.parametrize(("stage", "num_before"), [("decomposer", 0), ("allocator", 1)])
+@pytest.mark.parametrize(
+    ("failures", "max_calls", "status"),
+    [
+        ([EngineUnavailable("down", 0.0)], 1, 400),
+        ([ReplicaDied("gone", 0.0, name) for name in ("one", "two")], 9, 422),
+        ([KeyError("a fault of ours")], 9, None),
+    ],
+    ids=["budget", "poison", "fault"],
+)
+def test_calls_of_a_stage_that_ends_in_an_error_are_accounted_for(
+    failures: list[Exception], max_calls: int, status: int | None, stage: str, num_before: int, is_elsewhere: bool, tmp_path: Path
+) -> None:
+    market = Market(1, tmp_path, LimitsConfig(max_calls=max_calls + num_before, max_attempts=3), num_samples=1)
+    replies = {"decomposer": [plan_json("a", "b")], "allocator": [allocation_json("small", "large")], stage: failures}
+    market.engines.update({name: ScriptedEngine(replies.get(name, ["four"])) for name in market.engines})
+    if is_elsewhere:
+        move_stages_elsewhere(market.router)
+    _, (body,) = bodies_of(run(market.ask({"model": "r2", "messages": [{"role": "user", "content": "two plus two"}]})))
+    (trace,) = market.traces
+    assert status is None or body["error"]["code"] == {400: "budget_exceeded", 422: "poisonous_request"}[status]
+    asked = {name: len(engine.calls) for name, engine in market.engines.items() if engine.calls}
+    assert asked[stage] >= len(failures)
+    assert asked == Counter(call.model for call in trace.calls)
+    assert trace.cost_usd == SpendBook(market.book).spent_usd("trader", "") > 0
+    assert_prometheus_agrees(market)
