@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any
 
 from r2_serve.ledger import Ledger
 from r2_serve.router import Router
 from r2_serve.stages import report_of
-from r2_serve.types import CallRecord
 
 
 class Elsewhere:
@@ -18,19 +18,16 @@ class Elsewhere:
 
     def __init__(self, stage: Any) -> None:
         self._stage, self.num_running, self.most_running = stage, 0, 0
-        self.unreported: list[CallRecord] = []
-        """Calls of stages that were cancelled: they report nothing, so the router's ledger has an estimate of them."""
+        self.lost: list[list[Ledger]] = []
+        """One for each report that the router did not wait for, so that its own ledger has an estimate; empty where nothing had begun."""
 
-    def remote(self, *args: Any) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(self._run(*args))
+    def remote(self, *args: Any) -> _Response:
+        return _Response(self, args)
 
-    async def _run(self, *args: Any) -> Any:
+    async def run(self, args: tuple[Any, ...], ledgers: list[Ledger]) -> Any:
         async def stage(ledger: Ledger) -> Any:
-            try:
-                return await self._stage(*args[:-1], ledger)
-            except asyncio.CancelledError:
-                self.unreported += ledger.calls
-                raise
+            ledgers.append(ledger)
+            return await self._stage(*args[:-1], ledger)
 
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
@@ -40,6 +37,22 @@ class Elsewhere:
             return pickle.loads(pickle.dumps(await report_of(stage, args[-1])))
         finally:
             self.num_running -= 1
+
+
+class _Response:
+    """As of a deployment's handle: at work from the start, and awaited once."""
+
+    def __init__(self, method: Elsewhere, args: tuple[Any, ...]) -> None:
+        self._method, self._ledgers = method, list[Ledger]()
+        self._task = asyncio.ensure_future(method.run(args, self._ledgers))
+        self.cancel = self._task.cancel
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._task.__await__())
+        except asyncio.CancelledError:
+            self._method.lost.append(self._ledgers)
+            raise
 
 
 def move_stages_elsewhere(router: Router) -> list[Elsewhere]:
