@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.cooldown import Cooldown, Permit, event_loop_time_s
 from r2_serve.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
-from r2_serve.ledger import Ledger, Reservation
+from r2_serve.ledger import Ledger, Prompt, Reservation
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.quarantine import MAX_DEATHS, Quarantine
 from r2_serve.types import CallStage, Completion, Engine, Message, Sampling, Usage
@@ -53,6 +53,9 @@ class CallSpec:
     adapter: str | None = None
     """Of the model asked first; fallbacks have none."""
     on_delta: OnDelta | None = None
+
+    def prompt_for(self, member: PoolMember) -> Prompt:
+        return Prompt.to(member.config, self.render(member.codec), self.sampling.json_schema)
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,10 @@ class _Chain:
         sampling = spec.sampling
         if sampling.max_tokens is None:
             sampling = sampling.model_copy(update={"max_tokens": config.max_tokens})
-        messages = spec.render(member.codec)
+        prompt = spec.prompt_for(member)
         reservation = self._caller.ledger.reserve(
             config,
-            messages,
+            prompt,
             sampling.max_tokens or config.max_tokens,
             stage=spec.stage,
             subtask=spec.subtask,
@@ -169,7 +172,7 @@ class _Chain:
             passed_over=tuple(name for name in self.passed_over if name != config.name),
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
-        request = _Request(member, messages, sampling, spec.adapter if config.name == self._first else None)
+        request = _Request(member, prompt, sampling, spec.adapter if config.name == self._first else None)
         return await _settled(reservation, request.stream(forward) if is_streamed else request.generate(), forward)
 
     def _backoff_s(self, attempt: int, error: EngineError) -> float:
@@ -185,6 +188,8 @@ class _Forward:
 
     def __init__(self, on_delta: OnDelta | None) -> None:
         self.has_started = False
+        self.told: Usage | None = None
+        """The call's usage, as soon as the engine has told it."""
         self.num_bytes = 0
         self._on_delta = on_delta
 
@@ -199,9 +204,9 @@ async def _settled(reservation: Reservation, work: Awaitable[Completion], forwar
     try:
         completion = await work
     except BaseException as e:
-        reservation.fail(e, received_bytes=forward.num_bytes)
+        reservation.fail(e, received_bytes=forward.num_bytes, told=forward.told)
         raise
-    reservation.settle(completion.usage, work=completion.work)
+    reservation.settle(completion.usage, is_estimated=completion.is_usage_estimated, work=completion.work)
     return completion
 
 
@@ -215,30 +220,36 @@ class _Request:
     """One request to one engine, bounded by the model's own timeout."""
 
     member: PoolMember
-    messages: Sequence[Message]
+    prompt: Prompt
     sampling: Sampling
     adapter: str | None
 
     async def generate(self) -> Completion:
         async with self._bounded() as timeout_s:
-            return await self.member.engine.generate(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
+            return await self.member.engine.generate(self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
 
     async def stream(self, forward: _Forward) -> Completion:
         pieces: list[str] = []
         async with self._bounded() as timeout_s:
-            replies = self.member.engine.stream(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
+            replies = self.member.engine.stream(self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
             async with aclosing(replies) as deltas:
                 async for delta in deltas:
                     pieces.append(delta.text)
+                    if delta.usage is not None and not delta.is_usage_estimated:
+                        forward.told = delta.usage
                     await forward(delta.text)
                     if delta.finish_reason is not None:
                         return Completion(
                             text="".join(pieces),
-                            usage=delta.usage or Usage(),
+                            usage=forward.told or delta.usage or self._estimated(forward),
+                            is_usage_estimated=forward.told is None,
                             finish_reason=delta.finish_reason,
                             work=delta.work,
                         )
         raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
+
+    def _estimated(self, forward: _Forward) -> Usage:
+        return self.prompt.likely_usage(forward.num_bytes, self.sampling.max_tokens or self.member.config.max_tokens)
 
     @asynccontextmanager
     async def _bounded(self) -> AsyncGenerator[float, None]:

@@ -162,6 +162,11 @@ class ModelConfig(ModelCard):
     fallbacks: tuple[str, ...] = ()
     """Models tried, in order, when this one fails."""
 
+    @property
+    def sends_schema(self) -> bool:
+        """Whether a JSON schema for the reply goes to a provider, which bills it as a part of the prompt."""
+        return isinstance(self.engine, HostedEngineConfig) and self.engine.supports_json_schema
+
 
 class ModelServerConfig(Config):
     """`args` of a local model's own application."""
@@ -336,7 +341,7 @@ class LimitsConfig(Config):
     max_subtask_chars: int = Field(default=4_000, ge=1)
     max_messages: int = Field(default=256, ge=1)
     max_query_chars: int = Field(default=200_000, ge=1)
-    """Of all messages together; of a step's text, or the answer's template, once others' answers are filled in."""
+    """Of all messages and the JSON schema together; of a step's text, or the answer's template, once others' answers are filled in."""
     max_tokens: int = Field(default=32_768, ge=1)
     """Longest reply that a request may ask for."""
     max_answer_chars: int = Field(default=20_000, ge=1)

@@ -42,7 +42,7 @@ from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
-from r2_serve.ledger import Budget, Ledger
+from r2_serve.ledger import Budget
 from r2_serve.pipeline import Pipeline, Sink
 from r2_serve.pool import build_pool
 from r2_serve.redaction import Redactor, redact_logs
@@ -50,8 +50,9 @@ from r2_serve.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.scrape import ReplicaMetrics
 from r2_serve.served import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
+from r2_serve.stages import StageReport, report_of
 from r2_serve.traces import TraceWriter
-from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, Sampling
+from r2_serve.types import Completion, Delta, Engine, Message, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -144,12 +145,8 @@ class DecomposerDeployment:
         redact_logs(redactor_of(config))
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
-    async def decompose(
-        self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget
-    ) -> tuple[Decomposition, tuple[CallRecord, ...]]:
-        ledger = Ledger(budget)
-        made = await self._decomposer.decompose(query, config, limits, ledger)
-        return made, tuple(ledger.calls)
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> StageReport[Decomposition]:
+        return await report_of(lambda ledger: self._decomposer.decompose(query, config, limits, ledger), budget)
 
 
 class AllocatorDeployment:
@@ -159,10 +156,8 @@ class AllocatorDeployment:
         redact_logs(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
-    async def allocate(self, task: AllocationTask, budget: Budget) -> tuple[AllocationResult, tuple[CallRecord, ...]]:
-        ledger = Ledger(budget)
-        made = await self._allocator.allocate(task, ledger)
-        return made, tuple(ledger.calls)
+    async def allocate(self, task: AllocationTask, budget: Budget) -> StageReport[AllocationResult]:
+        return await report_of(lambda ledger: self._allocator.allocate(task, ledger), budget)
 
 
 @serve.ingress()

@@ -19,13 +19,16 @@
         |   |-- EngineTimeout        no whole reply in time: not retried on the same model
         |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
-        `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model
+        `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model; costs nothing
+            `-- AnswerWithheld       a filtered reply, the model's own refusal, a tool call: the same, but billed
 
 Positional arguments equal `args`, so each one pickles across Ray unchanged (keyword-only arguments would
 arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
 """
 
 from __future__ import annotations
+
+from r2_serve.types import Usage
 
 
 class R2Error(Exception):
@@ -158,6 +161,8 @@ class EngineError(R2Error):
 
     status = 502
     code = "upstream_error"
+    usage: Usage | None = None
+    """What the provider told of it all the same: that is billed."""
 
 
 class EngineUnavailable(EngineError):
@@ -190,6 +195,10 @@ class InvalidReply(EngineError):
 
 
 class EngineRefused(EngineError):
-    """The provider refused this very call (other 4xx, context overflow, quota): another model may do."""
+    """The provider refused this very call (other 4xx, context overflow, quota) and did no work for it: another model may do."""
 
     code = "upstream_refused"
+
+
+class AnswerWithheld(EngineRefused):
+    """The model was at work, but its reply holds no answer: filtered, a refusal of its own, a tool call. Billed like any other."""

@@ -6,14 +6,16 @@ run at once cannot overspend a limit between them. Amounts are exact `Decimal` U
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
-from r2_serve.errors import BudgetExceeded, EngineRefused, QuotaExceeded
+from r2_serve.config import ModelConfig
+from r2_serve.errors import AnswerWithheld, BudgetExceeded, EngineError, EngineRefused, QuotaExceeded
 from r2_serve.types import CallRecord, CallStage, Message, ModelCard, Usage, Work
 
 TEMPLATE_TOKENS_PER_MESSAGE = 16
@@ -51,42 +53,69 @@ class Purse(Protocol):
         ...
 
 
-def most_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
-    """An upper bound of a call's usage: byte-level tokenizers never make more tokens than bytes."""
-    prompt = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in messages) + TEMPLATE_TOKENS_PER_MESSAGE
-    return Usage(prompt_tokens=prompt, completion_tokens=max_tokens)
+@dataclass(frozen=True)
+class Prompt:
+    """What a call sends and is billed for, before anybody has counted its tokens."""
+
+    messages: Sequence[Message]
+    json_schema: dict[str, Any] | None = None
+    """Where it is sent."""
+
+    @classmethod
+    def to(cls, model: ModelConfig, messages: Sequence[Message], json_schema: dict[str, Any] | None) -> Prompt:
+        return cls(messages, json_schema if model.sends_schema else None)
+
+    def most_usage(self, max_tokens: int) -> Usage:
+        """An upper bound: byte-level tokenizers never make more tokens than bytes."""
+        texts = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in self.messages) + TEMPLATE_TOKENS_PER_MESSAGE
+        return Usage(prompt_tokens=texts + schema_chars(self.json_schema), completion_tokens=max_tokens)
+
+    def likely_usage(self, received_bytes: int, max_tokens: int) -> Usage:
+        """An estimate within that bound, for a call that was sent but reported no usage."""
+        sizes = [*(len(m.content.encode()) for m in self.messages), schema_chars(self.json_schema)]
+        received = min(-(-received_bytes // BYTES_PER_TOKEN), max_tokens)
+        return Usage(prompt_tokens=sum(-(-size // BYTES_PER_TOKEN) for size in sizes), completion_tokens=received)
 
 
-def likely_usage(messages: Sequence[Message], received_bytes: int, bound: Usage) -> Usage:
-    """An estimate within `bound` for a call that was sent but reported no usage."""
-    prompt = sum(-(-len(m.content.encode()) // BYTES_PER_TOKEN) for m in messages)
-    return Usage(prompt_tokens=prompt, completion_tokens=min(-(-received_bytes // BYTES_PER_TOKEN), bound.completion_tokens))
+def schema_chars(json_schema: dict[str, Any] | None) -> int:
+    """Length of a schema as JSON, in the ASCII that it is sent in."""
+    return 0 if json_schema is None else len(json.dumps(json_schema))
 
 
 class Reservation:
     """One call, from just before it starts until `settle` or `fail`; either counts once."""
 
-    def __init__(self, ledger: Ledger, card: ModelCard, messages: Sequence[Message], bound: Usage, open_record: CallRecord) -> None:
-        self.bound = bound
-        self.bound_usd = card.cost_usd(bound)
-        self._ledger, self._card, self._messages, self._record = ledger, card, messages, open_record
+    def __init__(self, ledger: Ledger, card: ModelCard, prompt: Prompt, max_tokens: int, open_record: CallRecord) -> None:
+        self.bound = prompt.most_usage(max_tokens)
+        self.bound_usd = card.cost_usd(self.bound)
+        self._ledger, self._card, self._prompt, self._record = ledger, card, prompt, open_record
 
-    def settle(self, usage: Usage, *, work: Work | None = None) -> CallRecord:
+    def settle(self, usage: Usage, *, is_estimated: bool = False, work: Work | None = None) -> CallRecord:
         """The call succeeded and used `usage`; of a replica it took `work`."""
-        return self._close(outcome="ok", usage=usage, work=work)
+        return self._close(outcome="ok", usage=usage, is_estimated=is_estimated, work=work)
 
-    def fail(self, error: BaseException, *, received_bytes: int = 0) -> CallRecord:
-        """The call failed or was cancelled. Refused ones cost nothing; others may have been billed: estimated."""
-        is_billed = not isinstance(error, EngineRefused)
-        usage = likely_usage(self._messages, received_bytes, self.bound) if is_billed else Usage()
+    def fail(self, error: BaseException, *, received_bytes: int = 0, told: Usage | None = None) -> CallRecord:
+        """The call failed or was cancelled.
+
+        It costs what the provider told of it, with the error or before (`told`). Where it told nothing, a call refused before any
+        work costs nothing; others may have been billed: estimated.
+        """
+        usage = error.usage if isinstance(error, EngineError) and error.usage is not None else told
+        is_estimated = usage is None and not (_is_free(error) and not received_bytes)
+        if usage is None:
+            usage = self._prompt.likely_usage(received_bytes, self.bound.completion_tokens) if is_estimated else Usage()
         outcome = "failed" if isinstance(error, Exception) else "cancelled"
-        return self._close(outcome=outcome, usage=usage, error=type(error).__name__, is_estimated=is_billed)
+        return self._close(outcome=outcome, usage=usage, error=type(error).__name__, is_estimated=is_estimated)
 
     def _close(self, *, usage: Usage, **fields: object) -> CallRecord:
         closing = {"usage": usage, "cost_usd": self._card.cost_usd(usage), "end_s": self._ledger.elapsed_s(), **fields}
         record = self._record.model_copy(update=closing)
         self._ledger._close(self, record)
         return record
+
+
+def _is_free(error: BaseException) -> bool:
+    return isinstance(error, EngineRefused) and not isinstance(error, AnswerWithheld)
 
 
 def _to_nobody(call: CallRecord) -> None:
@@ -131,7 +160,7 @@ class Ledger:
     def reserve(
         self,
         card: ModelCard,
-        messages: Sequence[Message],
+        prompt: Prompt,
         max_tokens: int,
         *,
         stage: CallStage,
@@ -146,7 +175,7 @@ class Ledger:
         record = CallRecord(
             stage=stage, model=card.name, subtask=subtask, attempt=attempt, passed_over=passed_over, start_s=self.elapsed_s()
         )
-        reservation = Reservation(self, card, messages, most_usage(messages, max_tokens), record)
+        reservation = Reservation(self, card, prompt, max_tokens, record)
         self._check_room_for(reservation)
         self._open.add(reservation)
         if self._purse is not None:
@@ -162,13 +191,13 @@ class Ledger:
         return replace(own, max_cost_usd=in_purse)
 
     @contextmanager
-    def held_for_stage(self, card: ModelCard, messages: Sequence[Message], max_tokens: int, num_calls: int) -> Iterator[None]:
+    def held_for_stage(self, card: ModelCard, prompt: Prompt, max_tokens: int, num_calls: int) -> Iterator[None]:
         """Holds in the purse what a stage that runs elsewhere may cost, until its calls are absorbed; not what its retries may."""
         left_usd = self._left_in_purse()
         if self._purse is None or left_usd is None:
             yield
             return
-        held_usd = max(Decimal(0), min(left_usd, num_calls * card.cost_usd(most_usage(messages, max_tokens))))
+        held_usd = max(Decimal(0), min(left_usd, num_calls * card.cost_usd(prompt.most_usage(max_tokens))))
         self._purse.hold(held_usd)
         try:
             yield
@@ -236,12 +265,10 @@ class Ledger:
             raise self._purse.refusal()
 
 
-def lost_call(
-    card: ModelCard, messages: Sequence[Message], stage: CallStage, error: BaseException, *, duration_s: float = 0.0
-) -> CallRecord:
+def lost_call(card: ModelCard, prompt: Prompt, stage: CallStage, error: BaseException, *, duration_s: float = 0.0) -> CallRecord:
     """A call that another process made, or was about to, when it failed or was cancelled: its cost is an estimate."""
     ledger = Ledger(Budget())
-    record = ledger.reserve(card, messages, 1, stage=stage).fail(error)
+    record = ledger.reserve(card, prompt, 1, stage=stage).fail(error)
     return record.model_copy(update={"start_s": 0.0, "end_s": duration_s})
 
 

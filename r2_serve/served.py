@@ -21,7 +21,8 @@ from r2_serve.calls import Pool, PoolMember
 from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.decomposer import Decomposition
 from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, PoisonousRequest, R2Error, ReplicaDied
-from r2_serve.ledger import Ledger, lost_call
+from r2_serve.ledger import Ledger, Prompt, lost_call
+from r2_serve.stages import StageReport
 from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
 
 MODEL_DEPLOYMENT = "Model"
@@ -81,9 +82,11 @@ class ServedDecomposer:
 
     async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
         member = self._pool[config.model]
+        messages, schema = member.codec.render_decompose(query, limits.max_subtasks), member.codec.plan_schema(limits.max_subtasks)
+        prompt = Prompt.to(member.config, messages, schema)
         stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
         try:
-            made: Decomposition = await stage.run(member, member.codec.render_decompose(query, limits.max_subtasks), query, config, limits)
+            made: Decomposition = await stage.run(member, prompt, query, config, limits)
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
@@ -101,10 +104,12 @@ class ServedAllocator:
 
     async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
         member = self._pool[task.config.model]
-        messages = member.codec.render_allocate(task.query, task.plan, [self._pool[name].config for name in task.names])
+        cards = [self._pool[name].config for name in task.names]
+        messages, schema = member.codec.render_allocate(task.query, task.plan, cards), member.codec.allocation_schema(task.plan, cards)
+        prompt = Prompt.to(member.config, messages, schema)
         stage = _Stage(self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:
-            made: AllocationResult = await stage.run(member, messages, task)
+            made: AllocationResult = await stage.run(member, prompt, task)
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
@@ -115,7 +120,7 @@ class ServedAllocator:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage that keeps its ledger in another process, and hands over its calls with its result."""
+    """A stage that keeps its ledger in another process, and hands over its calls with its result or error."""
 
     method: Any
     ledger: Ledger
@@ -123,29 +128,31 @@ class _Stage:
     max_tokens: int
     num_calls: int = 1
 
-    async def run(self, member: PoolMember, messages: Sequence[Message], *args: object) -> Any:
+    async def run(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
         """The result, at the second try where the first was the death of a replica: decomposing and allocating are idempotent.
 
-        The calls of a try that does not return, be it cancelled or dead, are estimated: `num_calls` of `messages` to `member`.
+        The calls of a try that does not return, be it cancelled or dead, are estimated: `num_calls` of `prompt` to `member`.
         """
         try:
-            return await self._once(member, messages, *args)
+            return await self._once(member, prompt, *args)
         except EngineUnavailable:
-            return await self._once(member, messages, *args)
+            return await self._once(member, prompt, *args)
 
-    async def _once(self, member: PoolMember, messages: Sequence[Message], *args: object) -> Any:
+    async def _once(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
         started_s, budget = self.ledger.elapsed_s(), self.ledger.remaining()
         try:
-            with self.ledger.held_for_stage(member.config, messages, self.max_tokens, self.num_calls):
-                made, calls = await _awaited(self.method.remote(*args, budget))
-        except BudgetExceeded as e:
-            raise self.ledger.refusal(e) from e
+            with self.ledger.held_for_stage(member.config, prompt, self.max_tokens, self.num_calls):
+                report: StageReport[Any] = await _awaited(self.method.remote(*args, budget))
         except BaseException as e:
-            lost = lost_call(member.config, messages, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
+            lost = lost_call(member.config, prompt, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
             self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
             raise
-        self.ledger.absorb(calls, shift_s=started_s)
-        return made
+        self.ledger.absorb(report.calls, shift_s=started_s)
+        if isinstance(report.error, BudgetExceeded):
+            raise self.ledger.refusal(report.error) from report.error
+        if report.error is not None:
+            raise report.error
+        return report.result
 
 
 async def _awaited(response: Any) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from r2_serve.calls import CallSpec, Pool, PoolMember
 from r2_serve.config import SpillConfig
 from r2_serve.demand import Demand
-from r2_serve.ledger import likely_usage, most_usage
 
 Replicas = Callable[[str], float | None]
 """Running replicas of a model that count for this router process; None where that is not known, or the model is hosted."""
@@ -44,6 +43,5 @@ def _price(member: PoolMember) -> tuple[float, float]:
 
 
 def _fits(member: PoolMember, spec: CallSpec) -> bool:
-    max_tokens, messages = spec.sampling.max_tokens or member.config.max_tokens, spec.render(member.codec)
-    prompt_tokens = likely_usage(messages, 0, most_usage(messages, max_tokens)).prompt_tokens
-    return prompt_tokens + max_tokens <= member.config.context_tokens
+    max_tokens, prompt = spec.sampling.max_tokens or member.config.max_tokens, spec.prompt_for(member)
+    return prompt.likely_usage(0, max_tokens).prompt_tokens + max_tokens <= member.config.context_tokens

@@ -85,6 +85,8 @@ class Completion(Record):
 
     text: str
     usage: Usage
+    is_usage_estimated: bool = False
+    """True where the model's own count is not known."""
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None = None
     """Natural log-probability of each generated token, where asked and available."""
@@ -93,11 +95,12 @@ class Completion(Record):
 
 
 class Delta(Record):
-    """A piece of a streamed reply. The last one carries `finish_reason`, `usage` and `work`, and no other does."""
+    """A piece of a streamed reply. The last one carries `finish_reason`, `usage` and `work`; `usage` may come before it too."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    is_usage_estimated: bool = False
     work: Work | None = None
 
 
@@ -225,7 +228,7 @@ class CallRecord(Record):
     usage: Usage = Usage()
     cost_usd: Decimal = Decimal(0)
     is_estimated: bool = False
-    """True where the engine reported no usage (failed or cancelled calls): estimated from what was sent and received."""
+    """True where nobody told the usage, as of most failed and cancelled calls: estimated from what was sent and received."""
     passed_over: tuple[str, ...] = ()
     """Models that the call would have gone to before this one, but for their rest after failures (`r2_serve.cooldown`)."""
     start_s: float = 0.0

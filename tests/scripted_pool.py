@@ -21,7 +21,7 @@ def scripted_config(**changes: Any) -> dict[str, Any]:
     """Two workers, a decomposer whose plan is a diamond's upper half, and an allocator that sends the last step to `large`.
 
     `replies` and `delay_s` by model name change what a model says and how long it takes, `dies_on` which text in a prompt kills it;
-    `limits` and `server` as in the config; `more_models` are further entries of `models`.
+    `limits` and `server` as in the config; `more_models` are further entries of `models`, `more_virtual` further virtual models by name.
     """
     replies = {
         SMALL: ["half"],
@@ -76,7 +76,7 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
         "allocator": {"model": PICKER},
         **changes.get("virtual", {}),
     }
-    user_config = {"virtual_models": {"r2": virtual}, "limits": changes.get("limits", {})}
+    user_config = {"virtual_models": {"r2": virtual, **changes.get("more_virtual", {})}, "limits": changes.get("limits", {})}
     free = {"ray_actor_options": {"num_cpus": 0}}
     router = {"name": "Router", "user_config": user_config, **free}
     return {

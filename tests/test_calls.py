@@ -179,6 +179,29 @@ def test_a_stream_cut_short_costs_what_had_come() -> None:
     assert (record.usage.completion_tokens, record.is_estimated) == (10, True)
 
 
+@pytest.mark.parametrize("usage", [None, Usage(prompt_tokens=9, completion_tokens=9)])
+def test_a_stream_that_ends_well_without_a_count_of_its_tokens_is_estimated(usage: Usage | None) -> None:
+    end = Delta(finish_reason="stop", usage=usage, is_usage_estimated=usage is not None)
+    calls = Calls(small=Streaming(Delta(text="x" * 40), end))
+    assert run(calls.ask(is_streamed=True)).answer == "x" * 40
+    (record,) = calls.ledger.calls
+    assert (record.outcome, record.usage, record.is_estimated) == ("ok", usage or Usage(prompt_tokens=2, completion_tokens=10), True)
+
+
+def test_a_stream_cancelled_after_it_told_its_usage_costs_that() -> None:
+    told = Usage(prompt_tokens=70, completion_tokens=20)
+    calls = Calls(small=Streaming(Delta(text="four"), Delta(usage=told), None))
+
+    async def check() -> None:
+        task = asyncio.ensure_future(calls.ask(is_streamed=True))
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.wait([task])
+
+    run(check())
+    assert [(c.outcome, c.usage, c.is_estimated) for c in calls.ledger.calls] == [("cancelled", told, False)]
+
+
 @pytest.mark.parametrize("end", ["finished", "cancelled", "client gone", "timeout"])
 def test_a_stream_is_always_closed(end: str) -> None:
     """An open generator would hold its connection, or its row of a batch, until the garbage collector comes."""

@@ -16,6 +16,7 @@ from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
 from r2_serve.http.api import create_app
 from r2_serve.router import in_process
+from tests.hosted_stand import healthy, standing
 from tests.in_process import allocation_json, model, plan_json, routing
 from tests.scripted_backend import chat_body
 from tests.test_api import error_of
@@ -52,12 +53,19 @@ def own_plan(number: int, *, is_chain: bool = False, text: str = "x", answer: st
     return {"plan": {"subtasks": steps, "answer": answer}}
 
 
+def asking_for(title: str) -> dict[str, Any]:
+    """A message of 12 characters, and a JSON schema of 17 and `title`."""
+    schema = {"name": "reply", "schema": {"title": title + "----"}}
+    return {"messages": messages(1, "x" * 12), "response_format": {"type": "json_schema", "json_schema": schema}}
+
+
 @pytest.mark.parametrize("asked", ["r2", "small"])
 @pytest.mark.parametrize(
     ("field", "limit", "within", "beyond", "param"),
     [
         ("max_messages", 3, {"messages": messages(3)}, {"messages": messages(4)}, "messages"),
         ("max_query_chars", 9, {"messages": messages(1, "x" * 9)}, {"messages": messages(1, "x" * 10)}, "messages"),
+        ("max_query_chars", 30, asking_for("x"), asking_for("xx"), "response_format.json_schema"),
         ("max_tokens", 7, {"max_tokens": 7}, {"max_tokens": 8}, "max_tokens"),
         ("max_tokens", 7, {"max_completion_tokens": 7}, {"max_completion_tokens": 8}, "max_tokens"),
     ],
@@ -145,6 +153,24 @@ async def test_a_request_that_could_cost_too_much_is_not_begun(limits: dict[str,
     refused = await endpoint.ask(model=asked, r2=r2)
     assert (refused.status_code, error_of(refused)["code"]) == (400, "budget_exceeded")
     assert endpoint.num_calls == 0
+
+
+@pytest.mark.parametrize("limits", [{"max_cost_usd": Decimal("0.01")}, {"max_total_tokens": 10_000}], ids=["cost", "tokens"])
+@pytest.mark.parametrize("asked", ["r2", "alone"])
+async def test_a_json_schema_counts_as_the_prompt_that_a_provider_bills(limits: dict[str, Any], asked: str) -> None:
+    """`r2` is given its plan and model, so that the only call is the one with the schema."""
+    plan = {"plan": {"subtasks": [{"id": 1, "text": "add"}]}, "models": {"1": "alone"}} if asked == "r2" else {}
+
+    async with standing(healthy, **limits) as stand:
+        for num_chars, is_begun in ((10, True), (100_000, False)):
+            schema = {"name": "reply", "schema": {"title": "x" * num_chars}}
+            wanted = {"type": "json_schema", "json_schema": schema}
+            body = {"model": asked, "messages": messages(1), "response_format": wanted, "r2": plan}
+            response = await stand.client.post("/v1/chat/completions", json=body)
+            assert (response.status_code == 200) == is_begun
+        assert error_of(response)["code"] == "budget_exceeded"
+        assert len(stand.upstream.requests) == 1
+        assert stand.traces[-1].cost_usd == 0
 
 
 async def test_a_request_cannot_raise_the_servers_limits() -> None:

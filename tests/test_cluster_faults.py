@@ -61,12 +61,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "usd_per_mtok_out": "2",
             "engine": {"kind": "openai", "model": "m", "base_url": upstream.base_url},
         }
+        all_small = {"pool": [SMALL, LARGE], "decomposer": {"model": SMALL, "num_samples": 1}, "allocator": {"model": SMALL}}
         path: Path = tmp_path_factory.mktemp("cluster") / "serve_config.yaml"
         path.write_text(
             scripted_yaml(
                 delay_s={SMALL: 1.5, LARGE: 0.3},
                 dies_on={SMALL: POISON, LARGE: POISON},
                 more_models=[remote],
+                more_virtual={"r2-small": all_small},
                 limits={"cooldown": {"first_s": 1, "longest_s": 2}},
             )
         )
@@ -229,6 +231,21 @@ async def test_a_poisonous_query_that_is_routed_ends_the_same_way(cluster: Clust
         response = await client.post("/v1/chat/completions", json={**body(stream=True), "r2": {"plan": plan, "policy": f"all:{SMALL}"}})
         assert (error_of(response)["type"], error_of(response)["code"]) == ("invalid_request_error", "poisonous_request")
         assert len(actors("#Model", "DEAD")) - dead_before <= 2
+
+
+async def test_calls_of_a_decomposer_that_ends_in_an_error_are_in_the_routers_books(cluster: Cluster) -> None:
+    """Its model dies twice while it decomposes; the decomposer itself lives, and reports both calls with the error."""
+
+    async def calls() -> float:
+        return total((await client.get("/metrics")).text, "r2_calls_total", stage="decompose", outcome="failed")
+
+    async with cluster.client() as client:
+        await until(lambda: answers_itself(client, SMALL))
+        await until(lambda: answers_itself(client, LARGE))
+        calls_before = await calls()
+        response = await ask(client, model="r2-small", text=f"drink the {POISON}")
+        assert (response.status_code, error_of(response)["code"]) == (422, "poisonous_request")
+        assert await calls() == calls_before + 2
 
 
 async def test_an_overload_is_refused_politely_and_leaves_the_router_healthy(cluster: Cluster) -> None:

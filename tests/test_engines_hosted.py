@@ -19,7 +19,7 @@ from r2_serve.config import HostedEngineConfig
 from r2_serve.engines import make_engine
 from r2_serve.engines.hosted import HostedEngine
 from r2_serve.engines.hosted_replies import StreamReader, retry_after_s
-from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import AnswerWithheld, ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests import virtual_time
 from tests.upstream import Script, Upstream, chunk, completion, http_chunks, running_upstream, sse, upstream_in_thread
@@ -29,6 +29,7 @@ KEY = "sk-hush-0123456789"
 MESSAGES = [Message(role="user", content="two plus two")]
 ERROR = {"error": {"message": f"bad key {KEY} given", "code": "invalid_api_key"}}
 LONG_ERROR = {"error": {"message": "x" * (300 - len("the provider answered 400: ") - 5) + KEY + "y" * 1000}}
+NO_DATE = "Wed, 21 Oct 99999999999 07:28:00 GMT"
 USAGE_CHUNK = {"id": "x", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
 
 
@@ -73,11 +74,12 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "content of parts": (said(completion(message={"content": [{"text": "a"}]})), InvalidReply, "message.content"),
     "null finish reason": (said(completion(finish_reason=None)), InvalidReply, "finish_reason"),
     "unknown finish reason": (said(completion(finish_reason="tired")), InvalidReply, "tired"),
-    "filtered": (said(completion(finish_reason="content_filter", message={"content": None})), EngineRefused, "content_filter"),
-    "tool calls": (said(completion(finish_reason="tool_calls", message={"content": None})), EngineRefused, "tool_calls"),
-    "refusal": (said(completion(message={"content": None, "refusal": "I will not"})), EngineRefused, "I will not"),
+    "filtered": (said(completion(finish_reason="content_filter", message={"content": None})), AnswerWithheld, "content_filter"),
+    "tool calls": (said(completion(finish_reason="tool_calls", message={"content": None})), AnswerWithheld, "tool_calls"),
+    "refusal": (said(completion(message={"content": None, "refusal": "I will not"})), AnswerWithheld, "I will not"),
     "negative usage": (said(completion(usage={"prompt_tokens": -1, "completion_tokens": 2})), InvalidReply, "prompt_tokens"),
     "400": (said(ERROR, 400), EngineRefused, "400: bad key"),
+    "400 with half a character": (Script(status=400, body=[rb'{"error": "half of \ud83d"}']), EngineRefused, "half of ?"),
     "401 without JSON": (Script(status=401, body=[KEY.encode()]), EngineRefused, "401"),
     "404": (said(ERROR, 404), EngineRefused, "404"),
     "408": (said(ERROR, 408), EngineUnavailable, "408"),
@@ -100,6 +102,7 @@ async def test_faulty_reply_becomes_the_right_error_without_the_key(fault: str) 
             await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
     assert type(caught.value) is kind
     assert text in caught.value.message
+    assert caught.value.message.encode(), "it goes into a trace"
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(engine)
     assert "sk-hush" not in shown
     assert len(caught.value.message) <= 300
@@ -114,7 +117,7 @@ STREAM_FAULTS: dict[str, tuple[list[bytes], type[EngineError], str, str]] = {
     "overloaded event": (sse(chunk("fo"), {"error": {"message": "busy", "code": 503}}), EngineUnavailable, "busy", "fo"),
     "not JSON": (sse(chunk("fo"), "<html>"), InvalidReply, "not JSON", "fo"),
     "html page": ([b"<html>oops</html>\n\n"], InvalidReply, "ended before", ""),
-    "filtered": (sse(chunk("fo"), chunk(None, "content_filter")), EngineRefused, "content_filter", "fo"),
+    "filtered": (sse(chunk("fo"), chunk(None, "content_filter")), AnswerWithheld, "content_filter", "fo"),
     "unknown finish reason": (sse(chunk("fo"), chunk(None, "tired")), InvalidReply, "tired", "fo"),
     "choices of another type": (sse({"choices": "four"}), InvalidReply, "choices", ""),
 }
@@ -203,7 +206,7 @@ async def test_stream_gives_pieces_then_finish_reason_and_usage() -> None:
     body = sse(chunk(""), chunk("fo"), chunk("ur"), chunk(None, "length"), USAGE_CHUNK, "[DONE]")
     async with running(Script(body=body, is_held=True)) as (upstream, engine):
         deltas = await collected(engine)
-    assert [delta.text for delta in deltas] == ["fo", "ur", ""]
+    assert [delta.text for delta in deltas] == ["fo", "ur", "", ""]
     assert deltas[-1] == Delta(finish_reason="length", usage=Usage(prompt_tokens=7, completion_tokens=2))
     assert upstream.requests[0]["stream_options"] == {"include_usage": True}
 
@@ -224,7 +227,7 @@ async def test_missing_usage_is_estimated_and_said_once(caplog: pytest.LogCaptur
     async with running(said(completion(usage=None))) as (_, engine):
         with caplog.at_level(logging.WARNING, logger="r2_serve"):
             replies = [await engine.generate(MESSAGES, Sampling(), timeout_s=5.0) for _ in range(2)]
-    assert replies[0].usage == Usage(prompt_tokens=3, completion_tokens=1)
+    assert (replies[0].usage, replies[0].is_usage_estimated) == (Usage(prompt_tokens=3, completion_tokens=1), True)
     assert len(caplog.records) == 1
 
 
@@ -353,7 +356,8 @@ def test_wrong_configuration_is_named(changes: dict[str, str], text: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("header", "expected"), [("2.5", 2.5), ("-3", 0.0), ("nan", None), ("inf", None), ("soon", None), (None, None), ("", None)]
+    ("header", "expected"),
+    [("2.5", 2.5), ("-3", 0.0), ("nan", None), ("inf", None), ("soon", None), (None, None), ("", None), (NO_DATE, None)],
 )
 def test_retry_after_in_seconds(header: str | None, expected: float | None) -> None:
     assert retry_after_s(header) == expected

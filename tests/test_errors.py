@@ -6,6 +6,7 @@ import pytest
 
 from r2_serve import errors
 from r2_serve.errors import R2Error
+from r2_serve.types import Usage
 
 MADE = {
     errors.InvalidRequest: ("bad", "messages", "too_long"),
@@ -32,6 +33,13 @@ def test_error_pickles_with_all_it_says(cls: type[R2Error]) -> None:
     assert (copy.status, copy.kind, copy.code) == (error.status, error.kind, error.code)
 
 
+def test_the_usage_of_a_failed_call_pickles_too() -> None:
+    for cls in every_class(errors.EngineError):
+        error = cls("what went wrong")
+        error.usage = Usage(prompt_tokens=7, completion_tokens=2)
+        assert pickle.loads(pickle.dumps(error)).usage == error.usage
+
+
 def test_statuses_are_those_that_openai_clients_expect() -> None:
     statuses = {cls.__name__: cls.status for cls in every_class() if cls.__module__ == errors.__name__}
     assert statuses == {
@@ -52,6 +60,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "EngineUnavailable": 503,
         "InvalidReply": 502,
         "EngineRefused": 502,
+        "AnswerWithheld": 502,
         "PoisonousRequest": 422,
         "EngineTimeout": 503,
         "ReplicaDied": 503,

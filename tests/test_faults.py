@@ -15,7 +15,7 @@ import pytest
 
 from r2_serve.types import Trace
 from tests import virtual_time
-from tests.faults import HARMLESS_PLAIN, HARMLESS_STREAMED, PLAIN, STREAMED, Fault, said
+from tests.faults import HARMLESS_PLAIN, HARMLESS_STREAMED, PLAIN, STREAMED, TOLD, Fault, said
 from tests.hosted_stand import DEADLINE_S, RIGHT, Reply, asked, standing
 from tests.upstream import Script
 
@@ -155,6 +155,20 @@ def assert_typed(reply: Reply, code: str) -> None:
     assert fnmatchcase(reply.error["code"], code)
 
 
+@pytest.mark.parametrize("case", [*WITH_FALLBACK, *ALONE], ids=str)
+def test_a_failed_call_costs_what_the_provider_told_or_an_estimate_and_nothing_where_it_was_refused(case: Case, outcomes: Outcomes) -> None:
+    calls = [call for call in outcomes[case].trace.calls if call.model == case.model]
+    assert len(calls) == case.fault.num_hits
+    for call in calls:
+        assert call.is_estimated == (case.fault.cost == "estimated")
+        tokens = call.usage.prompt_tokens, call.usage.completion_tokens
+        if case.fault.cost == "estimated":
+            assert tokens[0] >= len(case.prompt.encode()) // 4 and tokens[1] >= (len(case.fault.streamed) + 3) // 4
+        else:
+            assert tokens == (TOLD if case.fault.cost == "told" else (0, 0))
+        assert (call.cost_usd == 0) == (case.fault.cost == "free")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_routed_query_gets_over_a_faulty_provider_too(stream: bool) -> None:
     async with standing(said({}, 500)) as stand:
@@ -175,8 +189,11 @@ async def test_an_oddity_that_cuts_nothing_is_answered_at_the_first_try(name: st
     async with standing(script) as stand:
         reply = await stand.ask(stream=stream)
         assert (len(stand.upstream.requests), len(stand.other.requests)) == (1, 0)
+        ((call,),) = (trace.calls for trace in stand.traces)
     assert (reply.text, reply.finish_reasons) == ("" if name == "empty text" else "four", ["stop"])
     assert reply.has_done == stream
+    is_told = name == "usage before the end" or not (stream or name == "no usage")
+    assert call.is_estimated == (not is_told), "a trace tells an estimate from what was counted"
 
 
 SILENT = [(name, stream) for stream, faults in ((False, PLAIN), (True, STREAMED)) for name in faults if faults[name].is_slow]

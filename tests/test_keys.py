@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -27,9 +26,9 @@ from r2_serve.errors import ConfigError
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import ClientKey, KeyRing, entry_text, new_key, read_keys_file, require_keys
 from r2_serve.http.spend import KeyPurse, SpendBook
-from r2_serve.ledger import Ledger
 from r2_serve.router import Router, in_process
 from r2_serve.types import Completion, Engine, Message, Sampling, Usage
+from tests.elsewhere import move_stages_elsewhere
 from tests.in_process import allocation_json, model, plan_json, routing
 from tests.scripted_backend import ScriptedBackend, chat_body, make_app
 from tests.test_api import error_of
@@ -222,28 +221,6 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
     assert later[-1].headers["x-should-retry"] == "false" and "retry-after" not in later[-1].headers
 
 
-class Elsewhere:
-    """A deployment's method as the router sees it: a ledger of its own, and time until it returns."""
-
-    def __init__(self, stage: Any) -> None:
-        self._stage, self.num_running, self.most_running = stage, 0, 0
-
-    def remote(self, *args: Any) -> Any:
-        return self._run(*args)
-
-    async def _run(self, *args: Any) -> Any:
-        ledger = Ledger(args[-1])
-        self.num_running += 1
-        self.most_running = max(self.most_running, self.num_running)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        try:
-            made = await self._stage(*args[:-1], ledger)
-        finally:
-            self.num_running -= 1
-        return made, tuple(ledger.calls)
-
-
 @pytest.mark.parametrize("is_elsewhere", [False, pytest.param(True, marks=pytest.mark.ray)])
 async def test_fifty_routed_requests_at_once_do_not_overspend(keys: Keys, tmp_path: Path, is_elsewhere: bool) -> None:
     """Decomposer and allocator in this process and, as in a cluster, in others, where they know of no other request."""
@@ -252,12 +229,7 @@ async def test_fifty_routed_requests_at_once_do_not_overspend(keys: Keys, tmp_pa
     plans, picks = [plan_json("left", "right #1")], [allocation_json("small", "large")]
     router = router_of(small=["a b c"], large=["d e f"], decomposer=plans, allocator=picks)
     if is_elsewhere:
-        from r2_serve.served import ServedAllocator, ServedDecomposer  # it takes Ray, though no cluster
-
-        pipeline: Any = router._pipeline
-        decomposes, allocates = (Elsewhere(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate))
-        pipeline.decomposer = ServedDecomposer(SimpleNamespace(decompose=decomposes), pipeline.pool)  # type: ignore[arg-type]
-        pipeline.allocator = ServedAllocator(SimpleNamespace(allocate=allocates), pipeline.pool)  # type: ignore[arg-type]
+        decomposes, _ = move_stages_elsewhere(router)
     async with serving(router, keys, spend_file=str(book)) as client:
         for _ in range(30):
             async with asyncio.TaskGroup() as group:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from decimal import Decimal
 from fractions import Fraction
@@ -10,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2_serve.errors import BudgetExceeded, EngineRefused, EngineUnavailable
-from r2_serve.ledger import Budget, Ledger, Reservation, most_usage, total_cost_usd
+from r2_serve.config import HostedEngineConfig
+from r2_serve.errors import AnswerWithheld, BudgetExceeded, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.ledger import Budget, Ledger, Prompt, Reservation, total_cost_usd
 from r2_serve.types import CallRecord, Usage
 from tests.in_process import model, user
 
 CARD = model("small", usd_per_mtok_in=Decimal("0.37"), usd_per_mtok_out=Decimal("1.13"))
-PROMPT = user("one two three")
+PROMPT = Prompt(user("one two three"))
 
 
 def reserve(ledger: Ledger, max_tokens: int = 10, text: str = "one two three") -> Reservation:
-    return ledger.reserve(CARD, user(text), max_tokens, stage="execute")
+    return ledger.reserve(CARD, Prompt(user(text)), max_tokens, stage="execute")
 
 
 def usages(calls: list[CallRecord]) -> Usage:
@@ -69,7 +71,7 @@ def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> No
     [
         (Budget(max_calls=2), "all 2 model calls"),
         (Budget(max_tokens=2 * (13 + 32 + 10)), "the next call may use 55 tokens; 0 of the request's 110 are left"),
-        (Budget(max_cost_usd=2 * CARD.cost_usd(most_usage(PROMPT, 10))), "raise r2.max_cost_usd or lower max_tokens"),
+        (Budget(max_cost_usd=2 * CARD.cost_usd(PROMPT.most_usage(10))), "raise r2.max_cost_usd or lower max_tokens"),
     ],
 )
 def test_what_two_calls_under_way_may_use_is_not_left_for_a_third(budget: Budget, complaint: str) -> None:
@@ -85,7 +87,7 @@ def test_what_two_calls_under_way_may_use_is_not_left_for_a_third(budget: Budget
 
 @given(st.text())
 def test_the_bound_holds_for_a_byte_level_tokenizer(text: str) -> None:
-    assert most_usage(user(text), 5).prompt_tokens >= len(text.encode())
+    assert Prompt(user(text)).most_usage(5).prompt_tokens >= len(text.encode())
 
 
 def test_thousands_of_tenths_of_a_cent_sum_exactly() -> None:
@@ -106,22 +108,43 @@ def test_a_call_counts_once_however_often_it_is_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "outcome", "usage", "is_estimated"),
+    ("error", "num_received", "outcome", "usage", "is_estimated"),
     [
-        (EngineUnavailable("down"), "failed", Usage(prompt_tokens=4, completion_tokens=3), True),
-        (asyncio.CancelledError(), "cancelled", Usage(prompt_tokens=4, completion_tokens=3), True),
-        (EngineRefused("too long"), "failed", Usage(), False),
+        (EngineUnavailable("down"), 9, "failed", Usage(prompt_tokens=4, completion_tokens=3), True),
+        (asyncio.CancelledError(), 9, "cancelled", Usage(prompt_tokens=4, completion_tokens=3), True),
+        (EngineRefused("too long"), 0, "failed", Usage(), False),
+        (EngineRefused("after all"), 9, "failed", Usage(prompt_tokens=4, completion_tokens=3), True),
+        (AnswerWithheld("filtered"), 0, "failed", Usage(prompt_tokens=4), True),
     ],
 )
 def test_a_call_that_did_not_end_costs_what_was_sent_and_received(
-    error: BaseException, outcome: str, usage: Usage, is_estimated: bool
+    error: BaseException, num_received: int, outcome: str, usage: Usage, is_estimated: bool
 ) -> None:
     ledger = Ledger(Budget())
-    reserve(ledger).fail(error, received_bytes=9)
+    reserve(ledger).fail(error, received_bytes=num_received)
     (record,) = ledger.calls
     assert (record.outcome, record.usage, record.is_estimated) == (outcome, usage, is_estimated)
     assert record.error == type(error).__name__
     assert record.cost_usd == CARD.cost_usd(usage)
+
+
+@pytest.mark.parametrize("error", [InvalidReply("x"), EngineRefused("x"), AnswerWithheld("x"), EngineUnavailable("x")])
+def test_a_failed_call_costs_what_was_told_of_it(error: EngineError) -> None:
+    told = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
+    ledger = Ledger(Budget())
+    reserve(ledger).fail(error, received_bytes=9)
+    reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, told=told)
+    assert [(c.usage, c.cost_usd, c.is_estimated) for c in ledger.calls] == [(told, CARD.cost_usd(told), False)] * 2
+
+
+def test_a_json_schema_is_a_part_of_the_prompt_where_a_provider_bills_it() -> None:
+    schema = {"type": "object", "description": "é" * 1000}
+    engines = [HostedEngineConfig(kind="openai", model="m", supports_json_schema=sends) for sends in (True, False)]
+    sent, left_out = (Prompt.to(CARD.model_copy(update={"engine": engine}), user("one two three"), schema) for engine in engines)
+    num_bytes = len(json.dumps(schema).encode())
+    assert left_out.most_usage(10) == PROMPT.most_usage(10)
+    assert sent.most_usage(10).prompt_tokens == PROMPT.most_usage(10).prompt_tokens + num_bytes
+    assert sent.likely_usage(0, 10).prompt_tokens == PROMPT.likely_usage(0, 10).prompt_tokens + -(-num_bytes // 4)
 
 
 def test_absorbed_calls_count_against_the_budget_and_keep_their_times() -> None:

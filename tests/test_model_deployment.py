@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
 
+from ray.exceptions import RayTaskError  # noqa: E402
+
 from r2_serve.config import ModelServerConfig, ScriptedEngineConfig  # noqa: E402
 from r2_serve.deployments import ModelDeployment  # noqa: E402
-from r2_serve.errors import ConfigError, EngineRefused  # noqa: E402
-from r2_serve.types import Message, Sampling, Work  # noqa: E402
+from r2_serve.engines.scripted import ScriptedEngine  # noqa: E402
+from r2_serve.errors import AnswerWithheld, ConfigError, EngineRefused  # noqa: E402
+from r2_serve.served import unwrapped  # noqa: E402
+from r2_serve.types import Completion, Delta, Message, Sampling, Usage, Work  # noqa: E402
 from tests.small_adapters import adapter  # noqa: E402
 
 HI: Sequence[Message] = [Message(role="user", content="hi")]
@@ -83,6 +89,28 @@ async def test_loading_leaves_the_event_loop_free(tmp_path: Path) -> None:
     model._engine.add_adapter = lambda name, path: (threads.append(threading.current_thread()), add(name, path))
     await model.load_adapter("a1", str(adapter(tmp_path, "a1")))
     assert threads and threads[0] is not threading.main_thread()
+
+
+async def test_a_replica_passes_on_what_is_known_of_a_calls_usage() -> None:
+    """That it is estimated, and where the call failed."""
+
+    class Guessing(ScriptedEngine):
+        async def generate(self, *args: Any, **options: Any) -> Completion:
+            return (await super().generate(*args, **options)).model_copy(update={"is_usage_estimated": True})
+
+        async def stream(self, *args: Any, **options: Any) -> AsyncGenerator[Delta, None]:
+            async for delta in super().stream(*args, **options):
+                yield delta.model_copy(update={"is_usage_estimated": delta.usage is not None})
+
+    model, withheld = deployment(), AnswerWithheld("filtered")
+    withheld.usage = Usage(prompt_tokens=7, completion_tokens=2)
+    model._engine = Guessing(["done", "done", withheld])
+    assert (await model.generate(HI, Sampling(), None, None)).is_usage_estimated
+    assert [delta async for delta in model.stream(HI, Sampling(), None, None)][-1].is_usage_estimated
+    with pytest.raises(AnswerWithheld) as caught:
+        await model.generate(HI, Sampling(), None, None)
+    arrived = unwrapped(RayTaskError("generate", "the traceback", pickle.loads(pickle.dumps(caught.value))))
+    assert isinstance(arrived, AnswerWithheld) and arrived.usage == withheld.usage
 
 
 async def test_a_reply_says_what_it_took_of_its_replica_plain_and_streamed() -> None:

@@ -36,6 +36,8 @@ MAX_ERROR_BYTES = 64_000
 MAX_CONNECTIONS, KEEP_ALIVE_S = 1000, 4.0
 """Idle connections go before the provider's end does: vLLM's and other uvicorn servers close them after 5 s."""
 DRAIN_S = 0.1
+USAGE_WAIT_S = 2.0
+"""How long the usage of a streamed reply that is no answer is waited for: it comes last."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +76,8 @@ class HostedEngine:
             parts = parse_completion(bytes(content))
         return Completion(
             text=parts.text,
-            usage=parts.usage or self._estimated(messages, parts.text),
+            usage=parts.usage or self._estimated(messages, sampling, parts.text),
+            is_usage_estimated=parts.usage is None,
             finish_reason=parts.finish_reason,
             logprobs=parts.logprobs,
         )
@@ -82,23 +85,30 @@ class HostedEngine:
     async def stream(
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> AsyncGenerator[Delta, None]:
-        """The same, as it comes. A stream that ends before its finish reason is an InvalidReply, not a short answer."""
+        """The same, as it comes, and its usage when it is told. A stream that ends before its finish reason is an InvalidReply."""
         deadline = deadline_after(timeout_s)
         body = self._body(messages, sampling, adapter, is_streamed=True)
         reader = StreamReader()
-        text = ""
+        text, told = "", None
         async with aclosing(self._chunks(body, deadline)) as chunks:
             async for chunk in chunks:
                 pieces = reader.feed(chunk)
                 while (piece := self._next_piece(pieces)) is not None:
                     text += piece
                     yield Delta(text=piece)
+                if reader.has_failed and not reader.is_done:
+                    await _read_on(reader, chunks)
+                if reader.usage != told:
+                    told = reader.usage
+                    yield Delta(usage=told)
                 if reader.is_done:
                     await _drain(chunks)
+                if reader.is_done or reader.has_failed:
                     break
         with self._redacted_errors():
             finish_reason = reader.finish()
-        yield Delta(finish_reason=finish_reason, usage=reader.usage or self._estimated(messages, text))
+        usage = reader.usage or self._estimated(messages, sampling, text)
+        yield Delta(finish_reason=finish_reason, usage=usage, is_usage_estimated=reader.usage is None)
 
     async def aclose(self) -> None:
         """Closes the connections."""
@@ -173,11 +183,13 @@ class HostedEngine:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {**{name: value for name, value in body.items() if value is not None}, **self._config.extra_body}
 
-    def _estimated(self, messages: Sequence[Message], text: str) -> Usage:
+    def _estimated(self, messages: Sequence[Message], sampling: Sampling, text: str) -> Usage:
         if not self._has_warned_of_usage:
             self._has_warned_of_usage = True
             _log.warning("%r reports no usage: tokens are estimated as bytes / 4", self)
         prompt_bytes = sum(len(m.content.encode()) for m in messages)
+        if sampling.json_schema is not None and self._config.supports_json_schema:
+            prompt_bytes += len(json.dumps(sampling.json_schema))
         return Usage(prompt_tokens=-(-prompt_bytes // 4), completion_tokens=-(-len(text.encode()) // 4))
 
     @contextmanager
@@ -198,10 +210,13 @@ class HostedEngine:
         raise self._redacted(failure) from None
 
     def _redacted(self, error: EngineError) -> EngineError:
-        """Without the key, then cut short: the other way round half a key could stay at the end."""
-        message = error.message.replace(self._key, "[key]") if self._key else error.message
+        """Without the key, then cut short: the other way round half a key could stay at the end. In valid Unicode, unlike JSON's texts."""
+        message = error.message.encode(errors="replace").decode()
+        message = message.replace(self._key, "[key]") if self._key else message
         message = message[:MAX_MESSAGE_CHARS]
-        return type(error)(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
+        redacted = type(error)(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
+        redacted.usage = error.usage
+        return redacted
 
 
 async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]:
@@ -211,6 +226,17 @@ async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]
         connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=None), cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
         yield session
+
+
+async def _read_on(reader: StreamReader, chunks: AsyncGenerator[bytes, None]) -> None:
+    """For the usage of a reply that is known to have failed, which says no more than that."""
+    with suppress(EngineError, TimeoutError):
+        async with asyncio.timeout(USAGE_WAIT_S):
+            async for chunk in chunks:
+                for _ in reader.feed(chunk):
+                    pass
+                if reader.is_done:
+                    break
 
 
 async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:

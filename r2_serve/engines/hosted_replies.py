@@ -16,11 +16,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import AnswerWithheld, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.types import FinishReason, Usage
 
 RETRIABLE_STATUSES = frozenset({408, 409, 429})
 """Besides all of 5xx."""
+MAX_TOKENS = 10**9
+"""Of a usage that is believed."""
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 _REFUSALS = frozenset({"content_filter", "tool_calls", "function_call"})
 
@@ -32,15 +34,15 @@ class _Wire(BaseModel):
 
 
 class _Usage(_Wire):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0, le=MAX_TOKENS)
+    completion_tokens: int = Field(ge=0, le=MAX_TOKENS)
 
     def record(self) -> Usage:
         return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
 
 class _TokenLogprob(_Wire):
-    logprob: float
+    logprob: float = Field(allow_inf_nan=False)
 
 
 class _Logprobs(_Wire):
@@ -84,8 +86,20 @@ class ReplyParts:
 
 
 def parse_completion(content: bytes) -> ReplyParts:
-    """The body of a 200 that was not streamed. Raises: InvalidReply, EngineRefused, EngineUnavailable (an error inside)."""
+    """The body of a 200 that was not streamed.
+
+    Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused (an error inside). Each with the usage that the body tells.
+    """
     body = _json_object(content, "the reply")
+    try:
+        return _parts(body)
+    except EngineError as e:
+        e.usage = _told_usage(body)
+        raise
+
+
+def _parts(body: dict[str, Any]) -> ReplyParts:
+    _check_error(body)
     try:
         reply = _Completion.model_validate(body)
     except ValidationError as e:
@@ -108,31 +122,51 @@ def parse_completion(content: bytes) -> ReplyParts:
 class StreamReader:
     """Takes the bytes of an SSE body, gives the text in them. `finish` says whether it was whole.
 
-    Complete means that a finish reason came; `[DONE]` is not required after it, and does not stand in for it.
+    Complete means that a finish reason came; `[DONE]` is not required after it, and does not stand in for it. A reply that is no answer
+    can be read on, as its usage comes after the finish reason that tells it.
     """
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.is_done = False
+        self._failure: EngineError | None = None
         self._finish_reason: FinishReason | None = None
         self._buffer = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """Text of each event that `chunk` completes; to be exhausted. Raises: InvalidReply, EngineRefused, EngineUnavailable."""
+        """Text of each event that `chunk` completes; to be exhausted.
+
+        Raises: InvalidReply; EngineUnavailable and EngineRefused (an error inside). Each with the usage told so far.
+        """
         try:
             *lines, self._buffer = (self._buffer + self._decoder.decode(chunk)).split("\n")
         except UnicodeDecodeError:
             raise InvalidReply("the stream is not UTF-8") from None
         for line in lines:
-            if piece := self._line(line.removesuffix("\r")):
+            try:
+                piece = self._line(line.removesuffix("\r"))
+            except EngineError as e:
+                e.usage = self.usage
+                raise
+            if piece:
                 yield piece
 
+    @property
+    def has_failed(self) -> bool:
+        """The reply is known to be no answer: nothing but its usage is still read."""
+        return self._failure is not None
+
     def finish(self) -> FinishReason:
-        """Raises: InvalidReply where the stream broke off."""
-        if self._finish_reason is None:
-            raise InvalidReply("the stream ended before the reply did")
+        """Raises: InvalidReply where the stream broke off or its finish reason is unknown, AnswerWithheld; with the usage told."""
+        failure = self._failure
+        if failure is None and self._finish_reason is None:
+            failure = InvalidReply("the stream ended before the reply did")
+        if failure is not None:
+            failure.usage = self.usage
+            raise failure
+        assert self._finish_reason is not None
         return self._finish_reason
 
     def _line(self, line: str) -> str:
@@ -148,27 +182,39 @@ class StreamReader:
 
     def _event(self, data: str) -> str:
         try:
-            chunk = _Chunk.model_validate(_json_object(data.encode(), "a stream event"))
+            body = _json_object(data.encode(), "a stream event")
+        except InvalidReply:
+            if self.has_failed:
+                return ""
+            raise
+        self.usage = _told_usage(body) or self.usage
+        if self.has_failed:
+            return ""
+        _check_error(body)
+        try:
+            chunk = _Chunk.model_validate(body)
         except ValidationError as e:
             raise InvalidReply(f"a stream event is no completion chunk: {_where(e)}") from None
-        if chunk.usage is not None:
-            self.usage = chunk.usage.record()
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]
-        if choice.delta is not None:
-            _check_refusal(choice.delta)
-        if choice.finish_reason is not None:
-            self._finish_reason = parse_finish_reason(choice.finish_reason)
+        try:
+            if choice.delta is not None:
+                _check_refusal(choice.delta)
+            if choice.finish_reason is not None:
+                self._finish_reason = parse_finish_reason(choice.finish_reason)
+        except EngineError as e:
+            self._failure = e
+            return ""
         text = (choice.delta.content or "") if choice.delta is not None else ""
         _check_text(text)
         return text
 
 
 def parse_finish_reason(reason: str | None) -> FinishReason:
-    """Raises: EngineRefused for a filtered reply or a tool call, InvalidReply for anything unknown."""
+    """Raises: AnswerWithheld for a filtered reply or a tool call, InvalidReply for anything unknown."""
     if reason in _REFUSALS:
-        raise EngineRefused(f"the provider gave no answer: finish_reason {reason}")
+        raise AnswerWithheld(f"the provider gave no answer: finish_reason {reason}")
     if reason not in _FINISH_REASONS:
         raise InvalidReply(f"unknown finish_reason {str(reason)[:40]!r}")
     return _FINISH_REASONS[reason]
@@ -178,7 +224,7 @@ def failure_from_status(status: int, headers: Mapping[str, str], content: bytes)
     """The error that an HTTP status other than 2xx stands for."""
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     failure = failure_from_body(status, body)
     if isinstance(failure, EngineUnavailable):
@@ -220,28 +266,40 @@ def retry_after_s(value: str | None, sent: str | None = None) -> float | None:
 def _date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date.replace(tzinfo=date.tzinfo or UTC)
 
 
 def _json_object(content: bytes, what: str) -> dict[str, Any]:
-    """Raises: InvalidReply where it is none; what `failure_from_body` says where it carries an error."""
+    """Raises: InvalidReply where it is none."""
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidReply(f"{what} is not JSON ({len(content)} bytes)") from None
     if not isinstance(body, dict):
         raise InvalidReply(f"{what} is not a JSON object")
+    return body
+
+
+def _check_error(body: dict[str, Any]) -> None:
+    """Raises: what `failure_from_body` says where a 200 carries an error."""
     if body.get("error"):
         code = body["error"].get("code") if isinstance(body["error"], dict) else None
         raise failure_from_body(code if isinstance(code, int) and 400 <= code < 600 else None, body)
-    return body
+
+
+def _told_usage(body: dict[str, Any]) -> Usage | None:
+    """Whatever else `body` holds; None where it tells none that can be true."""
+    try:
+        return _Usage.model_validate(body.get("usage")).record()
+    except ValidationError:
+        return None
 
 
 def _check_refusal(text: _Text) -> None:
     if text.refusal:
-        raise EngineRefused(f"the model refused: {text.refusal}")
+        raise AnswerWithheld(f"the model refused: {text.refusal}")
 
 
 def _check_text(text: str) -> None:
