@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.cooldown import Cooldown, Permit, event_loop_time_s
+from r2_serve.engines.timing import paused
 from r2_serve.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
 from r2_serve.ledger import Ledger, Reservation
 from r2_serve.prompts import Codec, get_codec
@@ -220,17 +221,20 @@ class _Request:
     adapter: str | None
 
     async def generate(self) -> Completion:
-        async with self._bounded() as timeout_s:
+        timeout_s = self.member.config.timeout_s
+        async with self._bounded():
             return await self.member.engine.generate(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
 
     async def stream(self, forward: _Forward) -> Completion:
         pieces: list[str] = []
-        async with self._bounded() as timeout_s:
+        timeout_s = self.member.config.timeout_s
+        async with self._bounded() as limit:
             replies = self.member.engine.stream(self.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
             async with aclosing(replies) as deltas:
                 async for delta in deltas:
                     pieces.append(delta.text)
-                    await forward(delta.text)
+                    with paused(limit):
+                        await forward(delta.text)
                     if delta.finish_reason is not None:
                         return Completion(
                             text="".join(pieces),
@@ -241,15 +245,15 @@ class _Request:
         raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
 
     @asynccontextmanager
-    async def _bounded(self) -> AsyncGenerator[float, None]:
-        """Ends the call at the model's timeout, which it yields.
+    async def _bounded(self) -> AsyncGenerator[asyncio.Timeout, None]:
+        """Ends the call at the model's timeout. A client's time, for which the limit must be `paused`, has the request's deadline.
 
         Raises: EngineTimeout then, EngineUnavailable where the engine's own work was cancelled without this task being so.
         """
         config, task = self.member.config, asyncio.current_task()
         try:
-            async with asyncio.timeout(config.timeout_s):
-                yield config.timeout_s
+            async with asyncio.timeout(config.timeout_s) as limit:
+                yield limit
         except TimeoutError as e:
             raise EngineTimeout(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
         except asyncio.CancelledError as e:

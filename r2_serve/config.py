@@ -156,7 +156,7 @@ class ModelConfig(ModelCard):
 
     engine: EngineConfig
     timeout_s: float = Field(default=60.0, gt=0)
-    """Of one call; never past the request's deadline."""
+    """Of one call, without the time that a client takes to read a stream; never past the request's deadline."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest reply asked for where the request names none; also what is reserved in the budget."""
     fallbacks: tuple[str, ...] = ()
