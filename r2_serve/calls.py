@@ -148,6 +148,7 @@ class _Chain:
 
     async def _permit(self, member: PoolMember, *, is_last_resort: bool) -> Permit | None:
         """Leave for the next try, given when it may be made; None where the model rests for longer than that."""
+        member.cooldown.heed(self._caller.limits.cooldown)
         wait_s = max(0.0, self._not_before.get(member.config.name, 0.0) - event_loop_time_s())
         if not is_last_resort and member.cooldown.left_s() > wait_s:
             return None
