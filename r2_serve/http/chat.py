@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -24,6 +25,7 @@ from r2_serve.http.openai_wire import ChatRequest, parse_chat
 from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
 from r2_serve.ledger import Purse
+from r2_serve.redaction import redacted
 from r2_serve.types import Answer, Query
 
 MIN_DEADLINE_S = 0.001
@@ -57,7 +59,7 @@ class ChatCompletions:
             return
         answer = await beside([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
-        body = reply.completion(answer, self.extras(chat, answer))
+        body = reply.completion(answer, self.extras(chat, answer, exchange))
         await Response(body, headers=extra_headers(answer), media_type="application/json")(scope, receive, send)
 
     async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
@@ -80,8 +82,11 @@ class ChatCompletions:
             raise purse.refusal()
         return purse
 
-    def extras(self, chat: ChatRequest, answer: Answer) -> dict[str, object]:
-        return extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
+    def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Mapping[str, Any]:
+        """Redacted, as fallbacks in it say what a provider said; what models answered stays."""
+        shown = extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
+        made: Mapping[str, Any] = redacted(shown, exchange.redact, spared="answer")
+        return made
 
 
 @dataclass
@@ -112,7 +117,7 @@ class _Streamed:
             await self.stream.end(event(self.exchange.fail(e).body), LAST_WORDS_S)
             return
         self.exchange.cost_usd = answer.cost_usd
-        last = self.reply.last_chunks(answer, self.endpoint.extras(self.chat, answer))
+        last = self.reply.last_chunks(answer, self.endpoint.extras(self.chat, answer, self.exchange))
         await self.stream.end(self._text_events(rest) + last, max(deadline - clock(), LAST_WORDS_S))
 
     async def _send_text(self, text: str) -> None:
