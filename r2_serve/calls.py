@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.cooldown import Cooldown, Permit, event_loop_time_s
+from r2_serve.engines.timing import paused
 from r2_serve.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
 from r2_serve.ledger import Ledger, Prompt, Reservation
 from r2_serve.prompts import Codec, get_codec
@@ -150,6 +151,7 @@ class _Chain:
 
     async def _permit(self, member: PoolMember, *, is_last_resort: bool) -> Permit | None:
         """Leave for the next try, given when it may be made; None where the model rests for longer than that."""
+        member.cooldown.heed(self._caller.limits.cooldown)
         wait_s = max(0.0, self._not_before.get(member.config.name, 0.0) - event_loop_time_s())
         if not is_last_resort and member.cooldown.left_s() > wait_s:
             return None
@@ -225,19 +227,22 @@ class _Request:
     adapter: str | None
 
     async def generate(self) -> Completion:
-        async with self._bounded() as timeout_s:
+        timeout_s = self.member.config.timeout_s
+        async with self._bounded():
             return await self.member.engine.generate(self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
 
     async def stream(self, forward: _Forward) -> Completion:
         pieces: list[str] = []
-        async with self._bounded() as timeout_s:
+        timeout_s = self.member.config.timeout_s
+        async with self._bounded() as limit:
             replies = self.member.engine.stream(self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
             async with aclosing(replies) as deltas:
                 async for delta in deltas:
                     pieces.append(delta.text)
                     if delta.usage is not None and not delta.is_usage_estimated:
                         forward.told = delta.usage
-                    await forward(delta.text)
+                    with paused(limit):
+                        await forward(delta.text)
                     if delta.finish_reason is not None:
                         return Completion(
                             text="".join(pieces),
@@ -252,15 +257,15 @@ class _Request:
         return self.prompt.likely_usage(forward.num_bytes, self.sampling.max_tokens or self.member.config.max_tokens)
 
     @asynccontextmanager
-    async def _bounded(self) -> AsyncGenerator[float, None]:
-        """Ends the call at the model's timeout, which it yields.
+    async def _bounded(self) -> AsyncGenerator[asyncio.Timeout, None]:
+        """Ends the call at the model's timeout. A client's time, for which the limit must be `paused`, has the request's deadline.
 
         Raises: EngineTimeout then, EngineUnavailable where the engine's own work was cancelled without this task being so.
         """
         config, task = self.member.config, asyncio.current_task()
         try:
-            async with asyncio.timeout(config.timeout_s):
-                yield config.timeout_s
+            async with asyncio.timeout(config.timeout_s) as limit:
+                yield limit
         except TimeoutError as e:
             raise EngineTimeout(f"{config.name} did not end its reply within {config.timeout_s:g} s") from e
         except asyncio.CancelledError as e:

@@ -34,13 +34,26 @@ def _is_address(url: str) -> str:
     return url
 
 
+SAFE_LOAD_FORMATS = (
+    *("safetensors", "fastsafetensors", "instanttensor", "mistral", "runai_streamer", "runai_streamer_sharded", "sharded_state"),
+    "dummy",
+)
+"""Of vLLM 0.29: those that read safetensors and nothing else, or nothing at all. `auto` and `hf` take a pickle where there is no other."""
+
+
 def _runs_no_code(engine_kwargs: dict[str, Any]) -> dict[str, Any]:
     if engine_kwargs.get("trust_remote_code"):
         raise ValueError("trust_remote_code would run code out of the checkpoint: use an architecture that vLLM itself knows")
-    if engine_kwargs.get("load_format") in ("pt", "npcache"):
-        raise ValueError(
-            f"load_format {engine_kwargs['load_format']!r} unpickles, which can run code: convert the checkpoint to safetensors"
-        )
+    load_formats = [engine_kwargs.get("load_format", "safetensors")]
+    speculative = engine_kwargs.get("speculative_config")
+    if isinstance(speculative, dict) and isinstance(draft := speculative.get("draft_load_config"), dict):
+        load_formats.append(draft.get("load_format", "auto"))
+    for load_format in load_formats:
+        if load_format not in SAFE_LOAD_FORMATS:
+            raise ValueError(
+                f"load_format {load_format!r} may unpickle, which can run code: "
+                f"use one of {', '.join(SAFE_LOAD_FORMATS)} (a checkpoint can be converted to safetensors)"
+            )
     return engine_kwargs
 
 
@@ -156,7 +169,7 @@ class ModelConfig(ModelCard):
 
     engine: EngineConfig
     timeout_s: float = Field(default=60.0, gt=0)
-    """Of one call; never past the request's deadline."""
+    """Of one call, without the time that a client takes to read a stream; never past the request's deadline."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest reply asked for where the request names none; also what is reserved in the budget."""
     fallbacks: tuple[str, ...] = ()

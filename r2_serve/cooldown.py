@@ -57,6 +57,11 @@ class Cooldown:
         """From its failures until a call is answered."""
         return self._rests_until is not None
 
+    def heed(self, config: CooldownConfig) -> None:
+        """Before a call asks: where rests have been turned off, the one under way is over."""
+        if config.first_s == 0 and self.is_resting:
+            self._end_rest()
+
     def left_s(self) -> float:
         """Seconds until a call may find out; 0 where there is no rest."""
         left_s = 0.0 if self._rests_until is None else self._rests_until - self._clock()
@@ -94,17 +99,23 @@ class Cooldown:
     def _answered(self, permit: Permit) -> None:
         if permit.state != self._state:
             return
-        self._num_failures = self._num_rests_in_a_row = 0
-        if self.is_resting:
-            self._rests_until, self._is_probed = None, False
-            self._state += 1
+        self._end_rest()
 
     def _failed(self, permit: Permit, config: CooldownConfig, asked_s: float | None) -> None:
-        if permit.state != self._state or (self.is_resting and not permit.is_probe) or config.first_s == 0:
+        if permit.state != self._state or (self.is_resting and not permit.is_probe):
+            return
+        if config.first_s == 0:
+            self._end_rest()
             return
         self._num_failures += 1
         if permit.is_probe or asked_s is not None or self._num_failures >= config.after_failures:
             self._rest(config, asked_s)
+
+    def _end_rest(self) -> None:
+        self._num_failures = self._num_rests_in_a_row = 0
+        if self.is_resting:
+            self._rests_until, self._is_probed = None, False
+            self._state += 1
 
     def _rest(self, config: CooldownConfig, asked_s: float | None) -> None:
         """For as long as the provider asked, else for twice as long as last time."""

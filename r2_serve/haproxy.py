@@ -6,9 +6,9 @@ every user of the machine command it; there is no setting for these. This progra
 change: an address of a section other than Serve's own frontends becomes loopback, whatever it was.
 
 What HAProxy answers by itself, as when no router is there, becomes an OpenAI error with its true status: Serve has it say "Internal
-Server Error" as text, with 500. And this program leaves out `DEAF`: with these HAProxy (2.8) does not tell the replica that the client
-of a reply that has not begun is gone, in spite of `option abortonclose`, and the models go on working for nobody. Seen by
-`tests/test_cluster_faults.py`.
+Server Error" as text, with 500. A client's `SERVES_OWN` headers end here. And this program leaves out `DEAF`: with these HAProxy (2.8)
+does not tell the replica that the client of a reply that has not begun is gone, in spite of `option abortonclose`, and the models go on
+working for nobody. Seen by `tests/test_cluster_faults.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 
 FRONTENDS = frozenset({"http_frontend", "grpc_frontend"})
 """Sections that listen where `http_options.host` says."""
+SERVES_OWN = ("x-request-timeout-seconds",)
+"""Headers by which a client could set Serve's own request timeout, which answers 408 as text; the request's deadline is `r2.deadline_s`."""
 DEAF = ("option splice-request", "option splice-response", "http-reuse always")
 ERRORS = (
     (502, "router_lost", "the router that had this request is gone before it answered: ask again"),
@@ -42,8 +44,8 @@ _NO_APPLICATION = re.compile(r"^\s*http-request return status 404 ")
 
 
 def narrowed(config: str) -> str:
-    """A configuration of Serve's in which only `FRONTENDS` listen beyond loopback, its owner alone may command, nothing is `DEAF`, and
-    errors are `ERRORS`."""
+    """A configuration of Serve's in which only `FRONTENDS` listen beyond loopback, its owner alone may command, nothing is `DEAF`,
+    no header is `SERVES_OWN`, and errors are `ERRORS`."""
     lines: list[str] = []
     section = ""
     for line in config.splitlines():
@@ -59,6 +61,8 @@ def narrowed(config: str) -> str:
         if section not in FRONTENDS:
             line = _BIND.sub(r"\g<bind>127.0.0.1:\g<port>", line)
         lines.append(_ADMIN_MODE.sub(r"\g<1>600", line))
+        if section in FRONTENDS and _BIND.match(line):
+            lines += [f"    http-request del-header {name}" for name in SERVES_OWN]
     return "\n".join(lines) + "\n"
 
 

@@ -140,17 +140,19 @@ def wait_for_interrupt() -> None:
 
 
 def finish_requests(config: ServeConfig) -> None:
-    """Takes no new requests, and returns when those at work are answered or their deadline has passed."""
+    """Takes no new requests, and returns when those at work in any router replica are answered or their deadline has passed."""
     from ray import serve
     from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     async def finish() -> None:
         async with asyncio.timeout(config.routing.limits.deadline_s):
-            await serve.get_deployment_handle("Router", config.router_app_name).finish.remote()
+            routers = serve.get_deployment_handle("Router", config.router_app_name)
+            await routers.broadcast("finish").results_async(return_exceptions=True)
             await asyncio.sleep(FLUSH_S)
 
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # the handle's own loop ends with it, which Serve calls an error
-    with contextlib.suppress(TimeoutError, RayError):
+    with contextlib.suppress(TimeoutError, RayError, RayServeException):
         asyncio.run(finish())  # Serve's throughput mode has no handles outside an event loop
 
 

@@ -6,24 +6,29 @@ keys of clients are kept as digests, and the hosted engine says in its own words
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|CREDENTIALS)$")
 """Environment variables taken to hold a secret, besides those that the configuration names."""
 MIN_CHARS = 8
 """Shorter values are no secrets worth the name, and replacing them would tear ordinary texts apart."""
 MARK = "[redacted]"
+JSON_DEPTH = 2
+"""A provider's error is often JSON, and ours holds its text: inside a trace it is escaped twice."""
 
 
 class Redactor:
-    """Replaces every known secret in a text."""
+    """Replaces every known secret in a text, also where it stands escaped in JSON."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        longest_first = sorted({secret for secret in secrets if len(secret) >= MIN_CHARS}, key=len, reverse=True)
+        forms = {form for secret in secrets if len(secret) >= MIN_CHARS for form in _forms(secret)}
+        longest_first = sorted(forms, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     @classmethod
@@ -38,6 +43,25 @@ class Redactor:
 
     def __repr__(self) -> str:
         return "Redactor()"
+
+
+def redacted(value: Any, redact: Callable[[str], str], *, spared: str) -> Any:
+    """A JSON value with every string in it redacted, but for keys and for what stands under the key `spared`."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: item if name == spared else redacted(item, redact, spared=spared) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item, redact, spared=spared) for item in value]
+    return value
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, and as JSON has it, with characters beyond ASCII escaped or not."""
+    forms = {secret}
+    for _ in range(JSON_DEPTH):
+        forms |= {json.dumps(form, ensure_ascii=is_ascii)[1:-1] for form in forms for is_ascii in (True, False)}
+    return forms
 
 
 class _RedactedLogs:

@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
+from r2_serve.config import CooldownConfig, LimitsConfig, RouterConfig, ServerConfig
+from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import SubtaskFailed
 from r2_serve.http.admission import Admission
+from r2_serve.http.api import create_app
+from r2_serve.http.chat import LAST_WORDS_S
+from r2_serve.router import in_process
 from r2_serve.types import Query
 from tests import virtual_time
+from tests.in_process import model, routing
 from tests.scripted_backend import Connection, ScriptedBackend, chat_body, connect, make_app, make_client
 from tests.waiting import until
 
@@ -116,6 +122,31 @@ async def test_error_after_a_heartbeat_is_an_event() -> None:
     sent = [connection.outbox.get_nowait() for _ in range(connection.outbox.qsize())]
     assert b'data: {"error":{"message":"subtask 1 failed"' in sent[-1]["body"]
     assert [message["more_body"] for message in sent] == [True] * (len(sent) - 1) + [False]
+
+
+@pytest.mark.parametrize("num_read", [1, 3, 5])
+def test_a_client_that_never_reads_is_ended_by_the_deadline_and_its_model_is_not_blamed(num_read: int) -> None:
+    """It has room for that many messages; a whole answer has six: its head, one for each word, and the end."""
+
+    async def scenario() -> tuple[float, str, bool]:
+        models = tuple(model(name, timeout_s=5) for name in ("small", "large", "decomposer", "allocator"))
+        limits = LimitsConfig(cooldown=CooldownConfig(after_failures=1))
+        router = in_process(
+            RouterConfig(models=models), routing(limits=limits), lambda _: ScriptedEngine(["one two three four"], delay_s=4)
+        )
+        app = create_app(router, ServerConfig(heartbeat_s=1000), new_id=lambda: "1")
+        body = chat_body(stream=True, r2={"deadline_s": 60}) | {"model": "small"}
+        connection = Connection(app, json.dumps(body).encode(), outbox=asyncio.Queue(num_read))
+        await connection.task
+        took_s, metrics = virtual_time.now_s(), await fetch(app, "/metrics")
+        assert router._pipeline is not None
+        return took_s, metrics, router._pipeline.pool["small"].cooldown.is_resting
+
+    took_s, metrics, is_resting = virtual_time.run(scenario())
+    assert 60 <= took_s <= 60 + LAST_WORDS_S
+    assert 'model="small",route="/v1/chat/completions",status="499"} 1.0' in metrics
+    assert "r2_requests_running 0.0" in metrics
+    assert not is_resting
 
 
 @pytest.mark.parametrize("stream", [False, True])

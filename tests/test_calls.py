@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from r2_serve.calls import Caller, CallResult, CallSpec
-from r2_serve.config import LimitsConfig
+from r2_serve.config import LimitsConfig, SpeedConfig
 from r2_serve.engines.scripted import ScriptedEngine
-from r2_serve.errors import BudgetExceeded, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import BudgetExceeded, EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply
 from r2_serve.ledger import Budget, Ledger
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 from tests.in_process import model, pool_of, user
@@ -230,6 +231,42 @@ def test_a_stream_is_always_closed(end: str) -> None:
 
     run(check())
     calls.assert_nothing_is_reserved()
+
+
+@dataclass
+class SlowReader:
+    """A client that takes `stall_s` over every piece."""
+
+    stall_s: float
+    pieces: list[str] = field(default_factory=list)
+
+    async def __call__(self, text: str) -> None:
+        self.pieces.append(text)
+        await asyncio.sleep(self.stall_s)
+
+
+def asked_by(reader: SlowReader) -> CallSpec:
+    return CallSpec(render=lambda codec: list(user("x")), stage="execute", on_delta=reader)
+
+
+@pytest.mark.parametrize("speed", [None, SpeedConfig(prefill_tokens_per_s=1, decode_tokens_per_s=1)])
+def test_a_client_that_reads_slowly_costs_the_model_no_time(speed: SpeedConfig | None) -> None:
+    """The model needs 4 s of its 5; the client takes 300 in between. `speed`: it writes on meanwhile, as real engines do."""
+    engine, reader = ScriptedEngine(["one two three"], delay_s=0.0 if speed else 4.0, speed=speed), SlowReader(100)
+    calls = Calls(max_attempts=1, fields={"timeout_s": 5}, small=engine)
+    assert run(calls.caller.call("small", asked_by(reader))).answer == "one two three"
+    assert reader.pieces == ["one", " two", " three"]
+
+
+def test_a_model_that_hangs_after_a_slow_client_is_given_up_after_its_own_timeout() -> None:
+    calls = Calls(max_attempts=1, fields={"timeout_s": 5}, small=Streaming(Delta(text="a"), None))
+
+    async def took_s() -> float:
+        with pytest.raises(EngineTimeout):
+            await calls.caller.call("small", asked_by(SlowReader(100)))
+        return now_s()
+
+    assert run(took_s()) == pytest.approx(105)
 
 
 async def _ignore(text: str) -> None:

@@ -236,6 +236,37 @@ def test_rests_can_be_turned_off() -> None:
     assert (pool.num_asked, pool.rests) == (10, False)
 
 
+@pytest.mark.parametrize("later", [["back"], [DOWN, "back"]])
+def test_turned_off_during_a_rest_the_model_is_asked_again_at_once_and_whatever_it_says(later: list[Any]) -> None:
+    pool = Pool([*[DOWN] * 3, *later])
+
+    async def check() -> None:
+        assert await pool.ask_times(4) == ["from large"] * 4
+        pool.cooldown = CooldownConfig(first_s=0)
+        assert (await pool.ask_times(len(later)))[-1] == "back"
+
+    run(check())
+    assert (pool.num_asked, pool.rests) == (3 + len(later), False)
+
+
+def test_turned_off_while_the_probe_waits_its_failure_ends_the_rests() -> None:
+    """It waits as its provider asked, and others put the model to rest meanwhile, by the limits that were in force before."""
+    pool = Pool([EngineUnavailable("busy", 3.0), *[DOWN] * 4, "back"])
+
+    async def check() -> None:
+        before, pool.cooldown = CooldownConfig(after_failures=3, first_s=1), CooldownConfig(first_s=0)
+        waiting = asyncio.ensure_future(pool.ask(max_attempts=2))
+        await asyncio.sleep(1)
+        pool.cooldown = before
+        await pool.ask_times(3)
+        assert pool.rests
+        assert await waiting == "from large"
+        assert not pool.rests
+        assert await pool.ask() == "back"
+
+    run(check())
+
+
 def test_metrics_show_who_rests() -> None:
     pool = Pool([DOWN])
     metrics = Metrics()

@@ -255,6 +255,21 @@ def test_a_stalled_stream_ends_before_the_calls_timeout() -> None:
     assert virtual_time.run_with_sockets(took_s()) == pytest.approx(2)
 
 
+def test_what_a_consumer_takes_is_not_the_providers_time() -> None:
+    """It writes after 40, 80 and 120 s. Whoever reads takes 30 s over each piece, and so waits for 40, 10 and 10 s of the 70 allowed."""
+
+    async def read() -> str:
+        script = Script(body=sse(chunk("fo"), chunk("ur"), chunk(None, "stop")), gap_s=40, headers={"content-type": "text/event-stream"})
+        async with running(script, stall_s=15) as (_, engine):
+            text = ""
+            async for delta in engine.stream(MESSAGES, Sampling(), timeout_s=70):
+                text += delta.text
+                await asyncio.sleep(30)
+            return text
+
+    assert virtual_time.run_with_sockets(read()) == "four"
+
+
 async def test_closing_a_stream_closes_its_connection() -> None:
     async with running(Script(body=sse(chunk("fo")), is_held=True)) as (upstream, engine):
         async with aclosing(engine.stream(MESSAGES, Sampling())) as deltas:

@@ -76,6 +76,16 @@ async def test_what_haproxy_says_itself_is_an_openai_error(path: str, status: in
     assert reply.headers["x-request-id"].startswith("req_") and ("retry-after" in reply.headers) == (status == 503)
 
 
+async def test_a_client_cannot_set_serves_own_timeout(tmp_path: Path) -> None:
+    """Real HAProxy: other headers pass."""
+    headers = {"X-Request-Timeout-Seconds": "0.01", "x-request-id": "mine"}
+    async with running_upstream() as upstream, running_haproxy({"up": urlsplit(upstream.base_url).netloc}, tmp_path) as url:
+        reply = await asyncio.to_thread(httpx.post, f"{url}/up", json={}, headers=headers, trust_env=False)
+        assert reply.status_code == 200
+    (request,) = upstream.requests
+    assert "x-request-timeout-seconds" not in request["_headers"] and request["_headers"]["x-request-id"] == "mine"
+
+
 @asynccontextmanager
 async def running_haproxy(servers: dict[str, str], directory: Path) -> AsyncIterator[str]:
     """Its URL; `servers` by path."""

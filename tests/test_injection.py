@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from r2_serve.config import HostedEngineConfig, LimitsConfig, RouterConfig, ServerConfig, VllmEngineConfig
+from r2_serve.config import SAFE_LOAD_FORMATS, HostedEngineConfig, LimitsConfig, RouterConfig, ServerConfig, VllmEngineConfig
 from r2_serve.engines.hosted import HostedEngine
 from r2_serve.errors import EngineError
 from r2_serve.http.api import create_app
@@ -233,8 +233,31 @@ def test_a_provider_url_is_an_address_and_nothing_more(url: str) -> None:
     assert "user:key" not in refused.value.errors(include_input=False)[0]["msg"]
 
 
-@pytest.mark.parametrize("kwargs", [{"trust_remote_code": True}, {"load_format": "pt"}, {"load_format": "npcache"}])
+UNSAFE = ("pt", "npcache", "auto", "hf", "PT", "tensorizer", "a-plugins-own", "", None, ["safetensors"])
+DRAFTS = ({"load_format": "pt"}, {"download_dir": "/mnt"})
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"trust_remote_code": True},
+        *({"load_format": load_format} for load_format in UNSAFE),
+        *({"speculative_config": {"model": "d", "draft_load_config": draft}} for draft in DRAFTS),
+    ],
+)
 def test_no_code_of_a_checkpoint_is_run(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="run code"):
         VllmEngineConfig(kind="vllm", model="m", engine_kwargs=kwargs)
-    assert VllmEngineConfig(kind="vllm", model="m", engine_kwargs={"trust_remote_code": False, "max_model_len": 8}).engine_kwargs
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"trust_remote_code": False, "max_model_len": 8},
+        *({"load_format": load_format} for load_format in SAFE_LOAD_FORMATS),
+        {"speculative_config": {"model": "d", "draft_load_config": {"load_format": "safetensors"}}},
+        {"speculative_config": {"method": "ngram"}},
+    ],
+)
+def test_what_reads_tensors_alone_is_passed_on(kwargs: dict[str, Any]) -> None:
+    assert VllmEngineConfig(kind="vllm", model="m", engine_kwargs=kwargs).engine_kwargs == kwargs

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
+import hmac
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -165,6 +167,22 @@ def test_keys_are_added_and_revoked_without_a_restart_and_a_broken_file_changes_
     assert ring.is_required and ring.find(alice) is None
 
 
+@pytest.mark.parametrize("asked", ["first", "last", "unknown"])
+def test_every_known_key_is_compared_in_constant_time_also_after_a_match(keys: Keys, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {name: keys.add(name) for name in ("first", "second", "last")}
+    ring = KeyRing.of(ServerConfig(keys_file=str(keys.path), api_keys_env="CLIENTS"), {"CLIENTS": "from-environment"})
+    compared: list[str] = []
+
+    def compare_digest(a: str, b: str, really: Callable[[str, str], bool] = hmac.compare_digest) -> bool:
+        compared.append(b)
+        return really(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare_digest)
+    found = ring.find(headers.get(asked, "Bearer unknown"))
+    assert (found and found.name) == (asked if asked in headers else None)
+    assert sorted(compared) == sorted(hashlib.sha256(key.encode()).hexdigest() for key in ("from-environment", *keys.in_clear.values()))
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "fe80::1"])
 def test_an_address_that_others_reach_needs_keys(host: str, keys: Keys) -> None:
     with pytest.raises(ConfigError, match="not a loopback address"):
@@ -198,11 +216,25 @@ async def test_a_key_asks_for_its_models_only_and_sees_no_others(keys: Keys) -> 
     assert [entry["id"] for entry in listed["data"]] == ["r2"]
 
 
+@pytest.mark.parametrize("limits", [{"models": ["r2"]}, {"budget_usd": "1"}, {"models": ["r2"], "budget_usd": "1"}])
+async def test_what_others_spend_is_shown_to_keys_without_limits_only(keys: Keys, limits: dict[str, Any]) -> None:
+    limited, admin = keys.add("limited", **limits), keys.add("admin")
+    async with serving(ScriptedBackend(), keys) as client:
+        await ask(client, admin, "r2")
+        refused = await client.get("/metrics", headers={"authorization": limited})
+        shown = await client.get("/metrics", headers={"authorization": admin})
+    error = error_of(refused)
+    assert (refused.status_code, error["type"], error["code"]) == (403, "invalid_request_error", "insufficient_permissions")
+    assert "limited" in error["message"] and "without models and budget_usd" in error["message"]
+    assert "r2_" not in refused.text
+    assert shown.status_code == 200 and "r2_requests_total" in shown.text
+
+
 # -- budgets ------------------------------------------------------------------------------------------------------
 
 
 async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Keys) -> None:
-    key, engine = keys.add("alice", budget_usd=str(10 * BOUND_USD)), Gated()
+    key, admin, engine = keys.add("alice", budget_usd=str(10 * BOUND_USD)), keys.add("admin"), Gated()
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
         async with asyncio.TaskGroup() as group:
             requests = [group.create_task(ask(client, key)) for _ in range(50)]
@@ -210,7 +242,7 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
             engine.gate.set()
         statuses = [request.result().status_code for request in requests]
         assert (statuses.count(200), statuses.count(429), engine.num_calls) == (10, 40, 10)
-        metrics = (await client.get("/metrics", headers={"authorization": key})).text
+        metrics = (await client.get("/metrics", headers={"authorization": admin})).text
         assert f'r2_key_spent_usd{{key="alice"}} {float(10 * CALL_USD)}' in metrics
         later = [await ask(client, key) for _ in range(20)]
     assert engine.num_calls == 10 + [response.status_code for response in later].count(200)
@@ -267,14 +299,14 @@ async def test_a_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) 
 
 
 async def test_what_a_cancelled_request_held_is_free_again(keys: Keys) -> None:
-    key, engine = keys.add("alice", budget_usd=str(BOUND_USD)), Gated()
+    key, admin, engine = keys.add("alice", budget_usd=str(BOUND_USD)), keys.add("admin"), Gated()
     async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
         given_up = asyncio.create_task(ask(client, key))
         await until(lambda: engine.num_calls > 0)
         assert (await ask(client, key)).status_code == 429
         given_up.cancel()
         await asyncio.wait([given_up])
-        metrics = (await client.get("/metrics", headers={"authorization": key})).text
+        metrics = (await client.get("/metrics", headers={"authorization": admin})).text
         (spent,) = (float(line.split()[-1]) for line in metrics.splitlines() if line.startswith('r2_key_spent_usd{key="alice"}'))
     assert 0 < spent < float(BOUND_USD), "its prompt was sent, so it may have been billed: an estimate, not what was held"
 

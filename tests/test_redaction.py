@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -10,16 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from r2_serve.config import HostedEngineConfig, RouterConfig, ServerConfig
 from r2_serve.engines.hosted import HostedEngine
+from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
+from r2_serve.http.api import create_app
 from r2_serve.http.keys import KeyRing, new_key
 from r2_serve.redaction import MARK, Redactor, redact_logs
+from r2_serve.router import in_process
 from r2_serve.traces import TraceWriter, read_traces
 from r2_serve.types import Trace
-from tests.in_process import model
+from tests.in_process import allocation_json, model, plan_json, routing
 from tests.scripted_backend import ScriptedBackend, chat_body, make_client
 from tests.test_api import error_of
 
@@ -103,6 +108,49 @@ async def test_an_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, .
     assert "key-one-and-only" not in response.text and MARK in response.text
     if response.status_code != 200:
         assert error_of(response)["message"] == f"the provider said: {MARK} is wrong"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("at_fault", ["decomposer", "allocator"])
+async def test_what_a_reply_says_of_its_making_holds_no_secret_and_the_answer_is_as_it_was(stream: bool, at_fault: str) -> None:
+    said = f"my favourite word is {CANARY}"
+    replies: dict[str, list[Any]] = {
+        "decomposer": [plan_json("one", "two #1")],
+        "allocator": [allocation_json("small", "large")],
+        at_fault: [EngineUnavailable(f"the provider said: {CANARY} is wrong")],
+    }
+    models = tuple(model(name) for name in ("small", "large", "decomposer", "allocator"))
+    router = in_process(RouterConfig(models=models), routing(), lambda config: ScriptedEngine(replies.get(config.name, [said])))
+    app = create_app(router, ServerConfig(), environment={"PROVIDER_KEY": CANARY})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2") as client:
+        response = await client.post("/v1/chat/completions", json=chat_body(stream=stream, r2={"trace": True}))
+    if stream:
+        chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+        text, r2 = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]), chunks[-1]["r2"]
+    else:
+        text, r2 = response.json()["choices"][0]["message"]["content"], response.json()["r2"]
+    fallback = {"decomposer": "plan_fallback", "allocator": "allocation_fallback"}[at_fault]
+    assert r2[fallback] == r2["trace"][fallback] and f"the provider said: {MARK} is wrong" in r2[fallback]
+    assert text == r2["trace"]["answer"] == r2["trace"]["results"][-1]["answer"] == said
+
+
+def test_a_secret_that_json_escapes_is_found_in_json() -> None:
+    secret = 'quo"ted\\and\tü-secret'
+    redact = Redactor([secret])
+    for is_ascii in (True, False):
+        once = json.dumps({"said": secret}, ensure_ascii=is_ascii)
+        twice = json.dumps({"said": once}, ensure_ascii=is_ascii)
+        assert json.loads(redact(once)) == {"said": MARK}
+        assert json.loads(json.loads(redact(twice))["said"]) == {"said": MARK}
+    assert redact(f"{secret}!") == f"{MARK}!"
+
+
+def test_a_secret_with_a_quote_is_in_no_trace(tmp_path: Path) -> None:
+    secret = 'coal"mine\\canary'
+    write = TraceWriter(tmp_path, redact=Redactor([secret]))
+    write(Trace(request_id="r", model="r2", query=secret, error=f"EngineRefused: {json.dumps({'error': secret})}"))
+    (trace,) = read_traces(tmp_path)
+    assert (trace.query, trace.error) == (MARK, f'EngineRefused: {{"error": "{MARK}"}}')
 
 
 def test_a_trace_holds_no_secret_and_can_still_be_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,18 +14,26 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import yaml
 
 from r2_serve.local_cluster import free_port
 from tests.scraped import total
-from tests.scripted_pool import LARGE, SMALL, scripted_yaml
+from tests.scripted_pool import LARGE, SMALL, scripted_config, scripted_yaml
+from tests.test_cluster_faults import answer_of
 
 pytestmark = pytest.mark.ray
 
 
+NUM_AT_WORK, NUM_REFUSED = 4, 6
+"""Queries at work at SIGTERM, and new ones refused in a row by then: with two router replicas in turn, by both."""
+
+
 def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_path: Path) -> None:
-    """A query under way at SIGTERM is answered whole, a new one is refused, and no process is left."""
+    """Queries under way at SIGTERM in either router replica are answered whole, new ones are refused, and no process is left."""
     path, port = tmp_path / "pool.yaml", free_port()
-    path.write_text(scripted_yaml(delay_s={LARGE: 8.0}))
+    config = scripted_config(delay_s={LARGE: 12.0})
+    config["applications"][-1]["deployments"][0] |= {"num_replicas": 2}
+    path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -36,24 +45,29 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
             if "stop:" in line:
                 break
         assert any("ready" in line for line in lines), lines
-        body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}]}
+        body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}], "r2": {"trace": True}}
         url = f"http://127.0.0.1:{port}"
         assert httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60).status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
         assert listens_beyond_loopback(children) == [], "but for Serve's internal gRPC, which asks for the token"
-        with ThreadPoolExecutor(1) as pool:
-            at_work = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
-            while total(httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != 1:
-                assert not at_work.done()
+        with ThreadPoolExecutor(NUM_AT_WORK) as pool:
+            queries = [{**body, "stream": i < NUM_AT_WORK // 2} for i in range(NUM_AT_WORK)]
+            at_work = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json=query, timeout=60) for query in queries]
+            while total(page := httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != NUM_AT_WORK:
+                assert not any(query.done() for query in at_work)
                 time.sleep(0.1)
+            routers = set(re.findall(r'r2_requests_running{.*replica="(\w+)"', page))
+            assert len(routers) == 2 and all(total(page, "r2_requests_running", replica=router) for router in routers)
             process.send_signal(signal.SIGTERM)
             assert any("stopping" in line for line in process.stdout)
-            while (late := httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60)).status_code == 200:
-                assert not at_work.done()
+            num_refused = 0
+            while num_refused < NUM_REFUSED:
+                late = httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60)
+                num_refused = num_refused + 1 if late.status_code != 200 else 0
+                assert not any(query.done() for query in at_work)
             assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
-            reply = at_work.result()
-        assert (reply.status_code, reply.json()["choices"][0]["message"]["content"]) == (200, "the whole answer of four")
+            assert {answer_of(query.result())[0] for query in at_work} == {"the whole answer of four"}
         assert process.wait(timeout=60) == 0
         _, alive = psutil.wait_procs(children, timeout=30)
         assert alive == []

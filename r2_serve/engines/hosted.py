@@ -24,7 +24,7 @@ import aiohttp
 from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
-from r2_serve.engines.timing import bounded, deadline_after
+from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 
@@ -65,10 +65,10 @@ class HostedEngine:
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> Completion:
         """Raises: EngineUnavailable, EngineRefused, InvalidReply."""
-        deadline = deadline_after(timeout_s)
+        deadline = Deadline(timeout_s)
         body = self._body(messages, sampling, adapter, is_streamed=False)
         with self._redacted_errors():
-            async with bounded(deadline), self._response(body) as response:
+            async with bounded(deadline.at), self._response(body) as response:
                 content = bytearray()
                 while chunk := await response.content.readany():
                     content += chunk
@@ -86,7 +86,7 @@ class HostedEngine:
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> AsyncGenerator[Delta, None]:
         """The same, as it comes, and its usage when it is told. A stream that ends before its finish reason is an InvalidReply."""
-        deadline = deadline_after(timeout_s)
+        deadline = Deadline(timeout_s)
         body = self._body(messages, sampling, adapter, is_streamed=True)
         reader = StreamReader()
         text, told = "", None
@@ -119,15 +119,15 @@ class HostedEngine:
         with self._redacted_errors():
             return next(pieces, None)
 
-    async def _chunks(self, body: dict[str, Any], deadline: float | None) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, body: dict[str, Any], deadline: Deadline) -> AsyncGenerator[bytes, None]:
         """The body of a stream as it arrives. Each wait is bounded, never the consumer's time."""
         opening = self._response(body)
         with self._redacted_errors():
-            async with bounded(deadline):
+            async with bounded(deadline.at):
                 response = await opening.__aenter__()
         try:
             num_bytes = 0
-            limit = deadline
+            limit = deadline.at
             while True:
                 with self._redacted_errors():
                     async with bounded(limit):
@@ -136,9 +136,10 @@ class HostedEngine:
                     return
                 num_bytes += len(chunk)
                 _check_size(num_bytes)
-                yield chunk
+                with deadline.paused():
+                    yield chunk
                 stalled_at = asyncio.get_running_loop().time() + self._stall_s
-                limit = stalled_at if deadline is None else min(stalled_at, deadline)
+                limit = stalled_at if deadline.at is None else min(stalled_at, deadline.at)
         finally:
             await opening.__aexit__(None, None, None)
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from r2_serve.config import ScriptedEngineConfig, SpeedConfig
 from r2_serve.engines.pacing import BatchPace
-from r2_serve.engines.timing import bounded, deadline_after
+from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 
@@ -103,12 +103,12 @@ class ScriptedEngine:
     ) -> Completion:
         """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
-        deadline = deadline_after(timeout_s)
+        deadline = Deadline(timeout_s)
         if self._pace is None:
             await self._wait(self._delay_s, deadline)
             return _completion(reply, messages, sampling)
         completion = _completion(reply, messages, sampling)
-        async with bounded(deadline):
+        async with bounded(deadline.at):
             await self._pace.reply(completion.usage.prompt_tokens, completion.usage.completion_tokens)
         return completion
 
@@ -117,7 +117,7 @@ class ScriptedEngine:
     ) -> AsyncGenerator[Delta, None]:
         """The next reply, word by word; a scripted exception is raised before the first word."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
-        deadline = deadline_after(timeout_s)
+        deadline = Deadline(timeout_s)
         if isinstance(reply, Exception):
             await self._wait(self._delay_s, deadline)
         completion = _completion(reply, messages, sampling)
@@ -126,18 +126,20 @@ class ScriptedEngine:
                 yield Delta(text=piece)
         yield Delta(finish_reason=completion.finish_reason, usage=completion.usage)
 
-    async def _paced(self, pieces: Sequence[str], prompt_tokens: int, deadline: float | None) -> AsyncGenerator[str, None]:
+    async def _paced(self, pieces: Sequence[str], prompt_tokens: int, deadline: Deadline) -> AsyncGenerator[str, None]:
         """Each piece at its time."""
         if self._pace is None:
             for piece in pieces:
                 await self._wait(self._delay_s / len(pieces), deadline)
-                yield piece
+                with deadline.paused():
+                    yield piece
             return
         async with aclosing(self._pace.tokens(prompt_tokens, len(pieces))) as counts:
             for piece in pieces:
-                async with bounded(deadline):
+                async with bounded(deadline.at):
                     await anext(counts)
-                yield piece
+                with deadline.paused():
+                    yield piece
 
     def _next_reply(self, call: ScriptedCall) -> Reply:
         if call.adapter is not None:
@@ -157,13 +159,13 @@ class ScriptedEngine:
         if self._adapters is not None and adapter not in self._adapters:
             raise EngineRefused(f"no adapter {adapter!r}; this engine has {sorted(self._adapters)}")
 
-    async def _wait(self, delay_s: float, deadline: float | None) -> None:
-        left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+    async def _wait(self, delay_s: float, deadline: Deadline) -> None:
+        left_s = None if deadline.at is None else deadline.at - asyncio.get_running_loop().time()
         if left_s is not None and delay_s > left_s:
             await self._sleep(max(left_s, 0.0))
             raise EngineTimeout("the scripted model did not answer in time")
         if delay_s > 0:
-            async with bounded(deadline):
+            async with bounded(deadline.at):
                 await self._sleep(delay_s)
 
 

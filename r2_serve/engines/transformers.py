@@ -29,7 +29,7 @@ from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
 from r2_serve.engines.decoding import Reply, ReplyLimits, Row, RowSampler, RowStops
 from r2_serve.engines.prompting import prompt_ids
-from r2_serve.engines.timing import bounded, deadline_after
+from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, Message, Sampling
 
@@ -57,8 +57,8 @@ class _Call:
         except RuntimeError:
             self.cancelled.set()
 
-    async def next_event(self, deadline: float | None) -> Delta | Completion:
-        async with bounded(deadline):
+    async def next_event(self, deadline: Deadline) -> Delta | Completion:
+        async with bounded(deadline.at):
             event = await self.events.get()
         if isinstance(event, EngineError):
             raise event
@@ -92,7 +92,7 @@ class TransformersEngine:
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> Completion:
         """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
-        deadline = deadline_after(timeout_s)
+        deadline = Deadline(timeout_s)
         call = self._submitted(_Call(self._checkpoint(adapter), messages, sampling, is_streamed=False))
         try:
             reply = await call.next_event(deadline)
@@ -105,11 +105,12 @@ class TransformersEngine:
         self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
     ) -> AsyncGenerator[Delta, None]:
         """The same, token by token. Closing the iterator ends the row."""
-        deadline = deadline_after(timeout_s)
+        deadline = Deadline(timeout_s)
         call = self._submitted(_Call(self._checkpoint(adapter), messages, sampling, is_streamed=True))
         try:
             while isinstance(event := await call.next_event(deadline), Delta):
-                yield event
+                with deadline.paused():
+                    yield event
             yield Delta(finish_reason=event.finish_reason, usage=event.usage)
         finally:
             call.cancelled.set()

@@ -22,7 +22,7 @@ import torch
 from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
-from r2_serve.engines.timing import bounded, deadline_after
+from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, FinishReason, Message, Sampling, Usage
 
@@ -71,7 +71,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         params = _sampling_params(sampling, RequestOutputKind.FINAL_ONLY)
-        async with aclosing(self._outputs(messages, params, adapter, deadline_after(timeout_s))) as outputs:
+        async with aclosing(self._outputs(messages, params, adapter, Deadline(timeout_s))) as outputs:
             async for output in outputs:
                 reply = output.outputs[0]
         return Completion(
@@ -89,7 +89,7 @@ class VllmEngine:
 
         params = _sampling_params(sampling, RequestOutputKind.DELTA)
         num_tokens = 0
-        async with aclosing(self._outputs(messages, params, adapter, deadline_after(timeout_s))) as outputs:
+        async with aclosing(self._outputs(messages, params, adapter, Deadline(timeout_s))) as outputs:
             async for output in outputs:
                 reply = output.outputs[0]
                 num_tokens += len(reply.token_ids)
@@ -149,13 +149,13 @@ class VllmEngine:
             shutil.rmtree(self._tokenizer_folder, ignore_errors=True)
 
     async def _outputs(
-        self, messages: Sequence[Message], params: Any, adapter: str | None, deadline: float | None
+        self, messages: Sequence[Message], params: Any, adapter: str | None, deadline: Deadline
     ) -> AsyncGenerator[Any, None]:
         """vLLM's outputs of one request, at least one, the last one finished. Leaving early aborts the request."""
         from vllm.inputs import tokens_input
 
         self._check_open()
-        async with bounded(deadline):
+        async with bounded(deadline.at):
             lora = await self._loaded(adapter)
             async with self._tokenizer_lock:
                 ids = await asyncio.to_thread(prompt_ids, self._tokenizer, messages, self._context_tokens)
@@ -164,11 +164,12 @@ class VllmEngine:
             async with aclosing(outputs):
                 while True:
                     with _as_engine_errors():
-                        async with bounded(deadline):
+                        async with bounded(deadline.at):
                             output = await anext(outputs, None)
                     if output is None:
                         return
-                    yield output
+                    with deadline.paused():
+                        yield output
 
     @asynccontextmanager
     async def _request_id(self) -> AsyncIterator[str]:

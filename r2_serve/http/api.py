@@ -3,7 +3,7 @@
 POST /v1/chat/completions   `chat`: `openai_wire` in, `openai_replies` out, streamed by `sse`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer (503 and the reason until then)
-GET  /metrics               Prometheus text
+GET  /metrics               Prometheus text, for keys without limits
 GET  /openapi.json          this endpoint's description
 
 `edge` wraps them all. Starlette rather than FastAPI: the dialect's own errors replace the framework's on every path.
@@ -115,6 +115,11 @@ class _Pages:
         return _json(b'{"status":"ready"}')
 
     async def metrics_text(self, request: Request) -> Response:
+        key = Exchange.of(request.scope).key
+        if key is not None and key.is_restricted:
+            raise HTTPException(
+                403, f"key {key.name!r} may not read /metrics, which shows every key's spend: use one without models and budget_usd"
+            )
         return Response(await self.scrape(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -24,10 +25,13 @@ from r2_serve.http.openai_wire import ChatRequest, parse_chat
 from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
 from r2_serve.ledger import Purse
+from r2_serve.redaction import redacted
 from r2_serve.types import Answer, Query
 
 MIN_DEADLINE_S = 0.001
 """What is left to a request that got its place at the last moment."""
+LAST_WORDS_S = 5.0
+"""For the end of a stream whose deadline has passed: a client that reads gets its error within it, another is taken for gone."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,18 @@ class ChatCompletions:
             return
         answer = await beside([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
-        body = reply.completion(answer, self.extras(chat, answer))
+        body = reply.completion(answer, self.extras(chat, answer, exchange))
         await Response(body, headers=extra_headers(answer), media_type="application/json")(scope, receive, send)
 
     async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
         """Waits for a place, then for the answer, both within one deadline: the request's own or, where that is sooner, the routing's."""
-        deadline_s = min(self.backend.deadline_s, query.deadline_s or math.inf)
+        deadline_s = self.deadline_s(query)
         async with self.admission.slot(deadline_s) as waited_s:
             query = query.model_copy(update={"deadline_s": max(deadline_s - waited_s, MIN_DEADLINE_S)})
             return await self.backend.answer(query, on_delta, purse)
+
+    def deadline_s(self, query: Query) -> float:
+        return min(self.backend.deadline_s, query.deadline_s or math.inf)
 
     def _purse(self, key: ClientKey | None) -> Purse | None:
         """Raises: QuotaExceeded where there is nothing in it, before the request takes a place in the queue."""
@@ -75,8 +82,11 @@ class ChatCompletions:
             raise purse.refusal()
         return purse
 
-    def extras(self, chat: ChatRequest, answer: Answer) -> dict[str, object]:
-        return extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
+    def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Mapping[str, Any]:
+        """Redacted, as fallbacks in it say what a provider said; what models answered stays."""
+        shown = extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
+        made: Mapping[str, Any] = redacted(shown, exchange.redact, spared="answer")
+        return made
 
 
 @dataclass
@@ -93,6 +103,8 @@ class _Streamed:
     sent: str = ""
 
     async def run(self, receive: Receive) -> None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self.endpoint.deadline_s(self.query)
         try:
             work = self.endpoint.work(self.query, self.purse, self._send_text)
             answer = await beside([raise_when_gone(receive), self.stream.beat()], work)
@@ -102,11 +114,11 @@ class _Streamed:
         except Exception as e:
             if not self.stream.is_committed:
                 raise
-            await self.stream.write(event(self.exchange.fail(e).body), is_last=True)
+            await self.stream.end(event(self.exchange.fail(e).body), LAST_WORDS_S)
             return
         self.exchange.cost_usd = answer.cost_usd
-        last = self.reply.last_chunks(answer, self.endpoint.extras(self.chat, answer))
-        await self.stream.write(self._text_events(rest) + last, is_last=True)
+        last = self.reply.last_chunks(answer, self.endpoint.extras(self.chat, answer, self.exchange))
+        await self.stream.end(self._text_events(rest) + last, max(deadline - clock(), LAST_WORDS_S))
 
     async def _send_text(self, text: str) -> None:
         if text:

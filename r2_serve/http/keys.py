@@ -50,6 +50,11 @@ class ClientKey(Config):
     def may_ask(self, model: str) -> bool:
         return self.models is None or model in self.models
 
+    @property
+    def is_restricted(self) -> bool:
+        """It may not see what others spend."""
+        return self.models is not None or self.budget_usd is not None
+
 
 _ENTRIES = TypeAdapter(tuple[ClientKey, ...])
 

@@ -22,6 +22,7 @@ Json = Mapping[str, Any]
 DONE = b"data: [DONE]\n\n"
 _CODES = {
     401: "invalid_api_key",
+    403: "insufficient_permissions",
     404: "unknown_url",
     405: "method_not_allowed",
     408: "request_timeout",

@@ -20,7 +20,7 @@ _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-con
 
 
 class ClientGone(Exception):
-    """The client closed the connection: nobody is left to answer."""
+    """The client closed the connection, or does not read what it is sent: nobody is left to answer."""
 
 
 async def beside(companions: Sequence[Coroutine[object, object, None]], work: Coroutine[object, object, T]) -> T:
@@ -56,18 +56,20 @@ class EventStream:
         self._lock = asyncio.Lock()
         self._is_idle = True
 
-    async def write(self, events: bytes, *, is_last: bool = False) -> None:
+    async def write(self, events: bytes) -> None:
         """Sends, after the status line where that is still due, and waits while the client is slow.
 
         A connection found closed is left to `raise_when_gone`, which knows of it too.
         """
-        self._is_idle = False
-        async with self._lock:
-            with suppress(OSError):
-                if not self.is_committed:
-                    await self._send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-                    self.is_committed = True
-                await self._send({"type": "http.response.body", "body": events, "more_body": not is_last})
+        await self._write(events, is_last=False)
+
+    async def end(self, events: bytes, within_s: float) -> None:
+        """Sends the last of it. Raises: ClientGone where the client has not made room for that in time: it may never read."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._write(events, is_last=True)
+        except TimeoutError:
+            raise ClientGone from None
 
     async def beat(self) -> None:
         """Returns never: sends a comment for each `heartbeat_s` in which nothing else was sent."""
@@ -76,3 +78,12 @@ class EventStream:
             await asyncio.sleep(self._heartbeat_s)
             if self._is_idle:
                 await self.write(HEARTBEAT)
+
+    async def _write(self, events: bytes, *, is_last: bool) -> None:
+        self._is_idle = False
+        async with self._lock:
+            with suppress(OSError):
+                if not self.is_committed:
+                    await self._send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                    self.is_committed = True
+                await self._send({"type": "http.response.body", "body": events, "more_body": not is_last})
