@@ -56,7 +56,7 @@ class CallSpec:
     on_delta: OnDelta | None = None
 
     def prompt_for(self, member: PoolMember) -> Prompt:
-        return Prompt.to(member.config, self.render(member.codec), self.sampling.json_schema)
+        return Prompt.to(member.config, self.render(member.codec), self.sampling.format_sent)
 
 
 @dataclass(frozen=True)

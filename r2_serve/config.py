@@ -86,7 +86,7 @@ class HostedEngineConfig(Config):
     """Azure only."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     supports_json_schema: bool = True
-    """Send plans and allocations as `response_format: json_schema`."""
+    """Whether the provider takes `response_format`: for plans and allocations, and as a client wants it, who is refused it where not."""
     extra_body: dict[str, Any] = {}
     """Sent verbatim with every request."""
 

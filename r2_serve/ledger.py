@@ -58,28 +58,28 @@ class Prompt:
     """What a call sends and is billed for, before anybody has counted its tokens."""
 
     messages: Sequence[Message]
-    json_schema: dict[str, Any] | None = None
-    """Where it is sent."""
+    format_sent: dict[str, Any] | None = None
+    """A JSON schema or response format, where it is sent."""
 
     @classmethod
-    def to(cls, model: ModelConfig, messages: Sequence[Message], json_schema: dict[str, Any] | None) -> Prompt:
-        return cls(messages, json_schema if model.sends_schema else None)
+    def to(cls, model: ModelConfig, messages: Sequence[Message], format_sent: dict[str, Any] | None) -> Prompt:
+        return cls(messages, format_sent if model.sends_schema else None)
 
     def most_usage(self, max_tokens: int) -> Usage:
         """An upper bound: byte-level tokenizers never make more tokens than bytes."""
         texts = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in self.messages) + TEMPLATE_TOKENS_PER_MESSAGE
-        return Usage(prompt_tokens=texts + schema_chars(self.json_schema), completion_tokens=max_tokens)
+        return Usage(prompt_tokens=texts + format_chars(self.format_sent), completion_tokens=max_tokens)
 
     def likely_usage(self, received_bytes: int, max_tokens: int) -> Usage:
         """An estimate within that bound, for a call that was sent but reported no usage."""
-        sizes = [*(len(m.content.encode()) for m in self.messages), schema_chars(self.json_schema)]
+        sizes = [*(len(m.content.encode()) for m in self.messages), format_chars(self.format_sent)]
         received = min(-(-received_bytes // BYTES_PER_TOKEN), max_tokens)
         return Usage(prompt_tokens=sum(-(-size // BYTES_PER_TOKEN) for size in sizes), completion_tokens=received)
 
 
-def schema_chars(json_schema: dict[str, Any] | None) -> int:
-    """Length of a schema as JSON, in the ASCII that it is sent in."""
-    return 0 if json_schema is None else len(json.dumps(json_schema))
+def format_chars(format_sent: dict[str, Any] | None) -> int:
+    """Length of a schema or response format as JSON, in the ASCII that it is sent in."""
+    return 0 if format_sent is None else len(json.dumps(format_sent))
 
 
 class Reservation:

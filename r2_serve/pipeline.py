@@ -20,7 +20,7 @@ from r2_serve.decomposer import Decomposition, check_plan
 from r2_serve.demand import Demand
 from r2_serve.errors import BudgetExceeded, CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
 from r2_serve.executor import execute
-from r2_serve.ledger import Budget, Ledger, Purse, schema_chars, total_cost_usd
+from r2_serve.ledger import Budget, Ledger, Purse, format_chars, total_cost_usd
 from r2_serve.prompts import Codec
 from r2_serve.prompts.instruct import conversation_text
 from r2_serve.spill import Replicas, no_replicas, with_room
@@ -144,12 +144,12 @@ class _Work:
         limits, num_messages, max_tokens = self.limits, len(self.query.messages), self.query.sampling.max_tokens
         if num_messages > limits.max_messages:
             raise InvalidRequest(f"got {num_messages} messages; the limit is {limits.max_messages}", "messages")
-        num_chars, num_more = len(self.text), schema_chars(self.query.sampling.json_schema)
+        num_chars, num_more = len(self.text), format_chars(self.query.sampling.response_format)
         if num_chars > limits.max_query_chars:
             raise InvalidRequest(f"the messages have {num_chars} characters; the limit is {limits.max_query_chars}", "messages")
         if num_chars + num_more > limits.max_query_chars:
-            text = f"the JSON schema has {num_more} characters, the messages {num_chars}; the limit of both is {limits.max_query_chars}"
-            raise InvalidRequest(text, "response_format.json_schema")
+            text = f"response_format has {num_more} characters, the messages {num_chars}; the limit of both is {limits.max_query_chars}"
+            raise InvalidRequest(text, "response_format")
         if max_tokens is not None and max_tokens > limits.max_tokens:
             raise InvalidRequest(f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens")
 
@@ -230,6 +230,8 @@ class _Routed(_Work):
         self._check_pins()
         plan = await self._decompose()
         self.trace.update(plan=plan, policy=policy)
+        if plan.answer is not None and self.query.sampling.response_format is not None:
+            raise InvalidRequest("a template makes this plan's answer, and no model that could be held to a format", "response_format")
         if self.query.is_plan_only:
             return Final(plan.model_dump_json(exclude_none=True), "stop")
         allocation = await self._allocate(plan, policy)

@@ -35,11 +35,7 @@ class Message(Record):
 
 
 class Sampling(Record):
-    """How an engine should decode. `None` means the engine's own default.
-
-    `schema` (a JSON schema) and `choice` constrain the output where the engine can; every caller still
-    parses and validates, as an engine that cannot must ignore them.
-    """
+    """How an engine should decode. `None` means the engine's own default."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -49,9 +45,16 @@ class Sampling(Record):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     json_schema: dict[str, Any] | None = None
-    """A JSON schema that the reply must satisfy, for engines with structured outputs."""
+    """A JSON schema that the reply should satisfy: engines without structured outputs ignore it, as who sets it parses and checks."""
+    response_format: dict[str, Any] | None = None
+    """A client's own, as OpenAI has it (`json_object` or `json_schema`): engines hold to it or refuse."""
     logprobs: bool = False
     """Ask for the log-probability of each generated token."""
+
+    @property
+    def format_sent(self) -> dict[str, Any] | None:
+        """What of them is sent along with a prompt: no call has both."""
+        return self.response_format or self.json_schema
 
 
 class Usage(Record):

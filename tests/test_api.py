@@ -233,7 +233,7 @@ async def test_every_honoured_parameter_reaches_the_query() -> None:
     (query,) = backend.queries
     assert query.request_id == "q"
     assert [(m.role, m.content) for m in query.messages] == [("developer", "d"), ("assistant", "x"), ("user", "ab")]
-    assert query.sampling.model_dump(exclude_defaults=True) == {**sampling, "stop": ("a", "b"), "max_tokens": 5, "json_schema": schema}
+    assert query.sampling.model_dump(exclude_defaults=True) == {**sampling, "stop": ("a", "b"), "max_tokens": 5, "response_format": form}
     assert (query.policy, query.max_subtasks, query.max_cost_usd, query.pinned) == ("all:org/small", 3, Decimal("0.1"), {1: "org/small"})
     assert query.plan is not None and query.plan.answer == "#2 #1"
     assert query.deadline_s == pytest.approx(9, abs=0.1)
@@ -249,12 +249,14 @@ async def test_a_whole_number_may_be_written_with_a_point() -> None:
     assert (query.sampling.max_tokens, query.sampling.seed, query.max_subtasks) == (5, 7, 3)
 
 
-async def test_json_object_asks_for_an_object_and_text_for_nothing() -> None:
+async def test_a_response_format_goes_on_as_it_came_and_text_is_none() -> None:
     backend = ScriptedBackend()
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "description": "d", "strict": False, "schema": {"type": "array"}}}
+    asked = [{"type": "json_object"}, schema, {"type": "text"}]
     async with make_client(backend) as client:
-        for kind in ("json_object", "text"):
-            await client.post(URL, json=chat_body(response_format={"type": kind}))
-    assert [query.sampling.json_schema for query in backend.queries] == [{"type": "object"}, None]
+        for wanted in asked:
+            await client.post(URL, json=chat_body(response_format=wanted))
+    assert [query.sampling.response_format for query in backend.queries] == [*asked[:2], None]
 
 
 async def test_trace_is_returned_where_asked() -> None:

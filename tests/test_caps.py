@@ -54,8 +54,8 @@ def own_plan(number: int, *, is_chain: bool = False, text: str = "x", answer: st
 
 
 def asking_for(title: str) -> dict[str, Any]:
-    """A message of 12 characters, and a JSON schema of 17 and `title`."""
-    schema = {"name": "reply", "schema": {"title": title + "----"}}
+    """A message of 12 characters, and a response format of 87 and `title`."""
+    schema = {"name": "reply", "schema": {"title": title + "-----"}}
     return {"messages": messages(1, "x" * 12), "response_format": {"type": "json_schema", "json_schema": schema}}
 
 
@@ -65,7 +65,7 @@ def asking_for(title: str) -> dict[str, Any]:
     [
         ("max_messages", 3, {"messages": messages(3)}, {"messages": messages(4)}, "messages"),
         ("max_query_chars", 9, {"messages": messages(1, "x" * 9)}, {"messages": messages(1, "x" * 10)}, "messages"),
-        ("max_query_chars", 30, asking_for("x"), asking_for("xx"), "response_format.json_schema"),
+        ("max_query_chars", 100, asking_for("x"), asking_for("xx"), "response_format"),
         ("max_tokens", 7, {"max_tokens": 7}, {"max_tokens": 8}, "max_tokens"),
         ("max_tokens", 7, {"max_completion_tokens": 7}, {"max_completion_tokens": 8}, "max_tokens"),
     ],

@@ -183,6 +183,19 @@ async def test_schema_is_left_out_for_a_provider_without_structured_outputs() ->
     assert "response_format" not in upstream.requests[0]
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}, "strict": False}}]
+)
+async def test_a_clients_response_format_goes_to_the_provider_as_it_is_or_is_refused(wanted: dict[str, Any]) -> None:
+    async with running(said(completion())) as (upstream, engine):
+        await engine.generate(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0)
+    assert upstream.requests[0]["response_format"] == wanted
+    async with running(said(completion()), supports_json_schema=False) as (upstream, engine):
+        with pytest.raises(EngineRefused, match="response_format"):
+            await engine.generate(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0)
+    assert upstream.requests == []
+
+
 async def test_server_without_a_key_is_sent_none_and_never_another_providers() -> None:
     async with running(said(completion()), api_key_env=None) as (upstream, engine):
         await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)

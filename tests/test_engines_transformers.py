@@ -163,6 +163,12 @@ async def test_unknown_words_are_refused_by_name(words: str) -> None:
         assert (await engine.generate(user("one"), Sampling(max_tokens=1))).usage.completion_tokens == 1
 
 
+async def test_a_response_format_is_refused_and_not_ignored(words: str) -> None:
+    async with running(words) as engine:
+        with pytest.raises(EngineRefused, match="response_format"):
+            await engine.generate(user(PROMPTS[0]), Sampling(response_format={"type": "json_object"}))
+
+
 async def test_a_prompt_that_fills_the_context_is_refused(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match=f"context of {CONTEXT_TOKENS}"):

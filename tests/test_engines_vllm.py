@@ -182,6 +182,11 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_pat
             assert isinstance(value["ok"], bool)
             assert 2 <= len(value["steps"]) <= 3
             assert all(math.floor(step) == step for step in value["steps"])
+        wanted = {"type": "json_schema", "json_schema": {"name": "steps", "schema": SCHEMA}}
+        told = await engine.generate(user("json"), sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}))
+        assert told.text == replies[0].text
+        anything = await engine.generate(user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"}))
+        assert anything.text.lstrip().startswith("{")
         call = asyncio.create_task(engine.generate(user("json"), Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA)))
         await until(lambda: engine._engine.get_num_unfinished_requests() == 1)
     finally:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from r2_serve.config import ServerConfig
+from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.evaluation.asker import HttpAsker
 from r2_serve.evaluation.desk import Outcome, outcome_of, width
@@ -124,6 +125,25 @@ async def test_http_and_in_process_come_to_the_same(name: str) -> None:
         over_http = await outcome_of(policy, HARD, HttpAsker(client), setting())
     here = await outcome_of(policy, HARD, asker_of(engines_of(scripts())), setting())
     assert without_times(over_http) == without_times(here)
+
+
+async def test_a_model_that_takes_no_response_format_is_asked_without_over_http_too() -> None:
+    """What is a hint in this process would be a demand to an endpoint."""
+
+    class Formless(ScriptedEngine):
+        async def generate(self, messages: Any, sampling: Any, **options: Any) -> Completion:
+            if sampling.response_format is not None:
+                raise EngineRefused("no response_format here")
+            return await super().generate(messages, sampling, **options)
+
+    router, routing = configs()
+    engines = {name: Formless(script) for name, script in scripts().items()}
+    app = create_app(in_process(router, routing, lambda card: engines[card.name]), ServerConfig())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2/v1/") as client:
+        asker = HttpAsker(client)
+        for _ in range(2):
+            outcome = await outcome_of(parse_policy("cot:large", setting(), PolicyConfig()), HARD, asker, setting())
+            assert (outcome.error, outcome.answer) == (None, "9")
 
 
 async def test_http_failure_is_marked_as_of_unknown_cost() -> None:

@@ -177,7 +177,11 @@ class HostedEngine:
             "logprobs": sampling.logprobs or None,
             self._config.max_tokens_field: sampling.max_tokens,
         }
-        if sampling.json_schema is not None and self._config.supports_json_schema:
+        if sampling.response_format is not None:
+            if not self._config.supports_json_schema:
+                raise EngineRefused("this model is configured with supports_json_schema: false, so it is not asked for a response_format")
+            body["response_format"] = sampling.response_format
+        elif sampling.json_schema is not None and self._config.supports_json_schema:
             schema = {"name": "reply", "schema": sampling.json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if is_streamed:
@@ -189,8 +193,8 @@ class HostedEngine:
             self._has_warned_of_usage = True
             _log.warning("%r reports no usage: tokens are estimated as bytes / 4", self)
         prompt_bytes = sum(len(m.content.encode()) for m in messages)
-        if sampling.json_schema is not None and self._config.supports_json_schema:
-            prompt_bytes += len(json.dumps(sampling.json_schema))
+        if sampling.format_sent is not None and self._config.supports_json_schema:
+            prompt_bytes += len(json.dumps(sampling.format_sent))
         return Usage(prompt_tokens=-(-prompt_bytes // 4), completion_tokens=-(-len(text.encode()) // 4))
 
     @contextmanager

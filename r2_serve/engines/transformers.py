@@ -7,7 +7,7 @@ row ends. Not continuous batching: vLLM is for that.
 Adapters are checkpoints held by name beside the base (`checkpoints`). Calls for different ones wait together; a batch
 holds calls of one, the one that the oldest call asks for.
 
-Limits of this engine: `json_schema` is ignored, as every caller parses and validates anyway; positions in the padding
+Limits of this engine: `json_schema` is ignored and a `response_format` refused; positions in the padding
 may pass the model's context, which rotary models bear and models with a learned position table do not.
 """
 
@@ -153,6 +153,8 @@ class TransformersEngine:
         return checkpoint
 
     def _submitted(self, call: _Call) -> _Call:
+        if call.sampling.response_format is not None:
+            raise EngineRefused("this engine (transformers) cannot hold a reply to a response_format: leave it out, or ask another model")
         with self._submit_lock:
             if self._closing.is_set():
                 raise EngineUnavailable("the engine is closed")

@@ -260,7 +260,7 @@ def _check_adapter(name: str, path: str) -> None:
 def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-    schema = sampling.json_schema
+    structure = _structure(sampling)
     with _as_engine_errors():
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -271,9 +271,16 @@ def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
             presence_penalty=sampling.presence_penalty or 0.0,
             frequency_penalty=sampling.frequency_penalty or 0.0,
             logprobs=0 if sampling.logprobs else None,
-            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+            structured_outputs=StructuredOutputsParams(**structure) if structure else None,
             output_kind=output_kind,
         )
+
+
+def _structure(sampling: Sampling) -> dict[str, Any]:
+    """For `StructuredOutputsParams`."""
+    if (wanted := sampling.response_format) is not None:
+        return {"json_object": True} if wanted["type"] == "json_object" else {"json": wanted["json_schema"]["schema"]}
+    return {} if sampling.json_schema is None else {"json": sampling.json_schema}
 
 
 def _finish_reason(reason: str | None) -> FinishReason:

@@ -72,8 +72,23 @@ class HttpAsker:
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
+        self._formless: set[str] = set()
+        """Models that refuse a response format, which of ours is a hint and of an endpoint's client a demand."""
 
     async def ask(self, query: Query) -> Asked:
+        """Where a format is the reason to refuse, once more without."""
+        has_hint = query.sampling.json_schema is not None
+        if has_hint and query.model in self._formless:
+            return await self._ask(_without_hint(query))
+        try:
+            return await self._ask(query)
+        except AskFailed as e:
+            if not has_hint or "response_format" not in str(e):
+                raise
+        self._formless.add(query.model)
+        return await self._ask(_without_hint(query))
+
+    async def _ask(self, query: Query) -> Asked:
         try:
             response = await self._client.post("chat/completions", json=_body(query), headers={"x-request-id": query.request_id})
             body = response.json()
@@ -93,6 +108,10 @@ class HttpAsker:
 
 _REFUSED_UNWORKED = {401, 404, 413, 415, 429}
 """Answered before any model is called."""
+
+
+def _without_hint(query: Query) -> Query:
+    return query.model_copy(update={"sampling": query.sampling.model_copy(update={"json_schema": None})})
 
 
 def _body(query: Query) -> dict[str, Any]:

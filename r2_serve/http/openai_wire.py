@@ -148,10 +148,9 @@ class ResponseFormat(Wire):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
-    def to_schema(self) -> dict[str, Any] | None:
-        if self.json_schema is not None:
-            return self.json_schema.schema_
-        return {"type": "object"} if self.type == "json_object" else None
+    def to_format(self) -> dict[str, Any] | None:
+        """As it came; None where it asks for nothing."""
+        return None if self.type == "text" else self.model_dump(by_alias=True, exclude_none=True)
 
 
 class StreamOptions(Wire):
@@ -320,7 +319,7 @@ class ChatRequest(Wire):
             seed=self.seed,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            json_schema=self.response_format.to_schema() if self.response_format else None,
+            response_format=self.response_format.to_format() if self.response_format else None,
             logprobs=bool(self.r2.confidence),
         )
 
