@@ -22,7 +22,7 @@ from r2_serve.http.metric_pages import SILENT
 from r2_serve.local_cluster import free_port, local_cluster
 from r2_serve.serve_config import ServeConfig, load
 from tests.deployed_cluster import until
-from tests.scraped import total
+from tests.scraped import replicas_of, total
 from tests.scripted_pool import scripted_config
 
 pytestmark = pytest.mark.ray
@@ -54,10 +54,6 @@ def routers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRouters]:
     config, port = load(path), free_port()
     with local_cluster(config, port=port, num_cpus=4):
         yield TwoRouters(config, f"http://127.0.0.1:{port}")
-
-
-def replicas_of(page: str) -> set[str]:
-    return {line.split('replica="')[1].split('"')[0] for line in page.splitlines() if 'replica="' in line}
 
 
 def test_any_scrape_shows_what_every_replica_counted(routers: TwoRouters) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from r2_serve.local_cluster import free_port
-from tests.scraped import total
+from tests.deployed_cluster import until
+from tests.scraped import replicas_of, total
 from tests.scripted_pool import LARGE, SMALL, scripted_config, scripted_yaml
 from tests.test_cluster_faults import answer_of
 
@@ -47,7 +48,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         assert any("ready" in line for line in lines), lines
         body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}], "r2": {"trace": True}}
         url = f"http://127.0.0.1:{port}"
-        assert httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60).status_code == 200
+        until(lambda: len(routers_that_answered(url, {**body, "model": SMALL})) == 2)
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
         assert listens_beyond_loopback(children) == [], "but for Serve's internal gRPC, which asks for the token"
@@ -57,8 +58,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
             while total(page := httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != NUM_AT_WORK:
                 assert not any(query.done() for query in at_work)
                 time.sleep(0.1)
-            routers = set(re.findall(r'r2_requests_running{.*replica="(\w+)"', page))
-            assert len(routers) == 2 and all(total(page, "r2_requests_running", replica=router) for router in routers)
+            assert all(total(page, "r2_requests_running", replica=router) > 0 for router in replicas_of(page))
             process.send_signal(signal.SIGTERM)
             assert any("stopping" in line for line in process.stdout)
             num_refused = 0
@@ -73,6 +73,14 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         assert alive == []
     finally:
         process.kill()
+
+
+def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
+    """Router replicas, once `body` was asked of two in turn: the proxy learns of the second some moments after the first."""
+    for _ in range(2):
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    page, chat = httpx.get(f"{url}/metrics", timeout=60).text, "/v1/chat/completions"
+    return {router for router in replicas_of(page) if total(page, "r2_requests_total", replica=router, route=chat) > 0}
 
 
 def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
