@@ -57,11 +57,17 @@ from r2_serve.types import Completion, Delta, Engine, Message, Sampling
 _log = logging.getLogger(__name__)
 
 
+def _log_with_serve(redact: Redactor) -> None:
+    """Our log lines go where those of Serve's replica go, by `logging_config`, also when that changes; without secrets."""
+    redact_logs(redact)
+    logging.getLogger("r2_serve").parent = logging.getLogger("ray.serve")
+
+
 class ModelDeployment:
     """One local model on one engine. `user_config` is `ModelTunables`."""
 
     def __init__(self, config: ModelServerConfig) -> None:
-        redact_logs(Redactor.of())
+        _log_with_serve(Redactor.of())
         self._engine: Any = make_engine(config.engine)
         self._adapters: dict[str, str] = {}
         """Loaded here, by name, on top of those the engine started with."""
@@ -142,7 +148,7 @@ class DecomposerDeployment:
     """Queries into plans; its model is called by handle or at its provider."""
 
     def __init__(self, config: RouterConfig) -> None:
-        redact_logs(redactor_of(config))
+        _log_with_serve(redactor_of(config))
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
     async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> StageReport[Decomposition]:
@@ -153,7 +159,7 @@ class AllocatorDeployment:
     """Plans into allocations."""
 
     def __init__(self, config: RouterConfig) -> None:
-        redact_logs(redactor_of(config))
+        _log_with_serve(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
     async def allocate(self, task: AllocationTask, budget: Budget) -> StageReport[AllocationResult]:
@@ -169,7 +175,7 @@ class RouterDeployment:
 
     def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
         self._redact = redactor_of(config)
-        redact_logs(self._redact)
+        _log_with_serve(self._redact)
         require_keys(_http_host(), config.server)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)

@@ -31,6 +31,8 @@ from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.serve_config import ServeConfig
 
 LOOPBACK = "127.0.0.1"
+LOGS = {"log_level": "INFO", "enable_access_log": False}
+"""Of a config without `logging_config`. Serve's access log would be one more line for each request beside the router's own."""
 FLUSH_S = 1.0
 """From a request's end to the last bytes of its reply, through Serve's proxy; an orderly end of Serve, which waits for them, takes 30 s."""
 ANSWERING_S, ANSWERING_POLL_S = 60.0, 0.1
@@ -44,6 +46,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that keeps Ray's own ports on loopback, on Linux too
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second of the default, on two cores
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # which makes it keep 1,000 log lines to itself
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a third of the CPU per request and less of Serve's own proxy: docs/performance.md
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # 30 by default, for which every stopping model would keep its GPU
@@ -88,7 +91,7 @@ def local_cluster(
 
     new_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK, "num_cpus": num_cpus, "num_gpus": num_gpus}
     try:
-        _start(port, address, new_node if address == "local" else {})
+        _start(port, address, new_node if address == "local" else {}, config.raw.get("logging_config") or LOGS)
         _run(config)
         _wait_until_answering(port)
         yield f"http://{LOOPBACK}:{port}/v1"
@@ -96,7 +99,7 @@ def local_cluster(
         ray.shutdown()  # ends every process of the cluster; an orderly end of Serve would take half a minute more
 
 
-def _start(port: int, address: str, new_node: Mapping[str, Any]) -> None:
+def _start(port: int, address: str, new_node: Mapping[str, Any], logs: Mapping[str, Any]) -> None:
     """Ray and Serve, without applications. Raises: EngineUnavailable saying where to look."""
     import ray
     from ray import serve
@@ -104,11 +107,11 @@ def _start(port: int, address: str, new_node: Mapping[str, Any]) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new_node)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config={"log_level": "WARNING"})
+        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config=dict(logs))
     except Exception as e:
         reason = str(e).strip().splitlines() or [type(e).__name__]
-        logs = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
-        raise EngineUnavailable(f"Ray did not start: {reason[0]}. Is the machine overloaded? Try again; its logs are in {logs}") from e
+        found_in = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
+        raise EngineUnavailable(f"Ray did not start: {reason[0]}. Is the machine overloaded? Try again; its logs are in {found_in}") from e
 
 
 def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
