@@ -7,6 +7,7 @@ from checks import ANSWER, BASE_URL, KEY, SPENT_KEY, check, not_offered, raised
 os.environ["OPENAI_API_KEY"] = KEY
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalChatCompletion
+from requests import HTTPError
 from tenacity import RetryError
 
 
@@ -22,9 +23,16 @@ def chat() -> None:
     assert ask("r2") == [ANSWER]
 
 
+def status_told(model: str, key: str) -> int:
+    """Of the HTTP error that it gave up on."""
+    error = raised((RetryError, HTTPError), lambda: ask(model, key))
+    found = error.last_attempt.exception() if isinstance(error, RetryError) else error
+    return found.response.status_code
+
+
 def error() -> None:
-    for model, key in (("nope", KEY), ("r2", "wrong"), ("r2", SPENT_KEY)):
-        raised((RetryError, Exception), lambda model=model, key=key: ask(model, key))
+    told = [status_told(model, key) for model, key in (("nope", KEY), ("r2", "wrong"), ("r2", SPENT_KEY))]
+    assert told == [404, 401, 429], told
 
 
 check("chat", chat)
