@@ -28,7 +28,16 @@ arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import PurePath
+
 from r2_serve.types import Usage
+
+
+def places(error: BaseException) -> str:
+    """The lines that `error` passed, the innermost first: what a log may say of it, as its message may hold what a user wrote."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
 
 
 class R2Error(Exception):

@@ -46,7 +46,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that keeps Ray's own ports on loopback, on Linux too
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second of the default, on two cores
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # which makes it keep 1,000 log lines to itself
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # not 1,000 lines in memory first, as throughput mode has it
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a third of the CPU per request and less of Serve's own proxy: docs/performance.md
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # 30 by default, for which every stopping model would keep its GPU

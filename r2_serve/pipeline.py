@@ -230,10 +230,10 @@ class _Routed(_Work):
         self._check_pins()
         plan = await self._decompose()
         self.trace.update(plan=plan, policy=policy)
-        if plan.answer is not None and self.query.sampling.response_format is not None:
-            raise InvalidRequest("a template makes this plan's answer, and no model that could be held to a format", "response_format")
         if self.query.is_plan_only:
             return Final(plan.model_dump_json(exclude_none=True), "stop")
+        if plan.answer is not None and self.query.sampling.response_format is not None:
+            raise InvalidRequest("a template makes this plan's answer, and no model that could be held to a format", "response_format")
         allocation = await self._allocate(plan, policy)
         self.trace["allocation"] = allocation
         self.expected.plan(plan, allocation)
@@ -339,10 +339,10 @@ class _Routed(_Work):
         )
 
     def _check_size(self, what: str, text: str, answers: dict[int, str]) -> None:
-        """Raises: BudgetExceeded before a text is made of its references that nobody could read."""
-        limit = self.limits.max_query_chars
+        """Raises: BudgetExceeded before repeated references make a text that nobody could read. Each answer once is never too long."""
+        limit = max(self.limits.max_query_chars, len(text) + sum(map(len, answers.values())))
         if (num_chars := substituted_chars(text, answers)) > limit:
-            raise BudgetExceeded(f"{what} would have {num_chars} characters; limits.max_query_chars is {limit}")
+            raise BudgetExceeded(f"{what} would have {num_chars} characters; at most {limit} are allowed (limits.max_query_chars)")
 
     def _check_own_plan(self, plan: Plan) -> None:
         try:

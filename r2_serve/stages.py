@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from r2_serve.errors import EngineUnavailable, R2Error
+from r2_serve.errors import EngineUnavailable, R2Error, places
 from r2_serve.ledger import Budget, Ledger
 from r2_serve.types import CallRecord
 
@@ -38,6 +38,6 @@ async def report_of(stage: Callable[[Ledger], Awaitable[Result]], budget: Budget
     except R2Error as e:
         error = e
     except Exception as e:  # noqa: BLE001  what it called must be told all the same
-        _log.exception("a fault of ours in a stage")
+        _log.error("a fault of ours in a stage: %s at %s", type(e).__name__, places(e))
         error = EngineUnavailable(f"{type(e).__name__}: {e}"[:200])
     return StageReport(tuple(ledger.calls), error=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
@@ -107,7 +108,27 @@ async def test_references_to_a_long_answer_blow_nothing_up(plan: dict[str, Any],
     endpoint = Endpoint(limits={"max_query_chars": 1000}, small=("y" * 100,))
     refused = await endpoint.ask(r2={"plan": plan, "policy": "all:small"})
     assert (refused.status_code, error_of(refused)["code"], endpoint.num_calls) == (400, "budget_exceeded", 1)
-    assert what in error_of(refused)["message"] and "max_query_chars is 1000" in error_of(refused)["message"]
+    assert what in error_of(refused)["message"] and "at most 1000 are allowed (limits.max_query_chars)" in error_of(refused)["message"]
+
+
+async def test_answers_joined_once_each_may_be_longer_than_a_prompt() -> None:
+    endpoint = Endpoint(limits={"max_query_chars": 150}, small=("y" * 100,))
+    plan = {"subtasks": [{"id": 1, "text": "x"}, {"id": 2, "text": "x"}], "answer": "#1 #2"}
+    reply = await endpoint.ask(r2={"plan": plan, "policy": "all:small"})
+    assert reply.status_code == 200 and len(reply.json()["choices"][0]["message"]["content"]) == 201
+
+
+@pytest.mark.parametrize("is_plan_only", [False, True])
+async def test_an_answer_made_by_a_template_is_held_to_no_format_and_so_refused(is_plan_only: bool) -> None:
+    plan = {"subtasks": [{"id": 1, "text": "x"}], "answer": "#1"}
+    wanted = {"response_format": {"type": "json_object"}}
+    if is_plan_only:
+        endpoint = Endpoint(limits={}, plan=json.dumps(plan))
+        assert (await endpoint.ask(r2={"plan_only": True}, **wanted)).status_code == 200
+        return
+    endpoint = Endpoint(limits={})
+    refused = await endpoint.ask(r2={"plan": plan, "policy": "all:small"}, **wanted)
+    assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "response_format", 0)
 
 
 @pytest.mark.parametrize(("field", "plan"), [("max_subtasks", WIDE), ("max_depth", DEEP)])

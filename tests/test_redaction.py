@@ -20,8 +20,10 @@ from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import KeyRing, new_key
+from r2_serve.ledger import Budget, Ledger
 from r2_serve.redaction import MARK, Redactor, redact_logs
 from r2_serve.router import in_process
+from r2_serve.stages import report_of
 from r2_serve.traces import TraceWriter, read_traces
 from r2_serve.types import Trace
 from tests.in_process import allocation_json, model, plan_json, routing
@@ -186,3 +188,12 @@ def test_the_command_line_redacts_its_logs() -> None:
     environment = {"PATH": "", "PYTHONPATH": ":".join(sys.path), "SOME_KEY": CANARY}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert MARK in done.stderr and CANARY not in done.stderr
+
+
+async def test_a_fault_in_a_stage_is_logged_by_its_place_and_not_by_what_a_user_wrote(caplog: pytest.LogCaptureFixture) -> None:
+    async def stage(ledger: Ledger) -> None:
+        raise KeyError("what a user wrote")
+
+    report = await report_of(stage, Budget())
+    assert isinstance(report.error, EngineUnavailable)
+    assert "KeyError at test_redaction.py" in caplog.text and "what a user wrote" not in caplog.text

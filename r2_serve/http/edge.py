@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-import traceback
 from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from pathlib import PurePath
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -21,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from r2_serve.errors import R2Error
+from r2_serve.errors import R2Error, places
 from r2_serve.http.keys import ClientKey, KeyRing
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.openai_replies import ErrorReply, encode, error_reply
@@ -64,7 +62,7 @@ class Exchange:
         reply = replace(reply, message=self.redact(reply.message))
         self.status, self.error = reply.status, type(error).__name__
         if not isinstance(error, R2Error | HTTPException):
-            log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, _places(error))
+            log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, places(error))
         return reply
 
 
@@ -157,8 +155,3 @@ async def answer_error(request: Request, error: Exception) -> Response:
 async def no_such_route(scope: Scope, receive: Receive, send: Send) -> None:
     """Default of the router."""
     raise HTTPException(404, f"nothing at {scope['path'][:100]}; this server has {', '.join(ROUTES)}")
-
-
-def _places(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    return " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
