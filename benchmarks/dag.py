@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from r2_serve.allocator import Allocator
-from r2_serve.calls import Caller, CallSpec, PoolMember
+from r2_serve.calls.caller import Caller, CallSpec, PoolMember
+from r2_serve.calls.ledger import Budget, Ledger
 from r2_serve.config import (
     AllocatorConfig,
     DecomposerConfig,
@@ -49,12 +49,12 @@ from r2_serve.config import (
     ScriptedEngineConfig,
     VirtualModelConfig,
 )
-from r2_serve.decomposer import Decomposer
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import CodecError
-from r2_serve.ledger import Budget, Ledger
-from r2_serve.pipeline import Pipeline
 from r2_serve.prompts import get_codec
+from r2_serve.router.allocator import Allocator
+from r2_serve.router.decomposer import Decomposer
+from r2_serve.router.pipeline import Pipeline
 from r2_serve.types import Completion, Message, Plan, Query, Sampling
 
 SHORTEST_MS, LONGEST_MS = 50, 100

@@ -39,14 +39,14 @@ from r2_serve.config import (
     VirtualModelConfig,
 )
 from r2_serve.errors import EngineRefused
-from r2_serve.evaluation.asker import InProcessAsker
-from r2_serve.evaluation.desk import user
-from r2_serve.evaluation.graders import Grader
-from r2_serve.evaluation.manifest import Manifest, data_sha256, pool_models, setting_of
-from r2_serve.evaluation.policies import PolicyConfig
-from r2_serve.evaluation.rows import Task, task_of
-from r2_serve.evaluation.runner import Runner, RunOptions
-from r2_serve.router import in_process
+from r2_serve.grading.graders import Grader
+from r2_serve.grading.rows import Task, task_of
+from r2_serve.lab.evaluation.asker import InProcessAsker
+from r2_serve.lab.evaluation.desk import user
+from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models, setting_of
+from r2_serve.lab.evaluation.policies import PolicyConfig
+from r2_serve.lab.evaluation.runner import Runner, RunOptions
+from r2_serve.router.router import in_process
 from r2_serve.types import Completion, Engine, Message, Query, Sampling, Usage
 
 Measured = dict[str, Any]

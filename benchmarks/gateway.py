@@ -39,7 +39,7 @@ from rich.table import Table
 
 from benchmarks.gateway_arithmetic import DIRECT, Cost, Load, Slot, cost, idle_cores, ratios
 from benchmarks.gateway_upstream import ANSWER, NUM_CALLS, NUM_SUBTASKS, NUM_WAVES
-from r2_serve.local_cluster import LOOPBACK, free_port
+from r2_serve.ops.local.cluster import LOOPBACK, free_port
 
 OURS, THEIRS, UPSTREAM = "r2", "litellm", "upstream"
 START_S = 90

@@ -24,8 +24,8 @@ import httpx
 import typer
 import yaml
 
-from r2_serve.load.summary import LATE_S
-from r2_serve.local_cluster import free_port
+from r2_serve.lab.load.summary import LATE_S
+from r2_serve.ops.local.cluster import free_port
 
 START_S = 30.0
 

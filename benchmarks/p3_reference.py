@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from r2_serve.evaluation.graders import Grader, GraderConfig, Verdict
+from r2_serve.grading.graders import Grader, GraderConfig, Verdict
 
 MAX_FAILED = 8
 

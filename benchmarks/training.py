@@ -23,16 +23,16 @@ from dag import figures, r2, read_graphs, replay
 from rich.console import Console
 from rich.table import Table
 
-from r2_serve.domains import words
-from r2_serve.evaluation.benchmarks import NUM_WORDS
+from r2_serve.lab.domains import words
+from r2_serve.lab.evaluation.benchmarks import NUM_WORDS
 from r2_serve.types import Plan
-from r2_train.alternate import alternate
 from r2_train.config import Module, TrainConfig, load_config
-from r2_train.measure import RouterScore
-from r2_train.progress import map_all
 from r2_train.retrain import TESTS, test, test_tasks
-from r2_train.run_directory import Pair, TrainingRun
-from r2_train.tiny_data import DomainName
+from r2_train.rollouts.progress import map_all
+from r2_train.run import Pair, TrainingRun
+from r2_train.stages.alternate import alternate
+from r2_train.stages.measure import RouterScore
+from r2_train.tiny.tiny_data import DomainName
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()

@@ -1,14 +1,24 @@
-"""R2: a router that breaks a query into subtasks and gives each to the cheapest model able to solve it.
+"""R2 (Route-and-Reason): a router that breaks a query into subtasks and gives each to the cheapest model able to solve it.
 
-The path of a request, one module per step:
+The folders tell the path of a request, from the top down:
 
-1. `http`         `POST /v1/chat/completions` with `model: "r2"`: schema, key, queue.
-2. `decomposer`   sample N plans, reject the invalid, keep the best by conciseness, practicality, coherence.
-3. `allocator`    one pool model per subtask.
-4. `executor`     ready-queue DAG: a subtask starts the moment its last dependency is answered.
-5. `ledger`       every call is reserved before it starts and settled to its actual usage.
-6. `pipeline`     puts 2-5 together and makes the answer; `traces` keeps the record.
-7. `deployments`  the same, as Ray Serve actors; `app.build` is the wiring diagram.
+1. `cli`          the command `r2-serve`.
+2. `lab`          evaluation, load, experiments and simulation: it measures the router and serves nothing.
+3. `ops`          publishing of adapters, deployment files, Ray on this machine.
+4. `app`          the wiring diagram: the Ray Serve applications that a config file names.
+5. `cluster`      the Ray shell: the deployments, and how they reach each other.
+6. `serve_config` the config file, read strictly.
+7. `http`         the wire: `POST /v1/chat/completions`, keys, admission.
+8. `router`       decompose, allocate, execute, synthesize: the method.
+9. `calls`        one call of one model: retries, the ledger, cooldowns.
+10. `engines`, `prompts`, `grading`: how a model is run, how it is spoken to, whether an answer is right.
 """
 
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""The shipped models, one folder each."""
+EMBEDDED_CONFIG = EMBEDDED / "serve_config.yaml"
+"""The config that serves them."""

@@ -14,8 +14,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from r2_serve.config import AdapterLoad, ModelServerConfig, RouterConfig
-from r2_serve.deployments import (
+from r2_serve.cluster.deployments import (
     AdapterLoadDeployment,
     AllocatorDeployment,
     DecomposerDeployment,
@@ -23,7 +22,8 @@ from r2_serve.deployments import (
     RouterDeployment,
     load_on_every_replica,
 )
-from r2_serve.served import MODEL_DEPLOYMENT
+from r2_serve.cluster.handles import MODEL_DEPLOYMENT
+from r2_serve.config import AdapterLoad, ModelServerConfig, RouterConfig
 
 Options = Mapping[str, Mapping[str, Any]]
 """Ray Serve options by deployment name, as the `deployments` of a config file give them."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from r2_serve.deploy_files.cli import kuberay, monitoring
-from r2_serve.evaluation.cli import eval_app, sandbox_app
-from r2_serve.experiment.cli import experiment
-from r2_serve.load.cli import load
-from r2_serve.publishing.cli import publish, rollback
-from r2_serve.simulate.cli import simulate
+from r2_serve import EMBEDDED_CONFIG
+from r2_serve.lab.evaluation.cli import eval_app, sandbox_app
+from r2_serve.lab.experiment.cli import experiment
+from r2_serve.lab.load.cli import load
+from r2_serve.lab.simulate.cli import simulate
+from r2_serve.ops.deploy_files.cli import kuberay, monitoring
+from r2_serve.ops.publishing.cli import publish, rollback
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,6 @@ app.command()(rollback)
 app.command()(kuberay)
 app.command()(monitoring)
 
-EMBEDDED = Path(__file__).parent / "embedded" / "serve_config.yaml"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key).")]
@@ -53,13 +53,13 @@ PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 
 @app.callback()
 def _at_start() -> None:
     """Before any command: nothing that it logs holds a secret of the environment."""
-    from r2_serve.redaction import Redactor, redact_logs
+    from r2_serve.http.redaction import Redactor, redact_logs
 
     redact_logs(Redactor.of())
 
 
 @app.command()
-def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
+def up(config: ConfigOption = EMBEDDED_CONFIG, port: PortOption = 8000) -> None:
     """Start a local Ray cluster with the router on it, on loopback, until ctrl-C.
 
     \b
@@ -68,7 +68,7 @@ def up(config: ConfigOption = EMBEDDED, port: PortOption = 8000) -> None:
     """
     from rich.console import Console
 
-    from r2_serve.local_cluster import finish_requests, prepare_environment, wait_for_interrupt
+    from r2_serve.ops.local.cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
     console = Console()
@@ -103,7 +103,7 @@ def ask(
     from rich.console import Console
 
     from r2_serve import client
-    from r2_serve.views import dag_view, trace_view
+    from r2_serve.lab.reports.terminal import dag_view, trace_view
 
     extras = {name: value for name, value in (("policy", policy), ("max_cost_usd", max_cost_usd)) if value is not None}
 
@@ -144,7 +144,7 @@ def validate(config: Annotated[Path, typer.Argument(help="A Serve config, such a
 
 
 @app.command()
-def models(config: ConfigOption = EMBEDDED) -> None:
+def models(config: ConfigOption = EMBEDDED_CONFIG) -> None:
     """The models of a config: what may be asked for, prices, and how each is reached.
 
     \b
@@ -178,15 +178,15 @@ def demo(
     """
     from rich.console import Console
 
-    from r2_serve.demo import DOMAINS, run_demo, write_summary
-    from r2_serve.local_cluster import only, prepare_environment
+    from r2_serve.lab.demo import DOMAINS, run_demo, write_summary
+    from r2_serve.ops.local.cluster import only, prepare_environment
 
     prepare_environment()
     names = list(DOMAINS) if domain in ("both", "") else [domain]
     if unknown := [name for name in names if name not in DOMAINS]:
         _fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
     console = Console()
-    loaded = only(_load(EMBEDDED), [DOMAINS[name].virtual_model for name in names])
+    loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
     with _cluster(loaded, port, console) as url:
         summary = asyncio.run(run_demo(url, loaded.routing, names, queries, console))
     console.print(f"written: {write_summary(summary, out)}")
@@ -232,7 +232,7 @@ def _load(path: Path) -> ServeConfig:
 def _cluster(config: ServeConfig, port: int, console: Console) -> Iterator[str]:
     """A local cluster running `config`; its base URL. Our own errors end the command with their message alone."""
     from r2_serve.errors import R2Error
-    from r2_serve.local_cluster import free_port, local_cluster
+    from r2_serve.ops.local.cluster import free_port, local_cluster
 
     with contextlib.ExitStack() as stack:
         try:

@@ -233,7 +233,7 @@ class CallRecord(Record):
     is_estimated: bool = False
     """True where nobody told the usage, as of most failed and cancelled calls: estimated from what was sent and received."""
     passed_over: tuple[str, ...] = ()
-    """Models that the call would have gone to before this one, but for their rest after failures (`r2_serve.cooldown`)."""
+    """Models that the call would have gone to before this one, but for their rest after failures (`r2_serve.calls.cooldown`)."""
     start_s: float = 0.0
     """Seconds after the request's start."""
     end_s: float = 0.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from r2_train.run_directory import TrainingRun
+    from r2_train.run import TrainingRun
 
 app = typer.Typer(
     help="R2 training: collect plans, search allocations, SFT, alternating GRPO; and the embedded models from nothing.",
@@ -87,7 +87,7 @@ def grpo(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
     \b
     Example:  r2-train grpo --module allocator -c r2_train/configs/embedded-scan.yaml -o runs/scan
     """
-    from r2_train.alternate import half_round, print_rounds
+    from r2_train.stages.alternate import half_round, print_rounds
 
     run = _guarded(lambda: _run(config, out))
     rows = _guarded(lambda: asyncio.run(half_round(run, module.value)))
@@ -106,7 +106,7 @@ def alternate(
     \b
     Example:  r2-train alternate --rounds 2 -c r2_train/configs/embedded-scan.yaml -o runs/scan
     """
-    from r2_train.alternate import alternate as alternation
+    from r2_train.stages.alternate import alternate as alternation
 
     run = _guarded(lambda: _run(config, out))
     pair, _ = _guarded(lambda: asyncio.run(alternation(run, run.sft_pair(), num_rounds=rounds)))
@@ -151,7 +151,7 @@ def retrain(
     from rich.console import Console
 
     from r2_train import retrain as pipeline
-    from r2_train import ship as shipping
+    from r2_train.tiny import ship as shipping
 
     domains = pipeline.domains_of(domain.value)
     _guarded(lambda: pipeline.retrain(domains, out, seeds=range(seeds), console=Console(), num_test=num_test))
@@ -180,8 +180,8 @@ def pretrain(
               r2-train pretrain --domain scan --out runs/pretrain --evaluate 500
               r2-train pretrain --domain words --only words-decomposer --styles reference --out runs/pretrain
     """
-    from r2_train import pretrain as stage
     from r2_train.retrain import domains_of
+    from r2_train.tiny import pretrain as stage
 
     for name in domains_of(domain.value):
         if evaluate:
@@ -194,7 +194,7 @@ def _run(config: Path, out: Path) -> TrainingRun:
     from rich.console import Console
 
     from r2_train.config import load_config
-    from r2_train.run_directory import TrainingRun
+    from r2_train.run import TrainingRun
 
     return TrainingRun(load_config(config), out, Console())
 
@@ -216,7 +216,7 @@ def _show(summary: Any) -> None:
 
 
 def _draw(out: Path) -> None:
-    from r2_train.curves import draw_curves
+    from r2_train.stages.curves import draw_curves
 
     path = draw_curves(out)
     if path is not None:

@@ -14,13 +14,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from r2_serve.config import Config, ScoreWeights
-from r2_serve.evaluation.rows import Benchmark
+from r2_serve.grading.rows import Benchmark
 from r2_serve.serve_config.sections import read_file
-from r2_train.launch import LaunchConfig
+from r2_train.launch.launch import LaunchConfig
 
 Module = Literal["decomposer", "allocator"]
 MODULES: tuple[Module, ...] = ("decomposer", "allocator")
-EMBEDDED = Path(__file__).parent.parent / "r2_serve" / "embedded" / "serve_config.yaml"
 
 
 class PoolConfig(Config):
@@ -58,7 +57,7 @@ class PoolConfig(Config):
 
 
 class DataConfig(Config):
-    """Tasks to train on. None of them is ever evaluated on: a split by task id (`r2_serve.evaluation.benchmarks`)."""
+    """Tasks to train on. None of them is ever evaluated on: a split by task id (`r2_serve.lab.evaluation.benchmarks`)."""
 
     benchmark: Benchmark
     data: str = "train"
@@ -158,7 +157,7 @@ class GrpoConfig(Config):
     num_prompts: int | None = Field(default=None, ge=1)
     """Training tasks that prompts are made of; None: all."""
     trainer: dict[str, Any] = Field(default_factory=dict)
-    """`trl.GRPOConfig` verbatim, over the defaults of `r2_train.grpo.DEFAULTS`."""
+    """`trl.GRPOConfig` verbatim, over the defaults of `r2_train.stages.grpo.DEFAULTS`."""
 
 
 class ModuleConfig(Config):

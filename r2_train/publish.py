@@ -11,11 +11,11 @@ from pathlib import Path
 
 from r2_serve.adapters import write_adapter
 from r2_serve.errors import ConfigError
-from r2_serve.evaluation.row_log import read_records
+from r2_serve.lab.evaluation.row_log import read_records
 from r2_serve.types import AdapterManifest
-from r2_train.alternate import ROUNDS, RoundRow
 from r2_train.config import Module
-from r2_train.run_directory import TrainingRun
+from r2_train.run import TrainingRun
+from r2_train.stages.alternate import ROUNDS, RoundRow
 
 
 def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> Path:

@@ -22,17 +22,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from r2_serve.evaluation.benchmarks import load_tasks, sample_tasks
-from r2_serve.evaluation.graders import Grader
-from r2_serve.evaluation.rows import Task
-from r2_serve.run_files import machine, write_whole
-from r2_train.alternate import RoundRow, alternate
+from r2_serve.grading.graders import Grader
+from r2_serve.grading.rows import Task
+from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks
+from r2_serve.lab.runs import machine, write_whole
 from r2_train.config import TrainConfig, load_config
-from r2_train.curves import draw_curves
-from r2_train.measure import RouterScore, measure, measure_reference
-from r2_train.pretrain import pretrain
-from r2_train.run_directory import Pair, TrainingRun
-from r2_train.tiny_data import DomainName
+from r2_train.run import Pair, TrainingRun
+from r2_train.stages.alternate import RoundRow, alternate
+from r2_train.stages.curves import draw_curves
+from r2_train.stages.measure import RouterScore, measure, measure_reference
+from r2_train.tiny.pretrain import pretrain
+from r2_train.tiny.tiny_data import DomainName
 
 CONFIGS = Path(__file__).parent / "configs"
 DOMAINS: tuple[DomainName, ...] = ("words", "scan")

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-from r2_serve.local_cluster import prepare_environment
+from r2_serve.ops.local.cluster import prepare_environment
 
 prepare_environment()
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15, which starves replicas where other tests load the machine

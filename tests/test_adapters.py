@@ -12,7 +12,8 @@ import pytest
 from r2_serve.adapters import check_adapter, read_adapter, write_adapter
 from r2_serve.errors import ConfigError
 from r2_serve.types import AdapterManifest, ModelCard
-from tests.small_adapters import adapter, lora_source, manifest
+from tests import ROOT
+from tests.support.small_adapters import adapter, lora_source, manifest
 
 CARD = ModelCard(name="planner", usd_per_mtok_in=1, usd_per_mtok_out=2)
 
@@ -51,8 +52,8 @@ def test_a_writer_killed_halfway_leaves_nothing_that_can_be_read_and_the_name_fr
     module, _, function = killed_in.rpartition(".")
     code = f"""
 import os, pathlib, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tests.small_adapters import adapter
+sys.path.insert(0, {str(ROOT)!r})
+from tests.support.small_adapters import adapter
 {module}.{function} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 adapter(pathlib.Path({str(tmp_path)!r}), "dec-0001")
 """

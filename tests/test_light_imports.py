@@ -12,14 +12,14 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "aiohttp", "fastapi")
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("r2_serve.pipeline", HEAVY),
+        ("r2_serve.router.pipeline", HEAVY),
         ("r2_serve.traces", HEAVY),
         ("r2_serve.adapters", HEAVY),
-        ("r2_serve.publishing.cli", HEAVY),
+        ("r2_serve.ops.publishing.cli", HEAVY),
         ("r2_serve.engines", HEAVY),
         ("r2_serve.engines.scripted", HEAVY),
         ("r2_serve.cli", ("ray", "torch", "transformers", "vllm")),
-        ("r2_train.launch", ("ray", "torch", "transformers", "deepspeed")),
+        ("r2_train.launch.launch", ("ray", "torch", "transformers", "deepspeed")),
     ],
 )
 def test_import_stays_light(module: str, unwanted: tuple[str, ...]) -> None:

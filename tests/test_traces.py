@@ -11,7 +11,7 @@ import pytest
 
 from r2_serve.traces import TraceWriter, read_traces
 from r2_serve.types import Allocation, CallRecord, SubtaskResult, Trace, Usage
-from tests.in_process import plan_of
+from tests.support.in_process import plan_of
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=1)
 TRACE = Trace(
@@ -88,7 +88,8 @@ def test_a_directory_that_cannot_be_made_costs_traces_only(tmp_path: Path, caplo
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from r2_serve.traces import TraceWriter, read_traces
+from r2_serve.traces import TraceWriter
+from r2_serve.traces import read_traces
 from r2_serve.types import Trace
 
 writer = TraceWriter(Path(sys.argv[1]))

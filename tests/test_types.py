@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from r2_serve.types import REFERENCE, Message, Plan, Sampling, Subtask, Usage, references, substitute
-from tests.in_process import model
+from tests.support.in_process import model
 
 
 def chain(*texts: str) -> Plan:

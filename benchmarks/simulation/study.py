@@ -21,12 +21,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from r2_serve.load.summary import summarize
+from r2_serve.lab.load.summary import summarize
+from r2_serve.lab.simulate.hardware import Hardware, load_hardware
+from r2_serve.lab.simulate.results_files import run_info
+from r2_serve.lab.simulate.simulation import simulate
+from r2_serve.lab.workload import Workload, load_workload
 from r2_serve.serve_config import ServeConfig, load
-from r2_serve.simulate.hardware import Hardware, load_hardware
-from r2_serve.simulate.results_files import run_info
-from r2_serve.simulate.simulation import simulate
-from r2_serve.workload import Workload, load_workload
 
 HERE = Path(__file__).parent / "study"
 RUNS, PICTURE = Path("runs/study"), Path("docs/simulation-study.svg")

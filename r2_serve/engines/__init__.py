@@ -6,14 +6,14 @@ their libraries: `make_engine` imports what the configured kind needs.
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
+from r2_serve import EMBEDDED
 from r2_serve.config import EngineConfig, HostedEngineConfig, ScriptedEngineConfig, TransformersEngineConfig, VllmEngineConfig
 from r2_serve.errors import ConfigError
 from r2_serve.types import Engine
 
-EMBEDDED = "embedded:"
+EMBEDDED_PREFIX = "embedded:"
 
 
 def make_engine(config: EngineConfig) -> Engine:
@@ -45,16 +45,15 @@ def resolve_checkpoint(path: str) -> str:
 
     Raises: ConfigError where no model of that name is shipped.
     """
-    if not path.startswith(EMBEDDED):
+    if not path.startswith(EMBEDDED_PREFIX):
         return path
-    name = path.removeprefix(EMBEDDED)
-    folder = Path(str(files("r2_serve"))) / "embedded"
-    names = sorted(config.parent.name for config in folder.glob("*/config.json"))
+    name = path.removeprefix(EMBEDDED_PREFIX)
+    names = sorted(config.parent.name for config in EMBEDDED.glob("*/config.json"))
     if name not in names:
         raise ConfigError(f"no embedded model {name!r}; the shipped ones are {names}")
-    return str(folder / name)
+    return str(EMBEDDED / name)
 
 
 def is_local_checkpoint(path: str) -> bool:
     """Whether `path` names files on this machine, so that nothing may be fetched for it."""
-    return path.startswith(EMBEDDED) or Path(path).is_dir()
+    return path.startswith(EMBEDDED_PREFIX) or Path(path).is_dir()

@@ -11,5 +11,5 @@ admission        the bounded queue
 keys             client keys: hashed, with models and budgets
 spend            what each key has spent
 metrics          Prometheus
-backend          the protocol of the router behind it, which `r2_serve.router` implements
+backend          the protocol of the router behind it, which `r2_serve.router.router` implements
 """

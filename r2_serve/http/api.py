@@ -28,15 +28,15 @@ from starlette.routing import Route
 from r2_serve.config import ServerConfig
 from r2_serve.errors import R2Error
 from r2_serve.http.admission import Admission
-from r2_serve.http.backend import RouterBackend
 from r2_serve.http.chat import ChatCompletions, find_model
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
 from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import encode, model_list, model_object
 from r2_serve.http.openapi import describe
+from r2_serve.http.redaction import Redactor
 from r2_serve.http.spend import Purses, SpendBook
-from r2_serve.redaction import Redactor
+from r2_serve.router.backend import RouterBackend
 
 Scrape = Callable[[], Awaitable[bytes]]
 """A page in Prometheus' text format."""

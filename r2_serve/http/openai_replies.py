@@ -15,7 +15,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from r2_serve.errors import QuotaExceeded, R2Error
-from r2_serve.http.backend import ModelListing
+from r2_serve.router.backend import ModelListing
 from r2_serve.types import Answer, Usage
 
 Json = Mapping[str, Any]

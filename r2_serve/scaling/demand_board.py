@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from r2_serve.demand import ModelDemand, total
+from r2_serve.router.demand import ModelDemand, total
 
 NAME, NAMESPACE = "r2-demand-board", "serve"
 PUBLISH_S = 0.25

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r2_serve.demand import EDGES_S, NUM_BUCKETS, ModelDemand
+from r2_serve.router.demand import EDGES_S, NUM_BUCKETS, ModelDemand
 
 
 @dataclass(frozen=True)

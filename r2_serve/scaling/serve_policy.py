@@ -17,7 +17,7 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
 from r2_serve.config import PlanAheadConfig
-from r2_serve.demand import ModelDemand
+from r2_serve.router.demand import ModelDemand
 from r2_serve.scaling.demand_board import latest_demand
 from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
 

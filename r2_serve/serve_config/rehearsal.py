@@ -23,7 +23,7 @@ USUAL_SPEEDS: Mapping[str, SpeedConfig] = {
 def rehearsed(config: ServeConfig, speeds: Mapping[str, SpeedConfig] | None = None) -> ServeConfig:
     """`config` with scripted engines, which need no CPU to speak of; `speeds` by model name.
 
-    Each replies with what a task of `r2_serve.workload` asks for.
+    Each replies with what a task of `r2_serve.lab.workload` asks for.
     """
     speeds = speeds or {}
     served = {model.engine.app: model for model in config.router.models if model.engine.kind == "served"}

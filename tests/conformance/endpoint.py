@@ -16,8 +16,8 @@ from r2_serve.config import RouterConfig, ServerConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import entry_text, new_key
-from r2_serve.router import in_process
-from tests.in_process import allocation_json, model, plan_json, routing
+from r2_serve.router.router import in_process
+from tests.support.in_process import allocation_json, model, plan_json, routing
 
 REPLIES = {
     "small": "half of it",

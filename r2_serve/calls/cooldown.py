@@ -1,0 +1,128 @@
+"""Rest for a model that keeps failing: its calls go elsewhere for a while, then one call finds out whether it is back.
+
+Of one process and in its memory: each router, decomposer and allocator replica finds out for itself. No background task: a
+rest is over when its time has passed and a call asks. Whether a model is called all the same, where nothing else is
+left, is `r2_serve.calls.caller`' to say.
+
+    closed --- failures in a row, or a Retry-After ---> resting --- time over, a call asks ---> probed
+       ^                                                   |  ^                                    |
+       +------------ a call was answered ------------------+  +------- failed: twice as long ------+
+       +----------------------------------- answered ----------------------------------------------+
+
+Source of the defaults: Envoy's outlier detection (failures in a row, growing ejection, 300 s at most) and LiteLLM's
+cooldowns (three failures, Retry-After kept).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from r2_serve.config import CooldownConfig
+from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable
+
+GRAIN_S = 0.001
+"""A timer may be early by the clock's resolution."""
+
+
+def event_loop_time_s() -> float:
+    """Monotonic, whatever is done to the machine's clock."""
+    return asyncio.get_running_loop().time()
+
+
+class Permit:
+    """Leave to make one call. What became of it counts only if the model's state is still that in which it was given."""
+
+    def __init__(self, *, state: int, is_probe: bool) -> None:
+        self.state, self.is_probe = state, is_probe
+
+
+class Cooldown:
+    """Of one model. How many failures and how long a rest come with each call, as they may change at any time."""
+
+    def __init__(self, clock: Callable[[], float] = event_loop_time_s) -> None:
+        self.num_rests = 0
+        """Since the process started."""
+        self._clock = clock
+        self._rests_until: float | None = None
+        self._is_probed = False
+        self._state = 0
+        """Counts the beginnings and ends of rests: calls made before one know nothing of what came after."""
+        self._num_failures = 0
+        self._num_rests_in_a_row = 0
+
+    @property
+    def is_resting(self) -> bool:
+        """From its failures until a call is answered."""
+        return self._rests_until is not None
+
+    def heed(self, config: CooldownConfig) -> None:
+        """Before a call asks: where rests have been turned off, the one under way is over."""
+        if config.first_s == 0 and self.is_resting:
+            self._end_rest()
+
+    def left_s(self) -> float:
+        """Seconds until a call may find out; 0 where there is no rest."""
+        left_s = 0.0 if self._rests_until is None else self._rests_until - self._clock()
+        return left_s if left_s > GRAIN_S else 0.0
+
+    def ask(self) -> Permit | None:
+        """None: go elsewhere. The first to ask when a rest is over is the probe, and the others still go elsewhere."""
+        if self._rests_until is None:
+            return Permit(state=self._state, is_probe=False)
+        if self._is_probed or self.left_s() > 0:
+            return None
+        self._is_probed = True
+        return Permit(state=self._state, is_probe=True)
+
+    def insist(self) -> Permit:
+        """For a call that has nowhere else to go."""
+        return self.ask() or Permit(state=self._state, is_probe=False)
+
+    @contextmanager
+    def observing(self, permit: Permit, config: CooldownConfig) -> Iterator[None]:
+        """Learns from what becomes of the call inside. A refusal is an answer; a cancelled call tells nothing."""
+        try:
+            yield
+        except EngineRefused:
+            self._answered(permit)
+            raise
+        except EngineError as e:
+            self._failed(permit, config, (e.retry_after_s or None) if isinstance(e, EngineUnavailable) else None)
+            raise
+        except BaseException:
+            self._is_probed = self._is_probed and not (permit.is_probe and permit.state == self._state)
+            raise
+        self._answered(permit)
+
+    def _answered(self, permit: Permit) -> None:
+        if permit.state != self._state:
+            return
+        self._end_rest()
+
+    def _failed(self, permit: Permit, config: CooldownConfig, asked_s: float | None) -> None:
+        if permit.state != self._state or (self.is_resting and not permit.is_probe):
+            return
+        if config.first_s == 0:
+            self._end_rest()
+            return
+        self._num_failures += 1
+        if permit.is_probe or asked_s is not None or self._num_failures >= config.after_failures:
+            self._rest(config, asked_s)
+
+    def _end_rest(self) -> None:
+        self._num_failures = self._num_rests_in_a_row = 0
+        if self.is_resting:
+            self._rests_until, self._is_probed = None, False
+            self._state += 1
+
+    def _rest(self, config: CooldownConfig, asked_s: float | None) -> None:
+        """For as long as the provider asked, else for twice as long as last time."""
+        if asked_s is None:
+            asked_s = config.first_s * 2.0 ** min(self._num_rests_in_a_row, 64)
+            self._num_rests_in_a_row += 1
+        self._num_failures = 0
+        self._rests_until, self._is_probed = self._clock() + min(asked_s, config.longest_s), False
+        self._state += 1
+        self.num_rests += 1

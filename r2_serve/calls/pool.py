@@ -1,0 +1,67 @@
+"""The pool as objects: a model's config together with an engine that is made when first needed.
+
+A hosted model whose key is missing must not keep the others from serving, so a failure to make an engine is a
+refused call of that model, which its fallbacks may take over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+
+from r2_serve.calls.caller import Pool, PoolMember
+from r2_serve.config import EngineConfig, ModelConfig, ModelServerConfig
+from r2_serve.engines import make_engine
+from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.types import Completion, Delta, Engine, Message, Sampling
+
+EngineFor = Callable[[ModelConfig], Engine]
+
+
+class LazyEngine:
+    """An engine made on its first call, and kept."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self._make = make
+        self._engine: Engine | None = None
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> Completion:
+        return await self._made().generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        async for delta in self._made().stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
+            yield delta
+
+    def _made(self) -> Engine:
+        if self._engine is None:
+            try:
+                self._engine = self._make()
+            except ConfigError as e:
+                raise EngineRefused(e.message) from e
+        return self._engine
+
+
+def build_pool(models: Iterable[ModelConfig], engine_for: EngineFor) -> Pool:
+    """Every model by name; `engine_for` is called on a model's first call."""
+    return {model.name: PoolMember(model, LazyEngine(_deferred(engine_for, model))) for model in models}
+
+
+def in_process_engines(model_apps: Mapping[str, ModelServerConfig]) -> EngineFor:
+    """Engines in this very process: models served by an application run here by that application's own config."""
+
+    def engine_for(model: ModelConfig) -> Engine:
+        config: EngineConfig = model.engine
+        if config.kind == "served":
+            if config.app not in model_apps:
+                raise ConfigError(f"model {model.name!r} is served by application {config.app!r}, which is not in the file")
+            config = model_apps[config.app].engine
+        return make_engine(config)
+
+    return engine_for
+
+
+def _deferred(engine_for: EngineFor, model: ModelConfig) -> Callable[[], Engine]:
+    return lambda: engine_for(model)

@@ -1,0 +1,183 @@
+"""Clients of deployments: an engine, a decomposer and an allocator that live in other Ray Serve processes.
+
+Facts of Ray Serve 2.60 these stand on: cancelling the task that awaits a response does not stop the replica, so
+each response is cancelled by hand; a request whose replica dies is never tried again; a well-formed error arrives
+as a `RayTaskError` whose `cause` is the original.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
+
+from r2_serve.calls.caller import Pool, PoolMember
+from r2_serve.calls.ledger import Ledger, Prompt, lost_call
+from r2_serve.cluster.stages import StageReport
+from r2_serve.config import DecomposerConfig, LimitsConfig
+from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, PoisonousRequest, R2Error, ReplicaDied
+from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to
+from r2_serve.router.decomposer import Decomposition
+from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
+
+MODEL_DEPLOYMENT = "Model"
+
+
+class ServedEngine:
+    """A local model, by the name of its application. Lives in the process of the router, decomposer or allocator."""
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self._handle: DeploymentHandle | None = None
+        self._stream_handle: DeploymentHandle | None = None
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> Completion:
+        response = self._handles()[0].generate.remote(tuple(messages), sampling, adapter, timeout_s)
+        try:
+            completion: Completion = await _awaited(response)
+        except R2Error as e:
+            raise _as_engine_error(e, self._app) from e
+        return completion
+
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        response = self._handles()[1].stream.remote(tuple(messages), sampling, adapter, timeout_s)
+        is_exhausted = False
+        try:
+            async for delta in response:
+                yield delta
+            is_exhausted = True
+        except asyncio.CancelledError:
+            raise
+        except Exception as e:
+            raise _as_engine_error(unwrapped(e), self._app) from e
+        finally:
+            if not is_exhausted:
+                response.cancel()
+
+    def _handles(self) -> tuple[DeploymentHandle, DeploymentHandle]:
+        """Made once: a new option set on the hot path would start a new router."""
+        if self._handle is None or self._stream_handle is None:
+            try:
+                self._handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, self._app)
+            except Exception as e:
+                raise EngineUnavailable(f"application {self._app!r} is not deployed ({e})") from e
+            self._stream_handle = self._handle.options(stream=True)
+        return self._handle, self._stream_handle
+
+
+class ServedDecomposer:
+    """The `Decomposer` deployment. If it fails twice, the one-step plan: a query is worth more than its plan."""
+
+    def __init__(self, handle: DeploymentHandle, pool: Pool) -> None:
+        self._handle, self._pool = handle, pool
+
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+        member = self._pool[config.model]
+        messages, schema = member.codec.render_decompose(query, limits.max_subtasks), member.codec.plan_schema(limits.max_subtasks)
+        prompt = Prompt.to(member.config, messages, schema)
+        stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
+        try:
+            made: Decomposition = await stage.run(member, prompt, query, config, limits)
+        except (BudgetExceeded, PoisonousRequest):
+            raise
+        except R2Error as e:
+            fallback = f"no valid plan: decomposer_failed ({e.message[:200]})"
+            num_samples = config.num_samples
+            return Decomposition(plan=Plan.single(query), num_samples=num_samples, num_rejected=num_samples, fallback=fallback)
+        return made
+
+
+class ServedAllocator:
+    """The `Allocator` deployment. If it fails twice, everything goes to the fallback model."""
+
+    def __init__(self, handle: DeploymentHandle, pool: Pool) -> None:
+        self._handle, self._pool = handle, pool
+
+    async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
+        member = self._pool[task.config.model]
+        cards = [self._pool[name].config for name in task.names]
+        messages, schema = member.codec.render_allocate(task.query, task.plan, cards), member.codec.allocation_schema(task.plan, cards)
+        prompt = Prompt.to(member.config, messages, schema)
+        stage = _Stage(self._handle.allocate, ledger, "allocate", task.config.max_tokens)
+        try:
+            made: AllocationResult = await stage.run(member, prompt, task)
+        except (BudgetExceeded, PoisonousRequest):
+            raise
+        except R2Error as e:
+            reason = f"allocator_failed ({e.message[:200]})"
+            return AllocationResult(allocation=everything_to(task.fallback_model, task.plan), fallback=reason)
+        return made
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage that keeps its ledger in another process, and hands over its calls with its result or error."""
+
+    method: Any
+    ledger: Ledger
+    name: CallStage
+    max_tokens: int
+    num_calls: int = 1
+
+    async def run(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
+        """The result, at the second try where the first was the death of a replica: decomposing and allocating are idempotent.
+
+        The calls of a try that does not return, be it cancelled or dead, are estimated: `num_calls` of `prompt` to `member`.
+        """
+        try:
+            return await self._once(member, prompt, *args)
+        except EngineUnavailable:
+            return await self._once(member, prompt, *args)
+
+    async def _once(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
+        started_s, budget = self.ledger.elapsed_s(), self.ledger.remaining()
+        try:
+            with self.ledger.held_for_stage(member.config, prompt, self.max_tokens, self.num_calls):
+                report: StageReport[Any] = await _awaited(self.method.remote(*args, budget))
+        except BaseException as e:
+            lost = lost_call(member.config, prompt, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
+            self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
+            raise
+        self.ledger.absorb(report.calls, shift_s=started_s)
+        if isinstance(report.error, BudgetExceeded):
+            raise self.ledger.refusal(report.error) from report.error
+        if report.error is not None:
+            raise report.error
+        return report.result
+
+
+async def _awaited(response: Any) -> Any:
+    """The result. Raises: R2Error. Cancelled with the task that awaits it."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except Exception as e:
+        raise unwrapped(e) from e
+
+
+def unwrapped(error: Exception) -> R2Error:
+    """The `R2Error` raised in the replica, or what the failure of the replica means to us."""
+    candidates = (error, getattr(error, "cause", None))
+    for candidate in candidates:
+        if isinstance(candidate, R2Error) and type(candidate).__module__ == R2Error.__module__:
+            return candidate
+    message = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+    for candidate in candidates:
+        if isinstance(candidate, RayActorError):
+            return ReplicaDied(message, None, str(candidate.actor_id))
+    return EngineUnavailable(message)
+
+
+def _as_engine_error(error: R2Error, app: str) -> EngineError:
+    return error if isinstance(error, EngineError) else EngineUnavailable(f"application {app!r}: {type(error).__name__}: {error.message}")

@@ -1,0 +1,43 @@
+"""A stage of the pipeline in a process of its own: it reports every call it made, whatever it came to.
+
+A result alone would leave the calls of a stage that raises in no ledger; an error is a part of the report, not raised across processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.errors import EngineUnavailable, R2Error, places
+from r2_serve.types import CallRecord
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageReport(Generic[Result]):
+    """What a stage came to: a result or an error, and its calls, settled in a ledger of its own."""
+
+    calls: tuple[CallRecord, ...]
+    result: Result | None = None
+    error: R2Error | None = None
+    """EngineUnavailable stands for any error that is none of ours."""
+
+
+async def report_of(stage: Callable[[Ledger], Awaitable[Result]], budget: Budget) -> StageReport[Result]:
+    """Runs `stage` on a ledger of its own within `budget`. Raises nothing but a cancellation."""
+    ledger = Ledger(budget)
+    error: R2Error
+    try:
+        result = await stage(ledger)
+        return StageReport(tuple(ledger.calls), result)
+    except R2Error as e:
+        error = e
+    except Exception as e:  # noqa: BLE001  what it called must be told all the same
+        _log.error("a fault of ours in a stage: %s at %s", type(e).__name__, places(e))
+        error = EngineUnavailable(f"{type(e).__name__}: {e}"[:200])
+    return StageReport(tuple(ledger.calls), error=error)

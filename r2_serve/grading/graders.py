@@ -1,0 +1,297 @@
+"""Verdicts on answers. A grader sees a row and an answer, never the model, and has no part in answering.
+
+| benchmark | correct | decided by |
+|---|---|---|
+| math | math-verify, else MATH's string match | `math_workers`, `grade_math` |
+| champ | yes/no, plain text, math-verify; wrong only on proof | the same |
+| csqa | the letter stated last | `grade_text.last_letter` |
+| scan | the exact action sequence | `grade_text.scan_actions` |
+| p3 | `sat(value) is True`, run in sandboxes | `p3` |
+| musique | exact match with the answer or an alias; F1 beside it | `grade_text.span_scores` |
+| words | the last whole number | `grade_text.last_number` |
+
+`correct` is None where the grader cannot tell (`ungradable`, `error`, a comparison's own `timeout`): never silently
+False, and never dropped. An answer without a recognisable answer in it is `unparsed` and False.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self, TextIO
+
+from pydantic import Field
+
+from r2_serve.config import Config
+from r2_serve.grading import grade_math, grade_text
+from r2_serve.grading.math_workers import Comparison, MathTimeout, MathWorkers
+from r2_serve.grading.p3 import grade_puzzle
+from r2_serve.grading.rows import Benchmark, BenchmarkError, CsqaRow, parse_row
+from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits
+from r2_serve.types import Record
+
+Status = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error"]
+"""`timeout`: the answer's program (p3: counts as False) or its comparison (math, champ: None) did not end in time.
+`error`: the row is no row of its benchmark, or the grader itself failed."""
+
+
+class Verdict(Record):
+    """Judgement of one answer."""
+
+    id: str
+    correct: bool | None
+    status: Status
+    detail: str = ""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Beside the verdict: `f1` and `em` (musique), `math_verify` and `string_match` (math)."""
+
+
+class GraderConfig(Config):
+    """Resources of a `Grader`."""
+
+    num_math_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
+    math_timeout_s: float = Field(default=10.0, gt=0)
+    """Of one comparison; then its worker is killed."""
+    p3_timeout_s: float = Field(default=10.0, gt=0)
+    """Of a program, and again of its check."""
+    sandbox: SandboxConfig = SandboxConfig(limits=SandboxLimits(output_bytes=8 << 20))
+    """A few official solutions are integers of millions of digits."""
+
+
+class Grader:
+    """Grades concurrently; owns the comparing processes and the sandbox, which start when first needed.
+
+    `async with Grader() as grader: verdict = await grader.grade("csqa", row, "(B)")`
+    """
+
+    def __init__(self, config: GraderConfig | None = None) -> None:
+        self._config = config or GraderConfig()
+        self._math: MathWorkers | None = None
+        self._sandbox: Sandbox | None = None
+        self._starting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self, benchmark: Benchmark) -> None:
+        """Bring up what a benchmark needs, so that a missing sandbox is known before the first task. Raises: SandboxUnavailable."""
+        async with self._starting:
+            if benchmark in ("math", "champ") and self._math is None:
+                self._math = MathWorkers(self._config.num_math_workers, timeout_s=self._config.math_timeout_s)
+            if benchmark == "p3" and self._sandbox is None:
+                sandbox = Sandbox(self._config.sandbox)
+                await sandbox.start()
+                self._sandbox = sandbox
+
+    async def close(self) -> None:
+        if self._math is not None:
+            await self._math.close()
+            self._math = None
+
+    async def grade(self, benchmark: Benchmark, row: Mapping[str, Any], answer: str, *, task_id: str = "") -> Verdict:
+        """Judge `answer` to an official row. `task_id` names the verdict; by default the row's own id.
+
+        Raises: BenchmarkError where the row is none of its benchmark; SandboxUnavailable.
+        """
+        parsed = parse_row(benchmark, row)
+        await self.start(benchmark)
+        verdict = await self._judge(benchmark, parsed, answer)
+        return verdict.model_copy(update={"id": task_id or parsed.task_id})
+
+    async def _judge(self, benchmark: Benchmark, row: Any, answer: str) -> Verdict:
+        match benchmark:
+            case "math":
+                return await self._grade_math(row.final, answer)
+            case "champ":
+                return await self._grade_champ(row.problem_answer, answer)
+            case "p3":
+                return await self._grade_p3(row.sat, row.ans_type, answer)
+            case "csqa":
+                return grade_csqa(row, answer)
+            case "scan":
+                return grade_scan(row.actions, answer)
+            case "musique":
+                return grade_musique((row.answer, *row.answer_aliases), answer)
+            case "words":
+                return grade_number(row.gold, answer)
+
+    async def _grade_math(self, gold: str, answer: str) -> Verdict:
+        final = grade_math.final_answer(answer)
+        is_same_text = final is not None and grade_math.is_equivalent(final, gold)
+        scores = {"string_match": float(is_same_text)}
+        try:
+            comparison = await self._compare(gold, _readings(final, answer))
+        except MathTimeout as e:
+            return _verdict(True, str(e), scores) if is_same_text else _verdict(None, str(e), scores, status="timeout")
+        scores["math_verify"] = float(comparison.is_equal)
+        if final is None and not comparison.is_answer_read:
+            return _verdict(False, "no answer found", scores, status="unparsed")
+        return _verdict(is_same_text or comparison.is_equal, f"answer {_short(final or answer)}, gold {_short(gold)}", scores)
+
+    async def _grade_champ(self, gold: str, answer: str) -> Verdict:
+        final = grade_math.final_answer(answer)
+        if grade_math.yes_or_no(gold) == gold.strip().lower():
+            return _choice(grade_math.yes_or_no(final or answer), gold.strip().lower())
+        if final is None:
+            return _verdict(False, "no answer found", status="unparsed")
+        golds = grade_math.alternatives(gold)
+        if any(grade_math.plain_text(final) == grade_math.plain_text(text) for text in (gold, *golds)):
+            return _verdict(True, "same text")
+        formulas = [formula for text in golds if (formula := grade_math.as_formula(text)) is not None]
+        answer_formula = grade_math.as_formula(final)
+        if not formulas or answer_formula is None:
+            return _verdict(None, f"answer {_short(final)}, gold {_short(gold)}", status="ungradable")
+        try:
+            comparisons = [await self._compare(formula, [f"${answer_formula}$"]) for formula in formulas]
+        except MathTimeout as e:
+            return _verdict(None, str(e), status="timeout")
+        if any(comparison.is_equal and comparison.is_faithful for comparison in comparisons):
+            return _verdict(True, "equal by math-verify")
+        if all(comparison.is_different and comparison.is_faithful for comparison in comparisons):
+            return _verdict(False, f"answer {_short(final)}, gold {_short(gold)}")
+        return _verdict(None, f"neither equal nor proven different: answer {_short(final)}, gold {_short(gold)}", status="ungradable")
+
+    async def _grade_p3(self, sat: str, ans_type: str, answer: str) -> Verdict:
+        assert self._sandbox is not None
+        outcome = await grade_puzzle(self._sandbox, answer, sat=sat, ans_type=ans_type, timeout_s=self._config.p3_timeout_s)
+        is_correct = None if outcome.status == "error" else outcome.status == "correct"
+        return _verdict(is_correct, outcome.detail, status=outcome.status)
+
+    async def _compare(self, gold: str, answers: list[str]) -> Comparison:
+        assert self._math is not None
+        return await self._math.compare(gold, answers)
+
+
+# -- pure graders -------------------------------------------------------------------------------------------------
+
+
+def grade_csqa(row: CsqaRow, answer: str) -> Verdict:
+    """The letter stated last, by the patterns of `grade_text.last_letter`."""
+    return _choice(grade_text.last_letter(answer, {choice.label: choice.text for choice in row.question.choices}), row.answerKey)
+
+
+def grade_scan(gold: str, answer: str) -> Verdict:
+    """The whole action sequence, after the names are made official. Raises: BenchmarkError where the gold is none."""
+    golds, actions = grade_text.scan_actions(gold), grade_text.scan_actions(answer)
+    if golds is None:
+        raise BenchmarkError(f"not a scan row: gold actions {gold[:60]!r}")
+    if actions is None:
+        return _verdict(False, "not a sequence of actions", status="unparsed")
+    return _verdict(actions == golds, f"{len(actions)} actions, gold {len(golds)}")
+
+
+def grade_musique(golds: Iterable[str], answer: str) -> Verdict:
+    """Correct is exact match; F1 stands beside it."""
+    if not answer.strip():
+        return _verdict(False, "empty answer", {"em": 0.0, "f1": 0.0}, status="unparsed")
+    exact, f1 = grade_text.span_scores(answer, golds)
+    return _verdict(exact == 1.0, f"F1 {f1:.3f}", {"em": exact, "f1": f1})
+
+
+def grade_number(gold: str, answer: str) -> Verdict:
+    """The last whole number of the answer."""
+    return _choice(grade_text.last_number(answer), gold)
+
+
+def _choice(found: str | None, gold: str) -> Verdict:
+    if found is None:
+        return _verdict(False, "no answer found", status="unparsed")
+    return _verdict(found == gold, f"answer {_short(found)}, gold {gold}")
+
+
+def _verdict(is_correct: bool | None, detail: str, scores: dict[str, float] | None = None, *, status: Status | None = None) -> Verdict:
+    return Verdict(id="", correct=is_correct, status=status or ("correct" if is_correct else "wrong"), detail=detail, scores=scores or {})
+
+
+def _readings(final: str | None, answer: str) -> list[str]:
+    """What math-verify reads: the stated answer as a formula; the whole reply only where nothing was stated in a box."""
+    readings = [f"${final}$"] if final is not None else []
+    return readings if grade_math.last_boxed(answer) is not None else [*readings, answer]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+# -- rows in, verdicts out ----------------------------------------------------------------------------------------
+
+
+def grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None) -> Counter[str]:
+    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank; returns how many there were of each status.
+
+    A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the short answer
+    (musique: or a list of accepted ones; p3: `{"sat", "ans_type"}`). A bad row gets a verdict of status `error`.
+    Raises: SandboxUnavailable (p3 only), before the first row.
+    """
+    return asyncio.run(_grade_lines(benchmark, lines, out, config))
+
+
+async def _grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None) -> Counter[str]:
+    statuses: Counter[str] = Counter()
+
+    async def write(pending: asyncio.Task[Verdict]) -> None:
+        verdict = await pending
+        statuses[verdict.status] += 1
+        out.write(f"{verdict.model_dump_json()}\n")
+
+    async with Grader(config) as grader, asyncio.TaskGroup() as group:
+        await grader.start(benchmark)
+        window: deque[asyncio.Task[Verdict]] = deque()
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            window.append(group.create_task(_grade_line(grader, benchmark, line, number)))
+            if len(window) >= 4 * (os.cpu_count() or 1):
+                await write(window.popleft())
+        while window:
+            await write(window.popleft())
+    return statuses
+
+
+async def _grade_line(grader: Grader, benchmark: Benchmark, line: str, number: int) -> Verdict:
+    task_id = f"line {number}"
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and record.get("id") is not None:
+            task_id = str(record["id"])
+        if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
+            raise BenchmarkError("expected an object with a text in `answer`")
+        return await grader.grade(benchmark, _official_row(benchmark, record, task_id), record["answer"], task_id=task_id)
+    except (json.JSONDecodeError, BenchmarkError, RecursionError) as e:
+        return Verdict(id=task_id, correct=None, status="error", detail=f"line {number}: {e}"[:500])
+
+
+def _official_row(benchmark: Benchmark, record: dict[str, Any], task_id: str) -> dict[str, Any]:
+    """The official row of a line, or the smallest one that holds its gold."""
+    if isinstance(record.get("row"), dict):
+        return dict(record["row"])
+    if "gold" not in record:
+        raise BenchmarkError("neither `row` (the official row) nor `gold`")
+    return _row_of_gold(benchmark, record["gold"], task_id)
+
+
+def _row_of_gold(benchmark: Benchmark, gold: Any, task_id: str) -> dict[str, Any]:
+    match benchmark:
+        case "p3" if isinstance(gold, dict):
+            return {"name": task_id, **gold}
+        case "musique" if isinstance(gold, str) or (isinstance(gold, list) and gold):
+            golds = [gold] if isinstance(gold, str) else gold
+            return {"id": task_id, "question": "-", "answer": golds[0], "answer_aliases": golds[1:]}
+        case "math" if isinstance(gold, str):
+            return {"problem": "-", "solution": gold if "boxed" in gold else f"\\boxed{{{gold}}}"}
+        case "csqa" if isinstance(gold, str):
+            choices = [{"label": label, "text": f"option-{label}"} for label in "ABCDE"]
+            return {"id": task_id, "question": {"stem": "-", "choices": choices}, "answerKey": gold.strip()}
+        case "scan" if isinstance(gold, str):
+            return {"commands": "jump", "actions": gold}
+        case "champ" if isinstance(gold, str):
+            return {"problem_identifier": task_id, "problem_text": "-", "problem_answer": gold}
+        case "words" if isinstance(gold, str | int):
+            return {"id": task_id, "query": "-", "gold": str(gold)}
+    raise BenchmarkError(f"`gold` is of the wrong type for {benchmark}: {type(gold).__name__}")

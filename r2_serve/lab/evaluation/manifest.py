@@ -1,0 +1,167 @@
+"""`run.json`: what a run directory holds the results of. A directory goes on only with the very same.
+
+Two runs whose manifests agree may share rows: same tasks, policies, prices, code and models. Anything else is refused with the
+name of what differs, as a table whose rows come from two programs says nothing about either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import ValidationError
+
+from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
+from r2_serve.errors import ConfigError
+from r2_serve.grading.rows import Benchmark, Task
+from r2_serve.lab.evaluation.desk import Setting
+from r2_serve.lab.evaluation.policies import PolicyConfig
+from r2_serve.lab.evaluation.row_log import ROWS, RowLog, RunError
+from r2_serve.lab.runs import put_aside, write_whole
+from r2_serve.types import ModelGroup, Record
+
+MANIFEST = "run.json"
+HOSTED_KINDS = ("openai", "azure")
+"""Engines that are somebody else's machines."""
+Split = Literal["all", "development", "test"]
+
+
+class PoolModel(Record):
+    """A model as a report needs it."""
+
+    name: str
+    is_hosted: bool
+    """Behind an API that sends bills; local ones have a price too, but nobody is paid it."""
+    group: ModelGroup
+    usd_per_mtok_in: Decimal
+    usd_per_mtok_out: Decimal
+
+
+class Manifest(Record):
+    """See the module's text."""
+
+    benchmark: Benchmark
+    data: str
+    """File, directory or generated split, as it was named."""
+    data_sha256: str
+    """Of the selected tasks: ids and rows."""
+    num_tasks: int
+    split: Split
+    limit: int | None
+    policies: tuple[str, ...]
+    policy_config: PolicyConfig
+    seed: int
+    virtual_model: str
+    pool: tuple[str, ...]
+    models: tuple[PoolModel, ...]
+    prices_as_of: str
+    endpoint: str | None
+    """None: a router in the process of the run."""
+    config_sha256: str
+    """Of the serve config, and of the embedded checkpoints that it names."""
+    code_version: str
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Raises: RunError."""
+        path = directory / MANIFEST
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as e:
+            raise RunError(f"{directory} is not a run: {path.name} cannot be read ({e.strerror})") from e
+        except ValidationError as e:
+            raise RunError(f"{path} is not a manifest: {e.errors()[0]['msg']}") from e
+
+    def claim(self, directory: Path) -> None:
+        """Make `directory` this run's, or check that it is. Raises: RunError."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / MANIFEST).exists():
+            self.check(directory)
+        else:
+            write_whole(directory / MANIFEST, self.model_dump_json(indent=2))
+
+    def check(self, directory: Path) -> None:
+        """Raises: RunError naming what differs from the run that the directory holds, if any."""
+        differences = _differences(Manifest.read(directory), self) if (directory / MANIFEST).exists() else []
+        if differences:
+            lines = "\n".join(f"  {line}" for line in differences)
+            ways = "choose another --out, keep that one aside with --set-aside, or go back to what it was started with"
+            raise RunError(f"{directory} holds another run; {ways}:\n{lines}")
+
+
+def set_aside_other_run(directory: Path, manifest: Manifest) -> Path | None:
+    """Where `directory` holds another run than `manifest`'s: rename it, and say to what. Raises: RunError where it is in use."""
+    if not (directory / MANIFEST).exists() or not _differences(Manifest.read(directory), manifest):
+        return None
+    with RowLog(directory / ROWS):
+        return put_aside(directory)
+
+
+def pool_models(config: RouterConfig) -> tuple[PoolModel, ...]:
+    return tuple(
+        PoolModel(
+            name=model.name,
+            is_hosted=model.engine.kind in HOSTED_KINDS,
+            group=model.group,
+            usd_per_mtok_in=model.usd_per_mtok_in,
+            usd_per_mtok_out=model.usd_per_mtok_out,
+        )
+        for model in config.models
+    )
+
+
+def setting_of(config: RouterConfig, routing: RoutingConfig, virtual_model: str, seed: int = 0) -> Setting:
+    """Raises: ConfigError where there is no such virtual model."""
+    virtual = _virtual(routing, virtual_model)
+    cards = {model.name: model for model in config.models}
+    return Setting(virtual_model, virtual.pool, dict(cards), routing.limits.max_subtasks, seed)
+
+
+def default_virtual_model(routing: RoutingConfig, benchmark: Benchmark) -> str:
+    """`r2-BENCHMARK` where there is one, else the first."""
+    own = f"r2-{benchmark}"
+    return own if own in routing.virtual_models else next(iter(routing.virtual_models))
+
+
+def _virtual(routing: RoutingConfig, name: str) -> VirtualModelConfig:
+    if name not in routing.virtual_models:
+        raise ConfigError(f"no virtual model {name!r}; choose one of {', '.join(routing.virtual_models)}")
+    return routing.virtual_models[name]
+
+
+# -- hashes -------------------------------------------------------------------------------------------------------
+
+
+def data_sha256(tasks: Sequence[Task]) -> str:
+    lines = (json.dumps([task.id, task.query, task.row], sort_keys=True, default=str) for task in tasks)
+    return _sha256(f"{line}\n".encode() for line in lines)
+
+
+def config_sha256(config: RouterConfig, routing: RoutingConfig, model_apps: dict[str, ModelServerConfig]) -> str:
+    """Of what decides answers and costs; embedded checkpoints by content, other models by name."""
+    sections = [config.model_dump_json(), routing.model_dump_json(), *(f"{k}={v.model_dump_json()}" for k, v in sorted(model_apps.items()))]
+    paths = sorted({path for app in model_apps.values() if (path := getattr(app.engine, "path", "")).startswith(EMBEDDED_PREFIX)})
+    weights = (file.read_bytes() for path in paths for file in sorted(Path(resolve_checkpoint(path)).iterdir()) if file.is_file())
+    return _sha256((*(section.encode() for section in sections), *weights))
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _differences(old: Manifest, new: Manifest) -> list[str]:
+    was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
+    return [f"{name}: was {_short(was[name])}, now {_short(now[name])}" for name in was if was[name] != now[name]]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,312 @@
+"""The ways of answering that an evaluation compares, each a composition of asks.
+
+| policy | what it does | where the pool speaks the compact dialect |
+|---|---|---|
+| `r2` | the virtual model, as clients ask it | |
+| `single:MODEL` | MODEL is asked directly | |
+| `cot:MODEL` | MODEL decomposes, then answers step by step, each step after all before it | virtual model's decomposer plans |
+| `tot:MODEL` | as `cot`, N answers per step, the best kept by a scoring prompt | the more confident answer is kept |
+| `datashunt:SMALL,LARGE` | SMALL judges the task; the whole of it to one of them, step by step | SMALL answers; LARGE where unsure |
+| `dot:SMALL,LARGE` | router's plan as a DAG; a step on which SMALL is unsure goes to LARGE | |
+| `random` | router's plan, models drawn with the shares that `r2` had in the same run | |
+| `final-only:SMALL,LARGE` | router's plan, LARGE for the last step alone | |
+| `cascade:M1,M2,...` | M1, and the next where it is unsure | |
+
+A compact model of some thousand parameters can neither plan nor judge: it answers one line with one line. So there the
+router's decomposer plans, and confidence stands for judgement. A compact prompt of a step holds the answers it names and
+no others, so a chain and a DAG of the same plan ask the same. *Unsure* is: the 0.4-quantile of the
+probabilities of its answer's tokens is below tau (Division-of-Thoughts, arXiv 2502.04392; there fitted per benchmark).
+A step that SMALL is sure of is not asked again: the probe's answer is the answer, which makes these baselines cheaper
+than as published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from r2_serve.config import Config
+from r2_serve.errors import CodecError, ConfigError
+from r2_serve.grading.rows import Task
+from r2_serve.lab.evaluation import judging
+from r2_serve.lab.evaluation.asker import Asked, AskFailed
+from r2_serve.lab.evaluation.desk import Desk, Policy, Setting, Solved, user
+from r2_serve.prompts import get_codec
+from r2_serve.router.executor import execute
+from r2_serve.types import Message, Plan, Sampling, Subtask, substitute
+
+_GREEDY = Sampling(temperature=0.0)
+_PROBE = Sampling(temperature=0.0, logprobs=True)
+R2, RANDOM, ALL = "r2", "random", "all"
+
+
+class PolicyConfig(Config):
+    """Knobs of the baselines."""
+
+    tau: float = Field(default=0.9, ge=0, le=1)
+    """Confidence below which `dot`, `datashunt` (compact) and `cascade` take the larger model."""
+    num_candidates: int = Field(default=2, ge=1, le=16)
+    """Answers per step of `tot`."""
+    temperature: float = Field(default=0.7, gt=0, le=2)
+    """Of `tot`'s candidates."""
+    max_parallel: int = Field(default=16, ge=1)
+    """Steps of one plan that `dot` has under way."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The virtual model itself, under an allocation policy of its own or the one it was configured with."""
+
+    name: str
+    allocation: str | None = None
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        asked = await desk.ask(desk.setting.virtual_model, user(task.query), policy=self.allocation, sampling=Sampling())
+        return Solved.of(asked)
+
+
+@dataclass(frozen=True)
+class Single:
+    """One model, asked directly."""
+
+    name: str
+    model: str
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        return Solved((await desk.ask(self.model, user(task.query))).text)
+
+
+@dataclass(frozen=True)
+class ChainOfThought:
+    """One model decomposes and carries out every step in turn."""
+
+    name: str
+    model: str
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        made = await _plan_by(self.model, task, desk)
+        if made.is_fallback:
+            answered = await desk.ask(self.model, user(task.query), stage="execute", subtask=1)
+            return Solved(answered.text, made.plan, (self.model,), is_plan_fallback=True)
+        asked = await desk.ask(desk.setting.virtual_model, user(task.query), plan=chain(made.plan), policy=f"all:{self.model}")
+        return Solved.of(asked)
+
+
+@dataclass(frozen=True)
+class TreeOfThoughts:
+    """As chain of thought, but the best of several answers to each step goes on."""
+
+    name: str
+    model: str
+    config: PolicyConfig
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        made = await _plan_by(self.model, task, desk)
+        made = made if made.is_fallback else _Planned(chain(made.plan))
+        answers: dict[int, str] = {}
+        for subtask in made.plan.subtasks:
+            inputs = {i: answers[i] for i in subtask.depends_on}
+            answers[subtask.id] = await self._best_answer(task, desk, made, subtask, inputs)
+        return made.solved(answers, dict.fromkeys(answers, self.model))
+
+    async def _best_answer(self, task: Task, desk: Desk, made: _Planned, subtask: Subtask, inputs: dict[int, str]) -> str:
+        messages = made.step_messages(self.model, task, desk.setting, subtask, inputs)
+        candidates = []
+        for seed in range(self.config.num_candidates):
+            sampling = Sampling(temperature=self.config.temperature, seed=seed, logprobs=_is_compact(self.model, desk.setting))
+            candidates.append(await desk.ask(self.model, messages, sampling=sampling, stage="execute", subtask=subtask.id))
+        scores = [await self._score(task, desk, subtask, inputs, candidate) for candidate in candidates]
+        return candidates[scores.index(max(scores))].text
+
+    async def _score(self, task: Task, desk: Desk, subtask: Subtask, inputs: dict[int, str], candidate: Asked) -> float:
+        if _is_compact(self.model, desk.setting):
+            return confidence_of(candidate)
+        prompt = judging.score_prompt(task.query, substitute(subtask.text, inputs), candidate.text)
+        return judging.parse_score((await desk.ask(self.model, prompt, stage="execute", subtask=subtask.id)).text)
+
+
+@dataclass(frozen=True)
+class DataShunt:
+    """The whole task to a small or to a large model, by how hard it is judged to be."""
+
+    name: str
+    small: str
+    large: str
+    config: PolicyConfig
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        if _is_compact(self.small, desk.setting):
+            return await Cascade(self.name, (self.small, self.large), self.config).answer(task, desk)
+        judged = await desk.ask(self.small, judging.difficulty_prompt(task.query), stage="allocate")
+        model = self.large if judging.parse_is_hard(judged.text) else self.small
+        return Solved((await desk.ask(model, judging.step_by_step_prompt(task.query))).text)
+
+
+@dataclass(frozen=True)
+class DivisionOfThoughts:
+    """The router's plan, run as a DAG; each step to the small model, or to the large one where the small is unsure."""
+
+    name: str
+    small: str
+    large: str
+    config: PolicyConfig
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        made = await _plan_by_router(task, desk)
+        models: dict[int, str] = {}
+
+        async def run(subtask: Subtask, inputs: dict[int, str]) -> str:
+            asked = await desk.ask(
+                self.small, made.step_messages(self.small, task, desk.setting, subtask, inputs),
+                sampling=_PROBE, stage="execute", subtask=subtask.id,
+            )  # fmt: skip
+            models[subtask.id] = self.small
+            if confidence_of(asked) < self.config.tau:
+                messages = made.step_messages(self.large, task, desk.setting, subtask, inputs)
+                asked = await desk.ask(self.large, messages, stage="execute", subtask=subtask.id)
+                models[subtask.id] = self.large
+            return asked.text
+
+        return made.solved(await execute(made.plan, run, max_parallel=self.config.max_parallel), models)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Models in turn until one is sure of its answer; the last is believed in any case. Source: FrugalGPT (arXiv 2305.05176)."""
+
+    name: str
+    models: tuple[str, ...]
+    config: PolicyConfig
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        for model in self.models[:-1]:
+            asked = await desk.ask(model, user(task.query), sampling=_PROBE)
+            if confidence_of(asked) >= self.config.tau:
+                return Solved(asked.text)
+        return Solved((await desk.ask(self.models[-1], user(task.query))).text)
+
+
+# -- plans --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A plan that a policy carries out itself."""
+
+    plan: Plan
+    is_fallback: bool = False
+    """No plan could be made, so its one step is the whole query."""
+
+    def step_messages(self, model: str, task: Task, setting: Setting, subtask: Subtask, inputs: dict[int, str]) -> tuple[Message, ...]:
+        """What `model` is asked, so that it sees the very prompt that the router would show it.
+
+        A compact model's prompt is rendered from a plain text; an instruct model's messages pass through as they are.
+        """
+        if self.is_fallback:
+            return user(task.query)
+        if _is_compact(model, setting):
+            return user(substitute(subtask.text, inputs))
+        return tuple(get_codec(setting.cards[model].codec).render_subtask(user(task.query), self.plan, subtask, inputs))
+
+    def solved(self, answers: dict[int, str], models: dict[int, str]) -> Solved:
+        last = answers[len(self.plan.subtasks)]
+        text = last if self.plan.answer is None else substitute(self.plan.answer, answers)
+        return Solved(text, self.plan, tuple(models[i] for i in sorted(models)), self.is_fallback)
+
+
+async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
+    """`model`'s own plan; the router's where `model` is compact; the one-step plan where it is none."""
+    setting = desk.setting
+    if _is_compact(model, setting):
+        return await _plan_by_router(task, desk)
+    codec = get_codec(setting.cards[model].codec)
+    sampling = _GREEDY.model_copy(update={"json_schema": codec.plan_schema(setting.max_subtasks)})
+    reply = await desk.ask(model, codec.render_decompose(task.query, setting.max_subtasks), sampling=sampling, stage="decompose")
+    try:
+        plan = codec.parse_plan(reply.text, task.query)
+    except CodecError:
+        return _Planned(Plan.single(task.query), is_fallback=True)
+    if len(plan.subtasks) > setting.max_subtasks:
+        return _Planned(Plan.single(task.query), is_fallback=True)
+    return _Planned(plan)
+
+
+async def _plan_by_router(task: Task, desk: Desk) -> _Planned:
+    asked = await desk.ask(desk.setting.virtual_model, user(task.query), is_plan_only=True)
+    if asked.trace.plan is None:
+        raise AskFailed(f"{desk.setting.virtual_model} gave no plan")
+    return _Planned(asked.trace.plan, asked.trace.plan_fallback is not None)
+
+
+def chain(plan: Plan) -> Plan:
+    """The same steps, each depending on all before it."""
+    steps = tuple(subtask.model_copy(update={"depends_on": tuple(range(1, subtask.id))}) for subtask in plan.subtasks)
+    return Plan(subtasks=steps, answer=plan.answer)
+
+
+def confidence_of(asked: Asked) -> float:
+    """Raises: AskFailed where the model tells no probabilities: nothing may pass for a confidence."""
+    if asked.confidence is None:
+        raise AskFailed(f"{asked.trace.model} returned no log-probabilities, which this policy decides by")
+    return asked.confidence
+
+
+def _is_compact(model: str, setting: Setting) -> bool:
+    return setting.cards[model].codec == "compact"
+
+
+# -- names to policies --------------------------------------------------------------------------------------------
+
+
+def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> Policy:
+    """The policy called `name`. Raises: ConfigError where there is none, or a model is not one that may be used."""
+    kind, _, details = name.partition(":")
+    models = tuple(details.split(",")) if details else ()
+    known = tuple(setting.cards) if kind in ("single", "cascade", "datashunt") else setting.pool
+    unknown = [model for model in models if model not in known]
+    if unknown:
+        raise ConfigError(f"policy {name!r}: no model {unknown[0]!r}; choose among {', '.join(known)}")
+    match kind, models:
+        case "r2", ():
+            return Routed(name)
+        case "random", ():
+            return random_policy({})
+        case "single", (model,):
+            return Single(name, model)
+        case "cot", (model,):
+            return ChainOfThought(name, model)
+        case "tot", (model,):
+            return TreeOfThoughts(name, model, config)
+        case "datashunt", (small, large):
+            return DataShunt(name, small, large, config)
+        case "dot", (small, large):
+            return DivisionOfThoughts(name, small, large, config)
+        case "final-only", (small, large):
+            return Routed(name, f"final-only:{small},{large}")
+        case "cascade", (_, _, *_):
+            return Cascade(name, models, config)
+    raise ConfigError(f"unknown policy {name!r}; {FORMS}")
+
+
+FORMS = (
+    "one of r2, single:MODEL, cot:MODEL, tot:MODEL, datashunt:SMALL,LARGE, dot:SMALL,LARGE, random, final-only:SMALL,LARGE, "
+    "cascade:M1,M2,..., or all"
+)
+
+
+def random_policy(shares: dict[str, float]) -> Policy:
+    """Each subtask to a model drawn with these shares; without any, each model of the pool alike."""
+    weights = ",".join(f"{model}={share:.6g}" for model, share in shares.items())
+    return Routed(RANDOM, f"random:{weights}" if weights else "random")
+
+
+def all_policies(setting: Setting) -> tuple[str, ...]:
+    """`all`: every kind of policy on a pool. SMALL is its third-largest model or the smallest, LARGE its largest."""
+    pool = setting.pool
+    small, large = pool[max(0, len(pool) - 3)], pool[-1]
+    pair = f"{small},{large}"
+    prompted = (f"cot:{large}", f"tot:{large}")
+    paired = (f"datashunt:{pair}", f"dot:{pair}", f"final-only:{pair}") if small != large else ()
+    cascade = (f"cascade:{','.join(pool)}",) if len(pool) > 1 else ()
+    return (R2, *(f"single:{model}" for model in pool), *prompted, *paired, RANDOM, *cascade)

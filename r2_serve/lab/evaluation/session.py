@@ -1,0 +1,200 @@
+"""What the commands do: puts tasks, router, grader and runner together, and reports into files.
+
+The only module of evaluation that knows where things come from; the runner and the report are told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from r2_serve.calls.pool import EngineFor, in_process_engines
+from r2_serve.client import new_client
+from r2_serve.config import Config, VirtualModelConfig
+from r2_serve.errors import ConfigError
+from r2_serve.grading.graders import Grader
+from r2_serve.grading.rows import Benchmark, Task
+from r2_serve.lab.evaluation.asker import Asker, HttpAsker, InProcessAsker
+from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks, split_tasks
+from r2_serve.lab.evaluation.desk import Setting
+from r2_serve.lab.evaluation.manifest import (
+    HOSTED_KINDS,
+    Manifest,
+    Split,
+    config_sha256,
+    data_sha256,
+    default_virtual_model,
+    pool_models,
+    set_aside_other_run,
+    setting_of,
+)
+from r2_serve.lab.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
+from r2_serve.lab.evaluation.runner import OnRow, RowSource, Runner, RunOptions, Standing
+from r2_serve.lab.reports.terminal import usd
+from r2_serve.lab.runs import code_version, write_whole
+from r2_serve.serve_config import ServeConfig, load
+
+GENERATED = {"scan": ("train", "simple", "length"), "words": ("train", "test")}
+"""Splits that the benchmark's generator makes, held out from training as a whole."""
+
+
+class EvalRequest(Config):
+    """One `r2-serve eval run`."""
+
+    benchmark: Benchmark
+    policies: tuple[str, ...]
+    data: str
+    out: Path
+    limit: int | None = None
+    split: Split | None = None
+    """None: `test`, but all of a generated split, which is one side already."""
+    config: Path
+    url: str | None = None
+    api_key: str | None = None
+    virtual_model: str | None = None
+    seed: int = 0
+    engine: Literal["asyncio", "ray-data"] = "asyncio"
+    policy_config: PolicyConfig = PolicyConfig()
+    options: RunOptions = RunOptions()
+    set_aside_other_run: bool = False
+    """Where `out` holds another run: move that to `out`.1 (.2, ...) and begin anew, in place of refusing."""
+
+
+async def run_session(request: EvalRequest, console: Console) -> Standing:
+    """Raises: R2Error."""
+    config = load(request.config)
+    virtual_model = request.virtual_model or default_virtual_model(config.routing, request.benchmark)
+    setting = setting_of(config.router, config.routing, virtual_model, request.seed)
+    tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit)
+    names = policy_names(request.policies, setting, request.policy_config)
+    manifest = _manifest(request, config, setting, tasks, split, names)
+    console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
+    elsewhere = _elsewhere(request, setting)
+    if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
+        console.print(f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False)
+    manifest.check(request.out)  # before models are loaded for nothing
+    with _progress(request.out.name, console) as on_row:
+        async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
+            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, elsewhere)
+            return await runner.run()
+
+
+def select_tasks(benchmark: Benchmark, data: str, asked: Split | None, limit: int | None) -> tuple[tuple[Task, ...], Split]:
+    """The tasks that a run of these options is over. Raises: BenchmarkError; ConfigError where none is left."""
+    tasks = load_tasks(benchmark, data)
+    split: Split = asked or ("all" if data.partition("@")[0] in GENERATED.get(benchmark, ()) else "test")
+    development, test = split_tasks(tasks)
+    tasks = {"all": tasks, "development": development, "test": test}[split]
+    if not tasks:
+        raise ConfigError(f"{data}: no task falls on the {split} side; choose --split all")
+    return (tasks if limit is None else sample_tasks(tasks, limit)), split
+
+
+def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -> tuple[str, ...]:
+    """Each policy once, `all` spelt out. Raises: ConfigError for one that is none."""
+    names = tuple(dict.fromkeys(name for policy in given for name in (all_policies(setting) if policy == ALL else (policy,))))
+    for name in names:
+        parse_policy(name, setting, config)
+    return names
+
+
+def _manifest(
+    request: EvalRequest, config: ServeConfig, setting: Setting, tasks: Sequence[Task], split: Split, names: tuple[str, ...]
+) -> Manifest:
+    return Manifest(
+        benchmark=request.benchmark,
+        data=request.data,
+        data_sha256=data_sha256(tasks),
+        num_tasks=len(tasks),
+        split=split,
+        limit=request.limit,
+        policies=names,
+        policy_config=request.policy_config,
+        seed=request.seed,
+        virtual_model=setting.virtual_model,
+        pool=setting.pool,
+        models=pool_models(config.router),
+        prices_as_of=config.router.prices_as_of,
+        endpoint=request.url,
+        config_sha256=config_sha256(config.router, config.routing, config.model_apps),
+        code_version=code_version(),
+    )
+
+
+def _elsewhere(request: EvalRequest, setting: Setting) -> RowSource | None:
+    if request.engine == "asyncio":
+        return None
+    from r2_serve.lab.evaluation.ray_data import RayDataRows
+
+    if request.url is None:
+        raise ConfigError("--engine ray-data asks a running endpoint: give its --url")
+    return RayDataRows(request.url, request.api_key, setting, request.options.num_at_once)
+
+
+@contextlib.asynccontextmanager
+async def _asker(request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str]) -> AsyncIterator[Asker]:
+    if request.url is None:
+        models = models_of(policies, config.routing.virtual_models[virtual_model])
+        yield InProcessAsker(config.router, config.routing, _made_engines(config, models))
+        return
+    async with new_client(request.url, api_key=request.api_key) as client:
+        yield HttpAsker(client)
+
+
+def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:
+    """Local models are loaded now: seconds of loading are no task's latency, and one that cannot be loaded ends the run before it
+    begins. Raises: ConfigError."""
+    engine_for = in_process_engines(config.model_apps)
+    local = [model for model in config.router.models if model.name in names and model.engine.kind not in HOSTED_KINDS]
+    made = {model.name: engine_for(model) for model in local}
+    return lambda model: made.get(model.name) or engine_for(model)
+
+
+def models_of(policies: Sequence[str], virtual: VirtualModelConfig) -> frozenset[str]:
+    """Models that the policies may ask: those they name, and the virtual model's where one asks that."""
+    named = {model for policy in policies for model in policy.partition(":")[2].split(",") if model}
+    if all(policy.partition(":")[0] in ("single", "cascade", "datashunt") for policy in policies):
+        return frozenset(named)
+    return frozenset({*named, *virtual.pool, virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model})
+
+
+@contextlib.contextmanager
+def _progress(name: str, console: Console) -> Iterator[OnRow]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[standing]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(name, total=None, standing="")
+
+        def show(standing: Standing) -> None:
+            accuracy = standing.num_correct / standing.num_done if standing.num_done else 0.0
+            text = f"{100 * accuracy:.1f} % correct, {standing.num_failed} failed, {usd(standing.cost_usd or Decimal(0))}"
+            progress.update(bar, total=standing.num_total, completed=standing.num_done, standing=text)
+
+        yield show
+
+
+def write_reports(
+    directories: Sequence[Path], html: Path | None, json_out: Path | None, console: Console, *, reference: str | None, is_brief: bool
+) -> list[Path]:
+    """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
+    from r2_serve.lab.evaluation.page import page
+    from r2_serve.lab.evaluation.report import report_of
+    from r2_serve.lab.evaluation.report_table import print_overview, print_report
+
+    reports = [report_of(directory, reference) for directory in directories]
+    for report in reports:
+        print_report(report, console, is_brief=is_brief)
+    if len(reports) > 1:
+        print_overview(reports, console)
+    paths = (json_out or directories[0] / "report.json", html or directories[0] / "report.html")
+    write_whole(paths[0], "[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]")
+    write_whole(paths[1], page(reports))
+    return list(paths)

@@ -1,0 +1,108 @@
+"""Runs the cells that are not done, one after another, each in a process of its own, and shows how far it is."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from r2_serve.errors import ConfigError
+from r2_serve.lab.experiment.cells import OUTPUT, Cell
+from r2_serve.lab.experiment.clusters import Site, command
+from r2_serve.lab.experiment.config import Experiment
+from r2_serve.lab.load.records import TimelineSample
+from r2_serve.lab.load.run_directory import TIMELINE, claim
+
+_POLL_S = 0.5
+_TOLD_BYTES = 4_000
+Show = Callable[[str, float], None]
+"""What is said of the running cell, and the seconds of it that are over."""
+
+
+class CellFailed(ConfigError):
+    """A cell's command ended without figures; says where its output is. Those done are kept."""
+
+
+def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
+    """Those not done. Raises: ConfigError where one holds figures of another config, workload or code, unless `set_aside`."""
+    others = [cell for cell in cells if cell.is_other()]
+    if others and not set_aside:
+        raise ConfigError(
+            f"{len(others)} cells, such as {others[0].directory}, hold runs of another config, workload or code: choose another --out, "
+            "or run them again with --set-aside, which keeps those"
+        )
+    return [cell for cell in cells if cell in others or cell.summary() is None]
+
+
+def run_cells(cells: Sequence[Cell], num_all: int, site: Site, experiment: Experiment, console: Console) -> None:
+    """Raises: CellFailed, PublishError; KeyboardInterrupt after the running cell has written what it had."""
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.fields[standing]}"))
+    with Progress(*columns, console=console, refresh_per_second=2) as bars:
+        for number, cell in enumerate(cells, num_all - len(cells) + 1):
+            bar = bars.add_task(f"{number}/{num_all} {cell.title}", total=cell.workload.duration_s, standing="preparing")
+            site.prepare(cell)
+            bars.update(bar, standing="starting")
+            run_cell(cell, site, experiment, partial(_show, bars, bar))
+            summary = cell.summary()
+            told = "-" if summary is None or summary.slo_attainment is None else f"{100 * summary.slo_attainment:.1f} % in time"
+            bars.update(bar, standing=told, completed=cell.workload.duration_s)
+            bars.stop_task(bar)
+
+
+def _show(bars: Progress, bar: TaskID, said: str, t_s: float) -> None:
+    bars.update(bar, standing=said, completed=t_s)
+
+
+def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None:
+    """What its directory held before is put aside. Raises: CellFailed; KeyboardInterrupt once the cell's process has ended."""
+    claim(cell.directory, set_aside=True)
+    cell.mark()
+    arguments, log = command(cell, site, experiment), cell.directory.with_name(f"{cell.directory.name}.{OUTPUT}")
+    with log.open("wb") as output:
+        output.write(f"$ {shlex.join(arguments)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(  # our own command, made above  # noqa: S603  # nosec B603
+            arguments,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=site.environment(cell),
+            start_new_session=True,  # ctrl-C reaches it once, from here, however this process was interrupted
+        )
+        try:
+            _follow(process, cell.directory / TIMELINE, show)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # it ends in order
+            with suppress(KeyboardInterrupt):
+                process.wait()
+            process.kill()  # at the second ctrl-C
+            process.wait()
+            raise
+    if cell.summary() is None:
+        raise CellFailed(f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{_end_of(log)}")
+    log.replace(cell.directory / OUTPUT)
+
+
+def _follow(process: subprocess.Popen[bytes], timeline: Path, show: Show) -> None:
+    started = time.time()
+    while process.poll() is None:
+        time.sleep(_POLL_S)
+        if timeline.exists() and timeline.stat().st_mtime > started and (sample := _last_sample(timeline)) is not None:
+            show(f"{sample.num_sent} sent, {sample.num_open} open, {sample.num_failed} failed", sample.t_s)
+
+
+def _last_sample(timeline: Path) -> TimelineSample | None:
+    *_, last, rest = [b"", *timeline.read_bytes().split(b"\n")]
+    return TimelineSample.model_validate_json(last) if last and not rest else None
+
+
+def _end_of(log: Path) -> str:
+    return log.read_bytes()[-_TOLD_BYTES:].decode(errors="replace").strip()

@@ -1,0 +1,155 @@
+"""`r2-serve load`. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from r2_serve.lab.load.replicas import ReplicaSource
+    from r2_serve.lab.load.session import LoadOptions
+    from r2_serve.lab.workload import Workload
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+
+
+def load(
+    workload: Annotated[Path | None, typer.Argument(help="Workload file (YAML).")] = None,
+    example: Annotated[
+        str | None, typer.Option("--example", "-e", help="A shipped workload in place of a file; `list` names them.")
+    ] = None,
+    url: Annotated[str, typer.Option(envvar="R2_BASE_URL", help="Endpoint, with its /v1.")] = DEFAULT_URL,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Start a local cluster with this Serve config instead; `scripted`: that of the examples."),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=0, help="With --config: Ray nodes beside the head, each with its --gpus. 0: one node alone.")
+    ] = 0,
+    gpus: Annotated[int, typer.Option(min=0, help="With --config: GPUs that a node pretends to have.")] = 0,
+    dashboard: Annotated[
+        str | None, typer.Option(help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265: replicas over time.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/load/NAME of the workload.")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the workload's own.")] = None,
+    max_open: Annotated[
+        int, typer.Option(min=1, max=50_000, help="Most connections; beyond it requests are sent late, and count so.")
+    ] = 2000,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for a whole answer.")] = 300.0,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole replies: less work for both ends, no first-token times.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between samples of queue and replicas.")] = 1.0,
+    gpu_usd_per_hour: Annotated[float, typer.Option(min=0, help="Price of a GPU, for the cost of replicas.")] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
+    set_aside: Annotated[bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")] = False,
+) -> None:
+    """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
+
+    Latency counts from when a request was to be sent. Ctrl-C ends a run in order: what there is is written, and the status is 130.
+
+    \b
+    Example:  r2-serve load --example list
+              r2-serve load --example bursts --dry-run
+              r2-serve load -e on-off --config scripted --gpus 8
+              r2-serve load mine.yaml --url http://127.0.0.1:8000/v1
+              r2-serve load mine.yaml --dashboard http://HEAD:8265
+    """
+    from rich.console import Console
+
+    from r2_serve.errors import R2Error
+    from r2_serve.lab.load.session import LoadOptions
+    from r2_serve.lab.workload import example_names, example_path, load_workload
+
+    if example == "list":
+        typer.echo("\n".join(example_names()))
+        return
+    if (workload is None) == (example is None):
+        _fail("give a workload file, or --example NAME (--example list names them)")
+    try:
+        loaded = load_workload(example_path(example) if example is not None else workload or Path())
+        if dry_run:
+            _preview(loaded, seed)
+            return
+        options = LoadOptions(
+            out=out or Path("runs/load") / loaded.name,
+            api_key=api_key,
+            seed=seed,
+            max_open=max_open,
+            timeout_s=timeout,
+            is_streamed=not no_stream,
+            interval_s=interval,
+            gpu_usd_per_hour=gpu_usd_per_hour,
+            set_aside=set_aside,
+        )
+        console = Console()
+        with _target(url, config, dashboard, nodes, gpus, console) as (base_url, replicas):
+            _run(loaded, base_url, options, replicas, console)
+    except R2Error as e:
+        _fail(e.message)
+
+
+def _preview(workload: Workload, seed: int | None) -> None:
+    from r2_serve.lab.load.preview import preview, preview_lines
+
+    totals = preview(workload, seed)
+    if totals.num_requests == 0:
+        _fail(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
+    typer.echo("\n".join(preview_lines(workload, totals, next(workload.requests(seed), None))))
+
+
+def _run(workload: Workload, url: str, options: LoadOptions, replicas: ReplicaSource | None, console: Console) -> None:
+    from r2_serve.lab.load.progress import print_summary, progress
+    from r2_serve.lab.load.run_directory import REPORT, SUMMARY
+    from r2_serve.lab.load.session import run_load
+
+    with progress(workload.name, workload.duration_s, console) as watcher:
+        summary = asyncio.run(run_load(workload, url, options, replicas=replicas, watcher=watcher))
+    print_summary(summary, console)
+    written = [path for name in (SUMMARY, REPORT) if (path := options.out / name).exists()]
+    typer.echo(f"written: {', '.join(map(str, written))}")
+    if len(written) == 1:
+        typer.echo("the page needs matplotlib: pip install 'r2-router[eval]'", err=True)
+    if summary.info.is_interrupted:
+        raise typer.Exit(130)
+    if summary.num_ok == 0:
+        _fail("no request was answered; the first errors are in requests.jsonl")
+
+
+@contextmanager
+def _target(
+    url: str, config: Path | None, dashboard: str | None, nodes: int, gpus: int, console: Console
+) -> Iterator[tuple[str, ReplicaSource | None]]:
+    """The endpoint's base URL, and who counts its replicas."""
+    if config is None:
+        from r2_serve.cluster.serve_api import Dashboard
+        from r2_serve.lab.load.replicas import DashboardReplicas
+
+        yield url, DashboardReplicas(Dashboard(dashboard)) if dashboard is not None else None
+        return
+    from r2_serve.lab.load.replicas import LocalReplicas
+    from r2_serve.lab.workload import SCRIPTED_POOL
+    from r2_serve.ops.local.cluster import free_port, local_cluster, prepare_environment
+    from r2_serve.ops.local.nodes import local_nodes
+    from r2_serve.serve_config import load as load_config
+
+    prepare_environment()
+    loaded = load_config(SCRIPTED_POOL if str(config) == "scripted" else config)
+    with ExitStack() as stack:
+        with console.status(f"starting Ray and {len(loaded.model_apps)} models"):
+            address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
+            base_url = stack.enter_context(local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address))
+        yield base_url, LocalReplicas()
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"r2-serve: {message}", fg="red", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,78 @@
+"""Looks at a run while it goes: counts, the router's queue and the replicas, into a timeline, at even intervals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from r2_serve.errors import R2Error
+from r2_serve.lab.load.open_loop import OpenLoop
+from r2_serve.lab.load.records import QueueState, ReplicaCount, TimelineSample
+from r2_serve.lab.load.replicas import ReplicaSource
+
+log = logging.getLogger(__name__)
+_RUNNING = re.compile(r"^r2_requests_running(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_QUEUED = re.compile(r"^r2_requests_queued(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+"""A sample per router replica."""
+
+
+@dataclass
+class Monitor:
+    """`run` until cancelled; what cannot be seen is left out of a sample, and never ends a run."""
+
+    loop: OpenLoop
+    http: httpx.AsyncClient
+    replicas: ReplicaSource | None
+    interval_s: float
+    on_sample: Callable[[TimelineSample], None]
+
+    async def run(self) -> None:
+        while True:
+            next_s = (self.loop.elapsed_s // self.interval_s + 1) * self.interval_s
+            await self.look()
+            await asyncio.sleep(max(0.0, next_s - self.loop.elapsed_s))
+
+    async def look(self) -> None:
+        """One sample. Its time is that at which replicas were counted."""
+        deployments = await self._deployments()
+        t_s, counts = self.loop.elapsed_s, self.loop.counts
+        self.on_sample(
+            TimelineSample(
+                t_s=round(t_s, 3),
+                num_sent=counts.num_sent,
+                num_done=counts.num_done,
+                num_failed=counts.num_failed,
+                num_open=counts.num_open,
+                spent_usd=counts.spent_usd,
+                queue=await self._queue(),
+                deployments=deployments,
+            )
+        )
+
+    async def _deployments(self) -> dict[str, ReplicaCount]:
+        if self.replicas is None:
+            return {}
+        try:
+            return await asyncio.to_thread(self.replicas.read)
+        except R2Error as e:
+            log.warning("no replica counts: %s", e.message)
+            return {}
+
+    async def _queue(self) -> QueueState | None:
+        url = str(self.http.base_url).rstrip("/").removesuffix("/v1") + "/metrics"
+        try:
+            response = await self.http.get(url, timeout=self.interval_s)
+        except httpx.HTTPError:
+            return None
+        return queue_state(response.text)
+
+
+def queue_state(page: str) -> QueueState | None:
+    """Of all router replicas on a page of `/metrics`; None where it says nothing of them."""
+    running, queued = ([int(float(value)) for value in sample.findall(page)] for sample in (_RUNNING, _QUEUED))
+    return QueueState(running=sum(running), queued=sum(queued)) if running and queued else None

@@ -1,0 +1,116 @@
+"""Sends each request at its time, whatever became of those before it, with bounded connections and bounded memory.
+
+Where all connections are taken the next request waits, and those behind it, in the workload, which is read as it is sent:
+nothing queues here but time. That wait is the generator's lateness, and is part of every latency. Times are the event loop's
+clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Protocol
+
+from r2_serve.lab.load.records import RequestRecord
+from r2_serve.lab.workload import Request
+
+
+@dataclass
+class Reply:
+    """What came back for one request so far; filled in while it comes, so that an interrupted one tells what it had."""
+
+    sent_at: float = 0.0
+    """Event loop's clock."""
+    first_token_at: float | None = None
+    status: int | None = None
+    error: str | None = None
+    text: str = ""
+    cost_usd: Decimal | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_subtasks: int | None = None
+
+
+class Send(Protocol):
+    """One request to its end. What goes wrong is written into `reply.error`, not raised."""
+
+    async def __call__(self, request: Request, reply: Reply) -> None: ...
+
+
+@dataclass
+class Counts:
+    """Of a run, live."""
+
+    num_sent: int = 0
+    num_done: int = 0
+    num_failed: int = 0
+    blocked_s: float = 0.0
+    """Sending stood still as every connection was taken."""
+    spent_usd: Decimal = field(default_factory=Decimal)
+
+    @property
+    def num_open(self) -> int:
+        return self.num_sent - self.num_done
+
+
+class OpenLoop:
+    """One run. `on_end` is told of every request as it ends, also when `run` is cancelled."""
+
+    def __init__(self, send: Send, *, max_open: int, on_end: Callable[[RequestRecord], None]) -> None:
+        self._send, self._on_end = send, on_end
+        self._places = asyncio.Semaphore(max_open)
+        self._start_at = 0.0
+        self.counts = Counts()
+
+    @property
+    def elapsed_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._start_at
+
+    async def run(self, requests: Iterable[Request]) -> None:
+        """Returns when all are answered. Cancelling it stops sending and gives up those under way."""
+        self._start_at = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            for request in requests:
+                await asyncio.sleep(max(0.0, request.start_s - self.elapsed_s))
+                due_s = self.elapsed_s
+                await self._places.acquire()
+                self.counts.blocked_s += self.elapsed_s - due_s
+                self.counts.num_sent += 1
+                group.create_task(self._one(request))
+
+    async def _one(self, request: Request) -> None:
+        reply = Reply(sent_at=asyncio.get_running_loop().time())
+        is_finished = False
+        try:
+            await self._send(request, reply)
+            is_finished = True
+        finally:
+            self._places.release()
+            self._finish(self._record(request, reply, is_finished=is_finished))
+
+    def _record(self, request: Request, reply: Reply, *, is_finished: bool) -> RequestRecord:
+        first_at, is_graded = reply.first_token_at, request.task is not None
+        return RequestRecord(
+            index=request.index,
+            intended_start_s=round(request.start_s, 6),
+            sent_s=round(reply.sent_at - self._start_at, 6),
+            first_token_s=None if first_at is None else round(first_at - self._start_at, 6),
+            end_s=round(self.elapsed_s, 6),
+            outcome="unfinished" if not is_finished else "failed" if reply.error is not None else "ok",
+            status=reply.status,
+            error=reply.error,
+            cost_usd=reply.cost_usd,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            num_subtasks=reply.num_subtasks,
+            task_id=request.task.id if request.task is not None else None,
+            answer=reply.text if is_graded and reply.error is None and is_finished else None,
+        )
+
+    def _finish(self, record: RequestRecord) -> None:
+        self.counts.num_done += 1
+        self.counts.num_failed += record.outcome == "failed"
+        self.counts.spent_usd += record.cost_usd or 0
+        self._on_end(record)

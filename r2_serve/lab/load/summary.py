@@ -1,0 +1,234 @@
+"""The figures of a run, from its lines alone: anybody can compute them again from `requests.jsonl` and `timeline.jsonl`.
+
+Latencies count from the intended start and are those of answered requests; what failed counts against the objective. A request
+is good if it was answered within every limit of the workload's `slo`, and where answers are graded, correct too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from statistics import fmean, quantiles
+from typing import Self
+
+from pydantic import Field
+
+from r2_serve.lab.load.records import ReplicaCount, RequestRecord, TimelineSample
+from r2_serve.lab.workload import Slo
+from r2_serve.types import Record
+
+LATE_S = 0.05
+"""99th percentile of the generator's lateness above which a run is told to be unsound."""
+
+
+class RunInfo(Record):
+    """What was run, where and when."""
+
+    workload: str
+    seed: int
+    url: str
+    model: str
+    slo: Slo
+    duration_s: float | None
+    """In which requests were to be sent; None for a whole trace."""
+    started: str
+    """UTC, ISO."""
+    code_version: str
+    machine: str
+    max_open: int
+    gpu_usd_per_hour: float = 0.0
+    is_interrupted: bool = False
+    blocked_s: float = 0.0
+    """Sending stood still for so long as every connection was taken."""
+
+
+class Distribution(Record):
+    """Of a time, in seconds. Percentiles are interpolated linearly, as numpy's."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self | None:
+        """None of nothing."""
+        if not values:
+            return None
+        cuts = quantiles(values, n=100, method="inclusive") if len(values) > 1 else [values[0]] * 99
+        return cls(mean=fmean(values), p50=cuts[49], p90=cuts[89], p95=cuts[94], p99=cuts[98], max=max(values))
+
+
+class DeploymentUse(Record):
+    """What a deployment took over the run, through the last reply."""
+
+    replica_s: float
+    """Integral of running and starting replicas over time."""
+    starting_s: float
+    """The part of it in which they did no work yet."""
+    max_replicas: int
+    gpus_per_replica: float
+    gpu_s: float
+    """GPUs that it held over time: by stopping replicas too, which `replica_s` leaves out."""
+
+
+class LoadSummary(Record):
+    """See the module's text."""
+
+    info: RunInfo
+    wall_s: float
+    """To the end of the last request."""
+    num_sent: int
+    num_ok: int
+    num_failed: int
+    num_unfinished: int
+    errors: dict[str, int]
+    """Failed requests by kind, the most frequent first."""
+    sent_per_s: float
+    ok_per_s: float
+    latency_s: Distribution | None
+    ttft_s: Distribution | None
+    lateness_s: Distribution | None
+    num_good: int
+    slo_attainment: float | None
+    """Good requests as a share of all that ended."""
+    goodput_per_s: float
+    """Good requests per second of the run, its drain included."""
+    num_graded: int
+    num_correct: int
+    cost_usd: Decimal
+    """Of the replies that told it."""
+    num_cost_unknown: int
+    prompt_tokens: int
+    completion_tokens: int
+    deployments: dict[str, DeploymentUse] = Field(default_factory=dict)
+    replica_s: float
+    gpu_s: float
+    gpu_usd: float
+    warnings: tuple[str, ...] = ()
+
+
+def is_good(record: RequestRecord, slo: Slo) -> bool:
+    """Whether a request met the objective."""
+    if record.outcome != "ok" or record.correct is False:
+        return False
+    if slo.ttft_s is not None and (record.ttft_s is None or record.ttft_s > slo.ttft_s):
+        return False
+    return slo.latency_s is None or record.latency_s <= slo.latency_s
+
+
+def summarize(info: RunInfo, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]) -> LoadSummary:
+    """`records` is read once: a run of millions needs memory for three numbers each."""
+    tally = _Tally(info.slo)
+    for record in records:
+        tally.add(record)
+    outcomes, wall_s = tally.outcomes, max(tally.wall_s, 1e-9)
+    num_ended = outcomes["ok"] + outcomes["failed"]
+    deployments = deployment_use(timeline)
+    gpu_s = sum(use.gpu_s for use in deployments.values())
+    lateness = Distribution.of(tally.lateness)
+    return LoadSummary(
+        info=info,
+        wall_s=tally.wall_s,
+        num_sent=outcomes.total(),
+        num_ok=outcomes["ok"],
+        num_failed=outcomes["failed"],
+        num_unfinished=outcomes["unfinished"],
+        errors=dict(tally.errors.most_common()),
+        sent_per_s=outcomes.total() / max(min(info.duration_s or wall_s, wall_s), 1e-9),
+        ok_per_s=outcomes["ok"] / wall_s,
+        latency_s=Distribution.of(tally.latencies),
+        ttft_s=Distribution.of(tally.ttfts),
+        lateness_s=lateness,
+        num_good=tally.num_good,
+        slo_attainment=tally.num_good / num_ended if num_ended else None,
+        goodput_per_s=tally.num_good / wall_s,
+        num_graded=tally.num_graded,
+        num_correct=tally.num_correct,
+        cost_usd=tally.cost_usd,
+        num_cost_unknown=tally.num_cost_unknown,
+        prompt_tokens=tally.prompt_tokens,
+        completion_tokens=tally.completion_tokens,
+        deployments=deployments,
+        replica_s=sum(use.replica_s for use in deployments.values()),
+        gpu_s=gpu_s,
+        gpu_usd=gpu_s / 3600 * info.gpu_usd_per_hour,
+        warnings=tuple(_warnings(info, lateness)),
+    )
+
+
+def deployment_use(timeline: Sequence[TimelineSample]) -> dict[str, DeploymentUse]:
+    """By trapezoids between the samples that have counts; a deployment that one of two samples lacks had no replica then."""
+    seen = [sample for sample in timeline if sample.deployments]
+    names = sorted({name for sample in seen for name in sample.deployments})
+    return {name: _use([(sample.t_s, sample.deployments.get(name, _NONE)) for sample in seen]) for name in names}
+
+
+_NONE = ReplicaCount(running=0, starting=0, target=0)
+
+
+def _use(counts: Sequence[tuple[float, ReplicaCount]]) -> DeploymentUse:
+    def integral(values: Sequence[float]) -> float:
+        times = [t for t, _ in counts]
+        return sum((b - a) * (x + y) / 2 for (a, b), (x, y) in zip(itertools.pairwise(times), itertools.pairwise(values), strict=True))
+
+    replica_s = integral([count.running + count.starting for _, count in counts])
+    gpus = max(count.gpus for _, count in counts)
+    return DeploymentUse(
+        replica_s=replica_s,
+        starting_s=integral([count.starting for _, count in counts]),
+        max_replicas=max(count.running + count.starting for _, count in counts),
+        gpus_per_replica=gpus,
+        gpu_s=gpus * (replica_s + integral([count.stopping for _, count in counts])),
+    )
+
+
+class _Tally:
+    """One pass over the requests."""
+
+    def __init__(self, slo: Slo) -> None:
+        self._slo = slo
+        self.latencies, self.ttfts, self.lateness = array("d"), array("d"), array("d")
+        self.outcomes: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.wall_s, self.cost_usd = 0.0, Decimal(0)
+        self.num_good = self.num_graded = self.num_correct = self.num_cost_unknown = 0
+        self.prompt_tokens = self.completion_tokens = 0
+
+    def add(self, record: RequestRecord) -> None:
+        self.outcomes[record.outcome] += 1
+        self.lateness.append(record.lateness_s)
+        self.wall_s = max(self.wall_s, record.end_s)
+        if record.outcome == "ok":
+            self.latencies.append(record.latency_s)
+            if record.ttft_s is not None:
+                self.ttfts.append(record.ttft_s)
+        if record.outcome == "failed":
+            self.errors[record.error_kind] += 1
+        self.num_good += is_good(record, self._slo)
+        self.num_graded += record.correct is not None
+        self.num_correct += record.correct is True
+        self.num_cost_unknown += record.cost_usd is None
+        self.cost_usd += record.cost_usd or 0
+        self.prompt_tokens += record.prompt_tokens
+        self.completion_tokens += record.completion_tokens
+
+
+def _warnings(info: RunInfo, lateness: Distribution | None) -> Iterable[str]:
+    if info.is_interrupted:
+        yield "the run was interrupted: figures are of the requests that had ended"
+    if lateness is not None and lateness.p99 > LATE_S:
+        why = (
+            f"sending stood still for {info.blocked_s:.1f} s as all {info.max_open} connections were taken (--max-open)"
+            if info.blocked_s > LATE_S
+            else "its machine was too busy: run it on another one, or at a lower rate"
+        )
+        yield (
+            f"the generator was late: {1000 * lateness.p99:.0f} ms at the 99th percentile; {why}. "
+            "Latencies include it; arrivals were smoother than the workload says"
+        )

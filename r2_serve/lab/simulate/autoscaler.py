@@ -1,0 +1,113 @@
+"""Ray Serve's autoscaler on the simulated clock: its own code decides, on the numbers that it would have had.
+
+`_apply_autoscaling_config` is a private name of Ray, and `time.time` of its module is replaced while a simulation runs: Ray is
+pinned, and a test compares the decisions with those of `DeploymentAutoscalingState`.
+Source: Ray Serve 2.60, `autoscaling_policy.py` and `_private/autoscaling_state.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from r2_serve.lab.simulate.clock import Clock
+from r2_serve.lab.simulate.deployment import Deployment
+from r2_serve.lab.simulate.metrics_path import HandleReports
+
+Policy = Callable[[Any], tuple[float, dict[str, Any]]]
+"""What Serve calls a deployment-level policy: an `AutoscalingContext` to replicas and a state, before delays and bounds."""
+
+
+@dataclass
+class Scaled:
+    """An autoscaled deployment."""
+
+    app: str
+    deployment: Deployment
+    reports: HandleReports
+    config: Any
+    """`ray.serve.config.AutoscalingConfig`."""
+    policy: Policy
+    """With Serve's delays and factors around it."""
+    state: dict[str, Any] = field(default_factory=dict)
+    last_up_s: float | None = None
+    last_down_s: float | None = None
+    num_decisions: int = 0
+
+
+def with_delays(policy: Policy) -> Policy:
+    """`policy` as Serve runs it: the start from zero, factors, delays."""
+    from ray.serve.autoscaling_policy import _apply_autoscaling_config
+
+    wrapped: Policy = _apply_autoscaling_config(policy)
+    return wrapped
+
+
+class Autoscaler:
+    """Serve's control loop, as far as it scales."""
+
+    def __init__(self, clock: Clock, scaled: Sequence[Scaled]) -> None:
+        self._clock, self._scaled = clock, scaled
+
+    def decide(self) -> None:
+        """One round."""
+        for scaled in self._scaled:
+            self._decide(scaled)
+
+    def _decide(self, scaled: Scaled) -> None:
+        deployment, config = scaled.deployment, scaled.config
+        wanted, scaled.state = scaled.policy(self._context(scaled))
+        bounded = max(config.min_replicas, min(config.max_replicas, math.ceil(wanted)))
+        before = deployment.target_num_replicas
+        if bounded == before:
+            return
+        scaled.num_decisions += 1
+        if bounded > before:
+            scaled.last_up_s = self._clock.now
+        else:
+            scaled.last_down_s = self._clock.now
+        deployment.scale_to(bounded)
+
+    def _context(self, scaled: Scaled) -> Any:
+        from ray.serve.config import AutoscalingContext
+
+        deployment, reports, config = scaled.deployment, scaled.reports, scaled.config
+        return AutoscalingContext(
+            deployment_id=(scaled.app, deployment.name),
+            deployment_name=deployment.name,
+            app_name=scaled.app,
+            current_num_replicas=len(deployment.running),
+            target_num_replicas=deployment.target_num_replicas,
+            running_replicas=deployment.running,
+            total_num_requests=reports.total_requests,
+            total_queued_requests=reports.queued_requests,
+            aggregated_metrics={},
+            raw_metrics={},
+            capacity_adjusted_min_replicas=config.min_replicas,
+            capacity_adjusted_max_replicas=config.max_replicas,
+            policy_state=dict(scaled.state),
+            last_scale_up_time=scaled.last_up_s,
+            last_scale_down_time=scaled.last_down_s,
+            current_time=self._clock.now,
+            config=config,
+        )
+
+
+@contextmanager
+def serve_reads(clock: Clock, scaled: Sequence[Scaled]) -> Iterator[None]:
+    """Serve's policy module takes its time from `clock`. Where nothing is scaled, Ray is not imported."""
+    if not scaled:
+        yield
+        return
+    from ray.serve import autoscaling_policy
+
+    real = autoscaling_policy.time
+    autoscaling_policy.time = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now)
+    try:
+        yield
+    finally:
+        autoscaling_policy.time = real

@@ -1,0 +1,258 @@
+"""One Serve deployment: a handle's queue, the choice of a replica, replicas that start, serve, drain and stop.
+
+All handles of a deployment are taken for one; that each process keeps a queue of its own shows only where deployments
+are much smaller than the number of their callers.
+Source: Ray Serve 2.60, `_private/request_router/` (power of two choices, polling of full replicas) and `deployment_state.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from r2_serve.lab.simulate.calls import AT_REPLICA, IN_QUEUE, ON_ITS_WAY, OVER, Call
+from r2_serve.lab.simulate.clock import Clock
+from r2_serve.lab.simulate.machines import Machines, Place
+from r2_serve.lab.simulate.replicas import Replica, StageReplica
+
+LONGEST_POLL_S = 0.5
+"""Handles with a queue ask replicas again at intervals that grow up to this."""
+POLLS_PER_REPLICA = 2
+"""Requests of the queue that ask at the same time, by running replica."""
+NUM_PAIRS = 4
+"""Pairs of replicas looked at before a call goes to the queue."""
+
+
+@dataclass(frozen=True)
+class DeploymentOptions:
+    """Of one deployment, as Serve would run it."""
+
+    name: str
+    max_ongoing_requests: int
+    max_queued_requests: int
+    gpus: float
+    start_s: float
+    stop_s: float
+    hop_s: float
+    initial_replicas: int
+
+
+class _Start:
+    """A replica that is not there yet."""
+
+    def __init__(self) -> None:
+        self.place: Place | None = None
+        self.is_wanted = True
+
+
+class Deployment:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        options: DeploymentOptions,
+        make_replica: Callable[[Deployment], Replica],
+        machines: Machines,
+        draw: random.Random,
+    ) -> None:
+        self.name, self.options = options.name, options
+        self.running: list[Replica] = []
+        self.running_version = 0
+        """Changes with `running`."""
+        self.num_at_work = 0
+        """Calls at replicas, or on their way to one."""
+        self.num_queued = 0
+        self.num_calls = 0
+        self.target_num_replicas = 0
+        self.first_call: Callable[[], None] = _nothing
+        """Told before the first call is dealt with."""
+        self.came_to_nobody: Callable[[], None] = _nothing
+        """Told when a call comes while there is no replica."""
+        self._clock, self._machines, self._random = clock, machines, draw.random
+        self._make_replica = make_replica
+        self._queue: deque[Call] = deque()
+        self._starting: list[_Start] = []
+        self._stopping: set[Replica] = set()
+        self._places: dict[Replica, Place] = {}
+        self._max_ongoing = options.max_ongoing_requests
+        self._hop_s = options.hop_s
+        for _ in range(options.initial_replicas):
+            self._start_now()
+        self.target_num_replicas = options.initial_replicas
+
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        """Sends it to a replica, or queues it."""
+        call.target = self
+        self.num_calls += 1
+        if self.num_calls == 1:
+            self.first_call()
+        replica = self._choose()
+        if replica is not None:
+            self._send(call, replica)
+        elif 0 <= self.options.max_queued_requests <= self.num_queued:
+            call.state = OVER
+            call.owner.call_failed(call, "backpressure", None)
+        else:
+            call.state = IN_QUEUE
+            self.num_queued += 1
+            self._queue.append(call)
+            if not self.running:
+                self.came_to_nobody()
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for it any more."""
+        state, call.state = call.state, OVER
+        if state == IN_QUEUE:
+            self.num_queued -= 1  # it is passed over when its turn comes
+        elif state == AT_REPLICA:
+            assert call.replica is not None
+            call.replica.abandon(call)
+            self._freed(call.replica)
+
+    def release(self, call: Call) -> None:
+        """A call that a stage held is over."""
+        call.state = OVER
+        assert isinstance(call.replica, StageReplica)
+        call.replica.end()
+        self._freed(call.replica)
+
+    def _choose(self) -> Replica | None:
+        """The less busy of two, as Serve's power of two choices does; None where nobody has room."""
+        running, random, limit = self.running, self._random, self._max_ongoing
+        count = len(running)
+        if count < 2:
+            return running[0] if count and running[0].num_ongoing < limit else None
+        for _ in range(NUM_PAIRS):
+            first = int(random() * count)
+            second = int(random() * (count - 1))
+            one, other = running[first], running[second + (second >= first)]
+            chosen = other if other.num_ongoing < one.num_ongoing else one
+            if chosen.num_ongoing < limit:
+                return chosen
+        return None
+
+    def _send(self, call: Call, replica: Replica) -> None:
+        replica.num_ongoing += 1
+        self.num_at_work += 1
+        call.replica = replica
+        hop_s = self._hop_s + call.delay_s
+        if replica.takes_s is not None:  # nothing on the way or at the replica changes when it ends: one event less
+            call.state = AT_REPLICA
+            call.begun_s = self._clock.now + hop_s
+            self._clock.after(hop_s + replica.takes_s, replica.end_of, call)
+            return
+        call.state = ON_ITS_WAY
+        if hop_s:
+            self._clock.after(hop_s, self._arrive, call)
+        else:
+            self._arrive(call)
+
+    def _arrive(self, call: Call) -> None:
+        assert call.replica is not None
+        if call.state == OVER:  # cancelled on its way
+            self._freed(call.replica)
+            return
+        call.state = AT_REPLICA
+        call.begun_s = self._clock.now
+        call.replica.begin(call)
+
+    def done(self, call: Call, replica: Replica) -> None:
+        """A replica has answered."""
+        call.state = OVER
+        self._freed(replica)
+        call.owner.call_done(call)
+
+    def refused(self, call: Call, replica: Replica) -> None:
+        """A stage's replica has no place for it, not even in its queue."""
+        call.state = OVER
+        self._freed(replica)
+        call.owner.call_failed(call, "overloaded", None)
+
+    def _freed(self, replica: Replica) -> None:
+        replica.num_ongoing -= 1
+        self.num_at_work -= 1
+        if self.num_queued:
+            num_polls = min(self.num_queued, POLLS_PER_REPLICA * len(self.running))
+            self._clock.after(self._random() * LONGEST_POLL_S / max(1, num_polls), self._poll)
+        if replica.num_ongoing == 0 and replica in self._stopping:
+            self._clock.after(0.0, self._stopped_if_idle, replica)
+
+    def _poll(self, _: object = None) -> None:
+        """The queue's head to whoever has room."""
+        while self.num_queued:
+            replica = self._choose()
+            if replica is None:
+                return
+            call = self._queue.popleft()
+            if call.state == IN_QUEUE:
+                self.num_queued -= 1
+                self._send(call, replica)
+
+    # -- replicas -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_starting(self) -> int:
+        return len(self._starting)
+
+    @property
+    def num_stopping(self) -> int:
+        return len(self._stopping)
+
+    def scale_to(self, num_replicas: int) -> None:
+        """Starts or stops replicas: those not started yet first, then the newest."""
+        self.target_num_replicas = num_replicas
+        missing = num_replicas - len(self.running) - len(self._starting)
+        for _ in range(missing):
+            self._start()
+        for _ in range(-missing):
+            self._stop_one()
+
+    def _start(self) -> None:
+        start = _Start()
+        self._starting.append(start)
+        start.place = self._machines.ask(self.options.gpus, lambda: self._clock.after(self.options.start_s, self._started, start))
+
+    def _start_now(self) -> None:
+        """There from the beginning."""
+        start = _Start()
+        self._starting.append(start)
+        start.place = self._machines.ask(self.options.gpus, _nothing)
+        self._started(start)
+
+    def _started(self, start: _Start) -> None:
+        if not start.is_wanted:
+            return
+        assert start.place is not None
+        self._starting.remove(start)
+        replica = self._make_replica(self)
+        self._places[replica] = start.place
+        self.running.append(replica)
+        self.running_version += 1
+        self._poll()
+
+    def _stop_one(self) -> None:
+        if self._starting:
+            start = self._starting.pop()
+            start.is_wanted = False
+            assert start.place is not None
+            self._machines.give_back(start.place)
+            return
+        replica = self.running.pop()
+        self.running_version += 1
+        self._stopping.add(replica)
+        self._clock.after(self.options.stop_s, self._stopped_if_idle, replica)
+        replica.stops_s = self._clock.now + self.options.stop_s
+
+    def _stopped_if_idle(self, replica: Replica) -> None:
+        if replica.num_ongoing == 0 and replica in self._stopping and self._clock.now >= replica.stops_s - 1e-9:
+            self._stopping.remove(replica)
+            self._machines.give_back(self._places.pop(replica))
+
+
+def _nothing() -> None:
+    return None

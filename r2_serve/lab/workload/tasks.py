@@ -1,0 +1,146 @@
+"""What requests ask: synthetic tasks, which bring their own plan and allocation, or those of a benchmark, which are graded.
+
+A synthetic task's text holds its plan and its allocation as JSON. Scripted models read them off (`{json:plan}`,
+`{json:allocation}`, `{words}`: `r2_serve.engines.scripted`), so the router's real stages run with costs that the workload
+chose. Other models may be given the same text, and plan as they like.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from r2_serve.config import Config
+from r2_serve.lab.workload.request import Step
+
+if TYPE_CHECKING:
+    from r2_serve.grading.rows import Benchmark, Task
+
+
+def _as_range(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _is_ordered(bounds: tuple[int, int]) -> tuple[int, int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"[{bounds[0]}, {bounds[1]}] is no range: the lower bound comes first")
+    return bounds
+
+
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Range = Annotated[tuple[Size, Size], BeforeValidator(_as_range), AfterValidator(_is_ordered)]
+"""A number, or [low, high] of which each is as likely."""
+Padding = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_as_range), AfterValidator(_is_ordered)
+]
+
+
+class Wave(Config):
+    """Subtasks that run at the same time, once all of the wave before are answered."""
+
+    model: str
+    """The pool model that its subtasks are given to."""
+    count: Range = (1, 1)
+    """Subtasks."""
+    words: Range
+    """Length of each one's reply."""
+
+
+class Shape(Config):
+    """One form of plan."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """How often it is drawn, relative to the others."""
+    waves: tuple[Wave, ...] = Field(min_length=1)
+
+
+class SyntheticTasks(Config):
+    """Made-up tasks with costs that are known."""
+
+    kind: Literal["synthetic"]
+    model: str = "r2"
+    """What is asked for: a virtual model, or a pool model (which then answers alone, with the last subtask's words)."""
+    shapes: tuple[Shape, ...] = Field(min_length=1)
+    prompt_words: Padding = (0, 0)
+    """The text is padded to as many words; a number or [low, high]."""
+
+
+class BenchmarkTasks(Config):
+    """Tasks of a benchmark, shuffled, again from the first after the last; every answer is graded."""
+
+    kind: Literal["benchmark"]
+    model: str = "r2"
+    name: str
+    """math, csqa, p3, scan, champ, musique or words."""
+    dataset: str
+    """Official file or directory, `hf:NAME`, or a generated split, as for `r2-serve eval run --data`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks, drawn by id."""
+
+
+Tasks = Annotated[SyntheticTasks | BenchmarkTasks, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnTask:
+    """What one request asks."""
+
+    steps: tuple[Step, ...] | None = None
+    prompt_words: int = 0
+    task: Task | None = None
+
+
+def task_source(tasks: SyntheticTasks | BenchmarkTasks, draw: random.Random) -> Callable[[], DrawnTask]:
+    """A function that draws the next task. Raises: ConfigError or BenchmarkError where the benchmark's data cannot be read."""
+    if isinstance(tasks, BenchmarkTasks):
+        return _benchmark_source(load_benchmark(tasks), draw)
+    limits = list(accumulate(shape.weight for shape in tasks.shapes))
+    return lambda: DrawnTask(
+        _steps(draw.choices(tasks.shapes, cum_weights=limits)[0] if len(limits) > 1 else tasks.shapes[0], draw),
+        _between(tasks.prompt_words, draw),
+    )
+
+
+def load_benchmark(tasks: BenchmarkTasks) -> tuple[Task, ...]:
+    """Raises: ConfigError for an unknown benchmark; BenchmarkError."""
+    from r2_serve.errors import ConfigError
+    from r2_serve.grading.rows import BENCHMARKS
+    from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks
+    from r2_serve.serve_config.document import suggestion
+
+    name: Benchmark | None = next((known for known in BENCHMARKS if known == tasks.name), None)
+    if name is None:
+        raise ConfigError(f"tasks.name: no benchmark {tasks.name!r}{suggestion(tasks.name, BENCHMARKS)}")
+    loaded = load_tasks(name, tasks.dataset)
+    return loaded if tasks.limit is None else sample_tasks(loaded, tasks.limit)
+
+
+def _benchmark_source(tasks: Sequence[Task], draw: random.Random) -> Callable[[], DrawnTask]:
+    order: list[Task] = []
+
+    def next_task() -> DrawnTask:
+        if not order:
+            order.extend(draw.sample(tasks, len(tasks)))
+        return DrawnTask(task=order.pop())
+
+    return next_task
+
+
+def _steps(shape: Shape, draw: random.Random) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    before: tuple[int, ...] = ()
+    for wave in shape.waves:
+        count = _between(wave.count, draw)
+        first = len(steps) + 1
+        steps += [Step(wave.model, _between(wave.words, draw), before) for _ in range(count)]
+        before = tuple(range(first, first + count))
+    return tuple(steps)
+
+
+def _between(bounds: tuple[int, int], draw: random.Random) -> int:
+    return bounds[0] if bounds[0] == bounds[1] else draw.randint(*bounds)

@@ -1,0 +1,216 @@
+"""What to change for an adapter: found from the config file and the adapter's manifest, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from r2_serve.adapters import BASE, MANIFEST, check_adapter, read_adapter
+from r2_serve.config import AllocatorConfig, DecomposerConfig, ModelConfig, RouterConfig, RoutingConfig, VllmEngineConfig
+from r2_serve.errors import ConfigError
+from r2_serve.ops.publishing.config_file import all_of, changed, with_adapter, with_route
+from r2_serve.serve_config import Problem, own_problems, parse_yaml
+from r2_serve.serve_config.applications import ServeFile
+from r2_serve.serve_config.document import suggestion
+from r2_serve.types import AdapterManifest
+
+Module = Literal["decomposer", "allocator"]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A new adapter: `loaded` is the file's text that names it on its model, `routed` the one that also uses it."""
+
+    manifest: AdapterManifest
+    directory: Path
+    app: str
+    router_app: str
+    virtual_models: tuple[str, ...]
+    replaced: tuple[str, ...]
+    """What those virtual models used until now; `base` for the model itself."""
+    dropped: tuple[str, ...]
+    loaded: str
+    routed: str
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Back to adapters that are still loaded: by virtual model, from and to; `base` is the model itself."""
+
+    module: Module
+    router_app: str
+    moves: Mapping[str, tuple[str, str]]
+    routed: str
+
+
+def plan_publication(text: str, directory: Path, *, virtual_models: Sequence[str] = (), keep: int = 2) -> Publication:
+    """`text` is the config file's, `directory` the adapter's. `keep` earlier adapters of its module stay loaded.
+
+    Raises: ConfigError where the adapter does not fit, or the file is or would become wrong.
+    """
+    manifest = read_adapter(directory)
+    pool = _Pool(text)
+    card, app = pool.base_of(manifest)
+    targets = pool.targets(manifest.module, card.name, virtual_models)
+    loaded = pool.live_adapters(app)
+    if manifest.name in pool.adapters(app):
+        back = f"`r2-serve rollback --module {manifest.module} --to {manifest.name}` routes to it"
+        raise ConfigError(f"adapter {manifest.name!r} is loaded in {app!r} already: {back}; a new version needs a new name")
+    replaced = tuple(pool.module(name, manifest.module).adapter or BASE for name in targets)
+    in_use = pool.in_use(app) | set(replaced)
+    idle = [name for name in loaded if name not in in_use and pool.module_of(app, name) == manifest.module]
+    room = max(keep - len(set(replaced) - {BASE}), 0)
+    dropped = tuple(idle[: len(idle) - room] if room else idle)
+    load = with_adapter(app, manifest.name, str(directory.resolve()), last=replaced, drop=dropped)
+    routes = [with_route(pool.router_app, name, manifest.module, manifest.name) for name in targets]
+    routed = changed(text, all_of([load, *routes]))
+    _Pool(routed)
+    return Publication(
+        manifest, directory.resolve(), app, pool.router_app, targets, replaced, dropped, loaded=changed(text, load), routed=routed
+    )
+
+
+def plan_rollback(text: str, module: Module, *, to: str | None = None, virtual_models: Sequence[str] = ()) -> Rollback:
+    """To `to`, or to what was used before the adapter in use now.
+
+    Raises: ConfigError where there is nothing to go back to, or it is not clear for which virtual model.
+    """
+    pool = _Pool(text)
+    targets = virtual_models or pool.with_adapter(module, to)
+    pool.check_virtual_models(targets)
+    moves = {name: (pool.module(name, module).adapter or BASE, to or pool.earlier(name, module)) for name in targets}
+    if len(set(moves.values())) > 1:
+        listed = ", ".join(f"{name}: {old}" for name, (old, _) in moves.items())
+        raise ConfigError(f"the virtual models use different adapters ({listed}): name one with --virtual-model")
+    for name, (old, new) in moves.items():
+        pool.check_move(name, module, old, new)
+    changes = [with_route(pool.router_app, name, module, None if new == BASE else new) for name, (_, new) in moves.items()]
+    routed = changed(text, all_of(changes))
+    _Pool(routed)
+    return Rollback(module, pool.router_app, moves, routed)
+
+
+class _Pool:
+    """The config file's answers to what planning asks. Raises: ConfigError where the file has an error."""
+
+    def __init__(self, text: str) -> None:
+        document = parse_yaml(text)
+        if isinstance(document, Problem):
+            raise ConfigError(f"the config file: {document}")
+        file, problems = own_problems(document, os.environ)
+        errors = [str(problem) for problem in problems if problem.severity == "error"]
+        if errors:
+            raise ConfigError("\n".join(["the config file has errors (r2-serve validate):", *(f"  {error}" for error in errors)]))
+        assert file.router is not None and file.routing is not None and file.router_app is not None, "as there was no error"
+        self._file: ServeFile = file
+        self._router: RouterConfig = file.router
+        self._routing: RoutingConfig = file.routing
+        self.router_app = file.router_app.name
+
+    def base_of(self, manifest: AdapterManifest) -> tuple[ModelConfig, str]:
+        """The model that the adapter is for, and its application."""
+        names = [model.name for model in self._router.models]
+        if manifest.base not in names:
+            raise ConfigError(
+                f"adapter {manifest.name!r} is for base {manifest.base!r}, which the file does not have{suggestion(manifest.base, names)}"
+            )
+        card = self._router.model(manifest.base)
+        check_adapter(manifest, card)
+        if card.engine.kind != "served":
+            raise ConfigError(f"{card.name!r} is hosted ({card.engine.kind}): adapters can be published for local models only")
+        engine = self._file.model_configs[card.engine.app].engine
+        if isinstance(engine, VllmEngineConfig):
+            if manifest.kind != "lora":
+                raise ConfigError(f"adapter {manifest.name!r} is a whole checkpoint; vLLM takes LoRA: make it an application of its own")
+            if not (engine.engine_kwargs.get("enable_lora") or engine.adapters):
+                raise ConfigError(
+                    f"{card.engine.app!r} runs vLLM without LoRA: set `enable_lora: true` in its engine_kwargs and deploy that first"
+                )
+        return card, card.engine.app
+
+    def module(self, virtual_model: str, module: Module) -> DecomposerConfig | AllocatorConfig:
+        virtual = self._routing.virtual_models[virtual_model]
+        return virtual.decomposer if module == "decomposer" else virtual.allocator
+
+    def check_virtual_models(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._routing.virtual_models:
+                raise ConfigError(f"no virtual model {name!r} in the file{suggestion(name, self._routing.virtual_models)}")
+
+    def targets(self, module: Module, base: str, asked: Sequence[str]) -> tuple[str, ...]:
+        """The virtual models asked for, or else all whose `module` is the base."""
+        self.check_virtual_models(asked)
+        for name in asked:
+            if (model := self.module(name, module).model) != base:
+                raise ConfigError(f"the {module} of virtual model {name!r} is {model!r}, but the adapter is for base {base!r}")
+        found = tuple(asked) or tuple(name for name in self._routing.virtual_models if self.module(name, module).model == base)
+        if not found:
+            raise ConfigError(f"no virtual model has {base!r} as its {module}, so nothing would use the adapter")
+        return found
+
+    def with_adapter(self, module: Module, to: str | None) -> tuple[str, ...]:
+        """Virtual models that can go back: that use an adapter now, or whose model has `to` loaded."""
+        names = self._routing.virtual_models
+        if to is not None and to != BASE:
+            found = tuple(name for name in names if to in self.adapters(self.app_of(self.module(name, module).model)))
+            known = {adapter for name in names for adapter in self.adapters(self.app_of(self.module(name, module).model))}
+            if not found:
+                raise ConfigError(f"no adapter {to!r} is loaded for any {module}{suggestion(to, known)}; `r2-serve publish` loads one")
+            return found
+        found = tuple(name for name in names if self.module(name, module).adapter is not None)
+        if not found:
+            raise ConfigError(f"nothing to roll back: no virtual model uses an adapter for its {module}")
+        return found
+
+    def app_of(self, model: str) -> str:
+        engine = self._router.model(model).engine
+        return engine.app if engine.kind == "served" else ""
+
+    def live_adapters(self, app: str) -> dict[str, str]:
+        """Those of `user_config`, the one used last at the end."""
+        tunables = self._file.tunables.get(app)
+        return dict(tunables.adapters) if tunables else {}
+
+    def adapters(self, app: str) -> dict[str, str]:
+        """Those the application starts with, then those of `user_config`."""
+        config = self._file.model_configs.get(app)
+        return {**(config.engine.adapters if config else {}), **self.live_adapters(app)}
+
+    def in_use(self, app: str) -> set[str]:
+        sections = [section for virtual in self._routing.virtual_models.values() for section in (virtual.decomposer, virtual.allocator)]
+        return {section.adapter for section in sections if section.adapter and self.app_of(section.model) == app}
+
+    def module_of(self, app: str, adapter: str) -> str | None:
+        """What it was trained as; None where it has no manifest here."""
+        directory = Path(self.adapters(app)[adapter])
+        return read_adapter(directory).module if (directory / MANIFEST).is_file() else None
+
+    def earlier(self, virtual_model: str, module: Module) -> str:
+        """The adapter used before the one in use."""
+        section = self.module(virtual_model, module)
+        app = self.app_of(section.model)
+        names = list(self.adapters(app))
+        before = names[: names.index(section.adapter)] if section.adapter in names else []
+        same = [name for name in before if self.module_of(app, name) == module]
+        if not same:
+            loaded = ", ".join(names) or "none"
+            raise ConfigError(
+                f"nothing to roll back to: {section.adapter or BASE!r} is the earliest {module} adapter there is (loaded: {loaded}); "
+                f"`--to {BASE}` goes back to the model itself"
+            )
+        return same[-1]
+
+    def check_move(self, virtual_model: str, module: Module, old: str, new: str) -> None:
+        if old == new:
+            raise ConfigError(f"the {module} of {virtual_model!r} is {new!r} already")
+        if new == BASE:
+            return
+        app = self.app_of(self.module(virtual_model, module).model)
+        if new not in self.adapters(app):
+            raise ConfigError(f"no adapter {new!r} is loaded in {app!r}{suggestion(new, self.adapters(app))}; `r2-serve publish` loads one")
+        trained_as = self.module_of(app, new)
+        if trained_as not in (None, module):
+            raise ConfigError(f"adapter {new!r} was trained as {trained_as}, not as {module}")

@@ -1,0 +1,120 @@
+"""Carries a plan out, step by step, each told with its time. What fails is undone, and the error says what is in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r2_serve.cluster.serve_api import Dashboard, check_deployed
+from r2_serve.errors import PublishError, R2Error
+from r2_serve.ops.publishing.config_file import write_atomically
+from r2_serve.ops.publishing.plan import Publication, Rollback
+
+LOADER_IMPORT_PATH = "r2_serve.app:build_adapter_load"
+Tell = Callable[[str], None]
+
+
+class ConfigFile:
+    """The file as it was read. It is written only while it still says what we wrote or read last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.original = self._last = path.read_text(encoding="utf-8")
+
+    @property
+    def previous(self) -> Path:
+        """Where the text before the change stays."""
+        return self.path.with_name(self.path.name + ".previous")
+
+    def write(self, text: str) -> None:
+        """Raises: PublishError where somebody else has changed the file meanwhile."""
+        if self.path.read_text(encoding="utf-8") != self._last:
+            raise PublishError(f"{self.path} was changed by somebody else meanwhile: look at it, then publish again")
+        if self._last == self.original:
+            write_atomically(self.previous, self.original)
+        write_atomically(self.path, text)
+        self._last = text
+
+
+def publish(plan: Publication, file: ConfigFile, dashboard: Dashboard, tell: Tell) -> None:
+    """Load the adapter on every replica, name it in the file, then route to it; each deployed and waited for.
+
+    Raises: PublishError; the routing is then what it was, and so is the file unless the error says otherwise.
+    """
+    original = yaml.safe_load(file.original)
+    check_deployed(original, dashboard.applications())
+    with _step(tell, f"loaded on every replica of {plan.app}"):
+        _load_everywhere(plan, original, dashboard)
+    with _step(tell, f"named in user_config of {plan.app}"), _restored(file, dashboard, file.original, "nothing was published"):
+        file.write(plan.loaded)
+        dashboard.deploy(yaml.safe_load(plan.loaded))
+        dashboard.wait_for(plan.app)
+    to = f"{plan.manifest.module} of {', '.join(plan.virtual_models)}"
+    with _step(tell, f"{to} routed to {plan.manifest.name}"), _restored(file, dashboard, plan.loaded, "the adapter is loaded but not used"):
+        _route(plan.routed, plan.router_app, file, dashboard)
+
+
+def roll_back(plan: Rollback, file: ConfigFile, dashboard: Dashboard, tell: Tell) -> None:
+    """Route to what is still loaded. Raises: PublishError; routing and file are then what they were."""
+    check_deployed(yaml.safe_load(file.original), dashboard.applications())
+    ((_, new), *_) = plan.moves.values()
+    with (
+        _step(tell, f"{plan.module} of {', '.join(plan.moves)} routed to {new}"),
+        _restored(file, dashboard, file.original, "still as before"),
+    ):
+        _route(plan.routed, plan.router_app, file, dashboard)
+
+
+def _load_everywhere(plan: Publication, config: dict[str, Any], dashboard: Dashboard) -> None:
+    """By an application whose building does it (`build_adapter_load`); it goes away with the next deploy."""
+    (model_app,) = (app for app in config["applications"] if app["name"] == plan.app)
+    loader = {
+        "name": f"publish-{plan.manifest.name}",
+        "route_prefix": None,
+        "import_path": LOADER_IMPORT_PATH,
+        "args": {"app": plan.app, "name": plan.manifest.name, "path": str(plan.directory), "timeout_s": dashboard.timeout_s},
+        **({"runtime_env": model_app["runtime_env"]} if "runtime_env" in model_app else {}),
+    }
+    try:
+        dashboard.deploy({**config, "applications": [*config["applications"], loader]})
+        dashboard.wait_for(loader["name"])
+    except BaseException as e:
+        dashboard.deploy(config)
+        if not isinstance(e, PublishError):
+            raise
+        raise PublishError(f"adapter {plan.manifest.name!r} was not published, file and routing are as before: {e.message}") from e
+
+
+def _route(text: str, router_app: str, file: ConfigFile, dashboard: Dashboard) -> None:
+    file.write(text)
+    dashboard.deploy(yaml.safe_load(text))
+    dashboard.wait_for(router_app)
+
+
+@contextmanager
+def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -> Iterator[None]:
+    """Puts `text` back, in the file and on the cluster, where the block fails; also when it is interrupted."""
+    try:
+        yield
+    except BaseException as e:
+        try:
+            file.write(text)
+            dashboard.deploy(yaml.safe_load(text))
+        except (R2Error, OSError) as failure:
+            reason = getattr(e, "message", type(e).__name__)
+            raise PublishError(f"{reason}; putting {file.path} back failed too ({failure}): its earlier text is {file.previous}") from e
+        if isinstance(e, PublishError):
+            raise PublishError(f"{e.message}; {outcome}: {file.path} was put back and deployed") from e
+        raise
+
+
+@contextmanager
+def _step(tell: Tell, what: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    tell(f"{time.monotonic() - start:6.1f} s  {what}")

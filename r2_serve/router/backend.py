@@ -1,0 +1,55 @@
+"""What the HTTP layer needs of the router behind it. Implemented by the pipeline's ingress, and by fakes in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from r2_serve.calls.ledger import Purse
+from r2_serve.types import Answer, ModelCard, Query
+
+OnDelta = Callable[[str], Awaitable[None]]
+"""Takes the next piece of the answer's text. It may wait, which is how a slow client slows the model."""
+
+
+@dataclass(frozen=True)
+class ModelListing:
+    """A name that clients may ask for."""
+
+    id: str
+    is_virtual: bool
+    description: str = ""
+    card: ModelCard | None = None
+    """Price and ability of a pool model; None for a virtual one."""
+
+
+class RouterBackend(Protocol):
+    """The router as the endpoint sees it."""
+
+    @property
+    def prices_as_of(self) -> str:
+        """Date of the prices, or the empty string."""
+        ...
+
+    @property
+    def deadline_s(self) -> float:
+        """The longest that a query may take now, its wait in the queue included, whatever deadline it names itself."""
+        ...
+
+    def models(self) -> Sequence[ModelListing]:
+        """Every name `answer` takes now, in the order in which to show them. Called for each request: must be cheap."""
+        ...
+
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+        """The answer to `query`, every call of which is paid out of `purse`.
+
+        The pieces given to `on_delta`, joined, begin `Answer.text` (outer white space aside).
+
+        Raises: R2Error and nothing else. Cancelling the task stops every call made for the query.
+        """
+        ...
+
+    async def ready(self) -> tuple[bool, str]:
+        """Whether queries can be answered now and, where not, why."""
+        ...

@@ -1,0 +1,175 @@
+"""A query into a plan: sample N, parse, reject the invalid, keep the best by score.
+
+Source of the score: R2-Reasoner (arXiv 2506.05901), Eq. 1: conciseness, practicality, coherence, lower is better.
+There, practicality is the tokens a baseline model uses to solve the subtasks and coherence is judged by a model;
+at test time both would cost calls, so ours are estimates from the text (`docs/architecture.md`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2_serve.calls.caller import Caller, CallSpec, Pool
+from r2_serve.calls.ledger import Ledger
+from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
+from r2_serve.errors import BudgetExceeded, CodecError, EngineError
+from r2_serve.types import Plan, Record, Sampling, Subtask, references
+
+_WORD = re.compile(r"[A-Za-z]{3,}")
+
+
+class Decomposition(Record):
+    """The plan kept, and what it took to get it."""
+
+    plan: Plan
+    num_samples: int
+    num_rejected: int
+    fallback: str | None = None
+    """Why the plan is the one-step plan; None when a sample was kept."""
+
+
+@dataclass(frozen=True)
+class Decomposer:
+    """Stateless: how to decompose comes with each query."""
+
+    pool: Pool
+
+    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+        """A valid plan within `limits`, always. Its calls are in `ledger`.
+
+        Raises: BudgetExceeded where not even one sample is affordable; PoisonousRequest.
+        """
+        samples = await self._sample(query, config, limits, ledger)
+        plans = [sample for sample in samples if isinstance(sample, Plan)]
+        kept = best_plan(plans, config.weights) if plans else Plan.single(query)
+        return Decomposition(
+            plan=kept,
+            num_samples=len(samples),
+            num_rejected=len(samples) - len(plans),
+            fallback=None if plans else _why_none(samples),
+        )
+
+    async def _sample(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> list[Plan | str]:
+        """Plans, or a slug of why there is none, in the order asked."""
+        caller = Caller(self.pool, ledger, limits)
+        samples: list[Plan | str] = ["timeout"] * config.num_samples
+        too_dear: list[BudgetExceeded] = []
+
+        async def sample(i: int) -> None:
+            try:
+                samples[i] = await self._one(caller, query, config, limits)
+            except CodecError as e:
+                samples[i] = e.reason
+            except EngineError as e:
+                samples[i] = f"decomposer_failed ({type(e).__name__}: {e.message[:120]})"
+            except BudgetExceeded as e:
+                samples[i] = "budget"
+                too_dear.append(e)
+
+        try:
+            async with asyncio.timeout(config.timeout_s), asyncio.TaskGroup() as group:
+                for i in range(config.num_samples):
+                    group.create_task(sample(i))
+        except TimeoutError:
+            pass  # those not back count as rejected, with the slug they began with
+        except ExceptionGroup as e:  # a poisonous request: no other sample may kill a replica too
+            raise e.exceptions[0] from e.exceptions[0].__cause__
+        if too_dear and len(too_dear) == config.num_samples:
+            raise too_dear[0]
+        return samples
+
+    async def _one(self, caller: Caller, query: str, config: DecomposerConfig, limits: LimitsConfig) -> Plan:
+        codec = self.pool[config.model].codec
+        spec = CallSpec(
+            render=lambda c: c.render_decompose(query, limits.max_subtasks),
+            stage="decompose",
+            sampling=Sampling(
+                max_tokens=config.max_tokens,
+                temperature=config.temperature if config.num_samples > 1 else 0.0,
+                json_schema=codec.plan_schema(limits.max_subtasks),
+            ),
+            adapter=config.adapter,
+        )
+        result = await caller.call(config.model, spec)
+        plan = self.pool[result.model].codec.parse_plan(result.completion.text, query)
+        check_plan(plan, limits)
+        return plan
+
+
+def check_plan(plan: Plan, limits: LimitsConfig) -> None:
+    """Raises: CodecError where a well-formed plan breaks a limit."""
+    if len(plan.subtasks) > limits.max_subtasks:
+        raise CodecError(f"the plan has {len(plan.subtasks)} subtasks; the limit is {limits.max_subtasks}", "too_many_subtasks")
+    longest = max(len(subtask.text) for subtask in plan.subtasks)
+    if longest > limits.max_subtask_chars:
+        raise CodecError(f"a subtask has {longest} characters; the limit is {limits.max_subtask_chars}", "subtask_too_long")
+    if len(plan.answer or "") > limits.max_subtask_chars:
+        got = f"{len(plan.answer or '')} characters; the limit is {limits.max_subtask_chars}"
+        raise CodecError(f"the answer's template has {got}", "answer_too_long")
+    if plan.depth > limits.max_depth:
+        raise CodecError(f"the plan is {plan.depth} subtasks deep; the limit is {limits.max_depth}", "too_deep")
+
+
+def best_plan(plans: Sequence[Plan], weights: ScoreWeights) -> Plan:
+    """The plan with the lowest score; the first of equals."""
+    scores = score_plans(plans, weights)
+    return plans[scores.index(min(scores))]
+
+
+def score_plans(plans: Sequence[Plan], weights: ScoreWeights) -> list[float]:
+    """Scores with all terms read off the texts; lower is better."""
+    return weighted_scores(plans, weights, practicality=[_estimated_tokens(p) for p in plans], incoherence=[incoherence(p) for p in plans])
+
+
+def weighted_scores(
+    plans: Sequence[Plan], weights: ScoreWeights, *, practicality: Sequence[float], incoherence: Sequence[float]
+) -> list[float]:
+    """Weighted sum of conciseness (number of subtasks) and the two given terms, each divided by its mean over the candidates."""
+    terms = (
+        (weights.conciseness, [float(len(plan.subtasks)) for plan in plans]),
+        (weights.practicality, practicality),
+        (weights.coherence, incoherence),
+    )
+    scores = [0.0] * len(plans)
+    for weight, values in terms:
+        mean = sum(values) / len(values)
+        for i, value in enumerate(values):
+            scores[i] += weight * value / mean if mean else 0.0
+    return scores
+
+
+def _estimated_tokens(plan: Plan) -> float:
+    """Prompt tokens of all subtasks: each reads its own text and that of the subtasks it depends on (4 bytes a token)."""
+    length = {subtask.id: len(subtask.text.encode()) / 4 for subtask in plan.subtasks}
+    return sum(length[s.id] + sum(length[d] for d in s.depends_on) for s in plan.subtasks)
+
+
+def incoherence(plan: Plan) -> float:
+    """Sum over dependent pairs of 1 - coherence, plus 1 for each subtask whose answer nothing uses."""
+    by_id = {subtask.id: subtask for subtask in plan.subtasks}
+    pairs = sum(1 - _coherence(by_id[d], s) for s in plan.subtasks for d in s.depends_on)
+    return pairs + num_unused(plan)
+
+
+def num_unused(plan: Plan) -> int:
+    """Subtasks whose answer neither a later subtask nor the plan's answer uses."""
+    used = {d for s in plan.subtasks for d in s.depends_on} | references(plan.answer or "")
+    return sum(s.id not in used and s.id != plan.final_id for s in plan.subtasks)
+
+
+def _coherence(earlier: Subtask, later: Subtask) -> float:
+    """In [0, 1]: 1 where the later text names the earlier answer, else the share of content words in common."""
+    if earlier.id in references(later.text):
+        return 1.0
+    a, b = (set(_WORD.findall(s.text.lower())) for s in (earlier, later))
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+def _why_none(samples: Sequence[Plan | str]) -> str:
+    counts = Counter(sample for sample in samples if isinstance(sample, str))
+    reasons = ", ".join(f"{reason} x{n}" if n > 1 else reason for reason, n in counts.items())
+    return f"no valid plan: {reasons}"

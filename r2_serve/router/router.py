@@ -1,0 +1,85 @@
+"""The router as the HTTP layer sees it: a pipeline with its names, prices and readiness. No Ray, no torch.
+
+`in_process` builds one without a cluster, every engine in this very process: for batch evaluation and dry runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+from pydantic import ValidationError
+
+from r2_serve.calls.caller import OnDelta
+from r2_serve.calls.ledger import Purse
+from r2_serve.calls.pool import EngineFor, build_pool
+from r2_serve.config import RouterConfig, RoutingConfig
+from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.router.allocator import Allocator
+from r2_serve.router.backend import ModelListing
+from r2_serve.router.decomposer import Decomposer
+from r2_serve.router.pipeline import Pipeline, Sink
+from r2_serve.types import Answer, Query
+
+Readiness = Callable[[], Awaitable[str | None]]
+"""None when ready, else why not."""
+
+
+class Router:
+    """A `RouterBackend`. Until it has a routing it is not ready and answers nothing."""
+
+    def __init__(
+        self, config: RouterConfig, make_pipeline: Callable[[RoutingConfig], Pipeline], readiness: Readiness | None = None
+    ) -> None:
+        self.prices_as_of = config.prices_as_of
+        self._config, self._make_pipeline, self._readiness = config, make_pipeline, readiness
+        self._pipeline: Pipeline | None = None
+        self._listings: tuple[ModelListing, ...] = ()
+
+    def route_by(self, routing: RoutingConfig) -> None:
+        """Take `routing` for the queries to come. Raises: ConfigError, and the old one stays."""
+        try:
+            routing.check_against(self._config.models)
+        except ValueError as e:
+            raise ConfigError(str(e)) from e
+        if self._pipeline is None:
+            self._pipeline = self._make_pipeline(routing)
+        self._pipeline.routing = routing
+        virtual = (ModelListing(name, True, model.description) for name, model in routing.virtual_models.items())
+        real = (ModelListing(model.name, False, model.description, model) for model in self._config.models)
+        self._listings = (*virtual, *real)
+
+    @property
+    def deadline_s(self) -> float:
+        return math.inf if self._pipeline is None else self._pipeline.routing.limits.deadline_s
+
+    def models(self) -> Sequence[ModelListing]:
+        return self._listings
+
+    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+        if self._pipeline is None:
+            raise EngineUnavailable("the router has no routing yet: give the Router deployment a user_config")
+        return await self._pipeline.answer(query, on_delta, purse)
+
+    async def ready(self) -> tuple[bool, str]:
+        if self._pipeline is None:
+            return False, "no routing yet: the Router deployment has had no user_config"
+        reason = await self._readiness() if self._readiness is not None else None
+        return reason is None, reason or "ready"
+
+
+def parse_routing(user_config: object) -> RoutingConfig:
+    """Raises: ConfigError naming the key at fault."""
+    try:
+        return RoutingConfig.model_validate(user_config)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ConfigError(f"user_config of Router: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+
+
+def in_process(config: RouterConfig, routing: RoutingConfig, engine_for: EngineFor, sinks: Sequence[Sink] = ()) -> Router:
+    """A router whose decomposer, allocator and engines all live in this process."""
+    pool = build_pool(config.models, engine_for)
+    router = Router(config, lambda given: Pipeline(pool, given, Decomposer(pool), Allocator(pool), sinks))
+    router.route_by(routing)
+    return router

@@ -1,0 +1,179 @@
+"""A stage on a Ray cluster: a `TorchTrainer` whose workers start again from the last checkpoint when one of them dies.
+
+The run's directory is Ray Train's too (its snapshot of reported checkpoints lies there), so the same call after the
+driver itself died goes on as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from r2_serve.errors import ConfigError
+from r2_train.launch import zero
+from r2_train.launch.launch import C, LaunchConfig, Stage, StageRun, TrainingFailed
+
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+MAX_REASON_CHARS = 2_000
+
+
+def run_on_ray(stage: Stage[C], config: C, *, launch: LaunchConfig, directory: Path) -> None:
+    """Runs `stage` on `launch.num_workers` workers. Raises: TrainingFailed, ConfigError."""
+    if launch.deepspeed is not None:
+        zero.read_config(launch.deepspeed)  # a wrong file is found out here, not by every worker
+    os.environ.setdefault(START_TIMEOUT, str(launch.start_timeout_s))  # the only way to tell Ray Train
+    with _connected(launch.ray_address):
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"stage": stage, "config": config, "launch": launch, "directory": directory},
+            torch_config=TorchConfig(backend="nccl" if launch.use_gpu else "gloo"),
+            scaling_config=_scaling_config(launch),
+            run_config=_run_config(launch, directory),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as e:
+            raise TrainingFailed(f"training in {directory} failed: {_reason(e)}") from e
+        if launch.storage is not None:
+            _fetch_final(trainer.run_config, directory)
+
+
+def _scaling_config(launch: LaunchConfig) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=launch.num_workers,
+        use_gpu=launch.use_gpu,
+        resources_per_worker=launch.resources_per_worker or None,
+        placement_strategy="PACK",
+    )
+
+
+def _run_config(launch: LaunchConfig, directory: Path) -> RunConfig:
+    """Shared: `directory` itself is the run's storage. Else a place of its own under `launch.storage`."""
+    run_id = f"{directory.name}-{hashlib.sha256(str(directory).encode()).hexdigest()[:12]}"
+    return RunConfig(
+        name=directory.name if launch.storage is None else run_id,
+        storage_path=str(directory.parent) if launch.storage is None else launch.storage,
+        failure_config=FailureConfig(max_failures=launch.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=launch.max_checkpoints),
+        worker_runtime_env={"env_vars": _worker_environment(launch, run_id)},
+    )
+
+
+def _worker_environment(launch: LaunchConfig, run_id: str) -> dict[str, str]:
+    """Compiled extensions have a directory of this run's own, so that its stale locks may be deleted."""
+    num_threads = max(1, int(launch.resources_per_worker.get("CPU", 1)))
+    environment = {
+        "OMP_NUM_THREADS": str(num_threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_EXTENSIONS_DIR": str(Path(tempfile.gettempdir()) / f"r2-torch-extensions-{os.getuid()}" / run_id),
+    }
+    if launch.deepspeed is not None:
+        environment |= {"ACCELERATE_USE_CPU": "false"} | ({} if launch.use_gpu else {"DS_ACCELERATOR": "cpu"})
+    return environment | launch.env
+
+
+def _train_worker(given: dict[str, Any]) -> None:
+    """Runs in each worker."""
+    from r2_train.launch.checkpoints import CheckTrainer, ReportCheckpoints
+
+    launch: LaunchConfig = given["launch"]
+    is_shared = launch.storage is None
+    context = ray.train.get_context()
+    deepspeed = _deepspeed(launch)
+    check = CheckTrainer(world_size=context.get_world_size(), is_deepspeed=deepspeed is not None)
+    with _local(ray.train.get_checkpoint()) as resume_from:
+        run = StageRun(
+            given["directory"] if is_shared else Path(context.get_storage().local_working_directory),
+            resume_from,
+            callbacks=(check, ReportCheckpoints(is_shared=is_shared)),
+            deepspeed=deepspeed,
+            use_gpu=launch.use_gpu,
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+        )
+        given["stage"](given["config"], run)
+    if run.is_first and not is_shared:
+        _store_final(run.final)
+
+
+def _deepspeed(launch: LaunchConfig) -> dict[str, Any] | None:
+    """Starts DeepSpeed where it is asked for. Returns its configuration, for the trainer."""
+    if launch.deepspeed is None:
+        return None
+    from r2_train.launch.deepspeed_worker import start_deepspeed
+
+    start_deepspeed(use_gpu=launch.use_gpu)
+    config = zero.read_config(launch.deepspeed)
+    return config if launch.use_gpu else zero.cpu_variant(config)
+
+
+@contextlib.contextmanager
+def _local(checkpoint: Checkpoint | None) -> Iterator[Path | None]:
+    """The checkpoint's own directory where it is on this machine's disks, else a copy, one per node."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """A cluster this process is connected to already is used and left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(address=address or "auto")
+    except ConnectionError as e:
+        raise ConfigError(
+            f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS') or 'this machine'}: start one (`ray start --head`), "
+            f"set `ray_address`, or train with `launcher: local` ({str(e).splitlines()[0]})"
+        ) from e
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reason(error: TrainingFailedError) -> str:
+    """Which rank failed of what, as short as it can be said."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return str(error)[-MAX_REASON_CHARS:]
+    return "; ".join(f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items()))
+
+
+def _last_line(failure: Exception) -> str:
+    """Ray puts the worker's traceback into the text; its last line is the exception."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return lines[-1][:MAX_REASON_CHARS] if lines else type(failure).__name__
+
+
+def _store_final(final: Path) -> None:
+    """From the disk of rank 0's node to the run's storage."""
+    import pyarrow.fs
+
+    storage = ray.train.get_context().get_storage()
+    target = f"{storage.experiment_fs_path}/{final.name}"
+    storage.storage_filesystem.create_dir(target)
+    pyarrow.fs.copy_files(str(final), target, destination_filesystem=storage.storage_filesystem)
+
+
+def _fetch_final(run_config: RunConfig, directory: Path) -> None:
+    """And from there to `directory` on this machine."""
+    import pyarrow.fs
+
+    (directory / "final").mkdir(exist_ok=True)
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(run_config.storage_path)
+    pyarrow.fs.copy_files(f"{path}/{run_config.name}/final", str(directory / "final"), source_filesystem=filesystem)

@@ -1,0 +1,160 @@
+"""Model calls kept by their content, so that a rerun of a stage costs nothing; and what the calls not yet kept have cost.
+
+A call's key is what decides its reply: the model's identity (its engine's configuration and, for a checkpoint on this
+machine, its weights), the messages, the sampling and the adapter. Replies live in one SQLite file per run directory;
+failed calls are not kept, as they may succeed next time. The same call made twice at once is made once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Self
+
+from r2_serve.calls.pool import EngineFor
+from r2_serve.config import ModelConfig, ModelServerConfig
+from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
+from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.types import Completion, Delta, Engine, Message, Sampling
+
+COMMIT_EVERY = 500
+"""Replies between two commits: what a killed run may have to ask again."""
+LOCK_TIMEOUT_S = 1.0
+
+
+class SpendLimitReached(EngineRefused):
+    """The run's `max_cost_usd` is spent: no further call is made. To the router it is one more refusal; `check_spend` tells."""
+
+
+@dataclass
+class CallCache:
+    """Replies by key, in memory and in `path`. Spend counts calls that were really made, earlier runs of the directory included."""
+
+    path: Path
+    max_cost_usd: Decimal | None = None
+    num_hits: int = 0
+    num_calls: int = 0
+    _replies: dict[str, Completion] = field(default_factory=dict, repr=False)
+    _under_way: dict[str, asyncio.Task[Completion]] = field(default_factory=dict, repr=False)
+    _refusal: SpendLimitReached | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=LOCK_TIMEOUT_S)  # TRL runs rewards on a thread of their own
+        self._lock()
+        self._db.execute("create table if not exists calls (key text primary key, reply text not null, cost_usd text not null)")
+        rows = self._db.execute("select key, reply, cost_usd from calls").fetchall()
+        self._replies.update((key, Completion.model_validate_json(reply)) for key, reply, _ in rows)
+        self.spent_usd = sum((Decimal(cost) for _, _, cost in rows), Decimal(0))
+        return self
+
+    def _lock(self) -> None:
+        """Holds the file until it is closed. Raises: ConfigError where another process does."""
+        self._db.execute("pragma locking_mode = exclusive")
+        try:
+            self._db.execute("begin exclusive")
+            self._db.commit()
+        except sqlite3.OperationalError as e:
+            self._db.close()
+            raise ConfigError(f"{self.path} is in use by another process: wait for it, or choose another --out") from e
+
+    def __exit__(self, *_: object) -> None:
+        self._db.commit()
+        self._db.close()
+
+    async def completed(self, key: str, model: ModelConfig, call: Callable[[], asyncio.Task[Completion]]) -> Completion:
+        """The kept reply, or that of `call`, which is then kept. Raises: SpendLimitReached; what the call raises."""
+        if key in self._replies:
+            self.num_hits += 1
+            return self._replies[key]
+        if key in self._under_way:
+            self.num_hits += 1
+            return await asyncio.shield(self._under_way[key])
+        if self.max_cost_usd is not None and self.spent_usd >= self.max_cost_usd:
+            self._refusal = SpendLimitReached(f"{self.spent_usd:f} USD spent of max_cost_usd {self.max_cost_usd:f}; raise it to go on")
+            raise self._refusal
+        task = self._under_way[key] = call()
+        try:
+            reply = await task
+        finally:
+            del self._under_way[key]
+        self._keep(key, reply, model.cost_usd(reply.usage))
+        return reply
+
+    def check_spend(self) -> None:
+        """Raises: SpendLimitReached where a call was refused for it, so that nothing made of that refusal is taken for a result."""
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _keep(self, key: str, reply: Completion, cost_usd: Decimal) -> None:
+        self._replies[key] = reply
+        self.spent_usd += cost_usd
+        self.num_calls += 1
+        self._db.execute("insert or replace into calls values (?, ?, ?)", (key, reply.model_dump_json(), f"{cost_usd:f}"))
+        if self.num_calls % COMMIT_EVERY == 0:
+            self._db.commit()
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """An engine behind a cache. Streams are not cached: training asks for none."""
+
+    engine: Engine
+    model: ModelConfig
+    identity: str
+    cache: CallCache
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> Completion:
+        key = call_key(self.identity, messages, sampling, adapter)
+
+        def call() -> asyncio.Task[Completion]:
+            return asyncio.ensure_future(self.engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s))
+
+        return await self.cache.completed(key, self.model, call)
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        return self.engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+
+
+def cached_engines(engine_for: EngineFor, apps: Mapping[str, ModelServerConfig], cache: CallCache) -> EngineFor:
+    """`engine_for` with every engine behind `cache`."""
+
+    def cached(model: ModelConfig) -> Engine:
+        return CachedEngine(engine_for(model), model, identity_of(model, apps), cache)
+
+    return cached
+
+
+def call_key(identity: str, messages: Sequence[Message], sampling: Sampling, adapter: str | None) -> str:
+    """Source: content addressing; the fields are those that decide a reply."""
+    parts = [identity, [[m.role, m.content] for m in messages], sampling.model_dump(mode="json", exclude_defaults=True), adapter]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def identity_of(model: ModelConfig, apps: Mapping[str, ModelServerConfig]) -> str:
+    """What runs under this model's name: the engine's configuration, a checkpoint on this machine by its weights."""
+    engine = model.engine
+    config = apps[engine.app].engine if engine.kind == "served" and engine.app in apps else engine
+    for field_name in ("path", "model"):
+        path = getattr(config, field_name, None)
+        if path is not None and config.kind in ("transformers", "vllm") and is_local_checkpoint(path):
+            config = config.model_copy(update={field_name: _weights_sha256(Path(resolve_checkpoint(path)))})
+    return f"{model.name}|{config.model_dump_json()}"
+
+
+def _weights_sha256(directory: Path) -> str:
+    """Read anew each time: a directory's weights change while a run trains."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

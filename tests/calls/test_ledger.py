@@ -1,0 +1,179 @@
+"""Budgets cannot be overspent by calls that run at once, and the sums are exact."""
+
+import asyncio
+import contextlib
+import json
+import time
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r2_serve.calls.ledger import Budget, Ledger, Prompt, Reservation, total_cost_usd
+from r2_serve.config import HostedEngineConfig
+from r2_serve.errors import AnswerWithheld, BudgetExceeded, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.types import CallRecord, Usage
+from tests.support.in_process import model, user
+
+CARD = model("small", usd_per_mtok_in=Decimal("0.37"), usd_per_mtok_out=Decimal("1.13"))
+PROMPT = Prompt(user("one two three"))
+
+
+def reserve(ledger: Ledger, max_tokens: int = 10, text: str = "one two three") -> Reservation:
+    return ledger.reserve(CARD, Prompt(user(text)), max_tokens, stage="execute")
+
+
+def usages(calls: list[CallRecord]) -> Usage:
+    return sum((c.usage for c in calls), Usage())
+
+
+budgets = st.builds(
+    Budget,
+    max_calls=st.none() | st.integers(0, 6),
+    max_tokens=st.none() | st.integers(0, 400),
+    max_cost_usd=st.none() | st.decimals("0", "0.0005", places=7),
+)
+
+
+@given(budgets, st.data())
+def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> None:
+    """Any interleaving of starts, ends, failures and cancellations, each call using anything up to its bound."""
+    ledger = Ledger(budget)
+    under_way: list[Reservation] = []
+    for _ in range(data.draw(st.integers(0, 25))):
+        if not under_way or data.draw(st.booleans()):
+            with contextlib.suppress(BudgetExceeded):
+                under_way.append(reserve(ledger, data.draw(st.integers(1, 60)), "x" * data.draw(st.integers(0, 100))))
+        else:
+            call = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+            end = data.draw(st.sampled_from(["ok", "failed", "refused", "cancelled"]))
+            if end == "ok":
+                used_in, used_out = (data.draw(st.integers(0, most)) for most in (call.bound.prompt_tokens, call.bound.completion_tokens))
+                call.settle(Usage(prompt_tokens=used_in, completion_tokens=used_out))
+            else:
+                error = {"failed": EngineUnavailable("x"), "refused": EngineRefused("x"), "cancelled": asyncio.CancelledError()}[end]
+                call.fail(error, received_bytes=data.draw(st.integers(0, 1_000)))
+        left = ledger.remaining()
+        assert all(rest is None or rest >= 0 for rest in (left.max_calls, left.max_tokens, left.max_cost_usd))
+    for call in under_way:
+        call.settle(call.bound)
+    assert budget.max_calls is None or len(ledger.calls) <= budget.max_calls
+    assert budget.max_tokens is None or ledger.usage.total_tokens <= budget.max_tokens
+    assert budget.max_cost_usd is None or ledger.cost_usd <= budget.max_cost_usd
+    assert ledger.usage == usages(ledger.calls)
+    assert Fraction(ledger.cost_usd) == sum((Fraction(CARD.cost_usd(c.usage)) for c in ledger.calls), Fraction(0))
+
+
+@pytest.mark.parametrize(
+    ("budget", "complaint"),
+    [
+        (Budget(max_calls=2), "all 2 model calls"),
+        (Budget(max_tokens=2 * (13 + 32 + 10)), "the next call may use 55 tokens; 0 of the request's 110 are left"),
+        (Budget(max_cost_usd=2 * CARD.cost_usd(PROMPT.most_usage(10))), "raise r2.max_cost_usd or lower max_tokens"),
+    ],
+)
+def test_what_two_calls_under_way_may_use_is_not_left_for_a_third(budget: Budget, complaint: str) -> None:
+    ledger = Ledger(budget)
+    calls = [reserve(ledger), reserve(ledger)]
+    with pytest.raises(BudgetExceeded, match=complaint):
+        reserve(ledger)
+    for call in calls:
+        call.settle(Usage(prompt_tokens=3, completion_tokens=1))
+    if budget.max_calls is None:
+        reserve(ledger)
+
+
+@given(st.text())
+def test_the_bound_holds_for_a_byte_level_tokenizer(text: str) -> None:
+    assert Prompt(user(text)).most_usage(5).prompt_tokens >= len(text.encode())
+
+
+def test_thousands_of_tenths_of_a_cent_sum_exactly() -> None:
+    ledger = Ledger(Budget())
+    card = model("m", usd_per_mtok_in=Decimal("0.1"), usd_per_mtok_out=Decimal("0.2"))
+    for _ in range(3_000):
+        ledger.reserve(card, PROMPT, 1, stage="execute").settle(Usage(prompt_tokens=1, completion_tokens=1))
+    assert ledger.cost_usd == Decimal("0.0009")
+
+
+def test_a_call_counts_once_however_often_it_is_closed() -> None:
+    ledger = Ledger(Budget())
+    call = reserve(ledger)
+    call.settle(Usage(prompt_tokens=5))
+    call.fail(EngineUnavailable("too late"))
+    assert [c.outcome for c in ledger.calls] == ["ok"]
+    assert ledger.usage == Usage(prompt_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("error", "num_received", "outcome", "usage", "is_estimated"),
+    [
+        (EngineUnavailable("down"), 9, "failed", Usage(prompt_tokens=4, completion_tokens=3), True),
+        (asyncio.CancelledError(), 9, "cancelled", Usage(prompt_tokens=4, completion_tokens=3), True),
+        (EngineRefused("too long"), 0, "failed", Usage(), False),
+        (EngineRefused("after all"), 9, "failed", Usage(prompt_tokens=4, completion_tokens=3), True),
+        (AnswerWithheld("filtered"), 0, "failed", Usage(prompt_tokens=4), True),
+    ],
+)
+def test_a_call_that_did_not_end_costs_what_was_sent_and_received(
+    error: BaseException, num_received: int, outcome: str, usage: Usage, is_estimated: bool
+) -> None:
+    ledger = Ledger(Budget())
+    reserve(ledger).fail(error, received_bytes=num_received)
+    (record,) = ledger.calls
+    assert (record.outcome, record.usage, record.is_estimated) == (outcome, usage, is_estimated)
+    assert record.error == type(error).__name__
+    assert record.cost_usd == CARD.cost_usd(usage)
+
+
+@pytest.mark.parametrize("error", [InvalidReply("x"), EngineRefused("x"), AnswerWithheld("x"), EngineUnavailable("x")])
+def test_a_failed_call_costs_what_was_told_of_it(error: EngineError) -> None:
+    told = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
+    ledger = Ledger(Budget())
+    reserve(ledger).fail(error, received_bytes=9)
+    reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, told=told)
+    assert [(c.usage, c.cost_usd, c.is_estimated) for c in ledger.calls] == [(told, CARD.cost_usd(told), False)] * 2
+
+
+def test_a_json_schema_is_a_part_of_the_prompt_where_a_provider_bills_it() -> None:
+    schema = {"type": "object", "description": "é" * 1000}
+    engines = [HostedEngineConfig(kind="openai", model="m", supports_json_schema=sends) for sends in (True, False)]
+    sent, left_out = (Prompt.to(CARD.model_copy(update={"engine": engine}), user("one two three"), schema) for engine in engines)
+    num_bytes = len(json.dumps(schema).encode())
+    assert left_out.most_usage(10) == PROMPT.most_usage(10)
+    assert sent.most_usage(10).prompt_tokens == PROMPT.most_usage(10).prompt_tokens + num_bytes
+    assert sent.likely_usage(0, 10).prompt_tokens == PROMPT.likely_usage(0, 10).prompt_tokens + -(-num_bytes // 4)
+
+
+def test_absorbed_calls_count_against_the_budget_and_keep_their_times() -> None:
+    clock = iter(range(100))
+    stage = Ledger(Budget(), clock=lambda: float(next(clock)))
+    reserve(stage).settle(Usage(prompt_tokens=7, completion_tokens=2))
+    ledger = Ledger(Budget(max_calls=1))
+    ledger.absorb(stage.calls, shift_s=10.0)
+    assert (ledger.usage, ledger.cost_usd) == (stage.usage, stage.cost_usd)
+    assert [(c.start_s - 10, c.end_s - 10) for c in ledger.calls] == [(c.start_s, c.end_s) for c in stage.calls]
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger)
+
+
+def test_cost_by_stage_adds_up_to_the_whole() -> None:
+    ledger = Ledger(Budget())
+    for stage in ("decompose", "allocate", "execute", "execute", "pass_through"):
+        ledger.reserve(CARD, PROMPT, 10, stage=stage).settle(Usage(prompt_tokens=3, completion_tokens=2))
+    by_stage = [total_cost_usd(ledger.calls, stage=s) for s in ("decompose", "allocate", "execute", "pass_through")]
+    assert sum(by_stage) == ledger.cost_usd == total_cost_usd(ledger.calls)
+    assert by_stage[2] == 2 * by_stage[0]
+
+
+def test_reserving_stays_cheap_as_calls_add_up() -> None:
+    """256 subtasks with retries make hundreds of reservations: each must not walk through all earlier calls' records."""
+    ledger = Ledger(Budget(max_calls=10_000, max_tokens=10**9, max_cost_usd=Decimal(1_000)))
+    for _ in range(5_000):
+        reserve(ledger).settle(Usage(prompt_tokens=3, completion_tokens=1))
+    start_s = time.process_time()
+    for _ in range(200):
+        reserve(ledger).settle(Usage(prompt_tokens=3, completion_tokens=1))
+    assert (time.process_time() - start_s) / 200 < 0.001

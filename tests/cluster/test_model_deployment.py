@@ -1,0 +1,128 @@
+"""`ModelDeployment` as Serve calls it, without a cluster: a change of adapters is whole, off the event loop, and never fatal."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("ray")
+
+from ray.exceptions import RayTaskError  # noqa: E402
+
+from r2_serve.cluster.deployments import ModelDeployment  # noqa: E402
+from r2_serve.cluster.handles import unwrapped  # noqa: E402
+from r2_serve.config import ModelServerConfig, ScriptedEngineConfig  # noqa: E402
+from r2_serve.engines.scripted import ScriptedEngine  # noqa: E402
+from r2_serve.errors import AnswerWithheld, ConfigError, EngineRefused  # noqa: E402
+from r2_serve.types import Completion, Delta, Message, Sampling, Usage, Work  # noqa: E402
+from tests.support.small_adapters import adapter  # noqa: E402
+
+HI: Sequence[Message] = [Message(role="user", content="hi")]
+
+
+def deployment() -> ModelDeployment:
+    return ModelDeployment(ModelServerConfig(engine=ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",))))
+
+
+async def said(model: ModelDeployment, name: str | None) -> str:
+    return (await model.generate(HI, Sampling(), name, None)).text
+
+
+async def test_adapters_come_and_go_with_user_config(tmp_path: Path) -> None:
+    model, first, second = deployment(), adapter(tmp_path, "a1"), adapter(tmp_path, "a2")
+    await model.reconfigure({"adapters": {"a1": str(first)}})
+    await model.check_health()
+    await model.reconfigure({"adapters": {"a1": str(first), "a2": str(second)}})
+    assert [await said(model, name) for name in ("a1", "a2", None)] == ["by a1", "by a2", "by base"]
+    await model.reconfigure({"adapters": {"a2": str(second)}})
+    with pytest.raises(EngineRefused, match=r"no adapter 'a1'; this engine has \['a2'\]"):
+        await said(model, "a1")
+
+
+async def test_a_change_of_which_one_part_fails_changes_nothing_on_a_replica_that_serves(tmp_path: Path) -> None:
+    model, first, second = deployment(), adapter(tmp_path, "a1"), adapter(tmp_path, "a2")
+    await model.reconfigure({"adapters": {"a1": str(first)}})
+    await model.check_health()
+    await model.reconfigure({"adapters": {"a2": str(second), "gone": str(tmp_path / "gone")}})
+    assert await said(model, "a1") == "by a1"
+    for name in ("a2", "gone"):
+        with pytest.raises(EngineRefused, match="no adapter"):
+            await said(model, name)
+    await model.reconfigure({"adapters": {"a2": str(second)}})
+    assert await said(model, "a2") == "by a2"
+
+
+async def test_a_replica_that_starts_with_a_broken_adapter_fails_with_the_reason(tmp_path: Path) -> None:
+    model, broken = deployment(), adapter(tmp_path, "a1")
+    (broken / "adapter_model.safetensors").write_bytes(b"changed")
+    with pytest.raises(ConfigError, match="is not what was written"):
+        await model.reconfigure({"adapters": {"a1": str(broken)}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "called", "message"), [({"codec_version": 99}, "a1", "version 99"), ({}, "other", "holds adapter 'a1', not 'other'")]
+)
+async def test_a_manifest_is_held_to_where_there_is_one(tmp_path: Path, changes: dict[str, int], called: str, message: str) -> None:
+    path = adapter(tmp_path, "a1", **changes)
+    with pytest.raises(ConfigError, match=message):
+        await deployment().load_adapter(called, str(path))
+
+
+async def test_the_same_name_from_another_directory_is_refused(tmp_path: Path) -> None:
+    model, first = deployment(), adapter(tmp_path / "one", "a1")
+    await model.load_adapter("a1", str(first))
+    await model.load_adapter("a1", str(first))
+    with pytest.raises(ConfigError, match="another directory"):
+        await model.load_adapter("a1", str(adapter(tmp_path / "two", "a1")))
+
+
+async def test_loading_leaves_the_event_loop_free(tmp_path: Path) -> None:
+    model, threads = deployment(), []
+    add = model._engine.add_adapter
+    model._engine.add_adapter = lambda name, path: (threads.append(threading.current_thread()), add(name, path))
+    await model.load_adapter("a1", str(adapter(tmp_path, "a1")))
+    assert threads and threads[0] is not threading.main_thread()
+
+
+async def test_a_replica_passes_on_what_is_known_of_a_calls_usage() -> None:
+    """That it is estimated, and where the call failed."""
+
+    class Guessing(ScriptedEngine):
+        async def generate(self, *args: Any, **options: Any) -> Completion:
+            return (await super().generate(*args, **options)).model_copy(update={"is_usage_estimated": True})
+
+        async def stream(self, *args: Any, **options: Any) -> AsyncGenerator[Delta, None]:
+            async for delta in super().stream(*args, **options):
+                yield delta.model_copy(update={"is_usage_estimated": delta.usage is not None})
+
+    model, withheld = deployment(), AnswerWithheld("filtered")
+    withheld.usage = Usage(prompt_tokens=7, completion_tokens=2)
+    model._engine = Guessing(["done", "done", withheld])
+    assert (await model.generate(HI, Sampling(), None, None)).is_usage_estimated
+    assert [delta async for delta in model.stream(HI, Sampling(), None, None)][-1].is_usage_estimated
+    with pytest.raises(AnswerWithheld) as caught:
+        await model.generate(HI, Sampling(), None, None)
+    arrived = unwrapped(RayTaskError("generate", "the traceback", pickle.loads(pickle.dumps(caught.value))))
+    assert isinstance(arrived, AnswerWithheld) and arrived.usage == withheld.usage
+
+
+async def test_a_reply_says_what_it_took_of_its_replica_plain_and_streamed() -> None:
+    """Two at once, half a second each: each was worked on for all of it, and had half of the replica."""
+    engine = ScriptedEngineConfig(kind="scripted", replies=("done",), delay_s=0.5)
+    model = ModelDeployment(ModelServerConfig(engine=engine))
+
+    async def streamed() -> list[Work | None]:
+        return [delta.work async for delta in model.stream(HI, Sampling(), None, None)]
+
+    plain, deltas = await asyncio.gather(model.generate(HI, Sampling(), None, None), streamed())
+    assert all(work is None for work in deltas[:-1])
+    for work in (plain.work, deltas[-1]):
+        assert work is not None and work.service_s >= 0.5
+        assert work.share_s < 0.9 * work.service_s

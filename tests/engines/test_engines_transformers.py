@@ -1,0 +1,335 @@
+"""TransformersEngine on a random tiny Qwen2: every claim is about tokens that a real `generate` made."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.engine
+
+from r2_serve.config import TransformersEngineConfig  # noqa: E402
+from r2_serve.engines.checkpoints import Checkpoint  # noqa: E402
+from r2_serve.engines.decoding import Row  # noqa: E402
+from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
+from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
+from r2_serve.types import Completion, Message, Sampling  # noqa: E402
+from tests.support.tiny_checkpoint import CONTEXT_TOKENS, character_checkpoint, random_adapter, word_checkpoint  # noqa: E402
+
+PROMPTS = ["one plus two", "three", "four five six seven eight", "nine is", "zero"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return word_checkpoint(tmp_path_factory.mktemp("words"))
+
+
+@asynccontextmanager
+async def running(path: str, **config: int) -> AsyncIterator[TransformersEngine]:
+    engine = await asyncio.to_thread(TransformersEngine, TransformersEngineConfig(kind="transformers", path=path, **config))
+    try:
+        yield engine
+    finally:
+        await engine.aclose()
+
+
+def user(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+async def together(engine: TransformersEngine, samplings: list[Sampling]) -> list[Completion]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(engine.generate(user(p), s)) for p, s in zip(PROMPTS * 20, samplings, strict=False)]
+    return [task.result() for task in tasks]
+
+
+async def test_a_batch_replies_what_each_call_alone_would(words: str) -> None:
+    samplings = [Sampling(max_tokens=3 + i, logprobs=i % 2 == 0) for i in range(5)]
+    async with running(words) as engine:
+        batch = await together(engine, samplings)
+        alone = [await engine.generate(user(p), s) for p, s in zip(PROMPTS, samplings, strict=True)]
+    assert [(r.text, r.usage, r.finish_reason) for r in batch] == [(r.text, r.usage, r.finish_reason) for r in alone]
+    assert len({r.text for r in batch}) > 1
+    for ours, theirs in zip(batch, alone, strict=True):
+        assert (ours.logprobs is None) == (theirs.logprobs is None)
+        assert ours.logprobs is None or ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+async def test_max_tokens_is_each_rows_own(words: str) -> None:
+    async with running(words) as engine:
+        replies = await together(engine, [Sampling(max_tokens=n) for n in (1, 20, 2, 7, 3)])
+        whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20))
+    assert [r.usage.completion_tokens <= n for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True)] == [True] * 5
+    assert replies[0].finish_reason == "length"
+    assert whole.text.split()[:1] == replies[0].text.split()
+    assert all(r.usage.completion_tokens == n for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True) if r.finish_reason == "length")
+
+
+async def test_end_of_sequence_is_counted_and_not_shown(words: str) -> None:
+    async with running(words) as engine:
+        replies = await together(engine, [Sampling(max_tokens=60, logprobs=True)] * 5)
+    assert "stop" in [r.finish_reason for r in replies]
+    assert all(r.logprobs and r.usage.completion_tokens == len(r.logprobs) and "<" not in r.text for r in replies)
+    assert replies[1].text == "is zero"
+    assert replies[1].usage.completion_tokens == 3
+    assert [r.usage.prompt_tokens for r in replies] == [len(p.split()) + 2 for p in PROMPTS]
+
+
+async def test_stop_strings_end_the_text_before_them(words: str) -> None:
+    async with running(words) as engine:
+        whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20))
+        stop = " ".join(whole.text.split()[3:5])
+        cut = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
+        streamed = [d async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert "".join(d.text for d in streamed) == cut.text
+    assert streamed[-1].usage == cut.usage
+
+
+async def test_streams_in_a_batch_say_what_generate_says(words: str) -> None:
+    async def streamed(engine: TransformersEngine, prompt: str) -> tuple[str, int, object]:
+        deltas = [d async for d in engine.stream(user(prompt), Sampling(max_tokens=12))]
+        assert all(d.usage is None and d.finish_reason is None for d in deltas[:-1])
+        return "".join(d.text for d in deltas), len(deltas), deltas[-1].usage
+
+    async with running(words) as engine:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(streamed(engine, prompt)) for prompt in PROMPTS]
+        replies = await together(engine, [Sampling(max_tokens=12)] * 5)
+    for task, reply in zip(tasks, replies, strict=True):
+        text, num_deltas, usage = task.result()
+        assert (text, usage) == (reply.text, reply.usage)
+        assert num_deltas == len(reply.text.split()) + 1
+
+
+async def test_characters_come_whole_from_a_character_model(tmp_path: Path) -> None:
+    async with running(character_checkpoint(tmp_path)) as engine:
+        reply = await engine.generate(user("abc"), Sampling(max_tokens=30))
+        pieces = [d.text async for d in engine.stream(user("abc"), Sampling(max_tokens=30))]
+    assert len(reply.text) > 5
+    assert "".join(pieces) == reply.text
+
+
+async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) -> None:
+    sampling = Sampling(max_tokens=15, temperature=1.0, seed=7)
+    async with running(words) as engine:
+        alone = await engine.generate(user(PROMPTS[0]), sampling)
+        company = await together(engine, [sampling, *[Sampling(max_tokens=15, temperature=1.5)] * 9])
+        others = {(await engine.generate(user(PROMPTS[0]), sampling.model_copy(update={"seed": seed}))).text for seed in range(8)}
+    assert company[0].text == alone.text
+    assert len(others) > 1
+
+
+async def test_draws_follow_the_models_probabilities(words: str) -> None:
+    async with running(words) as engine:
+        greedy = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, logprobs=True))
+        draws = [engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, seed=i)) for i in range(400)]
+        share = sum(r.text == greedy.text for r in await asyncio.gather(*draws)) / 400
+        nucleus = [engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, top_p=1e-6, seed=i)) for i in range(50)]
+        assert {r.text for r in await asyncio.gather(*nucleus)} == {greedy.text}
+    assert greedy.logprobs is not None
+    probability = math.exp(greedy.logprobs[0])
+    assert 0.02 < probability < 0.98
+    assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 400)
+
+
+async def test_penalties_lower_the_number_of_repeats(words: str) -> None:
+    def repeats(reply: Completion) -> int:
+        return len(reply.text.split()) - len(set(reply.text.split()))
+
+    async with running(words) as engine:
+        plain, presence, frequency = await asyncio.gather(
+            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16)),
+            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16, presence_penalty=2.0)),
+            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16, frequency_penalty=2.0)),
+        )
+    assert repeats(presence) < repeats(plain)
+    assert repeats(frequency) < repeats(plain)
+
+
+async def test_unknown_words_are_refused_by_name(words: str) -> None:
+    async with running(words) as engine:
+        with pytest.raises(EngineRefused, match=r"does not have 'hello', 'a', 'b', 'c', 'd' and others"):
+            await engine.generate(user("hello one a b c hello d e"), Sampling())
+        assert (await engine.generate(user("one"), Sampling(max_tokens=1))).usage.completion_tokens == 1
+
+
+async def test_a_response_format_is_refused_and_not_ignored(words: str) -> None:
+    async with running(words) as engine:
+        with pytest.raises(EngineRefused, match="response_format"):
+            await engine.generate(user(PROMPTS[0]), Sampling(response_format={"type": "json_object"}))
+
+
+async def test_a_prompt_that_fills_the_context_is_refused(words: str) -> None:
+    async with running(words) as engine:
+        with pytest.raises(EngineRefused, match=f"context of {CONTEXT_TOKENS}"):
+            await engine.generate(user("one " * CONTEXT_TOKENS), Sampling())
+        reply = await engine.generate(user("one " * (CONTEXT_TOKENS - 4)), Sampling())
+    assert reply.usage.total_tokens <= CONTEXT_TOKENS
+
+
+async def reply_text(engine: TransformersEngine, adapter: str | None = None, prompt: str = PROMPTS[0]) -> str:
+    return (await engine.generate(user(prompt), Sampling(max_tokens=16), adapter=adapter)).text
+
+
+async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(words: str, tmp_path: Path) -> None:
+    other = word_checkpoint(tmp_path / "other", seed=1)
+    async with running(other) as alone:
+        theirs = await reply_text(alone)
+    async with running(words) as engine:
+        ours = await reply_text(engine)
+        with pytest.raises(EngineRefused, match=r"no adapter 'other'; this engine has \[\]"):
+            await reply_text(engine, "other")
+        calls = [asyncio.create_task(reply_text(engine)) for _ in range(100)]
+        await asyncio.to_thread(engine.add_adapter, "other", other)
+        calls += [asyncio.create_task(reply_text(engine, name)) for name in (None, "other") * 20]
+        replies = await asyncio.gather(*calls)
+        streamed = "".join([d.text async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=16), adapter="other")])
+    assert ours != theirs
+    assert replies == [ours] * 100 + [ours, theirs] * 20
+    assert streamed == theirs
+
+
+async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(words: str, tmp_path: Path) -> None:
+    async with running(words) as engine:
+        await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
+        batches: list[tuple[bool, int]] = []
+        decode = engine._decode
+        has_begun, may_go_on = threading.Event(), threading.Event()
+
+        def recorded(rows: Sequence[Row], checkpoint: Checkpoint) -> None:
+            batches.append((checkpoint is engine._base, len(rows)))
+            has_begun.set()
+            may_go_on.wait(10)
+            decode(rows, checkpoint)
+
+        engine._decode = recorded  # type: ignore[method-assign]
+        first = asyncio.create_task(reply_text(engine))
+        await asyncio.to_thread(has_begun.wait, 10)
+        rest = [asyncio.create_task(reply_text(engine, name)) for name in ("other", None, "other", None, None)]
+        await asyncio.sleep(0)
+        may_go_on.set()
+        await asyncio.gather(first, *rest)
+    assert batches == [(True, 1), (False, 2), (True, 3)]
+
+
+async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(words: str, tmp_path: Path) -> None:
+    long = Sampling(max_tokens=60, frequency_penalty=2.0)
+    async with running(words) as engine:
+        await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
+        whole = (await engine.generate(user("one"), long, adapter="other")).text
+        stream = engine.stream(user("one"), long, adapter="other")
+        pieces = [(await anext(stream)).text]
+        waiting = asyncio.create_task(engine.generate(user("one"), long, adapter="other"))
+        await asyncio.sleep(0)
+        await engine.remove_adapter("other")
+        with pytest.raises(EngineRefused, match="no adapter 'other'"):
+            await reply_text(engine, "other")
+        with pytest.raises(EngineRefused, match="no adapter 'other'"):
+            await engine.remove_adapter("other")
+        pieces += [delta.text async for delta in stream]
+        assert "".join(pieces) == (await waiting).text == whole
+
+
+async def test_lora_by_name_says_what_peft_says_and_leaves_the_base_alone(words: str, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import Qwen2ForCausalLM
+
+    path = random_adapter(words, tmp_path / "lora", seed=1)
+    async with running(words) as engine:
+        base = await reply_text(engine)
+        await asyncio.to_thread(engine.add_adapter, "lora", path)
+        adapted = await reply_text(engine, "lora")
+        assert await reply_text(engine) == base
+        tokenizer = engine._base.tokenizer
+    model = PeftModel.from_pretrained(Qwen2ForCausalLM.from_pretrained(words), path).eval()
+    text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True, tokenize=False)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+    assert adapted == tokenizer.decode(theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert adapted != base
+
+
+async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(words: str, tmp_path: Path) -> None:
+    async with running(words) as engine:
+        with pytest.raises(ConfigError, match=r"adapter_config\.json \(LoRA\) or config\.json"):
+            engine.add_adapter("empty", str(tmp_path))
+        broken = tmp_path / "broken"
+        shutil.copytree(words, broken)
+        (broken / "model.safetensors").write_bytes(b"not safetensors")
+        with pytest.raises(ConfigError, match="cannot load the model"):
+            engine.add_adapter("broken", str(broken))
+        pickled = Path(random_adapter(words, tmp_path / "pickled", seed=1))
+        (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+        with pytest.raises(ConfigError, match="other formats are not loaded"):
+            engine.add_adapter("pickled", str(pickled))
+        engine.add_adapter("again", words)
+        with pytest.raises(ConfigError, match="new name"):
+            engine.add_adapter("again", words)
+        assert await reply_text(engine, "again") == await reply_text(engine)
+
+
+async def test_adapters_of_the_configuration_are_there_at_the_start(words: str, tmp_path: Path) -> None:
+    config = TransformersEngineConfig(kind="transformers", path=words, adapters={"other": word_checkpoint(tmp_path, seed=1)})
+    engine = await asyncio.to_thread(TransformersEngine, config)
+    assert await reply_text(engine, "other") != await reply_text(engine)
+    await engine.aclose()
+
+
+async def test_a_cancelled_call_ends_and_its_neighbour_does_not(words: str) -> None:
+    async with running(words) as engine:
+        long = Sampling(max_tokens=100, frequency_penalty=2.0)
+        async with aclosing(engine.stream(user("one"), long)) as abandoned:
+            await anext(abandoned)
+            task = asyncio.create_task(engine.generate(user("two"), long))
+            await asyncio.sleep(0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await engine.generate(user("three"), Sampling(max_tokens=2))).usage.completion_tokens <= 2
+
+
+async def test_a_call_past_its_timeout_is_unavailable(words: str) -> None:
+    async with running(words) as engine:
+        with pytest.raises(EngineUnavailable, match="in time"):
+            await engine.generate(user("one"), Sampling(max_tokens=100), timeout_s=0.0)
+
+
+async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None:
+    others = set(threading.enumerate())
+    async with running(words, max_batch_size=1) as engine:
+        calls = [asyncio.create_task(engine.generate(user("one"), Sampling(max_tokens=120, frequency_penalty=2.0))) for _ in range(20)]
+        await asyncio.sleep(0)
+        await engine.aclose()
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+        assert isinstance(results[-1], EngineUnavailable)
+        assert all(isinstance(result, Completion | EngineUnavailable) for result in results)
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await engine.generate(user("one"), Sampling())
+    assert not [thread for thread in set(threading.enumerate()) - others if thread.name == "transformers-engine"]
+
+
+async def test_concurrent_calls_take_a_few_batches(words: str) -> None:
+    async with running(words, max_batch_size=64) as engine:
+        widths: list[int] = []
+        decode = engine._decode
+        engine._decode = lambda rows, model: (widths.append(len(rows)), decode(rows, model))[1]  # type: ignore[method-assign, func-returns-value]
+        replies = await together(engine, [Sampling(max_tokens=4)] * 100)
+    assert len(replies) == 100
+    assert sum(widths) == 100
+    assert len(widths) <= 10
+
+
+def test_a_folder_without_a_model_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot load"):
+        TransformersEngine(TransformersEngineConfig(kind="transformers", path=str(tmp_path)))

@@ -1,0 +1,119 @@
+"""Two router replicas behind one proxy, scraped by hand and, where it is installed, by Prometheus itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from r2_serve.cluster.metric_pages import SILENT
+from r2_serve.ops.deploy_files.panels import ROWS, WINDOW
+from r2_serve.ops.deploy_files.prometheus import Target, write_monitoring
+from r2_serve.ops.local.cluster import free_port, local_cluster
+from r2_serve.serve_config import ServeConfig, load
+from tests.support.deployed_cluster import until
+from tests.support.scraped import replicas_of, total
+from tests.support.scripted_pool import scripted_config
+
+pytestmark = pytest.mark.ray
+
+CHAT = {"route": "/v1/chat/completions"}
+
+
+class TwoRouters:
+    def __init__(self, config: ServeConfig, root: str) -> None:
+        self.config, self.root, self.num_asked = config, root, 0
+
+    def ask(self, times: int) -> None:
+        """Each on a connection of its own, so that either replica may get it."""
+        body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}]}
+        for _ in range(times):
+            assert httpx.post(f"{self.root}/v1/chat/completions", json=body, timeout=60).status_code == 200
+            self.num_asked += 1
+
+    def page(self) -> str:
+        return httpx.get(f"{self.root}/metrics", timeout=30).text
+
+
+@pytest.fixture(scope="module")
+def routers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRouters]:
+    raw = scripted_config()
+    raw["applications"][-1]["deployments"][0]["autoscaling_config"] = {"min_replicas": 2, "max_replicas": 2}
+    path: Path = tmp_path_factory.mktemp("routers") / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    config, port = load(path), free_port()
+    with local_cluster(config, port=port, num_cpus=4):
+        yield TwoRouters(config, f"http://127.0.0.1:{port}")
+
+
+def test_any_scrape_shows_what_every_replica_counted(routers: TwoRouters) -> None:
+    until(lambda: len(replicas_of(routers.page())) == 2)
+    routers.ask(20)
+    for _ in range(6):  # whichever replica the proxy picks
+        page = routers.page()
+        assert total(page, "r2_requests_total", **CHAT) == routers.num_asked
+        assert total(page, SILENT) == 0
+    by_replica = [total(page, "r2_requests_total", replica=name, **CHAT) for name in replicas_of(page)]
+    assert len(by_replica) == 2 and min(by_replica) > 0, "or the sum proves nothing"
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus (Debian package prometheus)")
+def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(routers: TwoRouters, tmp_path: Path) -> None:
+    import ray
+
+    nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
+    (tmp_path / "nodes.json").write_text(json.dumps([{"targets": nodes}]))
+    write_monitoring(routers.config, tmp_path, Target.of(routers.config, routers.root[7:], None, str(tmp_path / "nodes.json")), None)
+    with prometheus(tmp_path) as query:
+
+        def empty() -> set[str]:
+            routers.ask(2)
+            exprs = {panel.title: expr.replace(WINDOW, "20s") for row in ROWS for panel in row.panels for expr in panel.queries.values()}
+            return {title for title, expr in exprs.items() if not query(expr)}
+
+        no_keys_faults_or_gpus = {"Spend of client keys", "Plans and allocations replaced", "GPU utilization", "GPU memory", "Nodes"}
+        until(lambda: empty() <= no_keys_faults_or_gpus)
+        assert {found["metric"]["job"]: found["value"][1] for found in query("up")} == {"r2": "1", "ray": "1"}
+
+
+def test_a_replica_that_dies_takes_its_samples_along_and_no_scrape_fails(routers: TwoRouters) -> None:
+    from ray._private.state import actors
+
+    before = replicas_of(routers.page())
+    victim = next(actor for actor in actors().values() if "Router" in actor["ActorClassName"] and actor["State"] == "ALIVE")
+    os.kill(victim["Pid"], signal.SIGKILL)
+    until(lambda: len(replicas_of(routers.page())) == 2 and replicas_of(routers.page()) != before)
+    assert total(routers.page(), SILENT) == 0
+
+
+@contextmanager
+def prometheus(folder: Path) -> Iterator[Any]:
+    """A server on the files in `folder`, scraping each second; what it gives is asked by expression."""
+    config = (folder / "prometheus.yml").read_text().replace("15s", "1s")
+    (folder / "prometheus.yml").write_text(config)
+    port = free_port()
+    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/db", "--log.level=error"]
+    process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"])
+
+    def query(expr: str) -> list[dict[str, Any]]:
+        reply = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": expr}, timeout=30).json()
+        assert reply["status"] == "success", reply
+        result: list[dict[str, Any]] = reply["data"]["result"]
+        return result
+
+    try:
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/-/ready", timeout=5).status_code == 200)
+        yield query
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

@@ -1,0 +1,112 @@
+"""`r2-serve up` as a user runs it: a process that says when it is ready and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from r2_serve.ops.local.cluster import free_port
+from tests.ray.test_cluster_faults import answer_of
+from tests.support.deployed_cluster import until
+from tests.support.scraped import replicas_of, total
+from tests.support.scripted_pool import LARGE, SMALL, scripted_config, scripted_yaml
+
+pytestmark = pytest.mark.ray
+
+
+NUM_AT_WORK, NUM_REFUSED = 4, 6
+"""Queries at work at SIGTERM, and new ones refused in a row by then: with two router replicas in turn, by both."""
+
+
+def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_path: Path) -> None:
+    """Queries under way at SIGTERM in either router replica are answered whole, new ones are refused, and no process is left."""
+    path, port = tmp_path / "pool.yaml", free_port()
+    config = scripted_config(delay_s={LARGE: 12.0})
+    config["applications"][-1]["deployments"][0] |= {"num_replicas": 2}
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "stop:" in line:
+                break
+        assert any("ready" in line for line in lines), lines
+        body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}], "r2": {"trace": True}}
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: len(routers_that_answered(url, {**body, "model": SMALL})) == 2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in children)
+        assert listens_beyond_loopback(children) == [], "but for Serve's internal gRPC, which asks for the token"
+        with ThreadPoolExecutor(NUM_AT_WORK) as pool:
+            queries = [{**body, "stream": i < NUM_AT_WORK // 2} for i in range(NUM_AT_WORK)]
+            at_work = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json=query, timeout=60) for query in queries]
+            while total(page := httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != NUM_AT_WORK:
+                assert not any(query.done() for query in at_work)
+                time.sleep(0.1)
+            assert all(total(page, "r2_requests_running", replica=router) > 0 for router in replicas_of(page))
+            process.send_signal(signal.SIGTERM)
+            assert any("stopping" in line for line in process.stdout)
+            num_refused = 0
+            while num_refused < NUM_REFUSED:
+                late = httpx.post(f"{url}/v1/chat/completions", json={**body, "model": SMALL}, timeout=60)
+                num_refused = num_refused + 1 if late.status_code != 200 else 0
+                assert not any(query.done() for query in at_work)
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
+            assert {answer_of(query.result())[0] for query in at_work} == {"the whole answer of four"}
+        assert process.wait(timeout=60) == 0
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
+    finally:
+        process.kill()
+
+
+def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
+    """Router replicas, once `body` was asked of two in turn: the proxy learns of the second some moments after the first."""
+    for _ in range(2):
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    page, chat = httpx.get(f"{url}/metrics", timeout=60).text, "/v1/chat/completions"
+    return {router for router in replicas_of(page) if total(page, "r2_requests_total", replica=router, route=chat) > 0}
+
+
+def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
+    """What anybody on the network could connect to, but for one port of each replica, which Serve does not let us bind."""
+    found = []
+    for process in processes:
+        try:
+            listening = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        except psutil.NoSuchProcess:
+            continue  # one of the short-lived that a cluster starts
+        beyond = [address for address in listening if address.ip.removeprefix("::ffff:") != "127.0.0.1"]
+        if len(beyond) > process.name().startswith("ray::ServeReplica"):
+            found.append(f"{process.name()} at {beyond}")
+    return found
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "pool.yaml"
+    path.write_text(scripted_yaml())
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"port {port}" in done.stderr and "--port" in done.stderr

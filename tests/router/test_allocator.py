@@ -1,0 +1,110 @@
+"""A model for each subtask, always: the allocator's choice, the policy's, or the fallback with the reason why."""
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.config import AllocatorConfig, LimitsConfig
+from r2_serve.engines.scripted import ScriptedEngine
+from r2_serve.errors import BudgetExceeded, EngineRefused, InvalidRequest
+from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator, fixed_allocation
+from tests.support.in_process import allocation_json, model, plan_of, pool_of
+from tests.support.virtual_time import now_s, run
+
+PLAN = plan_of("find the height", "halve #1")
+NAMES = ("small", "large")
+NO_LIMIT = Budget()
+
+
+async def allocate(engine: ScriptedEngine, *, ledger: Ledger | None = None, codec: str = "instruct", **config: Any) -> AllocationResult:
+    pool = pool_of((model("picker", codec=codec), engine), *((model(name), engine) for name in NAMES))
+    allocator, wanted = Allocator(pool), AllocatorConfig(model="picker", **config)
+    task = AllocationTask(query="the query", plan=PLAN, config=wanted, names=NAMES, fallback_model="large", limits=LimitsConfig())
+    return await allocator.allocate(task, ledger or Ledger(NO_LIMIT))
+
+
+@pytest.mark.parametrize(("codec", "reply"), [("instruct", allocation_json("small", "large")), ("compact", "@1 @2")])
+def test_the_allocators_choice_is_used(codec: str, reply: str) -> None:
+    ledger = Ledger(NO_LIMIT)
+    made = run(allocate(ScriptedEngine([reply]), codec=codec, ledger=ledger))
+    assert (made.allocation.models, made.fallback) == (("small", "large"), None)
+    assert [call.stage for call in ledger.calls] == ["allocate"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("the small one, I think", "not_json"),
+        ("", "not_json"),
+        (allocation_json("small"), "wrong_count: 1 choices for 2 subtasks"),
+        (allocation_json("small", "picker"), "unknown_model"),
+        (allocation_json("small", "x" * 1_000_000), "too_long"),
+        (allocation_json(*["small"] * 10_000).replace(" ", ""), "wrong_count"),
+        (EngineRefused("quota"), "allocator_failed (EngineRefused: quota)"),
+    ],
+)
+def test_a_hostile_allocator_costs_money_not_the_answer(reply: str | Exception, reason: str) -> None:
+    start_s = time.process_time()
+    ledger = Ledger(NO_LIMIT)
+    made = run(allocate(ScriptedEngine([reply]), ledger=ledger))
+    assert made.allocation.models == ("large", "large")
+    assert made.fallback is not None
+    assert made.fallback.startswith(reason)
+    assert len(made.fallback) < 500
+    assert len(ledger.calls) == 1, "and the call is paid"
+    assert time.process_time() - start_s < 1.0
+
+
+def test_an_allocator_that_hangs_is_given_up_and_paid() -> None:
+    ledger = Ledger(NO_LIMIT)
+
+    async def check() -> AllocationResult:
+        made = await allocate(ScriptedEngine(["late"], delay_s=50), timeout_s=6, ledger=ledger)
+        assert now_s() == 6.0
+        return made
+
+    made = run(check())
+    assert (made.allocation.models, made.fallback) == (("large", "large"), "timeout: no allocation within 6 s")
+    assert [(call.outcome, call.is_estimated) for call in ledger.calls] == [("cancelled", True)]
+
+
+def test_cancelling_is_not_a_timeout() -> None:
+    async def check() -> None:
+        task = asyncio.ensure_future(allocate(ScriptedEngine(["late"], delay_s=50)))
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    run(check())
+
+
+def test_an_allocation_beyond_the_budget_is_an_error() -> None:
+    with pytest.raises(BudgetExceeded):
+        run(allocate(ScriptedEngine(["never asked"]), ledger=Ledger(Budget(max_calls=0))))
+
+
+def test_policies() -> None:
+    assert fixed_allocation("learned", PLAN, NAMES, seed="") is None
+    everything = fixed_allocation("all:small", PLAN, NAMES, seed="")
+    assert everything is not None
+    assert everything.models == ("small", "small")
+
+
+def test_random_draws_each_model_alike_and_the_same_again_for_the_same_request() -> None:
+    plan = plan_of(*["step"] * 10)
+    drawn = [fixed_allocation("random", plan, NAMES, seed=f"req-{i}") for i in range(200)]
+    assert drawn == [fixed_allocation("random", plan, NAMES, seed=f"req-{i}") for i in range(200)]
+    share = Counter(name for allocation in drawn if allocation for name in allocation.models)["small"] / 2_000
+    assert 0.45 < share < 0.55
+
+
+@pytest.mark.parametrize("policy", ["", "all", "all:", "all:gpt-9", "all:picker", "Learned", "cheapest", "random:small"])
+def test_an_unknown_policy_is_refused_by_name(policy: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        fixed_allocation(policy, PLAN, NAMES, seed="")
+    assert caught.value.param == "r2.policy"

@@ -1,0 +1,391 @@
+"""A query in, an answer or a typed error out, and a trace that adds up: end to end over scripted models."""
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from r2_serve.config import LimitsConfig
+from r2_serve.engines.scripted import ScriptedEngine
+from r2_serve.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    R2Error,
+    SubtaskFailed,
+)
+from r2_serve.types import Answer, Message, Plan, Query, Sampling, Trace, Usage
+from tests.support.in_process import Router, allocation_json, plan_json, plan_of, query, routing, user
+from tests.support.virtual_time import now_s, run
+
+PLAN = plan_json("find the height of Mont Blanc", "find the height of the Zugspitze", "compare #1 and #2")
+WORDS = {
+    "decomposer": ["n1 * n2 ; n3 - n4 ; #1 + #2"],
+    "allocator": ["@1 @2 @1"],
+    "small": lambda messages, sampling: {"3 * 9": "7 2", "7 2 + 3 3 6": "0 6 6"}[messages[-1].content],
+    "large": lambda messages, sampling: {"5 4 6 - 2 1": "3 3 6"}[messages[-1].content],
+}
+COMPACT = {name: {"codec": "compact"} for name in WORDS}
+
+
+def geographer(**engines: Any) -> Router:
+    defaults = {
+        "decomposer": [PLAN],
+        "allocator": [allocation_json("small", "small", "large")],
+        "small": ["4806 m"],
+        "large": ["Mont Blanc is higher"],
+    }
+    return Router(**{**defaults, **engines})
+
+
+def assert_adds_up(trace: Trace, answer: Answer | None = None) -> None:
+    """What holds of every trace, answered or not."""
+    assert trace.cost_usd == sum((call.cost_usd for call in trace.calls), Decimal(0))
+    assert trace.worker_cost_usd == sum((c.cost_usd for c in trace.calls if c.stage in ("execute", "pass_through")), Decimal(0))
+    assert trace.worker_cost_usd >= sum((result.cost_usd for result in trace.results), Decimal(0))
+    assert all(0 <= call.start_s <= call.end_s <= trace.duration_s for call in trace.calls)
+    assert all(0 <= r.ready_s <= r.start_s <= r.end_s <= trace.duration_s for r in trace.results)
+    assert 0 <= trace.overhead_s <= trace.duration_s
+    assert (trace.answer is None) == (trace.error is not None)
+    assert Trace.model_validate_json(trace.model_dump_json()) == trace
+    if answer is not None:
+        assert answer.trace == trace
+        assert answer.cost_usd == trace.cost_usd
+        assert answer.usage == sum((call.usage for call in trace.calls), Usage())
+        assert answer.num_subtasks == len(trace.results)
+
+
+async def ask(router: Router, asked: Query | None = None) -> tuple[Answer, list[str]]:
+    pieces: list[str] = []
+
+    async def keep(text: str) -> None:
+        pieces.append(text)
+
+    answer = await router.pipeline.answer(asked or query(), keep)
+    assert_adds_up(router.trace, answer)
+    return answer, pieces
+
+
+def test_a_query_is_decomposed_allocated_executed_and_answered() -> None:
+    router = geographer()
+    answer, pieces = run(ask(router))
+    assert (answer.text, answer.finish_reason) == ("Mont Blanc is higher", "stop")
+    assert answer.models == ("small", "large")
+    assert "".join(pieces) == answer.text
+    assert len(pieces) == 4, "the final subtask's words, as they come, and nobody else's"
+    assert [(r.id, r.model, r.answer) for r in router.trace.results] == [
+        (1, "small", "4806 m"),
+        (2, "small", "4806 m"),
+        (3, "large", answer.text),
+    ]
+    assert [call.stage for call in router.trace.calls] == ["decompose", "allocate", "execute", "execute", "execute"]
+    assert router.trace.plan_fallback is router.trace.allocation_fallback is router.trace.error is None
+    assert router.prompts("large")[0].count("4806 m") == 2
+
+
+def test_the_compact_dialect_computes_least_significant_digit_first() -> None:
+    router = Router(cards=COMPACT, **WORDS)
+    answer, pieces = run(ask(router, query("Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many in all?")))
+    assert answer.text == "660"
+    assert [r.answer for r in router.trace.results] == ["27", "633", "660"]
+    assert pieces == [], "a reply that has to be read first is not streamed"
+
+
+def test_a_template_makes_the_answer_without_a_call() -> None:
+    replies = {"run": "RUN", "turn around right": "TURN TURN"}
+    workers = {name: lambda messages, sampling: replies[messages[-1].content] for name in ("small", "large")}
+    router = Router(cards=COMPACT, decomposer=["run ; turn around right | #1 #2 #2"], allocator=["@1 @1"], **workers)
+    answer, _ = run(ask(router))
+    assert (answer.text, len(router.trace.results)) == ("RUN TURN TURN TURN TURN", 2)
+    cut, _ = run(ask(router, query(sampling=Sampling(max_tokens=2))))
+    assert (cut.text, cut.finish_reason) == ("RUN TURN", "length")
+    stopped, _ = run(ask(router, query(sampling=Sampling(stop=(" TURN",)))))
+    assert (stopped.text, stopped.finish_reason) == ("RUN", "stop")
+
+
+def test_the_clients_sampling_is_honoured_on_the_final_step_only() -> None:
+    router = geographer()
+    run(ask(router, query(sampling=Sampling(temperature=1.5, seed=7, max_tokens=9))))
+    (final,) = router.engines["large"].calls
+    assert (final.sampling.temperature, final.sampling.seed, final.sampling.max_tokens) == (1.5, 7, 9)
+    assert {(c.sampling.temperature, c.sampling.seed) for c in router.engines["small"].calls} == {(0.0, None)}
+
+
+def test_independent_subtasks_overlap() -> None:
+    router = geographer(small=ScriptedEngine(["4806 m"], delay_s=2), large=ScriptedEngine(["higher"], delay_s=3))
+
+    async def seconds() -> float:
+        await ask(router)
+        return now_s()
+
+    assert run(seconds()) == pytest.approx(5.0)
+
+
+def test_a_first_subtask_that_waits_for_a_free_place_was_ready_all_along() -> None:
+    router = geographer(small=ScriptedEngine(["a"], delay_s=1))
+    router.pipeline.routing = routing(limits=LimitsConfig(max_parallel=1))
+    run(ask(router))
+    first, second, _ = router.trace.results
+    assert first.ready_s == second.ready_s < first.end_s <= second.start_s
+
+
+# -- fallbacks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply", ["no idea", "", plan_json("a #1"), plan_json(*["step"] * 10_000).replace(" ", ""), plan_json("x" * 1_000_000)]
+)
+def test_without_a_plan_the_conversation_goes_to_the_default_model(reply: str) -> None:
+    router = geographer(decomposer=[reply], allocator=[EngineRefused("must not be asked")])
+    messages = (Message(role="system", content="Be brief."), *user("How high? #1"))
+    answer, pieces = run(ask(router, query(messages=messages)))
+    assert (answer.text, answer.models, "".join(pieces)) == ("Mont Blanc is higher", ("large",), answer.text)
+    assert router.trace.plan_fallback is not None
+    assert router.engines["large"].calls[0].messages == messages
+    assert router.engines["allocator"].calls == []
+
+
+@pytest.mark.parametrize(
+    "reply", ["small", "", allocation_json("small"), allocation_json("gpt-9", "small", "small"), EngineRefused("quota")]
+)
+def test_without_an_allocation_every_subtask_goes_to_the_default_model(reply: str | Exception) -> None:
+    router = geographer(allocator=[reply])
+    answer, _ = run(ask(router))
+    assert answer.models == ("large",)
+    assert router.trace.allocation_fallback is not None
+    assert router.trace.plan_fallback is None
+
+
+def test_a_router_that_hangs_is_not_waited_for_beyond_its_timeouts() -> None:
+    router = geographer(decomposer=ScriptedEngine(["late"], delay_s=1_000))
+
+    async def seconds() -> float:
+        await ask(router)
+        return now_s()
+
+    assert run(seconds()) == pytest.approx(30.0)
+    assert router.trace.plan_fallback == "no valid plan: timeout"
+    assert router.trace.calls[0].outcome == "cancelled"
+
+
+def test_a_subtask_falls_back_and_the_trace_says_who_answered() -> None:
+    router = Router(
+        decomposer=[PLAN],
+        allocator=[allocation_json("small", "small", "small")],
+        small=[EngineRefused("context")],
+        large=["from large"],
+        cards={"small": {"fallbacks": ("large",)}},
+    )
+    answer, _ = run(ask(router))
+    assert answer.models == ("large",)
+    assert {(r.model, r.num_attempts) for r in router.trace.results} == {("large", 2)}
+    assert router.trace.allocation is not None
+    assert set(router.trace.allocation.models) == {"small"}
+
+
+# -- the client's own plan, pins and policies ---------------------------------------------------------------------
+
+OWN = plan_of("find it", "use #1")
+
+
+def test_the_clients_own_plan_is_not_decomposed() -> None:
+    router = geographer(decomposer=[EngineRefused("must not be asked")], allocator=[allocation_json("small", "large")])
+    run(ask(router, query(plan=OWN)))
+    assert router.trace.plan == OWN
+    assert router.engines["decomposer"].calls == []
+
+
+def test_pins_override_the_allocator_and_all_pins_spare_its_call() -> None:
+    router = geographer(allocator=[allocation_json("small", "small")])
+    run(ask(router, query(plan=OWN, pinned={1: "large"})))
+    assert router.trace.allocation is not None
+    assert router.trace.allocation.models == ("large", "small")
+    answer, _ = run(ask(router, query(plan=OWN, pinned={1: "large", 2: "large"})))
+    assert answer.models == ("large",)
+    assert len(router.engines["allocator"].calls) == 1
+
+
+@pytest.mark.parametrize(("policy", "models"), [("all:small", {"small"}), ("all:large", {"large"}), ("random", {"small", "large"})])
+def test_a_fixed_policy_spares_the_allocator(policy: str, models: set[str]) -> None:
+    router = geographer(allocator=[EngineRefused("must not be asked")])
+    answer, _ = run(ask(router, query(policy=policy)))
+    assert set(answer.models) <= models
+    assert router.trace.policy == policy
+    assert router.engines["allocator"].calls == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"policy": "cheapest"}, "r2.policy"),
+        ({"policy": "all:decomposer"}, "r2.policy"),
+        ({"pinned": {1: "small"}}, "r2.models"),
+        ({"plan": OWN, "pinned": {3: "small"}}, "r2.models.3"),
+        ({"plan": OWN, "pinned": {1: "decomposer"}}, "r2.models.1"),
+        ({"plan": OWN, "max_subtasks": 1}, "r2.plan"),
+        ({"plan": plan_of(*["step"] * 17)}, "r2.plan"),
+        ({"messages": user("x" * 200_001)}, "messages"),
+        ({"model": "gpt-9"}, "model"),
+    ],
+)
+def test_a_wrong_request_names_its_field_before_any_call_is_made(fields: dict[str, Any], param: str) -> None:
+    router = geographer()
+    with pytest.raises(InvalidRequest) as caught:
+        run(router.pipeline.answer(query(**fields)))
+    assert caught.value.param == param
+    assert isinstance(caught.value, ModelNotFound) == (param == "model")
+    assert all(engine.calls == [] for engine in router.engines.values())
+
+
+def test_a_pool_models_name_is_a_plain_pass_through() -> None:
+    router = geographer(large=["one two"])
+    messages = (Message(role="developer", content="Be brief."), *user("hi"))
+    answer, pieces = run(ask(router, query(model="large", messages=messages, sampling=Sampling(top_p=0.5))))
+    assert (answer.text, answer.num_subtasks, pieces, answer.models) == ("one two", 0, ["one", " two"], ("large",))
+    assert router.engines["large"].calls[0].messages == messages
+    assert router.engines["large"].calls[0].sampling.top_p == 0.5
+    assert (router.trace.plan, router.trace.policy) == (None, "pass_through")
+
+
+# -- limits and failures ------------------------------------------------------------------------------------------
+
+
+def failed(router: Router, asked: Query | None = None) -> R2Error:
+    with pytest.raises(R2Error) as caught:
+        run(router.pipeline.answer(asked or query()))
+    assert_adds_up(router.trace)
+    assert router.trace.error == f"{type(caught.value).__name__}: {caught.value.message}"
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("limits", "fields"),
+    [
+        ({"max_calls": 3}, {}),
+        ({"max_total_tokens": 2_000}, {}),
+        ({"max_cost_usd": "0.0035"}, {}),
+        ({}, {"max_cost_usd": Decimal("0.0035")}),
+    ],
+)
+def test_a_budget_is_never_overspent_even_by_subtasks_at_once(limits: dict[str, Any], fields: dict[str, Any]) -> None:
+    router = geographer(small=ScriptedEngine(["4806 m"], delay_s=1))
+    router.pipeline.routing = routing(limits=LimitsConfig(**limits))
+    assert isinstance(failed(router, query(**fields)), BudgetExceeded)
+    assert len(router.trace.calls) <= limits.get("max_calls", 64)
+    assert router.trace.cost_usd <= Decimal("0.0035")
+
+
+def test_the_lower_of_the_operators_and_the_clients_cost_limit_holds() -> None:
+    router = geographer()
+    router.pipeline.routing = routing(limits=LimitsConfig(max_cost_usd=Decimal("0.000001")))
+    assert isinstance(failed(router, query(max_cost_usd=Decimal(5))), BudgetExceeded)
+
+
+@pytest.mark.parametrize("stage", ["decomposer", "allocator", "small", "large"])
+@pytest.mark.parametrize(("limit_s", "asked_s"), [(5, None), (60, 5), (5, 60)])
+def test_whatever_hangs_the_deadline_holds(stage: str, limit_s: float, asked_s: float | None) -> None:
+    defaults = {"decomposer": PLAN, "allocator": allocation_json("small", "small", "large"), "small": "a", "large": "b"}
+    router = geographer(**{stage: ScriptedEngine([defaults[stage]], delay_s=59)})
+    router.pipeline.routing = routing(limits=LimitsConfig(deadline_s=limit_s))
+
+    async def check() -> None:
+        with pytest.raises(DeadlineExceeded, match="within the deadline of 5 s"):
+            await router.pipeline.answer(query(deadline_s=asked_s))
+        assert now_s() == pytest.approx(5.0)
+        assert len(asyncio.all_tasks()) == 1, "nothing goes on behind the client's back"
+
+    run(check())
+    assert_adds_up(router.trace)
+    assert router.trace.error is not None
+    assert router.trace.error.startswith("DeadlineExceeded")
+
+
+def test_a_retry_after_beyond_the_deadline_ends_at_the_deadline() -> None:
+    router = geographer(small=[EngineUnavailable("busy", 3.5)])
+    router.pipeline.routing = routing(limits=LimitsConfig(deadline_s=2))
+    assert isinstance(failed(router), DeadlineExceeded)
+
+
+def test_a_failed_subtask_is_named_with_its_cause_and_its_sibling_is_cancelled() -> None:
+    cause = EngineRefused("quota")
+    router = geographer(small=[cause], large=ScriptedEngine(["slow"], delay_s=50), allocator=[allocation_json("small", "large", "large")])
+    error = failed(router)
+    assert isinstance(error, SubtaskFailed)
+    assert (error.subtask, error.model, error.__cause__) == (1, "small", cause)
+    assert [(c.model, c.outcome) for c in router.trace.calls if c.stage == "execute"] == [("small", "failed"), ("large", "cancelled")]
+
+
+def test_a_failed_query_keeps_the_subtasks_that_were_answered() -> None:
+    router = geographer(large=[EngineRefused("quota")])
+    assert isinstance(failed(router), SubtaskFailed)
+    assert [r.id for r in router.trace.results] == [1, 2]
+    assert router.trace.plan is not None
+
+
+def test_cancelling_a_query_stops_its_calls_and_leaves_a_trace() -> None:
+    router = geographer(small=ScriptedEngine(["late"], delay_s=50))
+
+    async def check() -> None:
+        task = asyncio.ensure_future(router.pipeline.answer(query()))
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert len(asyncio.all_tasks()) == 1
+
+    run(check())
+    assert_adds_up(router.trace)
+    assert router.trace.error == "cancelled by the client"
+    assert [c.outcome for c in router.trace.calls if c.stage == "execute"] == ["cancelled", "cancelled"]
+
+
+@pytest.mark.parametrize("fault", [ValueError("a bug"), TimeoutError("a socket's")])
+def test_a_fault_of_ours_goes_up_as_it_is_but_leaves_a_trace(fault: Exception) -> None:
+    class Faulty:
+        async def decompose(self, *_: object) -> Any:
+            raise fault
+
+    router = geographer()
+    router.pipeline.decomposer = Faulty()
+    with pytest.raises(type(fault)) as caught:
+        run(router.pipeline.answer(query()))
+    assert caught.value is fault
+    assert router.trace.error == f"{type(fault).__name__}: {fault}"
+
+
+def test_changing_the_routing_leaves_a_query_under_way_alone() -> None:
+    router = geographer(decomposer=ScriptedEngine([PLAN], delay_s=5))
+    changed = routing(pool=("large",), limits=LimitsConfig(max_calls=1, max_subtasks=1))
+
+    async def check() -> None:
+        task = asyncio.ensure_future(router.pipeline.answer(query()))
+        await asyncio.sleep(1)
+        router.pipeline.routing = changed
+        answer = await task
+        assert (answer.num_subtasks, answer.models) == (3, ("small", "large"))
+        with pytest.raises(BudgetExceeded):
+            await router.pipeline.answer(query())
+
+    run(check())
+
+
+async def test_plan_only_decomposes_and_stops() -> None:
+    router = geographer()
+    answer = await router.pipeline.answer(query(is_plan_only=True))
+    assert Plan.model_validate_json(answer.text) == answer.trace.plan
+    assert [call.stage for call in answer.trace.calls] == ["decompose"]
+    assert router.prompts("small") == router.prompts("allocator") == []
+    assert_adds_up(answer.trace, answer)
+
+
+async def test_a_query_that_ends_with_its_plan_announces_no_calls() -> None:
+    router = geographer()
+    await router.pipeline.answer(query())
+    before = router.pipeline.demand.forecast()["small"]
+    await router.pipeline.answer(query(is_plan_only=True))
+    after = router.pipeline.demand.forecast()["small"]
+    assert sum(before.coming) > 0 and sum(after.coming) == pytest.approx(sum(before.coming), rel=0.2)

@@ -1,0 +1,66 @@
+"""Decomposer and allocator as a cluster has them, without one: ledgers of their own, and reports that are pickled on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Generator
+from types import SimpleNamespace
+from typing import Any
+
+from r2_serve.calls.ledger import Ledger
+from r2_serve.cluster.stages import report_of
+from r2_serve.router.router import Router
+
+
+class Elsewhere:
+    """A deployment's method as the router sees it."""
+
+    def __init__(self, stage: Any) -> None:
+        self._stage, self.num_running, self.most_running = stage, 0, 0
+        self.lost: list[list[Ledger]] = []
+        """One for each report that the router did not wait for, so that its own ledger has an estimate; empty where nothing had begun."""
+
+    def remote(self, *args: Any) -> _Response:
+        return _Response(self, args)
+
+    async def run(self, args: tuple[Any, ...], ledgers: list[Ledger]) -> Any:
+        async def stage(ledger: Ledger) -> Any:
+            ledgers.append(ledger)
+            return await self._stage(*args[:-1], ledger)
+
+        self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
+        try:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            return pickle.loads(pickle.dumps(await report_of(stage, args[-1])))
+        finally:
+            self.num_running -= 1
+
+
+class _Response:
+    """As of a deployment's handle: at work from the start, and awaited once."""
+
+    def __init__(self, method: Elsewhere, args: tuple[Any, ...]) -> None:
+        self._method, self._ledgers = method, list[Ledger]()
+        self._task = asyncio.ensure_future(method.run(args, self._ledgers))
+        self.cancel = self._task.cancel
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._task.__await__())
+        except asyncio.CancelledError:
+            self._method.lost.append(self._ledgers)
+            raise
+
+
+def move_stages_elsewhere(router: Router) -> list[Elsewhere]:
+    """From now on `router` has its decomposer and its allocator, returned in this order, behind a deployment's handle."""
+    from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer  # it takes Ray, though no cluster
+
+    pipeline: Any = router._pipeline
+    decomposes, allocates = stages = [Elsewhere(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate)]
+    pipeline.decomposer = ServedDecomposer(SimpleNamespace(decompose=decomposes), pipeline.pool)  # type: ignore[arg-type]
+    pipeline.allocator = ServedAllocator(SimpleNamespace(allocate=allocates), pipeline.pool)  # type: ignore[arg-type]
+    return stages

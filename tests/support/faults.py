@@ -1,0 +1,193 @@
+"""Every way in which a provider has been seen to fail, as bytes on a wire, and what the router must make of each.
+
+`PLAIN` are replies to a request without `stream`, `STREAMED` to one with it; faults of the status line are in both. The
+model at fault answers "wrong" where it says anything: no client may ever see that word from a broken reply that was not streamed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tests.support.upstream import Script, chunk, completion, http_chunks, sse
+
+SSE = {"content-type": "text/event-stream"}
+CHUNKED = {**SSE, "transfer-encoding": "chunked"}
+UNAVAILABLE, INVALID, REFUSED = "upstream_unavailable", "invalid_upstream_reply", "upstream_refused"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: `script` is what the provider does, the rest what must come of it."""
+
+    script: Script
+    code: str
+    """`error.code` of the reply where no other model is left."""
+    num_hits: int = 2
+    """Requests to the model at fault, of the two attempts configured: 1 where a second is pointless."""
+    streamed: str = ""
+    """Text that the client has by then: nobody else may answer after it."""
+    is_slow: bool = False
+    """Told by a timeout alone, after which the same model is not asked again."""
+    cost: Literal["told", "estimated", "free"] = "estimated"
+    """`told`: the provider says what the call took, `TOLD`. `free`: it did no work."""
+
+
+def refused(script: Script) -> Fault:
+    """Before any work."""
+    return Fault(script, REFUSED, num_hits=1, cost="free")
+
+
+def told(script: Script, code: str = INVALID, num_hits: int = 2, streamed: str = "", **fields: Any) -> Fault:
+    return Fault(script, code, num_hits, streamed, cost="told", **fields)
+
+
+def said(body: Any, status: int = 200, **headers: str) -> Script:
+    return Script([json.dumps(body).encode()], status, headers)
+
+
+def wrong(**changes: Any) -> Script:
+    """A complete reply with `changes`."""
+    return said(completion(**{"message": {"role": "assistant", "content": "wrong"}, **changes}))
+
+
+def events(*items: Any, **how: Any) -> Script:
+    """A stream of `items`."""
+    return Script(sse(*items), headers=SSE, **how)
+
+
+WHOLE = json.dumps(completion(message={"role": "assistant", "content": "wrong"})).encode()
+ERROR = {"error": {"message": "it broke", "type": "server_error", "param": None, "code": None}}
+QUOTA = {"error": {"message": "pay first", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}}
+HTML = b"<html><body>502 Bad Gateway</body></html>"
+SAID = chunk("wrong")
+END = chunk(None, "stop")
+FILTERED = chunk(None, "content_filter")
+USAGE = {"id": "x", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+TOLD = (7, 2)
+"""Tokens in and out."""
+DEEP = b'{"a":' * 100_000
+"""More than a recursive parser can take."""
+NO_DATE = {"retry-after": "Wed, 21 Oct 99999999999 07:28:00 GMT"}
+SURROGATE = rb'{"error": {"message": "half of \ud83d, no more", "type": "server_error"}}'
+
+
+def usage_of(prompt_tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": 2}
+
+
+STATUSES: dict[str, Fault] = {
+    "429 as text": Fault(Script([b"slow down"], 429, {"content-type": "text/plain"}), UNAVAILABLE),
+    "429 with a short Retry-After": Fault(said(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE),
+    "429 with a long Retry-After": Fault(said(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1),
+    "429 with a Retry-After that is no date": Fault(said(ERROR, 429, **NO_DATE), UNAVAILABLE),
+    "429 for want of quota": refused(said(QUOTA, 429)),
+    "400": refused(said(ERROR, 400)),
+    "401": refused(said(ERROR, 401)),
+    "404": refused(said(ERROR, 404)),
+    "404 as html": refused(Script([HTML], 404, {"content-type": "text/html"})),
+    "400 with half a character": refused(Script([SURROGATE], 400)),
+    "400 nested too deep": refused(Script([DEEP], 400)),
+    "500": Fault(said(ERROR, 500), UNAVAILABLE),
+    "500 nested too deep": Fault(Script([DEEP], 500), UNAVAILABLE),
+    "503": Fault(said(ERROR, 503), UNAVAILABLE),
+    "503 as html": Fault(Script([HTML], 503, {"content-type": "text/html"}), UNAVAILABLE),
+    "redirect": refused(said(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions")),
+    "reset before the head": Fault(Script(has_head=False, is_reset=True), UNAVAILABLE),
+    "closed before the head": Fault(Script(has_head=False), UNAVAILABLE),
+    "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
+    "not HTTP": Fault(Script([b"SSH-2.0-OpenSSH_9.6\r\n"], has_head=False), INVALID),
+    "head, then nothing": Fault(Script(is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
+    "drip of 10 bytes a second": Fault(Script(itertools.repeat(b" "), gap_s=0.1), UNAVAILABLE, num_hits=1, is_slow=True),
+}
+
+PLAIN: dict[str, Fault] = {
+    **STATUSES,
+    "html in a 200": Fault(Script([HTML], headers={"content-type": "text/html"}), INVALID),
+    "empty 200": Fault(Script(), INVALID),
+    "nested too deep": Fault(Script([DEEP]), INVALID),
+    "error in a 200": Fault(said(ERROR), INVALID),
+    "error in a 200, with usage": told(said({**ERROR, "usage": USAGE["usage"]})),
+    "400 in a 200": refused(said({"error": {"message": "too long", "code": 400}})),
+    "429 in a 200": Fault(said({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE),
+    "cut JSON": Fault(Script([WHOLE[:-30]]), INVALID),
+    "bad UTF-8": Fault(Script([WHOLE.replace(b"wrong", b"wro\xff\xfe")]), INVALID),
+    "lone surrogate": told(Script([WHOLE.replace(b"wrong", rb"wro\ud800")])),
+    "no choices": Fault(said({"id": "x", "object": "chat.completion"}), INVALID),
+    "empty choices": told(wrong(choices=[])),
+    "null choices": told(wrong(choices=None)),
+    "null content": told(wrong(message={"role": "assistant", "content": None})),
+    "null content, no usage": Fault(wrong(message={"role": "assistant", "content": None}, usage=None), INVALID),
+    "missing finish_reason": told(wrong(finish_reason=None)),
+    "unknown finish_reason": told(wrong(finish_reason="tired")),
+    "a logprob that is no number": told(wrong(logprobs={"content": [{"logprob": math.nan}]})),
+    "usage beyond belief": Fault(wrong(usage=usage_of(10**400)), INVALID),
+    "filtered": told(wrong(finish_reason="content_filter"), REFUSED, 1),
+    "filtered, no usage": Fault(wrong(finish_reason="content_filter", usage=None), REFUSED, 1),
+    "tool calls": told(wrong(finish_reason="tool_calls", message={"role": "assistant", "content": None}), REFUSED, 1),
+    "refusal": told(wrong(message={"role": "assistant", "content": None, "refusal": "I will not"}), REFUSED, 1),
+    "short Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) - 30), INVALID),
+    "body shorter than Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) + 30), UNAVAILABLE),
+    "reset within the body": Fault(Script([WHOLE[:20]], content_length=len(WHOLE), is_reset=True), UNAVAILABLE),
+    "endless body": Fault(Script(itertools.repeat(b" " * 1000), gap_s=0.001), UNAVAILABLE, num_hits=1, is_slow=True),
+}
+
+STREAMED: dict[str, Fault] = {
+    **STATUSES,
+    "html in a 200": Fault(Script([HTML], headers=SSE), INVALID),
+    "empty stream": Fault(Script(headers=SSE), INVALID),
+    "only [DONE]": Fault(events("[DONE]"), INVALID),
+    "error in place of events": Fault(replace(said(ERROR), headers=SSE), INVALID),
+    "error event at once": Fault(events(ERROR), INVALID),
+    "no choices, ever": Fault(events({"id": "x"}, {"id": "x"}, "[DONE]"), INVALID),
+    "choices of another type": Fault(events({"choices": "x"}), INVALID),
+    "nested too deep": Fault(Script([b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID),
+    "400 event at once": refused(events({"error": {"message": "too long", "code": 400}})),
+    "filtered at once": told(events(FILTERED, USAGE, "[DONE]"), REFUSED, 1),
+    "refusal": told(events({"choices": [{"delta": {"refusal": "I will not"}}]}, END, USAGE, "[DONE]"), REFUSED, 1),
+    "unknown finish_reason": told(events(chunk(None, "tired"), USAGE, "[DONE]")),
+    "usage, then no choices": told(events(USAGE, "[DONE]")),
+    "usage beside choices of another type": told(events({**USAGE, "choices": "x"})),
+    "comments for ever": Fault(
+        Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01), UNAVAILABLE, num_hits=1, is_slow=True
+    ),
+    "cut with FIN": Fault(events(SAID), INVALID, 1, "wrong"),
+    "cut within an event": Fault(Script([*sse(SAID), b'data: {"choi'], headers=SSE), INVALID, 1, "wrong"),
+    "[DONE] without finish_reason": Fault(events(SAID, "[DONE]"), INVALID, 1, "wrong"),
+    "cut with RST": Fault(events(SAID, is_reset=True, gap_s=0.02), "*upstream*", 1, "wrong*"),
+    "cut without the last chunk": Fault(Script(http_chunks(sse(SAID), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"),
+    "stalled without FIN": Fault(events(SAID, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
+    "error event after text": Fault(events(SAID, ERROR), INVALID, 1, "wrong"),
+    "not JSON after text": Fault(events(SAID, "<html>"), INVALID, 1, "wrong"),
+    "bad UTF-8 after text": Fault(
+        Script([*sse(SAID), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE), INVALID, 1, "wrong"
+    ),
+    "nested too deep after text": Fault(Script([*sse(SAID), b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID, 1, "wrong"),
+    "400 event after text": Fault(events(SAID, {"error": {"message": "unsafe", "code": 400}}), REFUSED, 1, "wrong"),
+    "filtered after text": told(events(SAID, FILTERED, USAGE, "[DONE]"), REFUSED, 1, "wrong"),
+    "filtered after text, its usage later": told(events(SAID, FILTERED, USAGE, gap_s=0.05), REFUSED, 1, "wrong"),
+    "filtered after text, no usage": Fault(events(SAID, FILTERED), REFUSED, 1, "wrong"),
+    "filtered after text, then nonsense": Fault(events(SAID, FILTERED, "<html>", "[DONE]"), REFUSED, 1, "wrong"),
+    "filtered after text, then silence": Fault(events(SAID, FILTERED, is_held=True), REFUSED, 1, "wrong"),
+    "tool calls after text": told(events(SAID, chunk(None, "tool_calls"), USAGE, "[DONE]"), REFUSED, 1, "wrong"),
+    "cut after its usage": told(events({**SAID, "usage": USAGE["usage"]}), INVALID, 1, "wrong"),
+    "stalled after its usage": told(events({**SAID, "usage": USAGE["usage"]}, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
+    "error event after its usage": told(events(SAID, USAGE, ERROR), INVALID, 1, "wrong"),
+    "endless stream": Fault(Script(itertools.cycle(sse(SAID)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True),
+}
+
+HARMLESS_PLAIN: dict[str, Script] = {
+    "no usage": said(completion(usage=None)),
+    "empty text": said(completion(message={"role": "assistant", "content": ""})),
+    "fields nobody knows": said({**completion(), "extra": [1], "system_fingerprint": 3}),
+}
+HARMLESS_STREAMED: dict[str, Script] = {
+    "usage before the end": events({**chunk("four"), "usage": USAGE["usage"]}, END, "[DONE]"),
+    "missing [DONE]": events(chunk("four"), END),
+    "no usage": events(chunk("four"), END, "[DONE]"),
+    "nothing after [DONE] but silence": events(chunk("four"), END, "[DONE]", is_held=True),
+    "events cut anywhere": Script([bytes([byte]) for byte in b"".join(sse(chunk("four"), END, "[DONE]"))], headers=SSE),
+}

@@ -1,0 +1,132 @@
+"""Parts of a simulation for tests: a serve config of scripted models, and callers that record what became of their calls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r2_serve.config import SpeedConfig
+from r2_serve.lab.simulate.calls import Call
+from r2_serve.lab.simulate.clock import Clock
+from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
+from r2_serve.lab.simulate.hardware import Cluster
+from r2_serve.lab.simulate.machines import Machines
+from r2_serve.lab.simulate.replicas import EngineReplica
+from r2_serve.lab.workload import Workload
+from r2_serve.serve_config import ServeConfig, load
+
+FAST = 1e12
+"""Tokens per second of a prefill that takes no time."""
+
+
+@dataclass
+class Caller:
+    """Makes calls of its own and remembers their ends."""
+
+    clock: Clock
+    done_s: dict[int, float] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def ask(self, deployment: Deployment, number: int, prompt_tokens: float, reply_tokens: float) -> Call:
+        call = Call(self, number, prompt_tokens, reply_tokens, self.clock.now)
+        deployment.submit(call)
+        return call
+
+    def call_admitted(self, call: Call) -> None:
+        raise AssertionError("no stage is called here")
+
+    def call_done(self, call: Call) -> None:
+        self.done_s[call.position] = self.clock.now
+
+    def call_failed(self, call: Call, reason: str, retry_after_s: float | None) -> None:
+        self.failed[call.position] = reason
+
+
+def one_model(clock: Clock, speed: SpeedConfig, **options: Any) -> Deployment:
+    """A deployment of one replica, unless `options` say otherwise."""
+    fields: dict[str, Any] = {
+        "name": "m/Model",
+        "max_ongoing_requests": 1_000_000,
+        "max_queued_requests": -1,
+        "gpus": 1.0,
+        "start_s": 0.0,
+        "stop_s": 0.0,
+        "hop_s": 0.0,
+        "initial_replicas": 1,
+    }
+    machines = Machines(clock, Cluster())
+    settings = DeploymentOptions(**{**fields, **options})
+    return Deployment(clock, settings, lambda deployment: EngineReplica(clock, speed, deployment.done), machines, random.Random(0))
+
+
+def open_loop(clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Callable[[int], object]) -> None:
+    """`send(0)`, `send(1)`, ... with gaps between them."""
+
+    def next_one(number: int) -> None:
+        send(number)
+        if number + 1 < num_calls:
+            clock.after(gap_s(), next_one, number + 1)
+
+    clock.after(gap_s(), next_one, 0)
+
+
+def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
+    """Workers `small` and `large`, a planner and a picker of 0.1 s each, as applications; `changes` update, by name: `small` and
+    `large` their deployments, `speed` that of both, `routing` the virtual model, `limits`, `server`, `models` a card's fields."""
+    speed = {"start_s": 3, "prefill_tokens_per_s": FAST, "decode_tokens_per_s": 10, "max_batch_size": 4, "batch_slowdown": 0.5}
+    workers = {name: {"max_ongoing_requests": 100, **changes.get(name, {})} for name in ("small", "large")}
+    engines: dict[str, Any] = {
+        "small": {"kind": "scripted", "replies": ["{words}"], "speed": {**speed, **changes.get("speed", {})}},
+        "large": {"kind": "scripted", "replies": ["{words}"], "speed": {**speed, **changes.get("speed", {})}},
+        "planner": {"kind": "scripted", "replies": ["{json:plan}"], "delay_s": 0.1},
+        "picker": {"kind": "scripted", "replies": ["{json:allocation}"], "delay_s": 0.1},
+    }
+    cards = [
+        {
+            "name": name,
+            "usd_per_mtok_in": 1,
+            "usd_per_mtok_out": 2,
+            "engine": {"kind": "served", "app": f"m-{name}"},
+            **changes.get("models", {}),
+        }
+        for name in engines
+    ]
+    virtual = {
+        "pool": ["small", "large"],
+        "decomposer": {"model": "planner", "num_samples": 1, "max_tokens": 4096},
+        "allocator": {"model": "picker"},
+    }
+    routing = {"virtual_models": {"r2": {**virtual, **changes.get("routing", {})}}, "limits": changes.get("limits", {})}
+    router = {
+        "name": "r2",
+        "route_prefix": "/",
+        "import_path": "r2_serve.app:build",
+        "args": {"models": cards, "server": changes.get("server", {})},
+        "deployments": [{"name": "Router", "user_config": routing}],
+    }
+    apps = [
+        {
+            "name": f"m-{name}",
+            "route_prefix": None,
+            "import_path": "r2_serve.app:build_model",
+            "args": {"engine": engine},
+            "deployments": [{"name": "Model", "max_ongoing_requests": 100, **workers.get(name, {})}],
+        }
+        for name, engine in engines.items()
+    ]
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": [*apps, router]}))
+    return load(path)
+
+
+def workload(**fields: Any) -> Workload:
+    """Two small steps at once, then a large one, a query every ten seconds, unless `fields` say otherwise."""
+    waves = [{"model": "small", "count": 2, "words": 20}, {"model": "large", "words": 10}]
+    tasks = {"kind": "synthetic", "shapes": [{"waves": waves}]}
+    given = {"name": "test", "duration_s": 100, "arrivals": {"kind": "constant", "rate_per_s": 0.1}, "tasks": tasks}
+    return Workload.model_validate({**given, **fields})

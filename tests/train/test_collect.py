@@ -1,0 +1,81 @@
+"""Candidate plans are run, graded and scored; what is dropped is counted; a rerun costs nothing and a limit holds."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.grading.graders import Grader
+from r2_serve.types import Engine
+from r2_train.config import CollectConfig
+from r2_train.rollouts.call_cache import SpendLimitReached
+from r2_train.stages.collect import Collector, CollectSummary
+from tests.support.scripted_evaluation import sums
+from tests.support.scripted_training import ADD, cache_in, engines, num_calls, plans, pool_over
+
+QUIET = Console(quiet=True)
+LONG = ("recall {0}", "recall {1}", "recall {1}", "add #1 and #2")
+WRONG = ("recall {0}", "recall {0}", "add #1 and #2")
+
+
+async def collected(
+    tmp_path: Path, of: dict[str, Engine], num_tasks: int = 6, max_cost_usd: Decimal | None = None, **config: Any
+) -> CollectSummary:
+    with cache_in(tmp_path, max_cost_usd=max_cost_usd) as cache:
+        given = CollectConfig(**{"num_candidates": 3, **config})
+        collector = Collector(pool_over(cache, of), given, Grader(), tmp_path / "collect")
+        return await collector.run(sums(6), QUIET)
+
+
+async def test_the_best_correct_plan_is_kept_and_the_others_are_logged(tmp_path: Path) -> None:
+    with cache_in(tmp_path) as cache:
+        pool = pool_over(cache, engines(decomposer=plans(LONG, WRONG, ADD)))
+        row = await Collector(pool, CollectConfig(num_candidates=4), Grader(), tmp_path).collect(sums(1)[0])
+    assert [candidate.is_correct for candidate in row.candidates] == [True, False, True]
+    assert [candidate.num_drawn for candidate in row.candidates] == [2, 1, 1]
+    assert row.plan is not None and len(row.plan.subtasks) == 3, "three steps score better than four, one of which nothing uses"
+
+
+async def test_dropped_tasks_are_counted_by_reason(tmp_path: Path) -> None:
+    nonsense = await collected(tmp_path / "a", engines(decomposer=plans("nonsense")))
+    wrong = await collected(tmp_path / "b", engines(decomposer=plans(WRONG)))
+    assert (nonsense.num_kept, nonsense.num_dropped_no_valid_plan, nonsense.num_invalid_samples) == (0, 6, 18)
+    assert (wrong.num_kept, wrong.num_dropped_none_correct) == (0, 6)
+
+
+async def test_a_failed_pool_is_no_verdict_on_a_plan(tmp_path: Path) -> None:
+    summary = await collected(tmp_path, engines(large=[EngineUnavailable("down")]))
+    assert (summary.num_dropped_not_known, summary.num_dropped_none_correct) == (6, 0)
+
+
+async def test_a_second_run_asks_nothing(tmp_path: Path) -> None:
+    first, second = engines(), engines()
+    told = await collected(tmp_path, first)
+    assert num_calls(first) > 0 and told.num_kept == 6
+    assert await collected(tmp_path, second) == told
+    assert num_calls(second) == 0
+
+
+async def test_calls_are_found_again_where_the_rows_were_lost(tmp_path: Path) -> None:
+    await collected(tmp_path, engines())
+    (tmp_path / "collect" / "plans.jsonl").unlink()
+    again = engines()
+    assert (await collected(tmp_path, again)).num_kept == 6
+    assert num_calls(again) == 0
+
+
+async def test_the_spend_limit_stops_the_run_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(SpendLimitReached, match="raise it"):
+        await collected(tmp_path, engines(), max_cost_usd=Decimal("0.0005"))
+    summary = await collected(tmp_path, engines(), max_cost_usd=Decimal(1))
+    assert summary.num_kept == 6
+
+
+def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
+    with cache_in(tmp_path), pytest.raises(ConfigError, match="in use by another process"), cache_in(tmp_path):
+        pass

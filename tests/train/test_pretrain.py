@@ -1,0 +1,75 @@
+"""What the embedded models are trained on, and that training one writes a checkpoint that says how it was made."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import EMBEDDED
+
+torch = pytest.importorskip("torch")
+
+from r2_serve.lab.domains import scan, words  # noqa: E402
+from r2_train.tiny.chain_of_thought import chain_answer, chain_examples, evaluate_chain  # noqa: E402
+from r2_train.tiny.pretrain import RECIPES, pretrain  # noqa: E402
+from r2_train.tiny.tiny_data import CODEC, plan_examples, vocabulary, words_plan_examples  # noqa: E402
+from r2_train.tiny.tiny_models import Shape, TinyModel  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+SHAPES = (Shape(8, 1, 1, 8), Shape(16, 1, 1, 16))
+
+
+def test_a_decomposer_is_shown_every_style_or_the_reference_alone() -> None:
+    tasks = scan.tasks("train")[::500]
+    assert [e.target for e in plan_examples(tasks, "reference")] == [CODEC.format_plan(t.reference_plan, t.query) for t in tasks]
+    assert [e.target for e in plan_examples(tasks, "mixed")] == [CODEC.format_plan(plan, t.query) for t in tasks for plan in t.plans]
+
+
+def test_a_words_decomposer_is_shown_no_digit_and_names_each_number_once() -> None:
+    for example in words_plan_examples(200, 0, "mixed"):
+        numbers = re.findall(r"\bn\d+\b", example.prompt)
+        assert numbers == [f"n{i}" for i in range(1, len(numbers) + 1)]
+        assert sorted(re.findall(r"\bn\d+\b", example.target)) == sorted(numbers)
+        assert not re.search(r"(?<!\S)\d", f"{example.prompt} {example.target}")
+
+
+def test_a_chain_of_thought_is_right_in_every_step_and_ends_in_the_answer() -> None:
+    for example in chain_examples(100, 0):
+        chain, _, answer = example.target.partition(" | ")
+        results = []
+        for step in chain.split(" ; "):
+            asked, _, result = step.partition(" = ")
+            assert words.solve(CODEC.parse_answer(asked)) == CODEC.parse_answer(result)
+            results.append(CODEC.parse_answer(result))
+        assert chain_answer(example.target) == CODEC.parse_answer(answer) == results[-1]
+        assert chain_answer(chain) == "", "a chain that was cut short has no answer"
+
+
+def test_a_chain_of_thought_costs_what_its_tokens_do_relative_to_the_largest_worker() -> None:
+    small, large = (TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0).num_params for shape in SHAPES)
+    few, many = (
+        evaluate_chain(TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0), EMBEDDED, 3) for shape in SHAPES
+    )
+    assert few.accuracy == 0.0, "it is not trained"
+    assert few.cost / (small * few.tokens_per_task) == pytest.approx(many.cost / (large * many.tokens_per_task))
+
+
+def test_training_one_model_writes_a_checkpoint_and_how_it_was_made(tmp_path: Path) -> None:
+    pretrain("scan", tmp_path, only="scan-decomposer", steps_scale=0.002, styles="reference")
+    entry = json.loads((tmp_path / "manifest.json").read_text())["models"]["scan-decomposer"]
+    assert TinyModel.load(tmp_path / "scan-decomposer").num_params == entry["params"]
+    assert (entry["codec"], entry["codec_version"]) == ("compact", CODEC.version)
+    assert entry["command"] == (
+        "r2-train pretrain --domain scan --only scan-decomposer --seed 0 --steps-scale 0.002 --styles reference --out DIR"
+    )
+
+
+def test_a_baseline_is_no_part_of_the_pool() -> None:
+    roles = [recipe.role for recipe in RECIPES["words"]]
+    assert roles.count("baseline") == 1
+    with pytest.raises(ValueError, match="no model 'words-9k'"):
+        pretrain("words", Path("unused"), only="words-9k")

@@ -1,0 +1,67 @@
+"""However the pool is reached, a plan is run by the router's own pipeline and a failure is an outcome."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from r2_serve.errors import ConfigError
+from r2_train.config import PoolConfig
+from r2_train.rollouts.call_cache import CallCache
+from r2_train.rollouts.served_pool import described, open_pool
+from tests import DATA
+from tests.support.in_process import plan_of
+from tests.support.scripted_training import cache_in, engines, pool_over
+from tests.support.upstream import Script, completion, running_upstream
+
+SMALL_CONFIG = DATA / "small_serve_config.yaml"
+
+
+def config_without_keys(tmp_path: Path) -> Path:
+    """The small config, its hosted model without a key: the endpoint has that."""
+    raw = yaml.safe_load(SMALL_CONFIG.read_text())
+    del raw["applications"][-1]["args"]["models"][1]["engine"]["api_key_env"]
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+async def test_over_http_every_model_is_asked_by_its_name_and_priced_by_its_card(tmp_path: Path) -> None:
+    plan = plan_of("say one", "say two", answer="#1 #2")
+    async with running_upstream() as upstream:
+        upstream.script = Script([json.dumps(completion(message={"role": "assistant", "content": "fine"})).encode()])
+        config = PoolConfig(serve_config=config_without_keys(tmp_path), virtual_model="r2", reach="http", url=upstream.base_url)
+        with CallCache(tmp_path / "calls.sqlite") as cache:
+            outcome = await open_pool(config, cache).run("q", "count", plan=plan, models=("small", "large"))
+    assert outcome.answer == "fine fine"
+    assert sorted(request["model"] for request in upstream.requests) == ["large", "small"]
+    assert outcome.cost_usd == outcome.worker_cost_usd > 0
+
+
+def test_compact_models_are_not_trained_on_over_http(tmp_path: Path) -> None:
+    config = PoolConfig(virtual_model="r2-scan", reach="http", url="http://127.0.0.1:9/v1")
+    with CallCache(tmp_path / "calls.sqlite") as cache:
+        pool = open_pool(config, cache)
+        with pytest.raises(ConfigError, match="compact dialect"):
+            pool.engine_for(pool.config.model("scan-3k"))
+
+
+def test_experiments_change_prices_and_pool_and_refuse_unknown_names() -> None:
+    changed = PoolConfig(virtual_model="r2", prices={"words-22k": Decimal("0.4")}, without=("words-5k",))
+    router, routing = described(changed)
+    assert router.model("words-22k").usd_per_mtok_in == Decimal("0.4")
+    assert routing.virtual_models["r2"].pool == ("words-22k", "words-48k", "words-280k")
+    with pytest.raises(ConfigError, match="words-9k"):
+        described(PoolConfig(virtual_model="r2", without=("words-9k",)))
+
+
+async def test_the_critical_path_is_the_longest_chain_not_the_sum(tmp_path: Path) -> None:
+    wide, deep = plan_of("recall 1", "recall 2", "add #1 and #2"), plan_of("recall 1", "recall 2 as #1", "add #1 and #2")
+    with cache_in(tmp_path) as cache:
+        pool = pool_over(cache, engines())
+        outcomes = [await pool.run("q", "Add 1 and 2.", plan=plan, models=("small",) * 3) for plan in (wide, deep)]
+    assert [outcome.critical_path_tokens for outcome in outcomes] == [4, 6], "two tokens a step"

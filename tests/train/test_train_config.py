@@ -1,0 +1,70 @@
+"""Run descriptions are read strictly, the shipped ones are valid, and a directory belongs to one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from r2_serve.errors import ConfigError
+from r2_serve.lab.domains import scan
+from r2_train.config import TrainConfig, load_config
+from r2_train.run import TrainingRun
+from r2_train.stages.tasks import TaskSplit
+from tests import ROOT
+
+CONFIGS = ROOT / "r2_train" / "configs"
+SCAN = {"pool": {"virtual_model": "r2-scan"}, "data": {"benchmark": "scan", "num_train": 50, "num_validation": 20}}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert load_config(path).alternate.num_rounds >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pool: {virtual_model: r2}\ndata: {benchmark: words}\nsearch: {alfa: 0.4}\n", "line 3: error: search.alfa: unknown key"),
+        ("pool: {virtual_model: r2, reach: http}\ndata: {benchmark: words}\n", "needs it"),
+        ("data: {benchmark: chess}\n", "data.benchmark"),
+        ("pool: [", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", "line 2: error: seed: the key stands twice"),
+        ("", "file"),
+    ],
+)
+def test_errors_name_the_file_and_the_key(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(path) in error.value.message and told in error.value.message
+
+
+def test_training_and_validation_tasks_are_disjoint_and_hold_no_test_task() -> None:
+    from r2_serve.lab.evaluation.benchmarks import load_tasks
+
+    split = TaskSplit.load(TrainConfig.model_validate(SCAN).data)
+    train, validation = {task.id for task in split.train}, {task.id for task in split.validation}
+    tests = {task.id for name in ("length", "simple") for task in load_tasks("scan", name)}
+    assert len(train) == 50 and len(validation) == 20
+    assert not train & validation and not (train | validation) & tests
+
+
+def test_of_an_official_file_only_the_development_side_is_trained_on(tmp_path: Path) -> None:
+    from r2_serve.lab.evaluation.benchmarks import load_tasks, split_tasks
+
+    path = tmp_path / "tasks_train_length.txt"
+    path.write_text("".join(f"IN: {task.query} OUT: {task.gold}\n" for task in scan.tasks("train")[:40]))
+    config = TrainConfig.model_validate({**SCAN, "data": {"benchmark": "scan", "data": str(path), "num_train": 9, "num_validation": 1}})
+    split = TaskSplit.load(config.data)
+    _, test = split_tasks(load_tasks("scan", path))
+    assert test and not {task.id for task in (*split.train, *split.validation)} & {task.id for task in test}
+
+
+def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
+    TrainingRun(TrainConfig.model_validate(SCAN), tmp_path, Console(quiet=True))
+    TrainingRun(TrainConfig.model_validate(SCAN), tmp_path, Console(quiet=True))
+    with pytest.raises(ConfigError, match="seed: 0', now 'seed: 1'"):
+        TrainingRun(TrainConfig.model_validate({**SCAN, "seed": 1}), tmp_path, Console(quiet=True))
