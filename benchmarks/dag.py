@@ -93,7 +93,12 @@ class TimedEngine:
         self.stream = self._engine.stream
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         request_id, _, subtask = messages[-1].content.rpartition("<step>\n")[2].split()[0].rpartition("/")
         timeline = self._timelines[request_id]
@@ -131,13 +136,23 @@ def read_graphs(path: Path, limit: int | None, seed: int) -> tuple[list[Graph], 
 def make_pipeline(timelines: dict[str, Timeline]) -> Pipeline:
     delays_ms = {f"m{ms}": ms for ms in range(SHORTEST_MS, LONGEST_MS + 1)}
     names = tuple(delays_ms)
-    free = {"usd_per_mtok_in": Decimal(1), "usd_per_mtok_out": Decimal(2), "engine": ScriptedEngineConfig(kind="scripted")}
+    free = {
+        "usd_per_mtok_in": Decimal(1),
+        "usd_per_mtok_out": Decimal(2),
+        "engine": ScriptedEngineConfig(kind="scripted"),
+    }
     cards = [ModelConfig(name=name, max_tokens=64, **free) for name in names]
-    pool = {card.name: PoolMember(card, TimedEngine(delays_ms[card.name] / 1_000, timelines)) for card in cards}
-    virtual = VirtualModelConfig(pool=names, decomposer=DecomposerConfig(model=names[0]), allocator=AllocatorConfig(model=names[0]))
+    pool = {
+        card.name: PoolMember(card, TimedEngine(delays_ms[card.name] / 1_000, timelines)) for card in cards
+    }
+    virtual = VirtualModelConfig(
+        pool=names, decomposer=DecomposerConfig(model=names[0]), allocator=AllocatorConfig(model=names[0])
+    )
     wide = {"max_calls": WIDEST, "max_subtasks": WIDEST, "max_depth": WIDEST, "max_parallel": WIDEST}
     limits = LimitsConfig(**wide, max_total_tokens=10**9, deadline_s=600)
-    return Pipeline(pool, RoutingConfig(virtual_models={"r2": virtual}, limits=limits), Decomposer(pool), Allocator(pool))
+    return Pipeline(
+        pool, RoutingConfig(virtual_models={"r2": virtual}, limits=limits), Decomposer(pool), Allocator(pool)
+    )
 
 
 Schedule = Callable[[Pipeline, Graph], Awaitable[None]]
@@ -147,7 +162,9 @@ async def r2(pipeline: Pipeline, graph: Graph) -> None:
     """The router itself: the client's own plan, each subtask pinned to its model."""
     pins = dict(enumerate(graph.models, 1))
     question = (Message(role="user", content="question"),)
-    await pipeline.answer(Query(request_id="bench", model="r2", messages=question, plan=graph.plan, pinned=pins))
+    await pipeline.answer(
+        Query(request_id="bench", model="r2", messages=question, plan=graph.plan, pinned=pins)
+    )
 
 
 async def step_by_step(pipeline: Pipeline, graph: Graph) -> None:
@@ -208,11 +225,16 @@ async def timed(schedule: Schedule, graph: Graph, pipeline: Pipeline, timelines:
     began_s = time.perf_counter()
     await schedule(pipeline, graph)
     makespan_s = time.perf_counter() - began_s
-    waits_s = tuple(timeline.starts_s[s.id] - max((timeline.ends_s[d] for d in s.depends_on), default=began_s) for s in graph.plan.subtasks)
+    waits_s = tuple(
+        timeline.starts_s[s.id] - max((timeline.ends_s[d] for d in s.depends_on), default=began_s)
+        for s in graph.plan.subtasks
+    )
     return Run(schedule, graph, makespan_s, waits_s)
 
 
-async def replay(work: Sequence[tuple[Schedule, Graph]], at_once: int, advance: Callable[[], object]) -> list[Run]:
+async def replay(
+    work: Sequence[tuple[Schedule, Graph]], at_once: int, advance: Callable[[], object]
+) -> list[Run]:
     """All of `work` once, `at_once` queries under way at any time; no graph twice."""
     timelines: dict[str, Timeline] = {}
     pipeline, waiting, runs = make_pipeline(timelines), list(reversed(work)), list[Run]()
@@ -263,7 +285,9 @@ def compare(graphs: Sequence[Graph], at_once: int, compare_every: int) -> dict[s
         for turn in range(3):
             work = [(schedules[(i + turn) % 3], graph) for i, graph in enumerate(subset)]
             mixed += asyncio.run(replay(work, at_once, advance))
-    of_each = {f"{s.__name__}_on_subset": figures([run for run in mixed if run.schedule is s]) for s in schedules}
+    of_each = {
+        f"{s.__name__}_on_subset": figures([run for run in mixed if run.schedule is s]) for s in schedules
+    }
     return {"r2": figures(whole), **of_each}
 
 
@@ -292,10 +316,16 @@ def main(
     """Replays dependency graphs through the router and beside two simpler loops."""
     graphs, num_left_out = read_graphs(plans, limit, seed)
     measured = compare(graphs, queries_at_once, compare_every)
-    ours, levels, steps = (measured[f"{name}_on_subset"]["makespan_s_sum"] for name in ("r2", "level_by_level", "step_by_step"))
+    ours, levels, steps = (
+        measured[f"{name}_on_subset"]["makespan_s_sum"] for name in ("r2", "level_by_level", "step_by_step")
+    )
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "load_1m": round(os.getloadavg()[0], 2)},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "load_1m": round(os.getloadavg()[0], 2),
+        },
         "queries_at_once": queries_at_once,
         "service_ms": [SHORTEST_MS, LONGEST_MS],
         "seed": seed,

@@ -70,9 +70,18 @@ class InstantEngine:
         self._reply = reply
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
-        return Completion(text=self._reply(messages[-1].content), usage=Usage(prompt_tokens=20, completion_tokens=5), finish_reason="stop")
+        return Completion(
+            text=self._reply(messages[-1].content),
+            usage=Usage(prompt_tokens=20, completion_tokens=5),
+            finish_reason="stop",
+        )
 
     def stream(self, *_: Any, **__: Any) -> Any:
         raise EngineRefused("nothing is streamed here")
@@ -88,13 +97,25 @@ def make_engine(card: ModelConfig) -> Engine:
 
 
 def sums(num_tasks: int) -> tuple[Task, ...]:
-    return tuple(task_of("words", {"id": f"s{i}", "query": f"Add {i} and 7.", "gold": str(i + 7)}) for i in range(num_tasks))
+    return tuple(
+        task_of("words", {"id": f"s{i}", "query": f"Add {i} and 7.", "gold": str(i + 7)})
+        for i in range(num_tasks)
+    )
 
 
 def configs() -> tuple[RouterConfig, RoutingConfig]:
-    price = {"usd_per_mtok_in": Decimal(1), "usd_per_mtok_out": Decimal(2), "engine": ScriptedEngineConfig(kind="scripted")}
-    router = RouterConfig(models=tuple(ModelConfig(name=name, **price) for name in ("worker", "planner", "picker")))
-    modules = {"decomposer": DecomposerConfig(model="planner", num_samples=1), "allocator": AllocatorConfig(model="picker")}
+    price = {
+        "usd_per_mtok_in": Decimal(1),
+        "usd_per_mtok_out": Decimal(2),
+        "engine": ScriptedEngineConfig(kind="scripted"),
+    }
+    router = RouterConfig(
+        models=tuple(ModelConfig(name=name, **price) for name in ("worker", "planner", "picker"))
+    )
+    modules = {
+        "decomposer": DecomposerConfig(model="planner", num_samples=1),
+        "allocator": AllocatorConfig(model="picker"),
+    }
     return router, RoutingConfig(virtual_models={"r2": VirtualModelConfig(pool=("worker",), **modules)})
 
 
@@ -107,7 +128,15 @@ def make_runner(directory: Path, num_tasks: int, policy: str, num_at_once: int) 
         endpoint=None, config_sha256="-", code_version="-",
     )  # fmt: skip
     asker = InProcessAsker(router, routing, make_engine)
-    return Runner(directory, manifest, tasks, setting_of(router, routing, "r2"), asker, Grader(), RunOptions(num_at_once=num_at_once))
+    return Runner(
+        directory,
+        manifest,
+        tasks,
+        setting_of(router, routing, "r2"),
+        asker,
+        Grader(),
+        RunOptions(num_at_once=num_at_once),
+    )
 
 
 def measure(num_tasks: int, policy: str, num_at_once: int) -> Measured:
@@ -151,7 +180,9 @@ def ask_models(policy: str) -> Callable[[Task], Awaitable[str]]:
     return ask
 
 
-def measure_by_hand(name: str, ask: Callable[[Task], Awaitable[str]], num_tasks: int, num_at_once: int) -> Measured:
+def measure_by_hand(
+    name: str, ask: Callable[[Task], Awaitable[str]], num_tasks: int, num_at_once: int
+) -> Measured:
     tasks = sums(num_tasks)
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     num_correct = asyncio.run(_in_turn(ask, tasks, num_at_once))
@@ -179,7 +210,10 @@ def measure_all(policy: str, num_tasks: int, num_at_once: int, num_rounds: int) 
         )
         for _ in range(num_rounds)
     ]
-    return [sorted(way, key=lambda row: float(row["cpu_ms_per_task"]))[num_rounds // 2] for way in zip(*rounds, strict=True)]
+    return [
+        sorted(way, key=lambda row: float(row["cpu_ms_per_task"]))[num_rounds // 2]
+        for way in zip(*rounds, strict=True)
+    ]
 
 
 def main(
@@ -191,20 +225,31 @@ def main(
     """Exits with 1 where the runner stays below 200 tasks/s."""
     measured = {policy: measure_all(policy, tasks, at_once, rounds) for policy in ("single:worker", "r2")}
     table = Table(
-        title=f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {tasks} tasks, {at_once} at once, median of {rounds}", box=SIMPLE
+        title=f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {tasks} tasks, {at_once} at once, median of {rounds}",
+        box=SIMPLE,
     )
     for column in ("policy", "what", "tasks/s", "ms/task", "CPU ms/task", "CPU"):
         table.add_column(column, justify="left" if column in ("policy", "what") else "right")
     for policy, rows in measured.items():
         for row in rows:
             share = row["cpu_ms_per_task"] / rows[0]["cpu_ms_per_task"]
-            numbers = (f"{row['tasks_per_s']:,.0f}", f"{row['ms_per_task']:.2f}", f"{row['cpu_ms_per_task']:.2f}", f"{100 * share:.0f} %")
+            numbers = (
+                f"{row['tasks_per_s']:,.0f}",
+                f"{row['ms_per_task']:.2f}",
+                f"{row['cpu_ms_per_task']:.2f}",
+                f"{100 * share:.0f} %",
+            )
             table.add_row(policy if row is rows[0] else "", row["what"], *numbers)
     Console().print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         machine = {"cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
-        out.write_text(json.dumps({"machine": machine, "tasks": tasks, "at_once": at_once, "measured": measured}, indent=2) + "\n")
+        out.write_text(
+            json.dumps(
+                {"machine": machine, "tasks": tasks, "at_once": at_once, "measured": measured}, indent=2
+            )
+            + "\n"
+        )
     if min(rows[0]["tasks_per_s"] for rows in measured.values()) < NEEDED_TASKS_PER_S:
         raise typer.Exit(1)
 

@@ -73,8 +73,15 @@ def hosted_config(upstream: str) -> dict[str, Any]:
     """A Serve config of hosted models only: `worker`, and `r2` routed over it."""
     prices = {"usd_per_mtok_in": "1", "usd_per_mtok_out": "2"}
     names = ("worker", "planner", "picker")
-    models = [{"name": name, **prices, "engine": {"kind": "openai", "model": name, "base_url": upstream}} for name in names]
-    virtual = {"pool": ["worker"], "decomposer": {"model": "planner", "num_samples": 1}, "allocator": {"model": "picker"}}
+    models = [
+        {"name": name, **prices, "engine": {"kind": "openai", "model": name, "base_url": upstream}}
+        for name in names
+    ]
+    virtual = {
+        "pool": ["worker"],
+        "decomposer": {"model": "planner", "num_samples": 1},
+        "allocator": {"model": "picker"},
+    }
     free = {"ray_actor_options": {"num_cpus": 0}}
     router = {"name": "Router", **free, "user_config": {"virtual_models": {"r2": virtual}}}
     application = {
@@ -84,7 +91,11 @@ def hosted_config(upstream: str) -> dict[str, Any]:
         "args": {"models": models, "prices_as_of": "2026-11", "server": {"api_keys_env": "R2_BENCH_KEY"}},
         "deployments": [router, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
     }
-    return {"proxy_location": "HeadOnly", "http_options": {"host": LOOPBACK, "port": 8000}, "applications": [application]}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": LOOPBACK, "port": 8000},
+        "applications": [application],
+    }
 
 
 def litellm_config(upstream: str) -> dict[str, Any]:
@@ -93,10 +104,14 @@ def litellm_config(upstream: str) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(name: str, command: Sequence[str], port: int, path: str, environment: Mapping[str, str] = {}) -> Iterator[Server]:
+def serving(
+    name: str, command: Sequence[str], port: int, path: str, environment: Mapping[str, str] = {}
+) -> Iterator[Server]:
     """`command` from when it answers at `path` until the context ends. Raises: RuntimeError with its output where it does not."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment})  # noqa: S603
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+        )  # noqa: S603
         try:
             asyncio.run(_answers(process, f"http://{LOOPBACK}:{port}{path}"))
             yield Server(name, f"http://{LOOPBACK}:{port}/v1", psutil.Process(process.pid))
@@ -129,13 +144,18 @@ HEADERS = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
 
 
 def body_of(load: Load) -> bytes:
-    body: dict[str, Any] = {"model": "r2" if load.kind == "routed" else "worker", "messages": [{"role": "user", "content": QUESTION}]}
+    body: dict[str, Any] = {
+        "model": "r2" if load.kind == "routed" else "worker",
+        "messages": [{"role": "user", "content": QUESTION}],
+    }
     if load.kind == "stream":
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(body).encode()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, body: bytes, *, is_stream: bool) -> tuple[float, float]:
+async def ask(
+    session: aiohttp.ClientSession, url: str, body: bytes, *, is_stream: bool
+) -> tuple[float, float]:
     """Seconds to the first and to the last byte of the reply. Raises: RuntimeError where it is not the whole answer."""
     start_s = time.perf_counter()
     async with session.post(f"{url}/chat/completions", data=body, headers=HEADERS) as response:
@@ -149,7 +169,9 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes, *, is_strea
     return first_s, last_s
 
 
-async def run_load(url: str, load: Load, *, seconds: float | None = None, num_requests: int | None = None) -> list[tuple[float, float]]:
+async def run_load(
+    url: str, load: Load, *, seconds: float | None = None, num_requests: int | None = None
+) -> list[tuple[float, float]]:
     """`load.num_at_once` clients that each ask again once they are answered, for so long or so many requests in all."""
     body, took, started = body_of(load), list[tuple[float, float]](), 0
     until_s = time.perf_counter() + (seconds or START_S)
@@ -160,7 +182,10 @@ async def run_load(url: str, load: Load, *, seconds: float | None = None, num_re
             started += 1
             took.append(await ask(session, url, body, is_stream=load.kind == "stream"))
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as group:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        asyncio.TaskGroup() as group,
+    ):
         for _ in range(load.num_at_once):
             group.create_task(client(session))
     return took
@@ -175,7 +200,9 @@ def measure(servers: Sequence[Server], target: Server, load: Load, round_: int, 
     return Slot(round_, name, load, wall_s, [last for _, last in took], [first for first, _ in took], cpu_s)
 
 
-def measure_all(servers: Sequence[Server], loads: Sequence[Load], num_rounds: int, seconds: float, console: Console) -> list[Slot]:
+def measure_all(
+    servers: Sequence[Server], loads: Sequence[Load], num_rounds: int, seconds: float, console: Console
+) -> list[Slot]:
     """Targets take turns within a load, in another order each round."""
     for server in servers:
         for load in loads:
@@ -209,7 +236,9 @@ def pass_through(slots: Sequence[Slot], load: Load) -> dict[str, Any]:
         "added_p50_ratio": ratios(ours.added_p50_ms_by_round, theirs.added_p50_ms_by_round),
         "cpu_ratio": ratios(ours.cpu_ms_by_round, theirs.cpu_ms_by_round),
         "cpu_with_idle_ratio": ours.cpu_with_idle_ms / theirs.cpu_with_idle_ms,
-        "upstream_cpu_ms": 1000 * sum(slot.cpu_s[UPSTREAM] for slot in direct) / sum(len(slot.latency_s) for slot in direct),
+        "upstream_cpu_ms": 1000
+        * sum(slot.cpu_s[UPSTREAM] for slot in direct)
+        / sum(len(slot.latency_s) for slot in direct),
     }
 
 
@@ -234,14 +263,30 @@ def report(slots: Sequence[Slot], loads: Sequence[Load]) -> dict[str, Any]:
         "cpu_ratio": max(row["cpu_ratio"][0] for row in plain),
         "pass_through": passed,
         "routed": [routed(slots, load) for load in loads if load.kind == "routed"],
-        "idle_cpu_percent": {name: [100 * idle_cores(slots, name, round_) for round_ in rounds] for name in (OURS, THEIRS)},
+        "idle_cpu_percent": {
+            name: [100 * idle_cores(slots, name, round_) for round_ in rounds] for name in (OURS, THEIRS)
+        },
         "machine": {"cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
     }
 
 
 def show(result: Mapping[str, Any], title: str) -> Table:
-    table = Table(title=title, box=SIMPLE, caption="ratio: ours / LiteLLM's, median of rounds (least to greatest); CPU without idle")
-    for column in ("load", "added p50 ms: r2", "litellm", "ratio", "CPU ms: r2", "litellm", "ratio", "req/s: r2", "litellm"):
+    table = Table(
+        title=title,
+        box=SIMPLE,
+        caption="ratio: ours / LiteLLM's, median of rounds (least to greatest); CPU without idle",
+    )
+    for column in (
+        "load",
+        "added p50 ms: r2",
+        "litellm",
+        "ratio",
+        "CPU ms: r2",
+        "litellm",
+        "ratio",
+        "req/s: r2",
+        "litellm",
+    ):
         table.add_column(column, justify="left" if column == "load" else "right")
     for row in result["pass_through"]:
         our, their = row[OURS], row[THEIRS]
@@ -253,18 +298,37 @@ def show(result: Mapping[str, Any], title: str) -> Table:
         )  # fmt: skip
     for row in result["routed"]:
         our = row[OURS]
-        numbers = (f"{our['added_p50_ms']:.2f}", "-", "", f"{our['cpu_ms']:.2f}", "-", "", f"{our['requests_per_s']:.0f}", "-")
+        numbers = (
+            f"{our['added_p50_ms']:.2f}",
+            "-",
+            "",
+            f"{our['cpu_ms']:.2f}",
+            "-",
+            "",
+            f"{our['requests_per_s']:.0f}",
+            "-",
+        )
         table.add_row(row["load"], *numbers)
-        table.add_row("  a subtask", f"{row['added_p50_ms_per_subtask']:.2f}", "", "", f"{row['cpu_ms_per_subtask']:.2f}")
+        table.add_row(
+            "  a subtask",
+            f"{row['added_p50_ms_per_subtask']:.2f}",
+            "",
+            "",
+            f"{row['cpu_ms_per_subtask']:.2f}",
+        )
     return table
 
 
 def main(
-    litellm: Annotated[Path, typer.Option(help="The command of an installed litellm[proxy].")] = Path("runs/litellm/bin/litellm"),
+    litellm: Annotated[Path, typer.Option(help="The command of an installed litellm[proxy].")] = Path(
+        "runs/litellm/bin/litellm"
+    ),
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a slot.")] = 2.0,
     at_once: Annotated[str, typer.Option(help="Concurrencies, comma-separated.")] = "1,8",
-    kinds: Annotated[str, typer.Option(help="plain, stream and routed, comma-separated.")] = "plain,stream,routed",
+    kinds: Annotated[
+        str, typer.Option(help="plain, stream and routed, comma-separated.")
+    ] = "plain,stream,routed",
     out: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
 ) -> None:
     """Pass-through and routed overhead beside LiteLLM's proxy."""
@@ -278,9 +342,22 @@ def main(
         (folder / "litellm.yaml").write_text(yaml.safe_dump(litellm_config(upstream_url)))
         python = [sys.executable, "-m"]
         up = [*python, "r2_serve.cli", "up", "--config", str(folder / "r2.yaml"), "--port", str(ports[OURS])]
-        proxy = [str(litellm), "--config", str(folder / "litellm.yaml"), "--host", LOOPBACK, "--port", str(ports[THEIRS])]
+        proxy = [
+            str(litellm),
+            "--config",
+            str(folder / "litellm.yaml"),
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(ports[THEIRS]),
+        ]
         keys = {"LITELLM_MASTER_KEY": KEY, "R2_BENCH_KEY": KEY}
-        quiet = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", **keys}
+        quiet = {
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_MODE": "PRODUCTION",
+            **keys,
+        }
         console.print("starting the upstream, litellm and r2-serve", style="dim")
         upstream = [*python, "benchmarks.gateway_upstream", str(ports[UPSTREAM])]
         servers = [
@@ -289,9 +366,13 @@ def main(
             stack.enter_context(serving(OURS, up, ports[OURS], "/health/ready", keys)),
         ]
         result = report(measure_all(servers, loads, rounds, seconds, console), loads)
-    console.print(show(result, f"{os.cpu_count()} CPUs, {rounds} rounds of {seconds:g} s, scripted provider of 20 ms"))
+    console.print(
+        show(result, f"{os.cpu_count()} CPUs, {rounds} rounds of {seconds:g} s, scripted provider of 20 ms")
+    )
     idle = ", ".join(f"{name} {max(values):.1f}" for name, values in result["idle_cpu_percent"].items())
-    console.print(f"at rest, in % of a core: {idle}; worst of plain: added {result['added_p50_ratio']:.2f}, CPU {result['cpu_ratio']:.2f}")
+    console.print(
+        f"at rest, in % of a core: {idle}; worst of plain: added {result['added_p50_ratio']:.2f}, CPU {result['cpu_ratio']:.2f}"
+    )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=2) + "\n")

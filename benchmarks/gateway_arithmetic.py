@@ -62,13 +62,19 @@ def idle_cores(slots: Iterable[Slot], gateway: str, round_: int) -> float:
     return sum(slot.cpu_s[gateway] for slot in others) / sum(slot.wall_s for slot in others)
 
 
-def cost(slots: Sequence[Slot], gateway: str, load: Load, waves: int = 1, direct_load: Load | None = None) -> Cost:
+def cost(
+    slots: Sequence[Slot], gateway: str, load: Load, waves: int = 1, direct_load: Load | None = None
+) -> Cost:
     """Latency over that of `waves` direct requests in a row, which is what the upstream alone would take."""
     added, added_first, cpu, cpu_idle, rates = [], [], [], [], []
     for slot in slots:
         if slot.target != gateway or slot.load != load:
             continue
-        direct = _only(s for s in slots if s.round == slot.round and s.target == DIRECT and s.load == (direct_load or load))
+        direct = _only(
+            s
+            for s in slots
+            if s.round == slot.round and s.target == DIRECT and s.load == (direct_load or load)
+        )
         num_requests = len(slot.latency_s)
         idle_s = idle_cores(slots, gateway, slot.round) * slot.wall_s
         added.append(1000 * (median(slot.latency_s) - waves * median(direct.latency_s)))
@@ -78,7 +84,15 @@ def cost(slots: Sequence[Slot], gateway: str, load: Load, waves: int = 1, direct
         rates.append(num_requests / slot.wall_s)
     if not added:
         raise ValueError(f"no slot of {gateway!r} under {load}")
-    return Cost(median(added), median(added_first), median(cpu), median(cpu_idle), median(rates), tuple(added), tuple(cpu))
+    return Cost(
+        median(added),
+        median(added_first),
+        median(cpu),
+        median(cpu_idle),
+        median(rates),
+        tuple(added),
+        tuple(cpu),
+    )
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:

@@ -28,7 +28,11 @@ PLAN = {
 }
 NUM_SUBTASKS, NUM_CALLS, NUM_WAVES = 3, 5, 4
 """Of a routed query: calls are those of planner, picker and subtasks; waves follow one another."""
-REPLIES = {"worker": ANSWER, "planner": json.dumps(PLAN), "picker": json.dumps({"models": ["worker"] * NUM_SUBTASKS})}
+REPLIES = {
+    "worker": ANSWER,
+    "planner": json.dumps(PLAN),
+    "picker": json.dumps({"models": ["worker"] * NUM_SUBTASKS}),
+}
 USAGE = {"prompt_tokens": 20, "completion_tokens": NUM_CHUNKS, "total_tokens": 20 + NUM_CHUNKS}
 
 
@@ -47,7 +51,11 @@ def _events(model: str) -> list[bytes]:
 
     def event(delta: dict[str, str], finish_reason: str | None = None, **more: object) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        return b"data: " + json.dumps({**_head("chat.completion.chunk", model), "choices": [choice], **more}).encode() + b"\n\n"
+        return (
+            b"data: "
+            + json.dumps({**_head("chat.completion.chunk", model), "choices": [choice], **more}).encode()
+            + b"\n\n"
+        )
 
     words = REPLIES[model].split(" ")
     texts = [event({"content": word if i == 0 else " " + word}) for i, word in enumerate(words)]
@@ -57,7 +65,9 @@ def _events(model: str) -> list[bytes]:
 
 
 COMPLETIONS = {model: _completion(model) for model in REPLIES}
-MODELS = json.dumps({"object": "list", "data": [{"id": model, "object": "model"} for model in REPLIES]}).encode()
+MODELS = json.dumps(
+    {"object": "list", "data": [{"id": model, "object": "model"} for model in REPLIES]}
+).encode()
 EVENTS = {model: _events(model) for model in REPLIES}
 
 
@@ -87,7 +97,9 @@ async def _reply(send: Any, content: bytes) -> None:
 
 
 async def _stream(send: Any, events: list[bytes]) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    )
     for event in events[:-1]:
         await send({"type": "http.response.body", "body": event, "more_body": True})
         await asyncio.sleep(CHUNK_GAP_S)
@@ -95,4 +107,11 @@ async def _stream(send: Any, events: list[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False, timeout_keep_alive=60)
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=60,
+    )

@@ -41,14 +41,20 @@ def main(
     upstream = subprocess.Popen([sys.executable, "-m", "benchmarks.gateway_upstream", str(port)])  # noqa: S603
     try:
         _wait_for(port)
-        rows = [_measure(float(rate), duration_s, f"http://127.0.0.1:{port}/v1", no_stream=no_stream) for rate in rates.split(",")]
+        rows = [
+            _measure(float(rate), duration_s, f"http://127.0.0.1:{port}/v1", no_stream=no_stream)
+            for rate in rates.split(",")
+        ]
     finally:
         upstream.terminate()
         upstream.wait()
     machine = f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}"
     out.parent.mkdir(parents=True, exist_ok=True)
     date = datetime.date.today().isoformat()
-    out.write_text(json.dumps({"machine": machine, "date": date, "is_streamed": not no_stream, "rows": rows}, indent=2) + "\n")
+    out.write_text(
+        json.dumps({"machine": machine, "date": date, "is_streamed": not no_stream, "rows": rows}, indent=2)
+        + "\n"
+    )
     typer.echo(f"written: {out}")
 
 
@@ -57,12 +63,27 @@ def _measure(rate_per_s: float, duration_s: float, url: str, *, no_stream: bool)
         "name": "rate",
         "duration_s": duration_s,
         "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
-        "tasks": {"kind": "synthetic", "model": "worker", "shapes": [{"waves": [{"model": "worker", "words": 32}]}]},
+        "tasks": {
+            "kind": "synthetic",
+            "model": "worker",
+            "shapes": [{"waves": [{"model": "worker", "words": 32}]}],
+        },
     }
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "rate.yaml", Path(folder) / "run"
         path.write_text(yaml.safe_dump(workload))
-        load = [sys.executable, "-m", "r2_serve.cli", "load", str(path), "--url", url, "--out", str(run), *["--no-stream"] * no_stream]
+        load = [
+            sys.executable,
+            "-m",
+            "r2_serve.cli",
+            "load",
+            str(path),
+            "--url",
+            url,
+            "--out",
+            str(run),
+            *["--no-stream"] * no_stream,
+        ]
         subprocess.run(load, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         summary = json.loads((run / "summary.json").read_text())
     late, latency = summary["lateness_s"], summary["latency_s"]
@@ -78,7 +99,9 @@ def _measure(rate_per_s: float, duration_s: float, url: str, *, no_stream: bool)
     }
     late_told = f"late p50 {row['late_p50_ms']:.1f} p99 {row['late_p99_ms']:.1f} ms"
     latency_told = f"latency p50 {row['latency_p50_ms']:.0f} p99 {row['latency_p99_ms']:.0f} ms"
-    typer.echo(f"{rate_per_s:>6g}/s: {row['num_sent']} sent, {row['num_failed']} failed, {late_told}, {latency_told}")
+    typer.echo(
+        f"{rate_per_s:>6g}/s: {row['num_sent']} sent, {row['num_failed']} failed, {late_told}, {latency_told}"
+    )
     return row
 
 

@@ -34,12 +34,17 @@ def solutions(puzzles: list[dict[str, object]]) -> Iterator[tuple[dict[str, obje
 async def grade_all(puzzles: list[dict[str, object]], config: GraderConfig) -> list[Verdict]:
     async with Grader(config) as grader, asyncio.TaskGroup() as group:
         await grader.start("p3")
-        tasks = [group.create_task(grader.grade("p3", row, program, task_id=task_id)) for row, task_id, program in solutions(puzzles)]
+        tasks = [
+            group.create_task(grader.grade("p3", row, program, task_id=task_id))
+            for row, task_id, program in solutions(puzzles)
+        ]
     return [task.result() for task in tasks]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("puzzles", type=Path)
     parser.add_argument("--timeout-s", type=float, default=10.0)
     parser.add_argument("--concurrent", type=int, default=os.cpu_count() or 1)

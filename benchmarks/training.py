@@ -38,18 +38,32 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 console = Console()
 Row = dict[str, Any]
 
-SourceArgument = Annotated[Path, typer.Argument(help="Directory of one finished seed, such as runs/retrain/words-0.")]
+SourceArgument = Annotated[
+    Path, typer.Argument(help="Directory of one finished seed, such as runs/retrain/words-0.")
+]
 OutOption = Annotated[Path, typer.Option(help="Where the experiment's runs and its table go.")]
 TasksOption = Annotated[int, typer.Option(min=1, help="Held-out tasks.")]
 
 
 @app.command("scale-rewards")
-def scale_rewards(source: SourceArgument, out: OutOption = Path("runs/experiments/scale-rewards"), num_test: TasksOption = 1000) -> None:
+def scale_rewards(
+    source: SourceArgument,
+    out: OutOption = Path("runs/experiments/scale-rewards"),
+    num_test: TasksOption = 1000,
+) -> None:
     """One allocator half-round from the same SFT checkpoints, advantages divided by the group's deviation or not."""
     rows = []
     for value in ("none", "group"):
         config = _one_half_round(load_config(source / "config.yaml"), "allocator", {"scale_rewards": value})
-        rows.append(_trained(config, out / f"{source.name}-{value}", _pair(source, "sft"), num_test, name=f"scale_rewards {value}"))
+        rows.append(
+            _trained(
+                config,
+                out / f"{source.name}-{value}",
+                _pair(source, "sft"),
+                num_test,
+                name=f"scale_rewards {value}",
+            )
+        )
     _show(rows, out / f"{source.name}.json")
 
 
@@ -64,12 +78,19 @@ def wide_plans(
     """One decomposer half-round with the critical-path term, from the base that writes chains and trees alike."""
     config = load_config(source / "config.yaml")
     reward = config.decomposer.grpo.reward.model_copy(update={"critical_path": weight})
-    start: Pair = {"decomposer": source / "pretrain" / f"{_domain(config)}-decomposer", "allocator": source / "best" / "allocator"}
+    start: Pair = {
+        "decomposer": source / "pretrain" / f"{_domain(config)}-decomposer",
+        "allocator": source / "best" / "allocator",
+    }
     trainer = {"max_steps": steps, "save_steps": max(1, steps // 4), "learning_rate": 5e-4}
     changed = _one_half_round(config, "decomposer", trainer, reward=reward)
-    changed = changed.model_copy(update={"alternate": changed.alternate.model_copy(update={"path_weight": weight})})
+    changed = changed.model_copy(
+        update={"alternate": changed.alternate.model_copy(update={"path_weight": weight})}
+    )
     run, directory = TrainingRun(changed, out / source.name, console), out / source.name
-    rows = [_measured(run, start, num_test, name="before") | asyncio.run(_shapes(run, start, num_test, "before"))]
+    rows = [
+        _measured(run, start, num_test, name="before") | asyncio.run(_shapes(run, start, num_test, "before"))
+    ]
     trained = _trained(changed, directory, start, num_test, name="after")
     rows.append(trained | asyncio.run(_shapes(run, _pair(directory, "best"), num_test, "after")))
     _show(rows, out / f"{source.name}.json", "trees", "makespan_s", "makespan_over_path")
@@ -86,13 +107,20 @@ def recover(
 ) -> None:
     """The trained router before, after a model went or changed its price, and with the allocator alone retrained for it."""
     config, start, rows = load_config(source / "config.yaml"), _pair(source, "best"), []
-    rows.append(_measured(TrainingRun(config, out / f"{source.name}-before", console), start, num_test, name="before"))
-    changes: dict[str, Row] = {f"without {gone}": {"without": (gone,)}, f"{dear} at {price:g}": {"prices": {dear: Decimal(str(price))}}}
+    rows.append(
+        _measured(TrainingRun(config, out / f"{source.name}-before", console), start, num_test, name="before")
+    )
+    changes: dict[str, Row] = {
+        f"without {gone}": {"without": (gone,)},
+        f"{dear} at {price:g}": {"prices": {dear: Decimal(str(price))}},
+    }
     for label, change in changes.items():
         pool = config.pool.model_copy(update=change)
         changed = _one_half_round(config.model_copy(update={"pool": pool}), "allocator", {})
         directory = out / f"{source.name}-{label.replace(' ', '-')}"
-        rows.append(_measured(TrainingRun(changed, directory, console), start, num_test, name=f"{label}, as it was"))
+        rows.append(
+            _measured(TrainingRun(changed, directory, console), start, num_test, name=f"{label}, as it was")
+        )
         rows.append(_allocator_anew(changed, source, directory, start, num_test, name=f"{label}, retrained"))
     _show(rows, out / f"{source.name}.json")
 
@@ -102,10 +130,14 @@ def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any]
     own = config.module(module)
     changed = own.grpo.model_copy(update={"trainer": {**own.grpo.trainer, **trainer}, **grpo})
     alternation = config.alternate.model_copy(update={"order": (module,), "num_rounds": 1})
-    return config.model_copy(update={module: own.model_copy(update={"grpo": changed}), "alternate": alternation})
+    return config.model_copy(
+        update={module: own.model_copy(update={"grpo": changed}), "alternate": alternation}
+    )
 
 
-def _allocator_anew(config: TrainConfig, source: Path, directory: Path, start: Pair, num_test: int, *, name: str) -> Row:
+def _allocator_anew(
+    config: TrainConfig, source: Path, directory: Path, start: Pair, num_test: int, *, name: str
+) -> Row:
     """Search, SFT and a half-round of GRPO for the pool as it is now, on the plans and calls that the source run has."""
     for folder in ("collect", "calls"):
         shutil.copytree(source / folder, directory / folder, dirs_exist_ok=True)
@@ -136,8 +168,14 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
     domain = _domain(run.config)
     tasks = test_tasks(domain, TESTS[domain][0], num_test)
     with run.pool(pair) as pool:
-        outcomes = await map_all(tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once)
-    plans = {task.id: o.trace.plan for task, o in zip(tasks, outcomes, strict=True) if o.trace is not None and o.trace.plan is not None}
+        outcomes = await map_all(
+            tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once
+        )
+    plans = {
+        task.id: o.trace.plan
+        for task, o in zip(tasks, outcomes, strict=True)
+        if o.trace is not None and o.trace.plan is not None
+    }
     path = run.directory / f"graphs-{name}.jsonl"
     path.write_text("".join(json.dumps(_graph(plan)) + "\n" for plan in plans.values()))
     graphs, _ = read_graphs(path, None, seed=0)
@@ -152,7 +190,11 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
 def _share_of_trees(plans: dict[str, Plan]) -> float:
     """Among word problems with a plan of either style, those whose sums are a tree."""
     styles = {task.id: task.plans for task in words.tasks("test", NUM_WORDS) if len(task.plans) > 1}
-    written = [plan == styles[task_id][0] for task_id, plan in plans.items() if task_id in styles and plan in styles[task_id]]
+    written = [
+        plan == styles[task_id][0]
+        for task_id, plan in plans.items()
+        if task_id in styles and plan in styles[task_id]
+    ]
     return sum(written) / max(1, len(written))
 
 
@@ -164,7 +206,10 @@ def _graph(plan: Plan) -> dict[str, object]:
 def _pair(source: Path, kind: str) -> Pair:
     if kind == "best":
         return {"decomposer": source / "best" / "decomposer", "allocator": source / "best" / "allocator"}
-    return {"decomposer": source / "decomposer" / "sft" / "final", "allocator": source / "allocator" / "sft" / "final"}
+    return {
+        "decomposer": source / "decomposer" / "sft" / "final",
+        "allocator": source / "allocator" / "sft" / "final",
+    }
 
 
 def _domain(config: TrainConfig) -> DomainName:
@@ -176,7 +221,13 @@ def _show(rows: list[Row], path: Path, *more: str) -> None:
     for row in rows:
         ratios = [f"{100 * row[key]:.1f} %" for key in ("accuracy", "worker_cost_ratio", "total_cost_ratio")]
         shape = [f"{row[key]:.2f}" for key in ("critical_path_ratio", "mean_subtasks", "mean_depth")]
-        table.add_row(row["name"], *ratios, *shape, str(row.get("cpu_seconds", "")), *(f"{row[key]:.3f}" for key in more))
+        table.add_row(
+            row["name"],
+            *ratios,
+            *shape,
+            str(row.get("cpu_seconds", "")),
+            *(f"{row[key]:.3f}" for key in more),
+        )
     Console(width=max(console.width, 120)).print(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")

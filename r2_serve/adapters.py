@@ -27,7 +27,14 @@ BASE = "base"
 """Says "the model itself, without adapter" on the command line, so no adapter may be called so."""
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 CONFIGS = {"lora": "adapter_config.json", "full": "config.json"}
-TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+)
 OTHER_FILES = {"lora": (), "full": ("generation_config.json", *TOKENIZER_FILES)}
 """Copied where they exist, beside weights and config."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -44,7 +51,9 @@ def write_adapter(source: Path, parent: Path, manifest: AdapterManifest) -> Path
         raise ConfigError(f"adapter name {BASE!r} is reserved: it stands for the model without adapter")
     target = parent / manifest.name
     if target.exists():
-        raise ConfigError(f"adapter {manifest.name!r} exists already in {parent}: names are never used again, choose a new one")
+        raise ConfigError(
+            f"adapter {manifest.name!r} exists already in {parent}: names are never used again, choose a new one"
+        )
     names = _files_to_copy(source, manifest.kind)
     parent.mkdir(parents=True, exist_ok=True)
     draft = parent / f".{manifest.name}.{secrets.token_hex(4)}.partial"
@@ -70,12 +79,18 @@ def read_adapter(directory: Path) -> AdapterManifest:
     pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
     if pickles:
         raise ConfigError(f"adapter {directory}: {pickles} may run code when loaded; keep safetensors only")
-    missing = [name for name in (CONFIGS[manifest.kind], WEIGHTS[manifest.kind]) if name not in manifest.files]
+    missing = [
+        name for name in (CONFIGS[manifest.kind], WEIGHTS[manifest.kind]) if name not in manifest.files
+    ]
     if missing:
-        raise ConfigError(f"adapter {directory}: its {MANIFEST} lists no {missing}, which an adapter of kind {manifest.kind!r} has")
+        raise ConfigError(
+            f"adapter {directory}: its {MANIFEST} lists no {missing}, which an adapter of kind {manifest.kind!r} has"
+        )
     foreign = [name for name in manifest.files if Path(name).name != name or Path(name).suffix in PICKLES]
     if foreign:
-        raise ConfigError(f"adapter {directory}: its {MANIFEST} lists {foreign}; allowed are plain file names, and no pickles")
+        raise ConfigError(
+            f"adapter {directory}: its {MANIFEST} lists {foreign}; allowed are plain file names, and no pickles"
+        )
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected)
     return manifest
@@ -100,7 +115,9 @@ def check_codec_version(manifest: AdapterManifest) -> None:
     try:
         version = get_codec(manifest.codec).version
     except KeyError as e:
-        raise ConfigError(f"adapter {manifest.name!r} was trained with codec {manifest.codec!r}, which this version does not have") from e
+        raise ConfigError(
+            f"adapter {manifest.name!r} was trained with codec {manifest.codec!r}, which this version does not have"
+        ) from e
     if manifest.codec_version != version:
         raise ConfigError(
             f"adapter {manifest.name!r} was trained with version {manifest.codec_version} of codec {manifest.codec!r}; this software has "
@@ -120,7 +137,9 @@ def _read_manifest(directory: Path) -> AdapterManifest:
         first = e.errors(include_input=False)[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from e
     if manifest.name != directory.resolve().name:
-        raise ConfigError(f"{path} says name {manifest.name!r}, but the directory is {directory.resolve().name!r}: they must be the same")
+        raise ConfigError(
+            f"{path} says name {manifest.name!r}, but the directory is {directory.resolve().name!r}: they must be the same"
+        )
     return manifest
 
 
@@ -170,7 +189,9 @@ def _rename(draft: Path, target: Path) -> None:
     try:
         draft.rename(target)
     except OSError as e:  # somebody else was faster: a directory that is not empty is never replaced
-        raise ConfigError(f"adapter {target.name!r} exists already in {target.parent}: names are never used again ({e.strerror})") from e
+        raise ConfigError(
+            f"adapter {target.name!r} exists already in {target.parent}: names are never used again ({e.strerror})"
+        ) from e
 
 
 def _sync_directory(path: Path) -> None:

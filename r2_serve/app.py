@@ -31,14 +31,20 @@ SPARE_REQUESTS = 64
 """Room for health checks and metrics beside the queue that we bound ourselves, with proper error bodies."""
 
 Model: Any = serve.deployment(
-    ModelDeployment, name=MODEL_DEPLOYMENT, max_ongoing_requests=64, health_check_timeout_s=60, graceful_shutdown_timeout_s=120
+    ModelDeployment,
+    name=MODEL_DEPLOYMENT,
+    max_ongoing_requests=64,
+    health_check_timeout_s=60,
+    graceful_shutdown_timeout_s=120,
 )
 Decomposer: Any = serve.deployment(DecomposerDeployment, name="Decomposer", max_ongoing_requests=256)
 Allocator: Any = serve.deployment(AllocatorDeployment, name="Allocator", max_ongoing_requests=256)
 Router: Any = serve.deployment(RouterDeployment, name="Router", graceful_shutdown_timeout_s=120)
 
 AdapterLoader: Any = serve.deployment(
-    AdapterLoadDeployment, name="AdapterLoader", autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
+    AdapterLoadDeployment,
+    name="AdapterLoader",
+    autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
 )
 
 

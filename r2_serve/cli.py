@@ -44,9 +44,15 @@ app.command()(monitoring)
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key).")]
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key)."),
+]
 UrlOption = Annotated[str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint, with its /v1.")]
-KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one."),
+]
 PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
 
 
@@ -74,7 +80,9 @@ def up(config: ConfigOption = EMBEDDED_CONFIG, port: PortOption = 8000) -> None:
     console = Console()
     loaded = _load(config)
     with _cluster(loaded, port, console) as url:
-        console.print(f"models: {', '.join(loaded.routing.virtual_models)} (routed), {', '.join(m.name for m in loaded.router.models)}")
+        console.print(
+            f"models: {', '.join(loaded.routing.virtual_models)} (routed), {', '.join(m.name for m in loaded.router.models)}"
+        )
         console.print(
             f"try:    r2-serve ask --url {url} 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?'"
         )
@@ -88,7 +96,9 @@ def up(config: ConfigOption = EMBEDDED_CONFIG, port: PortOption = 8000) -> None:
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A virtual model (routed) or a pool model (plain).")] = "r2",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A virtual model (routed) or a pool model (plain).")
+    ] = "r2",
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
     policy: Annotated[str | None, typer.Option(help="learned, random or all:MODEL.")] = None,
@@ -105,7 +115,11 @@ def ask(
     from r2_serve import client
     from r2_serve.lab.reports.terminal import dag_view, trace_view
 
-    extras = {name: value for name, value in (("policy", policy), ("max_cost_usd", max_cost_usd)) if value is not None}
+    extras = {
+        name: value
+        for name, value in (("policy", policy), ("max_cost_usd", max_cost_usd))
+        if value is not None
+    }
 
     async def once() -> client.Reply:
         async with client.new_client(url, api_key=api_key) as http:
@@ -113,7 +127,11 @@ def ask(
 
     reply = asyncio.run(once())
     if reply.trace is None:
-        hint = f"\nIs an endpoint running at {url}? Start one with: r2-serve up" if "Connect" in (reply.error or "") else ""
+        hint = (
+            f"\nIs an endpoint running at {url}? Start one with: r2-serve up"
+            if "Connect" in (reply.error or "")
+            else ""
+        )
         _fail(f"{reply.error}{hint}")
     console = Console()
     console.print(f"[bold]{reply.text}[/]\n")
@@ -123,7 +141,9 @@ def ask(
 
 
 @app.command()
-def validate(config: Annotated[Path, typer.Argument(help="A Serve config, such as serve_config.yaml.")]) -> None:
+def validate(
+    config: Annotated[Path, typer.Argument(help="A Serve config, such as serve_config.yaml.")],
+) -> None:
     """Check a Serve config offline: every key, name and cross reference. Serve itself ignores keys it does not know.
 
     \b
@@ -139,7 +159,9 @@ def validate(config: Annotated[Path, typer.Argument(help="A Serve config, such a
         console.print(str(problem), markup=False, style="red" if problem.severity == "error" else "yellow")
     num_errors = sum(problem.severity == "error" for problem in problems)
     num_warnings = len(problems) - num_errors
-    console.print(f"{config}: {num_errors} errors, {num_warnings} warnings" + ("" if num_errors else " - valid"))
+    console.print(
+        f"{config}: {num_errors} errors, {num_warnings} warnings" + ("" if num_errors else " - valid")
+    )
     raise typer.Exit(1 if num_errors else 0)
 
 
@@ -160,7 +182,9 @@ def models(config: ConfigOption = EMBEDDED_CONFIG) -> None:
     for name, virtual in loaded.routing.virtual_models.items():
         table.add_row(f"[bold]{name}[/]", "virtual", "", "", "routes to " + ", ".join(virtual.pool))
     for card in loaded.router.models:
-        table.add_row(card.name, card.group, f"{card.usd_per_mtok_in:f}", f"{card.usd_per_mtok_out:f}", card.engine.kind)
+        table.add_row(
+            card.name, card.group, f"{card.usd_per_mtok_in:f}", f"{card.usd_per_mtok_out:f}", card.engine.kind
+        )
     Console().print(table)
 
 
@@ -195,9 +219,14 @@ def demo(
 @keys_app.command()
 def new(
     name: Annotated[str, typer.Option(help="Whose key it is; shown in logs.")],
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="A model it may ask for; repeat for more. Default: all.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model it may ask for; repeat for more. Default: all."),
+    ] = None,
     budget_usd: Annotated[str | None, typer.Option(help="The most it may spend in a period.")] = None,
-    period: Annotated[str, typer.Option(help="When the budget is full again: total (never), month or day.")] = "total",
+    period: Annotated[
+        str, typer.Option(help="When the budget is full again: total (never), month or day.")
+    ] = "total",
 ) -> None:
     """Make a key: shown once on standard error, its entry for `server.keys_file` on standard output.
 

@@ -46,7 +46,9 @@ async def ask(client: httpx.AsyncClient, request: Ask) -> Reply:
     return _reply(response, latency_s)
 
 
-async def ask_all(client: httpx.AsyncClient, requests: Sequence[Ask], *, at_once: int, on_reply: Callable[[], None]) -> list[Reply]:
+async def ask_all(
+    client: httpx.AsyncClient, requests: Sequence[Ask], *, at_once: int, on_reply: Callable[[], None]
+) -> list[Reply]:
     """Replies in the order of `requests`, `at_once` under way at a time."""
     replies: list[Reply | None] = [None] * len(requests)
     waiting = iter(enumerate(requests))
@@ -65,7 +67,9 @@ async def ask_all(client: httpx.AsyncClient, requests: Sequence[Ask], *, at_once
 def new_client(base_url: str, *, timeout_s: float = 300.0, api_key: str | None = None) -> httpx.AsyncClient:
     """A client of the endpoint at `base_url` (with its `/v1`)."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.AsyncClient(base_url=base_url.rstrip("/") + "/", timeout=timeout_s, headers=headers, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=base_url.rstrip("/") + "/", timeout=timeout_s, headers=headers, trust_env=False
+    )
 
 
 def _reply(response: httpx.Response, latency_s: float) -> Reply:

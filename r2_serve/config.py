@@ -29,13 +29,30 @@ class Config(BaseModel):
 def _is_address(url: str) -> str:
     """A URL that can be logged: no user, no password, no query."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must be http(s)://HOST[:PORT][/PATH] and nothing more: a key belongs in the variable that api_key_env names")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username
+        or parts.password
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError(
+            "must be http(s)://HOST[:PORT][/PATH] and nothing more: a key belongs in the variable that api_key_env names"
+        )
     return url
 
 
 SAFE_LOAD_FORMATS = (
-    *("safetensors", "fastsafetensors", "instanttensor", "mistral", "runai_streamer", "runai_streamer_sharded", "sharded_state"),
+    *(
+        "safetensors",
+        "fastsafetensors",
+        "instanttensor",
+        "mistral",
+        "runai_streamer",
+        "runai_streamer_sharded",
+        "sharded_state",
+    ),
     "dummy",
 )
 """Of vLLM 0.29: those that read safetensors and nothing else, or nothing at all. `auto` and `hf` take a pickle where there is no other."""
@@ -43,7 +60,9 @@ SAFE_LOAD_FORMATS = (
 
 def _runs_no_code(engine_kwargs: dict[str, Any]) -> dict[str, Any]:
     if engine_kwargs.get("trust_remote_code"):
-        raise ValueError("trust_remote_code would run code out of the checkpoint: use an architecture that vLLM itself knows")
+        raise ValueError(
+            "trust_remote_code would run code out of the checkpoint: use an architecture that vLLM itself knows"
+        )
     load_formats = [engine_kwargs.get("load_format", "safetensors")]
     speculative = engine_kwargs.get("speculative_config")
     if isinstance(speculative, dict) and isinstance(draft := speculative.get("draft_load_config"), dict):
@@ -158,10 +177,16 @@ class ScriptedEngineConfig(Config):
 
 
 EngineConfig = Annotated[
-    ServedEngineConfig | HostedEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig,
+    ServedEngineConfig
+    | HostedEngineConfig
+    | TransformersEngineConfig
+    | VllmEngineConfig
+    | ScriptedEngineConfig,
     Field(discriminator="kind"),
 ]
-LocalEngineConfig = Annotated[TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]
+LocalEngineConfig = Annotated[
+    TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")
+]
 
 
 class ModelConfig(ModelCard):
@@ -256,7 +281,9 @@ class RouterConfig(Config):
         for model in self.models:
             unknown = [name for name in model.fallbacks if name not in names or name == model.name]
             if unknown:
-                raise ValueError(f"fallbacks of {model.name!r} name {unknown}: must be other models of {names}")
+                raise ValueError(
+                    f"fallbacks of {model.name!r} name {unknown}: must be other models of {names}"
+                )
         return self
 
     def model(self, name: str) -> ModelConfig:
@@ -377,6 +404,8 @@ class RoutingConfig(Config):
         for name, virtual in self.virtual_models.items():
             used = {*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model}
             if used - known:
-                raise ValueError(f"virtual model {name!r} names {sorted(used - known)}, not among the models {sorted(known)}")
+                raise ValueError(
+                    f"virtual model {name!r} names {sorted(used - known)}, not among the models {sorted(known)}"
+                )
             if name in known:
                 raise ValueError(f"{name!r} is both a virtual model and a pool model: rename one")

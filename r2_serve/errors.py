@@ -37,7 +37,9 @@ from r2_serve.types import Usage
 def places(error: BaseException) -> str:
     """The lines that `error` passed, the innermost first: what a log may say of it, as its message may hold what a user wrote."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
-    return " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return " < ".join(
+        f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)
+    )
 
 
 class R2Error(Exception):
@@ -78,7 +80,9 @@ class ModelNotFound(InvalidRequest):
 
     status = 404
 
-    def __init__(self, message: str, param: str | None = "model", code: str | None = "model_not_found") -> None:
+    def __init__(
+        self, message: str, param: str | None = "model", code: str | None = "model_not_found"
+    ) -> None:
         super().__init__(message, param, code)
 
 

@@ -26,7 +26,9 @@ def _today() -> str:
 class TraceWriter:
     """Appends traces. A disk that fails costs traces, never answers: it is logged and counted."""
 
-    def __init__(self, directory: Path, *, redact: Callable[[str], str] = str, today: Callable[[], str] = _today) -> None:
+    def __init__(
+        self, directory: Path, *, redact: Callable[[str], str] = str, today: Callable[[], str] = _today
+    ) -> None:
         self.num_lost = 0
         self._directory, self._redact, self._today = directory, redact, today
 
@@ -38,7 +40,9 @@ class TraceWriter:
             _append(path, line)
         except OSError as e:
             self.num_lost += 1
-            log.warning("trace %s not written to %s: %s (%d lost so far)", trace.request_id, path, e, self.num_lost)
+            log.warning(
+                "trace %s not written to %s: %s (%d lost so far)", trace.request_id, path, e, self.num_lost
+            )
 
 
 def read_traces(path: Path) -> Iterator[Trace]:

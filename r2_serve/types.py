@@ -140,10 +140,14 @@ class Subtask(Record):
     @model_validator(mode="after")
     def _depends_on_earlier_ids(self) -> Self:
         if any(not 1 <= dependency < self.id for dependency in self.depends_on):
-            raise ValueError(f"subtask {self.id} depends on {list(self.depends_on)}: only ids from 1 to {self.id - 1} may be named")
+            raise ValueError(
+                f"subtask {self.id} depends on {list(self.depends_on)}: only ids from 1 to {self.id - 1} may be named"
+            )
         missing = references(self.text) - set(self.depends_on)
         if missing:
-            raise ValueError(f"subtask {self.id} uses {sorted(missing)} in its text but does not depend on them")
+            raise ValueError(
+                f"subtask {self.id} uses {sorted(missing)} in its text but does not depend on them"
+            )
         return self
 
 
@@ -207,7 +211,9 @@ def substitute(text: str, answers: dict[int, str]) -> str:
 
 def substituted_chars(text: str, answers: dict[int, str]) -> int:
     """Length of `substitute(text, answers)`, without making it: a few characters may refer to one long answer a thousand times."""
-    return len(text) + sum(len(answers[int(match.group(1))]) - len(match.group()) for match in REFERENCE.finditer(text))
+    return len(text) + sum(
+        len(answers[int(match.group(1))]) - len(match.group()) for match in REFERENCE.finditer(text)
+    )
 
 
 class Allocation(Record):

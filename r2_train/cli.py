@@ -44,8 +44,12 @@ class ModuleName(StrEnum):
     allocator = "allocator"
 
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Run description, such as r2_train/configs/embedded-scan.yaml.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="Run description, such as r2_train/configs/embedded-scan.yaml.")
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")
+]
 ModuleOption = Annotated[ModuleName, typer.Option("--module", help="decomposer or allocator.")]
 
 
@@ -99,7 +103,9 @@ def grpo(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
 def alternate(
     config: ConfigOption,
     out: OutOption,
-    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds of two half-rounds each; default: the config's.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of two half-rounds each; default: the config's.")
+    ] = None,
 ) -> None:
     """Freeze one module, train the other, swap; the best pair by validation goes to OUT/best.
 
@@ -137,11 +143,15 @@ def adapter(
 
 @app.command()
 def retrain(
-    domain: Annotated[Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")] = Domain.both,
+    domain: Annotated[
+        Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")
+    ] = Domain.both,
     out: OutOption = Path("runs/retrain"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs per domain, seeds 0, 1, ...")] = 1,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out tasks per split.")] = 1000,
-    ship: Annotated[int | None, typer.Option(min=0, help="Then put this seed in place of the shipped checkpoints.")] = None,
+    ship: Annotated[
+        int | None, typer.Option(min=0, help="Then put this seed in place of the shipped checkpoints.")
+    ] = None,
 ) -> None:
     """The embedded routers from nothing: pretrain, collect, search, SFT, alternate, test. Minutes on two cores.
 
@@ -166,12 +176,22 @@ def pretrain(
     domain: Annotated[Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")],
     out: Annotated[Path, typer.Option(help="Directory of the checkpoints and manifest.json.")],
     seed: Annotated[int, typer.Option(help="Of data, weights and order.")] = 0,
-    only: Annotated[str | None, typer.Option(help="Train this model alone; others are read from --out where needed.")] = None,
-    steps_scale: Annotated[float, typer.Option(min=0.0001, help="Fraction of the recipe's steps, for a quick look.")] = 1.0,
+    only: Annotated[
+        str | None, typer.Option(help="Train this model alone; others are read from --out where needed.")
+    ] = None,
+    steps_scale: Annotated[
+        float, typer.Option(min=0.0001, help="Fraction of the recipe's steps, for a quick look.")
+    ] = 1.0,
     styles: Annotated[
-        Styles, typer.Option(help="Plans of the decomposer: every style (the base of RL), or reference plans alone.")
+        Styles,
+        typer.Option(help="Plans of the decomposer: every style (the base of RL), or reference plans alone."),
     ] = Styles.mixed,
-    evaluate: Annotated[int, typer.Option(min=0, help="Train nothing: measure the checkpoints of --out on this many held-out tasks.")] = 0,
+    evaluate: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Train nothing: measure the checkpoints of --out on this many held-out tasks."
+        ),
+    ] = 0,
 ) -> None:
     """Train the workers, the decomposer and the allocator of a domain from scratch, on one CPU core.
 

@@ -23,7 +23,9 @@ def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> P
     best = run.directory / "best" / module
     source = best if best.exists() else run.directory / module / "sft" / "final"
     if not source.exists():
-        raise ConfigError(f"{run.directory} has no trained {module}: run `r2-train sft` or `r2-train alternate` first")
+        raise ConfigError(
+            f"{run.directory} has no trained {module}: run `r2-train sft` or `r2-train alternate` first"
+        )
     with run.pool() as pool:
         card = pool.module_model(module)
         codec = pool.members[card.name].codec

@@ -48,7 +48,12 @@ def domains_of(name: str) -> tuple[DomainName, ...]:
 
 
 def retrain(
-    domains: Sequence[DomainName], out: Path, *, seeds: Sequence[int], console: Console, num_test: int = NUM_TEST_TASKS
+    domains: Sequence[DomainName],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    console: Console,
+    num_test: int = NUM_TEST_TASKS,
 ) -> dict[str, Any]:
     """Every domain with every seed; the figures, which are also in `summary.json`. Goes on where it was stopped."""
     summary: dict[str, Any] = {
@@ -113,7 +118,9 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.cpu_seconds[name] = round(self.cpu_seconds.get(name, 0.0) + time.process_time() - started_s, 1)
+            self.cpu_seconds[name] = round(
+                self.cpu_seconds.get(name, 0.0) + time.process_time() - started_s, 1
+            )
             _write(self.path, self.cpu_seconds)
 
 
@@ -157,14 +164,18 @@ def print_summary(summary: dict[str, Any], domains: Sequence[DomainName], consol
     for domain in domains:
         for result in summary[domain]["seeds"]:
             for split, score in result["tests"].items():
-                ratios = [f"{100 * score[name]:.1f} %" for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio")]
+                ratios = [
+                    f"{100 * score[name]:.1f} %"
+                    for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio")
+                ]
                 table.add_row(domain, str(result["seed"]), split, *ratios, f"{result['cpu_seconds']:.0f}")
     console.print(table)
 
 
 def _means(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
-        name: fmean(result[name] for result in results) for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio", "cpu_seconds")
+        name: fmean(result[name] for result in results)
+        for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio", "cpu_seconds")
     }
 
 

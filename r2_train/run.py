@@ -82,7 +82,10 @@ class TrainingRun:
     def _manifest(self, tasks: TaskSplit) -> dict[str, object]:
         router, routing = described(self.config.pool)
         virtual = routing.virtual_models[self.config.pool.virtual_model]
-        models: dict[Module, str] = {"decomposer": virtual.decomposer.model, "allocator": virtual.allocator.model}
+        models: dict[Module, str] = {
+            "decomposer": virtual.decomposer.model,
+            "allocator": virtual.allocator.model,
+        }
         codecs = {module: get_codec(router.model(model).codec) for module, model in models.items()}
         return {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -100,7 +103,11 @@ class TrainingRun:
     def pool(self, modules: Mapping[Module, Path] | None = None) -> Iterator[ServedPool]:
         """The served pool behind this run's cache, `modules` in place of the configured ones."""
         with CallCache(self.directory / "calls" / "calls-0.sqlite", self.config.max_cost_usd) as cache:
-            yield open_pool(self.config.pool, cache, {name: Checkpoint(path=path) for name, path in (modules or {}).items()})
+            yield open_pool(
+                self.config.pool,
+                cache,
+                {name: Checkpoint(path=path) for name, path in (modules or {}).items()},
+            )
 
     # -- data -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +153,9 @@ class TrainingRun:
         pair: Pair = {module: self.directory / module / "sft" / "final" for module in MODULES}
         missing = [module for module, path in pair.items() if not has_final(path.parent)]
         if missing:
-            raise ConfigError(f"{self.directory} has no trained {missing[0]}: run `r2-train sft --module {missing[0]}` first")
+            raise ConfigError(
+                f"{self.directory} has no trained {missing[0]}: run `r2-train sft --module {missing[0]}` first"
+            )
         return pair
 
     def write_sft_examples(self, module: Module) -> Path:
@@ -154,14 +163,21 @@ class TrainingRun:
             codec = pool.members[pool.module_model(module).name].codec
             if module == "decomposer":
                 limits = pool.routing.limits
-                examples = [plan_example(codec, limits, p.task.id, p.task.query, p.plan) for p in self._kept_plans()[0]]
+                examples = [
+                    plan_example(codec, limits, p.task.id, p.task.query, p.plan)
+                    for p in self._kept_plans()[0]
+                ]
             else:
                 rows = read_records(self.directory / "search" / SCHEMES, SearchedPlan)
                 examples = [
-                    allocation_example(codec, pool.cards, row.task_id, row.query, row.plan, row.models) for row in rows if row.models
+                    allocation_example(codec, pool.cards, row.task_id, row.query, row.plan, row.models)
+                    for row in rows
+                    if row.models
                 ]
         if not examples:
-            raise ConfigError(f"no example for the {module} in {self.directory}: run `r2-train collect` and `r2-train search` first")
+            raise ConfigError(
+                f"no example for the {module} in {self.directory}: run `r2-train collect` and `r2-train search` first"
+            )
         return write_examples(self.directory / module / "sft" / "examples.jsonl", examples)
 
     def _served_base(self, module: Module) -> str:

@@ -38,7 +38,10 @@ def read_report(text: str) -> Report | None:
         return None
     unchecked = tuple(package["name"] for package in packages if "skip_reason" in package)
     vulnerable = [package for package in packages if package.get("vulns")]
-    told = tuple(f"{package['name']} {package['version']}: {', '.join(v['id'] for v in package['vulns'])}" for package in vulnerable)
+    told = tuple(
+        f"{package['name']} {package['version']}: {', '.join(v['id'] for v in package['vulns'])}"
+        for package in vulnerable
+    )
     return Report(len(packages) - len(unchecked), unchecked, told)
 
 
@@ -50,7 +53,10 @@ def verdict(report: Report | None) -> tuple[int, str]:
         return 1, "\n".join(["VULNERABLE:", *report.vulnerable])
     if report.unchecked:
         shown = ", ".join(report.unchecked[:10])
-        return 2, f"NOT ALL CHECKED: nothing known of {report.num_checked} packages; {len(report.unchecked)} not looked up: {shown}"
+        return (
+            2,
+            f"NOT ALL CHECKED: nothing known of {report.num_checked} packages; {len(report.unchecked)} not looked up: {shown}",
+        )
     return 0, f"nothing known against any of the {report.num_checked} pinned packages"
 
 
@@ -64,8 +70,19 @@ def is_installed() -> bool:
 
 def ask(service: str, requirements: Path) -> Report | None:
     """What `service` says of the pinned packages; None where it says nothing."""
-    options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off", "--vulnerability-service", service]
-    done = subprocess.run([HOME / "bin/pip-audit", *options, "-r", requirements], capture_output=True, text=True)
+    options = [
+        "--no-deps",
+        "--disable-pip",
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+        "--vulnerability-service",
+        service,
+    ]
+    done = subprocess.run(
+        [HOME / "bin/pip-audit", *options, "-r", requirements], capture_output=True, text=True
+    )
     report = read_report(done.stdout)
     if report is None:
         print(f"{service}: {(done.stderr.strip().splitlines() or ['no answer'])[-1][:300]}", flush=True)
@@ -81,7 +98,9 @@ def main(arguments: list[str]) -> int:
         reports += [report] if report else []
         if report and (report.vulnerable or not report.unchecked):
             break
-    status, text = verdict(max(reports, key=lambda report: (bool(report.vulnerable), report.num_checked), default=None))
+    status, text = verdict(
+        max(reports, key=lambda report: (bool(report.vulnerable), report.num_checked), default=None)
+    )
     print(text)
     return 0 if status == 2 and "--if-online" in arguments else status
 

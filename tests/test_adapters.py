@@ -29,11 +29,24 @@ def test_what_is_written_is_read_back_with_a_hash_of_every_file(tmp_path: Path) 
 
 
 def test_a_whole_checkpoint_brings_its_tokenizer(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "optimizer.pt"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "optimizer.pt",
+    ):
         (tmp_path / "source" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "source" / name).write_text(name)
     written = read_adapter(write_adapter(tmp_path / "source", tmp_path, manifest("tiny-0001", kind="full")))
-    assert set(written.files) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert set(written.files) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
 
 
 def test_a_taken_or_reserved_name_is_refused_and_what_has_it_stays(tmp_path: Path) -> None:
@@ -47,7 +60,9 @@ def test_a_taken_or_reserved_name_is_refused_and_what_has_it_stays(tmp_path: Pat
 
 
 @pytest.mark.parametrize("killed_in", ["os.fsync", "pathlib.Path.rename"])
-def test_a_writer_killed_halfway_leaves_nothing_that_can_be_read_and_the_name_free(tmp_path: Path, killed_in: str) -> None:
+def test_a_writer_killed_halfway_leaves_nothing_that_can_be_read_and_the_name_free(
+    tmp_path: Path, killed_in: str
+) -> None:
     """Killed by the process itself in the call named: between two files, or after all of them and before the rename."""
     module, _, function = killed_in.rpartition(".")
     code = f"""
@@ -59,7 +74,9 @@ adapter(pathlib.Path({str(tmp_path)!r}), "dec-0001")
 """
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -9
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".") and path.name != "trained"] == []
+    assert [
+        path.name for path in tmp_path.iterdir() if not path.name.startswith(".") and path.name != "trained"
+    ] == []
     with pytest.raises(ConfigError, match="no adapter in"):
         read_adapter(tmp_path / "dec-0001")
     assert read_adapter(adapter(tmp_path, "dec-0001")).name == "dec-0001"
@@ -113,10 +130,15 @@ def test_a_manifest_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     [
         ({"base": "other"}, "for base 'other', not 'planner'"),
         ({"codec": "compact"}, "codec 'compact', but 'planner' speaks 'instruct'"),
-        ({"codec_version": 99}, "version 99 of codec 'instruct'; this software has version [0-9]+, .*retrain"),
+        (
+            {"codec_version": 99},
+            "version 99 of codec 'instruct'; this software has version [0-9]+, .*retrain",
+        ),
     ],
 )
-def test_an_adapter_of_another_base_codec_or_version_is_refused_with_what_to_do(changes: dict[str, object], message: str) -> None:
+def test_an_adapter_of_another_base_codec_or_version_is_refused_with_what_to_do(
+    changes: dict[str, object], message: str
+) -> None:
     check_adapter(manifest("dec-0001"), CARD)
     with pytest.raises(ConfigError, match=message):
         check_adapter(manifest("dec-0001", **changes), CARD)

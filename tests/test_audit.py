@@ -12,7 +12,11 @@ from tests.audit import Report, read_report, verdict
 
 CLEAN: dict[str, Any] = {"name": "a", "version": "1", "vulns": []}
 UNKNOWN = {"name": "b", "skip_reason": "Dependency not found on PyPI and could not be audited: b (1)"}
-VULNERABLE = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": []}, {"id": "CVE-2", "fix_versions": []}]}
+VULNERABLE = {
+    "name": "c",
+    "version": "2",
+    "vulns": [{"id": "CVE-1", "fix_versions": []}, {"id": "CVE-2", "fix_versions": []}],
+}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +30,9 @@ VULNERABLE = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versio
         ([], 2, "NOT CHECKED"),
     ],
 )
-def test_the_verdict_is_about_what_was_looked_up(packages: list[dict[str, Any]], status: int, told: str) -> None:
+def test_the_verdict_is_about_what_was_looked_up(
+    packages: list[dict[str, Any]], status: int, told: str
+) -> None:
     got, text = verdict(read_report(json.dumps({"dependencies": packages, "fixes": []})))
     assert got == status
     assert told in text
@@ -48,7 +54,11 @@ def test_a_service_that_is_not_there_is_no_clean_bill(text: str) -> None:
     ],
 )
 def test_vulnerabilities_fail_online_or_not_and_silence_fails_unless_told_otherwise(
-    answers: dict[str, Report | None], status: int, if_online: int, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    answers: dict[str, Report | None],
+    status: int,
+    if_online: int,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     services: list[str] = []
 

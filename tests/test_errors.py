@@ -71,4 +71,7 @@ def test_an_invalid_request_names_its_field_and_keeps_its_class_code() -> None:
     assert errors.InvalidRequest("bad", "r2.plan").param == "r2.plan"
     assert errors.InvalidRequest("bad").code is None
     assert errors.InvalidRequest("bad", None, "context_length_exceeded").code == "context_length_exceeded"
-    assert (errors.ModelNotFound("none").param, errors.ModelNotFound("none").code) == ("model", "model_not_found")
+    assert (errors.ModelNotFound("none").param, errors.ModelNotFound("none").code) == (
+        "model",
+        "model_not_found",
+    )

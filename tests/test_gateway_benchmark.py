@@ -16,9 +16,19 @@ from r2_serve.types import Plan
 PLAIN, ROUTED = Load("plain", 1), Load("routed", 1)
 
 
-def slot(target: str, latency_s: float, load: Load = PLAIN, round_: int = 0, num: int = 10, **cpu_s: float) -> Slot:
+def slot(
+    target: str, latency_s: float, load: Load = PLAIN, round_: int = 0, num: int = 10, **cpu_s: float
+) -> Slot:
     """Two seconds in which each of `num` replies took `latency_s`; the first byte came after half of it."""
-    return Slot(round_, target, load, 2.0, [latency_s] * num, [latency_s / 2] * num, {OURS: 0.0, THEIRS: 0.0, "upstream": 0.1, **cpu_s})
+    return Slot(
+        round_,
+        target,
+        load,
+        2.0,
+        [latency_s] * num,
+        [latency_s / 2] * num,
+        {OURS: 0.0, THEIRS: 0.0, "upstream": 0.1, **cpu_s},
+    )
 
 
 def a_round(round_: int, ours_s: float, theirs_s: float) -> list[Slot]:
@@ -55,7 +65,11 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 def test_the_headline_is_the_worst_of_the_plain_loads() -> None:
     busy = Load("plain", 8)
-    other = [slot(DIRECT, 0.020, busy), slot(OURS, 0.029, busy, r2=0.06), slot(THEIRS, 0.030, busy, litellm=0.1)]
+    other = [
+        slot(DIRECT, 0.020, busy),
+        slot(OURS, 0.029, busy, r2=0.06),
+        slot(THEIRS, 0.030, busy, litellm=0.1),
+    ]
     result = report([*a_round(0, 0.021, 0.030), *other], [PLAIN, busy])
     assert result["added_p50_ratio"] == pytest.approx(0.9)
     assert result["cpu_ratio"] == max(row["cpu_ratio"][0] for row in result["pass_through"])
@@ -78,7 +92,10 @@ def test_the_provider_speaks_openais_dialect_and_the_router_takes_its_plan() -> 
     assert "".join(piece for event in EVENTS["worker"] for piece in reader.feed(event)) == ANSWER
     assert (reader.finish(), reader.is_done, reader.usage is not None) == ("stop", True, True)
     assert parse_completion(COMPLETIONS["worker"]).text == ANSWER
-    assert len(Plan.model_validate(json.loads(parse_completion(COMPLETIONS["planner"]).text)).subtasks) == NUM_SUBTASKS
+    assert (
+        len(Plan.model_validate(json.loads(parse_completion(COMPLETIONS["planner"]).text)).subtasks)
+        == NUM_SUBTASKS
+    )
     assert Plan.model_validate(PLAN).depth == 2
     (application,) = hosted_config("http://127.0.0.1:1/v1")["applications"]
     routing = RoutingConfig.model_validate(application["deployments"][0]["user_config"])

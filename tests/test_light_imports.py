@@ -26,6 +26,8 @@ def test_import_stays_light(module: str, unwanted: tuple[str, ...]) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} does not exist")
     code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "r2_serve" in loaded
     assert sorted(set(loaded) & set(unwanted)) == []

@@ -20,7 +20,18 @@ TRACE = Trace(
     query="wie hoch? \n\u2028 🗻",
     plan=plan_of("find", "use #1", answer="#2"),
     allocation=Allocation(models=("small", "large")),
-    results=(SubtaskResult(id=1, model="small", answer="a", usage=USAGE, cost_usd=Decimal("0.000005"), ready_s=0, start_s=0, end_s=1.5),),
+    results=(
+        SubtaskResult(
+            id=1,
+            model="small",
+            answer="a",
+            usage=USAGE,
+            cost_usd=Decimal("0.000005"),
+            ready_s=0,
+            start_s=0,
+            end_s=1.5,
+        ),
+    ),
     calls=(CallRecord(stage="execute", model="small", subtask=1, usage=USAGE, cost_usd=Decimal("0.000005")),),
     answer="4,806 m",
     cost_usd=Decimal("0.000005"),
@@ -75,7 +86,9 @@ def test_a_directory_is_read_file_by_file(tmp_path: Path) -> None:
     assert [trace.request_id for trace in read_traces(tmp_path)] == ["first", "second"]
 
 
-def test_a_directory_that_cannot_be_made_costs_traces_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_that_cannot_be_made_costs_traces_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
     writer = TraceWriter(tmp_path / "file" / "traces")
     writer(TRACE)
@@ -103,5 +116,7 @@ print(writer.num_lost, len(list(read_traces(Path(sys.argv[1])))), next(Path(sys.
 
 def test_a_full_disk_costs_traces_and_leaves_no_torn_line(tmp_path: Path) -> None:
     """A file size limit makes the third write short, as a full disk does."""
-    ran = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert ran.stdout.split() == ["2", "2", "True"]

@@ -14,7 +14,9 @@ from tests.support.in_process import model
 
 def chain(*texts: str) -> Plan:
     """Each step depends on those its text names."""
-    return Plan(subtasks=tuple(Subtask(id=i, text=t, depends_on=tuple(references(t))) for i, t in enumerate(texts, 1)))
+    return Plan(
+        subtasks=tuple(Subtask(id=i, text=t, depends_on=tuple(references(t))) for i, t in enumerate(texts, 1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,14 @@ def test_a_query_that_looks_like_references_is_a_one_step_plan(text: str) -> Non
 
 @pytest.mark.parametrize(
     ("text", "ids"),
-    [("#1 and #22", {1, 22}), ("#0 #01 # 1", set()), ("#10", {10}), ("colour #1234567", set()), ("#" + "7" * 9_999, set()), ("", set())],
+    [
+        ("#1 and #22", {1, 22}),
+        ("#0 #01 # 1", set()),
+        ("#10", {10}),
+        ("colour #1234567", set()),
+        ("#" + "7" * 9_999, set()),
+        ("", set()),
+    ],
 )
 def test_references(text: str, ids: set[int]) -> None:
     assert references(text) == ids
@@ -126,7 +135,15 @@ def test_usage_adds_up() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"max_tokens": 0}, {"temperature": 2.1}, {"temperature": -1}, {"top_p": 0}, {"stop": ("",)}, {"presence_penalty": 3}, {"n": 2}],
+    [
+        {"max_tokens": 0},
+        {"temperature": 2.1},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"stop": ("",)},
+        {"presence_penalty": 3},
+        {"n": 2},
+    ],
 )
 def test_sampling_outside_what_openai_allows_cannot_exist(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

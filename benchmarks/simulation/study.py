@@ -36,7 +36,9 @@ TARGETS = {"m-small": 40.0, "m-large": 30.0}
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 Scale = Annotated[float, typer.Option(min=0.001, max=1, help="Share of the full rate, GPUs and replicas.")]
-Cold = Annotated[float, typer.Option(min=0, max=10, help="Cold starts, as a multiple of those of the study: 20 and 30 s.")]
+Cold = Annotated[
+    float, typer.Option(min=0, max=10, help="Cold starts, as a multiple of those of the study: 20 and 30 s.")
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,13 @@ class Point:
 
     @property
     def name(self) -> str:
-        return " ".join([self.policy, f"target x{self.target_factor:g}", *(f"{key}={value}" for key, value in self.settings)])
+        return " ".join(
+            [
+                self.policy,
+                f"target x{self.target_factor:g}",
+                *(f"{key}={value}" for key, value in self.settings),
+            ]
+        )
 
     def autoscaling(self, app_name: str, cold: float) -> dict[str, Any]:
         """What it sets in the `autoscaling_config` of an application."""
@@ -63,7 +71,12 @@ class Point:
 
 def points() -> Iterator[Point]:
     """Stock as shipped, stock tuned to be quick, and plan-ahead, each over how full replicas may be."""
-    quick = (("upscale_delay_s", 0), ("downscale_delay_s", 10), ("look_back_period_s", 6), ("metrics_interval_s", 2))
+    quick = (
+        ("upscale_delay_s", 0),
+        ("downscale_delay_s", 10),
+        ("look_back_period_s", 6),
+        ("metrics_interval_s", 2),
+    )
     medium = (("upscale_delay_s", 5), ("downscale_delay_s", 30), ("look_back_period_s", 15))
     for factor in (0.6, 0.75, 1.0, 1.25):
         yield Point("stock, quick", factor, quick)
@@ -99,7 +112,10 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
     began_s = time.monotonic()
 
     def progress(simulated_s: float, num_came: int, num_ended: int) -> None:
-        typer.echo(f"\r  {simulated_s:.0f} s, {num_came:,} came, {num_ended:,} ended, {time.monotonic() - began_s:.0f} s", nl=False)
+        typer.echo(
+            f"\r  {simulated_s:.0f} s, {num_came:,} came, {num_ended:,} ended, {time.monotonic() - began_s:.0f} s",
+            nl=False,
+        )
 
     result = simulate(scaled_config(point, scale, cold), workload, hardware, progress=progress)
     typer.echo("")
@@ -119,9 +135,14 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
         "paid_gpu_s": result.paid_gpu_s,
         "paid_usd": result.paid_usd,
         "usd_per_1000_queries": 1000 * result.paid_usd / summary.num_sent,
-        "most_gpus": max(sum((d.running + d.starting) * d.gpus for d in s.deployments.values()) for s in result.timeline),
+        "most_gpus": max(
+            sum((d.running + d.starting) * d.gpus for d in s.deployments.values()) for s in result.timeline
+        ),
         "replicas": {
-            name: [sample.deployments[name].running + sample.deployments[name].starting for sample in result.timeline]
+            name: [
+                sample.deployments[name].running + sample.deployments[name].starting
+                for sample in result.timeline
+            ]
             for name in ("m-small/Model", "m-large/Model")
         },
         "num_open": [sample.num_open for sample in result.timeline],
@@ -141,8 +162,15 @@ def scaled_config(point: Point, scale: float, cold: float) -> ServeConfig:
                 deployment["num_replicas"] = max(1, round(deployment["num_replicas"] * scale))
             if "autoscaling_config" in deployment:
                 given = deployment["autoscaling_config"]
-                bounds = {key: max(1, round(given[key] * scale)) for key in ("min_replicas", "initial_replicas", "max_replicas")}
-                deployment["autoscaling_config"] = {**given, **bounds, **point.autoscaling(entry["name"], cold)}
+                bounds = {
+                    key: max(1, round(given[key] * scale))
+                    for key in ("min_replicas", "initial_replicas", "max_replicas")
+                }
+                deployment["autoscaling_config"] = {
+                    **given,
+                    **bounds,
+                    **point.autoscaling(entry["name"], cold),
+                }
     path = RUNS / "serve_config.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return load(path)
@@ -172,7 +200,9 @@ def rows_path(scale: float, cold: float) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
 
 
 @app.command()
@@ -186,25 +216,50 @@ def plot(scale: Scale = 1.0, cold: Cold = 1.0, out: Path = PICTURE) -> None:
     found = rows(rows_path(scale, cold))
     figure, (frontier, timeline) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for policy in dict.fromkeys(row["policy"] for row in found):
-        chosen = sorted((row for row in found if row["policy"] == policy), key=lambda row: row["target_factor"])
-        xs, ys = [row["usd_per_1000_queries"] for row in chosen], [100 * row["slo_attainment"] for row in chosen]
+        chosen = sorted(
+            (row for row in found if row["policy"] == policy), key=lambda row: row["target_factor"]
+        )
+        xs, ys = (
+            [row["usd_per_1000_queries"] for row in chosen],
+            [100 * row["slo_attainment"] for row in chosen],
+        )
         frontier.plot(xs, ys, marker="o", label=policy)
         for x, y, row in zip(xs, ys, chosen):
-            frontier.annotate(f"x{row['target_factor']:g}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7)
+            frontier.annotate(
+                f"x{row['target_factor']:g}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7
+            )
         middle = next((row for row in chosen if row["target_factor"] == 1.0), chosen[0])
-        totals = [small + large for small, large in zip(middle["replicas"]["m-small/Model"], middle["replicas"]["m-large/Model"])]
+        totals = [
+            small + large
+            for small, large in zip(middle["replicas"]["m-small/Model"], middle["replicas"]["m-large/Model"])
+        ]
         timeline.plot(totals, label=policy)
-    frontier.set(xlabel="USD of GPUs per 1,000 queries", ylabel="% of queries within the objective", title="cost against attainment")
-    timeline.set(xlabel="seconds", ylabel="GPUs (running and starting)", title="what was asked for, at target x1")
+    frontier.set(
+        xlabel="USD of GPUs per 1,000 queries",
+        ylabel="% of queries within the objective",
+        title="cost against attainment",
+    )
+    timeline.set(
+        xlabel="seconds", ylabel="GPUs (running and starting)", title="what was asked for, at target x1"
+    )
     frontier.legend(fontsize=8)
     timeline.legend(fontsize=7, loc="lower center")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     typer.echo(f"written: {out}\n")
-    typer.echo("| policy | target | in time | p50 s | p95 s | USD per 1,000 | most GPUs | wall s |\n|---|---|---|---|---|---|---|---|")
+    typer.echo(
+        "| policy | target | in time | p50 s | p95 s | USD per 1,000 | most GPUs | wall s |\n|---|---|---|---|---|---|---|---|"
+    )
     for row in found:
-        cells = (f"{row['slo_attainment']:.1%}", f"{row['p50_s']:.1f}", f"{row['p95_s']:.1f}", f"{row['usd_per_1000_queries']:.4f}")
-        typer.echo(f"| {row['policy']} | x{row['target_factor']:g} | {' | '.join(cells)} | {row['most_gpus']:.0f} | {row['wall_s']:.0f} |")
+        cells = (
+            f"{row['slo_attainment']:.1%}",
+            f"{row['p50_s']:.1f}",
+            f"{row['p95_s']:.1f}",
+            f"{row['usd_per_1000_queries']:.4f}",
+        )
+        typer.echo(
+            f"| {row['policy']} | x{row['target_factor']:g} | {' | '.join(cells)} | {row['most_gpus']:.0f} | {row['wall_s']:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ from r2_serve.calls.ledger import Ledger, Prompt, Reservation
 from r2_serve.calls.quarantine import MAX_DEATHS, Quarantine
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.engines.timing import paused
-from r2_serve.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply, PoisonousRequest, ReplicaDied
+from r2_serve.errors import (
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    EngineUnavailable,
+    InvalidReply,
+    PoisonousRequest,
+    ReplicaDied,
+)
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import CallStage, Completion, Engine, Message, Sampling, Usage
 
@@ -128,7 +136,9 @@ class _Chain:
                 with member.cooldown.observing(permit, limits.cooldown):
                     async with member.quarantine.turn() if self._deaths else nullcontext():
                         completion = await self._once(member, forward)
-                return CallResult(completion, member.codec.parse_answer(completion.text), name, self._num_attempts)
+                return CallResult(
+                    completion, member.codec.parse_answer(completion.text), name, self._num_attempts
+                )
             except EngineError as e:
                 self.last_error = e
                 if forward.has_started:
@@ -175,7 +185,9 @@ class _Chain:
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
         request = _Request(member, prompt, sampling, spec.adapter if config.name == self._first else None)
-        return await _settled(reservation, request.stream(forward) if is_streamed else request.generate(), forward)
+        return await _settled(
+            reservation, request.stream(forward) if is_streamed else request.generate(), forward
+        )
 
     def _backoff_s(self, attempt: int, error: EngineError) -> float:
         """Exponential with full jitter, or what the provider asked for."""
@@ -229,13 +241,17 @@ class _Request:
     async def generate(self) -> Completion:
         timeout_s = self.member.config.timeout_s
         async with self._bounded():
-            return await self.member.engine.generate(self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
+            return await self.member.engine.generate(
+                self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s
+            )
 
     async def stream(self, forward: _Forward) -> Completion:
         pieces: list[str] = []
         timeout_s = self.member.config.timeout_s
         async with self._bounded() as limit:
-            replies = self.member.engine.stream(self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s)
+            replies = self.member.engine.stream(
+                self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s
+            )
             async with aclosing(replies) as deltas:
                 async for delta in deltas:
                     pieces.append(delta.text)
@@ -254,7 +270,9 @@ class _Request:
         raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
 
     def _estimated(self, forward: _Forward) -> Usage:
-        return self.prompt.likely_usage(forward.num_bytes, self.sampling.max_tokens or self.member.config.max_tokens)
+        return self.prompt.likely_usage(
+            forward.num_bytes, self.sampling.max_tokens or self.member.config.max_tokens
+        )
 
     @asynccontextmanager
     async def _bounded(self) -> AsyncGenerator[asyncio.Timeout, None]:

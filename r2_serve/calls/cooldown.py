@@ -89,7 +89,9 @@ class Cooldown:
             self._answered(permit)
             raise
         except EngineError as e:
-            self._failed(permit, config, (e.retry_after_s or None) if isinstance(e, EngineUnavailable) else None)
+            self._failed(
+                permit, config, (e.retry_after_s or None) if isinstance(e, EngineUnavailable) else None
+            )
             raise
         except BaseException:
             self._is_probed = self._is_probed and not (permit.is_probe and permit.state == self._state)

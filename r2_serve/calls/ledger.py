@@ -62,19 +62,26 @@ class Prompt:
     """A JSON schema or response format, where it is sent."""
 
     @classmethod
-    def to(cls, model: ModelConfig, messages: Sequence[Message], format_sent: dict[str, Any] | None) -> Prompt:
+    def to(
+        cls, model: ModelConfig, messages: Sequence[Message], format_sent: dict[str, Any] | None
+    ) -> Prompt:
         return cls(messages, format_sent if model.sends_schema else None)
 
     def most_usage(self, max_tokens: int) -> Usage:
         """An upper bound: byte-level tokenizers never make more tokens than bytes."""
-        texts = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in self.messages) + TEMPLATE_TOKENS_PER_MESSAGE
+        texts = (
+            sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in self.messages)
+            + TEMPLATE_TOKENS_PER_MESSAGE
+        )
         return Usage(prompt_tokens=texts + format_chars(self.format_sent), completion_tokens=max_tokens)
 
     def likely_usage(self, received_bytes: int, max_tokens: int) -> Usage:
         """An estimate within that bound, for a call that was sent but reported no usage."""
         sizes = [*(len(m.content.encode()) for m in self.messages), format_chars(self.format_sent)]
         received = min(-(-received_bytes // BYTES_PER_TOKEN), max_tokens)
-        return Usage(prompt_tokens=sum(-(-size // BYTES_PER_TOKEN) for size in sizes), completion_tokens=received)
+        return Usage(
+            prompt_tokens=sum(-(-size // BYTES_PER_TOKEN) for size in sizes), completion_tokens=received
+        )
 
 
 def format_chars(format_sent: dict[str, Any] | None) -> int:
@@ -85,7 +92,9 @@ def format_chars(format_sent: dict[str, Any] | None) -> int:
 class Reservation:
     """One call, from just before it starts until `settle` or `fail`; either counts once."""
 
-    def __init__(self, ledger: Ledger, card: ModelCard, prompt: Prompt, max_tokens: int, open_record: CallRecord) -> None:
+    def __init__(
+        self, ledger: Ledger, card: ModelCard, prompt: Prompt, max_tokens: int, open_record: CallRecord
+    ) -> None:
         self.bound = prompt.most_usage(max_tokens)
         self.bound_usd = card.cost_usd(self.bound)
         self._ledger, self._card, self._prompt, self._record = ledger, card, prompt, open_record
@@ -103,12 +112,23 @@ class Reservation:
         usage = error.usage if isinstance(error, EngineError) and error.usage is not None else told
         is_estimated = usage is None and not (_is_free(error) and not received_bytes)
         if usage is None:
-            usage = self._prompt.likely_usage(received_bytes, self.bound.completion_tokens) if is_estimated else Usage()
+            usage = (
+                self._prompt.likely_usage(received_bytes, self.bound.completion_tokens)
+                if is_estimated
+                else Usage()
+            )
         outcome = "failed" if isinstance(error, Exception) else "cancelled"
-        return self._close(outcome=outcome, usage=usage, error=type(error).__name__, is_estimated=is_estimated)
+        return self._close(
+            outcome=outcome, usage=usage, error=type(error).__name__, is_estimated=is_estimated
+        )
 
     def _close(self, *, usage: Usage, **fields: object) -> CallRecord:
-        closing = {"usage": usage, "cost_usd": self._card.cost_usd(usage), "end_s": self._ledger.elapsed_s(), **fields}
+        closing = {
+            "usage": usage,
+            "cost_usd": self._card.cost_usd(usage),
+            "end_s": self._ledger.elapsed_s(),
+            **fields,
+        }
         record = self._record.model_copy(update=closing)
         self._ledger._close(self, record)
         return record
@@ -173,7 +193,12 @@ class Ledger:
         Raises: BudgetExceeded where calls settled and calls under way leave too little.
         """
         record = CallRecord(
-            stage=stage, model=card.name, subtask=subtask, attempt=attempt, passed_over=passed_over, start_s=self.elapsed_s()
+            stage=stage,
+            model=card.name,
+            subtask=subtask,
+            attempt=attempt,
+            passed_over=passed_over,
+            start_s=self.elapsed_s(),
         )
         reservation = Reservation(self, card, prompt, max_tokens, record)
         self._check_room_for(reservation)
@@ -191,7 +216,9 @@ class Ledger:
         return replace(own, max_cost_usd=in_purse)
 
     @contextmanager
-    def held_for_stage(self, card: ModelCard, prompt: Prompt, max_tokens: int, num_calls: int) -> Iterator[None]:
+    def held_for_stage(
+        self, card: ModelCard, prompt: Prompt, max_tokens: int, num_calls: int
+    ) -> Iterator[None]:
         """Holds in the purse what a stage that runs elsewhere may cost, until its calls are absorbed; not what its retries may."""
         left_usd = self._left_in_purse()
         if self._purse is None or left_usd is None:
@@ -216,7 +243,9 @@ class Ledger:
     def _remaining_of_own(self) -> Budget:
         budget, tokens, cost = self.budget, self._committed_tokens, self._committed_usd
         return Budget(
-            max_calls=None if budget.max_calls is None else budget.max_calls - len(self.calls) - len(self._open),
+            max_calls=None
+            if budget.max_calls is None
+            else budget.max_calls - len(self.calls) - len(self._open),
             max_tokens=None if budget.max_tokens is None else budget.max_tokens - tokens,
             max_cost_usd=None if budget.max_cost_usd is None else budget.max_cost_usd - cost,
         )
@@ -227,12 +256,17 @@ class Ledger:
             self._commit(call.usage.total_tokens, call.cost_usd)
             if self._purse is not None:
                 self._purse.settle(Decimal(0), call.cost_usd)
-            self._enter(call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s}))
+            self._enter(
+                call.model_copy(update={"start_s": call.start_s + shift_s, "end_s": call.end_s + shift_s})
+            )
 
     def _close(self, reservation: Reservation, record: CallRecord) -> None:
         if reservation in self._open:
             self._open.remove(reservation)
-            self._commit(record.usage.total_tokens - reservation.bound.total_tokens, record.cost_usd - reservation.bound_usd)
+            self._commit(
+                record.usage.total_tokens - reservation.bound.total_tokens,
+                record.cost_usd - reservation.bound_usd,
+            )
             if self._purse is not None:
                 self._purse.settle(reservation.bound_usd, record.cost_usd)
             self._enter(record)
@@ -249,7 +283,9 @@ class Ledger:
     def _check_room_for(self, new: Reservation) -> None:
         left, limit, in_purse = self._remaining_of_own(), self.budget, self._left_in_purse()
         if left.max_calls is not None and left.max_calls < 1:
-            raise BudgetExceeded(f"all {limit.max_calls} model calls of the request are used up; raise limits.max_calls")
+            raise BudgetExceeded(
+                f"all {limit.max_calls} model calls of the request are used up; raise limits.max_calls"
+            )
         if left.max_tokens is not None and left.max_tokens < new.bound.total_tokens:
             rest = max(left.max_tokens, 0)
             raise BudgetExceeded(
@@ -265,7 +301,9 @@ class Ledger:
             raise self._purse.refusal()
 
 
-def lost_call(card: ModelCard, prompt: Prompt, stage: CallStage, error: BaseException, *, duration_s: float = 0.0) -> CallRecord:
+def lost_call(
+    card: ModelCard, prompt: Prompt, stage: CallStage, error: BaseException, *, duration_s: float = 0.0
+) -> CallRecord:
     """A call that another process made, or was about to, when it failed or was cancelled: its cost is an estimate."""
     ledger = Ledger(Budget())
     record = ledger.reserve(card, prompt, 1, stage=stage).fail(error)

@@ -25,12 +25,22 @@ class LazyEngine:
         self._engine: Engine | None = None
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         return await self._made().generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         async for delta in self._made().stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
             yield delta
@@ -56,7 +66,9 @@ def in_process_engines(model_apps: Mapping[str, ModelServerConfig]) -> EngineFor
         config: EngineConfig = model.engine
         if config.kind == "served":
             if config.app not in model_apps:
-                raise ConfigError(f"model {model.name!r} is served by application {config.app!r}, which is not in the file")
+                raise ConfigError(
+                    f"model {model.name!r} is served by application {config.app!r}, which is not in the file"
+                )
             config = model_apps[config.app].engine
         return make_engine(config)
 

@@ -22,7 +22,13 @@ from starlette.types import Message as ASGIMessage
 from r2_serve.adapters import MANIFEST, check_codec_version, read_adapter
 from r2_serve.calls.ledger import Budget
 from r2_serve.calls.pool import build_pool
-from r2_serve.cluster.handles import MODEL_DEPLOYMENT, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
+from r2_serve.cluster.handles import (
+    MODEL_DEPLOYMENT,
+    ServedAllocator,
+    ServedDecomposer,
+    ServedEngine,
+    unwrapped,
+)
 from r2_serve.cluster.metrics import ReplicaMetrics
 from r2_serve.cluster.stages import StageReport, report_of
 from r2_serve.cluster.view import ClusterView
@@ -101,7 +107,9 @@ class ModelDeployment:
                 raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(wanted)}")
             moved = sorted(name for name, path in self._adapters.items() if wanted.get(name, path) != path)
             if moved:
-                raise ConfigError(f"adapters {moved} are loaded from another directory: a new version needs a new name")
+                raise ConfigError(
+                    f"adapters {moved} are loaded from another directory: a new version needs a new name"
+                )
             await self._add({name: path for name, path in wanted.items() if name not in self._adapters})
             for name in self._adapters.keys() - wanted.keys():
                 await self._engine.remove_adapter(name)
@@ -122,9 +130,13 @@ class ModelDeployment:
                 await self._engine.remove_adapter(name)
             raise
 
-    async def generate(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None) -> Completion:
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None
+    ) -> Completion:
         with self._time.call() as work:
-            completion: Completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+            completion: Completion = await self._engine.generate(
+                messages, sampling, adapter=adapter, timeout_s=timeout_s
+            )
             return completion.model_copy(update={"work": work()})
 
     async def stream(
@@ -151,8 +163,12 @@ class DecomposerDeployment:
         _log_with_serve(redactor_of(config))
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget) -> StageReport[Decomposition]:
-        return await report_of(lambda ledger: self._decomposer.decompose(query, config, limits, ledger), budget)
+    async def decompose(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget
+    ) -> StageReport[Decomposition]:
+        return await report_of(
+            lambda ledger: self._decomposer.decompose(query, config, limits, ledger), budget
+        )
 
 
 class AllocatorDeployment:
@@ -173,7 +189,9 @@ class RouterDeployment:
     Raises: ConfigError where it would be open to the network without a key.
     """
 
-    def __init__(self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle) -> None:
+    def __init__(
+        self, config: RouterConfig, decomposer: DeploymentHandle, allocator: DeploymentHandle
+    ) -> None:
         self._redact = redactor_of(config)
         _log_with_serve(self._redact)
         require_keys(_http_host(), config.server)
@@ -198,7 +216,14 @@ class RouterDeployment:
 
     def __serve_build_asgi_app__(self) -> Any:
         scrape = self._replica_metrics.every_page
-        app = create_app(self._router, self._server, metrics=self._metrics, admission=self._admission, redact=self._redact, scrape=scrape)
+        app = create_app(
+            self._router,
+            self._server,
+            metrics=self._metrics,
+            admission=self._admission,
+            redact=self._redact,
+            scrape=scrape,
+        )
         return _LeaveRequestIdToServe(app)
 
     def metrics_page(self) -> bytes:
@@ -224,7 +249,9 @@ class RouterDeployment:
     def _forecasts(self) -> dict[str, ModelDemand]:
         """What will be asked of each local model's application."""
         app_of = self._view.app_of
-        return total([{app_of[model]: demand} for model, demand in self._demand.forecast().items() if model in app_of])
+        return total(
+            [{app_of[model]: demand} for model, demand in self._demand.forecast().items() if model in app_of]
+        )
 
 
 class AdapterLoadDeployment:
@@ -242,7 +269,9 @@ async def load_on_every_replica(load: AdapterLoad) -> None:
         raise EngineUnavailable(f"application {load.app!r} does not answer: {type(e).__name__}: {e}") from e
     failures = [unwrapped(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
     if failures:
-        raise ConfigError(f"{len(failures)} of {len(outcomes)} replicas of {load.app!r} cannot load it: {failures[0].message}")
+        raise ConfigError(
+            f"{len(failures)} of {len(outcomes)} replicas of {load.app!r} cannot load it: {failures[0].message}"
+        )
 
 
 def cluster_engine(model: ModelConfig) -> Engine:
@@ -254,7 +283,9 @@ def cluster_engine(model: ModelConfig) -> Engine:
 
 def redactor_of(config: RouterConfig) -> Redactor:
     """Of every secret that `config` names, and those that are called so."""
-    hosted = (model.engine.api_key_env for model in config.models if isinstance(model.engine, HostedEngineConfig))
+    hosted = (
+        model.engine.api_key_env for model in config.models if isinstance(model.engine, HostedEngineConfig)
+    )
     return Redactor.of(names=[config.server.api_keys_env, *hosted])
 
 
@@ -269,7 +300,9 @@ def _check_on_disk(name: str, directory: Path) -> None:
         return
     manifest = read_adapter(directory)
     if manifest.name != name:
-        raise ConfigError(f"{directory} holds adapter {manifest.name!r}, not {name!r}: call it by its own name")
+        raise ConfigError(
+            f"{directory} holds adapter {manifest.name!r}, not {name!r}: call it by its own name"
+        )
     check_codec_version(manifest)
 
 
@@ -282,7 +315,9 @@ class _LeaveRequestIdToServe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def without_request_id(message: ASGIMessage) -> None:
             if message["type"] == "http.response.start":
-                headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+                headers = [
+                    (name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"
+                ]
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -20,7 +20,14 @@ from r2_serve.calls.caller import Pool, PoolMember
 from r2_serve.calls.ledger import Ledger, Prompt, lost_call
 from r2_serve.cluster.stages import StageReport
 from r2_serve.config import DecomposerConfig, LimitsConfig
-from r2_serve.errors import BudgetExceeded, EngineError, EngineUnavailable, PoisonousRequest, R2Error, ReplicaDied
+from r2_serve.errors import (
+    BudgetExceeded,
+    EngineError,
+    EngineUnavailable,
+    PoisonousRequest,
+    R2Error,
+    ReplicaDied,
+)
 from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to
 from r2_serve.router.decomposer import Decomposition
 from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
@@ -37,7 +44,12 @@ class ServedEngine:
         self._stream_handle: DeploymentHandle | None = None
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         response = self._handles()[0].generate.remote(tuple(messages), sampling, adapter, timeout_s)
         try:
@@ -47,7 +59,12 @@ class ServedEngine:
         return completion
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         response = self._handles()[1].stream.remote(tuple(messages), sampling, adapter, timeout_s)
         is_exhausted = False
@@ -80,9 +97,14 @@ class ServedDecomposer:
     def __init__(self, handle: DeploymentHandle, pool: Pool) -> None:
         self._handle, self._pool = handle, pool
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+    async def decompose(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+    ) -> Decomposition:
         member = self._pool[config.model]
-        messages, schema = member.codec.render_decompose(query, limits.max_subtasks), member.codec.plan_schema(limits.max_subtasks)
+        messages, schema = (
+            member.codec.render_decompose(query, limits.max_subtasks),
+            member.codec.plan_schema(limits.max_subtasks),
+        )
         prompt = Prompt.to(member.config, messages, schema)
         stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
         try:
@@ -92,7 +114,9 @@ class ServedDecomposer:
         except R2Error as e:
             fallback = f"no valid plan: decomposer_failed ({e.message[:200]})"
             num_samples = config.num_samples
-            return Decomposition(plan=Plan.single(query), num_samples=num_samples, num_rejected=num_samples, fallback=fallback)
+            return Decomposition(
+                plan=Plan.single(query), num_samples=num_samples, num_rejected=num_samples, fallback=fallback
+            )
         return made
 
 
@@ -105,7 +129,10 @@ class ServedAllocator:
     async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
         member = self._pool[task.config.model]
         cards = [self._pool[name].config for name in task.names]
-        messages, schema = member.codec.render_allocate(task.query, task.plan, cards), member.codec.allocation_schema(task.plan, cards)
+        messages, schema = (
+            member.codec.render_allocate(task.query, task.plan, cards),
+            member.codec.allocation_schema(task.plan, cards),
+        )
         prompt = Prompt.to(member.config, messages, schema)
         stage = _Stage(self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:
@@ -144,7 +171,9 @@ class _Stage:
             with self.ledger.held_for_stage(member.config, prompt, self.max_tokens, self.num_calls):
                 report: StageReport[Any] = await _awaited(self.method.remote(*args, budget))
         except BaseException as e:
-            lost = lost_call(member.config, prompt, self.name, e, duration_s=self.ledger.elapsed_s() - started_s)
+            lost = lost_call(
+                member.config, prompt, self.name, e, duration_s=self.ledger.elapsed_s() - started_s
+            )
             self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
             raise
         self.ledger.absorb(report.calls, shift_s=started_s)
@@ -180,4 +209,8 @@ def unwrapped(error: Exception) -> R2Error:
 
 
 def _as_engine_error(error: R2Error, app: str) -> EngineError:
-    return error if isinstance(error, EngineError) else EngineUnavailable(f"application {app!r}: {type(error).__name__}: {error.message}")
+    return (
+        error
+        if isinstance(error, EngineError)
+        else EngineUnavailable(f"application {app!r}: {type(error).__name__}: {error.message}")
+    )

@@ -37,7 +37,9 @@ class ReplicaMetrics:
         try:
             if self._siblings is None:
                 self._siblings = serve.get_deployment_handle(context.deployment, context.app_name)
-            pages = await self._siblings.broadcast(self.PAGE_METHOD).results_async(timeout_s=TIMEOUT_S, return_exceptions=True)
+            pages = await self._siblings.broadcast(self.PAGE_METHOD).results_async(
+                timeout_s=TIMEOUT_S, return_exceptions=True
+            )
         except Exception as e:  # noqa: BLE001 - whatever it is, what this replica counts must not be lost with it
             _log.warning("metrics of the other router replicas are missing: %s: %s", type(e).__name__, e)
             return merged([self.page()], num_silent=1)

@@ -38,14 +38,22 @@ class Dashboard:
         self.url, self.timeout_s, self._sleep = url.rstrip("/"), timeout_s, sleep
         token = _token(environ)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=REQUEST_TIMEOUT_S, transport=transport, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=REQUEST_TIMEOUT_S,
+            transport=transport,
+            trust_env=False,
+        )
 
     def applications(self) -> dict[str, Any]:
         """What runs, by application name: Serve's `ApplicationDetails`. Raises: PublishError."""
         try:
             found: dict[str, Any] = self._request("GET").json()["applications"]
         except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise PublishError(f"{self.url} does not answer as a Ray dashboard: is it one? (--dashboard)") from e
+            raise PublishError(
+                f"{self.url} does not answer as a Ray dashboard: is it one? (--dashboard)"
+            ) from e
         return found
 
     def deploy(self, config: Mapping[str, Any]) -> None:
@@ -58,13 +66,18 @@ class Dashboard:
         status, message = "unknown", ""
         while time.monotonic() < give_up_at:
             details = self.applications().get(app, {})
-            status, message = str(details.get("status", "NOT_STARTED")), _reason(str(details.get("message", "")))
+            status, message = (
+                str(details.get("status", "NOT_STARTED")),
+                _reason(str(details.get("message", ""))),
+            )
             if status == "RUNNING":
                 return
             if status in FAILED:
                 raise PublishError(f"application {app!r} is {status}: {message or 'no reason given'}")
             self._sleep(POLL_S)
-        raise PublishError(f"application {app!r} is still {status} after {self.timeout_s:g} s {message}".rstrip())
+        raise PublishError(
+            f"application {app!r} is still {status} after {self.timeout_s:g} s {message}".rstrip()
+        )
 
     def _request(self, method: str, **options: Any) -> httpx.Response:
         try:
@@ -80,9 +93,13 @@ class Dashboard:
                 "from the cluster's head"
             )
         if response.status_code == 404:
-            raise PublishError(f"{self.url} has no {PATH}: it does not answer as a Ray dashboard. Give the head's with --dashboard")
+            raise PublishError(
+                f"{self.url} has no {PATH}: it does not answer as a Ray dashboard. Give the head's with --dashboard"
+            )
         if response.status_code != 200:
-            raise PublishError(f"{method} {self.url}{PATH} answered {response.status_code}: {response.text[:500]}")
+            raise PublishError(
+                f"{method} {self.url}{PATH} answered {response.status_code}: {response.text[:500]}"
+            )
         return response
 
 

@@ -23,7 +23,9 @@ class ClusterView:
     """Of one router process."""
 
     def __init__(self, config: RouterConfig, own_app: str) -> None:
-        self.app_of = {model.name: model.engine.app for model in config.models if model.engine.kind == "served"}
+        self.app_of = {
+            model.name: model.engine.app for model in config.models if model.engine.kind == "served"
+        }
         """Application of each local model."""
         self._own_app = own_app
         self._known_until_s = 0.0
@@ -58,7 +60,9 @@ class ClusterView:
             return
         good = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
         apps = set(self.app_of.values())
-        missing = sorted(app for app in apps if app not in applications or applications[app].status not in good)
+        missing = sorted(
+            app for app in apps if app not in applications or applications[app].status not in good
+        )
         self._trouble = f"waiting for applications {missing}" if missing else None
         running = {
             (app, name): deployment.replica_states.get("RUNNING", 0)

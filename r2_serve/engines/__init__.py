@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from r2_serve import EMBEDDED
-from r2_serve.config import EngineConfig, HostedEngineConfig, ScriptedEngineConfig, TransformersEngineConfig, VllmEngineConfig
+from r2_serve.config import (
+    EngineConfig,
+    HostedEngineConfig,
+    ScriptedEngineConfig,
+    TransformersEngineConfig,
+    VllmEngineConfig,
+)
 from r2_serve.errors import ConfigError
 from r2_serve.types import Engine
 
@@ -37,7 +43,9 @@ def make_engine(config: EngineConfig) -> Engine:
         from r2_serve.engines.vllm import VllmEngine
 
         return VllmEngine(config)
-    raise ConfigError(f"engine kind {config.kind!r} (application {config.app!r}) needs the Ray shell: only a deployment can reach it")
+    raise ConfigError(
+        f"engine kind {config.kind!r} (application {config.app!r}) needs the Ray shell: only a deployment can reach it"
+    )
 
 
 def resolve_checkpoint(path: str) -> str:

@@ -43,7 +43,10 @@ class Batch:
 
     def __init__(self, speed: SpeedConfig) -> None:
         self._speed = speed
-        self._rates = [speed.decode_tokens_per_s / (1.0 + speed.batch_slowdown * max(0, b - 1)) for b in range(speed.max_batch_size + 1)]
+        self._rates = [
+            speed.decode_tokens_per_s / (1.0 + speed.batch_slowdown * max(0, b - 1))
+            for b in range(speed.max_batch_size + 1)
+        ]
         """Tokens per second of each sequence, by the number that decode."""
         self._now_s = 0.0
         self._work = 0.0

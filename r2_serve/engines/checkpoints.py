@@ -52,7 +52,9 @@ def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
     try:
         with _loading, _no_progress_bars():
             tokenizer = tokenizers.from_pretrained(folder, **options)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **options
+            )
     except Exception as e:  # a broken file makes the libraries raise whatever they like, safetensors its own
         raise ConfigError(f"cannot load the model {path!r}: {str(e)[:500]}") from e
     check_chat_template(tokenizer, path)
@@ -62,7 +64,9 @@ def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
         raise ConfigError(f"the model {path!r} names no end-of-sequence token")
     eos_ids = eos_ids or [tokenizer.eos_token_id]
     pad = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=eos_ids, pad_token_id=pad, use_cache=True)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=eos_ids, pad_token_id=pad, use_cache=True
+    )
     context_tokens = int(model.config.get_text_config().max_position_embeddings)
     return Checkpoint(tokenizer, model.to(config.device).eval(), frozenset(eos_ids), context_tokens)
 
@@ -75,7 +79,9 @@ def load_adapter(name: str, path: str, base: Checkpoint, config: TransformersEng
     if (Path(path) / "adapter_config.json").is_file():
         return replace(base, model=_merged(name, path, base.model))
     if not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"adapter {name!r}: {path!r} is no directory with an adapter_config.json (LoRA) or config.json (a checkpoint)")
+        raise ConfigError(
+            f"adapter {name!r}: {path!r} is no directory with an adapter_config.json (LoRA) or config.json (a checkpoint)"
+        )
     return load_checkpoint(path, config)
 
 
@@ -85,7 +91,9 @@ def _merged(name: str, path: str, base: Any) -> Any:
     except ImportError as e:
         raise ConfigError(f"adapter {name!r} is LoRA, which needs peft: pip install peft ({e})") from e
     if not (Path(path) / "adapter_model.safetensors").is_file():
-        raise ConfigError(f"adapter {name!r}: no adapter_model.safetensors in {path!r}; other formats are not loaded")
+        raise ConfigError(
+            f"adapter {name!r}: no adapter_model.safetensors in {path!r}; other formats are not loaded"
+        )
     try:
         with _loading:
             adapted = PeftModel.from_pretrained(copy.deepcopy(base), path)

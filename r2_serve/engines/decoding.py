@@ -22,7 +22,9 @@ UNFINISHED_CHARACTER = "\ufffd"
 class Decoder(Protocol):
     """What is used of a transformers tokenizer."""
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
+    def decode(
+        self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ class Reply:
             self.finish_reason = "stop"
 
     def _decode(self, ids: list[int]) -> str:
-        return self._decoder.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) if ids else ""
+        return (
+            self._decoder.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if ids
+            else ""
+        )
 
 
 @dataclass
@@ -137,11 +143,17 @@ class RowSampler:
         self._rows = rows
         self._num_prompt_positions = num_prompt_positions
         self._sampled = [i for i, row in enumerate(rows) if row.generator is not None]
-        self._penalised = [i for i, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty]
+        self._penalised = [
+            i for i, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty
+        ]
         self._wants_logprobs = any(row.sampling.logprobs for row in rows)
         self._logprobs: torch.Tensor | None = None
-        self._temperatures = torch.tensor([[rows[i].sampling.temperature or 1.0] for i in self._sampled], dtype=torch.float32)
-        self._top_ps = torch.tensor([[rows[i].sampling.top_p or 1.0] for i in self._sampled], dtype=torch.float32)
+        self._temperatures = torch.tensor(
+            [[rows[i].sampling.temperature or 1.0] for i in self._sampled], dtype=torch.float32
+        )
+        self._top_ps = torch.tensor(
+            [[rows[i].sampling.top_p or 1.0] for i in self._sampled], dtype=torch.float32
+        )
 
     def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """`input_ids` (B, T), `logits` (B, V); returns scores (B, V)."""
@@ -149,7 +161,9 @@ class RowSampler:
             self._logprobs = torch.log_softmax(logits, dim=-1)
         scores = logits.clone() if self._sampled or self._penalised else logits
         for i in self._penalised:
-            scores[i] -= self._penalty(self._rows[i].sampling, input_ids[i, self._num_prompt_positions :], logits.shape[-1])
+            scores[i] -= self._penalty(
+                self._rows[i].sampling, input_ids[i, self._num_prompt_positions :], logits.shape[-1]
+            )
         if self._sampled:
             scores[self._sampled] = self._drawn(scores[self._sampled])
         return scores
@@ -165,7 +179,9 @@ class RowSampler:
         logprobs = torch.log_softmax(logits / self._temperatures.to(logits.device), dim=-1)
         if bool((self._top_ps < 1).any()):
             logprobs = _within_top_p(logprobs, self._top_ps.to(logits.device))
-        noise = torch.empty(logprobs.shape, dtype=torch.float32)  # not the default type, which loading a model may change for a moment
+        noise = torch.empty(
+            logprobs.shape, dtype=torch.float32
+        )  # not the default type, which loading a model may change for a moment
         for row, i in zip(noise, self._sampled, strict=True):
             row.exponential_(generator=self._rows[i].generator)
         return logprobs - noise.clamp_min(1e-30).log().to(logits.device)
@@ -174,7 +190,9 @@ class RowSampler:
     def _penalty(sampling: Sampling, generated: torch.Tensor, vocabulary: int) -> torch.Tensor:
         """OpenAI's: frequency times the count of each token (V,), plus presence for those that occur."""
         counts = torch.bincount(generated, minlength=vocabulary)
-        return (sampling.frequency_penalty or 0.0) * counts + (sampling.presence_penalty or 0.0) * (counts > 0)
+        return (sampling.frequency_penalty or 0.0) * counts + (sampling.presence_penalty or 0.0) * (
+            counts > 0
+        )
 
 
 def _within_top_p(logprobs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:

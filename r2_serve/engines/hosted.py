@@ -62,7 +62,12 @@ class HostedEngine:
         return f"HostedEngine({self._config.model!r} at {self._config.base_url!r})"
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         """Raises: EngineUnavailable, EngineRefused, InvalidReply."""
         deadline = Deadline(timeout_s)
@@ -83,7 +88,12 @@ class HostedEngine:
         )
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """The same, as it comes, and its usage when it is told. A stream that ends before its finish reason is an InvalidReply."""
         deadline = Deadline(timeout_s)
@@ -148,9 +158,13 @@ class HostedEngine:
         """The opened reply. Raises: EngineError for any status but 200."""
         sent = json.dumps(body).encode()
         session = await self._client()
-        async with session.post(self._url, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False) as response:
+        async with session.post(
+            self._url, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False
+        ) as response:
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                raise failure_from_status(response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES))
+                raise failure_from_status(
+                    response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES)
+                )
             if response.status != HTTPStatus.OK:
                 raise InvalidReply(f"the provider answered with status {response.status}")
             yield response
@@ -162,9 +176,13 @@ class HostedEngine:
             self._session = await anext(self._life)
         return self._session
 
-    def _body(self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, *, is_streamed: bool) -> dict[str, Any]:
+    def _body(
+        self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, *, is_streamed: bool
+    ) -> dict[str, Any]:
         if adapter is not None:
-            raise EngineRefused(f"adapter {adapter!r}: a hosted model takes no adapter; name the adapted model as a model of its own")
+            raise EngineRefused(
+                f"adapter {adapter!r}: a hosted model takes no adapter; name the adapted model as a model of its own"
+            )
         body: dict[str, Any] = {
             "model": self._config.model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
@@ -179,14 +197,19 @@ class HostedEngine:
         }
         if sampling.response_format is not None:
             if not self._config.supports_json_schema:
-                raise EngineRefused("this model is configured with supports_json_schema: false, so it is not asked for a response_format")
+                raise EngineRefused(
+                    "this model is configured with supports_json_schema: false, so it is not asked for a response_format"
+                )
             body["response_format"] = sampling.response_format
         elif sampling.json_schema is not None and self._config.supports_json_schema:
             schema = {"name": "reply", "schema": sampling.json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if is_streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {**{name: value for name, value in body.items() if value is not None}, **self._config.extra_body}
+        return {
+            **{name: value for name, value in body.items() if value is not None},
+            **self._config.extra_body,
+        }
 
     def _estimated(self, messages: Sequence[Message], sampling: Sampling, text: str) -> Usage:
         if not self._has_warned_of_usage:
@@ -219,7 +242,11 @@ class HostedEngine:
         message = error.message.encode(errors="replace").decode()
         message = message.replace(self._key, "[key]") if self._key else message
         message = message[:MAX_MESSAGE_CHARS]
-        redacted = type(error)(message, error.retry_after_s) if isinstance(error, EngineUnavailable) else type(error)(message)
+        redacted = (
+            type(error)(message, error.retry_after_s)
+            if isinstance(error, EngineUnavailable)
+            else type(error)(message)
+        )
         redacted.usage = error.usage
         return redacted
 
@@ -228,7 +255,9 @@ async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]
     """A session that ends with the event loop, which closes the async generators begun in it, if nobody ends it before."""
     connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
     async with aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=None), cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         yield session
 
@@ -269,15 +298,22 @@ def _key(config: HostedEngineConfig) -> str | None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
-        raise ConfigError(f"environment variable {config.api_key_env} is not set: it must hold the key for model {config.model!r}")
+        raise ConfigError(
+            f"environment variable {config.api_key_env} is not set: it must hold the key for model {config.model!r}"
+        )
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"environment variable {config.api_key_env} holds characters that no HTTP header can carry")
+        raise ConfigError(
+            f"environment variable {config.api_key_env} holds characters that no HTTP header can carry"
+        )
     return key
 
 
 def _address(config: HostedEngineConfig, key: str | None) -> tuple[str, dict[str, str]]:
     """Where completions are asked for, and the headers that go there."""
-    base, headers = config.base_url.rstrip("/"), {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
+    base, headers = (
+        config.base_url.rstrip("/"),
+        {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"},
+    )
     if config.kind == "openai":
         return f"{base}/chat/completions", {**headers, "Authorization": f"Bearer {key}"} if key else headers
     if key is None or config.api_version is None:

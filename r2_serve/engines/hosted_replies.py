@@ -228,7 +228,9 @@ def failure_from_status(status: int, headers: Mapping[str, str], content: bytes)
         body = None
     failure = failure_from_body(status, body)
     if isinstance(failure, EngineUnavailable):
-        return EngineUnavailable(failure.message, retry_after_s(headers.get("retry-after"), headers.get("date")))
+        return EngineUnavailable(
+            failure.message, retry_after_s(headers.get("retry-after"), headers.get("date"))
+        )
     return failure
 
 
@@ -243,7 +245,11 @@ def failure_from_body(status: int | None, body: Any) -> EngineError:
     message = f"the provider answered {status}{detail}"
     if code == "insufficient_quota":
         return EngineRefused(message)
-    return EngineUnavailable(message) if status in RETRIABLE_STATUSES or status >= 500 else EngineRefused(message)
+    return (
+        EngineUnavailable(message)
+        if status in RETRIABLE_STATUSES or status >= 500
+        else EngineRefused(message)
+    )
 
 
 def retry_after_s(value: str | None, sent: str | None = None) -> float | None:

@@ -39,7 +39,9 @@ class BatchPace:
         for told in range(num_told + 1, reply_tokens + 1):
             yield told
 
-    async def _held(self, prompt_tokens: int, reply_tokens: int, wake_s: Callable[[int], float | None]) -> AsyncGenerator[int, None]:
+    async def _held(
+        self, prompt_tokens: int, reply_tokens: int, wake_s: Callable[[int], float | None]
+    ) -> AsyncGenerator[int, None]:
         """The call's sequence, as often as `wake_s` asks for it, until it has ended."""
         sequence = self._batch.arrive(_now_s(), prompt_tokens, reply_tokens)
         end = self._ends[sequence] = asyncio.get_running_loop().create_future()

@@ -22,7 +22,9 @@ class Tokenizer(Protocol):
     chat_template: Any
     unk_token_id: int | None
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool) -> str: ...
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str: ...
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
@@ -42,7 +44,9 @@ def has_generic_tokenizer(path: str) -> bool:
 def check_chat_template(tokenizer: Tokenizer, path: str) -> None:
     """Raises: ConfigError where the checkpoint brings no chat template."""
     if not tokenizer.chat_template:
-        raise ConfigError(f"the tokenizer of {path!r} has no chat template: chat messages cannot be rendered for it")
+        raise ConfigError(
+            f"the tokenizer of {path!r} has no chat template: chat messages cannot be rendered for it"
+        )
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int) -> list[int]:
@@ -62,7 +66,9 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise EngineRefused(f"this model's vocabulary does not have {_unknown_words(tokenizer, messages)}")
     if len(ids) >= context_tokens:
-        raise EngineRefused(f"the prompt has {len(ids)} tokens; the model's context of {context_tokens} leaves none for a reply")
+        raise EngineRefused(
+            f"the prompt has {len(ids)} tokens; the model's context of {context_tokens} leaves none for a reply"
+        )
     return ids
 
 

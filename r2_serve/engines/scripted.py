@@ -99,7 +99,12 @@ class ScriptedEngine:
         self._adapters = {known: path for known, path in (self._adapters or {}).items() if known != name}
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
@@ -113,7 +118,12 @@ class ScriptedEngine:
         return completion
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """The next reply, word by word; a scripted exception is raised before the first word."""
         reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
@@ -121,12 +131,16 @@ class ScriptedEngine:
         if isinstance(reply, Exception):
             await self._wait(self._delay_s, deadline)
         completion = _completion(reply, messages, sampling)
-        async with aclosing(self._paced(_pieces(completion.text), completion.usage.prompt_tokens, deadline)) as pieces:
+        async with aclosing(
+            self._paced(_pieces(completion.text), completion.usage.prompt_tokens, deadline)
+        ) as pieces:
             async for piece in pieces:
                 yield Delta(text=piece)
         yield Delta(finish_reason=completion.finish_reason, usage=completion.usage)
 
-    async def _paced(self, pieces: Sequence[str], prompt_tokens: int, deadline: Deadline) -> AsyncGenerator[str, None]:
+    async def _paced(
+        self, pieces: Sequence[str], prompt_tokens: int, deadline: Deadline
+    ) -> AsyncGenerator[str, None]:
         """Each piece at its time."""
         if self._pace is None:
             for piece in pieces:
@@ -176,7 +190,12 @@ def _filled(text: str, call: ScriptedCall) -> str:
     def value(place: re.Match[str]) -> str:
         if place[2] is not None:
             return _dumped(held[place[2]] for held in _json_objects(prompt) if place[2] in held)
-        return {"adapter": lambda: call.adapter or "base", "prompt": lambda: prompt, "words": words, "asked": asked}[place[1]]()
+        return {
+            "adapter": lambda: call.adapter or "base",
+            "prompt": lambda: prompt,
+            "words": words,
+            "asked": asked,
+        }[place[1]]()
 
     def words() -> str:
         return _as_many_words(prompt)
@@ -221,7 +240,9 @@ def _completion(reply: Reply, messages: Sequence[Message], sampling: Sampling) -
     if is_cut:
         pieces = pieces[: sampling.max_tokens]
         text = "".join(pieces)
-    usage = Usage(prompt_tokens=sum(len(m.content.split()) for m in messages), completion_tokens=len(text.split()))
+    usage = Usage(
+        prompt_tokens=sum(len(m.content.split()) for m in messages), completion_tokens=len(text.split())
+    )
     return Completion(text=text, usage=usage, finish_reason="length" if is_cut else "stop")
 
 

@@ -89,7 +89,12 @@ class TransformersEngine:
         self._worker.start()
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
         deadline = Deadline(timeout_s)
@@ -102,7 +107,12 @@ class TransformersEngine:
         return reply
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """The same, token by token. Closing the iterator ends the row."""
         deadline = Deadline(timeout_s)
@@ -154,7 +164,9 @@ class TransformersEngine:
 
     def _submitted(self, call: _Call) -> _Call:
         if call.sampling.response_format is not None:
-            raise EngineRefused("this engine (transformers) cannot hold a reply to a response_format: leave it out, or ask another model")
+            raise EngineRefused(
+                "this engine (transformers) cannot hold a reply to a response_format: leave it out, or ask another model"
+            )
         with self._submit_lock:
             if self._closing.is_set():
                 raise EngineUnavailable("the engine is closed")
@@ -179,7 +191,9 @@ class TransformersEngine:
             return []
         calls: list[_Call] = []
         for call in waiting:
-            if not calls or (call.checkpoint is calls[0].checkpoint and len(calls) < self._config.max_batch_size):
+            if not calls or (
+                call.checkpoint is calls[0].checkpoint and len(calls) < self._config.max_batch_size
+            ):
                 calls.append(call)
             else:
                 self._put_back.append(call)
@@ -219,7 +233,9 @@ class TransformersEngine:
             call.post(e)
             return None
         left = checkpoint.context_tokens - len(prompt)
-        limits = ReplyLimits(min(call.sampling.max_tokens or left, left), checkpoint.eos_ids, call.sampling.stop)
+        limits = ReplyLimits(
+            min(call.sampling.max_tokens or left, left), checkpoint.eos_ids, call.sampling.stop
+        )
         reply = Reply(checkpoint.tokenizer, limits, is_streamed=call.is_streamed)
         is_cancelled = partial(_any_set, call.cancelled, self._closing)
         return Row(prompt, call.sampling, reply, partial(_pass_on, call, reply, len(prompt)), is_cancelled)

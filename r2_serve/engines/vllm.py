@@ -65,7 +65,12 @@ class VllmEngine:
             self.add_adapter(name, folder)
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
         from vllm.sampling_params import RequestOutputKind
@@ -82,7 +87,12 @@ class VllmEngine:
         )
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """The same, as tokens come. Closing the iterator aborts the request."""
         from vllm.sampling_params import RequestOutputKind
@@ -109,11 +119,15 @@ class VllmEngine:
         if self._max_adapters == 0:
             raise ConfigError(f"adapter {name!r}: vLLM runs without LoRA; set enable_lora in engine_kwargs")
         if self._max_adapters is not None and len(self._adapters) >= self._max_adapters:
-            raise ConfigError(f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be told apart")
+            raise ConfigError(
+                f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be told apart"
+            )
         if name in self._adapters:
             raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
         _check_adapter(name, path)
-        self._adapters[name] = LoRARequest(lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path)
+        self._adapters[name] = LoRARequest(
+            lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path
+        )
 
     async def load_adapter(self, name: str) -> None:
         """Load a known adapter now, rather than at its first call. Raises: ConfigError where vLLM cannot load it."""
@@ -215,7 +229,12 @@ def _started(kwargs: Mapping[str, Any]) -> Any:
 
 def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, Any]:
     """What the operator wrote, over our defaults. Sets `CPU_ENVIRONMENT` where there is no CUDA."""
-    kwargs: dict[str, Any] = {"model": path, "disable_log_stats": True, "load_format": "safetensors", "trust_remote_code": False}
+    kwargs: dict[str, Any] = {
+        "model": path,
+        "disable_log_stats": True,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+    }
     if tokenizer_folder is not None:
         kwargs["tokenizer"] = tokenizer_folder
     if config.adapters:
@@ -279,7 +298,11 @@ def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
 def _structure(sampling: Sampling) -> dict[str, Any]:
     """For `StructuredOutputsParams`."""
     if (wanted := sampling.response_format) is not None:
-        return {"json_object": True} if wanted["type"] == "json_object" else {"json": wanted["json_schema"]["schema"]}
+        return (
+            {"json_object": True}
+            if wanted["type"] == "json_object"
+            else {"json": wanted["json_schema"]["schema"]}
+        )
     return {} if sampling.json_schema is None else {"json": sampling.json_schema}
 
 
@@ -290,7 +313,9 @@ def _finish_reason(reason: str | None) -> FinishReason:
     return _FINISH_REASONS[reason]
 
 
-def _chosen_logprobs(token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]] | None) -> tuple[float, ...] | None:
+def _chosen_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]] | None
+) -> tuple[float, ...] | None:
     if logprobs is None:
         return None
     return tuple(float(position[token].logprob) for token, position in zip(token_ids, logprobs, strict=True))

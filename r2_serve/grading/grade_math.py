@@ -64,7 +64,15 @@ def is_equivalent(answer: str, gold: str) -> bool:
 
 def normalise(text: str) -> str:
     """MATH's canonical spelling of an answer. Raises: ValueError where the original gives up."""
-    for old, new in (("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", "")):
+    for old, new in (
+        ("\n", ""),
+        ("\\!", ""),
+        ("\\\\", "\\"),
+        ("tfrac", "frac"),
+        ("dfrac", "frac"),
+        ("\\left", ""),
+        ("\\right", ""),
+    ):
         text = text.replace(old, new)
     for dropped in ("^{\\circ}", "^\\circ", "\\$"):
         text = text.replace(dropped, "")
@@ -121,7 +129,12 @@ _MINUS = "\u2212"
 _VARIABLES = frozenset("abcdfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_CALLS = {"floor": "{{\\lfloor {0} \\rfloor}}", "ceil": "{{\\lceil {0} \\rceil}}", "sqrt": "\\sqrt{{{0}}}", "C": "\\binom{{{0}}}{{{1}}}"}
+_CALLS = {
+    "floor": "{{\\lfloor {0} \\rfloor}}",
+    "ceil": "{{\\lceil {0} \\rceil}}",
+    "sqrt": "\\sqrt{{{0}}}",
+    "C": "\\binom{{{0}}}{{{1}}}",
+}
 _CALL = re.compile(r"(?<![A-Za-z\\])(floor|ceil|sqrt|C)\(")
 
 
@@ -133,7 +146,15 @@ def yes_or_no(text: str) -> str | None:
 
 def plain_text(text: str) -> str:
     """Two answers of one spelling are equal: case, spaces, dollars, \\cdot and trailing stops do not count."""
-    for old, new in (("\\cdot", "*"), ("\\times", "*"), ("\\left", ""), ("\\right", ""), ("≤", "<="), ("≥", ">="), (_MINUS, "-")):
+    for old, new in (
+        ("\\cdot", "*"),
+        ("\\times", "*"),
+        ("\\left", ""),
+        ("\\right", ""),
+        ("≤", "<="),
+        ("≥", ">="),
+        (_MINUS, "-"),
+    ):
         text = text.replace(old, new)
     return re.sub(r"[\s$]+", "", text).rstrip(".").lower()
 

@@ -94,7 +94,9 @@ class Grader:
             await self._math.close()
             self._math = None
 
-    async def grade(self, benchmark: Benchmark, row: Mapping[str, Any], answer: str, *, task_id: str = "") -> Verdict:
+    async def grade(
+        self, benchmark: Benchmark, row: Mapping[str, Any], answer: str, *, task_id: str = ""
+    ) -> Verdict:
         """Judge `answer` to an official row. `task_id` names the verdict; by default the row's own id.
 
         Raises: BenchmarkError where the row is none of its benchmark; SandboxUnavailable.
@@ -128,11 +130,19 @@ class Grader:
         try:
             comparison = await self._compare(gold, _readings(final, answer))
         except MathTimeout as e:
-            return _verdict(True, str(e), scores) if is_same_text else _verdict(None, str(e), scores, status="timeout")
+            return (
+                _verdict(True, str(e), scores)
+                if is_same_text
+                else _verdict(None, str(e), scores, status="timeout")
+            )
         scores["math_verify"] = float(comparison.is_equal)
         if final is None and not comparison.is_answer_read:
             return _verdict(False, "no answer found", scores, status="unparsed")
-        return _verdict(is_same_text or comparison.is_equal, f"answer {_short(final or answer)}, gold {_short(gold)}", scores)
+        return _verdict(
+            is_same_text or comparison.is_equal,
+            f"answer {_short(final or answer)}, gold {_short(gold)}",
+            scores,
+        )
 
     async def _grade_champ(self, gold: str, answer: str) -> Verdict:
         final = grade_math.final_answer(answer)
@@ -155,11 +165,17 @@ class Grader:
             return _verdict(True, "equal by math-verify")
         if all(comparison.is_different and comparison.is_faithful for comparison in comparisons):
             return _verdict(False, f"answer {_short(final)}, gold {_short(gold)}")
-        return _verdict(None, f"neither equal nor proven different: answer {_short(final)}, gold {_short(gold)}", status="ungradable")
+        return _verdict(
+            None,
+            f"neither equal nor proven different: answer {_short(final)}, gold {_short(gold)}",
+            status="ungradable",
+        )
 
     async def _grade_p3(self, sat: str, ans_type: str, answer: str) -> Verdict:
         assert self._sandbox is not None
-        outcome = await grade_puzzle(self._sandbox, answer, sat=sat, ans_type=ans_type, timeout_s=self._config.p3_timeout_s)
+        outcome = await grade_puzzle(
+            self._sandbox, answer, sat=sat, ans_type=ans_type, timeout_s=self._config.p3_timeout_s
+        )
         is_correct = None if outcome.status == "error" else outcome.status == "correct"
         return _verdict(is_correct, outcome.detail, status=outcome.status)
 
@@ -173,7 +189,10 @@ class Grader:
 
 def grade_csqa(row: CsqaRow, answer: str) -> Verdict:
     """The letter stated last, by the patterns of `grade_text.last_letter`."""
-    return _choice(grade_text.last_letter(answer, {choice.label: choice.text for choice in row.question.choices}), row.answerKey)
+    return _choice(
+        grade_text.last_letter(answer, {choice.label: choice.text for choice in row.question.choices}),
+        row.answerKey,
+    )
 
 
 def grade_scan(gold: str, answer: str) -> Verdict:
@@ -205,8 +224,20 @@ def _choice(found: str | None, gold: str) -> Verdict:
     return _verdict(found == gold, f"answer {_short(found)}, gold {gold}")
 
 
-def _verdict(is_correct: bool | None, detail: str, scores: dict[str, float] | None = None, *, status: Status | None = None) -> Verdict:
-    return Verdict(id="", correct=is_correct, status=status or ("correct" if is_correct else "wrong"), detail=detail, scores=scores or {})
+def _verdict(
+    is_correct: bool | None,
+    detail: str,
+    scores: dict[str, float] | None = None,
+    *,
+    status: Status | None = None,
+) -> Verdict:
+    return Verdict(
+        id="",
+        correct=is_correct,
+        status=status or ("correct" if is_correct else "wrong"),
+        detail=detail,
+        scores=scores or {},
+    )
 
 
 def _readings(final: str | None, answer: str) -> list[str]:
@@ -222,7 +253,9 @@ def _short(text: str) -> str:
 # -- rows in, verdicts out ----------------------------------------------------------------------------------------
 
 
-def grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None) -> Counter[str]:
+def grade_lines(
+    benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None
+) -> Counter[str]:
     """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank; returns how many there were of each status.
 
     A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the short answer
@@ -232,7 +265,9 @@ def grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, config:
     return asyncio.run(_grade_lines(benchmark, lines, out, config))
 
 
-async def _grade_lines(benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None) -> Counter[str]:
+async def _grade_lines(
+    benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None
+) -> Counter[str]:
     statuses: Counter[str] = Counter()
 
     async def write(pending: asyncio.Task[Verdict]) -> None:
@@ -262,7 +297,9 @@ async def _grade_line(grader: Grader, benchmark: Benchmark, line: str, number: i
             task_id = str(record["id"])
         if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
             raise BenchmarkError("expected an object with a text in `answer`")
-        return await grader.grade(benchmark, _official_row(benchmark, record, task_id), record["answer"], task_id=task_id)
+        return await grader.grade(
+            benchmark, _official_row(benchmark, record, task_id), record["answer"], task_id=task_id
+        )
     except (json.JSONDecodeError, BenchmarkError, RecursionError) as e:
         return Verdict(id=task_id, correct=None, status="error", detail=f"line {number}: {e}"[:500])
 

@@ -40,7 +40,11 @@ def mounts(*, is_other_user: bool) -> list[str]:
     prefix = Path(sys.base_prefix)
     if is_other_user and not _is_world_readable(prefix / "lib" / VERSION):
         prefix = _staged_copy()
-    arguments = [part for path in _parts(prefix) for part in ("--ro-bind", str(path), f"{MOUNT_POINT}/{path.relative_to(prefix)}")]
+    arguments = [
+        part
+        for path in _parts(prefix)
+        for part in ("--ro-bind", str(path), f"{MOUNT_POINT}/{path.relative_to(prefix)}")
+    ]
     packages = prefix / "lib" / VERSION / "site-packages"
     if packages.exists():
         arguments += ["--tmpfs", f"{MOUNT_POINT}/lib/{VERSION}/site-packages"]
@@ -61,7 +65,9 @@ def _is_world_readable(path: Path) -> bool:
 def _staged_copy() -> Path:
     """A world-readable copy of the interpreter in the temporary directory, made once and used by later processes."""
     prefix = Path(sys.base_prefix)
-    version = hashlib.sha256(f"{prefix} {(prefix / 'bin' / VERSION).stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    version = hashlib.sha256(
+        f"{prefix} {(prefix / 'bin' / VERSION).stat().st_mtime_ns}".encode()
+    ).hexdigest()[:12]
     staged = Path(tempfile.gettempdir()) / f"r2-sandbox-{VERSION}-{os.geteuid()}-{version}"
     if not staged.exists():
         fresh = Path(tempfile.mkdtemp(prefix=f"{staged.name}-"))

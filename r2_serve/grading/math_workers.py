@@ -89,7 +89,8 @@ def _compare(gold: str, answers: list[str]) -> Comparison:
         is_gold_read=bool(gold_read),
         is_answer_read=any(read for _, read in readings),
         is_equal=bool(equal),
-        is_faithful=_is_faithful(gold, gold_read) and all(_is_faithful(answer, read) for answer, read in kept),
+        is_faithful=_is_faithful(gold, gold_read)
+        and all(_is_faithful(answer, read) for answer, read in kept),
         is_different=any(_differs(gold_read, read) for _, read in readings),
     )
 
@@ -104,7 +105,11 @@ def _differs(gold_read: list[Any], answer_read: list[Any]) -> bool:
     """Whether both were read as expressions, the answer in the symbols of the gold, whose values differ at a point."""
     import sympy  # type: ignore[import-untyped]
 
-    if not gold_read or not answer_read or not all(isinstance(read[0], sympy.Expr) for read in (gold_read, answer_read)):
+    if (
+        not gold_read
+        or not answer_read
+        or not all(isinstance(read[0], sympy.Expr) for read in (gold_read, answer_read))
+    ):
         return False
     gold, answer = gold_read[0], answer_read[0]
     symbols = sorted(gold.free_symbols, key=str)
@@ -114,7 +119,10 @@ def _differs(gold_read: list[Any], answer_read: list[Any]) -> bool:
 
 
 def _points(symbols: list[Any]) -> list[dict[Any, int]]:
-    return [{symbol: start + step * i for i, symbol in enumerate(symbols)} for start, step in ((4, 1), (7, -1), (5, 2), (12, -3))]
+    return [
+        {symbol: start + step * i for i, symbol in enumerate(symbols)}
+        for start, step in ((4, 1), (7, -1), (5, 2), (12, -3))
+    ]
 
 
 def _values_differ(gold: Any, answer: Any, point: dict[Any, int]) -> bool:
@@ -122,4 +130,6 @@ def _values_differ(gold: Any, answer: Any, point: dict[Any, int]) -> bool:
         values = [complex(expression.subs(point).evalf()) for expression in (gold, answer)]
     except (TypeError, ValueError, ArithmeticError):
         return False
-    return all(math.isfinite(abs(value)) for value in values) and abs(values[0] - values[1]) > 1e-6 * max(1.0, abs(values[0]))
+    return all(math.isfinite(abs(value)) for value in values) and abs(values[0] - values[1]) > 1e-6 * max(
+        1.0, abs(values[0])
+    )

@@ -35,7 +35,9 @@ class PuzzleVerdict:
     detail: str = ""
 
 
-async def grade_puzzle(sandbox: Sandbox, answer: str, *, sat: str, ans_type: str, timeout_s: float = 10.0) -> PuzzleVerdict:
+async def grade_puzzle(
+    sandbox: Sandbox, answer: str, *, sat: str, ans_type: str, timeout_s: float = 10.0
+) -> PuzzleVerdict:
     """Run both stages, each within `timeout_s`. Raises: SandboxUnavailable."""
     program = extract_program(answer)
     if program is None:
@@ -71,7 +73,11 @@ def _failed(result: SandboxResult, what: str) -> PuzzleVerdict:
         return PuzzleVerdict("timeout", f"{what} did not finish in time")
     if result.status == "not_started":
         return PuzzleVerdict("error", f"the sandbox did not start: {_last_line(result.stderr)}")
-    reason = "wrote too much" if result.status == "output_limit" else _last_line(result.stderr) or f"exit code {result.exit_code}"
+    reason = (
+        "wrote too much"
+        if result.status == "output_limit"
+        else _last_line(result.stderr) or f"exit code {result.exit_code}"
+    )
     return PuzzleVerdict("wrong", f"{what} failed: {reason}")
 
 

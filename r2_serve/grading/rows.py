@@ -67,8 +67,15 @@ class MathRow(_Row):
         if final is None and "solution" in row:
             final = row.get("answer")
         if final is None:
-            raise ValueError("no final answer: the solution has no \\boxed{} and there is no short answer beside it")
-        return {**row, "problem": row.get("problem", row.get("question")), "solution": solution, "final": final}
+            raise ValueError(
+                "no final answer: the solution has no \\boxed{} and there is no short answer beside it"
+            )
+        return {
+            **row,
+            "problem": row.get("problem", row.get("question")),
+            "solution": solution,
+            "final": final,
+        }
 
     @property
     def task_id(self) -> str:
@@ -100,7 +107,11 @@ class CsqaRow(_Row):
     @classmethod
     def _unify(cls, row: Any) -> Any:
         """The hub's columns (`question` a string, `choices` of two lists) as the official nesting."""
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not isinstance(row.get("choices"), dict):
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("question"), str)
+            or not isinstance(row.get("choices"), dict)
+        ):
             return row
         labels, texts = row["choices"].get("label", ()), row["choices"].get("text", ())
         choices = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
@@ -109,7 +120,9 @@ class CsqaRow(_Row):
     @model_validator(mode="after")
     def _key_is_a_choice(self) -> CsqaRow:
         if self.answerKey not in {choice.label for choice in self.question.choices}:
-            raise ValueError(f"answerKey {self.answerKey!r} is not among the choices (the test split is published without keys)")
+            raise ValueError(
+                f"answerKey {self.answerKey!r} is not among the choices (the test split is published without keys)"
+            )
         return self
 
     @property
@@ -197,7 +210,9 @@ class MusiqueRow(_Row):
 
     @property
     def query(self) -> str:
-        context = "\n\n".join(f"{paragraph.title}\n{paragraph.paragraph_text}" for paragraph in self.paragraphs)
+        context = "\n\n".join(
+            f"{paragraph.title}\n{paragraph.paragraph_text}" for paragraph in self.paragraphs
+        )
         return f"{context}\n\nQuestion: {self.question}\nAnswer with a few words.".lstrip()
 
 
@@ -224,7 +239,9 @@ def parse_row(benchmark: Benchmark, row: Mapping[str, Any]) -> Any:
     try:
         return ROW_MODELS[benchmark].model_validate(dict(row))
     except ValidationError as e:
-        problems = "; ".join(f"{'.'.join(map(str, error['loc'])) or 'row'}: {error['msg']}" for error in e.errors()[:3])
+        problems = "; ".join(
+            f"{'.'.join(map(str, error['loc'])) or 'row'}: {error['msg']}" for error in e.errors()[:3]
+        )
         raise BenchmarkError(f"not a {benchmark} row: {problems}") from e
 
 

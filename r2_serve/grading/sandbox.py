@@ -123,7 +123,9 @@ class Sandbox:
             self._mounts = await asyncio.to_thread(interpreter.mounts, is_other_user=os.geteuid() == 0)
         probe = await self._supervise("print(2**4096 % 1000003)", stdin=b"", timeout_s=30.0)
         if probe.stdout != f"{2**4096 % 1000003}\n":
-            raise SandboxUnavailable(f"the sandbox does not work here ({probe.status}): {probe.stderr.strip()[:500]}; {INSTALL_HINT}")
+            raise SandboxUnavailable(
+                f"the sandbox does not work here ({probe.status}): {probe.stderr.strip()[:500]}; {INSTALL_HINT}"
+            )
 
     async def run(self, program: str, *, stdin: bytes = b"", timeout_s: float = 10.0) -> SandboxResult:
         """Run `program` as `__main__`. Its own failures are results, never exceptions. Raises: SandboxUnavailable."""
@@ -142,7 +144,11 @@ class Sandbox:
         if not self._is_isolated:
             self._mounts = []
             logger.warning("model-written programs run WITHOUT a sandbox (allow_unsandboxed)")
-        needed = ["prlimit", *(["bwrap"] if self._is_isolated else []), *(["setpriv"] if os.geteuid() == 0 else [])]
+        needed = [
+            "prlimit",
+            *(["bwrap"] if self._is_isolated else []),
+            *(["setpriv"] if os.geteuid() == 0 else []),
+        ]
         missing = [tool for tool in needed if shutil.which(tool) is None]
         if missing:
             raise SandboxUnavailable(f"not found: {', '.join(missing)}; {INSTALL_HINT}")
@@ -169,7 +175,9 @@ class Sandbox:
 
     def _result(self, channel: _Channel, exit_code: int | None, *, duration_s: float) -> SandboxResult:
         max_bytes = self._config.limits.output_bytes
-        output, errors = (os.pread(descriptor, max_bytes + 1, 0) for descriptor in (channel.stdout, channel.stderr))
+        output, errors = (
+            os.pread(descriptor, max_bytes + 1, 0) for descriptor in (channel.stdout, channel.stderr)
+        )
         is_over = max(len(output), len(errors)) > max_bytes
         status = "output_limit" if is_over and exit_code is not None else _status(exit_code)
         return SandboxResult(
@@ -181,16 +189,31 @@ class Sandbox:
         )
 
     def _command(self, channel: _Channel, timeout_s: float) -> list[str]:
-        begin = _BEGIN.format(num_processes=self._config.limits.num_processes, program=channel.program, ready=channel.report_ready)
+        begin = _BEGIN.format(
+            num_processes=self._config.limits.num_processes,
+            program=channel.program,
+            ready=channel.report_ready,
+        )
         python = ["-I", "-S", "-X", "int_max_str_digits=0", "-X", "utf8", "-c", begin]
         if not self._is_isolated:
             return [*self._bounds(timeout_s), sys.executable, *python]
-        return [*_give_up_root(), *self._bounds(timeout_s), *self._bubblewrap(channel), interpreter.EXECUTABLE, *python]
+        return [
+            *_give_up_root(),
+            *self._bounds(timeout_s),
+            *self._bubblewrap(channel),
+            interpreter.EXECUTABLE,
+            *python,
+        ]
 
     def _bounds(self, timeout_s: float) -> list[str]:
         limits = self._config.limits
         cpu_s = math.ceil(timeout_s) + 1
-        bounds = [f"--cpu={cpu_s}:{cpu_s + 1}", f"--as={limits.memory_bytes}", f"--fsize={limits.file_bytes}", "--core=0"]
+        bounds = [
+            f"--cpu={cpu_s}:{cpu_s + 1}",
+            f"--as={limits.memory_bytes}",
+            f"--fsize={limits.file_bytes}",
+            "--core=0",
+        ]
         if os.geteuid() == 0 and self._is_isolated:
             bounds.append(f"--nproc={_MAX_HOST_PROCESSES}")
         return ["prlimit", *bounds, f"--nofile={limits.num_open_files}", "--"]
@@ -207,7 +230,11 @@ class Sandbox:
 
 
 async def run_python(
-    code: str, *, timeout_s: float = 10.0, limits: SandboxLimits | None = None, allow_unsandboxed: bool = False
+    code: str,
+    *,
+    timeout_s: float = 10.0,
+    limits: SandboxLimits | None = None,
+    allow_unsandboxed: bool = False,
 ) -> SandboxResult:
     """Run one program in a sandbox of its own. Raises: SandboxUnavailable."""
     config = SandboxConfig(limits=limits or SandboxLimits(), allow_unsandboxed=allow_unsandboxed)
@@ -270,7 +297,14 @@ def _has_begun(channel: _Channel) -> bool:
 def _give_up_root() -> list[str]:
     if os.geteuid() != 0:
         return []
-    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+    return [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        f"--regid={NOBODY}",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+    ]
 
 
 def _system_mounts() -> list[str]:

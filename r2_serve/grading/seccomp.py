@@ -60,8 +60,12 @@ def compile_filter(machine: str | None = None) -> bytes:
         raise ValueError(f"no system call table for {machine!r}: the sandbox knows {sorted(_AUDIT_ARCH)}")
     column = list(_AUDIT_ARCH).index(machine)
     denied = sorted({numbers[column] for numbers in DENIED.values()})
-    checks = [_instruction(_JUMP_IF_EQUAL, number, if_true=len(denied) - i) for i, number in enumerate(denied)]
-    return b"".join([*_prologue(machine), *checks, _instruction(_RETURN, _ALLOW), _instruction(_RETURN, _DENY)])
+    checks = [
+        _instruction(_JUMP_IF_EQUAL, number, if_true=len(denied) - i) for i, number in enumerate(denied)
+    ]
+    return b"".join(
+        [*_prologue(machine), *checks, _instruction(_RETURN, _ALLOW), _instruction(_RETURN, _DENY)]
+    )
 
 
 def _prologue(machine: str) -> list[bytes]:
@@ -73,7 +77,10 @@ def _prologue(machine: str) -> list[bytes]:
         _instruction(_LOAD_WORD, _NUMBER_OFFSET),
     ]
     if machine == "x86_64":
-        prologue += [_instruction(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, if_false=1), _instruction(_RETURN, _KILL_PROCESS)]
+        prologue += [
+            _instruction(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, if_false=1),
+            _instruction(_RETURN, _KILL_PROCESS),
+        ]
     return prologue
 
 

@@ -19,7 +19,9 @@ _WEIGHT_OF_LAST = 0.1
 class Admission:
     """At most `max_running` at work and `max_queued` waiting, first come first served; more are refused at once."""
 
-    def __init__(self, max_running: int, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, max_running: int, max_queued: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.num_running = 0
         self._is_closed = False
         self._idle = asyncio.Event()
@@ -57,18 +59,26 @@ class Admission:
 
     async def _enter(self, deadline_s: float | None) -> None:
         if self._is_closed:
-            raise Stopping("the server is stopping and takes no new requests: ask again when it is back", STOPPING_RETRY_AFTER_S)
+            raise Stopping(
+                "the server is stopping and takes no new requests: ask again when it is back",
+                STOPPING_RETRY_AFTER_S,
+            )
         if self.num_running < self._max_running:
             self.num_running += 1
             self._idle.clear()
             return
         if len(self._waiting) >= self._max_queued:
-            raise Overloaded(f"{self.num_running} requests are at work and {self.num_queued} wait: try again later", self._retry_after_s())
+            raise Overloaded(
+                f"{self.num_running} requests are at work and {self.num_queued} wait: try again later",
+                self._retry_after_s(),
+            )
         try:
             async with asyncio.timeout(deadline_s):
                 await self._turn()
         except TimeoutError as e:
-            raise DeadlineExceeded(f"the deadline of {deadline_s:g} s passed while the request waited in the queue") from e
+            raise DeadlineExceeded(
+                f"the deadline of {deadline_s:g} s passed while the request waited in the queue"
+            ) from e
 
     async def _turn(self) -> None:
         """Waits until a leaver hands its place over."""
@@ -96,4 +106,6 @@ class Admission:
 
     def _retry_after_s(self) -> float:
         """When the queue, at the mean service time so far, should have a place again."""
-        return min(MAX_RETRY_AFTER_S, math.ceil(self._mean_service_s * (self.num_queued + 1) / self._max_running))
+        return min(
+            MAX_RETRY_AFTER_S, math.ceil(self._mean_service_s * (self.num_queued + 1) / self._max_running)
+        )

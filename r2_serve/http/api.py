@@ -72,7 +72,11 @@ def create_app(
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(backend, server, admission, purses, clock, new_id), methods=["POST"]),
+            Route(
+                "/v1/chat/completions",
+                ChatCompletions(backend, server, admission, purses, clock, new_id),
+                methods=["POST"],
+            ),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),
@@ -118,7 +122,8 @@ class _Pages:
         key = Exchange.of(request.scope).key
         if key is not None and key.is_restricted:
             raise HTTPException(
-                403, f"key {key.name!r} may not read /metrics, which shows every key's spend: use one without models and budget_usd"
+                403,
+                f"key {key.name!r} may not read /metrics, which shows every key's spend: use one without models and budget_usd",
             )
         return Response(await self.scrape(), headers={"content-type": CONTENT_TYPE})
 

@@ -48,19 +48,29 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        chat = parse_chat(await read_json(Headers(scope=scope), receive, self.server.max_body_bytes, self.server.body_timeout_s))
+        chat = parse_chat(
+            await read_json(
+                Headers(scope=scope), receive, self.server.max_body_bytes, self.server.body_timeout_s
+            )
+        )
         listing = find_model(self.backend, chat.model, exchange.key)
         purse = self._purse(exchange.key)
         exchange.model = listing.id
         query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
-        reply = ReplyBuilder(f"chatcmpl-{self.new_id()}", int(self.clock()), chat.model, chat.wants_usage_chunk)
+        reply = ReplyBuilder(
+            f"chatcmpl-{self.new_id()}", int(self.clock()), chat.model, chat.wants_usage_chunk
+        )
         if chat.stream:
-            await _Streamed(self, chat, query, purse, reply, exchange, EventStream(send, self.server.heartbeat_s)).run(receive)
+            await _Streamed(
+                self, chat, query, purse, reply, exchange, EventStream(send, self.server.heartbeat_s)
+            ).run(receive)
             return
         answer = await beside([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
         body = reply.completion(answer, self.extras(chat, answer, exchange))
-        await Response(body, headers=extra_headers(answer), media_type="application/json")(scope, receive, send)
+        await Response(body, headers=extra_headers(answer), media_type="application/json")(
+            scope, receive, send
+        )
 
     async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
         """Waits for a place, then for the answer, both within one deadline: the request's own or, where that is sooner, the routing's."""
@@ -84,7 +94,12 @@ class ChatCompletions:
 
     def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Mapping[str, Any]:
         """Redacted, as fallbacks in it say what a provider said; what models answered stays."""
-        shown = extras(answer, self.backend.prices_as_of, has_trace=bool(chat.r2.trace), has_confidence=bool(chat.r2.confidence))
+        shown = extras(
+            answer,
+            self.backend.prices_as_of,
+            has_trace=bool(chat.r2.trace),
+            has_confidence=bool(chat.r2.confidence),
+        )
         made: Mapping[str, Any] = redacted(shown, exchange.redact, spared="answer")
         return made
 
@@ -160,7 +175,9 @@ async def read_json(headers: Headers, receive: Receive, max_bytes: int, timeout_
         async with asyncio.timeout(timeout_s):
             return await _read(receive, max_bytes)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s: send it at once", {"connection": "close"}) from None
+        raise HTTPException(
+            408, f"the body did not arrive within {timeout_s:g} s: send it at once", {"connection": "close"}
+        ) from None
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes:
@@ -177,14 +194,20 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"the body is larger than the {max_bytes} bytes allowed: shorten the messages", {"connection": "close"})
+    return HTTPException(
+        413,
+        f"the body is larger than the {max_bytes} bytes allowed: shorten the messages",
+        {"connection": "close"},
+    )
 
 
 def find_model(backend: RouterBackend, name: str, key: ClientKey | None) -> ModelListing:
     """Raises: NotAllowed, also for a name that does not exist; ModelNotFound, with the nearest name."""
     listings = backend.models()
     if key is not None and not key.may_ask(name):
-        raise NotAllowed(f"key {key.name!r} may not ask for model {name[:100]!r}, only for {list(key.models or ())[:20]}")
+        raise NotAllowed(
+            f"key {key.name!r} may not ask for model {name[:100]!r}, only for {list(key.models or ())[:20]}"
+        )
     for listing in listings:
         if listing.id == name:
             return listing

@@ -69,7 +69,14 @@ class Exchange:
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: Metrics, new_id: Callable[[], str], redact: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        metrics: Metrics,
+        new_id: Callable[[], str],
+        redact: Callable[[str], str],
+    ) -> None:
         self._app, self._keys, self._metrics, self._new_id, self._redact = app, keys, metrics, new_id, redact
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +117,11 @@ class Edge:
         key = Exchange.of(scope).key = self._keys.find(headers.get("authorization"))
         if key is None:
             got = "a key that is not known" if "authorization" in headers else "no key"
-            raise HTTPException(401, f"got {got}: send a valid one as 'Authorization: Bearer KEY'", {"www-authenticate": "Bearer"})
+            raise HTTPException(
+                401,
+                f"got {got}: send a valid one as 'Authorization: Bearer KEY'",
+                {"www-authenticate": "Bearer"},
+            )
 
     def _request_id(self, headers: Headers) -> str:
         """The client's own, where it is safe to repeat."""
@@ -118,13 +129,25 @@ class Edge:
         return given if _VISIBLE_ASCII.fullmatch(given) else f"req_{self._new_id()}"
 
     def _record(self, scope: Scope, exchange: Exchange, duration_s: float) -> None:
-        path, status = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))), exchange.status or 500
+        path, status = (
+            str(scope["path"]).removeprefix(str(scope.get("root_path", ""))),
+            exchange.status or 500,
+        )
         route = path if path in ROUTES else "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
         self._metrics.count_request(route, exchange.model, status, duration_s)
         level = logging.DEBUG if route in OPEN_PATHS or route == "/metrics" else logging.INFO
         cost = "-" if exchange.cost_usd is None else f"{exchange.cost_usd:f}"
         key = exchange.key.name if exchange.key else "-"
-        values = (exchange.request_id, route, key, exchange.model or "-", status, duration_s * 1000, cost, exchange.error or "-")
+        values = (
+            exchange.request_id,
+            route,
+            key,
+            exchange.model or "-",
+            status,
+            duration_s * 1000,
+            cost,
+            exchange.error or "-",
+        )
         log.log(level, "request %s route=%s key=%s model=%s status=%d ms=%.1f cost_usd=%s error=%s", *values)
 
 
@@ -148,7 +171,9 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """Exception handler of the application for what is foreseen: R2Error and HTTPException."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        error = HTTPException(405, f"{request.method} is not allowed on {request.url.path[:100]}, only {allowed}", error.headers)
+        error = HTTPException(
+            405, f"{request.method} is not allowed on {request.url.path[:100]}, only {allowed}", error.headers
+        )
     return error_response(Exchange.of(request.scope).fail(error))
 
 

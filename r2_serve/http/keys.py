@@ -77,11 +77,16 @@ def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise ConfigError(f"cannot read the keys file {path}: {e}") from e
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]  # no input: a key in clear may stand where its digest belongs
+        first = e.errors(include_url=False, include_input=False)[
+            0
+        ]  # no input: a key in clear may stand where its digest belongs
         where = ".".join(map(str, first["loc"])) or "the whole file"
         message = f"{path}: {where}: {first['msg']}; a keys file is a YAML list of entries as `r2-serve keys new` prints them"
         raise ConfigError(message) from None
-    for kind, values in (("name", [entry.name for entry in entries]), ("sha256", [entry.sha256 for entry in entries])):
+    for kind, values in (
+        ("name", [entry.name for entry in entries]),
+        ("sha256", [entry.sha256 for entry in entries]),
+    ):
         repeated = sorted({value for value in values if values.count(value) > 1})
         if repeated:
             raise ConfigError(f"{path}: {kind} {repeated[0]!r} stands twice")
@@ -93,7 +98,12 @@ def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
 class KeyRing:
     """The keys that open the endpoint; none at all leaves it open."""
 
-    def __init__(self, fixed: tuple[ClientKey, ...] = (), path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        fixed: tuple[ClientKey, ...] = (),
+        path: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._fixed, self._path, self._clock = fixed, path, clock
         self._from_file: tuple[ClientKey, ...] = ()
         self._stamp: tuple[int, int] | None = None
@@ -163,7 +173,9 @@ def _keys_of_environment(name: str | None, environment: Mapping[str, str]) -> tu
         return ()
     keys = [key.strip() for key in environment.get(name, "").split(",") if key.strip()]
     if not keys:
-        raise ConfigError(f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it")
+        raise ConfigError(
+            f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it"
+        )
     return tuple(ClientKey(name=f"env-{i}", sha256=_digest(key).hex()) for i, key in enumerate(keys, 1))
 
 

@@ -49,7 +49,9 @@ class _KeySpend(Collector):
         self._purses = purses
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("r2_key_spent_usd", "Spend of a client key in its current budget period in USD.", labels=["key"])
+        family = GaugeMetricFamily(
+            "r2_key_spent_usd", "Spend of a client key in its current budget period in USD.", labels=["key"]
+        )
         for name, usd in sorted(self._purses.spent_usd().items()):
             family.add_metric([name], float(usd))
         yield family
@@ -62,7 +64,9 @@ class _Rests(Collector):
         self._pool = pool
 
     def collect(self) -> Iterator[Metric]:
-        resting = GaugeMetricFamily("r2_model_resting", "1 while calls pass the model over after its failures.", labels=["model"])
+        resting = GaugeMetricFamily(
+            "r2_model_resting", "1 while calls pass the model over after its failures.", labels=["model"]
+        )
         rests = CounterMetricFamily("r2_model_rests", "Times that a model was rested.", labels=["model"])
         for name, member in sorted(self._pool.items()):
             resting.add_metric([name], float(member.cooldown.is_resting))
@@ -76,24 +80,58 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._requests = Counter("r2_requests", "HTTP requests.", ["route", "model", "status"], registry=registry)
-        self._request_s = Histogram(
-            "r2_request_seconds", "From first byte in to last byte out.", ["route", "model"], buckets=SECONDS, registry=registry
+        self._requests = Counter(
+            "r2_requests", "HTTP requests.", ["route", "model", "status"], registry=registry
         )
-        self._calls = Counter("r2_calls", "Model calls, retries among them.", ["model", "stage", "outcome"], registry=registry)
-        self._call_s = Histogram("r2_call_seconds", "Duration of model calls.", ["model", "stage"], buckets=SECONDS, registry=registry)
-        self._tokens = Counter("r2_tokens", "Tokens of model calls.", ["model", "direction"], registry=registry)
-        self._overhead_s = Histogram("r2_overhead_seconds", "Time of a query in which no subtask ran.", buckets=SECONDS, registry=registry)
-        self._plan_width = Histogram("r2_plan_width", "Most subtasks on one level of a plan.", buckets=_SIZES, registry=registry)
-        self._plan_depth = Histogram("r2_plan_depth", "Subtasks on a plan's longest chain.", buckets=_SIZES, registry=registry)
-        self._fallbacks = Counter("r2_fallbacks", "Plans or allocations that the router had to replace.", ["stage"], registry=registry)
+        self._request_s = Histogram(
+            "r2_request_seconds",
+            "From first byte in to last byte out.",
+            ["route", "model"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._calls = Counter(
+            "r2_calls", "Model calls, retries among them.", ["model", "stage", "outcome"], registry=registry
+        )
+        self._call_s = Histogram(
+            "r2_call_seconds",
+            "Duration of model calls.",
+            ["model", "stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "r2_tokens", "Tokens of model calls.", ["model", "direction"], registry=registry
+        )
+        self._overhead_s = Histogram(
+            "r2_overhead_seconds",
+            "Time of a query in which no subtask ran.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._plan_width = Histogram(
+            "r2_plan_width", "Most subtasks on one level of a plan.", buckets=_SIZES, registry=registry
+        )
+        self._plan_depth = Histogram(
+            "r2_plan_depth", "Subtasks on a plan's longest chain.", buckets=_SIZES, registry=registry
+        )
+        self._fallbacks = Counter(
+            "r2_fallbacks",
+            "Plans or allocations that the router had to replace.",
+            ["stage"],
+            registry=registry,
+        )
         self._spend = _Spend()
         registry.register(self._spend)
 
     def watch(self, admission: Admission) -> None:
         """Shows the queue's state from now on."""
-        Gauge("r2_requests_running", "Requests at work.", registry=self.registry).set_function(lambda: admission.num_running)
-        Gauge("r2_requests_queued", "Requests waiting.", registry=self.registry).set_function(lambda: admission.num_queued)
+        Gauge("r2_requests_running", "Requests at work.", registry=self.registry).set_function(
+            lambda: admission.num_running
+        )
+        Gauge("r2_requests_queued", "Requests waiting.", registry=self.registry).set_function(
+            lambda: admission.num_queued
+        )
 
     def watch_spend(self, purses: Purses) -> None:
         """Shows from now on what each client key has spent in its current period."""

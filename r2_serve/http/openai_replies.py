@@ -45,7 +45,9 @@ def event(value: Json) -> bytes:
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
-def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence: bool = False) -> dict[str, Any]:
+def extras(
+    answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence: bool = False
+) -> dict[str, Any]:
     """The `r2` field of a reply."""
     trace = answer.trace
     shown: dict[str, Any] = {
@@ -76,7 +78,11 @@ def extra_headers(answer: Answer) -> dict[str, str]:
 
 
 def _usage(usage: Usage) -> dict[str, int]:
-    return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": usage.total_tokens}
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,9 @@ class ReplyBuilder:
     def completion(self, answer: Answer, r2: Json) -> bytes:
         message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        return encode({**self._head("chat.completion"), "choices": [choice], "usage": _usage(answer.usage), "r2": r2})
+        return encode(
+            {**self._head("chat.completion"), "choices": [choice], "usage": _usage(answer.usage), "r2": r2}
+        )
 
     def role_chunk(self) -> bytes:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
@@ -103,7 +111,12 @@ class ReplyBuilder:
         """The one finish reason, the usage where asked, and the end; `r2` is in the last chunk."""
         if not self.wants_usage_chunk:
             return self._chunk({}, answer.finish_reason, {"r2": r2}) + DONE
-        usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(answer.usage), "r2": r2}
+        usage = {
+            **self._head("chat.completion.chunk"),
+            "choices": [],
+            "usage": _usage(answer.usage),
+            "r2": r2,
+        }
         return self._chunk({}, answer.finish_reason) + event(usage) + DONE
 
     def _chunk(self, delta: Json, finish_reason: str | None = None, more: Json | None = None) -> bytes:
@@ -123,8 +136,16 @@ def model_object(listing: ModelListing, created: int, prices_as_of: str) -> dict
     r2: dict[str, Any] = {"is_virtual": listing.is_virtual, "description": listing.description}
     if listing.card is not None:
         card = listing.card
-        prices = {"usd_per_mtok_in": f"{card.usd_per_mtok_in:f}", "usd_per_mtok_out": f"{card.usd_per_mtok_out:f}"}
-        r2 |= {"group": card.group, "context_tokens": card.context_tokens, **prices, "prices_as_of": prices_as_of}
+        prices = {
+            "usd_per_mtok_in": f"{card.usd_per_mtok_in:f}",
+            "usd_per_mtok_out": f"{card.usd_per_mtok_out:f}",
+        }
+        r2 |= {
+            "group": card.group,
+            "context_tokens": card.context_tokens,
+            **prices,
+            "prices_as_of": prices_as_of,
+        }
     return {"id": listing.id, "object": "model", "created": created, "owned_by": "r2", "r2": r2}
 
 
@@ -154,16 +175,38 @@ class ErrorReply:
 def error_reply(error: Exception, request_id: str) -> ErrorReply:
     """What a client is told of `error`: nothing of it where it is not meant for clients."""
     if isinstance(error, HTTPException):
-        kind = "invalid_request_error" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
-        return ErrorReply(error.status_code, error.detail, kind, code=_CODES.get(error.status_code), headers=error.headers or {})
+        kind = (
+            "invalid_request_error" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+        )
+        return ErrorReply(
+            error.status_code,
+            error.detail,
+            kind,
+            code=_CODES.get(error.status_code),
+            headers=error.headers or {},
+        )
     if isinstance(error, R2Error) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        return ErrorReply(error.status, error.message, error.kind, getattr(error, "param", None), error.code, _retry_after(error))
-    return ErrorReply(500, f"internal error; the server's log has more under request id {request_id}", "api_error", code="internal_error")
+        return ErrorReply(
+            error.status,
+            error.message,
+            error.kind,
+            getattr(error, "param", None),
+            error.code,
+            _retry_after(error),
+        )
+    return ErrorReply(
+        500,
+        f"internal error; the server's log has more under request id {request_id}",
+        "api_error",
+        code="internal_error",
+    )
 
 
 def _retry_after(error: R2Error) -> dict[str, str]:
     if isinstance(error, QuotaExceeded):
-        return {"x-should-retry": "false"}  # read by OpenAI's own clients, which would try again after any other 429
+        return {
+            "x-should-retry": "false"
+        }  # read by OpenAI's own clients, which would try again after any other 429
     if error.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {}
     return {"retry-after": str(max(1, math.ceil(getattr(error, "retry_after_s", None) or 1)))}

@@ -59,7 +59,9 @@ class _Only:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self._check, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         return {**handler(schema), "enum": list(self._allowed)}
 
     def _check(self, value: object) -> object:
@@ -109,7 +111,9 @@ class WireMessage(Wire):
     function_call: _Nothing = None
 
     def to_message(self) -> Message:
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = (
+            self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        )
         return Message(role=self.role, content=content)
 
 
@@ -195,7 +199,13 @@ class Extras(Wire):
     """`learned`, `all:MODEL` or `random`."""
     plan: WirePlan | None = None
     """Your own plan: nothing is decomposed."""
-    models: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], Annotated[str, Field(min_length=1, max_length=200)]] | None = None
+    models: (
+        dict[
+            Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")],
+            Annotated[str, Field(min_length=1, max_length=200)],
+        ]
+        | None
+    ) = None
     """Models pinned to subtasks of your own plan, by subtask id."""
     trace: bool | None = None
     """Return the whole trace in the reply's `r2.trace`."""
@@ -280,13 +290,17 @@ class ChatRequest(Wire):
 
     def _check_combinations(self) -> None:
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("stream_options is allowed with stream: true only", "stream_options", "invalid_value")
+            raise InvalidRequest(
+                "stream_options is allowed with stream: true only", "stream_options", "invalid_value"
+            )
         asked = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(asked) > 1:
             text = f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: send one of the two"
             raise InvalidRequest(text, "max_completion_tokens", "invalid_value")
         if self.r2.confidence and self.stream:
-            raise InvalidRequest("r2.confidence is for plain replies: leave it or stream out", "r2.confidence", "invalid_value")
+            raise InvalidRequest(
+                "r2.confidence is for plain replies: leave it or stream out", "r2.confidence", "invalid_value"
+            )
         wanted = self.response_format
         if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
             text = f'json_schema is needed with type "json_schema" and refused with any other; got type "{wanted.type}"'
@@ -301,7 +315,9 @@ class ChatRequest(Wire):
     def _check_pins(self) -> None:
         plan = self.r2.plan
         if plan is not None and self.r2.plan_only:
-            raise InvalidRequest("plan_only asks for a plan, but r2.plan brings one", "r2.plan_only", "invalid_value")
+            raise InvalidRequest(
+                "plan_only asks for a plan, but r2.plan brings one", "r2.plan_only", "invalid_value"
+            )
         if self.r2.models and plan is None:
             text = "models can be pinned to the subtasks of your own plan only: send r2.plan too"
             raise InvalidRequest(text, "r2.models", "invalid_value")
@@ -335,5 +351,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 def _known_keys(location: tuple[int | str, ...]) -> tuple[Iterable[str], Iterable[str]]:
     """What may stand in the object that `location` is in, and what `r2` takes, where that could have been meant."""
-    known = {1: ChatRequest, 2: Extras if location[:1] == ("r2",) else StreamOptions}.get(len(location), TextPart)
+    known = {1: ChatRequest, 2: Extras if location[:1] == ("r2",) else StreamOptions}.get(
+        len(location), TextPart
+    )
     return known.model_fields, Extras.model_fields if len(location) == 1 else ()

@@ -32,10 +32,16 @@ def describe() -> dict[str, Any]:
     """OpenAPI 3.1. Parameters of OpenAI that R2 refuses are left out."""
     chat = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = chat.pop("$defs")
-    chat["properties"] = {name: schema for name, schema in chat["properties"].items() if name not in UNSUPPORTED}
+    chat["properties"] = {
+        name: schema for name, schema in chat["properties"].items() if name not in UNSUPPORTED
+    }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "R2", "version": __version__, "description": "An LLM router behind the OpenAI chat API."},
+        "info": {
+            "title": "R2",
+            "version": __version__,
+            "description": "An LLM router behind the OpenAI chat API.",
+        },
         "paths": _paths(),
         "components": {
             "schemas": {**parts, "ChatRequest": chat, "Error": _ERROR},
@@ -46,13 +52,20 @@ def describe() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    chat = _operation("Answer a conversation; text/event-stream with stream: true", "application/json", "text/event-stream")
-    chat["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}}}
+    chat = _operation(
+        "Answer a conversation; text/event-stream with stream: true", "application/json", "text/event-stream"
+    )
+    chat["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
+    }
     model = _operation("One model", "application/json")
     model["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     return {
         "/v1/chat/completions": {"post": chat},
-        "/v1/models": {"get": _operation("Models that may be asked for, with prices in r2", "application/json")},
+        "/v1/models": {
+            "get": _operation("Models that may be asked for, with prices in r2", "application/json")
+        },
         "/v1/models/{id}": {"get": model},
         "/health": {"get": _open(_operation("Whether the process is alive", "application/json"))},
         "/health/ready": {"get": _open(_operation("Whether queries can be answered", "application/json"))},
@@ -65,7 +78,10 @@ def _operation(summary: str, *media_types: str) -> dict[str, Any]:
         "summary": summary,
         "responses": {
             "200": {"description": "OK", "content": {media_type: {} for media_type in media_types}},
-            "default": {"description": "Error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}},
+            "default": {
+                "description": "Error",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            },
         },
     }
 

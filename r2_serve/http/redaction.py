@@ -34,7 +34,9 @@ class Redactor:
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ, names: Iterable[str | None] = ()) -> Redactor:
         """Of the values of variables that `names` lists or that are called like secrets; of lists, each item too."""
-        wanted = {name for name in environment if SECRET_NAME.search(name)} | {name for name in names if name is not None}
+        wanted = {name for name in environment if SECRET_NAME.search(name)} | {
+            name for name in names if name is not None
+        }
         values = [environment.get(name, "").strip() for name in wanted]
         return cls([*values, *(item.strip() for value in values for item in value.split(","))])
 
@@ -50,7 +52,10 @@ def redacted(value: Any, redact: Callable[[str], str], *, spared: str) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
-        return {name: item if name == spared else redacted(item, redact, spared=spared) for name, item in value.items()}
+        return {
+            name: item if name == spared else redacted(item, redact, spared=spared)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [redacted(item, redact, spared=spared) for item in value]
     return value
@@ -60,7 +65,9 @@ def _forms(secret: str) -> set[str]:
     """As it is, and as JSON has it, with characters beyond ASCII escaped or not."""
     forms = {secret}
     for _ in range(JSON_DEPTH):
-        forms |= {json.dumps(form, ensure_ascii=is_ascii)[1:-1] for form in forms for is_ascii in (True, False)}
+        forms |= {
+            json.dumps(form, ensure_ascii=is_ascii)[1:-1] for form in forms for is_ascii in (True, False)
+        }
     return forms
 
 

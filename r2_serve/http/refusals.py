@@ -30,7 +30,9 @@ UNSUPPORTED = {
 """OpenAI's parameters that R2 does not honour, and why; `null` is fine."""
 
 
-def refusal(fault: ErrorDetails, known: Iterable[str] = (), known_in_r2: Iterable[str] = ()) -> InvalidRequest:
+def refusal(
+    fault: ErrorDetails, known: Iterable[str] = (), known_in_r2: Iterable[str] = ()
+) -> InvalidRequest:
     """`known` are the keys that may stand where an unknown one stands; `known_in_r2` those that may have been meant for `r2`."""
     kind, param, got = fault["type"], _param(fault["loc"]), shown(fault["input"])
     if kind == "json_invalid":
@@ -43,7 +45,9 @@ def refusal(fault: ErrorDetails, known: Iterable[str] = (), known_in_r2: Iterabl
         hint = _suggestion(str(fault["loc"][-1])[:60], known, known_in_r2)
         return InvalidRequest(f"unknown parameter {param}; {hint}", param, "unknown_parameter")
     if kind == "none_required" and param in UNSUPPORTED:
-        return InvalidRequest(f"{param} is not supported: {UNSUPPORTED[param]}; leave it out", param, "unsupported_parameter")
+        return InvalidRequest(
+            f"{param} is not supported: {UNSUPPORTED[param]}; leave it out", param, "unsupported_parameter"
+        )
     if kind == "value_error":
         return InvalidRequest(f"{param}: {_cut(str(fault['ctx']['error']), 300)}", param, "invalid_value")
     return InvalidRequest(f"{param}: got {got}, expected {_expected(fault)}", param, "invalid_value")

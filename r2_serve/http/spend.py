@@ -39,7 +39,9 @@ class SpendBook:
         self._unwritten: dict[tuple[str, str], Decimal] = {}
         self._last_read: dict[tuple[str, str], Decimal] = {}
         try:
-            self._db = sqlite3.connect(path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode=WAL")  # readers never wait, and a commit needs no fsync
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
@@ -67,7 +69,9 @@ class SpendBook:
                 raise
             del self._unwritten[place]
         except sqlite3.Error as e:
-            log.warning("the book of spend cannot be written, %s USD of %s wait: %s", self._unwritten[place], name, e)
+            log.warning(
+                "the book of spend cannot be written, %s USD of %s wait: %s", self._unwritten[place], name, e
+            )
 
     def _read(self, place: tuple[str, str]) -> Decimal:
         row = self._db.execute(_READ, place).fetchone()
@@ -104,9 +108,7 @@ class KeyPurse:
         budget, period = self.key.budget_usd, self.key.budget_period
         when = "" if period == "total" else f" per {period} (UTC)"
         left = max(self.left_usd() or Decimal(0), Decimal(0))
-        message = (
-            f"key {self.key.name!r} has a budget of {budget:f} USD{when}, of which {left:f} are left, less than the next call may cost"
-        )
+        message = f"key {self.key.name!r} has a budget of {budget:f} USD{when}, of which {left:f} are left, less than the next call may cost"
         return QuotaExceeded(f"{message}; ask the operator for more, or lower max_tokens")
 
     def _period(self) -> str:

@@ -16,14 +16,20 @@ from starlette.types import Receive, Send
 
 T = TypeVar("T")
 HEARTBEAT = b": keep-alive\n\n"
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class ClientGone(Exception):
     """The client closed the connection, or does not read what it is sent: nobody is left to answer."""
 
 
-async def beside(companions: Sequence[Coroutine[object, object, None]], work: Coroutine[object, object, T]) -> T:
+async def beside(
+    companions: Sequence[Coroutine[object, object, None]], work: Coroutine[object, object, T]
+) -> T:
     """The result of `work`; `companions` run until it is there. One that raises stops `work`, and waits for its end.
 
     Raises: what `work` or a companion raised, the first of them.
@@ -84,6 +90,8 @@ class EventStream:
         async with self._lock:
             with suppress(OSError):
                 if not self.is_committed:
-                    await self._send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                    await self._send(
+                        {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
+                    )
                     self.is_committed = True
                 await self._send({"type": "http.response.body", "body": events, "more_body": not is_last})

@@ -21,7 +21,14 @@ from typing import Any, Literal
 import httpx
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from r2_serve.client import Ask, Reply, ask_all, new_client
@@ -57,7 +64,9 @@ def _scan(num_tasks: int) -> list[Task]:
 
 DOMAINS = {
     "words": Domain("words", "arithmetic word problems (held out)", "r2", _words, "same plans"),
-    "scan": Domain("scan", "SCAN, length split (held out: longer than any in training)", "r2-scan", _scan, "alone"),
+    "scan": Domain(
+        "scan", "SCAN, length split (held out: longer than any in training)", "r2-scan", _scan, "alone"
+    ),
 }
 
 
@@ -86,7 +95,9 @@ class Row:
         return self.worker_cost_usd + self.router_cost_usd
 
 
-async def run_demo(base_url: str, routing: RoutingConfig, names: Sequence[str], num_queries: int, console: Console) -> dict[str, Any]:
+async def run_demo(
+    base_url: str, routing: RoutingConfig, names: Sequence[str], num_queries: int, console: Console
+) -> dict[str, Any]:
     """Measure every domain of `names`, print its table and one query's DAG; the figures as JSON."""
     summary: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -109,7 +120,9 @@ def write_summary(summary: dict[str, Any], directory: Path) -> Path:
     return path
 
 
-async def _measure(client: httpx.AsyncClient, domain: Domain, pool: Sequence[str], num_queries: int, console: Console) -> dict[str, Any]:
+async def _measure(
+    client: httpx.AsyncClient, domain: Domain, pool: Sequence[str], num_queries: int, console: Console
+) -> dict[str, Any]:
     tasks = domain.tasks(num_queries)
     largest = pool[-1]
     with _progress(console) as progress:
@@ -121,14 +134,22 @@ async def _measure(client: httpx.AsyncClient, domain: Domain, pool: Sequence[str
 
         routed, replies = await row("r2, routed", [Ask(domain.virtual_model, task.query) for task in tasks])
         compared = pool if domain.reference == "same plans" else [largest]
-        on_plans = [(await row(f"{m}, same plans", _on_same_plans(domain, tasks, replies, m)))[0] for m in compared]
-        alone = [(await row(f"{model}, alone", [Ask(model, task.query) for task in tasks]))[0] for model in pool]
+        on_plans = [
+            (await row(f"{m}, same plans", _on_same_plans(domain, tasks, replies, m)))[0] for m in compared
+        ]
+        alone = [
+            (await row(f"{model}, alone", [Ask(model, task.query) for task in tasks]))[0] for model in pool
+        ]
     same_plans = on_plans[-1]
     reference = alone[-1] if domain.reference == "alone" else same_plans
     console.print(_table([routed, *reversed(on_plans), *reversed(alone)], reference))
     console.print(_calls_table(routed, pool))
     for failed in (row for row in (routed, same_plans, alone[-1]) if row.errors):
-        console.print(f"{failed.name}: {len(failed.errors)} not answered, such as: {failed.errors[0]}", style="dim", markup=False)
+        console.print(
+            f"{failed.name}: {len(failed.errors)} not answered, such as: {failed.errors[0]}",
+            style="dim",
+            markup=False,
+        )
     _print_example(tasks, replies, console)
     _print_verdict(routed, reference, same_plans, console)
     return _as_json(routed, reference, [routed, *on_plans, *alone], replies)
@@ -196,7 +217,10 @@ def _table(rows: Sequence[Row], reference: Row) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         low, high = wilson_95(row.num_correct, row.num_tasks)
-        costs = [f"{100 * _ratio(cost, reference.worker_cost_usd):.1f} %" for cost in (row.worker_cost_usd, row.total_cost_usd)]
+        costs = [
+            f"{100 * _ratio(cost, reference.worker_cost_usd):.1f} %"
+            for cost in (row.worker_cost_usd, row.total_cost_usd)
+        ]
         accuracy = (f"{100 * row.accuracy:.1f} %", f"{100 * low:.0f}-{100 * high:.0f}")
         style = "bold" if row is rows[0] else None
         table.add_row(row.name, *accuracy, *costs, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", style=style)
@@ -220,10 +244,16 @@ def _calls_table(routed: Row, pool: Sequence[str]) -> Table:
 def _print_example(tasks: Sequence[Task], replies: Sequence[Reply], console: Console) -> None:
     """The widest correctly answered plan, as the picture of what routing does."""
     pairs = zip(tasks, replies, strict=True)
-    routed = [(task, reply.trace) for task, reply in pairs if reply.trace and reply.trace.plan and is_correct(task, reply)]
+    routed = [
+        (task, reply.trace)
+        for task, reply in pairs
+        if reply.trace and reply.trace.plan and is_correct(task, reply)
+    ]
     if not routed:
         return
-    task, trace = max(routed, key=lambda pair: len({s.model for s in pair[1].results}) * 10 + len(pair[1].results))
+    task, trace = max(
+        routed, key=lambda pair: len({s.model for s in pair[1].results}) * 10 + len(pair[1].results)
+    )
     console.print(f"\n[bold]One query:[/] {task.query}")
     if trace.plan is not None:
         console.print(dag_view(trace.plan))
@@ -232,7 +262,9 @@ def _print_example(tasks: Sequence[Task], replies: Sequence[Reply], console: Con
 
 
 def _print_verdict(routed: Row, reference: Row, same_plans: Row, console: Console) -> None:
-    worker, total = (_ratio(c, reference.worker_cost_usd) for c in (routed.worker_cost_usd, routed.total_cost_usd))
+    worker, total = (
+        _ratio(c, reference.worker_cost_usd) for c in (routed.worker_cost_usd, routed.total_cost_usd)
+    )
     behind = _ratio(routed.total_cost_usd, same_plans.worker_cost_usd + routed.router_cost_usd)
     console.print(
         f"[bold]{100 * routed.accuracy:.1f} %[/] correct (reference {100 * reference.accuracy:.1f} %) at [bold]{100 * worker:.1f} %[/] "
@@ -286,5 +318,11 @@ def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
 
 
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True)

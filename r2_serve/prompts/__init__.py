@@ -45,7 +45,9 @@ class Codec(Protocol):
         """Raises: CodecError."""
         ...
 
-    def render_subtask(self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]) -> list[Message]:
+    def render_subtask(
+        self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
+    ) -> list[Message]:
         """Prompt of one subtask; `messages` is the client's conversation, `answers` those it depends on."""
         ...
 

@@ -81,13 +81,19 @@ class CompactCodec:
         if not all(steps):
             raise CodecError("the plan has an empty step", "empty_step")
         try:
-            subtasks = tuple(Subtask(id=i, text=step, depends_on=tuple(sorted(references(step)))) for i, step in enumerate(steps, 1))
+            subtasks = tuple(
+                Subtask(id=i, text=step, depends_on=tuple(sorted(references(step))))
+                for i, step in enumerate(steps, 1)
+            )
             return Plan(subtasks=subtasks, answer=answer.strip() if bar else None)
         except ValueError as e:
             raise CodecError(f"not a plan: {_first_line(e)}", "invalid_plan") from e
 
     def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
-        steps = (_rewritten(subtask.text, lambda number: f"d{sum(map(str.isdigit, number))}") for subtask in plan.subtasks)
+        steps = (
+            _rewritten(subtask.text, lambda number: f"d{sum(map(str.isdigit, number))}")
+            for subtask in plan.subtasks
+        )
         return [Message(role="user", content=" ; ".join(steps))]
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None:
@@ -107,7 +113,9 @@ class CompactCodec:
             raise CodecError(f"unknown model {unknown[0][:40]!r}; the pool is {list(names)}", "unknown_model")
         return Allocation(models=tuple(names[word] for word in words))
 
-    def render_subtask(self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]) -> list[Message]:
+    def render_subtask(
+        self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
+    ) -> list[Message]:
         return [Message(role="user", content=_worker_text(substitute(subtask.text, dict(answers))))]
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:
@@ -141,7 +149,9 @@ def _filled(step: str, numbers: Sequence[str]) -> str:
     def number(match: re.Match[str]) -> str:
         place = int(match[1]) if len(match[1]) < 6 else 0
         if not 1 <= place <= len(numbers):
-            raise CodecError(f"{match.group()[:40]!r} stands for no number: the query has {len(numbers)}", "unknown_number")
+            raise CodecError(
+                f"{match.group()[:40]!r} stands for no number: the query has {len(numbers)}", "unknown_number"
+            )
         return numbers[place - 1]
 
     return _PLACEHOLDER.sub(number, joined)
@@ -158,4 +168,8 @@ def _worker_text(text: str) -> str:
 
 def _first_line(error: ValueError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("Value error, ")]
-    return lines[0].removeprefix("Value error, ").partition(" [type=")[0] if lines else str(error).splitlines()[0]
+    return (
+        lines[0].removeprefix("Value error, ").partition(" [type=")[0]
+        if lines
+        else str(error).splitlines()[0]
+    )

@@ -65,14 +65,27 @@ class InstructCodec:
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
         system = _DECOMPOSE.replace("MAX", str(max_subtasks))
-        return [Message(role="system", content=system), Message(role="user", content=_tagged("question", query))]
+        return [
+            Message(role="system", content=system),
+            Message(role="user", content=_tagged("question", query)),
+        ]
 
     def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None:
-        step = _closed_object(id={"type": "integer"}, text={"type": "string"}, depends_on={"type": "array", "items": {"type": "integer"}})
-        return _closed_object(subtasks={"type": "array", "items": step, "minItems": 1, "maxItems": max_subtasks})
+        step = _closed_object(
+            id={"type": "integer"},
+            text={"type": "string"},
+            depends_on={"type": "array", "items": {"type": "integer"}},
+        )
+        return _closed_object(
+            subtasks={"type": "array", "items": step, "minItems": 1, "maxItems": max_subtasks}
+        )
 
     def format_plan(self, plan: Plan, query: str) -> str:
-        reply: dict[str, Any] = {"subtasks": [{"id": s.id, "text": s.text, "depends_on": list(s.depends_on)} for s in plan.subtasks]}
+        reply: dict[str, Any] = {
+            "subtasks": [
+                {"id": s.id, "text": s.text, "depends_on": list(s.depends_on)} for s in plan.subtasks
+            ]
+        }
         if plan.answer is not None:
             reply["answer"] = plan.answer
         return json.dumps(reply, ensure_ascii=False)
@@ -101,14 +114,25 @@ class InstructCodec:
             raise CodecError(f"{len(reply.models)} choices for {len(plan.subtasks)} subtasks", "wrong_count")
         unknown = [name for name in reply.models if name not in known]
         if unknown:
-            raise CodecError(f"unknown model {unknown[0][:80]!r}; the pool is {sorted(known)}", "unknown_model")
+            raise CodecError(
+                f"unknown model {unknown[0][:80]!r}; the pool is {sorted(known)}", "unknown_model"
+            )
         return Allocation(models=tuple(reply.models))
 
-    def render_subtask(self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]) -> list[Message]:
+    def render_subtask(
+        self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
+    ) -> list[Message]:
         is_final = subtask.id == plan.final_id
-        done = [_tagged(f"answer_{i}", f"{plan.subtasks[i - 1].text}\n=> {answers[i]}") for i in sorted(answers)]
-        body = "\n".join([_tagged("question", conversation_text(messages)), *done, _tagged("step", subtask.text)])
-        return [Message(role="system", content=_CONCLUDE if is_final else _WORK), Message(role="user", content=body)]
+        done = [
+            _tagged(f"answer_{i}", f"{plan.subtasks[i - 1].text}\n=> {answers[i]}") for i in sorted(answers)
+        ]
+        body = "\n".join(
+            [_tagged("question", conversation_text(messages)), *done, _tagged("step", subtask.text)]
+        )
+        return [
+            Message(role="system", content=_CONCLUDE if is_final else _WORK),
+            Message(role="user", content=body),
+        ]
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:
         return list(messages)
@@ -136,7 +160,12 @@ def _pool_line(card: ModelCard) -> str:
 
 
 def _closed_object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
@@ -151,7 +180,9 @@ def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
         return shape.model_validate(value, strict=True)
     except ValidationError as e:
         first = e.errors()[0]
-        raise CodecError(f"the {what} is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}", "wrong_shape") from e
+        raise CodecError(
+            f"the {what} is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}", "wrong_shape"
+        ) from e
     except (ValueError, RecursionError) as e:
         raise CodecError(f"the {what} is not JSON: {e}", "not_json") from e
 
@@ -164,7 +195,9 @@ def _in_topological_order(reply: _PlanReply) -> Plan:
     needs = {step.id: set(step.depends_on) | references(step.text) for step in reply.subtasks}
     for step_id, needed in needs.items():
         if not needed <= steps.keys():
-            raise CodecError(f"subtask {step_id} depends on unknown ids {sorted(needed - steps.keys())[:10]}", "unknown_id")
+            raise CodecError(
+                f"subtask {step_id} depends on unknown ids {sorted(needed - steps.keys())[:10]}", "unknown_id"
+            )
     order = _topological(needs)
     number = {step_id: position for position, step_id in enumerate(order, 1)}
 
@@ -173,7 +206,12 @@ def _in_topological_order(reply: _PlanReply) -> Plan:
 
     try:
         subtasks = tuple(
-            Subtask(id=number[i], text=renumbered(steps[i].text), depends_on=tuple(sorted(number[d] for d in needs[i]))) for i in order
+            Subtask(
+                id=number[i],
+                text=renumbered(steps[i].text),
+                depends_on=tuple(sorted(number[d] for d in needs[i])),
+            )
+            for i in order
         )
         answer = renumbered(reply.answer) if reply.answer else None
         return Plan(subtasks=subtasks, answer=answer)

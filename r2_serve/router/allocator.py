@@ -67,7 +67,11 @@ class Allocator:
         spec = CallSpec(
             render=lambda c: c.render_allocate(task.query, plan, cards),
             stage="allocate",
-            sampling=Sampling(max_tokens=config.max_tokens, temperature=0.0, json_schema=codec.allocation_schema(plan, cards)),
+            sampling=Sampling(
+                max_tokens=config.max_tokens,
+                temperature=0.0,
+                json_schema=codec.allocation_schema(plan, cards),
+            ),
             adapter=config.adapter,
         )
         result = await caller.call(config.model, spec)
@@ -97,7 +101,9 @@ def fixed_allocation(policy: str, plan: Plan, names: Sequence[str], *, seed: str
     if kind == "random":
         draw = random.Random(seed)
         weights = _shares(policy, details, names)
-        return Allocation(models=tuple(draw.choices(list(weights), list(weights.values()), k=len(plan.subtasks))))
+        return Allocation(
+            models=tuple(draw.choices(list(weights), list(weights.values()), k=len(plan.subtasks)))
+        )
     if kind == "all" and len(models) == 1:
         return everything_to(models[0], plan)
     if kind == "final-only" and len(models) == 2:
@@ -109,7 +115,9 @@ def _shares(policy: str, details: str, names: Sequence[str]) -> dict[str, float]
     if not details:
         return dict.fromkeys(names, 1.0)
     try:
-        shares = {model: float(share) for model, _, share in (item.partition("=") for item in details.split(","))}
+        shares = {
+            model: float(share) for model, _, share in (item.partition("=") for item in details.split(","))
+        }
     except ValueError as e:
         raise _unknown_policy(policy, names) from e
     if min(shares.values()) < 0 or not 0 < sum(shares.values()) < math.inf:
@@ -119,4 +127,6 @@ def _shares(policy: str, details: str, names: Sequence[str]) -> dict[str, float]
 
 def _unknown_policy(policy: str, names: Sequence[str]) -> InvalidRequest:
     forms = "'learned', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
-    return InvalidRequest(f"unknown policy {policy!r}; expected {forms} with models of {list(names)}", "r2.policy")
+    return InvalidRequest(
+        f"unknown policy {policy!r}; expected {forms} with models of {list(names)}", "r2.policy"
+    )

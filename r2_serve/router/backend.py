@@ -41,7 +41,9 @@ class RouterBackend(Protocol):
         """Every name `answer` takes now, in the order in which to show them. Called for each request: must be cheap."""
         ...
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+    async def answer(
+        self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
+    ) -> Answer:
         """The answer to `query`, every call of which is paid out of `purse`.
 
         The pieces given to `on_delta`, joined, begin `Answer.text` (outer white space aside).

@@ -38,7 +38,9 @@ class Decomposer:
 
     pool: Pool
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition:
+    async def decompose(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+    ) -> Decomposition:
         """A valid plan within `limits`, always. Its calls are in `ledger`.
 
         Raises: BudgetExceeded where not even one sample is affordable; PoisonousRequest.
@@ -53,7 +55,9 @@ class Decomposer:
             fallback=None if plans else _why_none(samples),
         )
 
-    async def _sample(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> list[Plan | str]:
+    async def _sample(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+    ) -> list[Plan | str]:
         """Plans, or a slug of why there is none, in the order asked."""
         caller = Caller(self.pool, ledger, limits)
         samples: list[Plan | str] = ["timeout"] * config.num_samples
@@ -103,15 +107,22 @@ class Decomposer:
 def check_plan(plan: Plan, limits: LimitsConfig) -> None:
     """Raises: CodecError where a well-formed plan breaks a limit."""
     if len(plan.subtasks) > limits.max_subtasks:
-        raise CodecError(f"the plan has {len(plan.subtasks)} subtasks; the limit is {limits.max_subtasks}", "too_many_subtasks")
+        raise CodecError(
+            f"the plan has {len(plan.subtasks)} subtasks; the limit is {limits.max_subtasks}",
+            "too_many_subtasks",
+        )
     longest = max(len(subtask.text) for subtask in plan.subtasks)
     if longest > limits.max_subtask_chars:
-        raise CodecError(f"a subtask has {longest} characters; the limit is {limits.max_subtask_chars}", "subtask_too_long")
+        raise CodecError(
+            f"a subtask has {longest} characters; the limit is {limits.max_subtask_chars}", "subtask_too_long"
+        )
     if len(plan.answer or "") > limits.max_subtask_chars:
         got = f"{len(plan.answer or '')} characters; the limit is {limits.max_subtask_chars}"
         raise CodecError(f"the answer's template has {got}", "answer_too_long")
     if plan.depth > limits.max_depth:
-        raise CodecError(f"the plan is {plan.depth} subtasks deep; the limit is {limits.max_depth}", "too_deep")
+        raise CodecError(
+            f"the plan is {plan.depth} subtasks deep; the limit is {limits.max_depth}", "too_deep"
+        )
 
 
 def best_plan(plans: Sequence[Plan], weights: ScoreWeights) -> Plan:
@@ -122,11 +133,20 @@ def best_plan(plans: Sequence[Plan], weights: ScoreWeights) -> Plan:
 
 def score_plans(plans: Sequence[Plan], weights: ScoreWeights) -> list[float]:
     """Scores with all terms read off the texts; lower is better."""
-    return weighted_scores(plans, weights, practicality=[_estimated_tokens(p) for p in plans], incoherence=[incoherence(p) for p in plans])
+    return weighted_scores(
+        plans,
+        weights,
+        practicality=[_estimated_tokens(p) for p in plans],
+        incoherence=[incoherence(p) for p in plans],
+    )
 
 
 def weighted_scores(
-    plans: Sequence[Plan], weights: ScoreWeights, *, practicality: Sequence[float], incoherence: Sequence[float]
+    plans: Sequence[Plan],
+    weights: ScoreWeights,
+    *,
+    practicality: Sequence[float],
+    incoherence: Sequence[float],
 ) -> list[float]:
     """Weighted sum of conciseness (number of subtasks) and the two given terms, each divided by its mean over the candidates."""
     terms = (

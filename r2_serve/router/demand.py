@@ -155,7 +155,9 @@ class QueryDemand:
         """It will be worked on like this, from now on."""
         self._plan, self._models = plan, allocation.models
         now_s = self.demand.now_s()
-        spans = [_Span(model, start_s - now_s, end_s - start_s) for model, start_s, end_s in self._expected(now_s)]
+        spans = [
+            _Span(model, start_s - now_s, end_s - start_s) for model, start_s, end_s in self._expected(now_s)
+        ]
         self.history.add(now_s - self.opened_s, spans)
 
     @contextmanager

@@ -29,9 +29,13 @@ async def execute(plan: Plan, run: Run[Result], *, max_parallel: int) -> dict[in
     try:
         async with asyncio.TaskGroup() as group:
             schedule.start_ready(group)
-            await schedule.is_complete.wait()  # here, as a group that is cancelled while it exits keeps the task's cancel count
+            await (
+                schedule.is_complete.wait()
+            )  # here, as a group that is cancelled while it exits keeps the task's cancel count
     except BaseExceptionGroup as failures:
-        if _num_cancels() > cancels_before:  # a task group lets what its children raise hide a cancellation from outside
+        if (
+            _num_cancels() > cancels_before
+        ):  # a task group lets what its children raise hide a cancellation from outside
             raise asyncio.CancelledError from failures
         error = _first(failures)
         raise error from error.__cause__

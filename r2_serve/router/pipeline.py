@@ -16,7 +16,16 @@ from typing import NoReturn, Protocol
 from r2_serve.calls.caller import Caller, CallResult, CallSpec, OnDelta, Pool
 from r2_serve.calls.ledger import Budget, Ledger, Purse, format_chars, total_cost_usd
 from r2_serve.config import DecomposerConfig, LimitsConfig, RoutingConfig, VirtualModelConfig
-from r2_serve.errors import BudgetExceeded, CodecError, DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, R2Error, SubtaskFailed
+from r2_serve.errors import (
+    BudgetExceeded,
+    CodecError,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    ModelNotFound,
+    R2Error,
+    SubtaskFailed,
+)
 from r2_serve.prompts import Codec
 from r2_serve.prompts.instruct import conversation_text
 from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to, fixed_allocation
@@ -47,7 +56,9 @@ _WHOLE = Plan.single("the whole query")
 class Decomposes(Protocol):
     """`r2_serve.router.decomposer.Decomposer`, here or in another process. Its calls are in the ledger when it returns or raises."""
 
-    async def decompose(self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger) -> Decomposition: ...
+    async def decompose(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+    ) -> Decomposition: ...
 
 
 class Allocates(Protocol):
@@ -71,14 +82,18 @@ class Pipeline:
     demand: Demand = field(default_factory=Demand)
     """Told of every plan and call, so that models can be scaled before the calls come."""
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+    async def answer(
+        self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
+    ) -> Answer:
         """The answer to `query`; pieces of its text go to `on_delta` as they come, where the final step can stream. `purse` pays.
 
         Raises: R2Error. Cancelling stops every call made for the query.
         """
         routing = self.routing
         if query.model in routing.virtual_models:
-            work: _Work = _Routed(self, query, routing.limits, on_delta, purse, virtual=routing.virtual_models[query.model])
+            work: _Work = _Routed(
+                self, query, routing.limits, on_delta, purse, virtual=routing.virtual_models[query.model]
+            )
         elif query.model in self.pool:
             work = _PassThrough(self, query, routing.limits, on_delta, purse)
         else:
@@ -141,17 +156,27 @@ class _Work:
         raise NotImplementedError
 
     def _check_query(self) -> None:
-        limits, num_messages, max_tokens = self.limits, len(self.query.messages), self.query.sampling.max_tokens
+        limits, num_messages, max_tokens = (
+            self.limits,
+            len(self.query.messages),
+            self.query.sampling.max_tokens,
+        )
         if num_messages > limits.max_messages:
-            raise InvalidRequest(f"got {num_messages} messages; the limit is {limits.max_messages}", "messages")
+            raise InvalidRequest(
+                f"got {num_messages} messages; the limit is {limits.max_messages}", "messages"
+            )
         num_chars, num_more = len(self.text), format_chars(self.query.sampling.response_format)
         if num_chars > limits.max_query_chars:
-            raise InvalidRequest(f"the messages have {num_chars} characters; the limit is {limits.max_query_chars}", "messages")
+            raise InvalidRequest(
+                f"the messages have {num_chars} characters; the limit is {limits.max_query_chars}", "messages"
+            )
         if num_chars + num_more > limits.max_query_chars:
             text = f"response_format has {num_more} characters, the messages {num_chars}; the limit of both is {limits.max_query_chars}"
             raise InvalidRequest(text, "response_format")
         if max_tokens is not None and max_tokens > limits.max_tokens:
-            raise InvalidRequest(f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens")
+            raise InvalidRequest(
+                f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens"
+            )
 
     def _fail(self, error: R2Error, cause: BaseException) -> NoReturn:
         self._publish(error=f"{type(error).__name__}: {error.message}")
@@ -159,7 +184,11 @@ class _Work:
 
     def _answered(self, final: Final) -> Answer:
         trace = self._publish(answer=final.text)
-        workers = [call.model for call in trace.calls if call.stage in ("execute", "pass_through") and call.outcome == "ok"]
+        workers = [
+            call.model
+            for call in trace.calls
+            if call.stage in ("execute", "pass_through") and call.outcome == "ok"
+        ]
         return Answer(
             text=final.text,
             finish_reason=final.finish_reason,
@@ -184,7 +213,8 @@ class _Work:
             "duration_s": duration_s,
             "overhead_s": max(0.0, duration_s - busy_s),
             "cost_usd": total_cost_usd(calls),
-            "worker_cost_usd": total_cost_usd(calls, stage="execute") + total_cost_usd(calls, stage="pass_through"),
+            "worker_cost_usd": total_cost_usd(calls, stage="execute")
+            + total_cost_usd(calls, stage="pass_through"),
             **self.trace,
             **outcome,
         }
@@ -222,7 +252,9 @@ class _Routed(_Work):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.query.max_subtasks is not None:
-            self.limits = self.limits.model_copy(update={"max_subtasks": min(self.limits.max_subtasks, self.query.max_subtasks)})
+            self.limits = self.limits.model_copy(
+                update={"max_subtasks": min(self.limits.max_subtasks, self.query.max_subtasks)}
+            )
 
     async def steps(self) -> Final:
         policy = self.query.policy or self.virtual.policy
@@ -233,7 +265,10 @@ class _Routed(_Work):
         if self.query.is_plan_only:
             return Final(plan.model_dump_json(exclude_none=True), "stop")
         if plan.answer is not None and self.query.sampling.response_format is not None:
-            raise InvalidRequest("a template makes this plan's answer, and no model that could be held to a format", "response_format")
+            raise InvalidRequest(
+                "a template makes this plan's answer, and no model that could be held to a format",
+                "response_format",
+            )
         allocation = await self._allocate(plan, policy)
         self.trace["allocation"] = allocation
         self.expected.plan(plan, allocation)
@@ -250,7 +285,11 @@ class _Routed(_Work):
         with self.pipeline.demand.calling(decomposer.model, num_calls=decomposer.num_samples):
             made = await self.pipeline.decomposer.decompose(self.text, decomposer, self.limits, self.ledger)
         self.is_one_step = made.fallback is not None
-        self.trace.update(num_plan_samples=made.num_samples, num_plan_rejected=made.num_rejected, plan_fallback=made.fallback)
+        self.trace.update(
+            num_plan_samples=made.num_samples,
+            num_plan_rejected=made.num_rejected,
+            plan_fallback=made.fallback,
+        )
         return made.plan
 
     async def _allocate(self, plan: Plan, policy: str) -> Allocation:
@@ -284,7 +323,9 @@ class _Routed(_Work):
 
         async def run(subtask: Subtask, inputs: dict[int, _Done]) -> _Done:
             ready_s = max((needed.result.end_s for needed in inputs.values()), default=began_s)
-            done[subtask.id] = await self._run_subtask(plan, subtask, allocation.models[subtask.id - 1], inputs, ready_s)
+            done[subtask.id] = await self._run_subtask(
+                plan, subtask, allocation.models[subtask.id - 1], inputs, ready_s
+            )
             return done[subtask.id]
 
         try:
@@ -292,9 +333,13 @@ class _Routed(_Work):
         finally:
             self.trace["results"] = tuple(done[i].result for i in sorted(done))
 
-    async def _run_subtask(self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done], ready_s: float) -> _Done:
+    async def _run_subtask(
+        self, plan: Plan, subtask: Subtask, model: str, inputs: dict[int, _Done], ready_s: float
+    ) -> _Done:
         start_s = self.ledger.elapsed_s()
-        answers = {i: cut_to_chars(done.call.answer, self.limits.max_answer_chars) for i, done in inputs.items()}
+        answers = {
+            i: cut_to_chars(done.call.answer, self.limits.max_answer_chars) for i, done in inputs.items()
+        }
         self._check_size(f"the prompt of subtask {subtask.id}", subtask.text, answers)
         spec = CallSpec(
             render=lambda codec: self._render(codec, plan, subtask, answers),
@@ -308,7 +353,9 @@ class _Routed(_Work):
             with self.expected.calling(subtask.id, model):
                 call = await self.caller.call(model, spec)
         except EngineError as e:
-            raise SubtaskFailed(f"subtask {subtask.id} failed on {model} and its fallbacks: {e.message}", subtask.id, model) from e
+            raise SubtaskFailed(
+                f"subtask {subtask.id} failed on {model} and its fallbacks: {e.message}", subtask.id, model
+            ) from e
         return _Done(call, self._result(subtask, call, ready_s, start_s))
 
     def _with_room(self, model: str, spec: CallSpec) -> str:
@@ -317,7 +364,15 @@ class _Routed(_Work):
         if spill is None or spec.subtask in self.query.pinned:
             return model
         names = self.virtual.pool
-        return with_room(model, names, spec, pool=pipeline.pool, demand=pipeline.demand, replicas=pipeline.replicas, config=spill)
+        return with_room(
+            model,
+            names,
+            spec,
+            pool=pipeline.pool,
+            demand=pipeline.demand,
+            replicas=pipeline.replicas,
+            config=spill,
+        )
 
     def _render(self, codec: Codec, plan: Plan, subtask: Subtask, answers: dict[int, str]) -> list[Message]:
         if self.is_one_step:
@@ -342,7 +397,9 @@ class _Routed(_Work):
         """Raises: BudgetExceeded before repeated references make a text that nobody could read. Each answer once is never too long."""
         limit = max(self.limits.max_query_chars, len(text) + sum(map(len, answers.values())))
         if (num_chars := substituted_chars(text, answers)) > limit:
-            raise BudgetExceeded(f"{what} would have {num_chars} characters; at most {limit} are allowed (limits.max_query_chars)")
+            raise BudgetExceeded(
+                f"{what} would have {num_chars} characters; at most {limit} are allowed (limits.max_query_chars)"
+            )
 
     def _check_own_plan(self, plan: Plan) -> None:
         try:
@@ -352,13 +409,20 @@ class _Routed(_Work):
 
     def _check_pins(self) -> None:
         if self.query.pinned and self.query.plan is None:
-            raise InvalidRequest("models can be pinned to the subtasks of your own plan only: send r2.plan too", "r2.models")
+            raise InvalidRequest(
+                "models can be pinned to the subtasks of your own plan only: send r2.plan too", "r2.models"
+            )
         ids = {subtask.id for subtask in self.query.plan.subtasks} if self.query.plan else set()
         for subtask_id, model in self.query.pinned.items():
             if subtask_id not in ids:
-                raise InvalidRequest(f"no subtask {subtask_id} in your plan; its ids are {sorted(ids)}", f"r2.models.{subtask_id}")
+                raise InvalidRequest(
+                    f"no subtask {subtask_id} in your plan; its ids are {sorted(ids)}",
+                    f"r2.models.{subtask_id}",
+                )
             if model not in self.virtual.pool:
-                raise InvalidRequest(f"{model!r} is not in the pool {list(self.virtual.pool)}", f"r2.models.{subtask_id}")
+                raise InvalidRequest(
+                    f"{model!r} is not in the pool {list(self.virtual.pool)}", f"r2.models.{subtask_id}"
+                )
 
 
 @dataclass(frozen=True)

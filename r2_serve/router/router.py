@@ -29,7 +29,10 @@ class Router:
     """A `RouterBackend`. Until it has a routing it is not ready and answers nothing."""
 
     def __init__(
-        self, config: RouterConfig, make_pipeline: Callable[[RoutingConfig], Pipeline], readiness: Readiness | None = None
+        self,
+        config: RouterConfig,
+        make_pipeline: Callable[[RoutingConfig], Pipeline],
+        readiness: Readiness | None = None,
     ) -> None:
         self.prices_as_of = config.prices_as_of
         self._config, self._make_pipeline, self._readiness = config, make_pipeline, readiness
@@ -45,7 +48,9 @@ class Router:
         if self._pipeline is None:
             self._pipeline = self._make_pipeline(routing)
         self._pipeline.routing = routing
-        virtual = (ModelListing(name, True, model.description) for name, model in routing.virtual_models.items())
+        virtual = (
+            ModelListing(name, True, model.description) for name, model in routing.virtual_models.items()
+        )
         real = (ModelListing(model.name, False, model.description, model) for model in self._config.models)
         self._listings = (*virtual, *real)
 
@@ -56,7 +61,9 @@ class Router:
     def models(self) -> Sequence[ModelListing]:
         return self._listings
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+    async def answer(
+        self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
+    ) -> Answer:
         if self._pipeline is None:
             raise EngineUnavailable("the router has no routing yet: give the Router deployment a user_config")
         return await self._pipeline.answer(query, on_delta, purse)
@@ -77,7 +84,9 @@ def parse_routing(user_config: object) -> RoutingConfig:
         raise ConfigError(f"user_config of Router: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
 
 
-def in_process(config: RouterConfig, routing: RoutingConfig, engine_for: EngineFor, sinks: Sequence[Sink] = ()) -> Router:
+def in_process(
+    config: RouterConfig, routing: RoutingConfig, engine_for: EngineFor, sinks: Sequence[Sink] = ()
+) -> Router:
     """A router whose decomposer, allocator and engines all live in this process."""
     pool = build_pool(config.models, engine_for)
     router = Router(config, lambda given: Pipeline(pool, given, Decomposer(pool), Allocator(pool), sinks))

@@ -21,13 +21,22 @@ def no_replicas(model: str) -> None:
 
 
 def with_room(
-    chosen: str, names: Sequence[str], spec: CallSpec, *, pool: Pool, demand: Demand, replicas: Replicas, config: SpillConfig
+    chosen: str,
+    names: Sequence[str],
+    spec: CallSpec,
+    *,
+    pool: Pool,
+    demand: Demand,
+    replicas: Replicas,
+    config: SpillConfig,
 ) -> str:
     """`chosen`, or the cheapest of `names` that costs no less, has room and can read the prompt; `chosen` again where none is so."""
 
     def has_room(name: str) -> bool:
         running = replicas(name)
-        return not pool[name].cooldown.is_resting and (running is None or demand.num_sent(name) < config.calls_per_replica * running)
+        return not pool[name].cooldown.is_resting and (
+            running is None or demand.num_sent(name) < config.calls_per_replica * running
+        )
 
     if has_room(chosen):
         return chosen

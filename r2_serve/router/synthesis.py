@@ -46,7 +46,11 @@ def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA
 
 def cut_to_chars(answer: str, max_chars: int) -> str:
     """The beginning of an answer that is too long to be another subtask's input."""
-    return answer if len(answer) <= max_chars else f"{answer[:max_chars]} [cut: {len(answer) - max_chars} more characters]"
+    return (
+        answer
+        if len(answer) <= max_chars
+        else f"{answer[:max_chars]} [cut: {len(answer) - max_chars} more characters]"
+    )
 
 
 def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:

@@ -35,10 +35,14 @@ class Fleet:
 
     def replica_s(self, start_s: float, end_s: float) -> float:
         """Replica-seconds from `start_s` to `end_s` from now."""
-        return self.num_running * (end_s - start_s) + sum(max(0.0, end_s - max(start_s, ready_s)) for ready_s in self.ready_in_s)
+        return self.num_running * (end_s - start_s) + sum(
+            max(0.0, end_s - max(start_s, ready_s)) for ready_s in self.ready_in_s
+        )
 
 
-def replicas_needed(demand: ModelDemand, fleet: Fleet, *, lead_s: float, drain_s: float, trend: float = 1.0) -> float:
+def replicas_needed(
+    demand: ModelDemand, fleet: Fleet, *, lead_s: float, drain_s: float, trend: float = 1.0
+) -> float:
     """Replicas to have from now on, a fraction that the caller rounds up.
 
     `lead_s` is the time from asking for a replica to its first call; `drain_s` the time in which a backlog should go;

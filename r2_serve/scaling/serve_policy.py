@@ -50,9 +50,13 @@ class PlanAhead:
         config = self._config
         num_others, seen = _others(ctx, demand.num_active)
         asked_at = _asked_at(ctx)
-        ready_in_s = tuple(min(max(0.0, at + config.cold_start_s - ctx.current_time), config.cold_start_s) for at in asked_at)
+        ready_in_s = tuple(
+            min(max(0.0, at + config.cold_start_s - ctx.current_time), config.cold_start_s) for at in asked_at
+        )
         fleet = Fleet(ctx.current_num_replicas, ctx.config.get_target_ongoing_requests(), ready_in_s)
-        needed = replicas_needed(demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend)
+        needed = replicas_needed(
+            demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend
+        )
         steadied, state = self._steadied(round(needed + num_others / fleet.calls_each, 3), ctx)
         return steadied, {ASKED_AT: asked_at, **seen, **state}
 
@@ -64,7 +68,9 @@ class PlanAhead:
         if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
             return needed, {}
         since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
-        is_over = not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s  # a clock set back ends it too
+        is_over = (
+            not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s
+        )  # a clock set back ends it too
         return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}
 
 
@@ -74,7 +80,11 @@ def _others(ctx: AutoscalingContext, num_active: int) -> tuple[int, dict[str, An
     Serve's count is a mean over its look-back period, and reported late; so what is known is the most of all that time.
     """
     told_of_s = ctx.config.look_back_period_s + ctx.config.metrics_interval_s
-    recent = [(at, calls) for at, calls in ctx.policy_state.get(KNOWN, ()) if 0 <= ctx.current_time - at <= told_of_s]
+    recent = [
+        (at, calls)
+        for at, calls in ctx.policy_state.get(KNOWN, ())
+        if 0 <= ctx.current_time - at <= told_of_s
+    ]
     known = [*((at, calls) for at, calls in recent if calls > num_active), (ctx.current_time, num_active)]
     num_others = round(ctx.total_num_requests - max(calls for _, calls in known))
     if num_others <= 0:

@@ -100,13 +100,20 @@ def read_serve_file(document: Document, environ: Mapping[str, str]) -> tuple[Ser
             tunables |= {app.name: tuned} if tuned else {}
     router_app = next((app for app in applications if app.kind == "router"), None)
     router, routing, found = _read_router(document, router_app)
-    return ServeFile(document, applications, environ, router_app, router, routing, models, tunables), problems + found
+    return ServeFile(
+        document, applications, environ, router_app, router, routing, models, tunables
+    ), problems + found
 
 
 def _applications(document: Document) -> Iterator[ApplicationEntry]:
     for path, options in _entries(document, ("applications",)):
-        deployments = [DeploymentEntry(at, str(entry.get("name", "")), entry) for at, entry in _entries(document, (*path, "deployments"))]
-        yield ApplicationEntry(path, str(options.get("name", "")), _kind(options.get("import_path")), options, tuple(deployments))
+        deployments = [
+            DeploymentEntry(at, str(entry.get("name", "")), entry)
+            for at, entry in _entries(document, (*path, "deployments"))
+        ]
+        yield ApplicationEntry(
+            path, str(options.get("name", "")), _kind(options.get("import_path")), options, tuple(deployments)
+        )
 
 
 def _entries(document: Document, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
@@ -123,7 +130,9 @@ def _kind(import_path: object) -> Literal["router", "model", "other"]:
     return "model" if import_path == MODEL_IMPORT_PATH else "other"
 
 
-def _read_router(document: Document, app: ApplicationEntry | None) -> tuple[RouterConfig | None, RoutingConfig | None, list[Problem]]:
+def _read_router(
+    document: Document, app: ApplicationEntry | None
+) -> tuple[RouterConfig | None, RoutingConfig | None, list[Problem]]:
     if app is None:
         return None, None, []
     router, problems = read_section(document, RouterConfig, (*app.path, "args"))

@@ -15,7 +15,13 @@ from r2_serve.config import HostedEngineConfig, ServedEngineConfig, VllmEngineCo
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.http.keys import read_keys_file, require_keys
-from r2_serve.serve_config.applications import MODEL_IMPORT_PATH, ROUTER_IMPORT_PATH, DeploymentEntry, ServeFile, most_replicas
+from r2_serve.serve_config.applications import (
+    MODEL_IMPORT_PATH,
+    ROUTER_IMPORT_PATH,
+    DeploymentEntry,
+    ServeFile,
+    most_replicas,
+)
 from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 from r2_serve.types import ModelCard
@@ -40,12 +46,20 @@ def _check_import_paths(file: ServeFile) -> Iterator[Problem]:
     for app in file.applications:
         import_path = str(app.options.get("import_path", ""))
         if app.kind == "other" and import_path.startswith("r2_serve"):
-            yield file.document.problem("error", (*app.path, "import_path"), f"no such builder{suggestion(import_path, known)}")
+            yield file.document.problem(
+                "error", (*app.path, "import_path"), f"no such builder{suggestion(import_path, known)}"
+            )
     routers = [app for app in file.applications if app.kind == "router"]
     if not routers:
-        yield file.document.problem("error", ("applications",), f"no router: one application must have import_path {ROUTER_IMPORT_PATH}")
+        yield file.document.problem(
+            "error",
+            ("applications",),
+            f"no router: one application must have import_path {ROUTER_IMPORT_PATH}",
+        )
     for app in routers[1:]:
-        yield file.document.problem("error", app.path, f"a second router application; {routers[0].name!r} is the first")
+        yield file.document.problem(
+            "error", app.path, f"a second router application; {routers[0].name!r} is the first"
+        )
 
 
 def _check_application_names(file: ServeFile) -> Iterator[Problem]:
@@ -54,7 +68,9 @@ def _check_application_names(file: ServeFile) -> Iterator[Problem]:
         if not app.name:
             yield file.document.problem("error", (*app.path, "name"), "missing")
         elif app.name in names:
-            yield file.document.problem("error", (*app.path, "name"), f"two applications are named {app.name!r}")
+            yield file.document.problem(
+                "error", (*app.path, "name"), f"two applications are named {app.name!r}"
+            )
         names.add(app.name)
 
 
@@ -69,7 +85,9 @@ def _check_routes(file: ServeFile) -> Iterator[Problem]:
             message = f"{route!r} is taken by {taken[route]!r}; an application without HTTP endpoint says `route_prefix: null`"
             yield file.document.problem("error", path, message)
         elif app.kind == "model":
-            yield file.document.problem("warning", path, "a local model is called through the router alone: say `route_prefix: null`")
+            yield file.document.problem(
+                "warning", path, "a local model is called through the router alone: say `route_prefix: null`"
+            )
         if not route.startswith("/"):
             yield file.document.problem("error", path, "must start with '/'")
         taken.setdefault(route, app.name)
@@ -84,7 +102,9 @@ def _check_deployment_names(file: ServeFile) -> Iterator[Problem]:
                 message = f"application {app.name!r} has no deployment {entry.name!r}{suggestion(entry.name, known)}"
                 yield file.document.problem("error", (*entry.path, "name"), message)
             if entry.name in seen:
-                yield file.document.problem("error", (*entry.path, "name"), f"two entries for deployment {entry.name!r}")
+                yield file.document.problem(
+                    "error", (*entry.path, "name"), f"two entries for deployment {entry.name!r}"
+                )
             seen.add(entry.name)
 
 
@@ -97,7 +117,9 @@ def _check_served_apps(file: ServeFile) -> Iterator[Problem]:
             yield file.document.problem("error", (*path, "engine", "app"), message)
     for app in file.model_apps:
         if file.router is not None and app.name not in used:
-            yield file.document.problem("warning", app.path, f"the router has no model served by {app.name!r}")
+            yield file.document.problem(
+                "warning", app.path, f"the router has no model served by {app.name!r}"
+            )
 
 
 def _check_routing(file: ServeFile) -> Iterator[Problem]:
@@ -121,20 +143,26 @@ def _check_adapters(file: ServeFile) -> Iterator[Problem]:
             known = _adapters(file, apps.get(section.model, ""))
             if section.adapter is not None and section.adapter not in known:
                 message = f"{section.model!r} loads no adapter {section.adapter!r}{suggestion(section.adapter, known)}"
-                yield file.document.problem("error", (*_routing_path(file), "virtual_models", virtual, stage, "adapter"), message)
+                yield file.document.problem(
+                    "error", (*_routing_path(file), "virtual_models", virtual, stage, "adapter"), message
+                )
 
 
 def _check_adapter_files(file: ServeFile) -> Iterator[Problem]:
     """Each adapter's directory, and its manifest against the cards that its application serves."""
     for app in file.model_apps:
         cards = [
-            model for model in (file.router.models if file.router else ()) if model.engine.kind == "served" and model.engine.app == app.name
+            model
+            for model in (file.router.models if file.router else ())
+            if model.engine.kind == "served" and model.engine.app == app.name
         ]
         for path, name, directory in _adapter_directories(file, app.name):
             if not Path(directory).is_dir():
                 message = f"no directory {directory} on this machine; every node that runs the model needs it"
                 yield file.document.problem("warning", path, message)
-            elif (Path(directory) / MANIFEST).is_file() and (fault := _fault(name, Path(directory), cards)) is not None:
+            elif (Path(directory) / MANIFEST).is_file() and (
+                fault := _fault(name, Path(directory), cards)
+            ) is not None:
                 yield file.document.problem("error", path, fault)
 
 
@@ -188,7 +216,11 @@ def _check_request_timeout(file: ServeFile) -> Iterator[Problem]:
 def _check_gpus(file: ServeFile) -> Iterator[Problem]:
     for app in file.model_apps:
         config = file.model_configs.get(app.name)
-        if config is not None and isinstance(config.engine, VllmEngineConfig) and not _has_gpu(app.deployment("Model")):
+        if (
+            config is not None
+            and isinstance(config.engine, VllmEngineConfig)
+            and not _has_gpu(app.deployment("Model"))
+        ):
             message = "vLLM without a GPU: set `ray_actor_options: {num_gpus: 1}` (fine where vLLM's CPU build is meant)"
             yield file.document.problem("warning", app.path_of("Model"), message)
 
@@ -220,27 +252,37 @@ def _check_keys_file(file: ServeFile) -> Iterator[Problem]:
         return
     path, where = Path(file.router.server.keys_file), (*file.router_app.path, "args", "server", "keys_file")
     if not path.exists():
-        yield file.document.problem("warning", where, f"{path} is not here; each node that runs a router needs it")
+        yield file.document.problem(
+            "warning", where, f"{path} is not here; each node that runs a router needs it"
+        )
         return
     try:
         keys = read_keys_file(path)
     except ConfigError as e:
         yield file.document.problem("error", where, e.message)
         return
-    known = {model.name for model in file.router.models} | set(file.routing.virtual_models if file.routing else ())
+    known = {model.name for model in file.router.models} | set(
+        file.routing.virtual_models if file.routing else ()
+    )
     for key in keys:
         for name in set(key.models or ()) - known:
             message = f"key {key.name!r} may ask for {name!r}, which is no model{suggestion(name, known)}"
             yield file.document.problem("error", where, message)
     if any(key.budget_usd is not None for key in keys):
-        hole = _budget_hole(most_replicas(file.router_app, "Router"), has_book=file.router.server.spend_file is not None)
+        hole = _budget_hole(
+            most_replicas(file.router_app, "Router"), has_book=file.router.server.spend_file is not None
+        )
         yield from (file.document.problem("warning", where, text) for text in [hole] if text)
 
 
 def _budget_hole(num_routers: int, *, has_book: bool) -> str | None:
     """How a key could spend more than its budget, if it could, and what to do about it."""
     if num_routers == 1:
-        return None if has_book else "keys have budgets, but `server.spend_file` is not set: a restart of the router forgets what was spent"
+        return (
+            None
+            if has_book
+            else "keys have budgets, but `server.spend_file` is not set: a restart of the router forgets what was spent"
+        )
     if not has_book:
         return (
             f"keys have budgets, but each of up to {num_routers} Router replicas counts for itself and from its start, so a key could "
@@ -259,7 +301,9 @@ def _check_environment(file: ServeFile) -> Iterator[Problem]:
         first_places.setdefault(variable, path)
     for variable, path in first_places.items():
         if not file.environ.get(variable):
-            message = f"{variable} is not set here; the cluster's nodes need it in the environment of `ray start`"
+            message = (
+                f"{variable} is not set here; the cluster's nodes need it in the environment of `ray start`"
+            )
             yield file.document.problem("warning", path, message)
 
 
@@ -342,9 +386,15 @@ def _adapter_directories(file: ServeFile, app_name: str) -> Iterator[tuple[KeyPa
     if app is None:
         return
     at_start = config.engine.adapters if config else {}
-    yield from (((*app.path, "args", "engine", "adapters", name), name, directory) for name, directory in at_start.items())
+    yield from (
+        ((*app.path, "args", "engine", "adapters", name), name, directory)
+        for name, directory in at_start.items()
+    )
     live = tunables.adapters if tunables else {}
-    yield from (((*app.path_of("Model"), "user_config", "adapters", name), name, directory) for name, directory in live.items())
+    yield from (
+        ((*app.path_of("Model"), "user_config", "adapters", name), name, directory)
+        for name, directory in live.items()
+    )
 
 
 def _has_gpu(entry: DeploymentEntry | None) -> bool:
@@ -352,5 +402,9 @@ def _has_gpu(entry: DeploymentEntry | None) -> bool:
         return False
     options = entry.options.get("ray_actor_options")
     bundles = entry.options.get("placement_group_bundles")
-    in_bundles = any("GPU" in bundle for bundle in bundles if isinstance(bundle, dict)) if isinstance(bundles, list) else False
+    in_bundles = (
+        any("GPU" in bundle for bundle in bundles if isinstance(bundle, dict))
+        if isinstance(bundles, list)
+        else False
+    )
     return in_bundles or bool(isinstance(options, dict) and options.get("num_gpus"))

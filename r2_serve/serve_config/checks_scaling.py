@@ -25,7 +25,9 @@ def check_policies(file: ServeFile) -> Iterator[Problem]:
             yield file.document.problem("error", at, f"no such policy{suggestion(function, [PLAN_AHEAD])}")
         elif app.kind != "model":
             yield file.document.problem(
-                "error", at, f"plans tell what models will be asked, and nothing about {entry.name!r}: leave it out"
+                "error",
+                at,
+                f"plans tell what models will be asked, and nothing about {entry.name!r}: leave it out",
             )
         else:
             yield from _check_plan_ahead(file, path, scaling)
@@ -37,13 +39,13 @@ def _check_plan_ahead(file: ServeFile, path: KeyPath, scaling: Mapping[str, Any]
         yield from read_section(file.document, PlanAheadConfig, kwargs)[1]
     delay_s = scaling.get("upscale_delay_s", SERVE_DEFAULT_UPSCALE_DELAY_S)
     if isinstance(delay_s, int | float) and delay_s > 1:
-        message = (
-            f"replicas would start {delay_s:g} s after the plans ask for them: say `upscale_delay_s: 0`, as plans are no noise to wait out"
-        )
+        message = f"replicas would start {delay_s:g} s after the plans ask for them: say `upscale_delay_s: 0`, as plans are no noise to wait out"
         yield file.document.problem("warning", path, message)
 
 
-def _autoscaled(file: ServeFile) -> Iterator[tuple[ApplicationEntry, DeploymentEntry, KeyPath, Mapping[str, Any]]]:
+def _autoscaled(
+    file: ServeFile,
+) -> Iterator[tuple[ApplicationEntry, DeploymentEntry, KeyPath, Mapping[str, Any]]]:
     for app in file.applications:
         for entry in app.deployments:
             scaling = entry.options.get("autoscaling_config")

@@ -107,7 +107,9 @@ def parse_yaml(text: str) -> Document | Problem:
 def refusal(path: Path, problems: Collection[Problem]) -> ConfigError:
     """What is raised for a file with `problems`: all of them, in the order of its lines."""
     ordered = sorted(set(problems), key=lambda problem: (problem.line, problem.where, problem.message))
-    return ConfigError("\n".join([f"{path}: {len(ordered)} error(s)", *(f"  {problem}" for problem in ordered)]))
+    return ConfigError(
+        "\n".join([f"{path}: {len(ordered)} error(s)", *(f"  {problem}" for problem in ordered)])
+    )
 
 
 def children(node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -138,7 +140,9 @@ def _step(node: yaml.Node | None, key: str | int) -> tuple[yaml.Node | None, yam
     return None, None
 
 
-def _prepare(node: yaml.Node, path: KeyPath, loader: yaml.SafeLoader, parents: tuple[int, ...]) -> Iterator[Problem]:
+def _prepare(
+    node: yaml.Node, path: KeyPath, loader: yaml.SafeLoader, parents: tuple[int, ...]
+) -> Iterator[Problem]:
     """Reports what is wrong with keys and merges `<<`, depth first. Raises: ComposerError where a node contains itself."""
     if id(node) in parents:
         raise yaml.composer.ComposerError(None, None, "a value contains itself", node.start_mark)
@@ -160,7 +164,10 @@ def _keys_as_text(node: yaml.MappingNode, path: KeyPath) -> Iterator[Problem]:
         if isinstance(key, yaml.ScalarNode) and key.tag not in (TEXT_TAG, MERGE_TAG):
             key.tag = TEXT_TAG
             yield Problem(
-                "error", path_text((*path, key.value)), key.start_mark.line + 1, f"the key is not text to YAML: write {key.value!r}"
+                "error",
+                path_text((*path, key.value)),
+                key.start_mark.line + 1,
+                f"the key is not text to YAML: write {key.value!r}",
             )
 
 

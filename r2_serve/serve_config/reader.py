@@ -15,7 +15,14 @@ from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile, read_serve_file
 from r2_serve.serve_config.checks import cross_problems
 from r2_serve.serve_config.document import Document, Problem, read_yaml, refusal
-from r2_serve.serve_config.sections import NOT_A_MAPPING, Section, key_problems, sections, unknown_keys, value_problems
+from r2_serve.serve_config.sections import (
+    NOT_A_MAPPING,
+    Section,
+    key_problems,
+    sections,
+    unknown_keys,
+    value_problems,
+)
 
 IMPORTED_KEYS = ("policy_function", "request_router_class")
 """Options whose value Ray imports as soon as it reads them."""
@@ -64,7 +71,9 @@ def own_problems(document: Document, environ: Mapping[str, str]) -> tuple[ServeF
     return file, [*document.problems, *problems, *cross_problems(file)]
 
 
-def _inspect(document: Document | Problem, environ: Mapping[str, str]) -> tuple[ServeFile | None, list[Problem]]:
+def _inspect(
+    document: Document | Problem, environ: Mapping[str, str]
+) -> tuple[ServeFile | None, list[Problem]]:
     if isinstance(document, Problem):
         return None, [document]
     file, problems = own_problems(document, environ)
@@ -76,7 +85,9 @@ def _inspect(document: Document | Problem, environ: Mapping[str, str]) -> tuple[
 
 
 def _serve_config(file: ServeFile) -> ServeConfig:
-    assert file.router is not None and file.routing is not None and file.router_app is not None, "as there was no error"
+    assert file.router is not None and file.routing is not None and file.router_app is not None, (
+        "as there was no error"
+    )
     schema = _deploy_schema().model_validate(_without_code(file.document.raw))
     return ServeConfig(
         router=file.router,
@@ -135,5 +146,7 @@ def _deploy_schema() -> Any:
     try:
         from ray.serve.schema import ServeDeploySchema
     except ImportError as e:
-        raise ConfigError(f"checking a Serve config needs Ray Serve: pip install 'ray[default,serve]' ({e})") from e
+        raise ConfigError(
+            f"checking a Serve config needs Ray Serve: pip install 'ray[default,serve]' ({e})"
+        ) from e
     return ServeDeploySchema

@@ -29,18 +29,29 @@ def rehearsed(config: ServeConfig, speeds: Mapping[str, SpeedConfig] | None = No
     served = {model.engine.app: model for model in config.router.models if model.engine.kind == "served"}
     return replace(
         config,
-        router=config.router.model_copy(update={"models": tuple(_with_engine(model, speeds) for model in config.router.models)}),
+        router=config.router.model_copy(
+            update={"models": tuple(_with_engine(model, speeds) for model in config.router.models)}
+        ),
         model_apps={
             app: ModelServerConfig(engine=_scripted(served[app], speeds)) if app in served else server
             for app, server in config.model_apps.items()
         },
-        raw={**config.raw, "applications": [_without_cpus(app) if app["name"] in served else app for app in config.raw["applications"]]},
+        raw={
+            **config.raw,
+            "applications": [
+                _without_cpus(app) if app["name"] in served else app for app in config.raw["applications"]
+            ],
+        },
     )
 
 
 def _with_engine(model: ModelConfig, speeds: Mapping[str, SpeedConfig]) -> ModelConfig:
     """Hosted models, which no application serves, are scripted in the router itself."""
-    return model if model.engine.kind == "served" else model.model_copy(update={"engine": _scripted(model, speeds)})
+    return (
+        model
+        if model.engine.kind == "served"
+        else model.model_copy(update={"engine": _scripted(model, speeds)})
+    )
 
 
 def _without_cpus(app: dict[str, Any]) -> dict[str, Any]:
@@ -53,4 +64,6 @@ def _without_cpus(app: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scripted(model: ModelConfig, speeds: Mapping[str, SpeedConfig]) -> ScriptedEngineConfig:
-    return ScriptedEngineConfig(kind="scripted", replies=("{asked}",), speed=speeds.get(model.name, USUAL_SPEEDS[model.group]))
+    return ScriptedEngineConfig(
+        kind="scripted", replies=("{asked}",), speed=speeds.get(model.name, USUAL_SPEEDS[model.group])
+    )

@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from r2_serve.serve_config.document import Document, KeyPath, Problem, children, read_yaml, refusal, suggestion
+from r2_serve.serve_config.document import (
+    Document,
+    KeyPath,
+    Problem,
+    children,
+    read_yaml,
+    refusal,
+    suggestion,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 NOT_A_MAPPING = "must be a mapping of keys to values"
@@ -55,12 +63,16 @@ def read_section(document: Document, model: type[Model], path: KeyPath) -> tuple
         return model.model_validate(_without_unknown_keys(document, model, path)), problems
     except ValidationError as e:
         told = {problem.where for problem in problems}
-        return None, problems + [problem for problem in value_problems(document, path, e) if problem.where not in told]
+        return None, problems + [
+            problem for problem in value_problems(document, path, e) if problem.where not in told
+        ]
 
 
 def key_problems(document: Document, model: type[BaseModel], path: KeyPath) -> list[Problem]:
     """Unknown keys under `path`, and mappings that are something else."""
-    return [problem for section in sections(document, model, path) for problem in _key_problems(document, section)]
+    return [
+        problem for section in sections(document, model, path) for problem in _key_problems(document, section)
+    ]
 
 
 def unknown_keys(document: Document, path: KeyPath, known: Collection[str]) -> Iterator[Problem]:
@@ -73,8 +85,14 @@ def unknown_keys(document: Document, path: KeyPath, known: Collection[str]) -> I
 
 def value_problems(document: Document, path: KeyPath, error: ValidationError) -> list[Problem]:
     """What `error` says of the values under `path`. Unknown keys are left to `key_problems`."""
-    found = [details for details in error.errors(include_url=False) if details["type"] != "extra_forbidden" and not _is_echo(details)]
-    return [document.problem("error", _place(document, path, details), _message(details)) for details in found]
+    found = [
+        details
+        for details in error.errors(include_url=False)
+        if details["type"] != "extra_forbidden" and not _is_echo(details)
+    ]
+    return [
+        document.problem("error", _place(document, path, details), _message(details)) for details in found
+    ]
 
 
 def sections(document: Document, model: type[BaseModel], path: KeyPath) -> Iterator[Section]:

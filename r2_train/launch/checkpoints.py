@@ -20,7 +20,9 @@ class CheckTrainer(TrainerCallback):  # type: ignore[misc]  # transformers is un
     def __init__(self, *, world_size: int, is_deepspeed: bool) -> None:
         self.world_size, self.is_deepspeed = world_size, is_deepspeed
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         """Raises: ConfigError."""
         optimizer = given["optimizer"]
         if self.is_deepspeed and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
@@ -47,7 +49,9 @@ class ReportCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers 
     def __init__(self, *, is_shared: bool) -> None:
         self.is_shared = is_shared
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         context = ray.train.get_context()
         is_mine = context.get_world_rank() == 0 if self.is_shared else context.get_local_rank() == 0
@@ -55,11 +59,18 @@ class ReportCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers 
             newest_metrics(state.log_history),
             checkpoint=Checkpoint.from_directory(path) if is_mine else None,
             checkpoint_dir_name=path.name,
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD if self.is_shared else CheckpointUploadMode.SYNC,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
+            if self.is_shared
+            else CheckpointUploadMode.SYNC,
             delete_local_checkpoint_after_upload=not self.is_shared,
         )
 
 
 def newest_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
     """The last value of each number logged."""
-    return {name: value for entry in log_history for name, value in entry.items() if isinstance(value, int | float)}
+    return {
+        name: value
+        for entry in log_history
+        for name, value in entry.items()
+        if isinstance(value, int | float)
+    }

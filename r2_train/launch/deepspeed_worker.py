@@ -18,7 +18,9 @@ def start_deepspeed(*, use_gpu: bool) -> None:
     import deepspeed
 
     if not use_gpu:
-        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # set whole: reading it first would try every compiler
+        deepspeed.ops.__compatible_ops__ = {
+            "deepspeed_shm_comm": False
+        }  # set whole: reading it first would try every compiler
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
     if not use_gpu:
         _configure_accelerate()

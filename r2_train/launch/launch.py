@@ -138,12 +138,19 @@ def launch(stage: Stage[C], config: C, *, launch: LaunchConfig, directory: Path)
         run_on_ray(stage, config, launch=launch, directory=directory)
         return
     resume_from = newest_checkpoint(directory)
-    stage(config, StageRun(directory, resume_from, use_gpu=launch.use_gpu, max_checkpoints=launch.max_checkpoints))
+    stage(
+        config,
+        StageRun(directory, resume_from, use_gpu=launch.use_gpu, max_checkpoints=launch.max_checkpoints),
+    )
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """The complete `checkpoint-N` of the highest step; the trainer writes its state last, so one without it was cut short."""
-    steps = {int(match[1]): path for path in directory.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
+    steps = {
+        int(match[1]): path
+        for path in directory.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
     return next((steps[step] for step in sorted(steps, reverse=True) if _is_complete(steps[step])), None)
 
 

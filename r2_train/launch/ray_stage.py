@@ -16,7 +16,14 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from r2_serve.errors import ConfigError
@@ -75,7 +82,9 @@ def _worker_environment(launch: LaunchConfig, run_id: str) -> dict[str, str]:
     environment = {
         "OMP_NUM_THREADS": str(num_threads),
         "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_EXTENSIONS_DIR": str(Path(tempfile.gettempdir()) / f"r2-torch-extensions-{os.getuid()}" / run_id),
+        "TORCH_EXTENSIONS_DIR": str(
+            Path(tempfile.gettempdir()) / f"r2-torch-extensions-{os.getuid()}" / run_id
+        ),
     }
     if launch.deepspeed is not None:
         environment |= {"ACCELERATE_USE_CPU": "false"} | ({} if launch.use_gpu else {"DS_ACCELERATOR": "cpu"})
@@ -176,4 +185,6 @@ def _fetch_final(run_config: RunConfig, directory: Path) -> None:
 
     (directory / "final").mkdir(exist_ok=True)
     filesystem, path = pyarrow.fs.FileSystem.from_uri(run_config.storage_path)
-    pyarrow.fs.copy_files(f"{path}/{run_config.name}/final", str(directory / "final"), source_filesystem=filesystem)
+    pyarrow.fs.copy_files(
+        f"{path}/{run_config.name}/final", str(directory / "final"), source_filesystem=filesystem
+    )

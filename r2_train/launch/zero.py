@@ -26,7 +26,9 @@ def read_config(name: str | Path) -> dict[str, Any]:
     except ValueError as e:
         raise ConfigError(f"the DeepSpeed configuration {path} is not JSON: {e}") from e
     if not isinstance(config, dict) or "zero_optimization" not in config:
-        raise ConfigError(f"{path} is no DeepSpeed configuration: expected a JSON object with `zero_optimization`")
+        raise ConfigError(
+            f"{path} is no DeepSpeed configuration: expected a JSON object with `zero_optimization`"
+        )
     return config
 
 

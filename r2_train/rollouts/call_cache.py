@@ -46,9 +46,13 @@ class CallCache:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=LOCK_TIMEOUT_S)  # TRL runs rewards on a thread of their own
+        self._db = sqlite3.connect(
+            self.path, check_same_thread=False, timeout=LOCK_TIMEOUT_S
+        )  # TRL runs rewards on a thread of their own
         self._lock()
-        self._db.execute("create table if not exists calls (key text primary key, reply text not null, cost_usd text not null)")
+        self._db.execute(
+            "create table if not exists calls (key text primary key, reply text not null, cost_usd text not null)"
+        )
         rows = self._db.execute("select key, reply, cost_usd from calls").fetchall()
         self._replies.update((key, Completion.model_validate_json(reply)) for key, reply, _ in rows)
         self.spent_usd = sum((Decimal(cost) for _, _, cost in rows), Decimal(0))
@@ -62,13 +66,17 @@ class CallCache:
             self._db.commit()
         except sqlite3.OperationalError as e:
             self._db.close()
-            raise ConfigError(f"{self.path} is in use by another process: wait for it, or choose another --out") from e
+            raise ConfigError(
+                f"{self.path} is in use by another process: wait for it, or choose another --out"
+            ) from e
 
     def __exit__(self, *_: object) -> None:
         self._db.commit()
         self._db.close()
 
-    async def completed(self, key: str, model: ModelConfig, call: Callable[[], asyncio.Task[Completion]]) -> Completion:
+    async def completed(
+        self, key: str, model: ModelConfig, call: Callable[[], asyncio.Task[Completion]]
+    ) -> Completion:
         """The kept reply, or that of `call`, which is then kept. Raises: SpendLimitReached; what the call raises."""
         if key in self._replies:
             self.num_hits += 1
@@ -77,7 +85,9 @@ class CallCache:
             self.num_hits += 1
             return await asyncio.shield(self._under_way[key])
         if self.max_cost_usd is not None and self.spent_usd >= self.max_cost_usd:
-            self._refusal = SpendLimitReached(f"{self.spent_usd:f} USD spent of max_cost_usd {self.max_cost_usd:f}; raise it to go on")
+            self._refusal = SpendLimitReached(
+                f"{self.spent_usd:f} USD spent of max_cost_usd {self.max_cost_usd:f}; raise it to go on"
+            )
             raise self._refusal
         task = self._under_way[key] = call()
         try:
@@ -96,7 +106,9 @@ class CallCache:
         self._replies[key] = reply
         self.spent_usd += cost_usd
         self.num_calls += 1
-        self._db.execute("insert or replace into calls values (?, ?, ?)", (key, reply.model_dump_json(), f"{cost_usd:f}"))
+        self._db.execute(
+            "insert or replace into calls values (?, ?, ?)", (key, reply.model_dump_json(), f"{cost_usd:f}")
+        )
         if self.num_calls % COMMIT_EVERY == 0:
             self._db.commit()
 
@@ -111,22 +123,36 @@ class CachedEngine:
     cache: CallCache
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
         key = call_key(self.identity, messages, sampling, adapter)
 
         def call() -> asyncio.Task[Completion]:
-            return asyncio.ensure_future(self.engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s))
+            return asyncio.ensure_future(
+                self.engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+            )
 
         return await self.cache.completed(key, self.model, call)
 
     def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
         return self.engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s)
 
 
-def cached_engines(engine_for: EngineFor, apps: Mapping[str, ModelServerConfig], cache: CallCache) -> EngineFor:
+def cached_engines(
+    engine_for: EngineFor, apps: Mapping[str, ModelServerConfig], cache: CallCache
+) -> EngineFor:
     """`engine_for` with every engine behind `cache`."""
 
     def cached(model: ModelConfig) -> Engine:
@@ -137,7 +163,12 @@ def cached_engines(engine_for: EngineFor, apps: Mapping[str, ModelServerConfig],
 
 def call_key(identity: str, messages: Sequence[Message], sampling: Sampling, adapter: str | None) -> str:
     """Source: content addressing; the fields are those that decide a reply."""
-    parts = [identity, [[m.role, m.content] for m in messages], sampling.model_dump(mode="json", exclude_defaults=True), adapter]
+    parts = [
+        identity,
+        [[m.role, m.content] for m in messages],
+        sampling.model_dump(mode="json", exclude_defaults=True),
+        adapter,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +39,13 @@ async def map_all(items: Sequence[T], work: Callable[[T], Awaitable[R]], *, num_
 
 
 async def map_with_bar(
-    items: Sequence[T], work: Callable[[T], Awaitable[R]], *, num_at_once: int, title: str, console: Console, note: Callable[[], str]
+    items: Sequence[T],
+    work: Callable[[T], Awaitable[R]],
+    *,
+    num_at_once: int,
+    title: str,
+    console: Console,
+    note: Callable[[], str],
 ) -> list[R]:
     """`map_all` under a progress bar; `note` gives the text beside it."""
     columns = (

@@ -17,12 +17,30 @@ from pathlib import Path
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.calls.caller import Pool
 from r2_serve.calls.pool import EngineFor, build_pool, in_process_engines
-from r2_serve.config import HostedEngineConfig, ModelConfig, ModelServerConfig, RouterConfig, RoutingConfig, TransformersEngineConfig
+from r2_serve.config import (
+    HostedEngineConfig,
+    ModelConfig,
+    ModelServerConfig,
+    RouterConfig,
+    RoutingConfig,
+    TransformersEngineConfig,
+)
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineRefused, R2Error
 from r2_serve.lab.evaluation.asker import AskFailed, InProcessAsker
 from r2_serve.serve_config import ServeConfig, load
-from r2_serve.types import CallRecord, Completion, Delta, Engine, Message, ModelCard, Plan, Query, Sampling, Trace
+from r2_serve.types import (
+    CallRecord,
+    Completion,
+    Delta,
+    Engine,
+    Message,
+    ModelCard,
+    Plan,
+    Query,
+    Sampling,
+    Trace,
+)
 from r2_train.config import Module, PoolConfig
 from r2_train.rollouts.call_cache import CallCache, cached_engines
 
@@ -57,7 +75,9 @@ class Outcome:
         tokens = {result.id: result.usage.completion_tokens for result in self.trace.results}
         ends: dict[int, int] = {}
         for subtask in self.trace.plan.subtasks:
-            ends[subtask.id] = tokens.get(subtask.id, 0) + max((ends[d] for d in subtask.depends_on), default=0)
+            ends[subtask.id] = tokens.get(subtask.id, 0) + max(
+                (ends[d] for d in subtask.depends_on), default=0
+            )
         return max(ends.values())
 
 
@@ -116,7 +136,13 @@ class ServedPool:
         return self.config.model((virtual.decomposer if module == "decomposer" else virtual.allocator).model)
 
     async def run(
-        self, request_id: str, query: str, *, plan: Plan | None = None, models: Sequence[str] = (), policy: str | None = None
+        self,
+        request_id: str,
+        query: str,
+        *,
+        plan: Plan | None = None,
+        models: Sequence[str] = (),
+        policy: str | None = None,
     ) -> Outcome:
         """`query` by `plan` (None: the decomposer's) and `models` (none: the policy's, or the allocator's).
 
@@ -138,10 +164,14 @@ class ServedPool:
         self.cache.check_spend()
         return Outcome(reply.text, reply.trace, reply.trace.calls)
 
-    async def ask(self, model: str, messages: Sequence[Message], sampling: Sampling, adapter: str | None = None) -> Completion:
+    async def ask(
+        self, model: str, messages: Sequence[Message], sampling: Sampling, adapter: str | None = None
+    ) -> Completion:
         """One plain call. Raises: EngineError, SpendLimitReached."""
         member = self.members[model]
-        return await member.engine.generate(messages, sampling, adapter=adapter, timeout_s=member.config.timeout_s)
+        return await member.engine.generate(
+            messages, sampling, adapter=adapter, timeout_s=member.config.timeout_s
+        )
 
 
 def described(config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
@@ -149,7 +179,9 @@ def described(config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
     return _with_experiments(load(config.serve_config or EMBEDDED_CONFIG), config)
 
 
-def open_pool(config: PoolConfig, cache: CallCache, modules: Mapping[Module, Checkpoint] | None = None) -> ServedPool:
+def open_pool(
+    config: PoolConfig, cache: CallCache, modules: Mapping[Module, Checkpoint] | None = None
+) -> ServedPool:
     """The pool that `config` describes, decomposer and allocator being `modules` where given. Raises: ConfigError."""
     served = load(config.serve_config or EMBEDDED_CONFIG)
     router, routing = _with_experiments(served, config)
@@ -169,14 +201,28 @@ class _SampledEngine:
     seed: int
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> Completion:
-        return await self.engine.generate(messages, self._at_temperature(sampling), adapter=adapter, timeout_s=timeout_s)
+        return await self.engine.generate(
+            messages, self._at_temperature(sampling), adapter=adapter, timeout_s=timeout_s
+        )
 
     def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, adapter: str | None = None, timeout_s: float | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        return self.engine.stream(messages, self._at_temperature(sampling), adapter=adapter, timeout_s=timeout_s)
+        return self.engine.stream(
+            messages, self._at_temperature(sampling), adapter=adapter, timeout_s=timeout_s
+        )
 
     def _at_temperature(self, sampling: Sampling) -> Sampling:
         return sampling.model_copy(update={"temperature": self.temperature, "seed": self.seed})
@@ -234,7 +280,9 @@ def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterCo
     """The file's models at other prices, and the pool without some. Raises: ConfigError for unknown names."""
     router, routing = served.router, served.routing
     if config.virtual_model not in routing.virtual_models:
-        raise ConfigError(f"pool.virtual_model {config.virtual_model!r}: the serve config has {list(routing.virtual_models)}")
+        raise ConfigError(
+            f"pool.virtual_model {config.virtual_model!r}: the serve config has {list(routing.virtual_models)}"
+        )
     virtual = routing.virtual_models[config.virtual_model]
     known = [model.name for model in router.models]
     unknown = [name for name in (*config.prices, *config.without) if name not in known]
@@ -242,11 +290,25 @@ def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterCo
         raise ConfigError(f"pool.prices or pool.without names {unknown}; the models are {known}")
     models = tuple(_priced(model, config) for model in router.models)
     kept = tuple(name for name in virtual.pool if name not in config.without)
-    limits = routing.limits if config.call_timeout_s is None else routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
-    virtual = virtual.model_copy(update={"pool": kept, "default_model": virtual.default_model if virtual.default_model in kept else None})
+    limits = (
+        routing.limits
+        if config.call_timeout_s is None
+        else routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
+    )
+    virtual = virtual.model_copy(
+        update={
+            "pool": kept,
+            "default_model": virtual.default_model if virtual.default_model in kept else None,
+        }
+    )
     return (
         router.model_copy(update={"models": models}),
-        routing.model_copy(update={"virtual_models": {**routing.virtual_models, config.virtual_model: virtual}, "limits": limits}),
+        routing.model_copy(
+            update={
+                "virtual_models": {**routing.virtual_models, config.virtual_model: virtual},
+                "limits": limits,
+            }
+        ),
     )
 
 
@@ -266,12 +328,21 @@ def _with_module(
     if checkpoint.adapter is not None:
         named = section.model_copy(update={"adapter": checkpoint.adapter})
         virtual = virtual.model_copy(update={module: named})
-        return router, routing.model_copy(update={"virtual_models": {**routing.virtual_models, config.virtual_model: virtual}})
+        return router, routing.model_copy(
+            update={"virtual_models": {**routing.virtual_models, config.virtual_model: virtual}}
+        )
     assert checkpoint.path is not None
     engine = TransformersEngineConfig(
-        kind="transformers", path=str(checkpoint.path), device=config.module_device, dtype=config.module_dtype, max_batch_size=BATCH_SIZE
+        kind="transformers",
+        path=str(checkpoint.path),
+        device=config.module_device,
+        dtype=config.module_dtype,
+        max_batch_size=BATCH_SIZE,
     )
-    models = tuple(model.model_copy(update={"engine": engine}) if model.name == section.model else model for model in router.models)
+    models = tuple(
+        model.model_copy(update={"engine": engine}) if model.name == section.model else model
+        for model in router.models
+    )
     return router.model_copy(update={"models": models}), routing
 
 

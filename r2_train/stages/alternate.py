@@ -70,7 +70,8 @@ class Alternation:
         directory = self.run.directory / "rounds" / f"{number:02d}-{module}"
         num_examples = self._train(module, directory, await self._examples(module))
         options = {
-            path: await self.run.validate({**self.pair, module: path}, self.reference) for path in self._checkpoints(module, directory)
+            path: await self.run.validate({**self.pair, module: path}, self.reference)
+            for path in self._checkpoints(module, directory)
         }
         weights = self.run.config.alternate
         path = max(options, key=lambda option: options[option].value(weights))
@@ -78,7 +79,12 @@ class Alternation:
         if is_better:
             self.pair = self.run.keep_best({**self.pair, module: path})
         return RoundRow(
-            half_round=number, module=module, checkpoint=path.name, is_kept=is_better, num_examples=num_examples, score=options[path]
+            half_round=number,
+            module=module,
+            checkpoint=path.name,
+            is_kept=is_better,
+            num_examples=num_examples,
+            score=options[path],
         )
 
     def _train(self, module: Module, directory: Path, examples: Sequence[Example]) -> int:
@@ -108,12 +114,16 @@ class Alternation:
                 return [plan_example(codec, pool.routing.limits, task.id, task.query) for task in train]
             grader = Grader()
             outcomes = await map_all(
-                train, lambda task: pool.run(f"plan-{task.id}", task.query, policy=f"all:{pool.largest}"), num_at_once=pool.num_at_once
+                train,
+                lambda task: pool.run(f"plan-{task.id}", task.query, policy=f"all:{pool.largest}"),
+                num_at_once=pool.num_at_once,
             )
             plans = [
                 (task, outcome.trace.plan)
                 for task, outcome in zip(train, outcomes, strict=True)
-                if outcome.trace is not None and outcome.trace.plan is not None and await is_correct(grader, task, outcome.answer)
+                if outcome.trace is not None
+                and outcome.trace.plan is not None
+                and await is_correct(grader, task, outcome.answer)
             ]
             return [allocation_example(codec, pool.cards, task.id, task.query, plan) for task, plan in plans]
 
@@ -126,12 +136,18 @@ class Alternation:
         return [*paths, directory / "final"]
 
 
-async def alternate(run: TrainingRun, start: Pair, *, num_rounds: int | None = None) -> tuple[Pair, list[RoundRow]]:
+async def alternate(
+    run: TrainingRun, start: Pair, *, num_rounds: int | None = None
+) -> tuple[Pair, list[RoundRow]]:
     """The best pair and the table. Half-rounds that `rounds.jsonl` has are not trained again. Raises: R2Error."""
     config = run.config.alternate
     state = await _opened(run, start)
     print_rounds(run.console, state.rows)
-    modules = [module for _ in range(config.num_rounds if num_rounds is None else num_rounds) for module in config.order]
+    modules = [
+        module
+        for _ in range(config.num_rounds if num_rounds is None else num_rounds)
+        for module in config.order
+    ]
     for number, module in enumerate(modules, 1):
         if number < len(state.rows):
             continue

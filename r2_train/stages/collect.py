@@ -124,7 +124,9 @@ class Collector:
                 num_at_once=self.pool.num_at_once,
                 title="collect",
                 console=console,
-                note=lambda: f"{sum(row.kept is not None for row in done.values())} kept, {self.pool.cache.spent_usd:.6f} USD",
+                note=lambda: (
+                    f"{sum(row.kept is not None for row in done.values())} kept, {self.pool.cache.spent_usd:.6f} USD"
+                ),
             )
         summary = CollectSummary.of([done[task.id] for task in tasks], self.config.num_candidates)
         (self.directory / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n")
@@ -158,7 +160,9 @@ class Collector:
         )
         adapter = section.adapter if teacher == section.model else None
         try:
-            reply = await self.pool.ask(teacher, codec.render_decompose(task.query, limits.max_subtasks), sampling, adapter)
+            reply = await self.pool.ask(
+                teacher, codec.render_decompose(task.query, limits.max_subtasks), sampling, adapter
+            )
             return checked_plan(reply.text, task.query, codec.name, limits)
         except SpendLimitReached:
             raise
@@ -167,9 +171,17 @@ class Collector:
 
     async def _candidate(self, task: Task, plan: Plan, num_drawn: int) -> Candidate:
         executor = self.config.executor or self.pool.largest
-        outcome = await self.pool.run(f"collect-{task.id}", task.query, plan=plan, models=(executor,) * len(plan.subtasks))
+        outcome = await self.pool.run(
+            f"collect-{task.id}", task.query, plan=plan, models=(executor,) * len(plan.subtasks)
+        )
         if outcome.error is not None and not outcome.is_refused:
-            return Candidate(plan=plan, num_drawn=num_drawn, is_correct=None, error=outcome.error, cost_usd=outcome.cost_usd)
+            return Candidate(
+                plan=plan,
+                num_drawn=num_drawn,
+                is_correct=None,
+                error=outcome.error,
+                cost_usd=outcome.cost_usd,
+            )
         return Candidate(
             plan=plan,
             num_drawn=num_drawn,
@@ -191,7 +203,9 @@ class Collector:
 
     async def _judged(self, task: Task, pair: str) -> float:
         assert self.config.judge is not None
-        messages = judging.score_prompt(task.query, "Does the second step follow coherently from the first?", pair)
+        messages = judging.score_prompt(
+            task.query, "Does the second step follow coherently from the first?", pair
+        )
         reply = await self.pool.ask(self.config.judge, messages, Sampling(temperature=0.0))
         return judging.parse_score(reply.text) / judging.MAX_SCORE
 
@@ -221,4 +235,6 @@ def checked_plan(text: str, query: str, codec: str, limits: LimitsConfig) -> Pla
 def _why_dropped(row: CollectedTask) -> str:
     if not row.candidates:
         return "no_valid_plan"
-    return "not_known" if any(candidate.is_correct is None for candidate in row.candidates) else "none_correct"
+    return (
+        "not_known" if any(candidate.is_correct is None for candidate in row.candidates) else "none_correct"
+    )

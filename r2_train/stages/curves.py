@@ -50,11 +50,19 @@ def _steps(directory: Path) -> tuple[list[dict[str, Any]], list[tuple[int, str]]
     for folder in sorted((directory / "rounds").glob("[0-9]*-*")):
         offset = rows[-1]["step"] if rows else 0
         starts.append((offset, re.sub(r"^\d+-", "", folder.name)))
-        rows += [{**row, "step": row["step"] + offset} for row in read_metrics(folder / METRICS) if "reward" in row]
+        rows += [
+            {**row, "step": row["step"] + offset} for row in read_metrics(folder / METRICS) if "reward" in row
+        ]
     return rows, starts
 
 
-def _draw(axis: Any, title: str, steps: Sequence[dict[str, Any]], names: Sequence[str], starts: Sequence[tuple[int, str]]) -> None:
+def _draw(
+    axis: Any,
+    title: str,
+    steps: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    starts: Sequence[tuple[int, str]],
+) -> None:
     for i, name in enumerate(names):
         points = [(row["step"], row[name]) for row in steps if name in row]
         if not points:
@@ -64,7 +72,14 @@ def _draw(axis: Any, title: str, steps: Sequence[dict[str, Any]], names: Sequenc
         axis.plot(xs, _smoothed(ys), color=f"C{i}", label=name.removeprefix("share/"))
     for offset, module in starts:
         axis.axvline(offset, color="0.7", linewidth=0.8, linestyle=":")
-        axis.annotate(f" {module}", (offset, 1.0), xycoords=("data", "axes fraction"), fontsize=7, color="0.4", va="bottom")
+        axis.annotate(
+            f" {module}",
+            (offset, 1.0),
+            xycoords=("data", "axes fraction"),
+            fontsize=7,
+            color="0.4",
+            va="bottom",
+        )
     axis.set_title(title, fontsize=10, loc="left", pad=14)
     axis.set_xlabel("GRPO step, all half-rounds", fontsize=8)
     axis.grid(alpha=0.2)

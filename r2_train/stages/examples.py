@@ -26,7 +26,9 @@ class Example(Record):
     """Of an allocator's example: what is to be allocated."""
 
 
-def plan_example(codec: Codec, limits: LimitsConfig, task_id: str, query: str, plan: Plan | None = None) -> Example:
+def plan_example(
+    codec: Codec, limits: LimitsConfig, task_id: str, query: str, plan: Plan | None = None
+) -> Example:
     """A decomposer's: query in, plan out."""
     messages = tuple(codec.render_decompose(query, limits.max_subtasks))
     target = None if plan is None else codec.format_plan(plan, query)
@@ -34,7 +36,12 @@ def plan_example(codec: Codec, limits: LimitsConfig, task_id: str, query: str, p
 
 
 def allocation_example(
-    codec: Codec, cards: Sequence[ModelCard], task_id: str, query: str, plan: Plan, models: Sequence[str] | None = None
+    codec: Codec,
+    cards: Sequence[ModelCard],
+    task_id: str,
+    query: str,
+    plan: Plan,
+    models: Sequence[str] | None = None,
 ) -> Example:
     """An allocator's: plan in, models out."""
     messages = tuple(codec.render_allocate(query, plan, cards))
@@ -46,7 +53,10 @@ def write_examples(path: Path, examples: Iterable[Example]) -> Path:
     """The whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text("".join(f"{example.model_dump_json(exclude_defaults=True)}\n" for example in examples), encoding="utf-8")
+    draft.write_text(
+        "".join(f"{example.model_dump_json(exclude_defaults=True)}\n" for example in examples),
+        encoding="utf-8",
+    )
     draft.replace(path)
     return path
 

@@ -94,7 +94,11 @@ def run(stage: GrpoStage, run: StageRun) -> None:
 def prompt_row(example: Example) -> dict[str, Any]:
     """The conversation, and the columns that the reward is called with."""
     plan = None if example.plan is None else example.plan.model_dump_json(exclude_none=True)
-    return {"prompt": [message.model_dump() for message in example.messages], "task_id": example.task_id, "plan": plan}
+    return {
+        "prompt": [message.model_dump() for message in example.messages],
+        "task_id": example.task_id,
+        "plan": plan,
+    }
 
 
 @contextlib.contextmanager
@@ -107,7 +111,9 @@ def _judge(stage: GrpoStage, run: StageRun, tokenizer: Any) -> Iterator[Judge]:
         yield Judge(stage.module, pool, Grader(), stage.grpo.reward, tasks, token_counts(tokenizer))
 
 
-def pool_with_partner(config: PoolConfig, cache: CallCache, module: Module, partner: Path | None) -> ServedPool:
+def pool_with_partner(
+    config: PoolConfig, cache: CallCache, module: Module, partner: Path | None
+) -> ServedPool:
     other: Module = "allocator" if module == "decomposer" else "decomposer"
     return open_pool(config, cache, {other: Checkpoint(path=partner)} if partner is not None else {})
 

@@ -38,10 +38,16 @@ class RouterScore(Record):
 
     def value(self, weights: AlternateConfig) -> float:
         """By which checkpoints are ranked."""
-        return self.accuracy - weights.cost_weight * self.total_cost_ratio - weights.path_weight * self.critical_path_ratio
+        return (
+            self.accuracy
+            - weights.cost_weight * self.total_cost_ratio
+            - weights.path_weight * self.critical_path_ratio
+        )
 
 
-async def measure(pool: ServedPool, tasks: Sequence[Task], grader: Grader, reference: Reference) -> RouterScore:
+async def measure(
+    pool: ServedPool, tasks: Sequence[Task], grader: Grader, reference: Reference
+) -> RouterScore:
     """Every task through the whole router. Raises: SpendLimitReached."""
 
     async def one(task: Task) -> tuple[Outcome, bool]:
@@ -50,14 +56,22 @@ async def measure(pool: ServedPool, tasks: Sequence[Task], grader: Grader, refer
 
     results = await map_all(tasks, one, num_at_once=pool.num_at_once)
     outcomes, n = [outcome for outcome, _ in results], len(results)
-    plans = [outcome.trace.plan for outcome in outcomes if outcome.trace is not None and outcome.trace.plan is not None]
+    plans = [
+        outcome.trace.plan
+        for outcome in outcomes
+        if outcome.trace is not None and outcome.trace.plan is not None
+    ]
     calls = Counter(call.model for outcome in outcomes for call in outcome.calls)
     return RouterScore(
         num_tasks=n,
         accuracy=sum(is_right for _, is_right in results) / n,
-        worker_cost_ratio=sum(float(outcome.worker_cost_usd) for outcome in outcomes) / n / reference.cost_usd,
+        worker_cost_ratio=sum(float(outcome.worker_cost_usd) for outcome in outcomes)
+        / n
+        / reference.cost_usd,
         total_cost_ratio=sum(float(outcome.cost_usd) for outcome in outcomes) / n / reference.cost_usd,
-        critical_path_ratio=sum(o.critical_path_tokens for o in outcomes) / n / max(1.0, reference.critical_path_tokens),
+        critical_path_ratio=sum(o.critical_path_tokens for o in outcomes)
+        / n
+        / max(1.0, reference.critical_path_tokens),
         mean_subtasks=sum(len(plan.subtasks) for plan in plans) / max(1, len(plans)),
         mean_depth=sum(plan.depth for plan in plans) / max(1, len(plans)),
         calls_per_query={model: count / n for model, count in sorted(calls.items())},
@@ -71,7 +85,9 @@ async def measure_reference(pool: ServedPool, tasks: Sequence[Task], kind: str) 
 
     async def whole(task: Task) -> tuple[float, float]:
         reply = await pool.ask(pool.largest, _whole_prompt(pool, task), Sampling(temperature=0.0))
-        return float(pool.config.model(pool.largest).cost_usd(reply.usage)), float(reply.usage.completion_tokens)
+        return float(pool.config.model(pool.largest).cost_usd(reply.usage)), float(
+            reply.usage.completion_tokens
+        )
 
     async def same_plan(task: Task) -> tuple[float, float]:
         outcome = await pool.run(f"reference-{task.id}", task.query, policy=f"all:{pool.largest}")
@@ -79,10 +95,14 @@ async def measure_reference(pool: ServedPool, tasks: Sequence[Task], kind: str) 
             raise EngineUnavailable(f"the reference cannot be measured while calls fail: {outcome.error}")
         return float(outcome.worker_cost_usd), float(outcome.critical_path_tokens)
 
-    measured = await map_all(tasks, whole if kind == "whole-query" else same_plan, num_at_once=pool.num_at_once)
+    measured = await map_all(
+        tasks, whole if kind == "whole-query" else same_plan, num_at_once=pool.num_at_once
+    )
     cost_usd, tokens = (sum(values) / len(measured) for values in zip(*measured, strict=True))
     if cost_usd <= 0:
-        raise ConfigError(f"the reference, {pool.largest} on everything, costs nothing: give the model a price")
+        raise ConfigError(
+            f"the reference, {pool.largest} on everything, costs nothing: give the model a price"
+        )
     return Reference(cost_usd=cost_usd, critical_path_tokens=tokens)
 
 

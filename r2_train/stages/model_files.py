@@ -22,11 +22,15 @@ def load_causal_lm(base: str) -> Any:
     path = resolve_checkpoint(base)
     options = {"use_safetensors": True, "trust_remote_code": False}
     if not (Path(path) / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=is_local_checkpoint(base), **options)
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", local_files_only=is_local_checkpoint(base), **options
+        )
     from peft import PeftConfig, PeftModel
 
     of = PeftConfig.from_pretrained(path).base_model_name_or_path
-    model = AutoModelForCausalLM.from_pretrained(of, dtype="auto", local_files_only=is_local_checkpoint(of), **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        of, dtype="auto", local_files_only=is_local_checkpoint(of), **options
+    )
     return PeftModel.from_pretrained(model, path, is_trainable=True)
 
 
@@ -35,7 +39,9 @@ def load_tokenizer(base: str) -> Any:
 
     path = resolve_checkpoint(base)
     kind = PreTrainedTokenizerFast if has_generic_tokenizer(path) else AutoTokenizer
-    tokenizer = kind.from_pretrained(path, local_files_only=is_local_checkpoint(base), trust_remote_code=False)
+    tokenizer = kind.from_pretrained(
+        path, local_files_only=is_local_checkpoint(base), trust_remote_code=False
+    )
     check_chat_template(tokenizer, base)
     return tokenizer
 
@@ -78,7 +84,9 @@ def complete_checkpoint(directory: Path, tokenizer: Any) -> None:
     _edit(directory / "config.json", use_cache=True)
     tokenizer.save_pretrained(directory, save_jinja_files=not is_generic)
     if is_generic:
-        _edit(directory / "tokenizer_config.json", tokenizer_class=GENERIC, is_local=None, local_files_only=None)
+        _edit(
+            directory / "tokenizer_config.json", tokenizer_class=GENERIC, is_local=None, local_files_only=None
+        )
     for file in directory.iterdir():
         if file.is_file():
             file.chmod(0o644)
@@ -89,5 +97,9 @@ def _edit(path: Path, **changes: object) -> None:
     if path.exists():
         config = {**json.loads(path.read_text()), **changes}
         path.write_text(
-            json.dumps({key: value for key, value in config.items() if value is not None or key not in changes}, indent=2) + "\n"
+            json.dumps(
+                {key: value for key, value in config.items() if value is not None or key not in changes},
+                indent=2,
+            )
+            + "\n"
         )

@@ -94,14 +94,20 @@ class Judge:
         return judged
 
     async def _judge(self, task: Task, plan: Plan | None, reply: str) -> Judged:
-        return await (self._judge_plan(task, reply) if plan is None else self._judge_allocation(task, plan, reply))
+        return await (
+            self._judge_plan(task, reply) if plan is None else self._judge_allocation(task, plan, reply)
+        )
 
     async def _judge_plan(self, task: Task, reply: str) -> Judged:
         plan = checked_plan(reply, task.query, self._codec.name, self._limits)
         if plan is None:
             return Judged(is_well_formed=False)
-        own_cost_usd = self._reply_cost(self._codec.render_decompose(task.query, self._limits.max_subtasks), reply)
-        return await self._judged(task, plan, await self.pool.run(f"reward-{task.id}", task.query, plan=plan), own_cost_usd)
+        own_cost_usd = self._reply_cost(
+            self._codec.render_decompose(task.query, self._limits.max_subtasks), reply
+        )
+        return await self._judged(
+            task, plan, await self.pool.run(f"reward-{task.id}", task.query, plan=plan), own_cost_usd
+        )
 
     async def _judge_allocation(self, task: Task, plan: Plan, reply: str) -> Judged:
         models = self._models(reply, plan)
@@ -133,7 +139,9 @@ class Judge:
         for i, model in enumerate(models):
             if order.index(model) == 0:
                 continue
-            swapped = tuple(order[order.index(model) - 1] if j == i else name for j, name in enumerate(models))
+            swapped = tuple(
+                order[order.index(model) - 1] if j == i else name for j, name in enumerate(models)
+            )
             outcome = await self.pool.run(f"swap-{task.id}", task.query, plan=plan, models=swapped)
             asked += 1
             needed += (await is_correct(self.grader, task, outcome.answer)) is False
@@ -174,7 +182,11 @@ class Judge:
     def _reply_cost(self, prompt: Sequence[Message], reply: str) -> float:
         """USD of the call whose reply this is: the trainer generated it, but serving will pay for it."""
         card = self.pool.module_model(self.module)
-        return float(card.cost_usd(Usage(prompt_tokens=self.counts.prompt(prompt), completion_tokens=self.counts.reply(reply))))
+        return float(
+            card.cost_usd(
+                Usage(prompt_tokens=self.counts.prompt(prompt), completion_tokens=self.counts.reply(reply))
+            )
+        )
 
 
 class PlanReward:
@@ -189,8 +201,13 @@ class PlanReward:
         self, completions: Sequence[Any], task_id: Sequence[str], plan: Sequence[str | None], **extras: Any
     ) -> list[float | None]:
         """Raises: EngineUnavailable where so many calls failed that the pool must be out; SpendLimitReached."""
-        rows = [(t, Plan.model_validate_json(p) if p else None, _text(c)) for t, p, c in zip(task_id, plan, completions, strict=True)]
-        judged = await map_all(rows, lambda row: self._judge.judge(*row), num_at_once=self._judge.pool.num_at_once)
+        rows = [
+            (t, Plan.model_validate_json(p) if p else None, _text(c))
+            for t, p, c in zip(task_id, plan, completions, strict=True)
+        ]
+        judged = await map_all(
+            rows, lambda row: self._judge.judge(*row), num_at_once=self._judge.pool.num_at_once
+        )
         rewards = [reward(item, self._config, self._reference) for item in judged]
         num_failed = rewards.count(None)
         if num_failed > self._config.max_failed_share * len(rewards):
@@ -213,7 +230,9 @@ def batch_metrics(judged: Sequence[Judged], reference: Reference, pool: Sequence
         "well_formed": _mean([float(item.is_well_formed) for item in judged]),
         "failed": _mean([float(item.is_correct is None) for item in judged]),
         "cost_ratio": _mean([item.cost_usd / reference.cost_usd for item in formed]),
-        "critical_path_ratio": _mean([item.critical_path_tokens / max(1.0, reference.critical_path_tokens) for item in formed]),
+        "critical_path_ratio": _mean(
+            [item.critical_path_tokens / max(1.0, reference.critical_path_tokens) for item in formed]
+        ),
         "subtasks": _mean([float(item.num_subtasks) for item in formed]),
         **{f"share/{model}": steps.count(model) / max(1, len(steps)) for model in pool},
     }

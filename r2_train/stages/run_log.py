@@ -63,10 +63,21 @@ def _write_logs(directory: Path) -> Any:
             self.started_s = time.process_time()
             self.writer = SummaryWriter(str(directory / TENSORBOARD))
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **given: Any) -> None:
-            numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float) and math.isfinite(value)}
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **given: Any
+        ) -> None:
+            numbers = {
+                name: value
+                for name, value in (logs or {}).items()
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
             append_metrics(
-                directory / METRICS, {"step": state.global_step, "cpu_s": round(time.process_time() - self.started_s, 2), **numbers}
+                directory / METRICS,
+                {
+                    "step": state.global_step,
+                    "cpu_s": round(time.process_time() - self.started_s, 2),
+                    **numbers,
+                },
             )
             if state.global_step % max(1, state.max_steps // 10) < args.logging_steps:
                 shown = "  ".join(f"{name} {numbers[name]:.3g}" for name in SHOWN if name in numbers)

@@ -96,16 +96,22 @@ class Searcher:
     grader: Grader
     directory: Path
     thresholds: tuple[float, ...] = field(default=(), init=False)
-    _executed: dict[tuple[str, Plan, Models], tuple[Outcome, bool | None]] = field(default_factory=dict, init=False, repr=False)
+    _executed: dict[tuple[str, Plan, Models], tuple[Outcome, bool | None]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         self.by_group = group_models(self.pool)
         self.probe = self.config.probe or _middle(self.pool)
         if self.probe not in self.pool.pool:
             raise ConfigError(f"search.probe {self.probe!r} is not in the pool {list(self.pool.pool)}")
-        self._sampled = [self.pool.sampled(self.config.temperature, seed) for seed in range(1, self.config.num_executions)]
+        self._sampled = [
+            self.pool.sampled(self.config.temperature, seed) for seed in range(1, self.config.num_executions)
+        ]
 
-    async def run(self, train: Sequence[PlannedTask], validation: Sequence[PlannedTask], console: Console) -> SearchSummary:
+    async def run(
+        self, train: Sequence[PlannedTask], validation: Sequence[PlannedTask], console: Console
+    ) -> SearchSummary:
         """Thresholds from `validation`, then every plan of `train` that has no row yet. Raises: RunError, SpendLimitReached."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.thresholds = await self.fit(validation[: self.config.num_fit])
@@ -124,7 +130,9 @@ class Searcher:
                 num_at_once=self.pool.num_at_once,
                 title="search",
                 console=console,
-                note=lambda: f"{sum(row.best is not None for row in done.values())} solved, {self.pool.cache.spent_usd:.6f} USD",
+                note=lambda: (
+                    f"{sum(row.best is not None for row in done.values())} solved, {self.pool.cache.spent_usd:.6f} USD"
+                ),
             )
         summary = self._summary([done[(item.task.id, item.plan)] for item in train])
         (self.directory / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n")
@@ -150,7 +158,9 @@ class Searcher:
             best=trail.best(),
         )
 
-    async def _upward(self, trail: _Trail, level: list[int], least_sure_first: Sequence[int]) -> tuple[bool, list[int]]:
+    async def _upward(
+        self, trail: _Trail, level: list[int], least_sure_first: Sequence[int]
+    ) -> tuple[bool, list[int]]:
         """One group up for the least sure step, then for the next, round after round, until the plan is right or at the top."""
         level = list(level)
         while any(step < len(self.by_group) - 1 for step in level):
@@ -177,7 +187,9 @@ class Searcher:
             cheaper = group_now[: group_now.index(models[i])]
             models[i] = await self._first_right(trail, models, i, cheaper, "within") or models[i]
 
-    async def _first_right(self, trail: _Trail, models: Sequence[str], i: int, candidates: Sequence[str], move: str) -> str | None:
+    async def _first_right(
+        self, trail: _Trail, models: Sequence[str], i: int, candidates: Sequence[str], move: str
+    ) -> str | None:
         for name in candidates:
             scheme = tuple(name if j == i else model for j, model in enumerate(models))
             if trail.has_room and await trail.try_(scheme, f"{move}:{i + 1}"):
@@ -193,7 +205,10 @@ class Searcher:
     async def confidences(self, item: PlannedTask) -> list[float]:
         """The probe's sureness of each step, its inputs being its own answers to the steps before."""
         outcome = await self.pool.run(
-            f"probe-{item.task.id}", item.task.query, plan=item.plan, models=(self.probe,) * len(item.plan.subtasks)
+            f"probe-{item.task.id}",
+            item.task.query,
+            plan=item.plan,
+            models=(self.probe,) * len(item.plan.subtasks),
         )
         if outcome.trace is None:
             return [0.0] * len(item.plan.subtasks)
@@ -202,16 +217,27 @@ class Searcher:
         sure = []
         for subtask in item.plan.subtasks:
             inputs = {d: answers[d] for d in subtask.depends_on}
-            messages = member.codec.render_subtask((Message(role="user", content=item.task.query),), item.plan, subtask, inputs)
-            reply = await self.pool.ask(self.probe, messages, Sampling(temperature=0.0, logprobs=True, max_tokens=member.config.max_tokens))
+            messages = member.codec.render_subtask(
+                (Message(role="user", content=item.task.query),), item.plan, subtask, inputs
+            )
+            reply = await self.pool.ask(
+                self.probe,
+                messages,
+                Sampling(temperature=0.0, logprobs=True, max_tokens=member.config.max_tokens),
+            )
             if reply.logprobs is None:
-                raise ConfigError(f"search.probe {self.probe!r} returns no log-probabilities: choose another model")
+                raise ConfigError(
+                    f"search.probe {self.probe!r} returns no log-probabilities: choose another model"
+                )
             sure.append(confidence(reply.logprobs, self.config.alpha) or 0.0)
         return sure
 
     def initial(self, confidences: Sequence[float]) -> list[int]:
         """Group of each step: the first whose threshold its sureness reaches."""
-        return [next((g for g, tau in enumerate(self.thresholds) if c >= tau), len(self.by_group) - 1) for c in confidences]
+        return [
+            next((g for g, tau in enumerate(self.thresholds) if c >= tau), len(self.by_group) - 1)
+            for c in confidences
+        ]
 
     async def fit(self, plans: Sequence[PlannedTask]) -> tuple[float, ...]:
         """Thresholds whose initial schemes are cheapest within `max_accuracy_loss` of the most accurate on these plans."""
@@ -219,20 +245,34 @@ class Searcher:
             raise ConfigError("search needs validation plans to fit its thresholds on: none could be made")
         measured = await map_all(plans, self.confidences, num_at_once=self.pool.num_at_once)
         values = sorted(itertools.chain.from_iterable(measured))
-        cuts = {values[round(q * (len(values) - 1) / (self.config.num_thresholds - 1))] for q in range(self.config.num_thresholds)}
+        cuts = {
+            values[round(q * (len(values) - 1) / (self.config.num_thresholds - 1))]
+            for q in range(self.config.num_thresholds)
+        }
         options = sorted({*cuts, ALWAYS, NEVER}, reverse=True)
         results: dict[tuple[float, ...], tuple[float, Decimal]] = {}
         for thresholds in itertools.combinations_with_replacement(options, len(self.by_group) - 1):
             self.thresholds = thresholds
             results[thresholds] = await self._initial_results(plans, measured)
         best = max(accuracy for accuracy, _ in results.values())
-        good = [(cost, taus) for taus, (accuracy, cost) in results.items() if accuracy >= best - self.config.max_accuracy_loss]
+        good = [
+            (cost, taus)
+            for taus, (accuracy, cost) in results.items()
+            if accuracy >= best - self.config.max_accuracy_loss
+        ]
         return min(good)[1]
 
-    async def _initial_results(self, plans: Sequence[PlannedTask], measured: Sequence[Sequence[float]]) -> tuple[float, Decimal]:
+    async def _initial_results(
+        self, plans: Sequence[PlannedTask], measured: Sequence[Sequence[float]]
+    ) -> tuple[float, Decimal]:
         """Accuracy and workers' cost of the initial schemes under the thresholds of now."""
-        schemes = [(item, self._models(self.initial(confidences))) for item, confidences in zip(plans, measured, strict=True)]
-        results = await map_all(schemes, lambda scheme: self.execute(*scheme), num_at_once=self.pool.num_at_once)
+        schemes = [
+            (item, self._models(self.initial(confidences)))
+            for item, confidences in zip(plans, measured, strict=True)
+        ]
+        results = await map_all(
+            schemes, lambda scheme: self.execute(*scheme), num_at_once=self.pool.num_at_once
+        )
         cost = sum((outcome.worker_cost_usd for outcome, _ in results), Decimal(0))
         return sum(bool(is_right) for _, is_right in results) / len(plans), cost
 
@@ -268,7 +308,9 @@ class Searcher:
             thresholds=self.thresholds,
             initial_accuracy=sum(bool(row.schemes[0].is_correct) for row in rows) / max(1, len(rows)),
             initial_cost_usd=sum((row.schemes[0].worker_cost_usd for row in solved), Decimal(0)),
-            best_cost_usd=sum((row.schemes[row.best].worker_cost_usd for row in solved if row.best is not None), Decimal(0)),
+            best_cost_usd=sum(
+                (row.schemes[row.best].worker_cost_usd for row in solved if row.best is not None), Decimal(0)
+            ),
             shares={name: used.count(name) / max(1, len(used)) for name in self.pool.pool},
         )
 
@@ -289,7 +331,9 @@ class _Trail:
         known: Mapping[Models, Scheme] = {scheme.models: scheme for scheme in self.schemes}
         if models not in known:
             outcome, is_right = await self.searcher.execute(self.item, models)
-            self.schemes.append(Scheme(models=models, is_correct=is_right, worker_cost_usd=outcome.worker_cost_usd, move=move))
+            self.schemes.append(
+                Scheme(models=models, is_correct=is_right, worker_cost_usd=outcome.worker_cost_usd, move=move)
+            )
             return bool(is_right)
         return bool(known[models].is_correct)
 

@@ -36,9 +36,16 @@ class TaskSplit:
         tasks = load_tasks(config.benchmark, config.data)
         usable = tasks if is_generated else split_tasks(tasks)[0]
         if len(usable) <= config.num_validation:
-            raise ConfigError(f"{config.data}: {len(usable)} tasks may be trained on, but {config.num_validation} are to be held apart")
-        drawn = sorted(sample_tasks(usable, needed, salt=f"train/{config.seed}"), key=lambda task: _shuffled(task.id, config.seed))
-        return cls(train=tuple(drawn[config.num_validation :]), validation=tuple(drawn[: config.num_validation]))
+            raise ConfigError(
+                f"{config.data}: {len(usable)} tasks may be trained on, but {config.num_validation} are to be held apart"
+            )
+        drawn = sorted(
+            sample_tasks(usable, needed, salt=f"train/{config.seed}"),
+            key=lambda task: _shuffled(task.id, config.seed),
+        )
+        return cls(
+            train=tuple(drawn[config.num_validation :]), validation=tuple(drawn[: config.num_validation])
+        )
 
     @property
     def by_id(self) -> dict[str, Task]:

@@ -35,7 +35,9 @@ class ChainReport:
 def chain_examples(num_tasks: int, seed: int) -> list[Example]:
     """Train problems, each with its reference plan carried out."""
     problems = words.problems("train", num_tasks, seed)
-    return [_example(words.task(problem, random.Random(f"chain/{seed}/{problem.key}"))) for problem in problems]
+    return [
+        _example(words.task(problem, random.Random(f"chain/{seed}/{problem.key}"))) for problem in problems
+    ]
 
 
 def evaluate_chain(model: TinyModel, model_dir: Path, num_tasks: int, seed: int = 0) -> ChainReport:
@@ -45,7 +47,10 @@ def evaluate_chain(model: TinyModel, model_dir: Path, num_tasks: int, seed: int 
     reference = _reference_cost(tasks, load_pool("words", model_dir)[-1])
     return ChainReport(
         num_tasks=len(tasks),
-        accuracy=sum(chain_answer(reply.text) == task.gold for reply, task in zip(replies, tasks, strict=True)) / len(tasks),
+        accuracy=sum(
+            chain_answer(reply.text) == task.gold for reply, task in zip(replies, tasks, strict=True)
+        )
+        / len(tasks),
         cost=sum(model.cost(reply.usage) for reply in replies) / reference,
         tokens_per_task=sum(reply.usage.total_tokens for reply in replies) / len(tasks),
     )

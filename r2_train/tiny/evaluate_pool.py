@@ -67,18 +67,27 @@ def load_pool(domain: DomainName, model_dir: Path) -> list[TinyModel]:
     return [TinyModel.load(model_dir / name) for name in manifest["pools"][domain]]
 
 
-def evaluate_router(domain: DomainName, model_dir: Path, num_tasks: int, split: str | None = None) -> RouterReport:
+def evaluate_router(
+    domain: DomainName, model_dir: Path, num_tasks: int, split: str | None = None
+) -> RouterReport:
     """Decomposes, allocates and executes held-out tasks with the checkpoints of `model_dir`, and prints the table."""
     split = split or SPLITS[domain][0]
     tasks = held_out_tasks(domain, split, num_tasks)
-    decomposer, allocator = (TinyModel.load(model_dir / f"{domain}-{module}") for module in ("decomposer", "allocator"))
+    decomposer, allocator = (
+        TinyModel.load(model_dir / f"{domain}-{module}") for module in ("decomposer", "allocator")
+    )
     report = route(domain, split, tasks, decomposer, allocator, load_pool(domain, model_dir))
     print_report(domain, report)
     return report
 
 
 def route(
-    domain: DomainName, split: str, tasks: Sequence[Task], decomposer: TinyModel, allocator: TinyModel, workers: Sequence[TinyModel]
+    domain: DomainName,
+    split: str,
+    tasks: Sequence[Task],
+    decomposer: TinyModel,
+    allocator: TinyModel,
+    workers: Sequence[TinyModel],
 ) -> RouterReport:
     """The measurements of `evaluate_router`, on given tasks and models."""
     queries, golds = [task.query for task in tasks], [task.gold for task in tasks]
@@ -87,13 +96,19 @@ def route(
     found, decomposer_cost = decompose(decomposer, queries)
     plans = [plan or Plan.single(query) for plan, query in zip(found, queries, strict=True)]
     learned, allocator_cost = allocate(allocator, queries, plans, pool)
-    outcomes = {"learned plan, learned allocation": execute(plans, learned, by_name, MAX_ANSWER_TOKENS[domain])}
+    outcomes = {
+        "learned plan, learned allocation": execute(plans, learned, by_name, MAX_ANSWER_TOKENS[domain])
+    }
     for name in by_name:
-        outcomes[f"learned plan, all {name}"] = execute(plans, _uniform(plans, name), by_name, MAX_ANSWER_TOKENS[domain])
+        outcomes[f"learned plan, all {name}"] = execute(
+            plans, _uniform(plans, name), by_name, MAX_ANSWER_TOKENS[domain]
+        )
     for name, worker in by_name.items():
         outcomes[f"whole query to {name}"] = answer_whole(worker, queries, MAX_ANSWER_TOKENS[domain])
     largest = workers[-1].name
-    reference = outcomes[f"whole query to {largest}" if domain == "scan" else f"learned plan, all {largest}"].cost
+    reference = outcomes[
+        f"whole query to {largest}" if domain == "scan" else f"learned plan, all {largest}"
+    ].cost
     return RouterReport(
         split=split,
         num_tasks=len(tasks),
@@ -127,9 +142,18 @@ def print_report(domain: DomainName, report: RouterReport) -> None:
 
 def report_json(report: RouterReport) -> dict[str, object]:
     """The report for the manifest, rounded."""
-    rows = [{"policy": row.policy, "accuracy": round(row.accuracy, 4), "worker_cost": round(row.worker_cost, 4)} for row in report.rows]
+    rows = [
+        {"policy": row.policy, "accuracy": round(row.accuracy, 4), "worker_cost": round(row.worker_cost, 4)}
+        for row in report.rows
+    ]
     numbers = {key: round(value, 4) for key, value in asdict(report).items() if isinstance(value, float)}
-    return {"split": report.split, "num_tasks": report.num_tasks, **numbers, "router_cost": round(report.router_cost, 4), "rows": rows}
+    return {
+        "split": report.split,
+        "num_tasks": report.num_tasks,
+        **numbers,
+        "router_cost": round(report.router_cost, 4),
+        "rows": rows,
+    }
 
 
 def _uniform(plans: Sequence[Plan], name: str) -> list[Models]:

@@ -35,7 +35,9 @@ class Outcome:
 
 def decompose(decomposer: TinyModel, queries: Sequence[str]) -> tuple[list[Plan | None], int]:
     """A plan per query, None where the reply is not one; and the cost."""
-    replies = decomposer.chat([CODEC.render_decompose(query, MAX_SUBTASKS) for query in queries], max_tokens=MAX_PLAN_TOKENS)
+    replies = decomposer.chat(
+        [CODEC.render_decompose(query, MAX_SUBTASKS) for query in queries], max_tokens=MAX_PLAN_TOKENS
+    )
     plans: list[Plan | None] = []
     for query, reply in zip(queries, replies, strict=True):
         try:
@@ -45,7 +47,9 @@ def decompose(decomposer: TinyModel, queries: Sequence[str]) -> tuple[list[Plan 
     return plans, sum(decomposer.cost(reply.usage) for reply in replies)
 
 
-def allocate(allocator: TinyModel, queries: Sequence[str], plans: Sequence[Plan], pool: Sequence[ModelCard]) -> tuple[list[Models], int]:
+def allocate(
+    allocator: TinyModel, queries: Sequence[str], plans: Sequence[Plan], pool: Sequence[ModelCard]
+) -> tuple[list[Models], int]:
     """Models per plan, the pool's last (largest) throughout where the reply is no allocation; and the cost."""
     prompts = [CODEC.render_allocate(query, plan, pool) for query, plan in zip(queries, plans, strict=True)]
     replies = allocator.chat(prompts, max_tokens=MAX_ALLOCATION_TOKENS)
@@ -58,7 +62,9 @@ def allocate(allocator: TinyModel, queries: Sequence[str], plans: Sequence[Plan]
     return chosen, sum(allocator.cost(reply.usage) for reply in replies)
 
 
-def execute(plans: Sequence[Plan], allocations: Sequence[Models], workers: Mapping[str, TinyModel], max_tokens: int) -> Outcome:
+def execute(
+    plans: Sequence[Plan], allocations: Sequence[Models], workers: Mapping[str, TinyModel], max_tokens: int
+) -> Outcome:
     """Every plan, wave by wave: the subtasks whose dependencies are answered are one batch per model."""
     answers: list[dict[int, str]] = [{} for _ in plans]
     cost = 0
@@ -78,7 +84,10 @@ def execute(plans: Sequence[Plan], allocations: Sequence[Models], workers: Mappi
 def answer_whole(worker: TinyModel, queries: Sequence[str], max_tokens: int) -> Outcome:
     """Every query given to one model as it is."""
     replies = worker.chat([CODEC.render_query(ask(query)) for query in queries], max_tokens=max_tokens)
-    return Outcome([CODEC.parse_answer(reply.text) for reply in replies], sum(worker.cost(reply.usage) for reply in replies))
+    return Outcome(
+        [CODEC.parse_answer(reply.text) for reply in replies],
+        sum(worker.cost(reply.usage) for reply in replies),
+    )
 
 
 def _ready_calls(
@@ -88,7 +97,9 @@ def _ready_calls(
     calls: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for task, plan in enumerate(plans):
         for position, subtask in enumerate(plan.subtasks):
-            if subtask.id not in answers[task] and all(dependency in answers[task] for dependency in subtask.depends_on):
+            if subtask.id not in answers[task] and all(
+                dependency in answers[task] for dependency in subtask.depends_on
+            ):
                 calls[allocations[task][position]].append((task, position))
     return calls
 

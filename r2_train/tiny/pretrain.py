@@ -21,7 +21,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from r2_serve.lab.domains import Task, scan, words
 from r2_train.tiny.chain_of_thought import chain_examples, evaluate_chain
-from r2_train.tiny.evaluate_pool import MANIFEST, MAX_ANSWER_TOKENS, SPLITS, evaluate_router, exact_plan_rate, held_out_tasks, report_json
+from r2_train.tiny.evaluate_pool import (
+    MANIFEST,
+    MAX_ANSWER_TOKENS,
+    SPLITS,
+    evaluate_router,
+    exact_plan_rate,
+    held_out_tasks,
+    report_json,
+)
 from r2_train.tiny.solve_rates import Rates, cheapest, choose_target, scan_rates, words_rates
 from r2_train.tiny.tiny_data import (
     CODEC,
@@ -69,16 +77,28 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         Recipe("words-22k", "worker", Shape(32, 2, 4, 64), Schedule(4500, 2048, 8e-3)),
         Recipe("words-48k", "worker", Shape(48, 2, 4, 96), Schedule(3500, 2048, 7e-3)),
         Recipe("words-280k", "worker", Shape(96, 3, 3, 192), Schedule(3500, 2048, 3e-3)),
-        Recipe("words-decomposer", "decomposer", Shape(32, 2, 2, 48), Schedule(3000, 4096, 1e-2, num_parts=2)),
+        Recipe(
+            "words-decomposer", "decomposer", Shape(32, 2, 2, 48), Schedule(3000, 4096, 1e-2, num_parts=2)
+        ),
         Recipe("words-allocator", "allocator", Shape(16, 2, 2, 32), Schedule(1000, 4096, 8e-3)),
-        Recipe("words-cot", "baseline", Shape(96, 4, 4, 192), Schedule(1500, 4096, 3e-3, muon_learning_rate=0.02, num_parts=2)),
+        Recipe(
+            "words-cot",
+            "baseline",
+            Shape(96, 4, 4, 192),
+            Schedule(1500, 4096, 3e-3, muon_learning_rate=0.02, num_parts=2),
+        ),
     ),
     "scan": (
         Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 5e-3)),
         Recipe("scan-3k", "worker", Shape(16, 1, 2, 32), Schedule(1500, 2048, 5e-3)),
         Recipe("scan-22k", "worker", Shape(32, 2, 4, 64), Schedule(1500, 2048, 4e-3)),
         Recipe("scan-168k", "worker", Shape(64, 4, 2, 128), Schedule(2000, 2048, 2e-3)),
-        Recipe("scan-decomposer", "decomposer", Shape(32, 2, 2, 32), Schedule(1200, 4096, 1e-2, muon_learning_rate=0.02)),
+        Recipe(
+            "scan-decomposer",
+            "decomposer",
+            Shape(32, 2, 2, 32),
+            Schedule(1200, 4096, 1e-2, muon_learning_rate=0.02),
+        ),
         Recipe("scan-allocator", "allocator", Shape(16, 1, 2, 16), Schedule(500, 2048, 1e-2)),
     ),
 }
@@ -104,16 +124,28 @@ class Run:
 
 
 def pretrain(
-    domain: DomainName, out: Path, *, seed: int = 0, only: str | None = None, steps_scale: float = 1.0, styles: Styles = "mixed"
+    domain: DomainName,
+    out: Path,
+    *,
+    seed: int = 0,
+    only: str | None = None,
+    steps_scale: float = 1.0,
+    styles: Styles = "mixed",
 ) -> None:
     """Trains the models of a domain, or the one called `only`, and records each in the manifest.
 
     Raises: ValueError where the domain has no model of that name.
     """
     run = Run(domain, out, seed, steps_scale, styles)
-    recipes = [recipe for recipe in RECIPES[domain] if recipe.name == only or (only is None and recipe.role != "baseline")]
+    recipes = [
+        recipe
+        for recipe in RECIPES[domain]
+        if recipe.name == only or (only is None and recipe.role != "baseline")
+    ]
     if not recipes:
-        raise ValueError(f"{domain} has no model {only!r}; it has {[recipe.name for recipe in RECIPES[domain]]}")
+        raise ValueError(
+            f"{domain} has no model {only!r}; it has {[recipe.name for recipe in RECIPES[domain]]}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
         _train_one(run, recipe)
@@ -136,13 +168,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="train this model alone")
     parser.add_argument("--steps-scale", type=float, default=1.0)
     parser.add_argument("--styles", choices=get_args(Styles), default="mixed")
-    parser.add_argument("--evaluate", type=int, metavar="NUM_TASKS", help="train nothing, measure the checkpoints of --out")
+    parser.add_argument(
+        "--evaluate", type=int, metavar="NUM_TASKS", help="train nothing, measure the checkpoints of --out"
+    )
     args = parser.parse_args(argv)
     disable_progress_bar()
     if args.evaluate:
         evaluate(args.domain, args.out, num_tasks=args.evaluate)
     else:
-        pretrain(args.domain, args.out, seed=args.seed, only=args.only, steps_scale=args.steps_scale, styles=args.styles)
+        pretrain(
+            args.domain,
+            args.out,
+            seed=args.seed,
+            only=args.only,
+            steps_scale=args.steps_scale,
+            styles=args.styles,
+        )
 
 
 def _train_one(run: Run, recipe: Recipe) -> None:
@@ -153,7 +194,10 @@ def _train_one(run: Run, recipe: Recipe) -> None:
         words_known = sorted({*words_known, *_allocator_words(run)})
     schedule = replace(recipe.schedule, steps=max(1, round(recipe.schedule.steps * run.steps_scale)))
     tiny = TinyModel.create(recipe.name, recipe.shape, words_known, run.seed)
-    print(f"{recipe.name}: {tiny.num_params:,} parameters, {len(examples):,} examples, {schedule.steps} steps", flush=True)
+    print(
+        f"{recipe.name}: {tiny.num_params:,} parameters, {len(examples):,} examples, {schedule.steps} steps",
+        flush=True,
+    )
     train(tiny, examples, schedule, run.seed)
     tiny.save(run.out)
     metrics = _metrics(run, recipe, tiny, examples)
@@ -196,7 +240,10 @@ def _allocator_examples(run: Run) -> list[Example]:
     """Reference plans of train tasks, labelled by solve rates; the target is chosen on tasks that are then not trained on."""
     tasks, rates = _rated_tasks(run, run.workers())
     target = choose_target(
-        tasks[:NUM_VALIDATION_TASKS], rates[:NUM_VALIDATION_TASKS], run.workers(), max_tokens=MAX_ANSWER_TOKENS[run.domain]
+        tasks[:NUM_VALIDATION_TASKS],
+        rates[:NUM_VALIDATION_TASKS],
+        run.workers(),
+        max_tokens=MAX_ANSWER_TOKENS[run.domain],
     )
     print(f"{run.domain}: solve-rate target {target}", flush=True)
     pool = pool_cards(run.pool)
@@ -208,9 +255,17 @@ def _allocator_examples(run: Run) -> list[Example]:
 
 def _allocator_words(run: Run) -> set[str]:
     """What plans of any style may show it, and every choice: reinforcement learning brings it plans that its labels lack."""
-    tasks = words.tasks("train", NUM_METRIC_TASKS, run.seed) if run.domain == "words" else scan.tasks("train", run.seed)
-    prompts = {CODEC.render_allocate(task.query, plan, [])[0].content for task in tasks for plan in task.plans}
-    return {word for prompt in prompts for word in prompt.split()} | {f"@{i}" for i in range(1, len(run.pool) + 1)}
+    tasks = (
+        words.tasks("train", NUM_METRIC_TASKS, run.seed)
+        if run.domain == "words"
+        else scan.tasks("train", run.seed)
+    )
+    prompts = {
+        CODEC.render_allocate(task.query, plan, [])[0].content for task in tasks for plan in task.plans
+    }
+    return {word for prompt in prompts for word in prompt.split()} | {
+        f"@{i}" for i in range(1, len(run.pool) + 1)
+    }
 
 
 def _rated_tasks(run: Run, workers: Sequence[TinyModel]) -> tuple[list[Task], list[Rates]]:
@@ -228,12 +283,17 @@ def _metrics(run: Run, recipe: Recipe, tiny: TinyModel, examples: Sequence[Examp
         return {"label_agreement": _rate(tiny, examples[:NUM_METRIC_TASKS])}
     if recipe.role == "baseline":
         return asdict(evaluate_chain(tiny, run.out, NUM_METRIC_TASKS, run.seed))
-    tests = {split: held_out_tasks(run.domain, split, NUM_METRIC_TASKS, run.seed) for split in SPLITS[run.domain]}
+    tests = {
+        split: held_out_tasks(run.domain, split, NUM_METRIC_TASKS, run.seed) for split in SPLITS[run.domain]
+    }
     if recipe.role == "decomposer":
         return {f"exact_plan_{split}": exact_plan_rate(tiny, tasks) for split, tasks in tests.items()}
     metrics = {f"whole_{split}": _rate(tiny, query_examples(tasks)) for split, tasks in tests.items()}
     if run.domain == "scan":
-        phrases = [Task(id=p, query=p, gold=scan.interpret(p), reference_plan=scan.reference_plan(p)) for p in scan.phrases()]
+        phrases = [
+            Task(id=p, query=p, gold=scan.interpret(p), reference_plan=scan.reference_plan(p))
+            for p in scan.phrases()
+        ]
         return metrics | {"phrase": _rate(tiny, query_examples(phrases))}
     steps = sorted({step for task in tests["test"] for step in solved_steps(task.reference_plan)})
     for name, op in {"add": "+", "subtract": "-", "multiply": "*"}.items():
@@ -249,7 +309,10 @@ def _record(out: Path, section: str, name: str, entry: object) -> None:
     path = out / MANIFEST
     manifest = json.loads(path.read_text()) if path.exists() else {}
     manifest.setdefault(section, {})[name] = entry
-    path.write_text(json.dumps({key: manifest[key] for key in ("pools", "models", "routed") if key in manifest}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({key: manifest[key] for key in ("pools", "models", "routed") if key in manifest}, indent=2)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

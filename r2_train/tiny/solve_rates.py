@@ -25,7 +25,9 @@ Rates = list[list[float]]
 """One list per subtask: the solve rate of each worker, in the pool's order (0 where it was not asked)."""
 
 
-def words_rates(problems: Sequence[words.Problem], workers: Sequence[TinyModel], *, num_resamples: int, seed: int) -> list[Rates]:
+def words_rates(
+    problems: Sequence[words.Problem], workers: Sequence[TinyModel], *, num_resamples: int, seed: int
+) -> list[Rates]:
     """Rates for each subtask of each problem's reference plan.
 
     A worker is asked only about subtasks that no cheaper one solves every time.
@@ -33,11 +35,18 @@ def words_rates(problems: Sequence[words.Problem], workers: Sequence[TinyModel],
     rng = random.Random(f"solve-rates/{seed}")
     texts: list[list[list[str]]] = []
     for problem in problems:
-        samples = [solved_steps(words.plan(fresh)) for fresh in islice(words.resamples(problem, rng), num_resamples)]
+        samples = [
+            solved_steps(words.plan(fresh)) for fresh in islice(words.resamples(problem, rng), num_resamples)
+        ]
         texts.append([list(column) for column in zip(*samples, strict=True)])
     rates: list[Rates] = [[[] for _ in columns] for columns in texts]
     for worker in workers:
-        open_texts = (column for i, columns in enumerate(texts) for j, column in enumerate(columns) if max(rates[i][j], default=0) < 1)
+        open_texts = (
+            column
+            for i, columns in enumerate(texts)
+            for j, column in enumerate(columns)
+            if max(rates[i][j], default=0) < 1
+        )
         solved = _solved(worker, (text for column in open_texts for text in column))
         for columns, rows in zip(texts, rates, strict=True):
             for column, row in zip(columns, rows, strict=True):
@@ -49,18 +58,26 @@ def scan_rates(tasks: Sequence[Task], workers: Sequence[TinyModel]) -> list[Rate
     """Phrases have no operands, so a rate is 1 or 0."""
     phrases = sorted({subtask.text for task in tasks for subtask in task.reference_plan.subtasks})
     examples = query_examples(
-        Task(id=phrase, query=phrase, gold=scan.interpret(phrase), reference_plan=Plan.single(phrase)) for phrase in phrases
+        Task(id=phrase, query=phrase, gold=scan.interpret(phrase), reference_plan=Plan.single(phrase))
+        for phrase in phrases
     )
     columns = [dict(zip(phrases, worker.solves(examples), strict=True)) for worker in workers]
-    return [[[float(column[subtask.text]) for column in columns] for subtask in task.reference_plan.subtasks] for task in tasks]
+    return [
+        [[float(column[subtask.text]) for column in columns] for subtask in task.reference_plan.subtasks]
+        for task in tasks
+    ]
 
 
 def cheapest(rates: Rates, target: float, names: Sequence[str]) -> Models:
     """Per subtask the first model that reaches the target, else the best (the first of equals)."""
-    return tuple(names[next((i for i, rate in enumerate(row) if rate >= target), row.index(max(row)))] for row in rates)
+    return tuple(
+        names[next((i for i, rate in enumerate(row) if rate >= target), row.index(max(row)))] for row in rates
+    )
 
 
-def choose_target(tasks: Sequence[Task], rates: Sequence[Rates], workers: Sequence[TinyModel], *, max_tokens: int) -> float:
+def choose_target(
+    tasks: Sequence[Task], rates: Sequence[Rates], workers: Sequence[TinyModel], *, max_tokens: int
+) -> float:
     """The lowest target that costs hardly any accuracy when train tasks are executed with its labels."""
     by_name = {worker.name: worker for worker in workers}
     accuracies: dict[float, float] = {}
@@ -68,8 +85,13 @@ def choose_target(tasks: Sequence[Task], rates: Sequence[Rates], workers: Sequen
         labels = [cheapest(rows, target, list(by_name)) for rows in rates]
         outcome = execute([task.reference_plan for task in tasks], labels, by_name, max_tokens)
         accuracies[target] = outcome.accuracy([task.gold for task in tasks])
-        print(f"solve-rate target {target}: accuracy {accuracies[target]:.3f}, cost {outcome.cost:.3e}", flush=True)
-    return min(target for target in TARGETS if accuracies[target] >= max(accuracies.values()) - MAX_ACCURACY_LOSS)
+        print(
+            f"solve-rate target {target}: accuracy {accuracies[target]:.3f}, cost {outcome.cost:.3e}",
+            flush=True,
+        )
+    return min(
+        target for target in TARGETS if accuracies[target] >= max(accuracies.values()) - MAX_ACCURACY_LOSS
+    )
 
 
 def _solved(worker: TinyModel, texts: Iterable[str]) -> dict[str, bool]:

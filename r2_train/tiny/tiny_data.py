@@ -35,13 +35,18 @@ def ask(text: str) -> list[Message]:
 
 def pool_cards(names: Sequence[str]) -> list[ModelCard]:
     """Cards for the codec, which reads names and their order alone."""
-    return [ModelCard(name=name, codec="compact", usd_per_mtok_in=Decimal(0), usd_per_mtok_out=Decimal(0)) for name in names]
+    return [
+        ModelCard(name=name, codec="compact", usd_per_mtok_in=Decimal(0), usd_per_mtok_out=Decimal(0))
+        for name in names
+    ]
 
 
 def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[Example]:
     """One per task and style; `mixed` leaves the style unmarked, so a model learns to write each."""
     return [
-        Example(CODEC.render_decompose(task.query, MAX_SUBTASKS)[0].content, CODEC.format_plan(plan, task.query))
+        Example(
+            CODEC.render_decompose(task.query, MAX_SUBTASKS)[0].content, CODEC.format_plan(plan, task.query)
+        )
         for task in tasks
         for plan in (task.plans if styles == "mixed" else (task.reference_plan,))
     ]
@@ -51,12 +56,17 @@ def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[Examp
     """Of train problems with their numbers made distinct: a plan does not tell which of two equal numbers it means, and the decomposer
     sees no values."""
     problems = map(words.with_distinct_operands, words.problems("train", num_tasks, seed))
-    return plan_examples((words.task(problem, random.Random(f"plans/{seed}/{i}")) for i, problem in enumerate(problems)), styles)
+    return plan_examples(
+        (words.task(problem, random.Random(f"plans/{seed}/{i}")) for i, problem in enumerate(problems)),
+        styles,
+    )
 
 
 def query_examples(tasks: Iterable[Task]) -> list[Example]:
     """Whole queries, answered at once."""
-    return [Example(CODEC.render_query(ask(task.query))[0].content, format_answer(task.gold)) for task in tasks]
+    return [
+        Example(CODEC.render_query(ask(task.query))[0].content, format_answer(task.gold)) for task in tasks
+    ]
 
 
 def calculation_example(text: str) -> Example:
@@ -93,7 +103,11 @@ def words_worker_examples(num_examples: int, seed: int, *, max_operand: int = MA
     """
     rng = random.Random(f"words-worker/{seed}")
     drawn = [_draw_calculation(rng, max_operand) for _ in range(num_examples // 2)]
-    steps = [step for problem in words.problems("train", num_examples // 8, seed) for step in solved_steps(words.plan(problem))]
+    steps = [
+        step
+        for problem in words.problems("train", num_examples // 8, seed)
+        for step in solved_steps(words.plan(problem))
+    ]
     small = [step for step in steps if max(int(n) for n in step.split()[::2]) <= max_operand]
     return [calculation_example(text) for text in drawn + small[: num_examples // 2]]
 
@@ -104,12 +118,17 @@ def scan_worker_examples(seed: int) -> list[Example]:
     clauses = [task for task in tasks if not {"and", "after"} & set(task.query.split())]
     compounds = [task for task in tasks if {"and", "after"} & set(task.query.split())]
     num_clauses = round(len(compounds) * CLAUSE_SHARE / (1 - CLAUSE_SHARE))
-    return query_examples(compounds) + (query_examples(clauses) * (num_clauses // len(clauses) + 1))[:num_clauses]
+    return (
+        query_examples(compounds)
+        + (query_examples(clauses) * (num_clauses // len(clauses) + 1))[:num_clauses]
+    )
 
 
 def vocabulary(examples: Iterable[Example]) -> list[str]:
     """Every word of prompts and targets, sorted."""
-    return sorted({word for example in examples for text in (example.prompt, example.target) for word in text.split()})
+    return sorted(
+        {word for example in examples for text in (example.prompt, example.target) for word in text.split()}
+    )
 
 
 def data_sha256(examples: Iterable[Example]) -> str:

@@ -111,9 +111,15 @@ class TinyModel:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; nothing is added."""
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        return (
+            [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+            if texts
+            else []
+        )
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, batch_size: int = 256) -> list[Reply]:
+    def chat(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, batch_size: int = 256
+    ) -> list[Reply]:
         """Greedy replies, in order. Prompts of one length share a batch, so nothing is padded."""
         prompts = self.encode([prompt_text(messages) for messages in conversations])
         by_length: dict[int, list[int]] = defaultdict(list)
@@ -124,7 +130,10 @@ class TinyModel:
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
                 generated = self._generate(torch.tensor([prompts[i] for i in batch]), max_tokens)
-                replies |= {i: self._reply(len(prompts[i]), tokens) for i, tokens in zip(batch, generated, strict=True)}
+                replies |= {
+                    i: self._reply(len(prompts[i]), tokens)
+                    for i, tokens in zip(batch, generated, strict=True)
+                }
         return [replies[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
@@ -136,7 +145,9 @@ class TinyModel:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             tokens, labels = _collate([rows[i] for i in batch])
-            wrong = (self.model(tokens).logits[:, :-1].argmax(-1) != labels[:, 1:]) & (labels[:, 1:] != IGNORED)
+            wrong = (self.model(tokens).logits[:, :-1].argmax(-1) != labels[:, 1:]) & (
+                labels[:, 1:] != IGNORED
+            )
             for i, is_wrong in zip(batch, wrong.any(1).tolist(), strict=True):
                 solved[i] = not is_wrong
         return solved
@@ -188,16 +199,25 @@ def train(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed
             scheduler.step()
         if step % REPORT_STEPS == 0 or step == schedule.steps:
             mean_loss = running / ((step - 1) % REPORT_STEPS + 1)
-            print(f"{tiny.name}: step {step}/{schedule.steps} loss {mean_loss:.4f} cpu {time.process_time() - started:.0f}s", flush=True)
+            print(
+                f"{tiny.name}: step {step}/{schedule.steps} loss {mean_loss:.4f} cpu {time.process_time() - started:.0f}s",
+                flush=True,
+            )
             running = 0.0
     tiny.model.eval()
     return time.process_time() - started
 
 
 def _make_optimizers(model: Qwen2ForCausalLM, schedule: Schedule) -> list[Optimizer]:
-    hidden = [weight for weight in model.model.layers.parameters() if weight.ndim == 2] if schedule.muon_learning_rate else []
+    hidden = (
+        [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+        if schedule.muon_learning_rate
+        else []
+    )
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in hidden)]
-    optimizers: list[Optimizer] = [torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+    optimizers: list[Optimizer] = [
+        torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    ]
     if schedule.muon_learning_rate:
         optimizers.append(torch.optim.Muon(hidden, lr=schedule.muon_learning_rate, weight_decay=0.01))
     return optimizers
@@ -227,7 +247,9 @@ def _rows(tiny: TinyModel, examples: Sequence[Example]) -> list[Row]:
     return [(prompt + target, len(prompt)) for prompt, target in zip(prompts, targets, strict=True)]
 
 
-def _batches(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches, shuffled in each epoch. Where a step has several parts, these are cut by length to save padding."""
     rows, rng = _rows(tiny, examples), random.Random(f"batches/{seed}")
     batch_tokens = schedule.batch_tokens // schedule.num_parts
@@ -257,7 +279,9 @@ def _collate(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels (B, T), padded on the right, where causal attention never looks: no mask is needed."""
     width = max(len(tokens) for tokens, _ in rows)
     padded = [tokens + [0] * (width - len(tokens)) for tokens, _ in rows]
-    labels = [[IGNORED] * start + tokens[start:] + [IGNORED] * (width - len(tokens)) for tokens, start in rows]
+    labels = [
+        [IGNORED] * start + tokens[start:] + [IGNORED] * (width - len(tokens)) for tokens, start in rows
+    ]
     return torch.tensor(padded), torch.tensor(labels)
 
 

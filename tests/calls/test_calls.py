@@ -11,7 +11,14 @@ from r2_serve.calls.caller import Caller, CallResult, CallSpec
 from r2_serve.calls.ledger import Budget, Ledger
 from r2_serve.config import LimitsConfig, SpeedConfig
 from r2_serve.engines.scripted import ScriptedEngine
-from r2_serve.errors import BudgetExceeded, EngineError, EngineRefused, EngineTimeout, EngineUnavailable, InvalidReply
+from r2_serve.errors import (
+    BudgetExceeded,
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    EngineUnavailable,
+    InvalidReply,
+)
 from r2_serve.types import Completion, Delta, Message, Sampling, Usage
 from tests.support.in_process import model, pool_of, user
 from tests.support.virtual_time import now_s, run
@@ -30,7 +37,9 @@ class Streaming:
     async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
         raise NotImplementedError
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> AsyncGenerator[Delta, None]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, **_: Any
+    ) -> AsyncGenerator[Delta, None]:
         try:
             for item in self.script:
                 if item is None:
@@ -46,13 +55,26 @@ class Streaming:
 class Calls:
     """A caller over engines by name, the first with `fallbacks`; backoff without jitter."""
 
-    def __init__(self, *, budget: Budget = UNLIMITED, max_attempts: int = 2, fields: dict[str, Any] | None = None, **engines: Any) -> None:
+    def __init__(
+        self,
+        *,
+        budget: Budget = UNLIMITED,
+        max_attempts: int = 2,
+        fields: dict[str, Any] | None = None,
+        **engines: Any,
+    ) -> None:
         first, *others = engines
-        cards = {first: model(first, fallbacks=tuple(others), **(fields or {})), **{name: model(name) for name in others}}
+        cards = {
+            first: model(first, fallbacks=tuple(others), **(fields or {})),
+            **{name: model(name) for name in others},
+        }
         self.first, self.engines = first, engines
         self.ledger = Ledger(budget)
         self.caller = Caller(
-            pool_of(*((cards[n], e) for n, e in engines.items())), self.ledger, LimitsConfig(max_attempts=max_attempts), uniform=lambda: 1.0
+            pool_of(*((cards[n], e) for n, e in engines.items())),
+            self.ledger,
+            LimitsConfig(max_attempts=max_attempts),
+            uniform=lambda: 1.0,
         )
         self.pieces: list[str] = []
 
@@ -60,7 +82,12 @@ class Calls:
         async def forward(text: str) -> None:
             self.pieces.append(text)
 
-        spec = CallSpec(render=lambda codec: list(user("a b c")), stage="execute", on_delta=forward if is_streamed else None, **fields)
+        spec = CallSpec(
+            render=lambda codec: list(user("a b c")),
+            stage="execute",
+            on_delta=forward if is_streamed else None,
+            **fields,
+        )
         return await self.caller.call(self.first, spec)
 
     @property
@@ -107,10 +134,15 @@ async def seconds_of(calls: Calls) -> float:
 
 
 @pytest.mark.parametrize(
-    ("retry_after_s", "waited_s", "answered_by"), [(None, 0.25, "small"), (0.0, 0.0, "small"), (3.0, 3.0, "small"), (3600.0, 0.0, "large")]
+    ("retry_after_s", "waited_s", "answered_by"),
+    [(None, 0.25, "small"), (0.0, 0.0, "small"), (3.0, 3.0, "small"), (3600.0, 0.0, "large")],
 )
-def test_a_wait_asked_for_is_kept_unless_the_fallback_is_quicker(retry_after_s: float | None, waited_s: float, answered_by: str) -> None:
-    calls = Calls(small=ScriptedEngine([EngineUnavailable("busy", retry_after_s), "yes"]), large=ScriptedEngine(["yes"]))
+def test_a_wait_asked_for_is_kept_unless_the_fallback_is_quicker(
+    retry_after_s: float | None, waited_s: float, answered_by: str
+) -> None:
+    calls = Calls(
+        small=ScriptedEngine([EngineUnavailable("busy", retry_after_s), "yes"]), large=ScriptedEngine(["yes"])
+    )
     assert run(seconds_of(calls)) == pytest.approx(waited_s)
     assert calls.outcomes[-1] == (answered_by, "ok")
 
@@ -130,9 +162,10 @@ def test_a_model_that_hangs_is_given_up_after_its_own_timeout(is_streamed: bool)
     calls = Calls(max_attempts=3, fields={"timeout_s": 5}, small=Hanging(None), large=ScriptedEngine(["yes"]))
     result = run(calls.ask(is_streamed=is_streamed))
     assert result.model == "large"
-    assert [(c.error, c.is_estimated) for c in calls.ledger.calls] == [("EngineTimeout", True), (None, False)], (
-        "asked once: it would take as long again"
-    )
+    assert [(c.error, c.is_estimated) for c in calls.ledger.calls] == [
+        ("EngineTimeout", True),
+        (None, False),
+    ], "asked once: it would take as long again"
     calls.assert_nothing_is_reserved()
 
 
@@ -151,7 +184,9 @@ def test_pieces_are_forwarded_as_they_come() -> None:
     calls = Calls(small=ScriptedEngine(["one two three"]))
     result = run(calls.ask(is_streamed=True))
     assert calls.pieces == ["one", " two", " three"]
-    assert result.completion == Completion(text="one two three", usage=Usage(prompt_tokens=3, completion_tokens=3), finish_reason="stop")
+    assert result.completion == Completion(
+        text="one two three", usage=Usage(prompt_tokens=3, completion_tokens=3), finish_reason="stop"
+    )
 
 
 def test_a_stream_that_fails_before_its_first_word_is_tried_again() -> None:
@@ -186,7 +221,11 @@ def test_a_stream_that_ends_well_without_a_count_of_its_tokens_is_estimated(usag
     calls = Calls(small=Streaming(Delta(text="x" * 40), end))
     assert run(calls.ask(is_streamed=True)).answer == "x" * 40
     (record,) = calls.ledger.calls
-    assert (record.outcome, record.usage, record.is_estimated) == ("ok", usage or Usage(prompt_tokens=2, completion_tokens=10), True)
+    assert (record.outcome, record.usage, record.is_estimated) == (
+        "ok",
+        usage or Usage(prompt_tokens=2, completion_tokens=10),
+        True,
+    )
 
 
 def test_a_stream_cancelled_after_it_told_its_usage_costs_that() -> None:
@@ -206,7 +245,9 @@ def test_a_stream_cancelled_after_it_told_its_usage_costs_that() -> None:
 @pytest.mark.parametrize("end", ["finished", "cancelled", "client gone", "timeout"])
 def test_a_stream_is_always_closed(end: str) -> None:
     """An open generator would hold its connection, or its row of a batch, until the garbage collector comes."""
-    script = {"finished": [Delta(finish_reason="stop", usage=Usage()), None]}.get(end, [Delta(text="a"), None])
+    script = {"finished": [Delta(finish_reason="stop", usage=Usage()), None]}.get(
+        end, [Delta(text="a"), None]
+    )
     engine = Streaming(*script)
     calls = Calls(max_attempts=1, fields={"timeout_s": 9}, small=engine)
 
@@ -215,7 +256,9 @@ def test_a_stream_is_always_closed(end: str) -> None:
             raise ConnectionError
 
         spec_change = {"on_delta": client_gone} if end == "client gone" else {}
-        spec = CallSpec(render=lambda codec: list(user("x")), stage="execute", **{"on_delta": _ignore, **spec_change})
+        spec = CallSpec(
+            render=lambda codec: list(user("x")), stage="execute", **{"on_delta": _ignore, **spec_change}
+        )
         task = asyncio.ensure_future(calls.caller.call("small", spec))
         await asyncio.sleep(1)
         if end == "cancelled":
@@ -252,7 +295,10 @@ def asked_by(reader: SlowReader) -> CallSpec:
 @pytest.mark.parametrize("speed", [None, SpeedConfig(prefill_tokens_per_s=1, decode_tokens_per_s=1)])
 def test_a_client_that_reads_slowly_costs_the_model_no_time(speed: SpeedConfig | None) -> None:
     """The model needs 4 s of its 5; the client takes 300 in between. `speed`: it writes on meanwhile, as real engines do."""
-    engine, reader = ScriptedEngine(["one two three"], delay_s=0.0 if speed else 4.0, speed=speed), SlowReader(100)
+    engine, reader = (
+        ScriptedEngine(["one two three"], delay_s=0.0 if speed else 4.0, speed=speed),
+        SlowReader(100),
+    )
     calls = Calls(max_attempts=1, fields={"timeout_s": 5}, small=engine)
     assert run(calls.caller.call("small", asked_by(reader))).answer == "one two three"
     assert reader.pieces == ["one", " two", " three"]

@@ -27,15 +27,21 @@ STEP_S = 3_600.0
 
 
 @pytest.mark.parametrize("step_s", [STEP_S, -STEP_S])
-async def test_a_clock_that_steps_by_an_hour_expires_nothing(step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_steps_by_an_hour_expires_nothing(
+    step_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two requests at work and a model at rest while the machine's wall clock is set."""
-    async with standing(Script(has_head=False, is_held=True), cooldown={"after_failures": 1, "first_s": 60, "longest_s": 60}) as stand:
+    async with standing(
+        Script(has_head=False, is_held=True), cooldown={"after_failures": 1, "first_s": 60, "longest_s": 60}
+    ) as stand:
         stand.upstream.script = Script(status=500)
         assert (await stand.ask(stream=False)).text == RIGHT
         cooldown = stand.pool["first"].cooldown
         assert cooldown.is_resting
         stand.other.script = Script([json.dumps(completion()).encode()], gap_s=0.5)
-        at_work = [asyncio.create_task(stand.ask(stream=False, model="second", deadline_s=100)) for _ in range(2)]
+        at_work = [
+            asyncio.create_task(stand.ask(stream=False, model="second", deadline_s=100)) for _ in range(2)
+        ]
         await until(lambda: len(stand.other.requests) == 3)  # one before, and these two
         _step(monkeypatch, step_s)
         assert cooldown.is_resting and 0 < cooldown.left_s() <= 60
@@ -85,7 +91,10 @@ async def test_two_thousand_requests_a_fifth_of_them_at_fault_leave_nothing_behi
 def _fault_or_not(rng: random.Random) -> Any:
     """One answer in five is a fault that is told at once."""
     scripts = {True: STREAMED, False: PLAIN}
-    quick = {kind: [fault.script for fault in faults.values() if not fault.is_slow] for kind, faults in scripts.items()}
+    quick = {
+        kind: [fault.script for fault in faults.values() if not fault.is_slow]
+        for kind, faults in scripts.items()
+    }
 
     def script(request: dict[str, Any]) -> Script:
         return rng.choice(quick[bool(request.get("stream"))]) if rng.random() < 0.2 else healthy(request)
@@ -105,7 +114,9 @@ async def _ask_many(stand: Stand, count: int) -> Counter[str]:
     async with asyncio.TaskGroup() as group:
         for _ in range(32):
             group.create_task(work(waiting))
-    assert sum(len(trace.calls) for trace in stand.traces) == len(stand.upstream.requests) + len(stand.other.requests)
+    assert sum(len(trace.calls) for trace in stand.traces) == len(stand.upstream.requests) + len(
+        stand.other.requests
+    )
     return statuses
 
 

@@ -27,16 +27,23 @@ SPEC = CallSpec(render=lambda codec: list(user("x")), stage="execute")
 class Pool:
     """`small`, which falls back on `large`; each call is a request of its own, with one attempt per model."""
 
-    def __init__(self, small: Any, *, has_fallback: bool = True, cooldown: CooldownConfig = REST, **engine: Any) -> None:
+    def __init__(
+        self, small: Any, *, has_fallback: bool = True, cooldown: CooldownConfig = REST, **engine: Any
+    ) -> None:
         self.small = ScriptedEngine(small, **engine)
         self.large = ScriptedEngine(["from large"])
-        self.pool = pool_of((model("small", fallbacks=("large",) if has_fallback else ()), self.small), (model("large"), self.large))
+        self.pool = pool_of(
+            (model("small", fallbacks=("large",) if has_fallback else ()), self.small),
+            (model("large"), self.large),
+        )
         self.cooldown = cooldown
         self.ledger = Ledger(Budget())
 
     async def ask(self, *, max_attempts: int = 1) -> str:
         limits = LimitsConfig(max_attempts=max_attempts, cooldown=self.cooldown)
-        result: CallResult = await Caller(self.pool, self.ledger, limits, uniform=lambda: 1.0).call("small", SPEC)
+        result: CallResult = await Caller(self.pool, self.ledger, limits, uniform=lambda: 1.0).call(
+            "small", SPEC
+        )
         return result.answer
 
     async def ask_times(self, count: int) -> list[str]:
@@ -55,7 +62,9 @@ def test_after_failures_in_a_row_calls_go_straight_to_the_fallback() -> None:
     pool = Pool([DOWN])
     assert run(pool.ask_times(10)) == ["from large"] * 10
     assert pool.num_asked == 3, "the fourth call is the first that knows"
-    assert [call.passed_over for call in pool.ledger.calls if call.model == "large"] == [()] * 3 + [("small",)] * 7
+    assert [call.passed_over for call in pool.ledger.calls if call.model == "large"] == [()] * 3 + [
+        ("small",)
+    ] * 7
 
 
 @pytest.mark.parametrize("between", ["yes", REFUSED])
@@ -168,7 +177,10 @@ def test_where_the_fallback_fails_too_the_resting_model_is_the_last_resort() -> 
         assert await pool.ask() == "late but there"
 
     run(check())
-    assert [(call.model, call.outcome) for call in pool.ledger.calls[-2:]] == [("large", "failed"), ("small", "ok")]
+    assert [(call.model, call.outcome) for call in pool.ledger.calls[-2:]] == [
+        ("large", "failed"),
+        ("small", "ok"),
+    ]
 
 
 def test_a_last_resort_that_fails_makes_no_rest_longer() -> None:
@@ -237,7 +249,9 @@ def test_rests_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize("later", [["back"], [DOWN, "back"]])
-def test_turned_off_during_a_rest_the_model_is_asked_again_at_once_and_whatever_it_says(later: list[Any]) -> None:
+def test_turned_off_during_a_rest_the_model_is_asked_again_at_once_and_whatever_it_says(
+    later: list[Any],
+) -> None:
     pool = Pool([*[DOWN] * 3, *later])
 
     async def check() -> None:

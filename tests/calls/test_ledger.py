@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from r2_serve.calls.ledger import Budget, Ledger, Prompt, Reservation, total_cost_usd
 from r2_serve.config import HostedEngineConfig
-from r2_serve.errors import AnswerWithheld, BudgetExceeded, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import (
+    AnswerWithheld,
+    BudgetExceeded,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidReply,
+)
 from r2_serve.types import CallRecord, Usage
 from tests.support.in_process import model, user
 
@@ -45,15 +52,24 @@ def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> No
     for _ in range(data.draw(st.integers(0, 25))):
         if not under_way or data.draw(st.booleans()):
             with contextlib.suppress(BudgetExceeded):
-                under_way.append(reserve(ledger, data.draw(st.integers(1, 60)), "x" * data.draw(st.integers(0, 100))))
+                under_way.append(
+                    reserve(ledger, data.draw(st.integers(1, 60)), "x" * data.draw(st.integers(0, 100)))
+                )
         else:
             call = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
             end = data.draw(st.sampled_from(["ok", "failed", "refused", "cancelled"]))
             if end == "ok":
-                used_in, used_out = (data.draw(st.integers(0, most)) for most in (call.bound.prompt_tokens, call.bound.completion_tokens))
+                used_in, used_out = (
+                    data.draw(st.integers(0, most))
+                    for most in (call.bound.prompt_tokens, call.bound.completion_tokens)
+                )
                 call.settle(Usage(prompt_tokens=used_in, completion_tokens=used_out))
             else:
-                error = {"failed": EngineUnavailable("x"), "refused": EngineRefused("x"), "cancelled": asyncio.CancelledError()}[end]
+                error = {
+                    "failed": EngineUnavailable("x"),
+                    "refused": EngineRefused("x"),
+                    "cancelled": asyncio.CancelledError(),
+                }[end]
                 call.fail(error, received_bytes=data.draw(st.integers(0, 1_000)))
         left = ledger.remaining()
         assert all(rest is None or rest >= 0 for rest in (left.max_calls, left.max_tokens, left.max_cost_usd))
@@ -63,15 +79,23 @@ def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> No
     assert budget.max_tokens is None or ledger.usage.total_tokens <= budget.max_tokens
     assert budget.max_cost_usd is None or ledger.cost_usd <= budget.max_cost_usd
     assert ledger.usage == usages(ledger.calls)
-    assert Fraction(ledger.cost_usd) == sum((Fraction(CARD.cost_usd(c.usage)) for c in ledger.calls), Fraction(0))
+    assert Fraction(ledger.cost_usd) == sum(
+        (Fraction(CARD.cost_usd(c.usage)) for c in ledger.calls), Fraction(0)
+    )
 
 
 @pytest.mark.parametrize(
     ("budget", "complaint"),
     [
         (Budget(max_calls=2), "all 2 model calls"),
-        (Budget(max_tokens=2 * (13 + 32 + 10)), "the next call may use 55 tokens; 0 of the request's 110 are left"),
-        (Budget(max_cost_usd=2 * CARD.cost_usd(PROMPT.most_usage(10))), "raise r2.max_cost_usd or lower max_tokens"),
+        (
+            Budget(max_tokens=2 * (13 + 32 + 10)),
+            "the next call may use 55 tokens; 0 of the request's 110 are left",
+        ),
+        (
+            Budget(max_cost_usd=2 * CARD.cost_usd(PROMPT.most_usage(10))),
+            "raise r2.max_cost_usd or lower max_tokens",
+        ),
     ],
 )
 def test_what_two_calls_under_way_may_use_is_not_left_for_a_third(budget: Budget, complaint: str) -> None:
@@ -128,23 +152,34 @@ def test_a_call_that_did_not_end_costs_what_was_sent_and_received(
     assert record.cost_usd == CARD.cost_usd(usage)
 
 
-@pytest.mark.parametrize("error", [InvalidReply("x"), EngineRefused("x"), AnswerWithheld("x"), EngineUnavailable("x")])
+@pytest.mark.parametrize(
+    "error", [InvalidReply("x"), EngineRefused("x"), AnswerWithheld("x"), EngineUnavailable("x")]
+)
 def test_a_failed_call_costs_what_was_told_of_it(error: EngineError) -> None:
     told = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
     ledger = Ledger(Budget())
     reserve(ledger).fail(error, received_bytes=9)
     reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, told=told)
-    assert [(c.usage, c.cost_usd, c.is_estimated) for c in ledger.calls] == [(told, CARD.cost_usd(told), False)] * 2
+    assert [(c.usage, c.cost_usd, c.is_estimated) for c in ledger.calls] == [
+        (told, CARD.cost_usd(told), False)
+    ] * 2
 
 
 def test_a_json_schema_is_a_part_of_the_prompt_where_a_provider_bills_it() -> None:
     schema = {"type": "object", "description": "é" * 1000}
-    engines = [HostedEngineConfig(kind="openai", model="m", supports_json_schema=sends) for sends in (True, False)]
-    sent, left_out = (Prompt.to(CARD.model_copy(update={"engine": engine}), user("one two three"), schema) for engine in engines)
+    engines = [
+        HostedEngineConfig(kind="openai", model="m", supports_json_schema=sends) for sends in (True, False)
+    ]
+    sent, left_out = (
+        Prompt.to(CARD.model_copy(update={"engine": engine}), user("one two three"), schema)
+        for engine in engines
+    )
     num_bytes = len(json.dumps(schema).encode())
     assert left_out.most_usage(10) == PROMPT.most_usage(10)
     assert sent.most_usage(10).prompt_tokens == PROMPT.most_usage(10).prompt_tokens + num_bytes
-    assert sent.likely_usage(0, 10).prompt_tokens == PROMPT.likely_usage(0, 10).prompt_tokens + -(-num_bytes // 4)
+    assert sent.likely_usage(0, 10).prompt_tokens == PROMPT.likely_usage(0, 10).prompt_tokens + -(
+        -num_bytes // 4
+    )
 
 
 def test_absorbed_calls_count_against_the_budget_and_keep_their_times() -> None:
@@ -154,7 +189,9 @@ def test_absorbed_calls_count_against_the_budget_and_keep_their_times() -> None:
     ledger = Ledger(Budget(max_calls=1))
     ledger.absorb(stage.calls, shift_s=10.0)
     assert (ledger.usage, ledger.cost_usd) == (stage.usage, stage.cost_usd)
-    assert [(c.start_s - 10, c.end_s - 10) for c in ledger.calls] == [(c.start_s, c.end_s) for c in stage.calls]
+    assert [(c.start_s - 10, c.end_s - 10) for c in ledger.calls] == [
+        (c.start_s, c.end_s) for c in stage.calls
+    ]
     with pytest.raises(BudgetExceeded):
         reserve(ledger)
 
@@ -163,7 +200,9 @@ def test_cost_by_stage_adds_up_to_the_whole() -> None:
     ledger = Ledger(Budget())
     for stage in ("decompose", "allocate", "execute", "execute", "pass_through"):
         ledger.reserve(CARD, PROMPT, 10, stage=stage).settle(Usage(prompt_tokens=3, completion_tokens=2))
-    by_stage = [total_cost_usd(ledger.calls, stage=s) for s in ("decompose", "allocate", "execute", "pass_through")]
+    by_stage = [
+        total_cost_usd(ledger.calls, stage=s) for s in ("decompose", "allocate", "execute", "pass_through")
+    ]
     assert sum(by_stage) == ledger.cost_usd == total_cost_usd(ledger.calls)
     assert by_stage[2] == 2 * by_stage[0]
 

@@ -22,7 +22,14 @@ import pytest
 
 from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
 from r2_serve.engines.scripted import ScriptedEngine
-from r2_serve.errors import AnswerWithheld, EngineError, EngineRefused, EngineUnavailable, InvalidReply, ReplicaDied
+from r2_serve.errors import (
+    AnswerWithheld,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidReply,
+    ReplicaDied,
+)
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import entry_text, new_key
 from r2_serve.http.metrics import Metrics
@@ -62,9 +69,13 @@ class Moody:
         failure = await self._mood()
         if failure is not None:
             raise self._telling(failure)
-        return Completion(text=self._rng.choice(self._replies), finish_reason="stop", **self._usage_or_estimate())
+        return Completion(
+            text=self._rng.choice(self._replies), finish_reason="stop", **self._usage_or_estimate()
+        )
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> AsyncGenerator[Delta, None]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, **_: Any
+    ) -> AsyncGenerator[Delta, None]:
         self.num_asked += 1
         failure = await self._mood()
         words = self._rng.choice(self._replies).split(" ")
@@ -77,7 +88,9 @@ class Moody:
             yield Delta(finish_reason=self._rng.choice(("stop", "length")), **self._usage_or_estimate())
 
     async def _mood(self) -> EngineError | None:
-        await asyncio.sleep(self._rng.choice((0, 0.01, 0.5, 2, 2, HANGS_S)) if self._rng.random() < 0.5 else 0.1)
+        await asyncio.sleep(
+            self._rng.choice((0, 0.01, 0.5, 2, 2, HANGS_S)) if self._rng.random() < 0.5 else 0.1
+        )
         return self._rng.choice(FAILURES) if self._rng.random() < 0.2 else None
 
     def _telling(self, failure: EngineError) -> EngineError:
@@ -112,7 +125,12 @@ class Market:
         self.rng = rng = random.Random(self.seed)
         plans = [plan_json("a", "b", "c #1 #2"), plan_json("a", "b #1", "c #1", "d #2 #3"), "no plan"]
         picks = [allocation_json(*rng.choices(WORKERS, k=k)) for k in (3, 4)] + ["none"]
-        replies = {"small": ["the cheap answer"], "large": ["a dear answer", ""], "decomposer": plans, "allocator": picks}
+        replies = {
+            "small": ["the cheap answer"],
+            "large": ["a dear answer", ""],
+            "decomposer": plans,
+            "allocator": picks,
+        }
         self.engines: dict[str, Any] = {name: Moody(rng, texts) for name, texts in replies.items()}
         prices = {"usd_per_mtok_in": Decimal("0.0333"), "usd_per_mtok_out": Decimal("1.07")}
         chain = {"small": ("large",), "decomposer": ("large",)}
@@ -120,7 +138,10 @@ class Market:
         self.metrics = Metrics()
         routed = routing(limits=self.limits, decomposer={"num_samples": self.num_samples})
         self.router = in_process(
-            RouterConfig(models=models), routed, lambda config: self.engines[config.name], [self.metrics.observe, self.traces.append]
+            RouterConfig(models=models),
+            routed,
+            lambda config: self.engines[config.name],
+            [self.metrics.observe, self.traces.append],
         )
         self.stages = move_stages_elsewhere(self.router) if self.is_elsewhere else []
         rich, poor = new_key("rich"), new_key("poor", budget_usd=POOR_USD)
@@ -161,13 +182,22 @@ class Market:
             r2["deadline_s"] = rng.choice((0.05, 1, 5, 30))
         if rng.random() < 0.05:
             r2["max_cost_usd"] = rng.choice((0.000001, 0.002, 0.004))
-        body = {"model": name, "messages": [{"role": "user", "content": question}], "stream": rng.random() < 0.5, "r2": r2}
+        body = {
+            "model": name,
+            "messages": [{"role": "user", "content": question}],
+            "stream": rng.random() < 0.5,
+            "r2": r2,
+        }
         self.key_of[question] = rng.choices(("rich", "poor"), (3, 1))[0]
         return await self.ask(
-            body, self.key_of[question], leaves_after_s=rng.choice((0, 0.05, 0.3, 2.5, 20)) if rng.random() < 0.15 else None
+            body,
+            self.key_of[question],
+            leaves_after_s=rng.choice((0, 0.05, 0.3, 2.5, 20)) if rng.random() < 0.15 else None,
         )
 
-    async def ask(self, body: dict[str, Any], key: str = "rich", *, leaves_after_s: float | None = None) -> list[dict[str, Any]]:
+    async def ask(
+        self, body: dict[str, Any], key: str = "rich", *, leaves_after_s: float | None = None
+    ) -> list[dict[str, Any]]:
         connection = Connection(self.app, json.dumps(body).encode(), authorization=f"Bearer {self.keys[key]}")
         if leaves_after_s is not None:
             asyncio.get_running_loop().call_later(leaves_after_s, connection.disconnect)
@@ -177,9 +207,17 @@ class Market:
     def lost(self) -> tuple[list[CallRecord], Counter[str]]:
         """Calls that stages elsewhere could not report, as they were cancelled, and the models of the estimates in their place."""
         estimates = Counter[str]()
-        for stage, name, num_calls in zip(self.stages, ("decomposer", "allocator"), (self.num_samples, 1), strict=False):
+        for stage, name, num_calls in zip(
+            self.stages, ("decomposer", "allocator"), (self.num_samples, 1), strict=False
+        ):
             estimates[name] = num_calls * len(stage.lost)
-        return [call for stage in self.stages for ledgers in stage.lost for ledger in ledgers for call in ledger.calls], estimates
+        return [
+            call
+            for stage in self.stages
+            for ledgers in stage.lost
+            for ledger in ledgers
+            for call in ledger.calls
+        ], estimates
 
 
 @pytest.fixture(
@@ -212,10 +250,23 @@ def test_every_mood_was_seen(market: Market) -> None:
     assert len(calls) >= NUM_CALLS
     assert {call.outcome for call in calls} == {"ok", "failed", "cancelled"}
     assert {call.stage for call in calls} == {"decompose", "allocate", "execute", "pass_through"}
-    assert {call.error for call in calls} > {"EngineUnavailable", "EngineRefused", "AnswerWithheld", "InvalidReply", "CancelledError"}
+    assert {call.error for call in calls} > {
+        "EngineUnavailable",
+        "EngineRefused",
+        "AnswerWithheld",
+        "InvalidReply",
+        "CancelledError",
+    }
     assert max(call.attempt for call in calls) >= 4, "a fallback after three attempts"
     errors = Counter((trace.error or "answered").partition(":")[0] for trace in market.traces)
-    wanted = {"answered", "cancelled by the client", "DeadlineExceeded", "BudgetExceeded", "SubtaskFailed", "EngineUnavailable"}
+    wanted = {
+        "answered",
+        "cancelled by the client",
+        "DeadlineExceeded",
+        "BudgetExceeded",
+        "SubtaskFailed",
+        "EngineUnavailable",
+    }
     assert wanted < errors.keys()
     assert errors["answered"] > 150
     assert errors["QuotaExceeded"] > 0
@@ -234,7 +285,11 @@ def test_what_a_model_told_is_what_is_booked_and_all_else_is_an_estimate(market:
     unreported, _ = market.lost()
     for name, engine in market.engines.items():
         calls = [call for trace in market.traces for call in trace.calls] + unreported
-        booked = Counter(call.usage for call in calls if call.model == name and not call.is_estimated and call.usage != Usage())
+        booked = Counter(
+            call.usage
+            for call in calls
+            if call.model == name and not call.is_estimated and call.usage != Usage()
+        )
         assert booked == engine.told
         free = [call for call in calls if not call.is_estimated and call.usage == Usage()]
         assert {call.error for call in free} == {"EngineRefused"}
@@ -244,7 +299,9 @@ def test_every_request_that_came_in_has_one_trace(market: Market) -> None:
     questions = Counter(trace.query for trace in market.traces)
     assert set(questions.values()) == {1}
     never_let_in = market.inbox.keys() - questions.keys()  # type: ignore[attr-defined]
-    told = [body["error"]["code"] for question in never_let_in for body in bodies_of(market.inbox[question])[1]]  # type: ignore[attr-defined]
+    told = [
+        body["error"]["code"] for question in never_let_in for body in bodies_of(market.inbox[question])[1]
+    ]  # type: ignore[attr-defined]
     assert set(told) <= {"insufficient_quota"}, "the others left at once"
 
 
@@ -261,7 +318,11 @@ def test_trace_body_header_and_usage_agree_to_the_last_digit(market: Market) -> 
         exact = sum((call.cost_usd for call in trace.calls), Decimal(0))
         assert trace.cost_usd == exact == Decimal(r2["cost_usd"])
         assert "trace" not in r2 or Trace.model_validate(r2["trace"]) == trace
-        assert sum((result.cost_usd for result in trace.results), Decimal(0)) <= trace.worker_cost_usd == Decimal(r2["worker_cost_usd"])
+        assert (
+            sum((result.cost_usd for result in trace.results), Decimal(0))
+            <= trace.worker_cost_usd
+            == Decimal(r2["worker_cost_usd"])
+        )
         if "x-r2-cost-usd" in headers:
             assert Decimal(headers["x-r2-cost-usd"]) == exact
             usage = sum((call.usage for call in trace.calls), Usage())
@@ -275,7 +336,11 @@ def test_trace_body_header_and_usage_agree_to_the_last_digit(market: Market) -> 
 
 def test_each_call_costs_its_tokens(market: Market) -> None:
     for call in (call for trace in market.traces for call in trace.calls):
-        assert call.cost_usd == (call.usage.prompt_tokens * Decimal("0.0333") + call.usage.completion_tokens * Decimal("1.07")) / 1_000_000
+        assert (
+            call.cost_usd
+            == (call.usage.prompt_tokens * Decimal("0.0333") + call.usage.completion_tokens * Decimal("1.07"))
+            / 1_000_000
+        )
         assert (call.outcome == "ok") == (call.error is None)
 
 
@@ -296,7 +361,9 @@ def assert_prometheus_agrees(market: Market) -> None:
     for call in calls:
         costs[call.model, call.stage] = costs.get((call.model, call.stage), Decimal(0)) + call.cost_usd
     scraped = re.findall(r'r2_cost_usd_total{model="(\w+)",stage="(\w+)"} (\S+)', text)
-    assert {(name, stage): float(value) for name, stage, value in scraped} == {key: float(cost) for key, cost in costs.items()}
+    assert {(name, stage): float(value) for name, stage, value in scraped} == {
+        key: float(cost) for key, cost in costs.items()
+    }
     counted = re.findall(r'r2_calls_total{model="(\w+)",outcome="(\w+)",stage="(\w+)"} (\S+)', text)
     tally = Counter((call.model, call.outcome, call.stage) for call in calls)
     assert {(name, outcome, stage): float(value) for name, outcome, stage, value in counted} == tally
@@ -320,14 +387,34 @@ def assert_prometheus_agrees(market: Market) -> None:
     ids=["budget", "poison", "fault"],
 )
 def test_calls_of_a_stage_that_ends_in_an_error_are_accounted_for(
-    failures: list[Exception], max_calls: int, status: int | None, stage: str, num_before: int, is_elsewhere: bool, tmp_path: Path
+    failures: list[Exception],
+    max_calls: int,
+    status: int | None,
+    stage: str,
+    num_before: int,
+    is_elsewhere: bool,
+    tmp_path: Path,
 ) -> None:
-    market = Market(1, tmp_path, is_elsewhere, LimitsConfig(max_calls=max_calls + num_before, max_attempts=3), num_samples=1)
-    replies = {"decomposer": [plan_json("a", "b")], "allocator": [allocation_json("small", "large")], stage: failures}
+    market = Market(
+        1,
+        tmp_path,
+        is_elsewhere,
+        LimitsConfig(max_calls=max_calls + num_before, max_attempts=3),
+        num_samples=1,
+    )
+    replies = {
+        "decomposer": [plan_json("a", "b")],
+        "allocator": [allocation_json("small", "large")],
+        stage: failures,
+    }
     market.engines.update({name: ScriptedEngine(replies.get(name, ["four"])) for name in market.engines})
-    _, (body,) = bodies_of(run(market.ask({"model": "r2", "messages": [{"role": "user", "content": "two plus two"}]})))
+    _, (body,) = bodies_of(
+        run(market.ask({"model": "r2", "messages": [{"role": "user", "content": "two plus two"}]}))
+    )
     (trace,) = market.traces
-    assert status is None or body["error"]["code"] == {400: "budget_exceeded", 422: "poisonous_request"}[status]
+    assert (
+        status is None or body["error"]["code"] == {400: "budget_exceeded", 422: "poisonous_request"}[status]
+    )
     asked = {name: len(engine.calls) for name, engine in market.engines.items() if engine.calls}
     assert asked[stage] >= len(failures)
     assert asked == Counter(call.model for call in trace.calls)

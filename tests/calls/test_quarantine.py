@@ -43,7 +43,9 @@ class Deployment:
         done: asyncio.Future[None] = loop.create_future()
         self._at_work.add(done)
         is_poison = POISON in messages[-1].content
-        timer = loop.call_later(0.1, self._die) if is_poison else loop.call_later(self._service_s, _finish, done)
+        timer = (
+            loop.call_later(0.1, self._die) if is_poison else loop.call_later(self._service_s, _finish, done)
+        )
         try:
             await done
         finally:
@@ -102,7 +104,10 @@ def test_a_death_reported_twice_is_one_death() -> None:
 
 def test_deaths_of_different_models_count_together() -> None:
     small, large = (ScriptedEngine([ReplicaDied("gone", None, replica)]) for replica in ("a", "b"))
-    assert run(ask(pool_of((model("small", fallbacks=("large",)), small), (model("large"), large)), "hello")) == "refused"
+    assert (
+        run(ask(pool_of((model("small", fallbacks=("large",)), small), (model("large"), large)), "hello"))
+        == "refused"
+    )
     assert (len(small.calls), len(large.calls)) == (3, 1), "three attempts at one replica, which died once"
 
 
@@ -128,7 +133,9 @@ def test_a_suspect_that_is_cancelled_in_the_queue_gives_back_its_leave_to_probe(
         limits = LimitsConfig(max_attempts=2, cooldown={"after_failures": 1, "first_s": 0.1})
         async with pool["small"].quarantine.turn():
             caller = Caller(pool, Ledger(Budget()), limits, uniform=lambda: 1.0)
-            suspect = asyncio.ensure_future(caller.call("small", CallSpec(render=lambda codec: list(user("x")), stage="execute")))
+            suspect = asyncio.ensure_future(
+                caller.call("small", CallSpec(render=lambda codec: list(user("x")), stage="execute"))
+            )
             await asyncio.sleep(5)
             suspect.cancel()
             await asyncio.wait([suspect])

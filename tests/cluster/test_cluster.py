@@ -37,23 +37,35 @@ def client(base_url: str) -> Iterator[openai.OpenAI]:
 
 
 def test_a_query_is_decomposed_allocated_executed_and_answered(client: openai.OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(model="r2", messages=HI, extra_body={"r2": {"trace": True}})
+    raw = client.chat.completions.with_raw_response.create(
+        model="r2", messages=HI, extra_body={"r2": {"trace": True}}
+    )
     reply = raw.parse()
     assert reply.choices[0].message.content == "the whole answer of four"
     trace = reply.model_extra["r2"]["trace"]
     assert [result["model"] for result in trace["results"]] == [SMALL, SMALL, LARGE]
-    assert [call["stage"] for call in trace["calls"]] == ["decompose", "allocate", "execute", "execute", "execute"]
+    assert [call["stage"] for call in trace["calls"]] == [
+        "decompose",
+        "allocate",
+        "execute",
+        "execute",
+        "execute",
+    ]
     assert raw.headers["x-r2-plan-nodes"] == "3"
     assert raw.headers["x-r2-cost-usd"] == trace["cost_usd"] == reply.model_extra["r2"]["cost_usd"]
     assert sum(Decimal(call["cost_usd"]) for call in trace["calls"]) == Decimal(trace["cost_usd"]) > 0
 
 
 def test_the_final_subtask_is_streamed_with_one_finish_reason_and_usage(client: openai.OpenAI) -> None:
-    stream = client.chat.completions.create(model="r2", messages=HI, stream=True, stream_options={"include_usage": True})
+    stream = client.chat.completions.create(
+        model="r2", messages=HI, stream=True, stream_options={"include_usage": True}
+    )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == "the whole answer of four"
-    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason] == ["stop"]
+    assert [
+        chunk.choices[0].finish_reason for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason
+    ] == ["stop"]
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 0
 
@@ -106,7 +118,10 @@ def test_malformed_requests_are_refused_through_serves_proxy(base_url: str, body
 
 
 def test_other_content_types_are_refused_through_serves_proxy(base_url: str) -> None:
-    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}):
+    for headers in (
+        {"content-type": "text/plain"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ):
         response = httpx.post(f"{base_url}/chat/completions", content=b"{}", headers=headers, timeout=60)
         assert response.status_code == 415 and response.json()["error"]["code"] == "unsupported_media_type"
 
@@ -129,7 +144,9 @@ def _kill_replica_of(app: str) -> None:
     """SIGKILL to the replica's own process, found by the actor's pid in Ray's state."""
     from ray._private.state import actors
 
-    alive = [actor for actor in actors().values() if actor["State"] == "ALIVE" and f"{app}#Model" in actor["Name"]]
+    alive = [
+        actor for actor in actors().values() if actor["State"] == "ALIVE" and f"{app}#Model" in actor["Name"]
+    ]
     pids = [actor["Pid"] for actor in alive]
     assert pids, f"no replica of {app} is alive"
     os.kill(int(pids[0]), signal.SIGKILL)

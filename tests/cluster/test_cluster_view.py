@@ -15,8 +15,18 @@ pytestmark = pytest.mark.ray
 CONFIG = RouterConfig.model_validate(
     {
         "models": [
-            {"name": "small", "usd_per_mtok_in": 1, "usd_per_mtok_out": 1, "engine": {"kind": "served", "app": "m-small"}},
-            {"name": "hosted", "usd_per_mtok_in": 1, "usd_per_mtok_out": 1, "engine": {"kind": "openai", "model": "m"}},
+            {
+                "name": "small",
+                "usd_per_mtok_in": 1,
+                "usd_per_mtok_out": 1,
+                "engine": {"kind": "served", "app": "m-small"},
+            },
+            {
+                "name": "hosted",
+                "usd_per_mtok_in": 1,
+                "usd_per_mtok_out": 1,
+                "engine": {"kind": "openai", "model": "m"},
+            },
         ]
     }
 )
@@ -48,9 +58,13 @@ async def seen(monkeypatch: pytest.MonkeyPatch, answer: Any) -> Any:
     return ClusterView(CONFIG, "r2")
 
 
-async def test_running_replicas_are_shared_among_the_routers_once_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_running_replicas_are_shared_among_the_routers_once_they_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     view = await seen(monkeypatch, status(small=3, routers=2))
-    assert view.replicas("small") is None, "nothing is known before the first look, which never holds up a query"
+    assert view.replicas("small") is None, (
+        "nothing is known before the first look, which never holds up a query"
+    )
     assert await view.unready() is None
     await asyncio.gather(*[view._looking] if view._looking else [])
     assert view.replicas("small") == 1.5 and view.replicas("hosted") is None

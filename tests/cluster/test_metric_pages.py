@@ -19,7 +19,13 @@ def replica_page(name: str, num_queries: int) -> bytes:
     """Of a router replica that has answered this many queries for 0.1 USD each."""
     metrics = Metrics()
     metrics.watch(Admission(4, 4))
-    call = CallRecord(stage="execute", model="m", outcome="ok", usage=Usage(prompt_tokens=3, completion_tokens=2), cost_usd=Decimal("0.1"))
+    call = CallRecord(
+        stage="execute",
+        model="m",
+        outcome="ok",
+        usage=Usage(prompt_tokens=3, completion_tokens=2),
+        cost_usd=Decimal("0.1"),
+    )
     for _ in range(num_queries):
         metrics.observe(Trace(request_id="r", model="r2", query="q", calls=(call,)))
         metrics.count_request("/v1/chat/completions", "r2", 200, 0.02)
@@ -29,7 +35,10 @@ def replica_page(name: str, num_queries: int) -> bytes:
 def test_a_merged_page_holds_what_every_replica_counted_and_says_whose_it_is() -> None:
     page = merged([replica_page("a", 3), replica_page("b", 4)], num_silent=1).decode()
     assert total(page, "r2_cost_usd_total", model="m") == 0.7
-    assert (total(page, "r2_cost_usd_total", replica="a"), total(page, "r2_cost_usd_total", replica="b")) == (0.3, 0.4)
+    assert (total(page, "r2_cost_usd_total", replica="a"), total(page, "r2_cost_usd_total", replica="b")) == (
+        0.3,
+        0.4,
+    )
     assert total(page, "r2_request_seconds_bucket", le="0.025", replica="b") == 4
     assert total(page, SILENT) == 1
 
@@ -49,7 +58,12 @@ def test_the_samples_of_a_family_stand_together_under_one_type_line_as_the_forma
 def test_a_page_of_one_replica_has_the_samples_of_that_replica_and_no_others() -> None:
     def samples(page: bytes) -> set[tuple[str, float]]:
         families = text_string_to_metric_families(page.decode())
-        return {(sample.name, sample.value) for family in families for sample in family.samples if sample.name != SILENT}
+        return {
+            (sample.name, sample.value)
+            for family in families
+            for sample in family.samples
+            if sample.name != SILENT
+        }
 
     metrics = Metrics()
     metrics.count_request("/v1/chat/completions", "r2", 200, 0.02)

@@ -28,7 +28,9 @@ HI: Sequence[Message] = [Message(role="user", content="hi")]
 
 
 def deployment() -> ModelDeployment:
-    return ModelDeployment(ModelServerConfig(engine=ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",))))
+    return ModelDeployment(
+        ModelServerConfig(engine=ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",)))
+    )
 
 
 async def said(model: ModelDeployment, name: str | None) -> str:
@@ -46,7 +48,9 @@ async def test_adapters_come_and_go_with_user_config(tmp_path: Path) -> None:
         await said(model, "a1")
 
 
-async def test_a_change_of_which_one_part_fails_changes_nothing_on_a_replica_that_serves(tmp_path: Path) -> None:
+async def test_a_change_of_which_one_part_fails_changes_nothing_on_a_replica_that_serves(
+    tmp_path: Path,
+) -> None:
     model, first, second = deployment(), adapter(tmp_path, "a1"), adapter(tmp_path, "a2")
     await model.reconfigure({"adapters": {"a1": str(first)}})
     await model.check_health()
@@ -67,9 +71,12 @@ async def test_a_replica_that_starts_with_a_broken_adapter_fails_with_the_reason
 
 
 @pytest.mark.parametrize(
-    ("changes", "called", "message"), [({"codec_version": 99}, "a1", "version 99"), ({}, "other", "holds adapter 'a1', not 'other'")]
+    ("changes", "called", "message"),
+    [({"codec_version": 99}, "a1", "version 99"), ({}, "other", "holds adapter 'a1', not 'other'")],
 )
-async def test_a_manifest_is_held_to_where_there_is_one(tmp_path: Path, changes: dict[str, int], called: str, message: str) -> None:
+async def test_a_manifest_is_held_to_where_there_is_one(
+    tmp_path: Path, changes: dict[str, int], called: str, message: str
+) -> None:
     path = adapter(tmp_path, "a1", **changes)
     with pytest.raises(ConfigError, match=message):
         await deployment().load_adapter(called, str(path))
@@ -86,7 +93,10 @@ async def test_the_same_name_from_another_directory_is_refused(tmp_path: Path) -
 async def test_loading_leaves_the_event_loop_free(tmp_path: Path) -> None:
     model, threads = deployment(), []
     add = model._engine.add_adapter
-    model._engine.add_adapter = lambda name, path: (threads.append(threading.current_thread()), add(name, path))
+    model._engine.add_adapter = lambda name, path: (
+        threads.append(threading.current_thread()),
+        add(name, path),
+    )
     await model.load_adapter("a1", str(adapter(tmp_path, "a1")))
     assert threads and threads[0] is not threading.main_thread()
 

@@ -33,13 +33,18 @@ def main(folder: Path) -> None:
     key, entry = new_key("tester")
     spent, spent_entry = new_key("spender", budget_usd="0.000000001")
     (folder / "keys.yaml").write_text(entry_text(entry) + entry_text(spent_entry))
-    config = RouterConfig(models=tuple(model(name) for name in REPLIES), server=ServerConfig(keys_file=str(folder / "keys.yaml")))
+    config = RouterConfig(
+        models=tuple(model(name) for name in REPLIES),
+        server=ServerConfig(keys_file=str(folder / "keys.yaml")),
+    )
     router = in_process(config, routing(), lambda card: ScriptedEngine([REPLIES[card.name]]))
     listening = socket.socket(proto=socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     listening.listen()
     print(f"http://127.0.0.1:{listening.getsockname()[1]}/v1 {key} {spent}", flush=True)
-    uvicorn.Server(uvicorn.Config(create_app(router, config.server), log_config=None, lifespan="off")).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(create_app(router, config.server), log_config=None, lifespan="off")).run(
+        sockets=[listening]
+    )
 
 
 if __name__ == "__main__":

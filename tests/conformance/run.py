@@ -58,7 +58,9 @@ def install() -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", HOME / "venv"], check=True)
     subprocess.run([HOME / "venv/bin/pip", "install", "-q", "uv==0.13.9"], check=True)
     environment = {**os.environ, "VIRTUAL_ENV": str(HOME / "venv")}
-    subprocess.run([HOME / "venv/bin/uv", "pip", "install", "-q", "-r", lists[0]], check=True, env=environment)
+    subprocess.run(
+        [HOME / "venv/bin/uv", "pip", "install", "-q", "-r", lists[0]], check=True, env=environment
+    )
     if shutil.which("npm"):
         shutil.copy(lists[1], HOME / "package.json")
         subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund"], check=True, cwd=HOME)
@@ -87,10 +89,25 @@ def run(client: str, where: dict[str, str]) -> list[Outcome]:
     if shutil.which(interpreter) is None:
         return [Outcome(client, check, "not run", f"{interpreter} is not here") for check in CHECKS]
     with tempfile.TemporaryDirectory() as home:
-        environment = {"PATH": os.environ["PATH"], "HOME": home, "HF_HUB_OFFLINE": "1", "R2_API_KEY": where["R2_KEY"], **where}
-        done = subprocess.run([interpreter, script], capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, cwd=home)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": home,
+            "HF_HUB_OFFLINE": "1",
+            "R2_API_KEY": where["R2_KEY"],
+            **where,
+        }
+        done = subprocess.run(
+            [interpreter, script],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=TIMEOUT_S,
+            cwd=home,
+        )
     (HOME / f"{client}.log").write_text(done.stdout + done.stderr)
-    lines = [line.removeprefix("R2-CHECK ") for line in done.stdout.splitlines() if line.startswith("R2-CHECK ")]
+    lines = [
+        line.removeprefix("R2-CHECK ") for line in done.stdout.splitlines() if line.startswith("R2-CHECK ")
+    ]
     outcomes = [Outcome(client, **json.loads(line)) for line in lines]
     if done.returncode != 0 or not outcomes:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -103,7 +120,9 @@ def version(package: str) -> str:
         manifest = HOME / "node_modules" / package.split()[0] / "package.json"
         return str(json.loads(manifest.read_text())["version"]) if manifest.exists() else "-"
     code = f"import importlib.metadata; print(importlib.metadata.version('{package}'))"
-    return subprocess.run([HOME / "venv/bin/python", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [HOME / "venv/bin/python", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -111,9 +130,17 @@ def table(outcomes: list[Outcome]) -> str:
     marks = {"ok": "ok", "not offered by the client": "-"}
     lines = ["| client | version | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 2) + "|"]
     for client in dict.fromkeys(outcome.client for outcome in outcomes if outcome.client != "schema"):
-        cells = {outcome.check: marks.get(outcome.outcome, outcome.outcome) for outcome in outcomes if outcome.client == client}
+        cells = {
+            outcome.check: marks.get(outcome.outcome, outcome.outcome)
+            for outcome in outcomes
+            if outcome.client == client
+        }
         package = CLIENTS[client]
-        lines.append(f"| {package} | {version(package)} | " + " | ".join(cells.get(check, "?") for check in CHECKS) + " |")
+        lines.append(
+            f"| {package} | {version(package)} | "
+            + " | ".join(cells.get(check, "?") for check in CHECKS)
+            + " |"
+        )
     schema = [outcome for outcome in outcomes if outcome.client == "schema"]
     lines += ["", "| schema | outcome | |", "|---|---|---|"] if schema else []
     lines += [f"| {outcome.check} | {outcome.outcome} | {outcome.detail} |" for outcome in schema]

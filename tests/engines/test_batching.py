@@ -44,7 +44,10 @@ def test_a_third_waits_for_a_place_and_a_client_that_leaves_gives_it_up() -> Non
         batch.arrive(0.0, 0, 10)
     assert len(batch) == 3
     batch.leave(0.75, 0)
-    assert ends_s(batch) == {1: 1.5, 2: 2.0}  # from 0.75 on the third decodes beside the second, half of it then alone
+    assert ends_s(batch) == {
+        1: 1.5,
+        2: 2.0,
+    }  # from 0.75 on the third decodes beside the second, half of it then alone
     assert len(batch) == 0
 
 

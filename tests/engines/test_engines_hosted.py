@@ -19,10 +19,26 @@ from r2_serve.config import HostedEngineConfig
 from r2_serve.engines import make_engine
 from r2_serve.engines.hosted import HostedEngine
 from r2_serve.engines.hosted_replies import StreamReader, retry_after_s
-from r2_serve.errors import AnswerWithheld, ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import (
+    AnswerWithheld,
+    ConfigError,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidReply,
+)
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests.support import virtual_time
-from tests.support.upstream import Script, Upstream, chunk, completion, http_chunks, running_upstream, sse, upstream_in_thread
+from tests.support.upstream import (
+    Script,
+    Upstream,
+    chunk,
+    completion,
+    http_chunks,
+    running_upstream,
+    sse,
+    upstream_in_thread,
+)
 from tests.support.virtual_time import turns
 
 KEY = "sk-hush-0123456789"
@@ -41,10 +57,18 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def running(script: Script, *, stall_s: float = 5.0, **config: Any) -> AsyncIterator[tuple[Upstream, HostedEngine]]:
+async def running(
+    script: Script, *, stall_s: float = 5.0, **config: Any
+) -> AsyncIterator[tuple[Upstream, HostedEngine]]:
     async with running_upstream() as upstream:
         upstream.script = script
-        settings = {"kind": "openai", "model": "m", "base_url": upstream.base_url, "api_key_env": "TEST_KEY", **config}
+        settings = {
+            "kind": "openai",
+            "model": "m",
+            "base_url": upstream.base_url,
+            "api_key_env": "TEST_KEY",
+            **config,
+        }
         engine = HostedEngine(HostedEngineConfig(**settings), stall_s=stall_s)
         try:
             yield upstream, engine
@@ -62,8 +86,16 @@ async def collected(engine: HostedEngine, timeout_s: float = 5.0) -> list[Delta]
 
 FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "error in a 200": (said(ERROR), InvalidReply, "bad key"),
-    "error with a status in a 200": (said({"error": {"message": "slow down", "code": 429}}), EngineUnavailable, "429: slow down"),
-    "html": (Script(body=[b"<html>502</html>"], headers={"content-type": "text/html"}), InvalidReply, "not JSON"),
+    "error with a status in a 200": (
+        said({"error": {"message": "slow down", "code": 429}}),
+        EngineUnavailable,
+        "429: slow down",
+    ),
+    "html": (
+        Script(body=[b"<html>502</html>"], headers={"content-type": "text/html"}),
+        InvalidReply,
+        "not JSON",
+    ),
     "empty body": (Script(), InvalidReply, "not JSON"),
     "cut JSON": (Script(body=[json.dumps(completion()).encode()[:60]]), InvalidReply, "not JSON"),
     "cut body": (Script(body=[b'{"choices'], content_length=500), EngineUnavailable, "connection"),
@@ -71,15 +103,39 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "no choices": (said({"id": "x"}), InvalidReply, "choices"),
     "empty choices": (said(completion(choices=[])), InvalidReply, "choices"),
     "null content": (said(completion(message={"content": None})), InvalidReply, "no content"),
-    "content of parts": (said(completion(message={"content": [{"text": "a"}]})), InvalidReply, "message.content"),
+    "content of parts": (
+        said(completion(message={"content": [{"text": "a"}]})),
+        InvalidReply,
+        "message.content",
+    ),
     "null finish reason": (said(completion(finish_reason=None)), InvalidReply, "finish_reason"),
     "unknown finish reason": (said(completion(finish_reason="tired")), InvalidReply, "tired"),
-    "filtered": (said(completion(finish_reason="content_filter", message={"content": None})), AnswerWithheld, "content_filter"),
-    "tool calls": (said(completion(finish_reason="tool_calls", message={"content": None})), AnswerWithheld, "tool_calls"),
-    "refusal": (said(completion(message={"content": None, "refusal": "I will not"})), AnswerWithheld, "I will not"),
-    "negative usage": (said(completion(usage={"prompt_tokens": -1, "completion_tokens": 2})), InvalidReply, "prompt_tokens"),
+    "filtered": (
+        said(completion(finish_reason="content_filter", message={"content": None})),
+        AnswerWithheld,
+        "content_filter",
+    ),
+    "tool calls": (
+        said(completion(finish_reason="tool_calls", message={"content": None})),
+        AnswerWithheld,
+        "tool_calls",
+    ),
+    "refusal": (
+        said(completion(message={"content": None, "refusal": "I will not"})),
+        AnswerWithheld,
+        "I will not",
+    ),
+    "negative usage": (
+        said(completion(usage={"prompt_tokens": -1, "completion_tokens": 2})),
+        InvalidReply,
+        "prompt_tokens",
+    ),
     "400": (said(ERROR, 400), EngineRefused, "400: bad key"),
-    "400 with half a character": (Script(status=400, body=[rb'{"error": "half of \ud83d"}']), EngineRefused, "half of ?"),
+    "400 with half a character": (
+        Script(status=400, body=[rb'{"error": "half of \ud83d"}']),
+        EngineRefused,
+        "half of ?",
+    ),
     "401 without JSON": (Script(status=401, body=[KEY.encode()]), EngineRefused, "401"),
     "404": (said(ERROR, 404), EngineRefused, "404"),
     "408": (said(ERROR, 408), EngineUnavailable, "408"),
@@ -114,7 +170,12 @@ STREAM_FAULTS: dict[str, tuple[list[bytes], type[EngineError], str, str]] = {
     "cut within an event": ([*sse(chunk("four")), b'data: {"choi'], InvalidReply, "ended before", "four"),
     "empty": ([], InvalidReply, "ended before", ""),
     "error event": (sse(chunk("fo"), ERROR), InvalidReply, "bad key", "fo"),
-    "overloaded event": (sse(chunk("fo"), {"error": {"message": "busy", "code": 503}}), EngineUnavailable, "busy", "fo"),
+    "overloaded event": (
+        sse(chunk("fo"), {"error": {"message": "busy", "code": 503}}),
+        EngineUnavailable,
+        "busy",
+        "fo",
+    ),
     "not JSON": (sse(chunk("fo"), "<html>"), InvalidReply, "not JSON", "fo"),
     "html page": ([b"<html>oops</html>\n\n"], InvalidReply, "ended before", ""),
     "filtered": (sse(chunk("fo"), chunk(None, "content_filter")), AnswerWithheld, "content_filter", "fo"),
@@ -155,7 +216,9 @@ async def test_whole_reply_is_read_with_its_usage_and_logprobs() -> None:
 
 
 async def test_request_carries_what_was_asked_and_nothing_else() -> None:
-    sampling = Sampling(max_tokens=9, temperature=0.0, top_p=0.5, stop=("x",), seed=3, json_schema={"type": "object"})
+    sampling = Sampling(
+        max_tokens=9, temperature=0.0, top_p=0.5, stop=("x",), seed=3, json_schema={"type": "object"}
+    )
     config = {"max_tokens_field": "max_completion_tokens", "extra_body": {"reasoning_effort": "low"}}
     async with running(said(completion()), **config) as (upstream, engine):
         await engine.generate(MESSAGES, sampling, timeout_s=5.0)
@@ -173,7 +236,10 @@ async def test_request_carries_what_was_asked_and_nothing_else() -> None:
         "stop": ["x"],
         "seed": 3,
         "reasoning_effort": "low",
-        "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": {"type": "object"}, "strict": True}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "schema": {"type": "object"}, "strict": True},
+        },
     }
 
 
@@ -184,9 +250,15 @@ async def test_schema_is_left_out_for_a_provider_without_structured_outputs() ->
 
 
 @pytest.mark.parametrize(
-    "wanted", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}, "strict": False}}]
+    "wanted",
+    [
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}, "strict": False}},
+    ],
 )
-async def test_a_clients_response_format_goes_to_the_provider_as_it_is_or_is_refused(wanted: dict[str, Any]) -> None:
+async def test_a_clients_response_format_goes_to_the_provider_as_it_is_or_is_refused(
+    wanted: dict[str, Any],
+) -> None:
     async with running(said(completion())) as (upstream, engine):
         await engine.generate(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0)
     assert upstream.requests[0]["response_format"] == wanted
@@ -206,7 +278,9 @@ async def test_azure_asks_the_deployment_with_its_own_key_header() -> None:
     async with running_upstream() as upstream:
         upstream.script = said(completion())
         endpoint = upstream.base_url.removesuffix("/v1")
-        config = HostedEngineConfig(kind="azure", model="dep", base_url=endpoint, api_key_env="TEST_KEY", api_version="2026-01-01")
+        config = HostedEngineConfig(
+            kind="azure", model="dep", base_url=endpoint, api_key_env="TEST_KEY", api_version="2026-01-01"
+        )
         engine = make_engine(config)
         assert isinstance(engine, HostedEngine)
         await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
@@ -230,7 +304,9 @@ async def test_stream_with_a_finish_reason_is_whole_without_done() -> None:
 
 
 def test_stream_reader_does_not_mind_where_the_bytes_are_cut() -> None:
-    body = b": keep-alive\r\n\r\n" + b"".join(sse(chunk("é\u2028"), chunk(None, "stop"), "[DONE]")).replace(b"\\u00e9", "é".encode())
+    body = b": keep-alive\r\n\r\n" + b"".join(sse(chunk("é\u2028"), chunk(None, "stop"), "[DONE]")).replace(
+        b"\\u00e9", "é".encode()
+    )
     reader = StreamReader()
     assert "".join(piece for i in range(len(body)) for piece in reader.feed(body[i : i + 1])) == "é\u2028"
     assert reader.finish() == "stop"
@@ -240,7 +316,10 @@ async def test_missing_usage_is_estimated_and_said_once(caplog: pytest.LogCaptur
     async with running(said(completion(usage=None))) as (_, engine):
         with caplog.at_level(logging.WARNING, logger="r2_serve"):
             replies = [await engine.generate(MESSAGES, Sampling(), timeout_s=5.0) for _ in range(2)]
-    assert (replies[0].usage, replies[0].is_usage_estimated) == (Usage(prompt_tokens=3, completion_tokens=1), True)
+    assert (replies[0].usage, replies[0].is_usage_estimated) == (
+        Usage(prompt_tokens=3, completion_tokens=1),
+        True,
+    )
     assert len(caplog.records) == 1
 
 
@@ -250,7 +329,11 @@ def test_a_drip_ends_at_the_calls_timeout(is_streamed: bool) -> None:
         async with running(Script(body=[b" "] * 1000, gap_s=0.1)) as (_, engine):
             start_s = virtual_time.now_s()
             with pytest.raises(EngineUnavailable, match="in time"):
-                await (collected(engine, timeout_s=1) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=1))
+                await (
+                    collected(engine, timeout_s=1)
+                    if is_streamed
+                    else engine.generate(MESSAGES, Sampling(), timeout_s=1)
+                )
             return virtual_time.now_s() - start_s
 
     assert virtual_time.run_with_sockets(took_s()) == pytest.approx(1)
@@ -272,7 +355,11 @@ def test_what_a_consumer_takes_is_not_the_providers_time() -> None:
     """It writes after 40, 80 and 120 s. Whoever reads takes 30 s over each piece, and so waits for 40, 10 and 10 s of the 70 allowed."""
 
     async def read() -> str:
-        script = Script(body=sse(chunk("fo"), chunk("ur"), chunk(None, "stop")), gap_s=40, headers={"content-type": "text/event-stream"})
+        script = Script(
+            body=sse(chunk("fo"), chunk("ur"), chunk(None, "stop")),
+            gap_s=40,
+            headers={"content-type": "text/event-stream"},
+        )
         async with running(script, stall_s=15) as (_, engine):
             text = ""
             async for delta in engine.stream(MESSAGES, Sampling(), timeout_s=70):
@@ -302,15 +389,22 @@ async def test_cancelling_a_call_closes_its_connection() -> None:
 
 @pytest.mark.parametrize("num_more", [0, 1, 2])
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(is_streamed: bool, num_more: int) -> None:
+async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(
+    is_streamed: bool, num_more: int
+) -> None:
     """Once and, while it still cleans up, `num_more` times again."""
-    stream = Script(http_chunks([*sse(chunk("fo"), chunk("ur", "stop"), USAGE_CHUNK, "[DONE]")]), headers={"transfer-encoding": "chunked"})
+    stream = Script(
+        http_chunks([*sse(chunk("fo"), chunk("ur", "stop"), USAGE_CHUNK, "[DONE]")]),
+        headers={"transfer-encoding": "chunked"},
+    )
     async with running(stream if is_streamed else said(completion())) as (upstream, engine):
         connector = (await engine._client()).connector
         assert connector is not None
         num_turns = num_answered = 0
         while num_answered < 3:
-            call = asyncio.create_task(collected(engine) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=5.0))
+            call = asyncio.create_task(
+                collected(engine) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+            )
             await turns(num_turns)
             call.cancel()
             for _ in range(num_more):
@@ -338,25 +432,44 @@ def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest
     keeping = {"connection": "keep-alive"}
     with upstream_in_thread() as upstream:
         upstream.script = Script(
-            [json.dumps(completion()).encode()], 200, keeping, content_length=len(json.dumps(completion())), is_held=True
+            [json.dumps(completion()).encode()],
+            200,
+            keeping,
+            content_length=len(json.dumps(completion())),
+            is_held=True,
         )
-        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url, api_key_env="TEST_KEY"))
-        assert [asyncio.run(engine.generate(MESSAGES, Sampling(), timeout_s=5.0)).text for _ in range(2)] == ["four", "four"]
+        engine = HostedEngine(
+            HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url, api_key_env="TEST_KEY")
+        )
+        assert [asyncio.run(engine.generate(MESSAGES, Sampling(), timeout_s=5.0)).text for _ in range(2)] == [
+            "four",
+            "four",
+        ]
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("variable", "is_asked"), [("HTTP_PROXY", True), ("NO_PROXY", False)])
-async def test_a_proxy_of_the_environment_is_used(variable: str, is_asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_used(
+    variable: str, is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running_upstream() as proxy:
         proxy.script = said(completion())
         monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
         monkeypatch.setenv("NO_PROXY", "")
-        monkeypatch.setenv(variable, "provider.invalid" if variable == "NO_PROXY" else proxy.base_url.removesuffix("/v1"))
-        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url="http://provider.invalid/v1", api_key_env="TEST_KEY"))
+        monkeypatch.setenv(
+            variable, "provider.invalid" if variable == "NO_PROXY" else proxy.base_url.removesuffix("/v1")
+        )
+        engine = HostedEngine(
+            HostedEngineConfig(
+                kind="openai", model="m", base_url="http://provider.invalid/v1", api_key_env="TEST_KEY"
+            )
+        )
         with contextlib.suppress(EngineUnavailable):
             await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
         await engine.aclose()
-    assert [request["_path"] for request in proxy.requests] == ["http://provider.invalid/v1/chat/completions"] * is_asked
+    assert [request["_path"] for request in proxy.requests] == [
+        "http://provider.invalid/v1/chat/completions"
+    ] * is_asked
 
 
 async def test_a_failed_call_is_made_once() -> None:
@@ -375,17 +488,34 @@ async def test_an_adapter_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "text"),
-    [({"api_key_env": "NOT_SET"}, "NOT_SET"), ({"kind": "azure"}, "api_version"), ({"api_key_env": "BROKEN"}, "BROKEN")],
+    [
+        ({"api_key_env": "NOT_SET"}, "NOT_SET"),
+        ({"kind": "azure"}, "api_version"),
+        ({"api_key_env": "BROKEN"}, "BROKEN"),
+    ],
 )
-def test_wrong_configuration_is_named(changes: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_configuration_is_named(
+    changes: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BROKEN", "sk\n1")
     with pytest.raises(ConfigError, match=text):
-        HostedEngine(HostedEngineConfig(**{"kind": "openai", "model": "m", "api_key_env": "TEST_KEY", **changes}))
+        HostedEngine(
+            HostedEngineConfig(**{"kind": "openai", "model": "m", "api_key_env": "TEST_KEY", **changes})
+        )
 
 
 @pytest.mark.parametrize(
     ("header", "expected"),
-    [("2.5", 2.5), ("-3", 0.0), ("nan", None), ("inf", None), ("soon", None), (None, None), ("", None), (NO_DATE, None)],
+    [
+        ("2.5", 2.5),
+        ("-3", 0.0),
+        ("nan", None),
+        ("inf", None),
+        ("soon", None),
+        (None, None),
+        ("", None),
+        (NO_DATE, None),
+    ],
 )
 def test_retry_after_in_seconds(header: str | None, expected: float | None) -> None:
     assert retry_after_s(header) == expected

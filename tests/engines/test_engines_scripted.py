@@ -65,7 +65,9 @@ async def test_usage_counts_words() -> None:
         (" \n", Sampling(), " \n", "stop"),
     ],
 )
-async def test_stream_says_what_generate_says(text: str, sampling: Sampling, expected: str, finish_reason: str) -> None:
+async def test_stream_says_what_generate_says(
+    text: str, sampling: Sampling, expected: str, finish_reason: str
+) -> None:
     reply = await ScriptedEngine([text]).generate(MESSAGES, sampling)
     pieces = await deltas(ScriptedEngine([text]), sampling)
     assert (reply.text, reply.finish_reason) == (expected, finish_reason)
@@ -91,7 +93,9 @@ async def test_a_scripted_exception_is_raised_and_the_next_call_goes_on() -> Non
 
 
 async def test_a_completion_is_given_as_it_is() -> None:
-    completion = Completion(text="a b", usage=Usage(prompt_tokens=1, completion_tokens=9), finish_reason="length")
+    completion = Completion(
+        text="a b", usage=Usage(prompt_tokens=1, completion_tokens=9), finish_reason="length"
+    )
     assert await ScriptedEngine([completion]).generate(MESSAGES, Sampling(max_tokens=1)) == completion
 
 
@@ -116,7 +120,10 @@ async def test_calls_are_recorded() -> None:
     engine = ScriptedEngine()
     await engine.generate(MESSAGES, Sampling(seed=1), adapter="a", timeout_s=3.0)
     await deltas(engine, Sampling())
-    assert [(call.sampling.seed, call.adapter, call.timeout_s) for call in engine.calls] == [(1, "a", 3.0), (None, None, None)]
+    assert [(call.sampling.seed, call.adapter, call.timeout_s) for call in engine.calls] == [
+        (1, "a", 3.0),
+        (None, None, None),
+    ]
     assert engine.calls[0].messages == tuple(MESSAGES)
 
 
@@ -124,7 +131,9 @@ async def test_adapters_are_known_by_name_and_a_reply_may_say_which(tmp_path: Pa
     config = ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",), adapters={"a": str(tmp_path)})
     engine = ScriptedEngine.from_config(config)
     engine.add_adapter("b", str(tmp_path))
-    assert [(await engine.generate(MESSAGES, Sampling(), adapter=name)).text for name in ("a", "b", None)] == ["by a", "by b", "by base"]
+    assert [
+        (await engine.generate(MESSAGES, Sampling(), adapter=name)).text for name in ("a", "b", None)
+    ] == ["by a", "by b", "by base"]
     await engine.remove_adapter("a")
     with pytest.raises(EngineRefused, match=r"no adapter 'a'; this engine has \['b'\]"):
         await engine.generate(MESSAGES, Sampling(), adapter="a")
@@ -148,4 +157,9 @@ def test_unknown_embedded_model_is_named(name: str) -> None:
 
 def test_importing_engines_loads_no_model_library() -> None:
     code = "import sys, r2_serve.engines; print([m for m in ('torch', 'transformers', 'vllm', 'openai', 'ray') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

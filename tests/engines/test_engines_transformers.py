@@ -22,7 +22,12 @@ from r2_serve.engines.decoding import Row  # noqa: E402
 from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
 from r2_serve.types import Completion, Message, Sampling  # noqa: E402
-from tests.support.tiny_checkpoint import CONTEXT_TOKENS, character_checkpoint, random_adapter, word_checkpoint  # noqa: E402
+from tests.support.tiny_checkpoint import (
+    CONTEXT_TOKENS,
+    character_checkpoint,
+    random_adapter,
+    word_checkpoint,
+)  # noqa: E402
 
 PROMPTS = ["one plus two", "three", "four five six seven eight", "nine is", "zero"]
 
@@ -34,7 +39,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @asynccontextmanager
 async def running(path: str, **config: int) -> AsyncIterator[TransformersEngine]:
-    engine = await asyncio.to_thread(TransformersEngine, TransformersEngineConfig(kind="transformers", path=path, **config))
+    engine = await asyncio.to_thread(
+        TransformersEngine, TransformersEngineConfig(kind="transformers", path=path, **config)
+    )
     try:
         yield engine
     finally:
@@ -47,7 +54,10 @@ def user(text: str) -> list[Message]:
 
 async def together(engine: TransformersEngine, samplings: list[Sampling]) -> list[Completion]:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(engine.generate(user(p), s)) for p, s in zip(PROMPTS * 20, samplings, strict=False)]
+        tasks = [
+            group.create_task(engine.generate(user(p), s))
+            for p, s in zip(PROMPTS * 20, samplings, strict=False)
+        ]
     return [task.result() for task in tasks]
 
 
@@ -56,7 +66,9 @@ async def test_a_batch_replies_what_each_call_alone_would(words: str) -> None:
     async with running(words) as engine:
         batch = await together(engine, samplings)
         alone = [await engine.generate(user(p), s) for p, s in zip(PROMPTS, samplings, strict=True)]
-    assert [(r.text, r.usage, r.finish_reason) for r in batch] == [(r.text, r.usage, r.finish_reason) for r in alone]
+    assert [(r.text, r.usage, r.finish_reason) for r in batch] == [
+        (r.text, r.usage, r.finish_reason) for r in alone
+    ]
     assert len({r.text for r in batch}) > 1
     for ours, theirs in zip(batch, alone, strict=True):
         assert (ours.logprobs is None) == (theirs.logprobs is None)
@@ -67,17 +79,25 @@ async def test_max_tokens_is_each_rows_own(words: str) -> None:
     async with running(words) as engine:
         replies = await together(engine, [Sampling(max_tokens=n) for n in (1, 20, 2, 7, 3)])
         whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20))
-    assert [r.usage.completion_tokens <= n for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True)] == [True] * 5
+    assert [r.usage.completion_tokens <= n for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True)] == [
+        True
+    ] * 5
     assert replies[0].finish_reason == "length"
     assert whole.text.split()[:1] == replies[0].text.split()
-    assert all(r.usage.completion_tokens == n for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True) if r.finish_reason == "length")
+    assert all(
+        r.usage.completion_tokens == n
+        for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True)
+        if r.finish_reason == "length"
+    )
 
 
 async def test_end_of_sequence_is_counted_and_not_shown(words: str) -> None:
     async with running(words) as engine:
         replies = await together(engine, [Sampling(max_tokens=60, logprobs=True)] * 5)
     assert "stop" in [r.finish_reason for r in replies]
-    assert all(r.logprobs and r.usage.completion_tokens == len(r.logprobs) and "<" not in r.text for r in replies)
+    assert all(
+        r.logprobs and r.usage.completion_tokens == len(r.logprobs) and "<" not in r.text for r in replies
+    )
     assert replies[1].text == "is zero"
     assert replies[1].usage.completion_tokens == 3
     assert [r.usage.prompt_tokens for r in replies] == [len(p.split()) + 2 for p in PROMPTS]
@@ -88,7 +108,9 @@ async def test_stop_strings_end_the_text_before_them(words: str) -> None:
         whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20))
         stop = " ".join(whole.text.split()[3:5])
         cut = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
-        streamed = [d async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))]
+        streamed = [
+            d async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
+        ]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert "".join(d.text for d in streamed) == cut.text
@@ -124,7 +146,10 @@ async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) 
     async with running(words) as engine:
         alone = await engine.generate(user(PROMPTS[0]), sampling)
         company = await together(engine, [sampling, *[Sampling(max_tokens=15, temperature=1.5)] * 9])
-        others = {(await engine.generate(user(PROMPTS[0]), sampling.model_copy(update={"seed": seed}))).text for seed in range(8)}
+        others = {
+            (await engine.generate(user(PROMPTS[0]), sampling.model_copy(update={"seed": seed}))).text
+            for seed in range(8)
+        }
     assert company[0].text == alone.text
     assert len(others) > 1
 
@@ -132,9 +157,15 @@ async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) 
 async def test_draws_follow_the_models_probabilities(words: str) -> None:
     async with running(words) as engine:
         greedy = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, logprobs=True))
-        draws = [engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, seed=i)) for i in range(400)]
+        draws = [
+            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, seed=i))
+            for i in range(400)
+        ]
         share = sum(r.text == greedy.text for r in await asyncio.gather(*draws)) / 400
-        nucleus = [engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, top_p=1e-6, seed=i)) for i in range(50)]
+        nucleus = [
+            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, top_p=1e-6, seed=i))
+            for i in range(50)
+        ]
         assert {r.text for r in await asyncio.gather(*nucleus)} == {greedy.text}
     assert greedy.logprobs is not None
     probability = math.exp(greedy.logprobs[0])
@@ -181,7 +212,9 @@ async def reply_text(engine: TransformersEngine, adapter: str | None = None, pro
     return (await engine.generate(user(prompt), Sampling(max_tokens=16), adapter=adapter)).text
 
 
-async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(words: str, tmp_path: Path) -> None:
+async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
+    words: str, tmp_path: Path
+) -> None:
     other = word_checkpoint(tmp_path / "other", seed=1)
     async with running(other) as alone:
         theirs = await reply_text(alone)
@@ -193,13 +226,17 @@ async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
         await asyncio.to_thread(engine.add_adapter, "other", other)
         calls += [asyncio.create_task(reply_text(engine, name)) for name in (None, "other") * 20]
         replies = await asyncio.gather(*calls)
-        streamed = "".join([d.text async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=16), adapter="other")])
+        streamed = "".join(
+            [d.text async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=16), adapter="other")]
+        )
     assert ours != theirs
     assert replies == [ours] * 100 + [ours, theirs] * 20
     assert streamed == theirs
 
 
-async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(words: str, tmp_path: Path) -> None:
+async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(
+    words: str, tmp_path: Path
+) -> None:
     async with running(words) as engine:
         await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
         batches: list[tuple[bool, int]] = []
@@ -215,14 +252,18 @@ async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arri
         engine._decode = recorded  # type: ignore[method-assign]
         first = asyncio.create_task(reply_text(engine))
         await asyncio.to_thread(has_begun.wait, 10)
-        rest = [asyncio.create_task(reply_text(engine, name)) for name in ("other", None, "other", None, None)]
+        rest = [
+            asyncio.create_task(reply_text(engine, name)) for name in ("other", None, "other", None, None)
+        ]
         await asyncio.sleep(0)
         may_go_on.set()
         await asyncio.gather(first, *rest)
     assert batches == [(True, 1), (False, 2), (True, 3)]
 
 
-async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(words: str, tmp_path: Path) -> None:
+async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(
+    words: str, tmp_path: Path
+) -> None:
     long = Sampling(max_tokens=60, frequency_penalty=2.0)
     async with running(words) as engine:
         await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
@@ -253,14 +294,20 @@ async def test_lora_by_name_says_what_peft_says_and_leaves_the_base_alone(words:
         assert await reply_text(engine) == base
         tokenizer = engine._base.tokenizer
     model = PeftModel.from_pretrained(Qwen2ForCausalLM.from_pretrained(words), path).eval()
-    text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True, tokenize=False
+    )
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-    theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+    theirs = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
+    )[0, ids.shape[1] :]
     assert adapted == tokenizer.decode(theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert adapted != base
 
 
-async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(words: str, tmp_path: Path) -> None:
+async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(
+    words: str, tmp_path: Path
+) -> None:
     async with running(words) as engine:
         with pytest.raises(ConfigError, match=r"adapter_config\.json \(LoRA\) or config\.json"):
             engine.add_adapter("empty", str(tmp_path))
@@ -280,7 +327,9 @@ async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(wor
 
 
 async def test_adapters_of_the_configuration_are_there_at_the_start(words: str, tmp_path: Path) -> None:
-    config = TransformersEngineConfig(kind="transformers", path=words, adapters={"other": word_checkpoint(tmp_path, seed=1)})
+    config = TransformersEngineConfig(
+        kind="transformers", path=words, adapters={"other": word_checkpoint(tmp_path, seed=1)}
+    )
     engine = await asyncio.to_thread(TransformersEngine, config)
     assert await reply_text(engine, "other") != await reply_text(engine)
     await engine.aclose()
@@ -308,7 +357,10 @@ async def test_a_call_past_its_timeout_is_unavailable(words: str) -> None:
 async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None:
     others = set(threading.enumerate())
     async with running(words, max_batch_size=1) as engine:
-        calls = [asyncio.create_task(engine.generate(user("one"), Sampling(max_tokens=120, frequency_penalty=2.0))) for _ in range(20)]
+        calls = [
+            asyncio.create_task(engine.generate(user("one"), Sampling(max_tokens=120, frequency_penalty=2.0)))
+            for _ in range(20)
+        ]
         await asyncio.sleep(0)
         await engine.aclose()
         results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
@@ -316,7 +368,9 @@ async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None
         assert all(isinstance(result, Completion | EngineUnavailable) for result in results)
         with pytest.raises(EngineUnavailable, match="closed"):
             await engine.generate(user("one"), Sampling())
-    assert not [thread for thread in set(threading.enumerate()) - others if thread.name == "transformers-engine"]
+    assert not [
+        thread for thread in set(threading.enumerate()) - others if thread.name == "transformers-engine"
+    ]
 
 
 async def test_concurrent_calls_take_a_few_batches(words: str) -> None:

@@ -26,13 +26,21 @@ from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.engines.vllm import VllmEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
 from r2_serve.types import Message, Sampling  # noqa: E402
-from tests.support.tiny_checkpoint import CONTEXT_TOKENS, character_checkpoint, random_adapter, word_checkpoint  # noqa: E402
+from tests.support.tiny_checkpoint import (
+    CONTEXT_TOKENS,
+    character_checkpoint,
+    random_adapter,
+    word_checkpoint,
+)  # noqa: E402
 
 PROMPTS = ["one plus two", "three", "four five six seven eight", "nine is", "zero"]
 SHIPPED = EMBEDDED / "words-280k"
 SCHEMA = {
     "type": "object",
-    "properties": {"ok": {"type": "boolean"}, "steps": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}},
+    "properties": {
+        "ok": {"type": "boolean"},
+        "steps": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
+    },
     "required": ["ok", "steps"],
     "additionalProperties": False,
 }
@@ -45,13 +53,18 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def adapters(words: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {name: random_adapter(words, tmp_path_factory.mktemp(name), seed=i) for i, name in enumerate(("first", "second", "late"), 1)}
+    return {
+        name: random_adapter(words, tmp_path_factory.mktemp(name), seed=i)
+        for i, name in enumerate(("first", "second", "late"), 1)
+    }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(words: str, adapters: dict[str, str]) -> AsyncIterator[VllmEngine]:
     known = {name: adapters[name] for name in ("first", "second")}
-    engine = VllmEngine(VllmEngineConfig(kind="vllm", model=words, adapters=known, engine_kwargs={"max_num_seqs": 16}))
+    engine = VllmEngine(
+        VllmEngineConfig(kind="vllm", model=words, adapters=known, engine_kwargs={"max_num_seqs": 16})
+    )
     yield engine
     await engine.aclose()
 
@@ -74,11 +87,20 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 
 async def test_replies_equal_those_of_the_transformers_engine(engine: VllmEngine, words: str) -> None:
-    other = await asyncio.to_thread(TransformersEngine, TransformersEngineConfig(kind="transformers", path=words))
+    other = await asyncio.to_thread(
+        TransformersEngine, TransformersEngineConfig(kind="transformers", path=words)
+    )
     sampling = Sampling(max_tokens=16, logprobs=True)
     for prompt in PROMPTS:
-        ours, theirs = await engine.generate(user(prompt), sampling), await other.generate(user(prompt), sampling)
-        assert (ours.text.strip(), ours.usage, ours.finish_reason) == (theirs.text, theirs.usage, theirs.finish_reason)
+        ours, theirs = (
+            await engine.generate(user(prompt), sampling),
+            await other.generate(user(prompt), sampling),
+        )
+        assert (ours.text.strip(), ours.usage, ours.finish_reason) == (
+            theirs.text,
+            theirs.usage,
+            theirs.finish_reason,
+        )
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
     await other.aclose()
 
@@ -97,7 +119,10 @@ async def test_stop_strings_and_seeds_are_honoured(engine: VllmEngine) -> None:
     stop = whole.split()[3]
     cut = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16, stop=(stop,)))
     assert (cut.text.split(), cut.finish_reason) == (whole.split()[: whole.split().index(stop)], "stop")
-    drawn = [await engine.generate(user("one"), Sampling(max_tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2, 3, 4)]
+    drawn = [
+        await engine.generate(user("one"), Sampling(max_tokens=12, temperature=1.0, seed=seed))
+        for seed in (1, 1, 2, 3, 4)
+    ]
     assert drawn[0] == drawn[1]
     assert len({reply.text for reply in drawn}) > 1
 
@@ -105,7 +130,9 @@ async def test_stop_strings_and_seeds_are_honoured(engine: VllmEngine) -> None:
 async def test_adapters_are_chosen_by_name(engine: VllmEngine, adapters: dict[str, str]) -> None:
     plain, first, second = [await reply_text(engine, adapter=name) for name in (None, "first", "second")]
     assert len({plain, first, second}) == 3
-    both = await asyncio.gather(reply_text(engine, adapter="first"), reply_text(engine, adapter="second"), reply_text(engine))
+    both = await asyncio.gather(
+        reply_text(engine, adapter="first"), reply_text(engine, adapter="second"), reply_text(engine)
+    )
     assert both == [first, second, plain]
 
 
@@ -114,7 +141,10 @@ async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str]
         await reply_text(engine, adapter="late")
     engine.add_adapter("late", adapters["late"])
     await engine.load_adapter("late")
-    assert await reply_text(engine, adapter="late") not in {await reply_text(engine), await reply_text(engine, adapter="first")}
+    assert await reply_text(engine, adapter="late") not in {
+        await reply_text(engine),
+        await reply_text(engine, adapter="first"),
+    }
     with pytest.raises(ConfigError, match="new name"):
         engine.add_adapter("late", adapters["late"])
     await engine.remove_adapter("late")
@@ -124,8 +154,12 @@ async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str]
         engine.add_adapter("empty", str(tmp_path))
 
 
-async def test_a_broken_adapter_is_refused_and_the_engine_lives(engine: VllmEngine, adapters: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text((Path(adapters["late"]) / "adapter_config.json").read_text())
+async def test_a_broken_adapter_is_refused_and_the_engine_lives(
+    engine: VllmEngine, adapters: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        (Path(adapters["late"]) / "adapter_config.json").read_text()
+    )
     engine.add_adapter("broken", str(tmp_path))
     with pytest.raises(ConfigError, match="cannot be loaded"):
         await engine.load_adapter("broken")
@@ -157,11 +191,15 @@ async def test_abandoned_requests_are_aborted(engine: VllmEngine) -> None:
     assert engine._engine.get_num_unfinished_requests() == 0
 
 
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no embedded model has a head size that vLLM's CPU attention takes")
+@pytest.mark.skipif(
+    not SHIPPED.is_dir(), reason="no embedded model has a head size that vLLM's CPU attention takes"
+)
 async def test_an_embedded_model_answers_as_with_transformers() -> None:
     path, sampling = f"embedded:{SHIPPED.name}", Sampling(max_tokens=12)
     prompts = ["3 + 4", "5 4 6 + 2 1", "7 - 2", "9 9 + 1", "8 * 7"]
-    other = await asyncio.to_thread(TransformersEngine, TransformersEngineConfig(kind="transformers", path=path))
+    other = await asyncio.to_thread(
+        TransformersEngine, TransformersEngineConfig(kind="transformers", path=path)
+    )
     theirs = [(await other.generate(user(p), sampling)).text for p in prompts]
     await other.aclose()
     engine = VllmEngine(VllmEngineConfig(kind="vllm", model=path))
@@ -175,7 +213,10 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_pat
     engine = VllmEngine(VllmEngineConfig(kind="vllm", model=character_checkpoint(tmp_path)))
     try:
         sampling = Sampling(max_tokens=100, temperature=1.0, json_schema=SCHEMA)
-        replies = [await engine.generate(user("json"), sampling.model_copy(update={"seed": seed})) for seed in range(8)]
+        replies = [
+            await engine.generate(user("json"), sampling.model_copy(update={"seed": seed}))
+            for seed in range(8)
+        ]
         finished: list[Any] = [json.loads(reply.text) for reply in replies if reply.finish_reason == "stop"]
         assert finished
         for value in finished:
@@ -184,11 +225,18 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_pat
             assert 2 <= len(value["steps"]) <= 3
             assert all(math.floor(step) == step for step in value["steps"])
         wanted = {"type": "json_schema", "json_schema": {"name": "steps", "schema": SCHEMA}}
-        told = await engine.generate(user("json"), sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}))
+        told = await engine.generate(
+            user("json"),
+            sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}),
+        )
         assert told.text == replies[0].text
-        anything = await engine.generate(user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"}))
+        anything = await engine.generate(
+            user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"})
+        )
         assert anything.text.lstrip().startswith("{")
-        call = asyncio.create_task(engine.generate(user("json"), Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA)))
+        call = asyncio.create_task(
+            engine.generate(user("json"), Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA))
+        )
         await until(lambda: engine._engine.get_num_unfinished_requests() == 1)
     finally:
         await engine.aclose()

@@ -39,7 +39,10 @@ def test_calls_side_by_side_share_also_with_one_that_fails() -> None:
 def test_all_shares_together_are_the_time_in_which_there_was_a_call(spans: list[tuple[float, float]]) -> None:
     clock = Clock()
     time, marks, total_s, busy_s = SharedTime(clock), {}, 0.0, 0.0
-    moments = sorted([(start_s, 0, i) for i, (start_s, _) in enumerate(spans)] + [(sum(span), 1, i) for i, span in enumerate(spans)])
+    moments = sorted(
+        [(start_s, 0, i) for i, (start_s, _) in enumerate(spans)]
+        + [(sum(span), 1, i) for i, span in enumerate(spans)]
+    )
     at_s = 0.0
     for moment_s, is_end, i in moments:
         busy_s += (moment_s - at_s) * bool(marks)

@@ -14,14 +14,25 @@ import pytest_asyncio
 
 from r2_serve.grading.grade_math import alternatives, as_formula, final_answer, is_equivalent, last_boxed
 from r2_serve.grading.grade_text import last_letter, scan_actions, span_scores
-from r2_serve.grading.graders import Grader, GraderConfig, Verdict, grade_lines, grade_musique, grade_number, grade_scan
+from r2_serve.grading.graders import (
+    Grader,
+    GraderConfig,
+    Verdict,
+    grade_lines,
+    grade_musique,
+    grade_number,
+    grade_scan,
+)
 from r2_serve.grading.rows import Benchmark, BenchmarkError
 
 CHOICES = {"A": "bank", "B": "library", "C": "department store", "D": "mall", "E": "new york"}
 CSQA = {
     "id": "c1",
     "answerKey": "B",
-    "question": {"stem": "Where?", "choices": [{"label": label, "text": text} for label, text in CHOICES.items()]},
+    "question": {
+        "stem": "Where?",
+        "choices": [{"label": label, "text": text} for label, text in CHOICES.items()],
+    },
 }
 
 
@@ -133,7 +144,9 @@ def test_one_action_too_few_too_many_or_swapped_is_wrong(answer: str) -> None:
         ("one-two", ["one two"], 0.0, 0.0),
     ],
 )
-def test_exact_match_and_f1_are_the_best_over_aliases(answer: str, golds: list[str], exact: float, f1: float) -> None:
+def test_exact_match_and_f1_are_the_best_over_aliases(
+    answer: str, golds: list[str], exact: float, f1: float
+) -> None:
     assert span_scores(answer, golds) == pytest.approx((exact, f1))
 
 
@@ -228,7 +241,10 @@ def test_plain_notation_becomes_latex_or_is_refused(text: str, formula: str | No
 
 def test_remarks_beside_a_champ_gold_are_no_part_of_it() -> None:
     assert alternatives("100 (i.e., all values)") == ["100"]
-    assert alternatives("sum_(i=1)^n i^3, or equivalently (n(n+1)/2)^2") == ["sum_(i=1)^n i^3", "(n(n+1)/2)^2"]
+    assert alternatives("sum_(i=1)^n i^3, or equivalently (n(n+1)/2)^2") == [
+        "sum_(i=1)^n i^3",
+        "(n(n+1)/2)^2",
+    ]
 
 
 # -- mathematics, by math-verify ----------------------------------------------------------------------------------
@@ -283,9 +299,14 @@ async def test_both_math_scores_stand_side_by_side(grader: Grader) -> None:
         ("144", "many\nwords", "unparsed"),
     ],
 )
-async def test_champ_answers_are_wrong_only_on_proof(grader: Grader, gold: str, answer: str, status: str) -> None:
+async def test_champ_answers_are_wrong_only_on_proof(
+    grader: Grader, gold: str, answer: str, status: str
+) -> None:
     verdict = await grader.grade("champ", champ_row(gold), answer)
-    assert (verdict.status, verdict.correct) == (status, {"correct": True, "ungradable": None}.get(status, False))
+    assert (verdict.status, verdict.correct) == (
+        status,
+        {"correct": True, "ungradable": None}.get(status, False),
+    )
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -332,7 +353,9 @@ async def test_a_row_of_another_benchmark_is_refused() -> None:
 
 def graded(benchmark: Benchmark, *lines: object) -> list[Verdict]:
     out = io.StringIO()
-    counts = grade_lines(benchmark, [line if isinstance(line, str) else json.dumps(line) for line in lines], out)
+    counts = grade_lines(
+        benchmark, [line if isinstance(line, str) else json.dumps(line) for line in lines], out
+    )
     verdicts = [Verdict.model_validate_json(line) for line in out.getvalue().splitlines()]
     assert sum(counts.values()) == len(verdicts)
     return verdicts
@@ -380,7 +403,10 @@ def test_blank_lines_are_no_rows_and_lines_keep_their_numbers() -> None:
 
 
 def test_every_row_of_one_id_is_graded() -> None:
-    assert [v.correct for v in graded("csqa", *({"id": "x", "gold": "B", "answer": answer} for answer in ("(B)", "(C)")))] == [True, False]
+    assert [
+        v.correct
+        for v in graded("csqa", *({"id": "x", "gold": "B", "answer": answer} for answer in ("(B)", "(C)")))
+    ] == [True, False]
 
 
 @pytest.mark.parametrize("answer", ["", " ", "a", "the", ".", "b", "choice", "option"])
@@ -390,7 +416,10 @@ def test_no_empty_or_idle_answer_passes_for_a_letter_of_a_bare_gold(answer: str)
 
 
 def test_a_math_gold_is_a_short_answer_or_a_whole_solution() -> None:
-    short, long = {"id": "a", "gold": "\\frac{1}{2}", "answer": "0.5"}, {"id": "b", "gold": "Long, \\boxed{2}.", "answer": "2"}
+    short, long = (
+        {"id": "a", "gold": "\\frac{1}{2}", "answer": "0.5"},
+        {"id": "b", "gold": "Long, \\boxed{2}.", "answer": "2"},
+    )
     assert [verdict.correct for verdict in graded("math", short, long)] == [True, True]
 
 

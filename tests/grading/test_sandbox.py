@@ -20,7 +20,9 @@ from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.sandbox,
-    pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"),
+    pytest.mark.skipif(
+        shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"
+    ),
 ]
 
 SOLVABLE = {"name": "Square:0", "sat": "def sat(x: int, n=49):\n    return x * x == n", "ans_type": "int"}
@@ -125,7 +127,18 @@ async def test_only_the_interpreter_and_the_c_library_are_visible() -> None:
     assert output == "['dev', 'lib', 'lib64', 'python', 'tmp', 'usr'] ['null'] ['lib', 'lib64'] []\n"
 
 
-@pytest.mark.parametrize("path", ["/etc/shadow", "/etc/passwd", "/root", "/home", "/proc/1/environ", "/sys", str(Path(__file__).resolve())])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/shadow",
+        "/etc/passwd",
+        "/root",
+        "/home",
+        "/proc/1/environ",
+        "/sys",
+        str(Path(__file__).resolve()),
+    ],
+)
 async def test_host_paths_do_not_exist(path: str) -> None:
     assert (await run(f"import os\nprint(os.path.lexists({path!r}))"))[1] == "False\n"
 
@@ -139,7 +152,9 @@ async def test_nothing_but_tmp_can_be_written(path: str) -> None:
 
 async def test_a_listening_server_of_the_host_cannot_be_reached() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        status, _, errors = await run(f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2)")
+        status, _, errors = await run(
+            f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2)"
+        )
     assert status == "failed"
     assert "Operation not permitted" in errors
 
@@ -162,7 +177,9 @@ async def test_processes_are_bounded() -> None:
 
 async def test_memory_files_and_tmp_are_bounded() -> None:
     assert "MemoryError" in (await run("bytearray(1 << 30)", memory_bytes=1 << 28))[2]
-    assert "File too large" in (await run("open('/tmp/a', 'wb').write(bytes(2 << 20))", file_bytes=1 << 20))[2]
+    assert (
+        "File too large" in (await run("open('/tmp/a', 'wb').write(bytes(2 << 20))", file_bytes=1 << 20))[2]
+    )
     both = "for name in 'ab':\n    open('/tmp/' + name, 'wb').write(bytes(700 << 10))"
     assert "No space left" in (await run(both, file_bytes=1 << 20))[2]
 
@@ -193,7 +210,9 @@ async def test_every_namespace_is_the_programs_own() -> None:
     running = asyncio.create_task(run_python("while True: pass", timeout_s=3))
     pid = max(await new_sandboxed_pids(before))
     shared = [
-        kind for kind in ("pid", "net", "ipc", "uts", "mnt", "user") if namespace_of(Path(f"/proc/{pid}"), kind) == own_namespace(kind)
+        kind
+        for kind in ("pid", "net", "ipc", "uts", "mnt", "user")
+        if namespace_of(Path(f"/proc/{pid}"), kind) == own_namespace(kind)
     ]
     await running
     assert shared == []
@@ -242,9 +261,13 @@ async def test_without_bubblewrap_nothing_is_run(monkeypatch: pytest.MonkeyPatch
         await run_python("print(1)")
 
 
-async def test_the_flag_runs_without_bubblewrap_but_with_limits_and_an_empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_flag_runs_without_bubblewrap_but_with_limits_and_an_empty_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("R2_SECRET", SECRET)
-    program = "import os, resource\nprint(os.environ.get('R2_SECRET'), resource.getrlimit(resource.RLIMIT_CORE))"
+    program = (
+        "import os, resource\nprint(os.environ.get('R2_SECRET'), resource.getrlimit(resource.RLIMIT_CORE))"
+    )
     result = await run_python(program, allow_unsandboxed=True)
     assert (result.status, result.stdout) == ("ok", "None (0, 0)\n")
 
@@ -263,7 +286,10 @@ def test_every_denied_call_has_a_number_on_both_architectures() -> None:
     ("answer", "status"),
     [
         ("def sol():\n    return 7", "correct"),
-        ("Here it is:\n```python\ndef sol():\n    return -7\n```\nand a test:\n```python\nassert sat(sol())\n```", "correct"),
+        (
+            "Here it is:\n```python\ndef sol():\n    return -7\n```\nand a test:\n```python\nassert sat(sol())\n```",
+            "correct",
+        ),
         ("7", "correct"),
         ("14 // 2", "correct"),
         ("def sol():\n    return next(x for x in range(99) if sat(x))", "correct"),
@@ -294,25 +320,39 @@ async def test_puzzle_answers(answer: str, status: str) -> None:
         ("def sat(x: float):\n    return x > 1", "float", "1e999", False),
         ("def sat(x: int):\n    return x and True", "int", "0", False),
         ("def sat(x: int):\n    print('correct')\n    return 1", "int", "0", False),
-        ("def sat(s: str):\n    return eval(s) == s", "str", """ "(lambda x: x%x)('(lambda x: x%%x)(%r)')" """, True),
+        (
+            "def sat(s: str):\n    return eval(s) == s",
+            "str",
+            """ "(lambda x: x%x)('(lambda x: x%%x)(%r)')" """,
+            True,
+        ),
         ("def sat(s: str):\n    return eval(s) == 24", "str", "'(1 + 3) * 6'", True),
         ("def sat(s: str):\n    return eval(s) == 24", "str", "'().__class__ and 24'", False),
     ],
 )
-async def test_types_are_exact_and_only_true_counts(sat: str, ans_type: str, value: str, is_correct: bool) -> None:
+async def test_types_are_exact_and_only_true_counts(
+    sat: str, ans_type: str, value: str, is_correct: bool
+) -> None:
     async with Grader() as grader:
-        verdict = await grader.grade("p3", {"name": "t:0", "sat": sat, "ans_type": ans_type}, f"def sol():\n    return {value.strip()}")
+        verdict = await grader.grade(
+            "p3", {"name": "t:0", "sat": sat, "ans_type": ans_type}, f"def sol():\n    return {value.strip()}"
+        )
     assert verdict.correct is is_correct
 
 
-async def test_a_thousand_hostile_programs_are_harmless_and_none_is_correct(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thousand_hostile_programs_are_harmless_and_none_is_correct(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("R2_SECRET", SECRET)
     before, descriptors = sandboxed_pids(), num_descriptors()
     config = GraderConfig(p3_timeout_s=float(os.environ.get("R2_HOSTILE_TIMEOUT_S", "2")))
     async with Grader(config) as grader:
         await grader.start("p3")
         async with asyncio.TaskGroup() as group:
-            graded = [(family, group.create_task(grader.grade("p3", row, answer))) for family, row, answer in programs(1000)]
+            graded = [
+                (family, group.create_task(grader.grade("p3", row, answer)))
+                for family, row, answer in programs(1000)
+            ]
         verdicts = [(family, task.result()) for family, task in graded]
         after = await grader.grade("p3", SOLVABLE, "def sol():\n    return 7")
     assert {family for family, _ in verdicts} == set(FAMILIES)

@@ -72,7 +72,9 @@ async def test_random_comings_and_goings_never_exceed_the_places(seed: int) -> N
             await asyncio.sleep(0)
         assert admission.num_queued <= 5
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(outcome is None or isinstance(outcome, Overloaded | asyncio.CancelledError) for outcome in outcomes)
+    assert all(
+        outcome is None or isinstance(outcome, Overloaded | asyncio.CancelledError) for outcome in outcomes
+    )
     assert (admission.num_running, admission.num_queued, num_inside) == (0, 0, 0)
 
 

@@ -58,7 +58,16 @@ MALFORMED: list[tuple[str, bytes, str | None]] = [
     ("NaN", with_(temperature=float("nan")), "temperature"),
     ("Infinity", with_(r2={"max_cost_usd": float("inf")}), "r2.max_cost_usd"),
     ("number overflow", with_().replace(b'{"model"', b'{"top_p":1e999,"model"'), "top_p"),
-    ("NaN in a schema", with_(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": float("nan")}}}), "?"),
+    (
+        "NaN in a schema",
+        with_(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"a": float("nan")}},
+            }
+        ),
+        "?",
+    ),
     ("model null", with_(model=None), "model"),
     ("model empty", with_(model=""), "model"),
     ("model number", with_(model=1), "model"),
@@ -71,7 +80,11 @@ MALFORMED: list[tuple[str, bytes, str | None]] = [
     ("content missing", with_message(role="user"), "messages.1.content"),
     ("content null", with_message(role="assistant", content=None), "messages.1.content"),
     ("content empty list", with_message(role="user", content=[]), "messages.1.content"),
-    ("image", with_message(role="user", content=[{"type": "image_url", "image_url": {"url": "http://x"}}]), "messages.1.content.0.type"),
+    (
+        "image",
+        with_message(role="user", content=[{"type": "image_url", "image_url": {"url": "http://x"}}]),
+        "messages.1.content.0.type",
+    ),
     ("part without text", with_message(role="user", content=[{"type": "text"}]), "messages.1.content.0.text"),
     ("named speaker", with_message(role="user", content="a", name="bob"), "messages.1.name"),
     ("tool calls", with_message(role="assistant", content="a", tool_calls=[{}]), "messages.1.tool_calls"),
@@ -111,7 +124,16 @@ MALFORMED: list[tuple[str, bytes, str | None]] = [
     ("stream_options unknown", with_(stream=True, stream_options={"x": 1}), "stream_options.x"),
     ("response_format unknown", with_(response_format={"type": "xml"}), "response_format.type"),
     ("schema missing", with_(response_format={"type": "json_schema"}), "response_format.json_schema"),
-    ("remote $ref", with_(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x"}}}), "?"),
+    (
+        "remote $ref",
+        with_(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"$ref": "http://x"}},
+            }
+        ),
+        "?",
+    ),
     ("r2 unknown", with_(r2={"api_base": "http://x"}), "r2.api_base"),
     ("r2 cost zero", with_(r2={"max_cost_usd": 0}), "r2.max_cost_usd"),
     ("r2 cost exponent", with_(r2={"max_cost_usd": "1e-999999"}), "r2.max_cost_usd"),
@@ -164,7 +186,12 @@ async def test_misspelt_parameter_is_answered_with_the_right_one() -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"content-type": "text/plain"}, {**JSON, "content-encoding": "gzip"}, {"content-type": JSON["content-type"] + "; charset=utf-16"}],
+    [
+        {},
+        {"content-type": "text/plain"},
+        {**JSON, "content-encoding": "gzip"},
+        {"content-type": JSON["content-type"] + "; charset=utf-16"},
+    ],
 )
 async def test_other_content_types_are_refused(headers: dict[str, str]) -> None:
     async with make_client(ScriptedBackend()) as client:
@@ -215,10 +242,31 @@ async def test_plain_reply_byte_for_byte() -> None:
 async def test_every_honoured_parameter_reaches_the_query() -> None:
     backend = ScriptedBackend()
     schema = {"type": "object", "$defs": {"a": {}}, "properties": {"b": {"$ref": "#/$defs/a"}}}
-    sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "presence_penalty": 1, "frequency_penalty": -1, "stop": ["a", "b"]}
-    extras = {"max_cost_usd": 0.1, "max_subtasks": 3, "deadline_s": 9, "policy": "all:org/small", "models": {"1": "org/small"}}
+    sampling = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 7,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "stop": ["a", "b"],
+    }
+    extras = {
+        "max_cost_usd": 0.1,
+        "max_subtasks": 3,
+        "deadline_s": 9,
+        "policy": "all:org/small",
+        "models": {"1": "org/small"},
+    }
     extras["plan"] = {"subtasks": [STEP, {"id": 2, "text": "b #1", "depends_on": [1]}], "answer": "#2 #1"}
-    inert = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"a": "b"}, "n": 1, "store": False, "tools": None}
+    inert = {
+        "user": "u",
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+        "metadata": {"a": "b"},
+        "n": 1,
+        "store": False,
+        "tools": None,
+    }
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [
@@ -226,15 +274,37 @@ async def test_every_honoured_parameter_reaches_the_query() -> None:
         {"role": "assistant", "content": "x", "tool_calls": None},
         {"role": "user", "content": parts},
     ]
-    body = {"model": "r2", "messages": messages, "max_completion_tokens": 5, "response_format": form, "r2": extras, **sampling, **inert}
+    body = {
+        "model": "r2",
+        "messages": messages,
+        "max_completion_tokens": 5,
+        "response_format": form,
+        "r2": extras,
+        **sampling,
+        **inert,
+    }
     async with make_client(backend) as client:
         response = await client.post(URL, json=body, headers={"x-request-id": "q"})
     assert response.status_code == 200, response.text
     (query,) = backend.queries
     assert query.request_id == "q"
-    assert [(m.role, m.content) for m in query.messages] == [("developer", "d"), ("assistant", "x"), ("user", "ab")]
-    assert query.sampling.model_dump(exclude_defaults=True) == {**sampling, "stop": ("a", "b"), "max_tokens": 5, "response_format": form}
-    assert (query.policy, query.max_subtasks, query.max_cost_usd, query.pinned) == ("all:org/small", 3, Decimal("0.1"), {1: "org/small"})
+    assert [(m.role, m.content) for m in query.messages] == [
+        ("developer", "d"),
+        ("assistant", "x"),
+        ("user", "ab"),
+    ]
+    assert query.sampling.model_dump(exclude_defaults=True) == {
+        **sampling,
+        "stop": ("a", "b"),
+        "max_tokens": 5,
+        "response_format": form,
+    }
+    assert (query.policy, query.max_subtasks, query.max_cost_usd, query.pinned) == (
+        "all:org/small",
+        3,
+        Decimal("0.1"),
+        {1: "org/small"},
+    )
     assert query.plan is not None and query.plan.answer == "#2 #1"
     assert query.deadline_s == pytest.approx(9, abs=0.1)
 
@@ -243,7 +313,9 @@ async def test_a_whole_number_may_be_written_with_a_point() -> None:
     """JSON Schema, and so our own description, calls 5.0 an integer."""
     backend = ScriptedBackend()
     async with make_client(backend) as client:
-        response = await client.post(URL, json=chat_body(max_tokens=5.0, seed=7.0, n=1.0, r2={"max_subtasks": 3.0}))
+        response = await client.post(
+            URL, json=chat_body(max_tokens=5.0, seed=7.0, n=1.0, r2={"max_subtasks": 3.0})
+        )
     assert response.status_code == 200, response.text
     (query,) = backend.queries
     assert (query.sampling.max_tokens, query.sampling.seed, query.max_subtasks) == (5, 7, 3)
@@ -251,7 +323,10 @@ async def test_a_whole_number_may_be_written_with_a_point() -> None:
 
 async def test_a_response_format_goes_on_as_it_came_and_text_is_none() -> None:
     backend = ScriptedBackend()
-    schema = {"type": "json_schema", "json_schema": {"name": "n", "description": "d", "strict": False, "schema": {"type": "array"}}}
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "description": "d", "strict": False, "schema": {"type": "array"}},
+    }
     asked = [{"type": "json_object"}, schema, {"type": "text"}]
     async with make_client(backend) as client:
         for wanted in asked:
@@ -287,7 +362,9 @@ async def test_plan_only_reaches_the_query() -> None:
 async def test_pass_through_takes_limits() -> None:
     backend = ScriptedBackend()
     async with make_client(backend) as client:
-        response = await client.post(URL, json=chat_body(model="org/small", r2={"max_cost_usd": "0.5", "deadline_s": 5, "trace": True}))
+        response = await client.post(
+            URL, json=chat_body(model="org/small", r2={"max_cost_usd": "0.5", "deadline_s": 5, "trace": True})
+        )
     assert response.status_code == 200
     assert backend.queries[0].model == "org/small"
 
@@ -295,7 +372,13 @@ async def test_pass_through_takes_limits() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "kind", "code", "param"),
     [
-        (InvalidRequest("bad", "r2.policy", "invalid_value"), 400, "invalid_request_error", "invalid_value", "r2.policy"),
+        (
+            InvalidRequest("bad", "r2.policy", "invalid_value"),
+            400,
+            "invalid_request_error",
+            "invalid_value",
+            "r2.policy",
+        ),
         (BudgetExceeded("too dear"), 400, "invalid_request_error", "budget_exceeded", None),
         (Overloaded("full", 2.5), 429, "rate_limit_error", "overloaded", None),
         (SubtaskFailed("subtask 2 failed", 2, "org/small"), 502, "api_error", "subtask_failed", None),
@@ -304,7 +387,9 @@ async def test_pass_through_takes_limits() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_backend_errors_keep_their_status(error: R2Error, status: int, kind: str, code: str, param: str | None, stream: bool) -> None:
+async def test_backend_errors_keep_their_status(
+    error: R2Error, status: int, kind: str, code: str, param: str | None, stream: bool
+) -> None:
     async with make_client(ScriptedBackend(error=error, pieces=())) as client:
         response = await client.post(URL, json=chat_body(stream=stream))
     assert response.status_code == status
@@ -339,7 +424,13 @@ async def test_models_are_listed_with_prices() -> None:
     assert [model["id"] for model in listed["data"]] == ["r2", "org/small"]
     assert listed["object"] == "list"
     assert listed["data"][1] == one
-    r2 = {"is_virtual": False, "description": "cheap", "group": "slm", "context_tokens": 4096, "usd_per_mtok_in": "0.05"}
+    r2 = {
+        "is_virtual": False,
+        "description": "cheap",
+        "group": "slm",
+        "context_tokens": 4096,
+        "usd_per_mtok_in": "0.05",
+    }
     r2 |= {"usd_per_mtok_out": "0.1", "prices_as_of": "2026-11-01"}
     assert one == {"id": "org/small", "object": "model", "created": 1_750_000_000, "owned_by": "r2", "r2": r2}
 
@@ -386,13 +477,31 @@ KEYED = {"api_keys_env": "CLIENT_KEYS"}
 
 
 @pytest.mark.parametrize(
-    "header", [None, "Bearer", "Bearer wrong", "Basic key-one", "key-one", "Bearer key-one,", "Bearer ", "Bearer key-on"]
+    "header",
+    [
+        None,
+        "Bearer",
+        "Bearer wrong",
+        "Basic key-one",
+        "key-one",
+        "Bearer key-one,",
+        "Bearer ",
+        "Bearer key-on",
+    ],
 )
-@pytest.mark.parametrize("path", [URL, "/v1/models", "/v1/models/r2", "/metrics", "/v1/nothing", "//v1/models", "/health/"])
+@pytest.mark.parametrize(
+    "path", [URL, "/v1/models", "/v1/models/r2", "/metrics", "/v1/nothing", "//v1/models", "/health/"]
+)
 async def test_without_a_key_nothing_but_health_is_open(header: str | None, path: str) -> None:
     async with make_client(ScriptedBackend(), **KEYED) as client:
-        response = await client.request("POST" if path == URL else "GET", path, headers={"authorization": header} if header else {})
-        assert (await client.get("/health")).status_code == (await client.get("/health/ready")).status_code == 200
+        response = await client.request(
+            "POST" if path == URL else "GET", path, headers={"authorization": header} if header else {}
+        )
+        assert (
+            (await client.get("/health")).status_code
+            == (await client.get("/health/ready")).status_code
+            == 200
+        )
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert error_of(response)["code"] == "invalid_api_key"
@@ -414,7 +523,9 @@ async def test_one_log_line_per_request_without_prompt_or_key(caplog: pytest.Log
     caplog.set_level(logging.DEBUG, "r2_serve")
     headers = {"authorization": "Bearer key-one", "x-request-id": "mine"}
     async with make_client(ScriptedBackend(), **KEYED) as client:
-        await client.post(URL, json=chat_body(messages=[{"role": "user", "content": "a private matter"}]), headers=headers)
+        await client.post(
+            URL, json=chat_body(messages=[{"role": "user", "content": "a private matter"}]), headers=headers
+        )
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     expected = r"request mine route=/v1/chat/completions key=env-1 model=r2 status=200 ms=[\d.]+ cost_usd=0.0000022 error=-"

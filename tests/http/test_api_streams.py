@@ -18,7 +18,14 @@ from r2_serve.router.router import in_process
 from r2_serve.types import Query
 from tests.support import virtual_time
 from tests.support.in_process import model, routing
-from tests.support.scripted_backend import Connection, ScriptedBackend, chat_body, connect, make_app, make_client
+from tests.support.scripted_backend import (
+    Connection,
+    ScriptedBackend,
+    chat_body,
+    connect,
+    make_app,
+    make_client,
+)
 from tests.support.waiting import until
 
 URL = "/v1/chat/completions"
@@ -39,9 +46,19 @@ ROLE = '{"role":"assistant","content":"","refusal":null}'
 async def test_stream_byte_for_byte() -> None:
     async with make_client(ScriptedBackend()) as client:
         response = await client.post(URL, json=chat_body(stream=True))
-    parts = [chunk(ROLE), chunk('{"content":"Hello"}'), chunk('{"content":" there"}'), chunk("{}", '"stop"', "," + R2), "data: [DONE]\n\n"]
+    parts = [
+        chunk(ROLE),
+        chunk('{"content":"Hello"}'),
+        chunk('{"content":" there"}'),
+        chunk("{}", '"stop"', "," + R2),
+        "data: [DONE]\n\n",
+    ]
     assert response.text == "".join(parts)
-    expected = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+    expected = {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        "x-accel-buffering": "no",
+    }
     assert dict(response.headers) == {**expected, "x-request-id": "req_id1"}
 
 
@@ -49,7 +66,11 @@ async def test_stream_with_usage_byte_for_byte() -> None:
     async with make_client(ScriptedBackend()) as client:
         response = await client.post(URL, json=chat_body(stream=True, stream_options={"include_usage": True}))
     none = ',"usage":null'
-    parts = [chunk(ROLE, more=none), chunk('{"content":"Hello"}', more=none), chunk('{"content":" there"}', more=none)]
+    parts = [
+        chunk(ROLE, more=none),
+        chunk('{"content":"Hello"}', more=none),
+        chunk('{"content":" there"}', more=none),
+    ]
     usage = '"usage":{"prompt_tokens":30,"completion_tokens":7,"total_tokens":37}'
     parts += [chunk("{}", '"stop"', none), f'data: {HEAD}"choices":[],{usage},{R2}}}\n\n', "data: [DONE]\n\n"]
     assert response.text == "".join(parts)
@@ -58,7 +79,11 @@ async def test_stream_with_usage_byte_for_byte() -> None:
 def contents(body: str) -> list[str]:
     """Each content delta of a stream's text."""
     data = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
-    return [c["choices"][0]["delta"]["content"] for c in data if c["choices"] and "content" in c["choices"][0]["delta"]]
+    return [
+        c["choices"][0]["delta"]["content"]
+        for c in data
+        if c["choices"] and "content" in c["choices"][0]["delta"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +97,9 @@ def contents(body: str) -> list[str]:
         ((" one",), "one two", ["", " one", " two"]),
     ],
 )
-async def test_stream_amounts_to_the_whole_answer(pieces: tuple[str, ...], text: str, expected: list[str]) -> None:
+async def test_stream_amounts_to_the_whole_answer(
+    pieces: tuple[str, ...], text: str, expected: list[str]
+) -> None:
     async with make_client(ScriptedBackend(pieces=pieces, text=text)) as client:
         response = await client.post(URL, json=chat_body(stream=True))
     assert contents(response.text) == expected
@@ -109,11 +136,16 @@ async def test_heartbeats_come_before_the_first_text_and_keep_the_order() -> Non
     while not connection.outbox.empty():
         rest += await connection.next_body()
     text = rest.decode().replace(": keep-alive\n\n", "")
-    assert text == chunk(ROLE) + chunk('{"content":"late"}') + chunk("{}", '"stop"', "," + R2) + "data: [DONE]\n\n"
+    assert (
+        text
+        == chunk(ROLE) + chunk('{"content":"late"}') + chunk("{}", '"stop"', "," + R2) + "data: [DONE]\n\n"
+    )
 
 
 async def test_error_after_a_heartbeat_is_an_event() -> None:
-    backend = ScriptedBackend(pieces=(), error=SubtaskFailed("subtask 1 failed", 1, "org/small"), gate=asyncio.Event())
+    backend = ScriptedBackend(
+        pieces=(), error=SubtaskFailed("subtask 1 failed", 1, "org/small"), gate=asyncio.Event()
+    )
     connection = connect(make_app(backend, heartbeat_s=0.005), stream=True)
     assert (await connection.outbox.get())["status"] == 200
     assert backend.gate
@@ -125,14 +157,18 @@ async def test_error_after_a_heartbeat_is_an_event() -> None:
 
 
 @pytest.mark.parametrize("num_read", [1, 3, 5])
-def test_a_client_that_never_reads_is_ended_by_the_deadline_and_its_model_is_not_blamed(num_read: int) -> None:
+def test_a_client_that_never_reads_is_ended_by_the_deadline_and_its_model_is_not_blamed(
+    num_read: int,
+) -> None:
     """It has room for that many messages; a whole answer has six: its head, one for each word, and the end."""
 
     async def scenario() -> tuple[float, str, bool]:
         models = tuple(model(name, timeout_s=5) for name in ("small", "large", "decomposer", "allocator"))
         limits = LimitsConfig(cooldown=CooldownConfig(after_failures=1))
         router = in_process(
-            RouterConfig(models=models), routing(limits=limits), lambda _: ScriptedEngine(["one two three four"], delay_s=4)
+            RouterConfig(models=models),
+            routing(limits=limits),
+            lambda _: ScriptedEngine(["one two three four"], delay_s=4),
         )
         app = create_app(router, ServerConfig(heartbeat_s=1000), new_id=lambda: "1")
         body = chat_body(stream=True, r2={"deadline_s": 60}) | {"model": "small"}
@@ -191,7 +227,11 @@ async def fetch(app: Any, path: str) -> str:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    await app({"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}, receive, send)
+    await app(
+        {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""},
+        receive,
+        send,
+    )
     return b"".join(message.get("body", b"") for message in sent).decode()
 
 

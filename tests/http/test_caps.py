@@ -29,11 +29,25 @@ DEEP = plan_json("a", "b #1", "c #2", "d #3")
 class Endpoint:
     """The real router behind the real HTTP layer, over scripted models."""
 
-    def __init__(self, *, limits: dict[str, Any], plan: str = WIDE, small: Any = ("ok",), **server: Any) -> None:
-        replies = {"small": small, "large": ("ok",), "decomposer": (plan,), "allocator": (allocation_json(*["small"] * 4),)}
-        self.engines = {name: reply if hasattr(reply, "generate") else ScriptedEngine(reply) for name, reply in replies.items()}
-        config = RouterConfig(models=tuple(model(name, max_tokens=10) for name in self.engines), server=ServerConfig(**server))
-        router = in_process(config, routing(limits=LimitsConfig(**limits)), lambda card: self.engines[card.name])
+    def __init__(
+        self, *, limits: dict[str, Any], plan: str = WIDE, small: Any = ("ok",), **server: Any
+    ) -> None:
+        replies = {
+            "small": small,
+            "large": ("ok",),
+            "decomposer": (plan,),
+            "allocator": (allocation_json(*["small"] * 4),),
+        }
+        self.engines = {
+            name: reply if hasattr(reply, "generate") else ScriptedEngine(reply)
+            for name, reply in replies.items()
+        }
+        config = RouterConfig(
+            models=tuple(model(name, max_tokens=10) for name in self.engines), server=ServerConfig(**server)
+        )
+        router = in_process(
+            config, routing(limits=LimitsConfig(**limits)), lambda card: self.engines[card.name]
+        )
         self.app = create_app(router, config.server)
 
     async def ask(self, **parameters: Any) -> httpx.Response:
@@ -49,15 +63,23 @@ def messages(number: int, text: str = "x") -> list[dict[str, str]]:
     return [{"role": "user", "content": text}] * number
 
 
-def own_plan(number: int, *, is_chain: bool = False, text: str = "x", answer: str | None = None) -> dict[str, Any]:
-    steps = [{"id": i, "text": text, "depends_on": [i - 1] if is_chain and i > 1 else []} for i in range(1, number + 1)]
+def own_plan(
+    number: int, *, is_chain: bool = False, text: str = "x", answer: str | None = None
+) -> dict[str, Any]:
+    steps = [
+        {"id": i, "text": text, "depends_on": [i - 1] if is_chain and i > 1 else []}
+        for i in range(1, number + 1)
+    ]
     return {"plan": {"subtasks": steps, "answer": answer}}
 
 
 def asking_for(title: str) -> dict[str, Any]:
     """A message of 12 characters, and a response format of 87 and `title`."""
     schema = {"name": "reply", "schema": {"title": title + "-----"}}
-    return {"messages": messages(1, "x" * 12), "response_format": {"type": "json_schema", "json_schema": schema}}
+    return {
+        "messages": messages(1, "x" * 12),
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
 
 
 @pytest.mark.parametrize("asked", ["r2", "small"])
@@ -65,13 +87,21 @@ def asking_for(title: str) -> dict[str, Any]:
     ("field", "limit", "within", "beyond", "param"),
     [
         ("max_messages", 3, {"messages": messages(3)}, {"messages": messages(4)}, "messages"),
-        ("max_query_chars", 9, {"messages": messages(1, "x" * 9)}, {"messages": messages(1, "x" * 10)}, "messages"),
+        (
+            "max_query_chars",
+            9,
+            {"messages": messages(1, "x" * 9)},
+            {"messages": messages(1, "x" * 10)},
+            "messages",
+        ),
         ("max_query_chars", 100, asking_for("x"), asking_for("xx"), "response_format"),
         ("max_tokens", 7, {"max_tokens": 7}, {"max_tokens": 8}, "max_tokens"),
         ("max_tokens", 7, {"max_completion_tokens": 7}, {"max_completion_tokens": 8}, "max_tokens"),
     ],
 )
-async def test_a_request_beyond_a_limit_costs_nothing(field: str, limit: int, within: Any, beyond: Any, param: str, asked: str) -> None:
+async def test_a_request_beyond_a_limit_costs_nothing(
+    field: str, limit: int, within: Any, beyond: Any, param: str, asked: str
+) -> None:
     endpoint = Endpoint(limits={field: limit})
     refused = await endpoint.ask(model=asked, **beyond)
     assert (refused.status_code, error_of(refused)["param"]) == (400, param)
@@ -89,7 +119,9 @@ async def test_a_request_beyond_a_limit_costs_nothing(field: str, limit: int, wi
         ("max_subtask_chars", 5, own_plan(2, answer="#1 #2"), own_plan(2, answer="#1, #2")),
     ],
 )
-async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(field: str, limit: int, within: Any, beyond: Any) -> None:
+async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(
+    field: str, limit: int, within: Any, beyond: Any
+) -> None:
     endpoint = Endpoint(limits={field: limit})
     refused = await endpoint.ask(r2={**beyond, "policy": "all:small"})
     assert (refused.status_code, error_of(refused)["param"]) == (400, "r2.plan")
@@ -101,14 +133,20 @@ async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(field: str, limit
     ("plan", "what"),
     [
         ({"subtasks": [{"id": 1, "text": "x"}], "answer": "#1 " * 20}, "the answer would have"),
-        ({"subtasks": [{"id": 1, "text": "x"}, {"id": 2, "text": "#1 " * 20, "depends_on": [1]}]}, "the prompt of subtask 2 would have"),
+        (
+            {"subtasks": [{"id": 1, "text": "x"}, {"id": 2, "text": "#1 " * 20, "depends_on": [1]}]},
+            "the prompt of subtask 2 would have",
+        ),
     ],
 )
 async def test_references_to_a_long_answer_blow_nothing_up(plan: dict[str, Any], what: str) -> None:
     endpoint = Endpoint(limits={"max_query_chars": 1000}, small=("y" * 100,))
     refused = await endpoint.ask(r2={"plan": plan, "policy": "all:small"})
     assert (refused.status_code, error_of(refused)["code"], endpoint.num_calls) == (400, "budget_exceeded", 1)
-    assert what in error_of(refused)["message"] and "at most 1000 are allowed (limits.max_query_chars)" in error_of(refused)["message"]
+    assert (
+        what in error_of(refused)["message"]
+        and "at most 1000 are allowed (limits.max_query_chars)" in error_of(refused)["message"]
+    )
 
 
 async def test_answers_joined_once_each_may_be_longer_than_a_prompt() -> None:
@@ -128,7 +166,11 @@ async def test_an_answer_made_by_a_template_is_held_to_no_format_and_so_refused(
         return
     endpoint = Endpoint(limits={})
     refused = await endpoint.ask(r2={"plan": plan, "policy": "all:small"}, **wanted)
-    assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "response_format", 0)
+    assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (
+        400,
+        "response_format",
+        0,
+    )
 
 
 @pytest.mark.parametrize(("field", "plan"), [("max_subtasks", WIDE), ("max_depth", DEEP)])
@@ -152,7 +194,9 @@ async def test_no_more_subtasks_run_at_once_than_allowed() -> None:
 
     for limit in (1, 3):
         most = 0
-        assert (await Endpoint(limits={"max_parallel": limit}, small=Counting()).ask()).json()["r2"]["subtasks"] == 4
+        assert (await Endpoint(limits={"max_parallel": limit}, small=Counting()).ask()).json()["r2"][
+            "subtasks"
+        ] == 4
         assert most == limit
 
 
@@ -165,22 +209,34 @@ async def test_a_model_is_tried_no_more_often_than_allowed(max_attempts: int) ->
 
 @pytest.mark.parametrize(
     ("limits", "r2"),
-    [({"max_cost_usd": Decimal("0.00001")}, {}), ({}, {"max_cost_usd": "0.00001"}), ({"max_total_tokens": 30}, {})],
+    [
+        ({"max_cost_usd": Decimal("0.00001")}, {}),
+        ({}, {"max_cost_usd": "0.00001"}),
+        ({"max_total_tokens": 30}, {}),
+    ],
     ids=["the server's cost", "the request's cost", "tokens, the prompt's among them"],
 )
 @pytest.mark.parametrize("asked", ["r2", "small"])
-async def test_a_request_that_could_cost_too_much_is_not_begun(limits: dict[str, Any], r2: dict[str, Any], asked: str) -> None:
+async def test_a_request_that_could_cost_too_much_is_not_begun(
+    limits: dict[str, Any], r2: dict[str, Any], asked: str
+) -> None:
     endpoint = Endpoint(limits=limits)
     refused = await endpoint.ask(model=asked, r2=r2)
     assert (refused.status_code, error_of(refused)["code"]) == (400, "budget_exceeded")
     assert endpoint.num_calls == 0
 
 
-@pytest.mark.parametrize("limits", [{"max_cost_usd": Decimal("0.01")}, {"max_total_tokens": 10_000}], ids=["cost", "tokens"])
+@pytest.mark.parametrize(
+    "limits", [{"max_cost_usd": Decimal("0.01")}, {"max_total_tokens": 10_000}], ids=["cost", "tokens"]
+)
 @pytest.mark.parametrize("asked", ["r2", "alone"])
-async def test_a_json_schema_counts_as_the_prompt_that_a_provider_bills(limits: dict[str, Any], asked: str) -> None:
+async def test_a_json_schema_counts_as_the_prompt_that_a_provider_bills(
+    limits: dict[str, Any], asked: str
+) -> None:
     """`r2` is given its plan and model, so that the only call is the one with the schema."""
-    plan = {"plan": {"subtasks": [{"id": 1, "text": "add"}]}, "models": {"1": "alone"}} if asked == "r2" else {}
+    plan = (
+        {"plan": {"subtasks": [{"id": 1, "text": "add"}]}, "models": {"1": "alone"}} if asked == "r2" else {}
+    )
 
     async with standing(healthy, **limits) as stand:
         for num_chars, is_begun in ((10, True), (100_000, False)):
@@ -230,7 +286,9 @@ async def test_a_body_that_drips_is_not_waited_for() -> None:
         await asyncio.Event().wait()
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint.app), base_url="http://r2") as client:
-        refused = await client.post("/v1/chat/completions", content=drip(), headers={"content-type": "application/json"})
+        refused = await client.post(
+            "/v1/chat/completions", content=drip(), headers={"content-type": "application/json"}
+        )
     assert (refused.status_code, refused.headers["connection"]) == (408, "close")
     assert "within 0.05 s" in error_of(refused)["message"]
     assert endpoint.num_calls == 0
@@ -246,5 +304,7 @@ async def test_a_websocket_is_refused_before_it_is_accepted(path: str) -> None:
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    await Endpoint(limits={}).app({"type": "websocket", "path": path, "headers": [], "subprotocols": []}, receive, send)
+    await Endpoint(limits={}).app(
+        {"type": "websocket", "path": path, "headers": [], "subprotocols": []}, receive, send
+    )
     assert [message["type"] for message in sent] == ["websocket.close"]

@@ -76,7 +76,8 @@ class Outcome:
 
 PAIRS = [(name, False) for name in PLAIN] + [(name, True) for name in STREAMED]
 WITH_FALLBACK, ALONE = (
-    [Case(*pair, has_fallback, is_routed) for is_routed in (False, True) for pair in PAIRS] for has_fallback in (True, False)
+    [Case(*pair, has_fallback, is_routed) for is_routed in (False, True) for pair in PAIRS]
+    for has_fallback in (True, False)
 )
 Outcomes = dict[Case, Outcome]
 
@@ -84,7 +85,9 @@ Outcomes = dict[Case, Outcome]
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
     """Of all cases, asked beside each other, as most of their time is waiting; the slow ones first."""
-    return asyncio.run(ask_about_all(sorted([*WITH_FALLBACK, *ALONE], key=lambda case: not case.fault.is_slow)))
+    return asyncio.run(
+        ask_about_all(sorted([*WITH_FALLBACK, *ALONE], key=lambda case: not case.fault.is_slow))
+    )
 
 
 async def ask_about_all(cases: list[Case]) -> Outcomes:
@@ -114,12 +117,19 @@ def test_a_faulty_provider_costs_no_answer_where_another_is_left(case: Case, out
     fault, came = case.fault, outcomes[case]
     assert came.reply.took_s < DEADLINE_S + LATEST_S
     assert came.num_hits == fault.num_hits <= MAX_ATTEMPTS
-    assert came.num_hits + came.num_other_hits == len(came.trace.calls), "every request to a provider is in the ledger, and nothing else is"
+    assert came.num_hits + came.num_other_hits == len(came.trace.calls), (
+        "every request to a provider is in the ledger, and nothing else is"
+    )
     if fault.streamed:
         assert_cut(came.reply, case)
         assert came.num_other_hits == (1 if case.is_routed else 0), "the other step's"
     else:
-        assert (came.reply.status, came.reply.text, came.reply.finish_reasons, came.reply.error) == (200, RIGHT, ["stop"], None)
+        assert (came.reply.status, came.reply.text, came.reply.finish_reasons, came.reply.error) == (
+            200,
+            RIGHT,
+            ["stop"],
+            None,
+        )
         assert came.num_other_hits == (2 if case.is_routed else 1)
         assert came.reply.has_done == case.is_streamed
         assert [result.answer for result in came.trace.results] == [RIGHT, RIGHT] * case.is_routed, (
@@ -133,7 +143,9 @@ def test_a_faulty_provider_alone_is_one_typed_error(case: Case, outcomes: Outcom
     assert came.reply.took_s < DEADLINE_S + LATEST_S
     assert came.num_hits == fault.num_hits
     assert came.num_hits + came.num_other_hits == len(came.trace.calls)
-    assert came.num_other_hits == (1 if case.is_routed and case.is_streamed else 0), "no step starts after one that failed"
+    assert came.num_other_hits == (1 if case.is_routed and case.is_streamed else 0), (
+        "no step starts after one that failed"
+    )
     assert came.trace.answer is None and came.trace.error is not None
     if fault.streamed:
         assert_cut(came.reply, case)
@@ -156,14 +168,19 @@ def assert_typed(reply: Reply, code: str) -> None:
 
 
 @pytest.mark.parametrize("case", [*WITH_FALLBACK, *ALONE], ids=str)
-def test_a_failed_call_costs_what_the_provider_told_or_an_estimate_and_nothing_where_it_was_refused(case: Case, outcomes: Outcomes) -> None:
+def test_a_failed_call_costs_what_the_provider_told_or_an_estimate_and_nothing_where_it_was_refused(
+    case: Case, outcomes: Outcomes
+) -> None:
     calls = [call for call in outcomes[case].trace.calls if call.model == case.model]
     assert len(calls) == case.fault.num_hits
     for call in calls:
         assert call.is_estimated == (case.fault.cost == "estimated")
         tokens = call.usage.prompt_tokens, call.usage.completion_tokens
         if case.fault.cost == "estimated":
-            assert tokens[0] >= len(case.prompt.encode()) // 4 and tokens[1] >= (len(case.fault.streamed) + 3) // 4
+            assert (
+                tokens[0] >= len(case.prompt.encode()) // 4
+                and tokens[1] >= (len(case.fault.streamed) + 3) // 4
+            )
         else:
             assert tokens == (TOLD if case.fault.cost == "told" else (0, 0))
         assert (call.cost_usd == 0) == (case.fault.cost == "free")
@@ -196,7 +213,12 @@ async def test_an_oddity_that_cuts_nothing_is_answered_at_the_first_try(name: st
     assert call.is_estimated == (not is_told), "a trace tells an estimate from what was counted"
 
 
-SILENT = [(name, stream) for stream, faults in ((False, PLAIN), (True, STREAMED)) for name in faults if faults[name].is_slow]
+SILENT = [
+    (name, stream)
+    for stream, faults in ((False, PLAIN), (True, STREAMED))
+    for name in faults
+    if faults[name].is_slow
+]
 
 
 @pytest.mark.parametrize(("name", "stream"), SILENT)
@@ -211,6 +233,9 @@ def test_the_deadline_ends_a_call_that_its_own_timeout_would_not(name: str, stre
 
     fault = (STREAMED if stream else PLAIN)[name]
     reply = virtual_time.run_with_sockets(scenario())
-    assert (reply.status, reply.error and reply.error["code"]) == (200 if fault.streamed else 504, "deadline_exceeded")
+    assert (reply.status, reply.error and reply.error["code"]) == (
+        200 if fault.streamed else 504,
+        "deadline_exceeded",
+    )
     assert fnmatchcase(reply.text, fault.streamed) and not reply.finish_reasons and not reply.has_done
     assert reply.took_s < 2 + LATEST_S

@@ -52,7 +52,9 @@ class Gated:
     async def generate(self, messages: Sequence[Message], sampling: Sampling, **options: Any) -> Completion:
         self.num_calls += 1
         await self.gate.wait()
-        return Completion(text="ok", usage=Usage(prompt_tokens=10, completion_tokens=10), finish_reason="stop")
+        return Completion(
+            text="ok", usage=Usage(prompt_tokens=10, completion_tokens=10), finish_reason="stop"
+        )
 
     def stream(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError
@@ -60,7 +62,9 @@ class Gated:
 
 def router_of(**engines: Any) -> Router:
     """A virtual model `r2` over small and large."""
-    made: dict[str, Engine] = {name: e if hasattr(e, "generate") else ScriptedEngine(e) for name, e in engines.items()}
+    made: dict[str, Engine] = {
+        name: e if hasattr(e, "generate") else ScriptedEngine(e) for name, e in engines.items()
+    }
     models = tuple(model(name, max_tokens=10) for name in made)
     return in_process(RouterConfig(models=models), routing(), lambda config: made[config.name])
 
@@ -91,15 +95,30 @@ async def serving(backend: Any, keys: Keys, **server: Any) -> AsyncIterator[http
         yield client
 
 
-async def ask(client: httpx.AsyncClient, key: str, model_name: str = "small", **parameters: Any) -> httpx.Response:
-    return await client.post(URL, json={**chat_body(**parameters), "model": model_name}, headers={"authorization": key})
+async def ask(
+    client: httpx.AsyncClient, key: str, model_name: str = "small", **parameters: Any
+) -> httpx.Response:
+    return await client.post(
+        URL, json={**chat_body(**parameters), "model": model_name}, headers={"authorization": key}
+    )
 
 
 # -- the file -----------------------------------------------------------------------------------------------------
 
 
 def test_a_new_key_is_shown_once_and_stored_as_a_digest(tmp_path: Path) -> None:
-    options = ["--name", "alice", "--budget-usd", "10", "--period", "month", "--model", "r2", "--model", "small"]
+    options = [
+        "--name",
+        "alice",
+        "--budget-usd",
+        "10",
+        "--period",
+        "month",
+        "--model",
+        "r2",
+        "--model",
+        "small",
+    ]
     done = CliRunner().invoke(cli, ["keys", "new", *options])
     assert done.exit_code == 0, done.output
     key = done.stderr.split()[-1]
@@ -107,12 +126,20 @@ def test_a_new_key_is_shown_once_and_stored_as_a_digest(tmp_path: Path) -> None:
     path.write_text(done.stdout)
     assert key.startswith("sk-r2-") and len(key) == 49 and key not in done.stdout
     (entry,) = read_keys_file(path)
-    assert (entry.name, entry.models, entry.budget_usd, entry.budget_period) == ("alice", ("r2", "small"), Decimal(10), "month")
+    assert (entry.name, entry.models, entry.budget_usd, entry.budget_period) == (
+        "alice",
+        ("r2", "small"),
+        Decimal(10),
+        "month",
+    )
     assert KeyRing(path=path).find(f"Bearer {key}") == entry
     assert KeyRing(path=path).find(f"Bearer {key[:-1]}") is None
 
 
-@pytest.mark.parametrize(("option", "value"), [("--name", "a b"), ("--budget-usd", "0"), ("--budget-usd", "ten"), ("--period", "year")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--name", "a b"), ("--budget-usd", "0"), ("--budget-usd", "ten"), ("--period", "year")],
+)
 def test_a_key_that_makes_no_sense_is_refused_with_the_field(option: str, value: str) -> None:
     done = CliRunner().invoke(cli, ["keys", "new", "--name", "alice", option, value])
     assert done.exit_code == 1
@@ -127,13 +154,18 @@ def test_a_key_that_makes_no_sense_is_refused_with_the_field(option: str, value:
         ("{name: a}", "the whole file"),
         ("- {name: a, sha256: sk-r2-this-is-the-key-itself}", "0.sha256"),
         (f"- {{name: a, sha256: '{'0' * 64}', budget: 1}}", "0.budget: Extra inputs"),
-        (f"- {{name: a, sha256: '{'0' * 64}'}}\n- {{name: a, sha256: '{'1' * 64}'}}", "name 'a' stands twice"),
+        (
+            f"- {{name: a, sha256: '{'0' * 64}'}}\n- {{name: a, sha256: '{'1' * 64}'}}",
+            "name 'a' stands twice",
+        ),
         (f"- {{name: a, sha256: '{'0' * 64}'}}\n- {{name: b, sha256: '{'0' * 64}'}}", "sha256"),
         (f"- {{name: a, sha256: '{'0' * 64}', models: []}}", "0.models"),
         ("- [", "cannot read"),
     ],
 )
-def test_a_wrong_keys_file_is_refused_without_showing_what_is_in_it(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_keys_file_is_refused_without_showing_what_is_in_it(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
@@ -168,9 +200,13 @@ def test_keys_are_added_and_revoked_without_a_restart_and_a_broken_file_changes_
 
 
 @pytest.mark.parametrize("asked", ["first", "last", "unknown"])
-def test_every_known_key_is_compared_in_constant_time_also_after_a_match(keys: Keys, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_known_key_is_compared_in_constant_time_also_after_a_match(
+    keys: Keys, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     headers = {name: keys.add(name) for name in ("first", "second", "last")}
-    ring = KeyRing.of(ServerConfig(keys_file=str(keys.path), api_keys_env="CLIENTS"), {"CLIENTS": "from-environment"})
+    ring = KeyRing.of(
+        ServerConfig(keys_file=str(keys.path), api_keys_env="CLIENTS"), {"CLIENTS": "from-environment"}
+    )
     compared: list[str] = []
 
     def compare_digest(a: str, b: str, really: Callable[[str, str], bool] = hmac.compare_digest) -> bool:
@@ -180,7 +216,9 @@ def test_every_known_key_is_compared_in_constant_time_also_after_a_match(keys: K
     monkeypatch.setattr(hmac, "compare_digest", compare_digest)
     found = ring.find(headers.get(asked, "Bearer unknown"))
     assert (found and found.name) == (asked if asked in headers else None)
-    assert sorted(compared) == sorted(hashlib.sha256(key.encode()).hexdigest() for key in ("from-environment", *keys.in_clear.values()))
+    assert sorted(compared) == sorted(
+        hashlib.sha256(key.encode()).hexdigest() for key in ("from-environment", *keys.in_clear.values())
+    )
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "fe80::1"])
@@ -211,20 +249,32 @@ async def test_a_key_asks_for_its_models_only_and_sees_no_others(keys: Keys) -> 
     for response in (*refused, streamed):
         assert response.status_code == 403
         error = error_of(response)
-        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "model", "model_not_found")
+        assert (error["type"], error["param"], error["code"]) == (
+            "invalid_request_error",
+            "model",
+            "model_not_found",
+        )
         assert "limited" in error["message"]
     assert [entry["id"] for entry in listed["data"]] == ["r2"]
 
 
-@pytest.mark.parametrize("limits", [{"models": ["r2"]}, {"budget_usd": "1"}, {"models": ["r2"], "budget_usd": "1"}])
-async def test_what_others_spend_is_shown_to_keys_without_limits_only(keys: Keys, limits: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "limits", [{"models": ["r2"]}, {"budget_usd": "1"}, {"models": ["r2"], "budget_usd": "1"}]
+)
+async def test_what_others_spend_is_shown_to_keys_without_limits_only(
+    keys: Keys, limits: dict[str, Any]
+) -> None:
     limited, admin = keys.add("limited", **limits), keys.add("admin")
     async with serving(ScriptedBackend(), keys) as client:
         await ask(client, admin, "r2")
         refused = await client.get("/metrics", headers={"authorization": limited})
         shown = await client.get("/metrics", headers={"authorization": admin})
     error = error_of(refused)
-    assert (refused.status_code, error["type"], error["code"]) == (403, "invalid_request_error", "insufficient_permissions")
+    assert (refused.status_code, error["type"], error["code"]) == (
+        403,
+        "invalid_request_error",
+        "insufficient_permissions",
+    )
     assert "limited" in error["message"] and "without models and budget_usd" in error["message"]
     assert "r2_" not in refused.text
     assert shown.status_code == 200 and "r2_requests_total" in shown.text
@@ -235,10 +285,14 @@ async def test_what_others_spend_is_shown_to_keys_without_limits_only(keys: Keys
 
 async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Keys) -> None:
     key, admin, engine = keys.add("alice", budget_usd=str(10 * BOUND_USD)), keys.add("admin"), Gated()
-    async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
+    async with serving(
+        router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys
+    ) as client:
         async with asyncio.TaskGroup() as group:
             requests = [group.create_task(ask(client, key)) for _ in range(50)]
-            await until(lambda: sum(request.done() for request in requests) >= 40)  # those refused end at once
+            await until(
+                lambda: sum(request.done() for request in requests) >= 40
+            )  # those refused end at once
             engine.gate.set()
         statuses = [request.result().status_code for request in requests]
         assert (statuses.count(200), statuses.count(429), engine.num_calls) == (10, 40, 10)
@@ -254,7 +308,9 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, pytest.param(True, marks=pytest.mark.ray)])
-async def test_fifty_routed_requests_at_once_do_not_overspend(keys: Keys, tmp_path: Path, is_elsewhere: bool) -> None:
+async def test_fifty_routed_requests_at_once_do_not_overspend(
+    keys: Keys, tmp_path: Path, is_elsewhere: bool
+) -> None:
     """Decomposer and allocator in this process and, as in a cluster, in others, where they know of no other request."""
     budget_usd = Decimal("0.02")
     key, book = keys.add("alice", budget_usd=str(budget_usd)), tmp_path / "spend.sqlite"
@@ -277,19 +333,25 @@ async def test_fifty_routed_requests_at_once_do_not_overspend(keys: Keys, tmp_pa
         assert decomposes.most_running > 1
 
 
-async def test_a_spent_key_is_refused_before_its_request_takes_a_place_in_the_queue(keys: Keys, tmp_path: Path) -> None:
+async def test_a_spent_key_is_refused_before_its_request_takes_a_place_in_the_queue(
+    keys: Keys, tmp_path: Path
+) -> None:
     key, backend, book = keys.add("alice", budget_usd="1"), ScriptedBackend(), tmp_path / "spend.sqlite"
     SpendBook(book).add("alice", "", Decimal(1))
     async with serving(backend, keys, spend_file=str(book)) as client:
         asked = [await ask(client, key, "r2", stream=stream) for stream in (False, True)]
-    assert [(response.status_code, error_of(response)["code"]) for response in asked] == [(429, "insufficient_quota")] * 2
+    assert [(response.status_code, error_of(response)["code"]) for response in asked] == [
+        (429, "insufficient_quota")
+    ] * 2
     assert not backend.queries
 
 
 async def test_a_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd=str(BOUND_USD)), Gated()
     engine.gate.set()
-    async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
+    async with serving(
+        router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys
+    ) as client:
         assert (await ask(client, key)).status_code == 200
         asked = [await ask(client, key), await ask(client, key, stream=True)]
         other = keys.add("bob")
@@ -300,33 +362,54 @@ async def test_a_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) 
 
 async def test_what_a_cancelled_request_held_is_free_again(keys: Keys) -> None:
     key, admin, engine = keys.add("alice", budget_usd=str(BOUND_USD)), keys.add("admin"), Gated()
-    async with serving(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys) as client:
+    async with serving(
+        router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys
+    ) as client:
         given_up = asyncio.create_task(ask(client, key))
         await until(lambda: engine.num_calls > 0)
         assert (await ask(client, key)).status_code == 429
         given_up.cancel()
         await asyncio.wait([given_up])
         metrics = (await client.get("/metrics", headers={"authorization": admin})).text
-        (spent,) = (float(line.split()[-1]) for line in metrics.splitlines() if line.startswith('r2_key_spent_usd{key="alice"}'))
-    assert 0 < spent < float(BOUND_USD), "its prompt was sent, so it may have been billed: an estimate, not what was held"
+        (spent,) = (
+            float(line.split()[-1])
+            for line in metrics.splitlines()
+            if line.startswith('r2_key_spent_usd{key="alice"}')
+        )
+    assert 0 < spent < float(BOUND_USD), (
+        "its prompt was sent, so it may have been billed: an estimate, not what was held"
+    )
 
 
 async def test_spend_survives_a_restart_and_is_shared_by_processes(keys: Keys, tmp_path: Path) -> None:
     key, engine = keys.add("alice", budget_usd=str(2 * BOUND_USD)), Gated()
     engine.gate.set()
-    router, book = router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), str(tmp_path / "spend.sqlite")
-    async with serving(router, keys, spend_file=book) as first, serving(router, keys, spend_file=book) as second:
+    router, book = (
+        router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]),
+        str(tmp_path / "spend.sqlite"),
+    )
+    async with (
+        serving(router, keys, spend_file=book) as first,
+        serving(router, keys, spend_file=book) as second,
+    ):
         assert (await ask(first, key)).status_code == (await ask(second, key)).status_code == 200
     async with serving(router, keys, spend_file=book) as restarted:
-        assert (await ask(restarted, key)).status_code == 429, "48 of 108 micro-dollars are left, a call may cost 54"
+        assert (await ask(restarted, key)).status_code == 429, (
+            "48 of 108 micro-dollars are left, a call may cost 54"
+        )
     assert SpendBook(tmp_path / "spend.sqlite").spent_usd("alice", "") == 2 * CALL_USD
 
 
-async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_calls_in_flight(keys: Keys, tmp_path: Path) -> None:
+async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_calls_in_flight(
+    keys: Keys, tmp_path: Path
+) -> None:
     """Fifty at once on a budget for ten, half of them at each: neither sees what the other one holds, both see what is settled."""
     key, engine, book = keys.add("alice", budget_usd=str(10 * BOUND_USD)), Gated(), tmp_path / "spend.sqlite"
     routers = [router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]) for _ in range(2)]
-    async with serving(routers[0], keys, spend_file=str(book)) as first, serving(routers[1], keys, spend_file=str(book)) as second:
+    async with (
+        serving(routers[0], keys, spend_file=str(book)) as first,
+        serving(routers[1], keys, spend_file=str(book)) as second,
+    ):
         async with asyncio.TaskGroup() as group:
             requests = [group.create_task(ask((first, second)[i % 2], key)) for i in range(50)]
             await until(lambda: sum(request.done() for request in requests) >= 30)
@@ -339,15 +422,21 @@ async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_ca
 
 
 async def test_without_a_key_nothing_is_counted_and_all_is_open() -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(ScriptedBackend())), base_url="http://r2") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(make_app(ScriptedBackend())), base_url="http://r2"
+    ) as client:
         assert (await client.post(URL, json=chat_body())).status_code == 200
         assert "r2_key_spent_usd{" not in (await client.get("/metrics")).text
 
 
-@pytest.mark.parametrize(("period", "refills"), [("day", [True, True]), ("month", [False, True]), ("total", [False, False])])
+@pytest.mark.parametrize(
+    ("period", "refills"), [("day", [True, True]), ("month", [False, True]), ("total", [False, False])]
+)
 def test_a_budget_is_full_again_with_its_period(period: str, refills: list[bool]) -> None:
     today = datetime.date(2026, 11, 29)
-    key = ClientKey.model_validate({"name": "a", "sha256": "0" * 64, "budget_usd": "1", "budget_period": period})
+    key = ClientKey.model_validate(
+        {"name": "a", "sha256": "0" * 64, "budget_usd": "1", "budget_period": period}
+    )
     purse = KeyPurse(key, SpendBook(None), lambda: today)
     purse.hold(Decimal(2))
     purse.settle(Decimal(2), Decimal(1))
@@ -364,7 +453,9 @@ def test_the_sum_of_many_small_amounts_is_exact(tmp_path: Path) -> None:
     assert book.spent_usd("alice", "") == Decimal("0.0001")
 
 
-def test_a_book_that_cannot_be_written_costs_no_answer_and_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_book_that_cannot_be_written_costs_no_answer_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "spend.sqlite"
     book = SpendBook(path)
     book.add("alice", "", Decimal(1))
@@ -388,16 +479,27 @@ def test_a_book_of_spend_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 async def test_openai_clients_are_told_of_the_quota_once(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd="0.00001"), Gated()
-    app = create_app(router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), ServerConfig(keys_file=str(keys.path)))
+    app = create_app(
+        router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]),
+        ServerConfig(keys_file=str(keys.path)),
+    )
     num_requests = 0
 
     async def counted(request: httpx2.Request) -> None:
         nonlocal num_requests
         num_requests += 1
 
-    http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app), event_hooks={"request": [counted]})
-    client = openai.AsyncOpenAI(base_url="http://r2/v1", api_key=key.split()[1], http_client=http, max_retries=2)
+    http = openai.DefaultAsyncHttpxClient(
+        transport=httpx2.ASGITransport(app), event_hooks={"request": [counted]}
+    )
+    client = openai.AsyncOpenAI(
+        base_url="http://r2/v1", api_key=key.split()[1], http_client=http, max_retries=2
+    )
     with pytest.raises(openai.RateLimitError) as refused:
         await client.chat.completions.create(model="small", messages=[{"role": "user", "content": "hi"}])
-    assert (refused.value.code, refused.value.type, num_requests) == ("insufficient_quota", "insufficient_quota", 1)
+    assert (refused.value.code, refused.value.type, num_requests) == (
+        "insufficient_quota",
+        "insufficient_quota",
+        1,
+    )
     await client.close()

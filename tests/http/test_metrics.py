@@ -12,10 +12,18 @@ from tests.support.scripted_backend import ScriptedBackend, chat_body, make_clie
 def test_money_and_tokens_of_failed_queries_count_and_sum_exactly() -> None:
     metrics = Metrics()
     call = CallRecord(
-        stage="execute", model="m", outcome="failed", usage=Usage(prompt_tokens=3, completion_tokens=2), cost_usd=Decimal("0.1")
+        stage="execute",
+        model="m",
+        outcome="failed",
+        usage=Usage(prompt_tokens=3, completion_tokens=2),
+        cost_usd=Decimal("0.1"),
     )
     for _ in range(3):
-        metrics.observe(Trace(request_id="secret-id", model="r2", query="secret", calls=(call,), error="SubtaskFailed: no"))
+        metrics.observe(
+            Trace(
+                request_id="secret-id", model="r2", query="secret", calls=(call,), error="SubtaskFailed: no"
+            )
+        )
     text = metrics.render().decode()
     assert 'r2_cost_usd_total{model="m",stage="execute"} 0.3\n' in text
     assert 'r2_tokens_total{direction="in",model="m"} 9.0' in text
@@ -26,7 +34,9 @@ def test_money_and_tokens_of_failed_queries_count_and_sum_exactly() -> None:
 def test_plan_shape_and_fallbacks() -> None:
     metrics = Metrics()
     steps = [Subtask(id=i, text="a") for i in (1, 2, 3)] + [Subtask(id=4, text="b", depends_on=(1, 2))]
-    trace = Trace(request_id="r", model="r2", query="q", plan=Plan(subtasks=tuple(steps)), plan_fallback="cycle")
+    trace = Trace(
+        request_id="r", model="r2", query="q", plan=Plan(subtasks=tuple(steps)), plan_fallback="cycle"
+    )
     metrics.observe(trace)
     text = metrics.render().decode()
     assert "r2_plan_width_sum 3.0" in text

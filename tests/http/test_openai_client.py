@@ -23,10 +23,14 @@ HI: Any = [{"role": "user", "content": "hi"}]
 @asynccontextmanager
 async def serving(backend: ScriptedBackend, **server: Any) -> AsyncIterator[int]:
     """The port at which `backend` is served."""
-    listening = socket.socket(proto=socket.IPPROTO_TCP)  # without the number asyncio sets no TCP_NODELAY: 40 ms a reply
+    listening = socket.socket(
+        proto=socket.IPPROTO_TCP
+    )  # without the number asyncio sets no TCP_NODELAY: 40 ms a reply
     listening.bind(("127.0.0.1", 0))
     listening.listen()
-    uvicorn_server = uvicorn.Server(uvicorn.Config(make_app(backend, **server), log_config=None, lifespan="off"))
+    uvicorn_server = uvicorn.Server(
+        uvicorn.Config(make_app(backend, **server), log_config=None, lifespan="off")
+    )
     task = asyncio.create_task(uvicorn_server.serve(sockets=[listening]))
     try:
         yield listening.getsockname()[1]
@@ -39,8 +43,12 @@ async def serving(backend: ScriptedBackend, **server: Any) -> AsyncIterator[int]
 async def client_of(backend: ScriptedBackend, key: str = "any", **server: Any) -> AsyncIterator[AsyncOpenAI]:
     async with (
         serving(backend, **server) as port,
-        DefaultAsyncHttpxClient(verify=False) as http,  # plain HTTP: reading the system's certificates would take longer than the test
-        AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=20, http_client=http) as client,
+        DefaultAsyncHttpxClient(
+            verify=False
+        ) as http,  # plain HTTP: reading the system's certificates would take longer than the test
+        AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=20, http_client=http
+        ) as client,
     ):
         yield client
 
@@ -72,7 +80,9 @@ async def test_a_reply_can_be_sent_back_as_it_came() -> None:
 
 async def test_stream() -> None:
     async with client_of(ScriptedBackend()) as client:
-        stream = await client.chat.completions.create(model="r2", messages=HI, stream=True, stream_options={"include_usage": True})
+        stream = await client.chat.completions.create(
+            model="r2", messages=HI, stream=True, stream_options={"include_usage": True}
+        )
         chunks = [chunk async for chunk in stream]
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].delta.content for c in chunks if c.choices] == ["", "Hello", " there", None]
@@ -82,7 +92,10 @@ async def test_stream() -> None:
 
 
 async def test_stream_context_manager_accumulates() -> None:
-    async with client_of(ScriptedBackend()) as client, client.chat.completions.stream(model="r2", messages=HI) as stream:
+    async with (
+        client_of(ScriptedBackend()) as client,
+        client.chat.completions.stream(model="r2", messages=HI) as stream,
+    ):
         final = await stream.get_final_completion()
     assert final.choices[0].message.content == "Hello there"
 

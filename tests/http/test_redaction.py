@@ -103,7 +103,9 @@ def test_of_two_secrets_the_longer_is_replaced_whole() -> None:
 @pytest.mark.parametrize("pieces", [(), ("Hello",)])
 async def test_an_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, ...]) -> None:
     """Here the client's own key: the environment of the application is `scripted_backend`'s."""
-    backend = ScriptedBackend(error=EngineUnavailable("the provider said: key-one-and-only is wrong"), pieces=pieces)
+    backend = ScriptedBackend(
+        error=EngineUnavailable("the provider said: key-one-and-only is wrong"), pieces=pieces
+    )
     environment = {"CLIENT_KEYS": "key-one-and-only"}
     async with make_client(backend, environment=environment) as client:
         response = await client.post("/v1/chat/completions", json=chat_body(stream=stream))
@@ -114,7 +116,9 @@ async def test_an_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, .
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("at_fault", ["decomposer", "allocator"])
-async def test_what_a_reply_says_of_its_making_holds_no_secret_and_the_answer_is_as_it_was(stream: bool, at_fault: str) -> None:
+async def test_what_a_reply_says_of_its_making_holds_no_secret_and_the_answer_is_as_it_was(
+    stream: bool, at_fault: str
+) -> None:
     said = f"my favourite word is {CANARY}"
     replies: dict[str, list[Any]] = {
         "decomposer": [plan_json("one", "two #1")],
@@ -122,13 +126,22 @@ async def test_what_a_reply_says_of_its_making_holds_no_secret_and_the_answer_is
         at_fault: [EngineUnavailable(f"the provider said: {CANARY} is wrong")],
     }
     models = tuple(model(name) for name in ("small", "large", "decomposer", "allocator"))
-    router = in_process(RouterConfig(models=models), routing(), lambda config: ScriptedEngine(replies.get(config.name, [said])))
+    router = in_process(
+        RouterConfig(models=models),
+        routing(),
+        lambda config: ScriptedEngine(replies.get(config.name, [said])),
+    )
     app = create_app(router, ServerConfig(), environment={"PROVIDER_KEY": CANARY})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2") as client:
-        response = await client.post("/v1/chat/completions", json=chat_body(stream=stream, r2={"trace": True}))
+        response = await client.post(
+            "/v1/chat/completions", json=chat_body(stream=stream, r2={"trace": True})
+        )
     if stream:
         chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
-        text, r2 = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]), chunks[-1]["r2"]
+        text, r2 = (
+            "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]),
+            chunks[-1]["r2"],
+        )
     else:
         text, r2 = response.json()["choices"][0]["message"]["content"], response.json()["r2"]
     fallback = {"decomposer": "plan_fallback", "allocator": "allocation_fallback"}[at_fault]
@@ -150,14 +163,26 @@ def test_a_secret_that_json_escapes_is_found_in_json() -> None:
 def test_a_secret_with_a_quote_is_in_no_trace(tmp_path: Path) -> None:
     secret = 'coal"mine\\canary'
     write = TraceWriter(tmp_path, redact=Redactor([secret]))
-    write(Trace(request_id="r", model="r2", query=secret, error=f"EngineRefused: {json.dumps({'error': secret})}"))
+    write(
+        Trace(
+            request_id="r", model="r2", query=secret, error=f"EngineRefused: {json.dumps({'error': secret})}"
+        )
+    )
     (trace,) = read_traces(tmp_path)
     assert (trace.query, trace.error) == (MARK, f'EngineRefused: {{"error": "{MARK}"}}')
 
 
 def test_a_trace_holds_no_secret_and_can_still_be_read(tmp_path: Path) -> None:
     write = TraceWriter(tmp_path, redact=Redactor([CANARY]))
-    write(Trace(request_id="r", model="r2", query=f"my key is {CANARY}", answer=CANARY, error=f"EngineRefused: {CANARY}"))
+    write(
+        Trace(
+            request_id="r",
+            model="r2",
+            query=f"my key is {CANARY}",
+            answer=CANARY,
+            error=f"EngineRefused: {CANARY}",
+        )
+    )
     (file,) = tmp_path.glob("*.jsonl")
     assert CANARY not in file.read_text()
     (trace,) = read_traces(tmp_path)
@@ -171,7 +196,17 @@ def test_no_repr_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = KeyRing.of(server)
     engine = HostedEngine(hosted)
     config = RouterConfig(models=(model("a").model_copy(update={"engine": hosted}),), server=server)
-    shown: list[Any] = [hosted, server, config, ring, ring.find(f"Bearer {CANARY}"), key[1], engine, engine._client, Redactor([CANARY])]
+    shown: list[Any] = [
+        hosted,
+        server,
+        config,
+        ring,
+        ring.find(f"Bearer {CANARY}"),
+        key[1],
+        engine,
+        engine._client,
+        Redactor([CANARY]),
+    ]
     text = " ".join(f"{thing!r} {thing!s}" for thing in shown)
     assert CANARY not in text and key[0] not in text
 
@@ -190,7 +225,9 @@ def test_the_command_line_redacts_its_logs() -> None:
     assert MARK in done.stderr and CANARY not in done.stderr
 
 
-async def test_a_fault_in_a_stage_is_logged_by_its_place_and_not_by_what_a_user_wrote(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_in_a_stage_is_logged_by_its_place_and_not_by_what_a_user_wrote(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def stage(ledger: Ledger) -> None:
         raise KeyError("what a user wrote")
 

@@ -17,7 +17,18 @@ from r2_serve.types import CallRecord, Plan, Trace, Usage
 
 @pytest.mark.ray
 def test_the_demo_routes_held_out_commands_over_http_and_writes_its_summary(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "r2_serve.cli", "demo", "--domain", "scan", "--queries", "20", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "r2_serve.cli",
+        "demo",
+        "--domain",
+        "scan",
+        "--queries",
+        "20",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "scan-168k, alone" in done.stdout and "One query:" in done.stdout
@@ -31,8 +42,20 @@ def test_a_failed_query_counts_as_wrong_and_its_message_is_kept() -> None:
     from r2_serve.client import Reply
 
     task = Task(id="t", query="1 + 1", gold="2", reference_plan=Plan.single("1 + 1"))
-    call = CallRecord(stage="execute", model="small", usage=Usage(prompt_tokens=3, completion_tokens=2), cost_usd=Decimal("0.5"))
-    trace = Trace(request_id="t", model="r2", query="1 + 1", calls=(call,), cost_usd=Decimal("0.75"), worker_cost_usd=Decimal("0.5"))
+    call = CallRecord(
+        stage="execute",
+        model="small",
+        usage=Usage(prompt_tokens=3, completion_tokens=2),
+        cost_usd=Decimal("0.5"),
+    )
+    trace = Trace(
+        request_id="t",
+        model="r2",
+        query="1 + 1",
+        calls=(call,),
+        cost_usd=Decimal("0.75"),
+        worker_cost_usd=Decimal("0.5"),
+    )
     row = summarize("routed", [task, task], [Reply("2", trace, 0.1), Reply(None, None, 0.2, "HTTP 502: no")])
     assert (row.accuracy, row.errors) == (0.5, ("HTTP 502: no",))
     assert (row.worker_cost_usd, row.router_cost_usd, row.calls, row.tokens) == (

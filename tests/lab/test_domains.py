@@ -11,7 +11,12 @@ from r2_serve.lab.domains import Task, scan, solve_plan, words
 from r2_serve.prompts import get_codec
 
 CODEC = get_codec("compact")
-SAMPLE = [*scan.tasks("train")[::40], *scan.tasks("length")[::40], *words.tasks("train", 300), *words.tasks("test", 300)]
+SAMPLE = [
+    *scan.tasks("train")[::40],
+    *scan.tasks("length")[::40],
+    *words.tasks("train", 300),
+    *words.tasks("test", 300),
+]
 PLANS = [(task, plan) for task in SAMPLE for plan in task.plans]
 
 
@@ -49,7 +54,9 @@ def test_scan_plan_does_each_phrase_once_and_repeats_it_in_the_template() -> Non
     plan = scan.reference_plan("run around left thrice after turn around right thrice")
     assert [subtask.text for subtask in plan.subtasks] == ["turn around right", "run around left"]
     assert plan.answer == "#1 #1 #1 #2 #2 #2"
-    assert CODEC.format_plan(scan.reference_plan("run twice and run"), "run twice and run") == "run | #1 #1 #1"
+    assert (
+        CODEC.format_plan(scan.reference_plan("run twice and run"), "run twice and run") == "run | #1 #1 #1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,10 @@ def test_scan_plan_does_each_phrase_once_and_repeats_it_in_the_template() -> Non
     [
         ("run", ["run | #1", "run"]),
         ("run twice", ["run | #1 #1", "run twice"]),
-        ("walk after run twice", ["run ; walk | #1 #1 #2", "run twice ; walk | #1 #2", "walk after run twice"]),
+        (
+            "walk after run twice",
+            ["run ; walk | #1 #1 #2", "run twice ; walk | #1 #2", "walk after run twice"],
+        ),
         ("run twice and run twice", ["run | #1 #1 #1 #1", "run twice | #1 #1", "run twice and run twice"]),
         ("run and walk", ["run ; walk | #1 #2", "run and walk"]),
     ],
@@ -67,7 +77,9 @@ def test_scan_plans_go_from_phrases_to_clauses_to_the_whole(command: str, plans:
 
 
 def test_scan_splits_have_the_official_sizes_and_train_is_in_neither_test() -> None:
-    train, length, simple = ({task.query for task in scan.tasks(split)} for split in ("train", "length", "simple"))
+    train, length, simple = (
+        {task.query for task in scan.tasks(split)} for split in ("train", "length", "simple")
+    )
     assert (len(length), len(simple)) == (3_920, 4_182)
     assert not train & (length | simple)
     assert len(train | length | simple) == 20_910
@@ -129,14 +141,19 @@ def test_words_resamples_keep_structure_digit_lengths_and_side_of_the_split() ->
         for fresh in islice(words.resamples(problem, rng), 4):
             assert not fresh.is_held_out
             assert [branch.ops for branch in fresh.branches] == [branch.ops for branch in problem.branches]
-            assert [len(str(n)) for b in fresh.branches for n in b.operands] == [len(str(n)) for b in problem.branches for n in b.operands]
+            assert [len(str(n)) for b in fresh.branches for n in b.operands] == [
+                len(str(n)) for b in problem.branches for n in b.operands
+            ]
             assert words.answer(fresh) > 0
 
 
 def test_words_distinct_operands_change_no_word_and_no_structure() -> None:
     for problem in words.problems("train", 50):
         distinct = words.with_distinct_operands(problem)
-        here, there = (CODEC.render_decompose(words.task(p, random.Random(0)).query, 16)[0].content for p in (problem, distinct))
+        here, there = (
+            CODEC.render_decompose(words.task(p, random.Random(0)).query, 16)[0].content
+            for p in (problem, distinct)
+        )
         assert here == there
         numbers = [n for branch in distinct.branches for n in branch.operands]
         assert len(set(numbers)) == len(numbers)
@@ -159,4 +176,6 @@ def test_tasks_depend_on_the_seed_alone() -> None:
     assert queries(words.tasks("train", 50, seed=3)) == queries(words.tasks("train", 80, seed=3))[:50]
     assert queries(words.tasks("train", 50, seed=3)) != queries(words.tasks("train", 50, seed=4))
     assert scan.tasks("simple", seed=1) != scan.tasks("simple", seed=2)
-    assert words.tasks("test", 1)[0].query.startswith("Ned has 29 crates of 6 beads. Ida buys 2 baskets, each with 55 beads")
+    assert words.tasks("test", 1)[0].query.startswith(
+        "Ned has 29 crates of 6 beads. Ida buys 2 baskets, each with 55 beads"
+    )

@@ -48,7 +48,10 @@ listen stats
 
 
 def test_only_the_endpoint_keeps_its_address() -> None:
-    old, new = ([line for line in config.splitlines() if "bind" in line] for config in (WRITTEN_BY_SERVE, narrowed(WRITTEN_BY_SERVE)))
+    old, new = (
+        [line for line in config.splitlines() if "bind" in line]
+        for config in (WRITTEN_BY_SERVE, narrowed(WRITTEN_BY_SERVE))
+    )
     assert dict(zip(old, new, strict=True)) == {
         "    bind :9101": "    bind 127.0.0.1:9101",
         "    bind 10.0.0.5:8000": "    bind 10.0.0.5:8000",
@@ -60,30 +63,54 @@ def test_only_the_endpoint_keeps_its_address() -> None:
 
 @pytest.mark.parametrize(
     ("path", "status", "code"),
-    [("/gone", 503, "not_ready"), ("/cut", 502, "router_lost"), ("/mute", 504, "router_timeout"), ("/", 503, "not_ready")],
+    [
+        ("/gone", 503, "not_ready"),
+        ("/cut", 502, "router_lost"),
+        ("/mute", 504, "router_timeout"),
+        ("/", 503, "not_ready"),
+    ],
 )
-async def test_what_haproxy_says_itself_is_an_openai_error(path: str, status: int, code: str, tmp_path: Path) -> None:
+async def test_what_haproxy_says_itself_is_an_openai_error(
+    path: str, status: int, code: str, tmp_path: Path
+) -> None:
     """Real HAProxy: its router is gone, dies at work, says nothing, or was never deployed."""
     async with AsyncExitStack() as stack:
         cut, mute = [await stack.enter_async_context(running_upstream()) for _ in range(2)]
         cut.script, mute.script = Script(has_head=False), Script(has_head=False, is_held=True)
-        servers = {"gone": f"127.0.0.1:{free_port()}", "cut": urlsplit(cut.base_url).netloc, "mute": urlsplit(mute.base_url).netloc}
+        servers = {
+            "gone": f"127.0.0.1:{free_port()}",
+            "cut": urlsplit(cut.base_url).netloc,
+            "mute": urlsplit(mute.base_url).netloc,
+        }
         url = await stack.enter_async_context(running_haproxy(servers, tmp_path))
         async with httpx.AsyncClient(trust_env=False) as client:
             reply = await client.post(url + path, json={})
     error = error_of(reply)
-    assert (reply.status_code, error["type"], error["param"], error["code"]) == (status, "api_error", None, code)
-    assert reply.headers["x-request-id"].startswith("req_") and ("retry-after" in reply.headers) == (status == 503)
+    assert (reply.status_code, error["type"], error["param"], error["code"]) == (
+        status,
+        "api_error",
+        None,
+        code,
+    )
+    assert reply.headers["x-request-id"].startswith("req_") and ("retry-after" in reply.headers) == (
+        status == 503
+    )
 
 
 async def test_a_client_cannot_set_serves_own_timeout(tmp_path: Path) -> None:
     """Real HAProxy: other headers pass."""
     headers = {"X-Request-Timeout-Seconds": "0.01", "x-request-id": "mine"}
-    async with running_upstream() as upstream, running_haproxy({"up": urlsplit(upstream.base_url).netloc}, tmp_path) as url:
+    async with (
+        running_upstream() as upstream,
+        running_haproxy({"up": urlsplit(upstream.base_url).netloc}, tmp_path) as url,
+    ):
         reply = await asyncio.to_thread(httpx.post, f"{url}/up", json={}, headers=headers, trust_env=False)
         assert reply.status_code == 200
     (request,) = upstream.requests
-    assert "x-request-timeout-seconds" not in request["_headers"] and request["_headers"]["x-request-id"] == "mine"
+    assert (
+        "x-request-timeout-seconds" not in request["_headers"]
+        and request["_headers"]["x-request-id"] == "mine"
+    )
 
 
 @asynccontextmanager
@@ -91,10 +118,20 @@ async def running_haproxy(servers: dict[str, str], directory: Path) -> AsyncIter
     """Its URL; `servers` by path."""
     address = f"127.0.0.1:{free_port()}"
     rules = [f"    use_backend {name} if {{ path /{name} }}" for name in servers]
-    backends = [line for name, server in servers.items() for line in (f"backend {name}", f"    server one {server}")]
-    timeouts = ["    mode http", "    timeout connect 5s", "    timeout client 5s", "    timeout server 200ms"]
+    backends = [
+        line for name, server in servers.items() for line in (f"backend {name}", f"    server one {server}")
+    ]
+    timeouts = [
+        "    mode http",
+        "    timeout connect 5s",
+        "    timeout client 5s",
+        "    timeout server 200ms",
+    ]
     front = ["frontend http_frontend", f"    bind {address}", *rules, "    default_backend default_backend"]
-    default = ["backend default_backend", '    http-request return status 404 content-type text/plain lf-string "Path not found"']
+    default = [
+        "backend default_backend",
+        '    http-request return status 404 content-type text/plain lf-string "Path not found"',
+    ]
     config = directory / "haproxy.cfg"
     config.write_text(narrowed("\n".join(["global", "defaults", *timeouts, *front, *default, *backends])))
     process = await asyncio.create_subprocess_exec(get_haproxy_binary(), "-db", "-f", str(config))
@@ -122,15 +159,26 @@ def test_no_option_stays_that_hides_a_client_who_left() -> None:
 
 
 def test_what_serve_may_add_some_day_is_on_loopback_too() -> None:
-    assert narrowed("frontend news\n    bind 0.0.0.0:1234 ssl\n") == "frontend news\n    bind 127.0.0.1:1234 ssl\n"
+    assert (
+        narrowed("frontend news\n    bind 0.0.0.0:1234 ssl\n")
+        == "frontend news\n    bind 127.0.0.1:1234 ssl\n"
+    )
 
 
 def test_the_program_narrows_the_file_and_becomes_haproxy(tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
-    config.write_text("listen stats\n  bind *:8404\n  mode http\n  timeout client 1s\n  timeout server 1s\n  timeout connect 1s\n")
+    config.write_text(
+        "listen stats\n  bind *:8404\n  mode http\n  timeout client 1s\n  timeout server 1s\n  timeout connect 1s\n"
+    )
     settings = private_environment(tmp_path, lambda: 1)
     program = settings["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    done = subprocess.run([program, "-c", "-f", config], capture_output=True, text=True, env={**os.environ, **settings}, timeout=60)
+    done = subprocess.run(
+        [program, "-c", "-f", config],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     assert "bind 127.0.0.1:8404" in config.read_text()
     assert stat.S_IMODE(Path(program).stat().st_mode) == 0o700 and sys.executable in Path(program).read_text()

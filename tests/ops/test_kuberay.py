@@ -41,8 +41,25 @@ KNOWN = {
         "headGroupSpec",
         "workerGroupSpecs",
     },
-    "autoscalerOptions": {"idleTimeoutSeconds", "upscalingMode", "version", "resources", "image", "imagePullPolicy", "env", "envFrom"},
-    "headGroupSpec": {"rayStartParams", "template", "serviceType", "headService", "enableIngress", "resources", "labels"},
+    "autoscalerOptions": {
+        "idleTimeoutSeconds",
+        "upscalingMode",
+        "version",
+        "resources",
+        "image",
+        "imagePullPolicy",
+        "env",
+        "envFrom",
+    },
+    "headGroupSpec": {
+        "rayStartParams",
+        "template",
+        "serviceType",
+        "headService",
+        "enableIngress",
+        "resources",
+        "labels",
+    },
     "workerGroupSpecs": {
         "groupName",
         "replicas",
@@ -83,7 +100,9 @@ def pods(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def variables(pod: dict[str, Any]) -> dict[str, Any]:
-    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod["containers"][0]["env"]}
+    return {
+        entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod["containers"][0]["env"]
+    }
 
 
 def test_serve_config_in_the_manifest_is_the_file_but_for_address_and_proxies() -> None:
@@ -99,23 +118,33 @@ def test_the_manifest_has_no_key_that_kuberay_does_not_know() -> None:
     assert (made["apiVersion"], made["kind"]) == ("ray.io/v1", "RayService")
     cluster = cluster_of(made)
     assert made["spec"].keys() <= KNOWN["spec"] and cluster.keys() <= KNOWN["rayClusterConfig"]
-    assert cluster["autoscalerOptions"].keys() <= KNOWN["autoscalerOptions"] and cluster["headGroupSpec"].keys() <= KNOWN["headGroupSpec"]
+    assert (
+        cluster["autoscalerOptions"].keys() <= KNOWN["autoscalerOptions"]
+        and cluster["headGroupSpec"].keys() <= KNOWN["headGroupSpec"]
+    )
     for spec in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert spec.keys() <= KNOWN["workerGroupSpecs"]
-        assert all(isinstance(value, str) for value in spec["rayStartParams"].values()), "KubeRay takes texts alone there"
+        assert all(isinstance(value, str) for value in spec["rayStartParams"].values()), (
+            "KubeRay takes texts alone there"
+        )
 
 
 def test_without_client_keys_there_is_no_manifest_but_what_to_set() -> None:
     with pytest.raises(ConfigError) as caught:
         manifest(OPEN)
-    assert "anyone could spend your money" in caught.value.message and "keys_file: /etc/r2/keys.yaml" in caught.value.message
+    assert (
+        "anyone could spend your money" in caught.value.message
+        and "keys_file: /etc/r2/keys.yaml" in caught.value.message
+    )
 
 
 def test_gpu_pods_are_as_many_as_the_models_replicas_and_have_a_gpu_each() -> None:
     gpu = group(manifest(), "gpu")
     assert (gpu["minReplicas"], gpu["maxReplicas"]) == (4, 8), "four models of one or two replicas"
     resources = gpu["template"]["spec"]["containers"][0]["resources"]
-    assert resources["limits"] == resources["requests"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert (
+        resources["limits"] == resources["requests"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    )
     shared = group(manifest(gpu_node=Node(cpus=8, memory_gib=32, gpus=2)), "gpu")
     assert (shared["minReplicas"], shared["maxReplicas"]) == (2, 4)
 
@@ -125,26 +154,41 @@ def test_cpu_pods_hold_router_decomposer_and_allocator_packed() -> None:
     assert (cpu["minReplicas"], cpu["maxReplicas"]) == (1, 1), "4 x 1 + 2 x 0.5 + 2 x 0.5 CPUs at the most"
     small = group(manifest(cpu_node=Node(cpus=2, memory_gib=8)), "cpu")
     assert (small["minReplicas"], small["maxReplicas"]) == (1, 3)
-    spread = TEXT.replace("ray_actor_options: {num_cpus: 1}", "max_replicas_per_node: 1\n    ray_actor_options: {num_cpus: 1}")
+    spread = TEXT.replace(
+        "ray_actor_options: {num_cpus: 1}", "max_replicas_per_node: 1\n    ray_actor_options: {num_cpus: 1}"
+    )
     assert group(manifest(spread), "cpu")["maxReplicas"] == 4, "one router per node"
 
 
 def test_a_model_at_zero_replicas_needs_no_pod_until_it_is_called() -> None:
     gpu = group(
-        manifest(TEXT.replace("{min_replicas: 1, max_replicas: 2, target_ongoing_requests: 64", "{min_replicas: 0, max_replicas: 2")), "gpu"
+        manifest(
+            TEXT.replace(
+                "{min_replicas: 1, max_replicas: 2, target_ongoing_requests: 64",
+                "{min_replicas: 0, max_replicas: 2",
+            )
+        ),
+        "gpu",
     )
     assert (gpu["replicas"], gpu["minReplicas"], gpu["maxReplicas"]) == (0, 0, 8)
 
 
 def test_replica_that_fits_on_no_node_is_named() -> None:
     two = TEXT.replace("      num_gpus: 1\n", "      num_gpus: 2\n", 1)
-    assert group(manifest(two), "gpu")["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert (
+        group(manifest(two), "gpu")["template"]["spec"]["containers"][0]["resources"]["limits"][
+            "nvidia.com/gpu"
+        ]
+        == "2"
+    )
     with pytest.raises(ConfigError, match=r"m-qwen2.5-0.5b/Model takes 2 GPU, a node has 1"):
         manifest(two, gpu_node=Node(cpus=4, memory_gib=16, gpus=1))
 
 
 def test_custom_resources_of_models_are_those_of_gpu_nodes() -> None:
-    start = group(manifest(uncommented(TEXT, "training"), gpu_node=Node(8, 32, gpus=2)), "gpu")["rayStartParams"]
+    start = group(manifest(uncommented(TEXT, "training"), gpu_node=Node(8, 32, gpus=2)), "gpu")[
+        "rayStartParams"
+    ]
     assert json.loads(json.loads(start["resources"])) == {"serve_gpu": 2}
 
 
@@ -156,14 +200,18 @@ def test_the_head_runs_no_work_takes_no_traffic_and_holds_no_provider_key() -> N
     assert variables(head).keys().isdisjoint([*PROVIDER_KEYS, "HF_TOKEN"])
 
 
-def test_provider_keys_come_from_a_secret_by_name_and_no_value_is_in_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provider_keys_come_from_a_secret_by_name_and_no_value_is_in_the_manifest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in PROVIDER_KEYS:
         monkeypatch.setenv(name, "sk-very-secret")
     made = manifest(secret="providers")
     for pod in list(pods(made))[1:]:
         for name in PROVIDER_KEYS:
             assert variables(pod)[name] == {"secretKeyRef": {"name": "providers", "key": name}}
-        assert variables(pod)["HF_TOKEN"] == {"secretKeyRef": {"name": "providers", "key": "HF_TOKEN", "optional": True}}
+        assert variables(pod)["HF_TOKEN"] == {
+            "secretKeyRef": {"name": "providers", "key": "HF_TOKEN", "optional": True}
+        }
     assert "very-secret" not in yaml.safe_dump(made)
     named = manifest(OPEN.replace("    server:\n", "    server:\n      api_keys_env: R2_API_KEYS\n"))
     assert "R2_API_KEYS" in variables(list(pods(named))[1])
@@ -198,11 +246,15 @@ def test_client_keys_are_mounted_where_the_router_reads_them_and_every_pod_has_s
     head, *workers = pods(manifest(keys_secret="clients"))
     for pod in workers:
         (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "client-keys")
-        assert volume["secret"]["secretName"] == "clients" and volume["secret"]["items"] == [{"key": "keys.yaml", "path": "keys.yaml"}]
+        assert volume["secret"]["secretName"] == "clients" and volume["secret"]["items"] == [
+            {"key": "keys.yaml", "path": "keys.yaml"}
+        ]
         mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
         assert mounts == {"shm": "/dev/shm", "client-keys": "/etc/r2"}
     assert [mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]] == ["/dev/shm"]
-    assert all(pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "5Gi"} for pod in (head, *workers))
+    assert all(
+        pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "5Gi"} for pod in (head, *workers)
+    )
 
 
 def test_what_must_outlive_a_pod_must_be_on_a_claim() -> None:
@@ -214,7 +266,10 @@ def test_what_must_outlive_a_pod_must_be_on_a_claim() -> None:
 
 
 def test_ray_in_the_manifest_is_the_ray_that_is_pinned() -> None:
-    assert f'"ray[default,serve]=={cluster_of(manifest())["rayVersion"]}"' in (REFERENCE.parent / "pyproject.toml").read_text()
+    assert (
+        f'"ray[default,serve]=={cluster_of(manifest())["rayVersion"]}"'
+        in (REFERENCE.parent / "pyproject.toml").read_text()
+    )
 
 
 @pytest.mark.parametrize("at_most", [False, True])

@@ -29,7 +29,9 @@ from tests.ops.test_kuberay import OPEN, TEXT
 from tests.support.config_of import config_of
 
 RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)")
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)"
+)
 
 
 def config(text: str = OPEN) -> ServeConfig:
@@ -54,7 +56,9 @@ def exposed_by_the_router() -> set[str]:
     metrics.watch_spend(Purses(SpendBook(None)))
     metrics.watch_models({})
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-    return {family.name + suffix for family in metrics.registry.collect() for suffix in suffixes[family.type]} | {SILENT}
+    return {
+        family.name + suffix for family in metrics.registry.collect() for suffix in suffixes[family.type]
+    } | {SILENT}
 
 
 def exposed_by_ray() -> Iterator[str]:
@@ -62,10 +66,15 @@ def exposed_by_ray() -> Iterator[str]:
     spec = importlib.util.find_spec("ray")
     assert spec is not None and spec.origin is not None
     package = Path(spec.origin).parent
-    sources = [*(package / "serve/_private").glob("*.py"), package / "dashboard/modules/reporter/reporter_agent.py"]
+    sources = [
+        *(package / "serve/_private").glob("*.py"),
+        package / "dashboard/modules/reporter/reporter_agent.py",
+    ]
     suffixes = {"Counter": "_total", "Gauge": "", "Histogram": "_(bucket|sum|count)"}
     for source in sources:
-        for kind, name in re.findall(r'\b(Counter|Gauge|Histogram)\(\s*(?:name=)?f?"([a-z_{}.()]+)"', source.read_text()):
+        for kind, name in re.findall(
+            r'\b(Counter|Gauge|Histogram)\(\s*(?:name=)?f?"([a-z_{}.()]+)"', source.read_text()
+        ):
             yield "ray_" + re.sub(r"\{[^}]*\}", "[a-z]+", name) + suffixes[kind]
 
 
@@ -109,7 +118,9 @@ def test_panels_have_numbers_of_their_own_do_not_overlap_and_ask_the_chosen_sour
 def test_an_endpoint_with_keys_is_scraped_with_one_or_not_set_up_at_all() -> None:
     with pytest.raises(ConfigError, match="--key-file"):
         Target.of(config(TEXT), None, None, RAY_TARGETS)
-    router, ray = prometheus_config(Target.of(config(TEXT), "gateway:80", "/etc/prometheus/r2.key", RAY_TARGETS))["scrape_configs"]
+    router, ray = prometheus_config(
+        Target.of(config(TEXT), "gateway:80", "/etc/prometheus/r2.key", RAY_TARGETS)
+    )["scrape_configs"]
     assert router["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/r2.key"}
     assert router["static_configs"] == [{"targets": ["gateway:80"]}] and router["metrics_path"] == "/metrics"
     assert ray["file_sd_configs"] == [{"files": [RAY_TARGETS]}]
@@ -125,19 +136,30 @@ def test_alerts_take_their_bounds_from_the_config() -> None:
     rules = {alert.name: alert.expr for alert in alerts(config(text))}
     assert rules["R2QueueFillsUp"].endswith("> 5") and rules["R2Slow"].endswith("> 40")
     assert "R2Spending" not in rules
-    (slow,) = (alert.expr for alert in alerts(config(OPEN.replace("deadline_s: 120", "deadline_s: 5000"))) if alert.name == "R2Slow")
+    (slow,) = (
+        alert.expr
+        for alert in alerts(config(OPEN.replace("deadline_s: 120", "deadline_s: 5000")))
+        if alert.name == "R2Slow"
+    )
     assert slow.endswith("> 480"), "beyond the longest bucket no quantile goes"
     assert {alert.name for alert in alerts(config(), max_usd_per_hour=5)} - set(rules) == {"R2Spending"}
 
 
 def test_objects_for_the_operator_hold_the_same_rules_and_dashboard_and_find_the_pods() -> None:
-    monitor, scrape, rules, panels = operator_objects(config(TEXT), OperatorTarget("r2", "ai", 8000, "key"), None)
+    monitor, scrape, rules, panels = operator_objects(
+        config(TEXT), OperatorTarget("r2", "ai", 8000, "key"), None
+    )
     assert rules["spec"] == rule_groups(alerts(config(TEXT)))
     assert json.loads(panels["data"]["r2.json"]) == dashboard()
     assert monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "r2"
-    assert scrape["spec"]["staticConfigs"] == [{"targets": ["r2-serve-svc.ai.svc:8000"], "labels": {"job": "r2"}}]
+    assert scrape["spec"]["staticConfigs"] == [
+        {"targets": ["r2-serve-svc.ai.svc:8000"], "labels": {"job": "r2"}}
+    ]
     assert scrape["spec"]["authorization"]["credentials"] == {"name": "key", "key": "key"}
-    assert "authorization" not in operator_objects(config(), OperatorTarget("r2", "ai", 8000, "key"), None)[1]["spec"]
+    assert (
+        "authorization"
+        not in operator_objects(config(), OperatorTarget("r2", "ai", 8000, "key"), None)[1]["spec"]
+    )
 
 
 # -- by Prometheus' own tool --------------------------------------------------------------------------------------
@@ -183,7 +205,9 @@ FINE: dict[str, str] = {
     'ray_serve_deployment_replica_healthy{application="r2",deployment="Router",replica="a"}': "1x40",
     'ray_serve_deployment_replica_healthy{application="r2",deployment="Router",replica="b"}': "1x40",
     'ray_serve_deployment_replica_starts_total{application="r2",deployment="Router",replica="a"}': "1x40",
-    'ray_serve_autoscaling_target_replicas{application="m-small",deployment="Model"}': " ".join(["0 0 4 4 4"] * 8),
+    'ray_serve_autoscaling_target_replicas{application="m-small",deployment="Model"}': " ".join(
+        ["0 0 4 4 4"] * 8
+    ),
     **{
         f'ray_serve_deployment_replica_starts_total{{application="m-small",deployment="Model",replica="{start}-{i}"}}': f"_x{start} 1x2"
         for start in range(2, 40, 5)
@@ -203,7 +227,9 @@ FAULTS = {
     "R2PlansReplaced": {'r2_fallbacks_total{stage="plan"}': "0+20x40"},
     "R2MetricsIncomplete": {"r2_router_replicas_silent": "1x40"},
     "R2Spending": {'r2_cost_usd_total{model="m"}': "0+0.2x40"},
-    "R2ReplicasMissing": {'ray_serve_autoscaling_target_replicas{application="r2",deployment="Router"}': "3x40"},
+    "R2ReplicasMissing": {
+        'ray_serve_autoscaling_target_replicas{application="r2",deployment="Router"}': "3x40"
+    },
     "R2ReplicasRestart": {
         f'ray_serve_deployment_replica_starts_total{{application="r2",deployment="Router",replica="{number}"}}': f"_x{2 * number} 1x2"
         for number in range(1, 18)
@@ -227,10 +253,22 @@ def test_each_alert_fires_on_its_fault_and_none_on_a_cluster_that_is_well(tmp_pa
         expr = 'count by (alertname) (ALERTS{alertstate="firing"})'
         samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
         inputs = [{"series": name, "values": values} for name, values in series.items()]
-        return {"interval": "1m", "input_series": inputs, "promql_expr_test": [{"expr": expr, "eval_time": "38m", "exp_samples": samples}]}
+        return {
+            "interval": "1m",
+            "input_series": inputs,
+            "promql_expr_test": [{"expr": expr, "eval_time": "38m", "exp_samples": samples}],
+        }
 
-    none_there = {name: values for name, values in FINE.items() if not name.startswith("ray_serve_deployment_replica_healthy")}
-    cases = [case(FINE, set()), case(none_there, {"R2ReplicasMissing"}), *(case(FINE | fault, {name}) for name, fault in FAULTS.items())]
+    none_there = {
+        name: values
+        for name, values in FINE.items()
+        if not name.startswith("ray_serve_deployment_replica_healthy")
+    }
+    cases = [
+        case(FINE, set()),
+        case(none_there, {"R2ReplicasMissing"}),
+        *(case(FINE | fault, {name}) for name, fault in FAULTS.items()),
+    ]
     test = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases}
     (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
     promtool("test", "rules", str(tmp_path / "test.yml"))

@@ -24,7 +24,10 @@ def test_a_router_at_a_public_address_starts_with_client_keys_only(tmp_path: Pat
         refused = application(cluster)
         cluster.deploy(router_only({"keys_file": str(keys_file)}), host="0.0.0.0")
         until(lambda: application(cluster)["status"] == "RUNNING")
-    assert "0.0.0.0 is not a loopback address, and neither `server.keys_file` nor `server.api_keys_env`" in told_by(refused)
+    assert (
+        "0.0.0.0 is not a loopback address, and neither `server.keys_file` nor `server.api_keys_env`"
+        in told_by(refused)
+    )
 
 
 def router_only(server: dict[str, Any]) -> dict[str, Any]:
@@ -35,10 +38,14 @@ def router_only(server: dict[str, Any]) -> dict[str, Any]:
 
 def application(cluster: DeployedCluster) -> dict[str, Any]:
     """What Serve says of the router's application."""
-    details: dict[str, Any] = httpx.get(f"{cluster.dashboard}/api/serve/applications/", headers=cluster.headers, timeout=10).json()
+    details: dict[str, Any] = httpx.get(
+        f"{cluster.dashboard}/api/serve/applications/", headers=cluster.headers, timeout=10
+    ).json()
     (router,) = details["applications"].values()
     return dict(router)
 
 
 def told_by(details: dict[str, Any]) -> str:
-    return str(details["message"]) + "".join(str(deployment["message"]) for deployment in details["deployments"].values())
+    return str(details["message"]) + "".join(
+        str(deployment["message"]) for deployment in details["deployments"].values()
+    )

@@ -59,7 +59,9 @@ def published(text: str, parent: Path, *names: str, **options: Any) -> str:
 
 def removed_and_added(before: str, after: str) -> tuple[list[str], list[str]]:
     lines = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
-    return [line[2:] for line in lines if line[0] == "-"], [line[2:].strip() for line in lines if line[0] == "+"]
+    return [line[2:] for line in lines if line[0] == "-"], [
+        line[2:].strip() for line in lines if line[0] == "+"
+    ]
 
 
 def test_a_change_of_the_reference_adds_four_lines_and_touches_no_other(tmp_path: Path) -> None:
@@ -67,7 +69,9 @@ def test_a_change_of_the_reference_adds_four_lines_and_touches_no_other(tmp_path
     plan = plan_publication(REFERENCE, directory)
     removed, added = removed_and_added(REFERENCE, plan.routed)
     assert removed == []
-    assert sorted(added) == sorted(["user_config:", "adapters:", f"dec-0001: {directory}", "adapter: dec-0001"])
+    assert sorted(added) == sorted(
+        ["user_config:", "adapters:", f"dec-0001: {directory}", "adapter: dec-0001"]
+    )
     assert (plan.virtual_models, loaded_in(plan.routed, plan.app)) == (("r2",), ["dec-0001"])
     assert (routed_to(plan.loaded), routed_to(plan.routed)) == (None, "dec-0001")
 
@@ -83,10 +87,18 @@ def test_a_change_of_the_embedded_file_rewrites_one_line_and_leaves_the_other_do
     plan = plan_publication(EMBEDDED, whole(tmp_path, "words-0002", "words-decomposer", "compact"))
     removed, added = removed_and_added(EMBEDDED, plan.routed)
     assert (
-        len(removed) == 1 and removed[0].strip().replace("model: words-decomposer", "model: words-decomposer, adapter: words-0002") in added
+        len(removed) == 1
+        and removed[0]
+        .strip()
+        .replace("model: words-decomposer", "model: words-decomposer, adapter: words-0002")
+        in added
     )
     assert len(added) == 4
-    assert (plan.app, plan.virtual_models, routed_to(plan.routed, "r2-scan")) == ("m-words-decomposer", ("r2",), None)
+    assert (plan.app, plan.virtual_models, routed_to(plan.routed, "r2-scan")) == (
+        "m-words-decomposer",
+        ("r2",),
+        None,
+    )
 
 
 def whole(parent: Path, name: str, base: str, codec: str) -> Path:
@@ -99,7 +111,8 @@ def whole(parent: Path, name: str, base: str, codec: str) -> Path:
 
 def test_a_shared_part_of_the_file_is_refused_rather_than_changed_twice() -> None:
     text = "applications:\n" + "".join(
-        f"- name: {name}\n  deployments: [{{name: Model, user_config: {value}}}]\n" for name, value in (("a", "&x {}"), ("b", "*x"))
+        f"- name: {name}\n  deployments: [{{name: Model, user_config: {value}}}]\n"
+        for name, value in (("a", "&x {}"), ("b", "*x"))
     )
     with pytest.raises(ConfigError, match="YAML anchor"):
         changed(text, with_adapter("a", "dec-0001", "/adapters/dec-0001"))
@@ -112,7 +125,11 @@ def test_the_text_before_stays_beside_the_file_and_foreign_changes_are_kept(tmp_
     file = ConfigFile(path)
     file.write("second")
     file.write("third")
-    assert (path.read_text(), file.previous.read_text(), path.stat().st_mode & 0o777) == ("third", "first", 0o640)
+    assert (path.read_text(), file.previous.read_text(), path.stat().st_mode & 0o777) == (
+        "third",
+        "first",
+        0o640,
+    )
     path.write_text("somebody else's")
     with pytest.raises(PublishError, match="changed by somebody else"):
         file.write("fourth")
@@ -147,7 +164,9 @@ def test_decomposer_and_allocator_share_a_base_and_do_not_push_each_other_out(tm
     text = text_of(virtual={"allocator": {"model": "planner"}})
     for name in ("d1", "d2", "d3"):
         text = plan_publication(text, adapter(tmp_path, name), keep=1).routed
-        text = plan_publication(text, adapter(tmp_path, name.replace("d", "a"), module="allocator"), keep=1).routed
+        text = plan_publication(
+            text, adapter(tmp_path, name.replace("d", "a"), module="allocator"), keep=1
+        ).routed
     assert set(loaded_in(text, "m-planner")) == {"d2", "a2", "d3", "a3"}
     assert (routed_to(text), routed_to(text, module="allocator")) == ("d3", "a3")
     assert plan_rollback(text, "allocator").moves == {"r2": ("a3", "a2")}
@@ -156,7 +175,9 @@ def test_decomposer_and_allocator_share_a_base_and_do_not_push_each_other_out(tm
 
 
 def test_nothing_to_roll_back_to_is_told_with_the_way_to_the_base(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing to roll back: no virtual model uses an adapter for its decomposer"):
+    with pytest.raises(
+        ConfigError, match="nothing to roll back: no virtual model uses an adapter for its decomposer"
+    ):
         plan_rollback(text_of(), "decomposer")
     text = published(text_of(), tmp_path, "d1")
     with pytest.raises(ConfigError, match=r"'d1' is the earliest decomposer adapter.*`--to base`"):
@@ -164,7 +185,9 @@ def test_nothing_to_roll_back_to_is_told_with_the_way_to_the_base(tmp_path: Path
     back = plan_rollback(text, "decomposer", to="base").routed
     assert routed_to(back) is None and loaded_in(back, "m-planner") == ["d1"]
     assert routed_to(plan_rollback(back, "decomposer", to="d1").routed) == "d1"
-    with pytest.raises(ConfigError, match=r"no adapter 'd11' is loaded for any decomposer; did you mean 'd1'\?"):
+    with pytest.raises(
+        ConfigError, match=r"no adapter 'd11' is loaded for any decomposer; did you mean 'd1'\?"
+    ):
         plan_rollback(text, "decomposer", to="d11")
     with pytest.raises(ConfigError, match="is 'd1' already"):
         plan_rollback(text, "decomposer", to="d1")
@@ -180,14 +203,18 @@ def test_nothing_to_roll_back_to_is_told_with_the_way_to_the_base(tmp_path: Path
         ({"module": "allocator"}, "no virtual model has 'planner' as its allocator"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_publication(text_of(), adapter(tmp_path, "d1", **changes))
 
 
 def test_a_name_that_is_loaded_and_a_virtual_model_that_is_not_there_are_refused(tmp_path: Path) -> None:
     text = published(text_of(), tmp_path, "d1")
-    with pytest.raises(ConfigError, match=r"'d1' is loaded in 'm-planner' already.*rollback --module decomposer --to d1"):
+    with pytest.raises(
+        ConfigError, match=r"'d1' is loaded in 'm-planner' already.*rollback --module decomposer --to d1"
+    ):
         plan_publication(text, tmp_path / "d1")
     with pytest.raises(ConfigError, match="no virtual model 'r3' in the file; known: r2"):
         plan_publication(text, adapter(tmp_path, "d2"), virtual_models=["r3"])
@@ -222,7 +249,10 @@ class FakeServe:
         if request.method == "PUT":
             self._config = json.loads(request.content)
             self.deployed.append(self._config)
-        return httpx.Response(200, json={"applications": {app["name"]: self._details(app) for app in self._config["applications"]}})
+        return httpx.Response(
+            200,
+            json={"applications": {app["name"]: self._details(app) for app in self._config["applications"]}},
+        )
 
     def _details(self, app: dict[str, Any]) -> dict[str, Any]:
         fails = app["name"] in self.failing and bool(self.deployed)
@@ -235,7 +265,9 @@ class FakeServe:
 
 
 def dashboard(serve: FakeServe, **environ: str) -> Dashboard:
-    return Dashboard("http://head:8265", transport=httpx.MockTransport(serve), sleep=lambda _: None, environ=environ)
+    return Dashboard(
+        "http://head:8265", transport=httpx.MockTransport(serve), sleep=lambda _: None, environ=environ
+    )
 
 
 @pytest.fixture
@@ -260,7 +292,12 @@ def test_it_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> 
     told = run_publish(path, serve, adapter(tmp_path, "d1"))
     loading, named, used = serve.deployed
     assert loading["applications"][-1]["import_path"] == "r2_serve.app:build_adapter_load"
-    assert loading["applications"][-1]["args"] == {"app": "m-planner", "name": "d1", "path": str(tmp_path / "d1"), "timeout_s": 600.0}
+    assert loading["applications"][-1]["args"] == {
+        "app": "m-planner",
+        "name": "d1",
+        "path": str(tmp_path / "d1"),
+        "timeout_s": 600.0,
+    }
     texts = [yaml.safe_dump(config) for config in (loading, named, used)]
     assert [loaded_in(text, "m-planner") for text in texts] == [[], ["d1"], ["d1"]]
     assert [routed_to(text) for text in texts] == [None, None, "d1"]
@@ -280,9 +317,14 @@ def test_it_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> 
         ("r2", "loaded but not used.*put back and deployed"),
     ],
 )
-def test_what_fails_is_undone_and_the_error_says_what_is_in_force(path: Path, tmp_path: Path, failing: str, message: str) -> None:
+def test_what_fails_is_undone_and_the_error_says_what_is_in_force(
+    path: Path, tmp_path: Path, failing: str, message: str
+) -> None:
     before = path.read_text()
-    serve = FakeServe(before, failing={failing: "Traceback:\n  line\nr2_serve.errors.ConfigError: 2 of 2 replicas cannot load it"})
+    serve = FakeServe(
+        before,
+        failing={failing: "Traceback:\n  line\nr2_serve.errors.ConfigError: 2 of 2 replicas cannot load it"},
+    )
     with pytest.raises(PublishError, match=message):
         run_publish(path, serve, adapter(tmp_path, "d1"))
     assert serve.deployed[-1] == yaml.safe_load(path.read_text())
@@ -302,7 +344,10 @@ def test_a_cluster_that_runs_something_else_is_left_alone(path: Path, tmp_path: 
     directory = adapter(tmp_path, "d1")
     for change, message in (
         (lambda config: config["applications"].pop(0), "does not run on this cluster: `serve deploy`"),
-        (lambda config: config["applications"][0]["args"]["engine"].update(delay_s=1.0), r"would restart, as its \['args'\]"),
+        (
+            lambda config: config["applications"][0]["args"]["engine"].update(delay_s=1.0),
+            r"would restart, as its \['args'\]",
+        ),
     ):
         running = yaml.safe_load(path.read_text())
         change(running)
@@ -320,7 +365,11 @@ def test_the_token_is_rays_and_its_refusal_is_told(path: Path, tmp_path: Path) -
         return httpx.Response(200, json={"applications": {}})
 
     (tmp_path / "token").write_text("from a file\n")
-    for environ in ({"RAY_AUTH_TOKEN": "abc"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, {"RAY_AUTH_MODE": "disabled"}):
+    for environ in (
+        {"RAY_AUTH_TOKEN": "abc"},
+        {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
+        {"RAY_AUTH_MODE": "disabled"},
+    ):
         Dashboard("http://head:8265", transport=httpx.MockTransport(answer), environ=environ).applications()
     assert seen == ["Bearer abc", "Bearer from a file", None]
     for status in (401, 403):
@@ -338,16 +387,33 @@ def run(words: Iterable[str]) -> tuple[int, str]:
 
 def test_a_dry_run_shows_the_change_and_writes_nothing(path: Path, tmp_path: Path) -> None:
     before = path.read_text()
-    code, output = run(["publish", str(adapter(tmp_path, "d1")), "--config", str(path), "--dry-run", "--dashboard", "http://127.0.0.1:1"])
+    code, output = run(
+        [
+            "publish",
+            str(adapter(tmp_path, "d1")),
+            "--config",
+            str(path),
+            "--dry-run",
+            "--dashboard",
+            "http://127.0.0.1:1",
+        ]
+    )
     assert code == 0, output
-    assert "decomposer of r2: base -> d1" in output and "+            adapter: d1" in output and "nothing was written" in output
+    assert (
+        "decomposer of r2: base -> d1" in output
+        and "+            adapter: d1" in output
+        and "nothing was written" in output
+    )
     assert path.read_text() == before and not list(tmp_path.glob("*.previous"))
 
 
 def test_errors_end_with_code_one_and_say_what_to_do(path: Path, tmp_path: Path) -> None:
     ready = str(adapter(tmp_path, "d1"))
     for words, message in (
-        (["publish", ready, "--config", str(path), "--dashboard", "http://127.0.0.1:1"], "no Ray dashboard answers"),
+        (
+            ["publish", ready, "--config", str(path), "--dashboard", "http://127.0.0.1:1"],
+            "no Ray dashboard answers",
+        ),
         (["publish", str(tmp_path / "nothing"), "--config", str(path)], "no adapter in"),
         (["publish", ready, "--config", str(tmp_path / "none.yaml")], "cannot read"),
         (["rollback", "--module", "decomposer", "--config", str(path)], "nothing to roll back"),

@@ -47,7 +47,9 @@ class Cluster:
     @asynccontextmanager
     async def client(self, prefix: str = "") -> AsyncIterator[httpx.AsyncClient]:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=self.url + prefix, timeout=PATIENCE_S, limits=limits, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=self.url + prefix, timeout=PATIENCE_S, limits=limits, trust_env=False
+        ) as client:
             yield client
 
 
@@ -61,7 +63,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "usd_per_mtok_out": "2",
             "engine": {"kind": "openai", "model": "m", "base_url": upstream.base_url},
         }
-        all_small = {"pool": [SMALL, LARGE], "decomposer": {"model": SMALL, "num_samples": 1}, "allocator": {"model": SMALL}}
+        all_small = {
+            "pool": [SMALL, LARGE],
+            "decomposer": {"model": SMALL, "num_samples": 1},
+            "allocator": {"model": SMALL},
+        }
         path: Path = tmp_path_factory.mktemp("cluster") / "serve_config.yaml"
         path.write_text(
             scripted_yaml(
@@ -87,7 +93,11 @@ def _run_narrow_router(config: ServeConfig) -> None:
 
     server = config.router.server.model_copy(update={"max_running": 8, "max_queued": 8})
     free = {"ray_actor_options": {"num_cpus": 0}}
-    options = {"Router": {**free, "user_config": config.routing.model_dump(mode="json")}, "Decomposer": free, "Allocator": free}
+    options = {
+        "Router": {**free, "user_config": config.routing.model_dump(mode="json")},
+        "Decomposer": free,
+        "Allocator": free,
+    }
     router = replace(config, router=config.router.model_copy(update={"server": server})).router
     serve.run(bind_router(router, options), name="narrow", route_prefix="/narrow")
 
@@ -107,7 +117,11 @@ def answer_of(response: httpx.Response) -> tuple[str, Trace]:
         reply = response.json()
         return reply["choices"][0]["message"]["content"], Trace.model_validate(reply["r2"]["trace"])
     assert response.text.endswith("data: [DONE]\n\n"), response.text
-    chunks = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line.startswith("data: {")]
+    chunks = [
+        json.loads(line.removeprefix("data: "))
+        for line in response.text.splitlines()
+        if line.startswith("data: {")
+    ]
     text = "".join(choice["delta"].get("content", "") for item in chunks for choice in item["choices"])
     return text, Trace.model_validate(chunks[-1]["r2"]["trace"])
 
@@ -147,7 +161,9 @@ async def running(client: httpx.AsyncClient) -> int:
 def actors(name_part: str, state: str = "ALIVE") -> list[dict[str, Any]]:
     from ray._private.state import actors as all_actors
 
-    return [actor for actor in all_actors().values() if actor["State"] == state and name_part in actor["Name"]]
+    return [
+        actor for actor in all_actors().values() if actor["State"] == state and name_part in actor["Name"]
+    ]
 
 
 def kill(name_part: str) -> None:
@@ -157,7 +173,11 @@ def kill(name_part: str) -> None:
 
 def kill_haproxy() -> None:
     """The process that clients are connected to, a child of Serve's proxy actor."""
-    children = [child for actor in actors("SERVE_PROXY_ACTOR") for child in psutil.Process(int(actor["Pid"])).children(recursive=True)]
+    children = [
+        child
+        for actor in actors("SERVE_PROXY_ACTOR")
+        for child in psutil.Process(int(actor["Pid"])).children(recursive=True)
+    ]
     (process,) = [child for child in children if child.name() == "haproxy"]
     process.kill()
 
@@ -181,7 +201,9 @@ async def test_killed_replicas_cost_no_query_and_no_subtask_is_answered_twice(cl
             for query in asyncio.as_completed(queries):
                 text, trace = answer_of(await query)
                 assert text == ANSWER
-                answered = Counter(call.subtask for call in trace.calls if call.stage == "execute" and call.outcome == "ok")
+                answered = Counter(
+                    call.subtask for call in trace.calls if call.stage == "execute" and call.outcome == "ok"
+                )
                 assert answered == {1: 1, 2: 1, 3: 1}
                 assert trace.cost_usd == sum((call.cost_usd for call in trace.calls), Decimal(0))
             answered_s.append(time.monotonic() - killed_s)
@@ -190,14 +212,18 @@ async def test_killed_replicas_cost_no_query_and_no_subtask_is_answered_twice(cl
             recovered_s.append(time.monotonic() - killed_s)
             assert recovered_s[-1] < RECOVERY_S
     shown = [", ".join(f"{seconds:.1f}" for seconds in series) for series in (answered_s, recovered_s)]
-    print(f"kill -9 of a model replica: the 20 queries in flight answered after {shown[0]} s, the replica replaced after {shown[1]} s")
+    print(
+        f"kill -9 of a model replica: the 20 queries in flight answered after {shown[0]} s, the replica replaced after {shown[1]} s"
+    )
 
 
 async def _at_least(client: httpx.AsyncClient, count: int) -> bool:
     return await running(client) >= count
 
 
-async def test_a_poisonous_prompt_kills_two_replicas_and_the_rest_of_the_traffic_goes_on(cluster: Cluster) -> None:
+async def test_a_poisonous_prompt_kills_two_replicas_and_the_rest_of_the_traffic_goes_on(
+    cluster: Cluster,
+) -> None:
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         await until(lambda: answers_itself(client, LARGE))
@@ -230,8 +256,13 @@ async def test_a_poisonous_query_that_is_routed_ends_the_same_way(cluster: Clust
         await until(lambda: answers_itself(client, LARGE))
         dead_before = len(actors("#Model", "DEAD"))
         plan = {"subtasks": [{"id": 1, "text": f"drink the {POISON}", "depends_on": []}]}
-        response = await client.post("/v1/chat/completions", json={**body(stream=True), "r2": {"plan": plan, "policy": f"all:{SMALL}"}})
-        assert (error_of(response)["type"], error_of(response)["code"]) == ("invalid_request_error", "poisonous_request")
+        response = await client.post(
+            "/v1/chat/completions", json={**body(stream=True), "r2": {"plan": plan, "policy": f"all:{SMALL}"}}
+        )
+        assert (error_of(response)["type"], error_of(response)["code"]) == (
+            "invalid_request_error",
+            "poisonous_request",
+        )
         assert len(actors("#Model", "DEAD")) - dead_before <= 2
 
 
@@ -239,7 +270,9 @@ async def test_calls_of_a_decomposer_that_ends_in_an_error_are_in_the_routers_bo
     """Its model dies twice while it decomposes; the decomposer itself lives, and reports both calls with the error."""
 
     async def calls() -> float:
-        return total((await client.get("/metrics")).text, "r2_calls_total", stage="decompose", outcome="failed")
+        return total(
+            (await client.get("/metrics")).text, "r2_calls_total", stage="decompose", outcome="failed"
+        )
 
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
@@ -277,7 +310,9 @@ async def test_an_overload_is_refused_politely_and_leaves_the_router_healthy(clu
             else:
                 assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
                 assert int(reply.headers["retry-after"]) >= 1
-        print(f"overload: {dict(statuses)}, health p95 {sorted(latencies_s)[int(0.95 * len(latencies_s))]:.3f} s of {len(latencies_s)}")
+        print(
+            f"overload: {dict(statuses)}, health p95 {sorted(latencies_s)[int(0.95 * len(latencies_s))]:.3f} s of {len(latencies_s)}"
+        )
         assert sorted(latencies_s)[int(0.95 * len(latencies_s))] < 0.5
         assert answer_of(await ask(client, model=LARGE))[0] == ANSWER
 
@@ -295,7 +330,9 @@ async def test_clients_that_leave_take_their_upstream_connections_with_them(clus
 
     upstream.script = script
     async with cluster.client() as client:
-        clients = [asyncio.create_task(ask(client, model="remote", stream=i % 2 == 0)) for i in range(num_direct)]
+        clients = [
+            asyncio.create_task(ask(client, model="remote", stream=i % 2 == 0)) for i in range(num_direct)
+        ]
         clients += [asyncio.create_task(ask(client, stream=i % 2 == 0, **routed)) for i in range(num_routed)]
         await until(lambda: _open(upstream, num_direct + num_routed))
         for task in clients:
@@ -306,7 +343,9 @@ async def test_clients_that_leave_take_their_upstream_connections_with_them(clus
         assert took_s < 2.0
         await until(lambda: _none_running(client))
         await until(lambda: answers_itself(client, LARGE))
-        assert len(upstream.requests) == num_direct + num_routed, "nobody was asked again, and no second step was begun"
+        assert len(upstream.requests) == num_direct + num_routed, (
+            "nobody was asked again, and no second step was begun"
+        )
         assert upstream.num_open == 0
 
 
@@ -318,7 +357,9 @@ async def _none_running(client: httpx.AsyncClient) -> bool:
     return await running(client) == 0
 
 
-async def test_a_killed_controller_is_not_noticed_by_clients_and_the_new_one_replaces_what_dies(cluster: Cluster) -> None:
+async def test_a_killed_controller_is_not_noticed_by_clients_and_the_new_one_replaces_what_dies(
+    cluster: Cluster,
+) -> None:
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(10)]

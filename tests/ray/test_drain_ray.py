@@ -41,7 +41,11 @@ def url(tmp_path: Path) -> Iterator[str]:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
-        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config={"log_level": "WARNING"})
+        serve.start(
+            http_options={"host": LOOPBACK, "port": port},
+            proxy_location="HeadOnly",
+            logging_config={"log_level": "WARNING"},
+        )
         _run(load(tmp_path / "c.yaml"))
         yield f"http://{LOOPBACK}:{port}/v1/chat/completions"
     finally:
@@ -53,7 +57,11 @@ def replica_of_large() -> dict[str, Any] | None:
     """The one that takes requests."""
     from ray._private.state import actors
 
-    alive = [actor for actor in actors().values() if actor["State"] == "ALIVE" and f"m-{LARGE}#Model" in str(actor.get("Name"))]
+    alive = [
+        actor
+        for actor in actors().values()
+        if actor["State"] == "ALIVE" and f"m-{LARGE}#Model" in str(actor.get("Name"))
+    ]
     return alive[0] if len(alive) == 1 else None
 
 
@@ -64,7 +72,12 @@ def test_a_drained_nodes_replica_starts_elsewhere_and_its_request_is_answered(ur
     assert before is not None
     node = before["Address"]["NodeID"]
     with ThreadPoolExecutor(1) as pool:
-        at_work = pool.submit(httpx.post, url, json={"model": LARGE, "messages": [{"role": "user", "content": "hi"}]}, timeout=60)
+        at_work = pool.submit(
+            httpx.post,
+            url,
+            json={"model": LARGE, "messages": [{"role": "user", "content": "hi"}]},
+            timeout=60,
+        )
         until(lambda: at_work.running())
         drain = shlex.split(DRAIN.format(seconds=180).split("&&")[0])
         command = [
@@ -80,4 +93,9 @@ def test_a_drained_nodes_replica_starts_elsewhere_and_its_request_is_answered(ur
         assert not at_work.done(), "the request outlasts the command"
         assert at_work.result().json()["choices"][0]["message"]["content"] == "the whole answer of four"
     until(lambda: (now := replica_of_large()) is not None and now["Address"]["NodeID"] != node)
-    assert httpx.post(url, json={"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}, timeout=60).status_code == 200
+    assert (
+        httpx.post(
+            url, json={"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}, timeout=60
+        ).status_code
+        == 200
+    )

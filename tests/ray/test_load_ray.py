@@ -21,7 +21,9 @@ WORKLOAD = {
     "arrivals": {"kind": "constant", "rate_per_s": 2},
     "tasks": {
         "kind": "synthetic",
-        "shapes": [{"waves": [{"model": "small", "count": 2, "words": [10, 20]}, {"model": "large", "words": 10}]}],
+        "shapes": [
+            {"waves": [{"model": "small", "count": 2, "words": [10, 20]}, {"model": "large", "words": 10}]}
+        ],
     },
     "slo": {"latency_s": 60},
 }
@@ -29,9 +31,29 @@ WORKLOAD = {
 
 def test_a_load_on_a_local_cluster_is_answered_from_cold_and_its_replicas_are_counted(tmp_path: Path) -> None:
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(WORKLOAD))
-    command = [sys.executable, "-m", "r2_serve.cli", "load", str(tmp_path / "few.yaml"), "--config", "scripted", "--gpus", "8"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_worker_niceness"}
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=240, env=environment)
+    command = [
+        sys.executable,
+        "-m",
+        "r2_serve.cli",
+        "load",
+        str(tmp_path / "few.yaml"),
+        "--config",
+        "scripted",
+        "--gpus",
+        "8",
+    ]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") or name == "RAY_worker_niceness"
+    }
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_bytes())
     assert (summary.num_sent, summary.num_ok, summary.num_good) == (16, 16, 16), done.stdout

@@ -34,7 +34,9 @@ PLAN = {
         {"id": 4, "text": "Write 20 words on #1, #2 and #3.", "depends_on": [1, 2, 3]},
     ]
 }
-TASK = "Synthetic task.\n" + json.dumps({"plan": PLAN, "allocation": {"models": [SMALL, SMALL, SMALL, LARGE]}})
+TASK = "Synthetic task.\n" + json.dumps(
+    {"plan": PLAN, "allocation": {"models": [SMALL, SMALL, SMALL, LARGE]}}
+)
 TO_ZERO = {
     "min_replicas": 0,
     "max_replicas": 3,
@@ -61,8 +63,15 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     reference = load(REFERENCE)
-    config = scaled_to_zero(rehearsed(reference, {model.name: SPEED for model in reference.router.models}), f"m-{SMALL}", f"m-{LARGE}")
-    with local_nodes(2, gpus_each=4) as cluster, local_cluster(config, port=free_port(), address=cluster.address) as url:
+    config = scaled_to_zero(
+        rehearsed(reference, {model.name: SPEED for model in reference.router.models}),
+        f"m-{SMALL}",
+        f"m-{LARGE}",
+    )
+    with (
+        local_nodes(2, gpus_each=4) as cluster,
+        local_cluster(config, port=free_port(), address=cluster.address) as url,
+    ):
         yield Nodes(cluster, url)
 
 
@@ -70,9 +79,16 @@ def scaled_to_zero(config: ServeConfig, *apps: str) -> ServeConfig:
     def changed(app: dict[str, Any]) -> dict[str, Any]:
         if app["name"] not in apps:
             return app
-        return {**app, "deployments": [{**deployment, "autoscaling_config": TO_ZERO} for deployment in app["deployments"]]}
+        return {
+            **app,
+            "deployments": [
+                {**deployment, "autoscaling_config": TO_ZERO} for deployment in app["deployments"]
+            ],
+        }
 
-    return replace(config, raw={**config.raw, "applications": [changed(app) for app in config.raw["applications"]]})
+    return replace(
+        config, raw={**config.raw, "applications": [changed(app) for app in config.raw["applications"]]}
+    )
 
 
 def replicas(app: str, *states: str) -> int:
@@ -102,7 +118,9 @@ def nodes_of_replicas(nodes: Nodes, app: str) -> list[str]:
     """Nodes that are still there with a replica on them that works."""
     from ray._private.state import actors
 
-    alive = [actor for actor in actors().values() if actor["State"] == "ALIVE" and f"{app}#Model" in actor["Name"]]
+    alive = [
+        actor for actor in actors().values() if actor["State"] == "ALIVE" and f"{app}#Model" in actor["Name"]
+    ]
     there = {node.node_id for node in nodes.cluster.worker_nodes}
     return [node for actor in alive if (node := actor["Address"]["NodeID"]) in there]
 
@@ -117,7 +135,9 @@ async def test_a_plan_starts_a_model_before_its_first_call_and_an_end_of_plans_s
         await until_replicas(f"m-{SMALL}", 0)
         asked = [asyncio.create_task(nodes.ask(http)) for _ in range(3)]
         await until_replicas(f"m-{LARGE}", 1)
-        assert replicas(f"m-{SMALL}", "RUNNING") == 0, "so no call has reached the first wave's model yet, let alone the second's"
+        assert replicas(f"m-{SMALL}", "RUNNING") == 0, (
+            "so no call has reached the first wave's model yet, let alone the second's"
+        )
         await asyncio.gather(*asked)
 
 
@@ -139,5 +159,9 @@ async def test_nothing_is_lost_when_a_node_is_killed_under_load(nodes: Nodes) ->
     calls = [call for reply in replies for call in reply["r2"]["trace"]["calls"]]
     assert any(call["outcome"] != "ok" for call in calls), "the nodes were at work when they were killed"
     for reply in replies:
-        answered = [call["subtask"] for call in reply["r2"]["trace"]["calls"] if call["stage"] == "execute" and call["outcome"] == "ok"]
+        answered = [
+            call["subtask"]
+            for call in reply["r2"]["trace"]["calls"]
+            if call["stage"] == "execute" and call["outcome"] == "ok"
+        ]
         assert sorted(answered) == [1, 2, 3, 4], "each subtask is answered once"

@@ -38,7 +38,9 @@ PROBLEM = "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they h
 def config() -> dict[str, Any]:
     """The scripted pool, whose planner says which adapter planned, and a real tiny decomposer with two replicas."""
     plan = {"subtasks": [{"id": 1, "text": "by {adapter}", "depends_on": []}]}
-    config = scripted_config(replies={PLANNER: [json.dumps(plan)]}, delay_s={PLANNER: 0.02}, model_options={"num_replicas": 1})
+    config = scripted_config(
+        replies={PLANNER: [json.dumps(plan)]}, delay_s={PLANNER: 0.02}, model_options={"num_replicas": 1}
+    )
     router = config["applications"][-1]
     config["applications"].insert(
         0,
@@ -47,13 +49,26 @@ def config() -> dict[str, Any]:
             "route_prefix": None,
             "import_path": "r2_serve.app:build_model",
             "args": {"engine": {"kind": "transformers", "path": f"embedded:{REAL}"}},
-            "deployments": [{"name": "Model", "num_replicas": 2, "max_ongoing_requests": 64, "ray_actor_options": {"num_cpus": 0}}],
+            "deployments": [
+                {
+                    "name": "Model",
+                    "num_replicas": 2,
+                    "max_ongoing_requests": 64,
+                    "ray_actor_options": {"num_cpus": 0},
+                }
+            ],
         },
     )
     price = {"usd_per_mtok_in": "1", "usd_per_mtok_out": "2"}
-    router["args"]["models"].append({"name": REAL, "codec": "compact", **price, "engine": {"kind": "served", "app": f"m-{REAL}"}})
+    router["args"]["models"].append(
+        {"name": REAL, "codec": "compact", **price, "engine": {"kind": "served", "app": f"m-{REAL}"}}
+    )
     virtual_models = router["deployments"][0]["user_config"]["virtual_models"]
-    virtual_models["words"] = {"pool": [SMALL], "decomposer": {"model": REAL, "num_samples": 1}, "allocator": {"model": "picker"}}
+    virtual_models["words"] = {
+        "pool": [SMALL],
+        "decomposer": {"model": REAL, "num_samples": 1},
+        "allocator": {"model": "picker"},
+    }
     return config
 
 
@@ -68,14 +83,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedCluste
 
 def statuses(cluster: DeployedCluster) -> dict[str, str]:
     headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
-    found = httpx.get(f"{cluster.dashboard}/api/serve/applications/", headers=headers, timeout=10).json()["applications"]
+    found = httpx.get(f"{cluster.dashboard}/api/serve/applications/", headers=headers, timeout=10).json()[
+        "applications"
+    ]
     return {name: details["status"] for name, details in found.items()}
 
 
 def command(cluster: DeployedCluster, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     options = ["--config", str(cluster.path), "--dashboard", cluster.dashboard]
     line = [sys.executable, "-m", "r2_serve.cli", *words, *options]
-    return subprocess.run(line, capture_output=True, text=True, timeout=180, env={**os.environ, **environment})
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=180, env={**os.environ, **environment}
+    )
 
 
 @dataclass
@@ -162,7 +181,9 @@ def real_adapter(folder: Path, name: str, *, weights: bytes | None = None) -> Pa
     return write_adapter(source, folder, manifest(name, kind="full", base=REAL, codec="compact"))
 
 
-def test_a_whole_checkpoint_is_loaded_on_every_replica_and_plans(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_a_whole_checkpoint_is_loaded_on_every_replica_and_plans(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
     before, pids = cluster.ask("words", PROBLEM).json()["r2"]["trace"], replica_pids()
     done = command(cluster, "publish", str(real_adapter(tmp_path, "words-0001")))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -172,10 +193,14 @@ def test_a_whole_checkpoint_is_loaded_on_every_replica_and_plans(cluster: Deploy
     assert replica_pids() == pids
 
 
-def test_an_adapter_that_a_replica_cannot_load_changes_nothing(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_an_adapter_that_a_replica_cannot_load_changes_nothing(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
     text, pids = cluster.path.read_text(), replica_pids()
     with traffic(cluster) as seen:
-        done = command(cluster, "publish", str(real_adapter(tmp_path, "words-broken", weights=b"not safetensors")))
+        done = command(
+            cluster, "publish", str(real_adapter(tmp_path, "words-broken", weights=b"not safetensors"))
+        )
         assert done.returncode == 1
         assert "2 of 2 replicas of 'm-words-decomposer' cannot load it: cannot load the model" in done.stderr
         assert "file and routing are as before" in done.stderr
@@ -187,7 +212,9 @@ def test_an_adapter_that_a_replica_cannot_load_changes_nothing(cluster: Deployed
     assert cluster.ask("words", PROBLEM).json()["r2"]["trace"]["plan_fallback"] is None
 
 
-def test_another_codec_version_is_refused_before_anything_happens(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_another_codec_version_is_refused_before_anything_happens(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
     text = cluster.path.read_text()
     version = get_codec("instruct").version
     outdated = adapter(tmp_path, "dec-old", codec_version=version + 1)
@@ -197,12 +224,16 @@ def test_another_codec_version_is_refused_before_anything_happens(cluster: Deplo
     assert cluster.path.read_text() == text
 
 
-def test_a_user_config_with_a_broken_adapter_costs_no_replica(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_a_user_config_with_a_broken_adapter_costs_no_replica(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
     """By hand, without `publish`: Serve stops replicas whose `reconfigure` raises, so ours keep what they have."""
     text, pids = cluster.path.read_text(), replica_pids()
     wrong = yaml.safe_load(text)
     (planner,) = (app for app in wrong["applications"] if app["name"] == f"m-{PLANNER}")
-    planner["deployments"][0].setdefault("user_config", {}).setdefault("adapters", {})["gone"] = str(tmp_path / "gone")
+    planner["deployments"][0].setdefault("user_config", {}).setdefault("adapters", {})["gone"] = str(
+        tmp_path / "gone"
+    )
     cluster.deploy(wrong)
     until(lambda: all(status == "RUNNING" for status in statuses(cluster).values()))
     assert cluster.ask("r2").status_code == 200

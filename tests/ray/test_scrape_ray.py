@@ -68,20 +68,38 @@ def test_any_scrape_shows_what_every_replica_counted(routers: TwoRouters) -> Non
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus (Debian package prometheus)")
-def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(routers: TwoRouters, tmp_path: Path) -> None:
+def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
     import ray
 
     nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     (tmp_path / "nodes.json").write_text(json.dumps([{"targets": nodes}]))
-    write_monitoring(routers.config, tmp_path, Target.of(routers.config, routers.root[7:], None, str(tmp_path / "nodes.json")), None)
+    write_monitoring(
+        routers.config,
+        tmp_path,
+        Target.of(routers.config, routers.root[7:], None, str(tmp_path / "nodes.json")),
+        None,
+    )
     with prometheus(tmp_path) as query:
 
         def empty() -> set[str]:
             routers.ask(2)
-            exprs = {panel.title: expr.replace(WINDOW, "20s") for row in ROWS for panel in row.panels for expr in panel.queries.values()}
+            exprs = {
+                panel.title: expr.replace(WINDOW, "20s")
+                for row in ROWS
+                for panel in row.panels
+                for expr in panel.queries.values()
+            }
             return {title for title, expr in exprs.items() if not query(expr)}
 
-        no_keys_faults_or_gpus = {"Spend of client keys", "Plans and allocations replaced", "GPU utilization", "GPU memory", "Nodes"}
+        no_keys_faults_or_gpus = {
+            "Spend of client keys",
+            "Plans and allocations replaced",
+            "GPU utilization",
+            "GPU memory",
+            "Nodes",
+        }
         until(lambda: empty() <= no_keys_faults_or_gpus)
         assert {found["metric"]["job"]: found["value"][1] for found in query("up")} == {"r2": "1", "ray": "1"}
 
@@ -90,7 +108,11 @@ def test_a_replica_that_dies_takes_its_samples_along_and_no_scrape_fails(routers
     from ray._private.state import actors
 
     before = replicas_of(routers.page())
-    victim = next(actor for actor in actors().values() if "Router" in actor["ActorClassName"] and actor["State"] == "ALIVE")
+    victim = next(
+        actor
+        for actor in actors().values()
+        if "Router" in actor["ActorClassName"] and actor["State"] == "ALIVE"
+    )
     os.kill(victim["Pid"], signal.SIGKILL)
     until(lambda: len(replicas_of(routers.page())) == 2 and replicas_of(routers.page()) != before)
     assert total(routers.page(), SILENT) == 0
@@ -102,7 +124,12 @@ def prometheus(folder: Path) -> Iterator[Any]:
     config = (folder / "prometheus.yml").read_text().replace("15s", "1s")
     (folder / "prometheus.yml").write_text(config)
     port = free_port()
-    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/db", "--log.level=error"]
+    command = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/db",
+        "--log.level=error",
+    ]
     process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"])
 
     def query(expr: str) -> list[dict[str, Any]]:

@@ -25,9 +25,14 @@ from tests.support.scripted_pool import SMALL, scripted_config
 
 pytestmark = pytest.mark.ray
 
-SECRETS = {"PROVIDER_KEY": "canary-of-the-provider", "CLIENT_KEYS": "canary-of-client-one,canary-of-client-two"}
+SECRETS = {
+    "PROVIDER_KEY": "canary-of-the-provider",
+    "CLIENT_KEYS": "canary-of-client-one,canary-of-client-two",
+}
 WRONG_KEY, PROMPT = "canary-of-a-wrong-key", "canary-of-a-private-matter"
-ANSWERED = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}]}
+ANSWERED = {
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}]
+}
 
 
 class Careless(BaseHTTPRequestHandler):
@@ -38,7 +43,16 @@ class Careless(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         key = self.headers["authorization"]
-        error = json.dumps({"error": {"message": f"Incorrect API key provided: {key}", "type": "x", "param": key, "code": key}})
+        error = json.dumps(
+            {
+                "error": {
+                    "message": f"Incorrect API key provided: {key}",
+                    "type": "x",
+                    "param": key,
+                    "code": key,
+                }
+            }
+        )
         faults: list[tuple[int, dict[str, str], str]] = [
             (401, {}, error),
             (400, {}, error),
@@ -53,7 +67,11 @@ class Careless(BaseHTTPRequestHandler):
         ]
         status, headers, body = faults[next(self.turns) % len(faults)]
         self.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(body)), **headers}.items():
+        for name, value in {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -75,16 +93,29 @@ def provider() -> Iterator[str]:
 
 def config_of(provider: str, folder: Path) -> dict[str, Any]:
     """The scripted pool with `small`, which has a fallback, and the planner at the careless provider."""
-    server = {"api_keys_env": "CLIENT_KEYS", "keys_file": str(folder / "keys.yaml"), "spend_file": str(folder / "spend.sqlite")}
-    config = scripted_config(server={**server, "trace_dir": str(folder / "traces")}, limits={"deadline_s": 10})
+    server = {
+        "api_keys_env": "CLIENT_KEYS",
+        "keys_file": str(folder / "keys.yaml"),
+        "spend_file": str(folder / "spend.sqlite"),
+    }
+    config = scripted_config(
+        server={**server, "trace_dir": str(folder / "traces")}, limits={"deadline_s": 10}
+    )
     for model in config["applications"][-1]["args"]["models"]:
         if model["name"] in (SMALL, "planner"):
-            model["engine"] = {"kind": "openai", "model": "m", "base_url": provider, "api_key_env": "PROVIDER_KEY"}
+            model["engine"] = {
+                "kind": "openai",
+                "model": "m",
+                "base_url": provider,
+                "api_key_env": "PROVIDER_KEY",
+            }
     gone = {"m-small", "m-planner"}
     return {**config, "applications": [app for app in config["applications"] if app["name"] not in gone]}
 
 
-def test_no_file_of_a_session_of_faults_holds_a_secret(provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_session_of_faults_holds_a_secret(
+    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     key, entry = new_key("alice", budget_usd="0.0025")
@@ -101,13 +132,28 @@ def test_no_file_of_a_session_of_faults_holds_a_secret(provider: str, tmp_path: 
     logs = [file for file in files if session in file.parents]
     assert {200, 401, 429} <= statuses and len(logs) > 10
     lines = "".join(file.read_text(errors="replace") for file in logs)
-    assert "route=/v1/chat/completions key=alice model=" in lines and "status=401" in lines, "every request is there"
+    assert "route=/v1/chat/completions key=alice model=" in lines and "status=401" in lines, (
+        "every request is there"
+    )
 
-    secrets = [*SECRETS["CLIENT_KEYS"].split(","), SECRETS["PROVIDER_KEY"], key, WRONG_KEY, os.environ["RAY_AUTH_TOKEN"]]
+    secrets = [
+        *SECRETS["CLIENT_KEYS"].split(","),
+        SECRETS["PROVIDER_KEY"],
+        key,
+        WRONG_KEY,
+        os.environ["RAY_AUTH_TOKEN"],
+    ]
     written = {file: file.read_bytes() for file in files}
-    hits = [(file, secret) for file, content in written.items() for secret in secrets if secret.encode() in content]
+    hits = [
+        (file, secret)
+        for file, content in written.items()
+        for secret in secrets
+        if secret.encode() in content
+    ]
     assert hits == []
-    assert [file for file in logs if PROMPT.encode() in written[file]] == [], "prompts are for traces, not for logs"
+    assert [file for file in logs if PROMPT.encode() in written[file]] == [], (
+        "prompts are for traces, not for logs"
+    )
     assert any(PROMPT.encode() in content for content in written.values()), "and there they are"
     assert not any(secret in told for secret in secrets)
 
@@ -119,9 +165,18 @@ def ask_badly(url: str, keys: list[str]) -> tuple[set[int], str]:
         for turn in range(8):
             for key in [*keys, WRONG_KEY]:
                 messages = [{"role": "user", "content": PROMPT}]
-                body = {"model": ("r2", SMALL)[turn % 2], "messages": messages, "stream": turn % 4 > 1, "r2": {"trace": True}}
-                response = client.post("chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+                body = {
+                    "model": ("r2", SMALL)[turn % 2],
+                    "messages": messages,
+                    "stream": turn % 4 > 1,
+                    "r2": {"trace": True},
+                }
+                response = client.post(
+                    "chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
+                )
                 statuses.add(response.status_code)
                 told.append(response.text + str(response.headers))
-        told.append(client.get(url.replace("/v1", "/metrics"), headers={"authorization": f"Bearer {keys[0]}"}).text)
+        told.append(
+            client.get(url.replace("/v1", "/metrics"), headers={"authorization": f"Bearer {keys[0]}"}).text
+        )
     return statuses, "".join(told)

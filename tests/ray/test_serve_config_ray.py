@@ -18,7 +18,17 @@ import yaml
 from r2_serve import serve_config
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.document import Problem
-from tests.serve_config.test_serve_config import ALTERNATIVES, CLUSTER, EMBEDDED, ENVIRON, REFERENCE, SMALL, edited, errors, uncommented
+from tests.serve_config.test_serve_config import (
+    ALTERNATIVES,
+    CLUSTER,
+    EMBEDDED,
+    ENVIRON,
+    REFERENCE,
+    SMALL,
+    edited,
+    errors,
+    uncommented,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -43,10 +53,30 @@ MODEL = "applications[0].deployments[0]"
     [
         ("http_options:", "http_option:", "http_option", "http_options"),
         ("port: 8000", "prot: 8000", "http_options.prot", "port"),
-        ("  route_prefix: null", "  route_prefix: null\n  runtime_envs: {}", "applications[0].runtime_envs", "runtime_env"),
-        ("  route_prefix: null", "  route_prefix: null\n  runtime_env: {env_var: {}}", "applications[0].runtime_env.env_var", "env_vars"),
-        ("    max_ongoing_requests:", "    max_ongoing_request:", f"{MODEL}.max_ongoing_request", "max_ongoing_requests"),
-        ("      max_replicas:", "      max_replica:", f"{MODEL}.autoscaling_config.max_replica", "max_replicas"),
+        (
+            "  route_prefix: null",
+            "  route_prefix: null\n  runtime_envs: {}",
+            "applications[0].runtime_envs",
+            "runtime_env",
+        ),
+        (
+            "  route_prefix: null",
+            "  route_prefix: null\n  runtime_env: {env_var: {}}",
+            "applications[0].runtime_env.env_var",
+            "env_vars",
+        ),
+        (
+            "    max_ongoing_requests:",
+            "    max_ongoing_request:",
+            f"{MODEL}.max_ongoing_request",
+            "max_ongoing_requests",
+        ),
+        (
+            "      max_replicas:",
+            "      max_replica:",
+            f"{MODEL}.autoscaling_config.max_replica",
+            "max_replicas",
+        ),
         (
             "      max_replicas: 2",
             "      max_replicas: 2\n      policy: {policy_functoin: 'a:b'}",
@@ -86,8 +116,12 @@ MODEL = "applications[0].deployments[0]"
         ),
     ],
 )
-def test_unknown_key_at_every_level_of_serves_schema(check: Check, old: str, new: str, where: str, suggested: str) -> None:
-    (problem,) = [problem for problem in errors(check(edited(old, new))) if problem.message.startswith("unknown key")]
+def test_unknown_key_at_every_level_of_serves_schema(
+    check: Check, old: str, new: str, where: str, suggested: str
+) -> None:
+    (problem,) = [
+        problem for problem in errors(check(edited(old, new))) if problem.message.startswith("unknown key")
+    ]
     assert (problem.where, problem.message) == (where, f"unknown key; did you mean '{suggested}'?")
     assert where.rpartition(".")[2] in edited(old, new).splitlines()[problem.line - 1]
 
@@ -96,13 +130,38 @@ def test_unknown_key_at_every_level_of_serves_schema(check: Check, old: str, new
     ("old", "new", "where", "message"),
     [
         ("port: 8000", "port: http", "http_options.port", "valid integer"),
-        ("max_ongoing_requests: 64", "max_ongoing_requests: 0", f"{MODEL}.max_ongoing_requests", "greater than 0"),
-        ("max_ongoing_requests: 64", "max_ongoing_requests: 64\n    num_replicas: 2", MODEL, "num_replicas is not allowed"),
-        ("max_replicas: 2", "max_replicas: 2\n      min_replicas: 3", f"{MODEL}.autoscaling_config", "max_replicas"),
+        (
+            "max_ongoing_requests: 64",
+            "max_ongoing_requests: 0",
+            f"{MODEL}.max_ongoing_requests",
+            "greater than 0",
+        ),
+        (
+            "max_ongoing_requests: 64",
+            "max_ongoing_requests: 64\n    num_replicas: 2",
+            MODEL,
+            "num_replicas is not allowed",
+        ),
+        (
+            "max_replicas: 2",
+            "max_replicas: 2\n      min_replicas: 3",
+            f"{MODEL}.autoscaling_config",
+            "max_replicas",
+        ),
         ("max_replicas: 2", "max_replicas: two", f"{MODEL}.autoscaling_config.max_replicas", "valid integer"),
-        ("      num_cpus: 1", "      num_cpus: -1", f"{MODEL}.ray_actor_options.num_cpus", "greater than or equal to 0"),
+        (
+            "      num_cpus: 1",
+            "      num_cpus: -1",
+            f"{MODEL}.ray_actor_options.num_cpus",
+            "greater than or equal to 0",
+        ),
         ("max_queued_requests: 64", "max_queued_requests: 0", f"{MODEL}", "max_queued_requests must be -1"),
-        ("proxy_location: HeadOnly", "proxy_location: Headonly", "proxy_location", "did you mean 'HeadOnly'?"),
+        (
+            "proxy_location: HeadOnly",
+            "proxy_location: Headonly",
+            "proxy_location",
+            "did you mean 'HeadOnly'?",
+        ),
         ("  - name: Model", "  - Model\n  - name: Model", MODEL, "must be a mapping"),
         ("- name: m-small", "-\n- name: m-small", "applications[0]", "must be a mapping"),
     ],
@@ -116,16 +175,25 @@ def test_wrong_value_in_serves_sections(check: Check, old: str, new: str, where:
 
 @pytest.mark.parametrize(
     ("old", "new", "where"),
-    [("- name: r2", "- name: m-small", "applications[1].name"), ("route_prefix: null", "route_prefix: /", "applications[1].route_prefix")],
+    [
+        ("- name: r2", "- name: m-small", "applications[1].name"),
+        ("route_prefix: null", "route_prefix: /", "applications[1].route_prefix"),
+    ],
 )
 def test_repeated_application_is_told_once_and_where(check: Check, old: str, new: str, where: str) -> None:
     assert [
-        problem.where for problem in errors(check(edited(old, new))) if problem.where.endswith((".name", ".route_prefix", "applications"))
+        problem.where
+        for problem in errors(check(edited(old, new)))
+        if problem.where.endswith((".name", ".route_prefix", "applications"))
     ] == [where]
 
 
 def test_problems_come_in_the_order_of_lines_and_all_at_once(check: Check) -> None:
-    text = SMALL.replace("max_running:", "max_runing:").replace("num_cpus:", "num_cpu:").replace("port:", "prot:")
+    text = (
+        SMALL.replace("max_running:", "max_runing:")
+        .replace("num_cpus:", "num_cpu:")
+        .replace("port:", "prot:")
+    )
     problems = check(text)
     assert [problem.where for problem in problems] == [
         "http_options.prot",
@@ -135,7 +203,15 @@ def test_problems_come_in_the_order_of_lines_and_all_at_once(check: Check) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["applications: 3", "applications: [3]", "applications: []", "applications:", "x: 1", "applications: {a: 1}"]
+    "text",
+    [
+        "applications: 3",
+        "applications: [3]",
+        "applications: []",
+        "applications:",
+        "x: 1",
+        "applications: {a: 1}",
+    ],
 )
 def test_hopeless_files_are_problems_not_crashes(check: Check, text: str) -> None:
     assert errors(check(text))
@@ -145,7 +221,9 @@ def test_hopeless_files_are_problems_not_crashes(check: Check, text: str) -> Non
 def test_reference_config_is_valid_with_any_alternative(check: Check, alternatives: list[str]) -> None:
     found = check(uncommented(REFERENCE.read_text(), *alternatives))
     assert [problem for problem in found if "no directory /mnt/r2/adapters/" not in problem.message] == []
-    assert all(problem.severity == "warning" for problem in found), "adapters need to be on the nodes, not here"
+    assert all(problem.severity == "warning" for problem in found), (
+        "adapters need to be on the nodes, not here"
+    )
 
 
 @pytest.mark.parametrize("path", [REFERENCE, EMBEDDED], ids=["reference", "embedded"])
@@ -157,7 +235,9 @@ def test_shipped_config_loads_and_is_what_serve_deploy_takes(path: Path) -> None
     assert [app.name for app in schema.applications] == [*config.model_apps, config.router_app_name]
     assert (config.http_host, config.http_port, config.proxy_location) == ("127.0.0.1", 8000, "HeadOnly")
     assert config.raw == yaml.safe_load(path.read_text())
-    assert {model.engine.app for model in config.router.models if model.engine.kind == "served"} == set(config.model_apps)
+    assert {model.engine.app for model in config.router.models if model.engine.kind == "served"} == set(
+        config.model_apps
+    )
 
 
 def test_load_lists_every_error_and_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +247,11 @@ def test_load_lists_every_error_and_no_warning(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError) as caught:
         serve_config.load(path)
     assert "2 error(s)" in caught.value.message
-    assert "max_runing" in caught.value.message and "num_cpu'" not in caught.value.message and "SOME_KEY" not in caught.value.message
+    assert (
+        "max_runing" in caught.value.message
+        and "num_cpu'" not in caught.value.message
+        and "SOME_KEY" not in caught.value.message
+    )
     assert "did you mean 'num_cpus'?" in caught.value.message
 
 
@@ -191,13 +275,21 @@ def _launcher_config(text: str) -> dict[str, Any]:
 def test_cluster_is_accepted_by_ray_up() -> None:
     config = _launcher_config(CLUSTER.read_text())
     assert set(config["available_node_types"]) == {"head", "cpu", "gpu"}
-    gpus = config["available_node_types"]["gpu"]["resources"]["GPU"] * config["available_node_types"]["gpu"]["max_workers"]
+    gpus = (
+        config["available_node_types"]["gpu"]["resources"]["GPU"]
+        * config["available_node_types"]["gpu"]["max_workers"]
+    )
     needed = sum(app["name"] != "r2" for app in yaml.safe_load(REFERENCE.read_text())["applications"])
     assert gpus >= needed == 4
 
 
 def test_cluster_that_trains_too_is_accepted_by_ray_up() -> None:
-    assert set(_launcher_config(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]) == {"head", "cpu", "gpu", "train"}
+    assert set(_launcher_config(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]) == {
+        "head",
+        "cpu",
+        "gpu",
+        "train",
+    }
 
 
 @pytest.mark.parametrize("others", [[], ["training"]], ids=["serving", "training"])
@@ -205,11 +297,17 @@ def test_cluster_on_premises_is_accepted_by_ray_up(others: list[str]) -> None:
     text = uncommented(CLUSTER.read_text(), *others)
     raw = yaml.safe_load(text)
     added = yaml.safe_load(uncommented(text[text.index("# >>> on-prem") :], "on-prem"))
-    kept = {key: value for key, value in raw.items() if key not in ("provider", "head_node_type", "available_node_types")}
+    kept = {
+        key: value
+        for key, value in raw.items()
+        if key not in ("provider", "head_node_type", "available_node_types")
+    }
     config = _launcher_config(yaml.safe_dump(kept | added))
     assert config["provider"]["type"] == "local"
     (workers,) = config["available_node_types"].values()
-    assert workers["min_workers"] == workers["max_workers"] == len(added["provider"]["worker_ips"]), "all of them, all the time"
+    assert workers["min_workers"] == workers["max_workers"] == len(added["provider"]["worker_ips"]), (
+        "all of them, all the time"
+    )
 
 
 @pytest.mark.parametrize("others", [[], ["training"]], ids=["serving", "training"])
@@ -222,26 +320,60 @@ def test_kuberay_command_prints_a_manifest_whose_config_serve_takes(tmp_path: Pa
     from ray.serve.schema import ServeDeploySchema
 
     def kuberay(path: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "r2_serve.cli", "kuberay", "--config", str(path), "--namespace", "ai"]
+        command = [
+            sys.executable,
+            "-m",
+            "r2_serve.cli",
+            "kuberay",
+            "--config",
+            str(path),
+            "--namespace",
+            "ai",
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     refused = kuberay(REFERENCE)
-    assert (refused.returncode, refused.stdout) == (1, "") and "keys_file: /etc/r2/keys.yaml" in refused.stderr
-    (tmp_path / "c.yaml").write_text(REFERENCE.read_text().replace("    server:\n", "    server:\n      keys_file: /etc/r2/keys.yaml\n"))
+    assert (refused.returncode, refused.stdout) == (
+        1,
+        "",
+    ) and "keys_file: /etc/r2/keys.yaml" in refused.stderr
+    (tmp_path / "c.yaml").write_text(
+        REFERENCE.read_text().replace("    server:\n", "    server:\n      keys_file: /etc/r2/keys.yaml\n")
+    )
     made = kuberay(tmp_path / "c.yaml")
     assert made.returncode == 0, made.stderr
     manifest = yaml.safe_load(made.stdout)
     assert manifest["metadata"] == {"name": "r2", "namespace": "ai"}
     schema = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
     assert (schema.http_options.host, schema.proxy_location.value) == ("0.0.0.0", "EveryNode")
-    assert [problem for problem in serve_config.check(tmp_path / "c.yaml", environ=ENVIRON) if problem.severity == "error"] == []
+    assert [
+        problem
+        for problem in serve_config.check(tmp_path / "c.yaml", environ=ENVIRON)
+        if problem.severity == "error"
+    ] == []
 
 
 def test_monitoring_command_writes_files_for_both_worlds(tmp_path: Path) -> None:
-    for more, names in (([], {"prometheus.yml", "r2_alerts.yml", "grafana"}), (["--kubernetes"], {"monitoring.yaml"})):
+    for more, names in (
+        ([], {"prometheus.yml", "r2_alerts.yml", "grafana"}),
+        (["--kubernetes"], {"monitoring.yaml"}),
+    ):
         out = tmp_path / "-".join(["out", *more])
-        command = [sys.executable, "-m", "r2_serve.cli", "monitoring", "--config", str(REFERENCE), "--out", str(out), *more]
+        command = [
+            sys.executable,
+            "-m",
+            "r2_serve.cli",
+            "monitoring",
+            "--config",
+            str(REFERENCE),
+            "--out",
+            str(out),
+            *more,
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         assert {path.name for path in out.iterdir()} == names
-    kinds = [made["kind"] for made in yaml.safe_load_all((tmp_path / "out---kubernetes/monitoring.yaml").read_text())]
+    kinds = [
+        made["kind"]
+        for made in yaml.safe_load_all((tmp_path / "out---kubernetes/monitoring.yaml").read_text())
+    ]
     assert kinds == ["PodMonitor", "ScrapeConfig", "PrometheusRule", "ConfigMap"]

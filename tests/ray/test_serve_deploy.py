@@ -49,12 +49,18 @@ def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedClust
         cluster.deploy(scripted_config(prices_as_of="2027-01", **slow))
         replies = [future.result() for future in at_work]
     assert [reply.status_code for reply in replies] == [200] * 8
-    assert {reply.json()["choices"][0]["message"]["content"] for reply in replies} == {"the whole answer of four"}
+    assert {reply.json()["choices"][0]["message"]["content"] for reply in replies} == {
+        "the whole answer of four"
+    }
     took_s = until(lambda: cluster.ask("r2").json()["r2"]["prices_as_of"] == "2027-01")
-    print(f"redeploy of args: 8 of 8 answers at work whole, the new router answers {took_s:.1f} s after the last of them")
+    print(
+        f"redeploy of args: 8 of 8 answers at work whole, the new router answers {took_s:.1f} s after the last of them"
+    )
     until(lambda: not {name for name in before if "#Router" in name} & replica_pids().keys())
     after = replica_pids()
-    assert {(name, pid) for name, pid in before.items() if "#Model" in name} <= after.items(), "no model was touched"
+    assert {(name, pid) for name, pid in before.items() if "#Model" in name} <= after.items(), (
+        "no model was touched"
+    )
 
 
 def test_the_dashboard_asks_for_the_token(cluster: DeployedCluster) -> None:

@@ -36,8 +36,12 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
     config["applications"][-1]["deployments"][0] |= {"num_replicas": 2}
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"
+    }
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     try:
         assert process.stdout is not None
         lines = []
@@ -51,11 +55,19 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
         until(lambda: len(routers_that_answered(url, {**body, "model": SMALL})) == 2)
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
-        assert listens_beyond_loopback(children) == [], "but for Serve's internal gRPC, which asks for the token"
+        assert listens_beyond_loopback(children) == [], (
+            "but for Serve's internal gRPC, which asks for the token"
+        )
         with ThreadPoolExecutor(NUM_AT_WORK) as pool:
             queries = [{**body, "stream": i < NUM_AT_WORK // 2} for i in range(NUM_AT_WORK)]
-            at_work = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json=query, timeout=60) for query in queries]
-            while total(page := httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running") != NUM_AT_WORK:
+            at_work = [
+                pool.submit(httpx.post, f"{url}/v1/chat/completions", json=query, timeout=60)
+                for query in queries
+            ]
+            while (
+                total(page := httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running")
+                != NUM_AT_WORK
+            ):
                 assert not any(query.done() for query in at_work)
                 time.sleep(0.1)
             assert all(total(page, "r2_requests_running", replica=router) > 0 for router in replicas_of(page))
@@ -80,7 +92,11 @@ def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
     for _ in range(2):
         assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
     page, chat = httpx.get(f"{url}/metrics", timeout=60).text, "/v1/chat/completions"
-    return {router for router in replicas_of(page) if total(page, "r2_requests_total", replica=router, route=chat) > 0}
+    return {
+        router
+        for router in replicas_of(page)
+        if total(page, "r2_requests_total", replica=router, route=chat) > 0
+    }
 
 
 def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:

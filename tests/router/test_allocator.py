@@ -20,14 +20,25 @@ NAMES = ("small", "large")
 NO_LIMIT = Budget()
 
 
-async def allocate(engine: ScriptedEngine, *, ledger: Ledger | None = None, codec: str = "instruct", **config: Any) -> AllocationResult:
+async def allocate(
+    engine: ScriptedEngine, *, ledger: Ledger | None = None, codec: str = "instruct", **config: Any
+) -> AllocationResult:
     pool = pool_of((model("picker", codec=codec), engine), *((model(name), engine) for name in NAMES))
     allocator, wanted = Allocator(pool), AllocatorConfig(model="picker", **config)
-    task = AllocationTask(query="the query", plan=PLAN, config=wanted, names=NAMES, fallback_model="large", limits=LimitsConfig())
+    task = AllocationTask(
+        query="the query",
+        plan=PLAN,
+        config=wanted,
+        names=NAMES,
+        fallback_model="large",
+        limits=LimitsConfig(),
+    )
     return await allocator.allocate(task, ledger or Ledger(NO_LIMIT))
 
 
-@pytest.mark.parametrize(("codec", "reply"), [("instruct", allocation_json("small", "large")), ("compact", "@1 @2")])
+@pytest.mark.parametrize(
+    ("codec", "reply"), [("instruct", allocation_json("small", "large")), ("compact", "@1 @2")]
+)
 def test_the_allocators_choice_is_used(codec: str, reply: str) -> None:
     ledger = Ledger(NO_LIMIT)
     made = run(allocate(ScriptedEngine([reply]), codec=codec, ledger=ledger))
@@ -68,7 +79,10 @@ def test_an_allocator_that_hangs_is_given_up_and_paid() -> None:
         return made
 
     made = run(check())
-    assert (made.allocation.models, made.fallback) == (("large", "large"), "timeout: no allocation within 6 s")
+    assert (made.allocation.models, made.fallback) == (
+        ("large", "large"),
+        "timeout: no allocation within 6 s",
+    )
     assert [(call.outcome, call.is_estimated) for call in ledger.calls] == [("cancelled", True)]
 
 
@@ -103,7 +117,9 @@ def test_random_draws_each_model_alike_and_the_same_again_for_the_same_request()
     assert 0.45 < share < 0.55
 
 
-@pytest.mark.parametrize("policy", ["", "all", "all:", "all:gpt-9", "all:picker", "Learned", "cheapest", "random:small"])
+@pytest.mark.parametrize(
+    "policy", ["", "all", "all:", "all:gpt-9", "all:picker", "Learned", "cheapest", "random:small"]
+)
 def test_an_unknown_policy_is_refused_by_name(policy: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         fixed_allocation(policy, PLAN, NAMES, seed="")

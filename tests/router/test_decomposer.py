@@ -23,11 +23,15 @@ NO_LIMIT = Budget()
 
 async def decompose(engine: ScriptedEngine, *, ledger: Ledger | None = None, **fields: Any) -> Decomposition:
     config = DecomposerConfig(**{"model": "m", "num_samples": 1, **fields})
-    return await Decomposer(pool_of((model("m"), engine))).decompose("the query", config, LimitsConfig(), ledger or Ledger(NO_LIMIT))
+    return await Decomposer(pool_of((model("m"), engine))).decompose(
+        "the query", config, LimitsConfig(), ledger or Ledger(NO_LIMIT)
+    )
 
 
 def test_the_best_sample_is_kept_and_the_rest_counted() -> None:
-    engine = ScriptedEngine([plan_json("a", "b", "c", "d", "#1 #2 #3 #4"), "no plan", plan_json("look up", "use #1")])
+    engine = ScriptedEngine(
+        [plan_json("a", "b", "c", "d", "#1 #2 #3 #4"), "no plan", plan_json("look up", "use #1")]
+    )
     ledger = Ledger(NO_LIMIT)
     made = run(decompose(engine, num_samples=3, ledger=ledger))
     assert made.plan == plan_of("look up", "use #1")
@@ -55,7 +59,10 @@ def test_samples_are_drawn_at_once_and_a_single_one_is_greedy() -> None:
         (plan_json("a #9"), "unknown_id"),
         ('{"subtasks": [{"id": 1, "text": "a"}, {"id": 1, "text": "b"}]}', "duplicate_id"),
         (plan_json(*["step"] * 10_000).replace(" ", ""), "too_long"),
-        ('{"subtasks": [' + ",".join(f'{{"id":{i},"text":"a"}}' for i in range(1, 8_001)) + "]}", "too_many_subtasks"),
+        (
+            '{"subtasks": [' + ",".join(f'{{"id":{i},"text":"a"}}' for i in range(1, 8_001)) + "]}",
+            "too_many_subtasks",
+        ),
         (plan_json(*["x", *[f"#{i}" for i in range(1, 16)]]), "too_deep"),
         (plan_json("x" * 4_001), "subtask_too_long"),
         (plan_json("x" * 1_000_000), "too_long"),
@@ -119,9 +126,15 @@ def test_cancelling_stops_every_sample() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
-    [({"max_subtasks": 2}, "too_many_subtasks"), ({"max_depth": 2}, "too_deep"), ({"max_subtask_chars": 5}, "subtask_too_long")],
+    [
+        ({"max_subtasks": 2}, "too_many_subtasks"),
+        ({"max_depth": 2}, "too_deep"),
+        ({"max_subtask_chars": 5}, "subtask_too_long"),
+    ],
 )
-def test_a_plan_at_the_limit_is_accepted_and_one_above_it_refused(limits: dict[str, int], reason: str) -> None:
+def test_a_plan_at_the_limit_is_accepted_and_one_above_it_refused(
+    limits: dict[str, int], reason: str
+) -> None:
     plan = plan_of("abcdef", "#1", "#2")
     with pytest.raises(CodecError) as caught:
         check_plan(plan, LimitsConfig(**limits))
@@ -132,13 +145,19 @@ def test_a_plan_at_the_limit_is_accepted_and_one_above_it_refused(limits: dict[s
 
 # -- the score ----------------------------------------------------------------------------------------------------
 
-texts = st.lists(st.text("abc #1", min_size=1, max_size=12).filter(lambda t: "#" not in t), min_size=1, max_size=6)
+texts = st.lists(
+    st.text("abc #1", min_size=1, max_size=12).filter(lambda t: "#" not in t), min_size=1, max_size=6
+)
 some_plans = st.lists(texts.map(lambda ts: plan_of(*ts)), min_size=1, max_size=5)
-weights = st.builds(ScoreWeights, conciseness=st.floats(0, 10), practicality=st.floats(0, 10), coherence=st.floats(0, 10))
+weights = st.builds(
+    ScoreWeights, conciseness=st.floats(0, 10), practicality=st.floats(0, 10), coherence=st.floats(0, 10)
+)
 
 
 @given(some_plans, weights)
-def test_scores_average_to_the_sum_of_the_weights_that_apply(plans: list[Plan], weights: ScoreWeights) -> None:
+def test_scores_average_to_the_sum_of_the_weights_that_apply(
+    plans: list[Plan], weights: ScoreWeights
+) -> None:
     """Each term is divided by its mean over the candidates."""
     mean = sum(score_plans(plans, weights)) / len(plans)
     total = weights.conciseness + weights.practicality + weights.coherence
@@ -146,7 +165,9 @@ def test_scores_average_to_the_sum_of_the_weights_that_apply(plans: list[Plan], 
 
 
 @given(some_plans, weights, st.randoms())
-def test_the_kept_plan_does_not_depend_on_the_order_of_worse_ones(plans: list[Plan], weights: ScoreWeights, rng: Any) -> None:
+def test_the_kept_plan_does_not_depend_on_the_order_of_worse_ones(
+    plans: list[Plan], weights: ScoreWeights, rng: Any
+) -> None:
     shuffled = list(plans)
     rng.shuffle(shuffled)
     scores = dict(zip(map(id, plans), score_plans(plans, weights)))

@@ -38,7 +38,9 @@ def demand(clock: Clock) -> Demand:
     return demand
 
 
-def answered(model: str, service_s: float, *, waited_s: float = 0.0, share_s: float | None = None) -> CallRecord:
+def answered(
+    model: str, service_s: float, *, waited_s: float = 0.0, share_s: float | None = None
+) -> CallRecord:
     """A call that waited for a replica, which then worked on it beside others."""
     work = Work(service_s=service_s, share_s=service_s if share_s is None else share_s)
     return CallRecord(stage="execute", model=model, end_s=waited_s + service_s, work=work)
@@ -63,7 +65,9 @@ def test_a_plan_tells_when_its_waves_will_reach_each_model(demand: Demand) -> No
     assert seconds(small) == pytest.approx(4) and seconds(large) == pytest.approx(4)
 
 
-def test_a_started_call_is_active_and_its_end_brings_the_next_wave_nearer(demand: Demand, clock: Clock) -> None:
+def test_a_started_call_is_active_and_its_end_brings_the_next_wave_nearer(
+    demand: Demand, clock: Clock
+) -> None:
     with demand.query("r2") as query:
         query.plan(CHAIN, MODELS)
         with query.calling(1, "small"), query.calling(2, "small"):
@@ -82,7 +86,9 @@ def test_a_late_call_holds_back_what_waits_for_it(demand: Demand, clock: Clock) 
             clock.now_s += 50
             forecast = demand.forecast()
             assert seconds(forecast["small"].planned) > 0, "it is still at work, and so is its model"
-            assert seconds(forecast["large"].planned) == pytest.approx(4), "and what waits for it is still to come"
+            assert seconds(forecast["large"].planned) == pytest.approx(4), (
+                "and what waits for it is still to come"
+            )
 
 
 def test_an_ended_query_needs_nothing_whatever_came_of_it(demand: Demand) -> None:
@@ -91,7 +97,10 @@ def test_an_ended_query_needs_nothing_whatever_came_of_it(demand: Demand) -> Non
         with query.calling(1, "small"):
             raise RuntimeError("failed")
     forecast = demand.forecast()
-    assert all(seconds(forecast[model].planned) == 0 and forecast[model].num_active == 0 for model in ("small", "large"))
+    assert all(
+        seconds(forecast[model].planned) == 0 and forecast[model].num_active == 0
+        for model in ("small", "large")
+    )
 
 
 def test_a_failed_call_teaches_no_duration(demand: Demand) -> None:
@@ -128,7 +137,9 @@ def test_a_query_without_a_plan_yet_counts_as_those_before_it(demand: Demand, cl
         assert seconds(forecast["small"].planned) == pytest.approx(4)
         assert at(forecast["small"].planned, 0) == 0 and at(forecast["large"].planned, 0) == 0
         clock.now_s += 1.0
-        assert at(demand.forecast()["small"].planned, 0) == pytest.approx(1.0), "two calls that start in half a second"
+        assert at(demand.forecast()["small"].planned, 0) == pytest.approx(1.0), (
+            "two calls that start in half a second"
+        )
     with demand.query("other"):
         assert seconds(demand.forecast()["small"].planned) == 0, "each name has its own past"
 
@@ -155,9 +166,15 @@ def test_a_stand_in_is_sent_the_call_and_the_model_meant_keeps_the_demand(demand
 
 def test_forecasts_of_several_routers_add_up() -> None:
     one = {"m": ModelDemand(num_active=1, call_s=2.0, planned=(1.0,) * NUM_BUCKETS)}
-    other = {"m": ModelDemand(num_active=2, call_s=3.0, planned=(0.5,) * NUM_BUCKETS), "n": ModelDemand(num_active=4)}
+    other = {
+        "m": ModelDemand(num_active=2, call_s=3.0, planned=(0.5,) * NUM_BUCKETS),
+        "n": ModelDemand(num_active=4),
+    }
     summed = total([one, other])
-    assert summed["m"] == ModelDemand(num_active=3, call_s=3.0, planned=(1.5,) * NUM_BUCKETS) and summed["n"].num_active == 4
+    assert (
+        summed["m"] == ModelDemand(num_active=3, call_s=3.0, planned=(1.5,) * NUM_BUCKETS)
+        and summed["n"].num_active == 4
+    )
 
 
 def test_arrivals_are_forgotten_where_nobody_asks_for_a_forecast(demand: Demand, clock: Clock) -> None:

@@ -21,7 +21,12 @@ def plan_of(*depends_on: tuple[int, ...]) -> Plan:
 @st.composite
 def plans(draw: st.DrawFn, max_size: int = 9) -> Plan:
     size = draw(st.integers(1, max_size))
-    return plan_of(*(tuple(sorted(draw(st.sets(st.integers(1, i - 1), max_size=3)))) if i > 1 else () for i in range(1, size + 1)))
+    return plan_of(
+        *(
+            tuple(sorted(draw(st.sets(st.integers(1, i - 1), max_size=3)))) if i > 1 else ()
+            for i in range(1, size + 1)
+        )
+    )
 
 
 class Stage:
@@ -63,14 +68,22 @@ class Expected:
         self._start()
 
     def _start(self) -> None:
-        height = cache(lambda i: 1 + max((height(j) for j, needed in self.needs.items() if i in needed), default=0))
-        ready = [i for i, needed in self.needs.items() if needed <= self.done and i not in self.done | self.running]
-        for subtask_id in sorted(ready, key=lambda i: (-height(i), i))[: self.max_parallel - len(self.running)]:
+        height = cache(
+            lambda i: 1 + max((height(j) for j, needed in self.needs.items() if i in needed), default=0)
+        )
+        ready = [
+            i for i, needed in self.needs.items() if needed <= self.done and i not in self.done | self.running
+        ]
+        for subtask_id in sorted(ready, key=lambda i: (-height(i), i))[
+            : self.max_parallel - len(self.running)
+        ]:
             self.running.add(subtask_id)
 
 
 @given(plans(), st.integers(1, 9), st.data())
-def test_whatever_is_ready_runs_and_nothing_else_does(plan: Plan, max_parallel: int, data: st.DataObject) -> None:
+def test_whatever_is_ready_runs_and_nothing_else_does(
+    plan: Plan, max_parallel: int, data: st.DataObject
+) -> None:
     async def check() -> None:
         expected, stage = Expected(plan, max_parallel), Stage(plan, max_parallel)
         await turns()
@@ -107,7 +120,9 @@ def test_a_plan_takes_as_long_as_its_critical_path(plan: Plan, data: st.DataObje
 
 
 @given(plans(), st.integers(1, 9), st.data())
-def test_failed_subtask_cancels_siblings_and_starts_nothing_new(plan: Plan, max_parallel: int, data: st.DataObject) -> None:
+def test_failed_subtask_cancels_siblings_and_starts_nothing_new(
+    plan: Plan, max_parallel: int, data: st.DataObject
+) -> None:
     async def check() -> None:
         stage = Stage(plan, max_parallel)
         await turns()

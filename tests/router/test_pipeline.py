@@ -45,7 +45,9 @@ def geographer(**engines: Any) -> Router:
 def assert_adds_up(trace: Trace, answer: Answer | None = None) -> None:
     """What holds of every trace, answered or not."""
     assert trace.cost_usd == sum((call.cost_usd for call in trace.calls), Decimal(0))
-    assert trace.worker_cost_usd == sum((c.cost_usd for c in trace.calls if c.stage in ("execute", "pass_through")), Decimal(0))
+    assert trace.worker_cost_usd == sum(
+        (c.cost_usd for c in trace.calls if c.stage in ("execute", "pass_through")), Decimal(0)
+    )
     assert trace.worker_cost_usd >= sum((result.cost_usd for result in trace.results), Decimal(0))
     assert all(0 <= call.start_s <= call.end_s <= trace.duration_s for call in trace.calls)
     assert all(0 <= r.ready_s <= r.start_s <= r.end_s <= trace.duration_s for r in trace.results)
@@ -82,14 +84,22 @@ def test_a_query_is_decomposed_allocated_executed_and_answered() -> None:
         (2, "small", "4806 m"),
         (3, "large", answer.text),
     ]
-    assert [call.stage for call in router.trace.calls] == ["decompose", "allocate", "execute", "execute", "execute"]
+    assert [call.stage for call in router.trace.calls] == [
+        "decompose",
+        "allocate",
+        "execute",
+        "execute",
+        "execute",
+    ]
     assert router.trace.plan_fallback is router.trace.allocation_fallback is router.trace.error is None
     assert router.prompts("large")[0].count("4806 m") == 2
 
 
 def test_the_compact_dialect_computes_least_significant_digit_first() -> None:
     router = Router(cards=COMPACT, **WORDS)
-    answer, pieces = run(ask(router, query("Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many in all?")))
+    answer, pieces = run(
+        ask(router, query("Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many in all?"))
+    )
     assert answer.text == "660"
     assert [r.answer for r in router.trace.results] == ["27", "633", "660"]
     assert pieces == [], "a reply that has to be read first is not streamed"
@@ -98,7 +108,9 @@ def test_the_compact_dialect_computes_least_significant_digit_first() -> None:
 def test_a_template_makes_the_answer_without_a_call() -> None:
     replies = {"run": "RUN", "turn around right": "TURN TURN"}
     workers = {name: lambda messages, sampling: replies[messages[-1].content] for name in ("small", "large")}
-    router = Router(cards=COMPACT, decomposer=["run ; turn around right | #1 #2 #2"], allocator=["@1 @1"], **workers)
+    router = Router(
+        cards=COMPACT, decomposer=["run ; turn around right | #1 #2 #2"], allocator=["@1 @1"], **workers
+    )
     answer, _ = run(ask(router))
     assert (answer.text, len(router.trace.results)) == ("RUN TURN TURN TURN TURN", 2)
     cut, _ = run(ask(router, query(sampling=Sampling(max_tokens=2))))
@@ -116,7 +128,9 @@ def test_the_clients_sampling_is_honoured_on_the_final_step_only() -> None:
 
 
 def test_independent_subtasks_overlap() -> None:
-    router = geographer(small=ScriptedEngine(["4806 m"], delay_s=2), large=ScriptedEngine(["higher"], delay_s=3))
+    router = geographer(
+        small=ScriptedEngine(["4806 m"], delay_s=2), large=ScriptedEngine(["higher"], delay_s=3)
+    )
 
     async def seconds() -> float:
         await ask(router)
@@ -137,7 +151,14 @@ def test_a_first_subtask_that_waits_for_a_free_place_was_ready_all_along() -> No
 
 
 @pytest.mark.parametrize(
-    "reply", ["no idea", "", plan_json("a #1"), plan_json(*["step"] * 10_000).replace(" ", ""), plan_json("x" * 1_000_000)]
+    "reply",
+    [
+        "no idea",
+        "",
+        plan_json("a #1"),
+        plan_json(*["step"] * 10_000).replace(" ", ""),
+        plan_json("x" * 1_000_000),
+    ],
 )
 def test_without_a_plan_the_conversation_goes_to_the_default_model(reply: str) -> None:
     router = geographer(decomposer=[reply], allocator=[EngineRefused("must not be asked")])
@@ -150,7 +171,14 @@ def test_without_a_plan_the_conversation_goes_to_the_default_model(reply: str) -
 
 
 @pytest.mark.parametrize(
-    "reply", ["small", "", allocation_json("small"), allocation_json("gpt-9", "small", "small"), EngineRefused("quota")]
+    "reply",
+    [
+        "small",
+        "",
+        allocation_json("small"),
+        allocation_json("gpt-9", "small", "small"),
+        EngineRefused("quota"),
+    ],
 )
 def test_without_an_allocation_every_subtask_goes_to_the_default_model(reply: str | Exception) -> None:
     router = geographer(allocator=[reply])
@@ -193,7 +221,9 @@ OWN = plan_of("find it", "use #1")
 
 
 def test_the_clients_own_plan_is_not_decomposed() -> None:
-    router = geographer(decomposer=[EngineRefused("must not be asked")], allocator=[allocation_json("small", "large")])
+    router = geographer(
+        decomposer=[EngineRefused("must not be asked")], allocator=[allocation_json("small", "large")]
+    )
     run(ask(router, query(plan=OWN)))
     assert router.trace.plan == OWN
     assert router.engines["decomposer"].calls == []
@@ -209,7 +239,9 @@ def test_pins_override_the_allocator_and_all_pins_spare_its_call() -> None:
     assert len(router.engines["allocator"].calls) == 1
 
 
-@pytest.mark.parametrize(("policy", "models"), [("all:small", {"small"}), ("all:large", {"large"}), ("random", {"small", "large"})])
+@pytest.mark.parametrize(
+    ("policy", "models"), [("all:small", {"small"}), ("all:large", {"large"}), ("random", {"small", "large"})]
+)
 def test_a_fixed_policy_spares_the_allocator(policy: str, models: set[str]) -> None:
     router = geographer(allocator=[EngineRefused("must not be asked")])
     answer, _ = run(ask(router, query(policy=policy)))
@@ -245,7 +277,12 @@ def test_a_pool_models_name_is_a_plain_pass_through() -> None:
     router = geographer(large=["one two"])
     messages = (Message(role="developer", content="Be brief."), *user("hi"))
     answer, pieces = run(ask(router, query(model="large", messages=messages, sampling=Sampling(top_p=0.5))))
-    assert (answer.text, answer.num_subtasks, pieces, answer.models) == ("one two", 0, ["one", " two"], ("large",))
+    assert (answer.text, answer.num_subtasks, pieces, answer.models) == (
+        "one two",
+        0,
+        ["one", " two"],
+        ("large",),
+    )
     assert router.engines["large"].calls[0].messages == messages
     assert router.engines["large"].calls[0].sampling.top_p == 0.5
     assert (router.trace.plan, router.trace.policy) == (None, "pass_through")
@@ -271,7 +308,9 @@ def failed(router: Router, asked: Query | None = None) -> R2Error:
         ({}, {"max_cost_usd": Decimal("0.0035")}),
     ],
 )
-def test_a_budget_is_never_overspent_even_by_subtasks_at_once(limits: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_a_budget_is_never_overspent_even_by_subtasks_at_once(
+    limits: dict[str, Any], fields: dict[str, Any]
+) -> None:
     router = geographer(small=ScriptedEngine(["4806 m"], delay_s=1))
     router.pipeline.routing = routing(limits=LimitsConfig(**limits))
     assert isinstance(failed(router, query(**fields)), BudgetExceeded)
@@ -288,7 +327,12 @@ def test_the_lower_of_the_operators_and_the_clients_cost_limit_holds() -> None:
 @pytest.mark.parametrize("stage", ["decomposer", "allocator", "small", "large"])
 @pytest.mark.parametrize(("limit_s", "asked_s"), [(5, None), (60, 5), (5, 60)])
 def test_whatever_hangs_the_deadline_holds(stage: str, limit_s: float, asked_s: float | None) -> None:
-    defaults = {"decomposer": PLAN, "allocator": allocation_json("small", "small", "large"), "small": "a", "large": "b"}
+    defaults = {
+        "decomposer": PLAN,
+        "allocator": allocation_json("small", "small", "large"),
+        "small": "a",
+        "large": "b",
+    }
     router = geographer(**{stage: ScriptedEngine([defaults[stage]], delay_s=59)})
     router.pipeline.routing = routing(limits=LimitsConfig(deadline_s=limit_s))
 
@@ -312,11 +356,18 @@ def test_a_retry_after_beyond_the_deadline_ends_at_the_deadline() -> None:
 
 def test_a_failed_subtask_is_named_with_its_cause_and_its_sibling_is_cancelled() -> None:
     cause = EngineRefused("quota")
-    router = geographer(small=[cause], large=ScriptedEngine(["slow"], delay_s=50), allocator=[allocation_json("small", "large", "large")])
+    router = geographer(
+        small=[cause],
+        large=ScriptedEngine(["slow"], delay_s=50),
+        allocator=[allocation_json("small", "large", "large")],
+    )
     error = failed(router)
     assert isinstance(error, SubtaskFailed)
     assert (error.subtask, error.model, error.__cause__) == (1, "small", cause)
-    assert [(c.model, c.outcome) for c in router.trace.calls if c.stage == "execute"] == [("small", "failed"), ("large", "cancelled")]
+    assert [(c.model, c.outcome) for c in router.trace.calls if c.stage == "execute"] == [
+        ("small", "failed"),
+        ("large", "cancelled"),
+    ]
 
 
 def test_a_failed_query_keeps_the_subtasks_that_were_answered() -> None:

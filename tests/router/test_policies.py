@@ -21,7 +21,16 @@ from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, chain, 
 from r2_serve.router.router import in_process
 from r2_serve.types import Completion, Usage
 from tests.support.in_process import plan_of
-from tests.support.scripted_evaluation import POLICIES, asker_of, configs, engines_of, numbers, scripts, setting, sums
+from tests.support.scripted_evaluation import (
+    POLICIES,
+    asker_of,
+    configs,
+    engines_of,
+    numbers,
+    scripts,
+    setting,
+    sums,
+)
 
 EASY, HARD = sums(3)[1:]
 Calls = dict[tuple[str, str], int]
@@ -40,7 +49,12 @@ def calls_of(outcome: Outcome) -> Calls:
 @pytest.mark.parametrize(
     ("name", "task", "answer", "calls"),
     [
-        ("r2", HARD, "9", {**PLAN, ("allocate", "allocator"): 1, ("execute", "small"): 2, ("execute", "large"): 1}),
+        (
+            "r2",
+            HARD,
+            "9",
+            {**PLAN, ("allocate", "allocator"): 1, ("execute", "small"): 2, ("execute", "large"): 1},
+        ),
         ("single:small", EASY, "6", {("pass_through", "small"): 1}),
         ("single:small", HARD, "0", {("pass_through", "small"): 1}),
         ("single:large", HARD, "9", {("pass_through", "large"): 1}),
@@ -54,14 +68,18 @@ def calls_of(outcome: Outcome) -> Calls:
         ("cascade:small,large", HARD, "9", {("pass_through", "small"): 1, ("pass_through", "large"): 1}),
     ],
 )
-async def test_policy_asks_whom_it_says_and_counts_every_call(name: str, task: Task, answer: str, calls: Calls) -> None:
+async def test_policy_asks_whom_it_says_and_counts_every_call(
+    name: str, task: Task, answer: str, calls: Calls
+) -> None:
     outcome = await ask(name, task)
     assert (outcome.error, outcome.answer) == (None, answer)
     assert calls_of(outcome) == calls
 
 
 async def test_random_draws_with_the_given_shares() -> None:
-    everything = await outcome_of(random_policy({"small": 0.0, "large": 1.0}), HARD, asker_of(engines_of(scripts())), setting())
+    everything = await outcome_of(
+        random_policy({"small": 0.0, "large": 1.0}), HARD, asker_of(engines_of(scripts())), setting()
+    )
     assert everything.subtask_models == ("large",) * 3
 
 
@@ -74,7 +92,9 @@ async def test_division_of_thoughts_keeps_the_dag_and_sends_unsure_steps_to_the_
     def unsure_of_sums(messages: Any, sampling: Any) -> Completion:
         is_sum = "<step>\nadd" in messages[-1].content
         logprobs = (-3.0 if is_sum else -0.001,)
-        return Completion(text="7" if is_sum else "3", usage=Usage(prompt_tokens=1), finish_reason="stop", logprobs=logprobs)
+        return Completion(
+            text="7" if is_sum else "3", usage=Usage(prompt_tokens=1), finish_reason="stop", logprobs=logprobs
+        )
 
     outcome = await ask("dot:small,large", HARD, small=unsure_of_sums)
     assert (outcome.answer, outcome.subtask_models) == ("6", ("small", "small", "large"))
@@ -88,7 +108,11 @@ async def test_tree_of_thoughts_keeps_the_answer_with_the_higher_score() -> None
 
         def judge(messages: Any, sampling: Any, score: dict[str, str] = score) -> str:
             is_scoring = messages[0].content.startswith("You judge a proposed")
-            return score[str(numbers(messages[-1].content.rpartition("<proposed_answer>")[2])[0])] if is_scoring else str(sampling.seed)
+            return (
+                score[str(numbers(messages[-1].content.rpartition("<proposed_answer>")[2])[0])]
+                if is_scoring
+                else str(sampling.seed)
+            )
 
         outcome = await ask("tot:small", HARD, small=judge)
         assert outcome.answer == ("1" if seed_one_first else "0")
@@ -142,7 +166,9 @@ async def test_a_model_that_takes_no_response_format_is_asked_without_over_http_
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2/v1/") as client:
         asker = HttpAsker(client)
         for _ in range(2):
-            outcome = await outcome_of(parse_policy("cot:large", setting(), PolicyConfig()), HARD, asker, setting())
+            outcome = await outcome_of(
+                parse_policy("cot:large", setting(), PolicyConfig()), HARD, asker, setting()
+            )
             assert (outcome.error, outcome.answer) == (None, "9")
 
 
@@ -151,13 +177,18 @@ async def test_http_failure_is_marked_as_of_unknown_cost() -> None:
     engines = engines_of(scripts(large=[EngineRefused("no")]))
     app = create_app(in_process(router, routing, lambda card: engines[card.name]), ServerConfig())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2/v1/") as client:
-        outcome = await outcome_of(parse_policy("r2", setting(), PolicyConfig()), HARD, HttpAsker(client), setting())
+        outcome = await outcome_of(
+            parse_policy("r2", setting(), PolicyConfig()), HARD, HttpAsker(client), setting()
+        )
     assert not outcome.is_cost_known
     assert "HTTP 502: subtask_failed" in (outcome.error or "")
 
 
 def without_times(outcome: Outcome) -> Outcome:
-    calls = sorted((c.model_copy(update={"start_s": 0.0, "end_s": 0.0}) for c in outcome.calls), key=lambda c: (c.stage, c.subtask or 0))
+    calls = sorted(
+        (c.model_copy(update={"start_s": 0.0, "end_s": 0.0}) for c in outcome.calls),
+        key=lambda c: (c.stage, c.subtask or 0),
+    )
     return outcome.model_copy(update={"calls": tuple(calls), "latency_s": 0.0})
 
 
@@ -170,12 +201,24 @@ def compact(small_probability: float) -> dict[str, Any]:
     def arithmetic(messages: Any, sampling: Any) -> Completion:
         answer = {"3 * 9": "7 2", "7 2 + 2 1": "9 3"}.get(messages[-1].content, "0")
         logprobs = (small_probability - 1,) if sampling.logprobs else None
-        return Completion(text=answer, usage=Usage(prompt_tokens=3, completion_tokens=2), finish_reason="stop", logprobs=logprobs)
+        return Completion(
+            text=answer,
+            usage=Usage(prompt_tokens=3, completion_tokens=2),
+            finish_reason="stop",
+            logprobs=logprobs,
+        )
 
-    return {"small": arithmetic, "large": arithmetic, "decomposer": ["n1 * n2 ; #1 + n3"], "allocator": ["@1 @1"]}
+    return {
+        "small": arithmetic,
+        "large": arithmetic,
+        "decomposer": ["n1 * n2 ; #1 + n3"],
+        "allocator": ["@1 @1"],
+    }
 
 
-@pytest.mark.parametrize("name", ["r2", "cot:small", "tot:small", "dot:small,large", "final-only:small,large"])
+@pytest.mark.parametrize(
+    "name", ["r2", "cot:small", "tot:small", "dot:small,large", "final-only:small,large"]
+)
 async def test_compact_workers_see_the_routers_own_prompts(name: str) -> None:
     asker, placed = asker_of(engines_of(compact(1.0)), codec="compact"), setting(codec="compact")
     outcome = await outcome_of(parse_policy(name, placed, PolicyConfig()), PROBLEM, asker, placed)
@@ -187,7 +230,9 @@ async def test_compact_datashunt_judges_by_the_small_models_confidence() -> None
     placed = setting(codec="compact")
     policy = parse_policy("datashunt:small,large", placed, PolicyConfig())
     for probability, models in ((1.0, ["small"]), (0.2, ["small", "large"])):
-        outcome = await outcome_of(policy, PROBLEM, asker_of(engines_of(compact(probability)), codec="compact"), placed)
+        outcome = await outcome_of(
+            policy, PROBLEM, asker_of(engines_of(compact(probability)), codec="compact"), placed
+        )
         assert [call.model for call in outcome.calls] == models
 
 
@@ -195,7 +240,18 @@ async def test_compact_datashunt_judges_by_the_small_models_confidence() -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["", "r3", "r2:small", "single", "single:", "single:tiny", "cot:small,large", "dot:small", "cascade:small"]
+    "name",
+    [
+        "",
+        "r3",
+        "r2:small",
+        "single",
+        "single:",
+        "single:tiny",
+        "cot:small,large",
+        "dot:small",
+        "cascade:small",
+    ],
 )
 def test_unknown_policy_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match=repr(name)):
@@ -222,14 +278,24 @@ def test_width_is_that_of_the_widest_level() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "is_hard"), [("easy", False), ("Easy.", False), ("hard", True), ("not easy, hard", True), ("", True), ("?", True)]
+    ("reply", "is_hard"),
+    [("easy", False), ("Easy.", False), ("hard", True), ("not easy, hard", True), ("", True), ("?", True)],
 )
 def test_doubt_is_hard(reply: str, is_hard: bool) -> None:
     assert parse_is_hard(reply) is is_hard
 
 
 @pytest.mark.parametrize(
-    ("reply", "score"), [("7", 7.0), ("Score: 10/10", 10.0), ("0", 0.0), ("2026: 8", 8.0), ("7.5", 0.0), ("", 0.0), ("great", 0.0)]
+    ("reply", "score"),
+    [
+        ("7", 7.0),
+        ("Score: 10/10", 10.0),
+        ("0", 0.0),
+        ("2026: 8", 8.0),
+        ("7.5", 0.0),
+        ("", 0.0),
+        ("great", 0.0),
+    ],
 )
 def test_score_is_the_first_number_in_range(reply: str, score: float) -> None:
     assert parse_score(reply) == score

@@ -25,10 +25,17 @@ def answered_by(
     cards: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[str]:
     """The model that answered each step of a plan of four at once and a join, all given to `small`. Those without `replicas` are hosted."""
-    priced = {name: {"usd_per_mtok_in": usd, "usd_per_mtok_out": usd, **(cards or {}).get(name, {})} for name, usd in PRICES.items()}
+    priced = {
+        name: {"usd_per_mtok_in": usd, "usd_per_mtok_out": usd, **(cards or {}).get(name, {})}
+        for name, usd in PRICES.items()
+    }
     workers = {name: ScriptedEngine(["yes"], delay_s=1.0) for name in POOL}
     router = Router(
-        routed=routing(pool=POOL, spill=spill), cards=priced, decomposer=[WIDE], allocator=[allocation_json(*["small"] * 5)], **workers
+        routed=routing(pool=POOL, spill=spill),
+        cards=priced,
+        decomposer=[WIDE],
+        allocator=[allocation_json(*["small"] * 5)],
+        **workers,
     )
     router.pipeline.replicas = replicas.get
     run(router.pipeline.answer(asked or query()))
@@ -50,7 +57,13 @@ def test_a_model_without_a_replica_has_no_room_so_nobody_waits_for_its_start() -
 
 
 def test_where_all_are_full_the_chosen_one_is_waited_for() -> None:
-    assert answered_by({"small": 1, "medium": 1, "large": 0}) == ["small", "medium", "small", "small", "small"]
+    assert answered_by({"small": 1, "medium": 1, "large": 0}) == [
+        "small",
+        "medium",
+        "small",
+        "small",
+        "small",
+    ]
 
 
 def test_nothing_spills_to_a_cheaper_model_or_to_one_that_cannot_read_the_prompt() -> None:

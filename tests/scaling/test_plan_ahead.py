@@ -17,7 +17,9 @@ def profile(*spans: tuple[float, float, float]) -> tuple[float, ...]:
     return tuple(sum(n for a, b, n in spans if a <= EDGES_S[i] < b) for i in range(NUM_BUCKETS))
 
 
-def needed(demand: ModelDemand, running: int = 0, ready_in_s: tuple[float, ...] = (), **settings: float) -> int:
+def needed(
+    demand: ModelDemand, running: int = 0, ready_in_s: tuple[float, ...] = (), **settings: float
+) -> int:
     fleet = Fleet(running, settings.pop("calls_each", 2.0), ready_in_s)
     return math.ceil(round(replicas_needed(demand, fleet, **{"lead_s": 8.0, "drain_s": 2.0, **settings}), 6))
 
@@ -38,14 +40,20 @@ def test_from_zero_it_asks_for_all_at_once() -> None:
 
 
 def test_a_burst_that_the_fleet_finishes_first_starts_none() -> None:
-    assert needed(ModelDemand(planned=profile((0, 1, 8))), running=2) == 2, "16 calls at once, 8 s of 4 places"
-    assert needed(ModelDemand(planned=profile((0, 6, 12))), running=2) > 2, "72 call-seconds do not fit into 32"
+    assert needed(ModelDemand(planned=profile((0, 1, 8))), running=2) == 2, (
+        "16 calls at once, 8 s of 4 places"
+    )
+    assert needed(ModelDemand(planned=profile((0, 6, 12))), running=2) > 2, (
+        "72 call-seconds do not fit into 32"
+    )
 
 
 def test_a_replica_that_will_be_needed_before_another_could_start_is_kept() -> None:
     wave = ModelDemand(planned=profile((4, 8, 6)))
     assert needed(wave, running=3, lead_s=8.0) == 3
-    assert needed(wave, running=3, lead_s=4.0) == 3, "at its edge: a replica asked for now would be just in time"
+    assert needed(wave, running=3, lead_s=4.0) == 3, (
+        "at its edge: a replica asked for now would be just in time"
+    )
     assert needed(wave, running=3, lead_s=2.0) == 0
 
 
@@ -71,7 +79,9 @@ def test_a_busy_replica_does_what_it_was_seen_to_do_at_once_whatever_its_target(
     """40 calls of 2 s wait: 80 s of calls. At two at once 8 s are 16 of them; at eight at once nearly all."""
     queue = ModelDemand(num_active=40, call_s=2.0)
     assert needed(queue, running=1) > needed(queue.model_copy(update={"share_s": 0.25}), running=1)
-    assert needed(queue.model_copy(update={"share_s": 2.0}), running=1) == needed(queue, running=1), "and never less than its target"
+    assert needed(queue.model_copy(update={"share_s": 2.0}), running=1) == needed(queue, running=1), (
+        "and never less than its target"
+    )
 
 
 def test_a_trend_is_followed_as_far_as_it_is_trusted() -> None:

@@ -26,9 +26,17 @@ class Scaler:
         self.now_s, self.demand, self.target, self.state = 1000.0, None, 0, {}
         monkeypatch.setattr(serve_policy, "latest_demand", lambda app: self.demand)
         monkeypatch.setattr(autoscaling_policy.time, "time", lambda: self.now_s)
-        options = {"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 2, "upscale_delay_s": 0, "downscale_delay_s": 3}
+        options = {
+            "min_replicas": 0,
+            "max_replicas": 8,
+            "target_ongoing_requests": 2,
+            "upscale_delay_s": 0,
+            "downscale_delay_s": 3,
+        }
         self.config = AutoscalingConfig(**{**options, **scaling})
-        self._policy = autoscaling_policy._apply_autoscaling_config(serve_policy.PlanAhead(cold_start_s=4, drain_s=2))
+        self._policy = autoscaling_policy._apply_autoscaling_config(
+            serve_policy.PlanAhead(cold_start_s=4, drain_s=2)
+        )
 
     def tick(self, running: int, *, requests: float = 0.0, seconds: float = 0.1) -> int:
         """The new target."""
@@ -66,14 +74,20 @@ def test_a_planned_wave_starts_all_its_replicas_at_once_from_zero(monkeypatch: p
 
 
 @pytest.mark.parametrize("less", [ModelDemand(), ModelDemand(num_active=1)], ids=["nothing", "a little"])
-def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(less: ModelDemand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(
+    less: ModelDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scaler = Scaler(monkeypatch)
     for _ in range(3):
         scaler.demand = WAVE
         assert scaler.tick(running=0) == 4
         scaler.demand = less
-        assert [scaler.tick(running=0) for _ in range(20)] == [4] * 20, "two seconds, and the time counts anew each time"
-    assert [scaler.tick(running=0) for _ in range(45)][-1] < 4, "but plans that are gone for good start nothing in the end"
+        assert [scaler.tick(running=0) for _ in range(20)] == [4] * 20, (
+            "two seconds, and the time counts anew each time"
+        )
+    assert [scaler.tick(running=0) for _ in range(45)][-1] < 4, (
+        "but plans that are gone for good start nothing in the end"
+    )
 
 
 def test_calls_that_no_router_knows_of_are_scaled_by_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

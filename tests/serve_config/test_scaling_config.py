@@ -16,15 +16,29 @@ PLAN_AHEAD = "r2_serve.scaling.serve_policy:PlanAhead"
 def problems(*, policy: dict[str, Any], **scaling: Any) -> list[Problem]:
     """Of a config whose models scale like this."""
     options = {"min_replicas": 0, "max_replicas": 4, "upscale_delay_s": 0, **scaling, "policy": policy}
-    document = parse_yaml(yaml.safe_dump(scripted_config(model_options={"autoscaling_config": options}), sort_keys=False))
+    document = parse_yaml(
+        yaml.safe_dump(scripted_config(model_options={"autoscaling_config": options}), sort_keys=False)
+    )
     assert isinstance(document, Document)
-    found = [problem for problem in serve_config.own_problems(document, {})[1] if "autoscaling_config" in problem.where]
+    found = [
+        problem
+        for problem in serve_config.own_problems(document, {})[1]
+        if "autoscaling_config" in problem.where
+    ]
     return found[:1]  # the four models are alike
 
 
 def test_our_policy_with_its_settings_is_no_problem() -> None:
     assert problems(policy={"policy_function": PLAN_AHEAD}) == []
-    assert problems(policy={"policy_function": PLAN_AHEAD, "policy_kwargs": {"cold_start_s": 40, "drain_s": 2.5, "trend": 0}}) == []
+    assert (
+        problems(
+            policy={
+                "policy_function": PLAN_AHEAD,
+                "policy_kwargs": {"cold_start_s": 40, "drain_s": 2.5, "trend": 0},
+            }
+        )
+        == []
+    )
 
 
 def test_a_wrong_setting_or_policy_name_is_an_error_with_a_suggestion() -> None:
@@ -51,5 +65,7 @@ def test_our_policy_on_the_router_itself_is_an_error() -> None:
     router["autoscaling_config"] = {"max_replicas": 2, "policy": {"policy_function": PLAN_AHEAD}}
     document = parse_yaml(yaml.safe_dump(config, sort_keys=False))
     assert isinstance(document, Document)
-    (problem,) = [found for found in serve_config.own_problems(document, {})[1] if "autoscaling_config" in found.where]
+    (problem,) = [
+        found for found in serve_config.own_problems(document, {})[1] if "autoscaling_config" in found.where
+    ]
     assert problem.severity == "error" and "'Router'" in problem.message

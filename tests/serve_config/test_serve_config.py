@@ -19,7 +19,11 @@ from r2_serve.serve_config.document import Document, Problem, parse_yaml, path_t
 from tests import DATA, ROOT
 from tests.support.small_adapters import adapter as adapter_on_disk
 
-REFERENCE, EMBEDDED, CLUSTER = ROOT / "serve_config.yaml", ROOT / "r2_serve/embedded/serve_config.yaml", ROOT / "cluster.yaml"
+REFERENCE, EMBEDDED, CLUSTER = (
+    ROOT / "serve_config.yaml",
+    ROOT / "r2_serve/embedded/serve_config.yaml",
+    ROOT / "cluster.yaml",
+)
 MANIFEST = ROOT / "r2_serve/embedded/manifest.json"
 SMALL = (DATA / "small_serve_config.yaml").read_text()
 ENVIRON = {"SOME_KEY": "x", "OPENAI_API_KEY": "x", "DEEPSEEK_API_KEY": "x", "DASHSCOPE_API_KEY": "x"}
@@ -35,7 +39,9 @@ def edited(old: str, new: str) -> str:
 def uncommented(text: str, *names: str) -> str:
     """`text` with the blocks between `# >>> NAME` and `# <<< NAME` switched on."""
     for name in names:
-        blocks = re.compile(rf"^# >>> {re.escape(name)}\n(.*?)^# <<< {re.escape(name)}\n", re.MULTILINE | re.DOTALL)
+        blocks = re.compile(
+            rf"^# >>> {re.escape(name)}\n(.*?)^# <<< {re.escape(name)}\n", re.MULTILINE | re.DOTALL
+        )
         assert blocks.search(text), name
         text = blocks.sub(lambda block: re.sub(r"^# ", "", block.group(1), flags=re.MULTILINE), text)
     return text
@@ -75,24 +81,51 @@ MODELS, ROUTER = "applications[1].args.models", "applications[1].deployments[0]"
 @pytest.mark.parametrize(
     ("old", "new", "where", "message"),
     [
-        ("max_running:", "max_runing:", "applications[1].args.server.max_runing", "did you mean 'max_running'?"),
+        (
+            "max_running:",
+            "max_runing:",
+            "applications[1].args.server.max_runing",
+            "did you mean 'max_running'?",
+        ),
         ("    server:", "    sever:", "applications[1].args.sever", "did you mean 'server'?"),
         ("fallbacks:", "fallback:", f"{MODELS}[0].fallback", "did you mean 'fallbacks'?"),
         ("api_key_env:", "api_key:", f"{MODELS}[1].engine.api_key", "did you mean 'api_key_env'?"),
         ("delay_s:", "dely_s:", "applications[0].args.engine.dely_s", "did you mean 'delay_s'?"),
         ("deadline_s:", "deadlines:", f"{ROUTER}.user_config.limits.deadlines", "did you mean 'deadline_s'?"),
-        ("          pool:", "          pools:", f"{ROUTER}.user_config.virtual_models.r2.pools", "did you mean 'pool'?"),
-        ("allocator: {model:", "allocator: {modle:", f"{ROUTER}.user_config.virtual_models.r2.allocator.modle", "did you mean 'model'?"),
+        (
+            "          pool:",
+            "          pools:",
+            f"{ROUTER}.user_config.virtual_models.r2.pools",
+            "did you mean 'pool'?",
+        ),
+        (
+            "allocator: {model:",
+            "allocator: {modle:",
+            f"{ROUTER}.user_config.virtual_models.r2.allocator.modle",
+            "did you mean 'model'?",
+        ),
         ("kind: openai", "kind: opnai", f"{MODELS}[1].engine", "unknown kind; did you mean 'openai'?"),
-        ("kind: scripted", "kind: script", "applications[0].args.engine", "unknown kind; did you mean 'scripted'?"),
-        ("usd_per_mtok_in: 0.1", "usd_per_mtok_in: -1", f"{MODELS}[0].usd_per_mtok_in", "greater than or equal to 0"),
+        (
+            "kind: scripted",
+            "kind: script",
+            "applications[0].args.engine",
+            "unknown kind; did you mean 'scripted'?",
+        ),
+        (
+            "usd_per_mtok_in: 0.1",
+            "usd_per_mtok_in: -1",
+            f"{MODELS}[0].usd_per_mtok_in",
+            "greater than or equal to 0",
+        ),
         ("max_running: 8", "max_running: many", "applications[1].args.server.max_running", "valid integer"),
         ("deadline_s: 60", "deadline_s: 0", f"{ROUTER}.user_config.limits.deadline_s", "greater than 0"),
         ("SOME_KEY", "some-key", f"{MODELS}[1].engine.api_key_env", "pattern"),
         ("fallbacks: [large]", "fallbacks: [huge]", "applications[1].args", "must be other models"),
     ],
 )
-def test_problem_in_our_sections_names_key_line_and_suggestion(old: str, new: str, where: str, message: str) -> None:
+def test_problem_in_our_sections_names_key_line_and_suggestion(
+    old: str, new: str, where: str, message: str
+) -> None:
     text = edited(old, new)
     (problem,) = [problem for problem in read(text)[1] if problem.message != "missing"]
     assert (problem.severity, problem.where) == ("error", where)
@@ -114,7 +147,11 @@ def test_unknown_key_hides_nothing_else() -> None:
         .replace("deadline_s: 60", "deadline_s: 200\n        extra: 1")
     )
     wheres = {problem.where for problem in errors(read(text)[1])}
-    assert wheres == {f"{MODELS}[0].fallback", f"{MODELS}[0].engine.app", f"{ROUTER}.user_config.limits.extra"}
+    assert wheres == {
+        f"{MODELS}[0].fallback",
+        f"{MODELS}[0].engine.app",
+        f"{ROUTER}.user_config.limits.extra",
+    }
     assert sum("scale-down" in problem.message for problem in read(text)[1]) == 2
 
 
@@ -128,32 +165,148 @@ def test_wrong_item_is_not_echoed_by_its_list() -> None:
     ("old", "new", "severity", "where", "message"),
     [
         ("app: m-small", "app: m-smal", "error", f"{MODELS}[0].engine.app", "did you mean 'm-small'?"),
-        ("r2_serve.app:build\n", "r2_serve.app:biuld\n", "error", "applications[1].import_path", "did you mean 'r2_serve.app:build'?"),
+        (
+            "r2_serve.app:build\n",
+            "r2_serve.app:biuld\n",
+            "error",
+            "applications[1].import_path",
+            "did you mean 'r2_serve.app:build'?",
+        ),
         ("- name: Router", "- name: Ruoter", "error", f"{ROUTER}.name", "did you mean 'Router'?"),
-        ("- name: Model", "- name: Modle", "error", "applications[0].deployments[0].name", "did you mean 'Model'?"),
+        (
+            "- name: Model",
+            "- name: Modle",
+            "error",
+            "applications[0].deployments[0].name",
+            "did you mean 'Model'?",
+        ),
         ("    user_config:", "    other: 1\n    ignored:", "error", ROUTER, "no `user_config`"),
-        ("          - small", "          - smal", "error", f"{ROUTER}.user_config.virtual_models.r2.pool[0]", "did you mean 'small'?"),
-        ("decomposer: {model: large}", "decomposer: {model: larg}", "error", ".decomposer.model", "did you mean 'large'?"),
-        ("decomposer: {model: large}", "decomposer: {model: small, adapter: a}", "error", ".decomposer.adapter", "loads no adapter 'a'"),
-        ("          pool:", "          policy: 'all:larg'\n          pool:", "error", "r2.policy", "did you mean 'large'?"),
-        ("        r2:", "        large:", "error", f"{ROUTER}.user_config", "both a virtual model and a pool model"),
-        ("- name: r2", "- name: m-small", "error", "applications[1].name", "two applications are named 'm-small'"),
-        ("route_prefix: null", "route_prefix: /x", "warning", "applications[0].route_prefix", "say `route_prefix: null`"),
-        ("route_prefix: /\n", "route_prefix: r2\n", "error", "applications[1].route_prefix", "must start with '/'"),
-        ("    max_ongoing_requests: 64\n", "", "warning", "applications[0].deployments[0]", "`max_ongoing_requests` is not set"),
-        ("max_queued_requests: 64", "max_queued_requests: 15", "warning", ".max_queued_requests", "below limits.max_parallel (16)"),
-        ("deadline_s: 60", "deadline_s: 121", "warning", "graceful_shutdown_timeout_s", "killed at scale-down"),
-        ("port: 8000", "request_timeout_s: 30", "warning", "http_options.request_timeout_s", "below limits.deadline_s (60)"),
-        ("{host: 127.0.0.1, port: 8000}", "{host: 0.0.0.0}", "error", "http_options.host", "server.api_keys_env"),
-        ("http_options: {host: 127.0.0.1, port: 8000}", "proxy_location: HeadOnly", "error", "http_options.host", "0.0.0.0"),
-        ("kind: scripted, delay_s: 0.1", "kind: vllm, model: a/b", "warning", "applications[0].deployments[0]", "vLLM without a GPU"),
-        ("scripted, delay_s: 0.1", "transformers, path: 'embedded:x'", "warning", "[0].args.engine.path", "no embedded model 'x'"),
-        ("kind: served, app: m-small", "kind: openai, model: x", "warning", "applications[0]", "no model served by 'm-small'"),
+        (
+            "          - small",
+            "          - smal",
+            "error",
+            f"{ROUTER}.user_config.virtual_models.r2.pool[0]",
+            "did you mean 'small'?",
+        ),
+        (
+            "decomposer: {model: large}",
+            "decomposer: {model: larg}",
+            "error",
+            ".decomposer.model",
+            "did you mean 'large'?",
+        ),
+        (
+            "decomposer: {model: large}",
+            "decomposer: {model: small, adapter: a}",
+            "error",
+            ".decomposer.adapter",
+            "loads no adapter 'a'",
+        ),
+        (
+            "          pool:",
+            "          policy: 'all:larg'\n          pool:",
+            "error",
+            "r2.policy",
+            "did you mean 'large'?",
+        ),
+        (
+            "        r2:",
+            "        large:",
+            "error",
+            f"{ROUTER}.user_config",
+            "both a virtual model and a pool model",
+        ),
+        (
+            "- name: r2",
+            "- name: m-small",
+            "error",
+            "applications[1].name",
+            "two applications are named 'm-small'",
+        ),
+        (
+            "route_prefix: null",
+            "route_prefix: /x",
+            "warning",
+            "applications[0].route_prefix",
+            "say `route_prefix: null`",
+        ),
+        (
+            "route_prefix: /\n",
+            "route_prefix: r2\n",
+            "error",
+            "applications[1].route_prefix",
+            "must start with '/'",
+        ),
+        (
+            "    max_ongoing_requests: 64\n",
+            "",
+            "warning",
+            "applications[0].deployments[0]",
+            "`max_ongoing_requests` is not set",
+        ),
+        (
+            "max_queued_requests: 64",
+            "max_queued_requests: 15",
+            "warning",
+            ".max_queued_requests",
+            "below limits.max_parallel (16)",
+        ),
+        (
+            "deadline_s: 60",
+            "deadline_s: 121",
+            "warning",
+            "graceful_shutdown_timeout_s",
+            "killed at scale-down",
+        ),
+        (
+            "port: 8000",
+            "request_timeout_s: 30",
+            "warning",
+            "http_options.request_timeout_s",
+            "below limits.deadline_s (60)",
+        ),
+        (
+            "{host: 127.0.0.1, port: 8000}",
+            "{host: 0.0.0.0}",
+            "error",
+            "http_options.host",
+            "server.api_keys_env",
+        ),
+        (
+            "http_options: {host: 127.0.0.1, port: 8000}",
+            "proxy_location: HeadOnly",
+            "error",
+            "http_options.host",
+            "0.0.0.0",
+        ),
+        (
+            "kind: scripted, delay_s: 0.1",
+            "kind: vllm, model: a/b",
+            "warning",
+            "applications[0].deployments[0]",
+            "vLLM without a GPU",
+        ),
+        (
+            "scripted, delay_s: 0.1",
+            "transformers, path: 'embedded:x'",
+            "warning",
+            "[0].args.engine.path",
+            "no embedded model 'x'",
+        ),
+        (
+            "kind: served, app: m-small",
+            "kind: openai, model: x",
+            "warning",
+            "applications[0]",
+            "no model served by 'm-small'",
+        ),
         ("model: gpt-4o", "model: sk-abcdefghijklmnop", "error", "", "looks like a secret"),
         ("http_options", "# sk-proj-abcdefghijklmnop\nhttp_options", "error", "", "looks like a secret"),
     ],
 )
-def test_sections_that_do_not_fit_each_other(old: str, new: str, severity: str, where: str, message: str) -> None:
+def test_sections_that_do_not_fit_each_other(
+    old: str, new: str, severity: str, where: str, message: str
+) -> None:
     found = [problem for problem in read(edited(old, new))[1] if message in problem.message]
     assert found, read(edited(old, new))[1]
     assert all(problem.severity == severity for problem in found)
@@ -183,15 +336,23 @@ def test_unset_key_variable_is_a_warning_and_a_set_one_is_never_printed() -> Non
 
 def test_variable_of_many_models_is_asked_for_once() -> None:
     problems = read(REFERENCE.read_text(), environ={})[1]
-    assert [problem.message.split()[0] for problem in problems] == ["DASHSCOPE_API_KEY", "DEEPSEEK_API_KEY", "OPENAI_API_KEY"]
+    assert [problem.message.split()[0] for problem in problems] == [
+        "DASHSCOPE_API_KEY",
+        "DEEPSEEK_API_KEY",
+        "OPENAI_API_KEY",
+    ]
 
 
 def test_public_address_with_client_keys_is_allowed() -> None:
-    text = edited("{host: 127.0.0.1, port: 8000}", "{host: 0.0.0.0}").replace("max_running: 8", "api_keys_env: SOME_KEY")
+    text = edited("{host: 127.0.0.1, port: 8000}", "{host: 0.0.0.0}").replace(
+        "max_running: 8", "api_keys_env: SOME_KEY"
+    )
     assert read(text)[1] == []
 
 
-def with_keys(tmp_path: Path, text: str | None, more: str = "", router: str = "name: Router") -> list[Problem]:
+def with_keys(
+    tmp_path: Path, text: str | None, more: str = "", router: str = "name: Router"
+) -> list[Problem]:
     """What is wrong where the server has a keys file of this text, or none."""
     path = tmp_path / "keys.yaml"
     if text is not None:
@@ -208,7 +369,11 @@ def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
     (misspelt,) = with_keys(tmp_path, entry % (sha256, "smal"))
     assert misspelt.severity == "error" and "did you mean 'small'?" in misspelt.message
     (in_clear,) = with_keys(tmp_path, entry % ("sk-r2-in-clear-in-clear", "r2"))
-    assert in_clear.severity == "error" and "0.sha256" in in_clear.message and "in-clear" not in in_clear.message.partition("0.sha256")[2]
+    assert (
+        in_clear.severity == "error"
+        and "0.sha256" in in_clear.message
+        and "in-clear" not in in_clear.message.partition("0.sha256")[2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +385,11 @@ def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
         ("num_replicas: 3", False, ["spend_file", "3 times its budget", "num_replicas: 1"]),
         ("num_replicas: auto", False, ["spend_file", "100 times its budget"]),
         ("autoscaling_config: {min_replicas: 1, max_replicas: 4}", False, ["4 times its budget"]),
-        ("autoscaling_config: {min_replicas: 1, max_replicas: 4}", True, ["up to 4", "on one machine", "divide the budgets"]),
+        (
+            "autoscaling_config: {min_replicas: 1, max_replicas: 4}",
+            True,
+            ["up to 4", "on one machine", "divide the budgets"],
+        ),
     ],
 )
 def test_a_budget_that_replicas_or_restarts_would_exceed_is_a_warning(
@@ -235,7 +404,12 @@ def test_a_budget_that_replicas_or_restarts_would_exceed_is_a_warning(
 
 
 def test_replicas_without_budgets_are_no_warning(tmp_path: Path) -> None:
-    assert with_keys(tmp_path, f"- {{name: alice, sha256: '{'0' * 64}'}}", router="name: Router\n    num_replicas: 3") == []
+    assert (
+        with_keys(
+            tmp_path, f"- {{name: alice, sha256: '{'0' * 64}'}}", router="name: Router\n    num_replicas: 3"
+        )
+        == []
+    )
 
 
 def with_adapters(**directories: Path) -> str:
@@ -247,14 +421,26 @@ def test_adapter_that_is_loaded_at_the_start_or_by_user_config_is_known(tmp_path
     text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, adapters: {{one: {tmp_path}}}")
     text = text.replace("num_cpus: 1", f"num_gpus: 1\n    user_config: {{adapters: {{two: {tmp_path}}}}}")
     for adapter in ("one", "two"):
-        assert read(text.replace("decomposer: {model: large}", f"decomposer: {{model: small, adapter: {adapter}}}"))[1] == []
-    found = only_problem(text.replace("decomposer: {model: large}", "decomposer: {model: small, adapter: tow}"))
+        assert (
+            read(
+                text.replace(
+                    "decomposer: {model: large}", f"decomposer: {{model: small, adapter: {adapter}}}"
+                )
+            )[1]
+            == []
+        )
+    found = only_problem(
+        text.replace("decomposer: {model: large}", "decomposer: {model: small, adapter: tow}")
+    )
     assert "did you mean 'two'?" in found.message
 
 
 def test_adapter_directory_that_is_not_here_is_a_warning_as_it_may_be_on_the_nodes(tmp_path: Path) -> None:
     found = only_problem(with_adapters(gone=tmp_path / "gone"))
-    assert (found.severity, found.where) == ("warning", "applications[0].deployments[0].user_config.adapters.gone")
+    assert (found.severity, found.where) == (
+        "warning",
+        "applications[0].deployments[0].user_config.adapters.gone",
+    )
     assert str(tmp_path / "gone") in found.message and "every node" in found.message
 
 
@@ -267,7 +453,9 @@ def test_adapter_directory_that_is_not_here_is_a_warning_as_it_may_be_on_the_nod
         ({}, "other", "holds adapter 'd1', not 'other'"),
     ],
 )
-def test_adapter_whose_manifest_does_not_fit_is_an_error(changes: dict[str, str], called: str, message: str, tmp_path: Path) -> None:
+def test_adapter_whose_manifest_does_not_fit_is_an_error(
+    changes: dict[str, str], called: str, message: str, tmp_path: Path
+) -> None:
     directory = adapter_on_disk(tmp_path, "d1", **{"base": "small", **changes})
     assert read(with_adapters(d1=adapter_on_disk(tmp_path / "fits", "d1", base="small")))[1] == []
     found = only_problem(with_adapters(**{called: directory}))
@@ -285,7 +473,11 @@ def test_adapter_whose_weights_were_changed_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("twice", ["http_options", "name", "max_ongoing_requests", "deadline_s"])
 def test_repeated_key_is_an_error_with_both_lines(twice: str) -> None:
-    first = next(line for line in SMALL.splitlines() if line.strip().startswith(f"{twice}:") or line.strip().startswith(f"- {twice}:"))
+    first = next(
+        line
+        for line in SMALL.splitlines()
+        if line.strip().startswith(f"{twice}:") or line.strip().startswith(f"- {twice}:")
+    )
     indent = " " * (len(first) - len(first.lstrip("- ")))
     text = SMALL.replace(first, f"{first}\n{indent}{twice}: null", 1)
     found = [problem for problem in read(text)[1] if "stands twice" in problem.message]
@@ -298,7 +490,11 @@ def test_repeated_key_is_an_error_with_both_lines(twice: str) -> None:
     ("text", "line", "message"),
     [
         ("a: 1\nb: [", 2, "not valid YAML"),
-        ("a: 1\nb: !!python/object/apply:os.system ['true']", 2, "not valid YAML: could not determine a constructor"),
+        (
+            "a: 1\nb: !!python/object/apply:os.system ['true']",
+            2,
+            "not valid YAML: could not determine a constructor",
+        ),
         ("a: &x [*x]", 1, "contains itself"),
         ("a: 1\n---\nb: 2", 2, "not valid YAML: but found another document"),
         ("- a", 1, "must be a mapping"),
@@ -313,8 +509,14 @@ def test_text_that_is_no_config_is_one_error_with_a_line(text: str, line: int, m
 
 @pytest.mark.parametrize("key", ["1", "on", "2026-01-01", "~"])
 def test_key_that_is_not_text_is_an_error(key: str) -> None:
-    found = [problem for problem in read(edited("        r2:", f"        {key}:"))[1] if problem.where.endswith(f".{key}")]
-    assert [(problem.severity, problem.message) for problem in found] == [("error", f"the key is not text to YAML: write {key!r}")]
+    found = [
+        problem
+        for problem in read(edited("        r2:", f"        {key}:"))[1]
+        if problem.where.endswith(f".{key}")
+    ]
+    assert [(problem.severity, problem.message) for problem in found] == [
+        ("error", f"the key is not text to YAML: write {key!r}")
+    ]
 
 
 def test_merged_keys_are_read_as_serve_reads_them() -> None:
@@ -326,7 +528,9 @@ def test_merged_keys_are_read_as_serve_reads_them() -> None:
 def test_line_of_a_missing_path_is_that_of_its_deepest_part() -> None:
     document = parse_yaml("a:\n- b:\n    c: 1\n")
     assert isinstance(document, Document)
-    assert [document.line(path) for path in ((), ("a", 0, "b", "c"), ("a", 0, "b", "x"), ("a", 7), ("z",))] == [1, 3, 2, 1, 1]
+    assert [
+        document.line(path) for path in ((), ("a", 0, "b", "c"), ("a", 0, "b", "x"), ("a", 7), ("z",))
+    ] == [1, 3, 2, 1, 1]
     assert path_text(("a", 0, "b", "c")) == "a[0].b.c"
 
 
@@ -347,7 +551,9 @@ def test_without_ray_serve_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
 def test_importing_the_module_loads_neither_ray_nor_torch() -> None:
     code = "import sys, r2_serve.serve_config; print([m for m in ('ray', 'torch', 'transformers', 'vllm', 'openai') if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert loaded.stdout.strip() == "[]"
 
 
@@ -357,12 +563,16 @@ def test_importing_the_module_loads_neither_ray_nor_torch() -> None:
 @pytest.mark.parametrize("alternatives", [[], *([name] for name in ALTERNATIVES), ALTERNATIVES], ids="+".join)
 def test_reference_config_has_no_error_with_any_alternative(alternatives: list[str]) -> None:
     file, problems = read(uncommented(REFERENCE.read_text(), *alternatives))
-    assert [str(problem) for problem in problems if "no directory /mnt/r2/adapters/" not in problem.message] == []
+    assert [
+        str(problem) for problem in problems if "no directory /mnt/r2/adapters/" not in problem.message
+    ] == []
     assert file.router is not None and file.routing is not None
     models = {model.name for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
     for name in alternatives:
-        assert name in ("adapters", "training") or (name in models and name in pool and f"m-{name}" in file.model_configs)
+        assert name in ("adapters", "training") or (
+            name in models and name in pool and f"m-{name}" in file.model_configs
+        )
     assert (file.routing.virtual_models["r2"].decomposer.adapter is not None) == ("adapters" in alternatives)
 
 
@@ -375,7 +585,11 @@ def test_reference_pool_is_the_nine_models() -> None:
     assert file.router is not None and file.routing is not None
     kinds = {model.name: model.engine.kind for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
-    assert [name for name in pool if kinds[name] == "served"] == ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b"]
+    assert [name for name in pool if kinds[name] == "served"] == [
+        "qwen2.5-0.5b",
+        "qwen2.5-1.5b",
+        "qwen2.5-3b",
+    ]
     hosted = {"qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b", "deepseek-v3", "gpt-4o"}
     assert {name for name in pool if kinds[name] == "openai"} == hosted
     groups = [model.group for model in file.router.models if model.name in pool]
@@ -386,11 +600,19 @@ def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
     """USD per hour / 3600 / tokens per second * 1e6, prompts at a tenth."""
     file, _ = read(uncommented(REFERENCE.read_text(), "llama-3.1-8b"))
     assert file.router is not None
-    rates = {"qwen2.5-0.5b": 8000, "qwen2.5-1.5b": 4000, "qwen2.5-3b": 2200, "router-base": 900, "llama-3.1-8b": 850}
+    rates = {
+        "qwen2.5-0.5b": 8000,
+        "qwen2.5-1.5b": 4000,
+        "qwen2.5-3b": 2200,
+        "router-base": 900,
+        "llama-3.1-8b": 850,
+    }
     for name, tokens_per_second in rates.items():
         usd = 1.00 / 3600 / tokens_per_second * 1e6
         model = file.router.model(name)
-        assert (float(model.usd_per_mtok_out), float(model.usd_per_mtok_in)) == pytest.approx((usd, usd / 10), rel=0.02)
+        assert (float(model.usd_per_mtok_out), float(model.usd_per_mtok_in)) == pytest.approx(
+            (usd, usd / 10), rel=0.02
+        )
 
 
 def test_beside_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
@@ -398,7 +620,9 @@ def test_beside_training_every_local_model_asks_for_a_gpu_that_no_training_node_
     asked = [app["deployments"][0]["ray_actor_options"] for app in apps if app["name"] != "r2"]
     assert asked == [{"num_gpus": 1, "resources": {"serve_gpu": 1}}] * 4
     nodes = yaml.safe_load(uncommented(CLUSTER.read_text(), "training"))["available_node_types"]
-    has = {name: {kind for kind in node["resources"] if kind.endswith("_gpu")} for name, node in nodes.items()}
+    has = {
+        name: {kind for kind in node["resources"] if kind.endswith("_gpu")} for name, node in nodes.items()
+    }
     assert has == {"head": set(), "cpu": set(), "gpu": {"serve_gpu"}, "train": {"train_gpu"}}
     assert nodes["train"]["resources"]["GPU"] == nodes["train"]["resources"]["train_gpu"]
 
@@ -418,7 +642,10 @@ def test_embedded_config_has_no_error() -> None:
     file, problems = read(EMBEDDED.read_text(), environ={})
     assert errors(problems) == []
     assert file.routing is not None
-    assert {name: len(virtual.pool) for name, virtual in file.routing.virtual_models.items()} == {"r2": 4, "r2-scan": 4}
+    assert {name: len(virtual.pool) for name, virtual in file.routing.virtual_models.items()} == {
+        "r2": 4,
+        "r2-scan": 4,
+    }
 
 
 def test_embedded_prices_rise_along_each_pool_and_fit_two_cores() -> None:
@@ -427,7 +654,11 @@ def test_embedded_prices_rise_along_each_pool_and_fit_two_cores() -> None:
     for virtual in file.routing.virtual_models.values():
         prices = [file.router.model(name).usd_per_mtok_out for name in virtual.pool]
         assert prices == sorted(set(prices))
-    cpus = [entry.options["ray_actor_options"]["num_cpus"] for app in file.applications for entry in app.deployments]
+    cpus = [
+        entry.options["ray_actor_options"]["num_cpus"]
+        for app in file.applications
+        for entry in app.deployments
+    ]
     assert len(cpus) == 15 and sum(cpus) <= 2
 
 
@@ -437,13 +668,23 @@ def test_embedded_prices_are_the_parameters_in_the_manifest() -> None:
     params = {name: model["params"] for name, model in json.loads(MANIFEST.read_text())["models"].items()}
     file, _ = read(EMBEDDED.read_text(), environ={})
     assert file.router is not None
-    prices = {model.name: (float(model.usd_per_mtok_in), float(model.usd_per_mtok_out)) for model in file.router.models}
-    assert {name: prices[name] for name in params} == {name: (count / 1e6, count / 1e6) for name, count in params.items()}
+    prices = {
+        model.name: (float(model.usd_per_mtok_in), float(model.usd_per_mtok_out))
+        for model in file.router.models
+    }
+    assert {name: prices[name] for name in params} == {
+        name: (count / 1e6, count / 1e6) for name, count in params.items()
+    }
 
 
 @pytest.mark.parametrize("path", [CLUSTER, ROOT / "Dockerfile"], ids=["cluster.yaml", "Dockerfile"])
 def test_clusters_install_the_pinned_versions(path: Path) -> None:
-    pins = set(re.findall(r"\b(ray\[default,serve\]|torch|transformers|vllm)==([0-9.]+)", (ROOT / "pyproject.toml").read_text()))
+    pins = set(
+        re.findall(
+            r"\b(ray\[default,serve\]|torch|transformers|vllm)==([0-9.]+)",
+            (ROOT / "pyproject.toml").read_text(),
+        )
+    )
     installs = set(re.findall(r"'([\w\[\],]+)==([0-9.]+)'", path.read_text()))
     assert {name for name, _ in installs} == {"ray[default,serve]", "torch", "transformers", "vllm"}
     assert installs == pins

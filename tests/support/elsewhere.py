@@ -60,7 +60,9 @@ def move_stages_elsewhere(router: Router) -> list[Elsewhere]:
     from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer  # it takes Ray, though no cluster
 
     pipeline: Any = router._pipeline
-    decomposes, allocates = stages = [Elsewhere(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate)]
+    decomposes, allocates = stages = [
+        Elsewhere(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate)
+    ]
     pipeline.decomposer = ServedDecomposer(SimpleNamespace(decompose=decomposes), pipeline.pool)  # type: ignore[arg-type]
     pipeline.allocator = ServedAllocator(SimpleNamespace(allocate=allocates), pipeline.pool)  # type: ignore[arg-type]
     return stages

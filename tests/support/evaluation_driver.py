@@ -18,5 +18,7 @@ def show(standing: Standing) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(runner_of(Path(sys.argv[1]), sums(int(sys.argv[2])), sys.argv[3:], on_row=show, num_at_once=8).run())
+    asyncio.run(
+        runner_of(Path(sys.argv[1]), sums(int(sys.argv[2])), sys.argv[3:], on_row=show, num_at_once=8).run()
+    )
     print("done", flush=True)

@@ -61,7 +61,14 @@ def events(*items: Any, **how: Any) -> Script:
 
 WHOLE = json.dumps(completion(message={"role": "assistant", "content": "wrong"})).encode()
 ERROR = {"error": {"message": "it broke", "type": "server_error", "param": None, "code": None}}
-QUOTA = {"error": {"message": "pay first", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}}
+QUOTA = {
+    "error": {
+        "message": "pay first",
+        "type": "insufficient_quota",
+        "param": None,
+        "code": "insufficient_quota",
+    }
+}
 HTML = b"<html><body>502 Bad Gateway</body></html>"
 SAID = chunk("wrong")
 END = chunk(None, "stop")
@@ -101,7 +108,9 @@ STATUSES: dict[str, Fault] = {
     "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
     "not HTTP": Fault(Script([b"SSH-2.0-OpenSSH_9.6\r\n"], has_head=False), INVALID),
     "head, then nothing": Fault(Script(is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
-    "drip of 10 bytes a second": Fault(Script(itertools.repeat(b" "), gap_s=0.1), UNAVAILABLE, num_hits=1, is_slow=True),
+    "drip of 10 bytes a second": Fault(
+        Script(itertools.repeat(b" "), gap_s=0.1), UNAVAILABLE, num_hits=1, is_slow=True
+    ),
 }
 
 PLAIN: dict[str, Fault] = {
@@ -120,19 +129,29 @@ PLAIN: dict[str, Fault] = {
     "empty choices": told(wrong(choices=[])),
     "null choices": told(wrong(choices=None)),
     "null content": told(wrong(message={"role": "assistant", "content": None})),
-    "null content, no usage": Fault(wrong(message={"role": "assistant", "content": None}, usage=None), INVALID),
+    "null content, no usage": Fault(
+        wrong(message={"role": "assistant", "content": None}, usage=None), INVALID
+    ),
     "missing finish_reason": told(wrong(finish_reason=None)),
     "unknown finish_reason": told(wrong(finish_reason="tired")),
     "a logprob that is no number": told(wrong(logprobs={"content": [{"logprob": math.nan}]})),
     "usage beyond belief": Fault(wrong(usage=usage_of(10**400)), INVALID),
     "filtered": told(wrong(finish_reason="content_filter"), REFUSED, 1),
     "filtered, no usage": Fault(wrong(finish_reason="content_filter", usage=None), REFUSED, 1),
-    "tool calls": told(wrong(finish_reason="tool_calls", message={"role": "assistant", "content": None}), REFUSED, 1),
-    "refusal": told(wrong(message={"role": "assistant", "content": None, "refusal": "I will not"}), REFUSED, 1),
+    "tool calls": told(
+        wrong(finish_reason="tool_calls", message={"role": "assistant", "content": None}), REFUSED, 1
+    ),
+    "refusal": told(
+        wrong(message={"role": "assistant", "content": None, "refusal": "I will not"}), REFUSED, 1
+    ),
     "short Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) - 30), INVALID),
     "body shorter than Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) + 30), UNAVAILABLE),
-    "reset within the body": Fault(Script([WHOLE[:20]], content_length=len(WHOLE), is_reset=True), UNAVAILABLE),
-    "endless body": Fault(Script(itertools.repeat(b" " * 1000), gap_s=0.001), UNAVAILABLE, num_hits=1, is_slow=True),
+    "reset within the body": Fault(
+        Script([WHOLE[:20]], content_length=len(WHOLE), is_reset=True), UNAVAILABLE
+    ),
+    "endless body": Fault(
+        Script(itertools.repeat(b" " * 1000), gap_s=0.001), UNAVAILABLE, num_hits=1, is_slow=True
+    ),
 }
 
 STREAMED: dict[str, Fault] = {
@@ -147,36 +166,60 @@ STREAMED: dict[str, Fault] = {
     "nested too deep": Fault(Script([b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID),
     "400 event at once": refused(events({"error": {"message": "too long", "code": 400}})),
     "filtered at once": told(events(FILTERED, USAGE, "[DONE]"), REFUSED, 1),
-    "refusal": told(events({"choices": [{"delta": {"refusal": "I will not"}}]}, END, USAGE, "[DONE]"), REFUSED, 1),
+    "refusal": told(
+        events({"choices": [{"delta": {"refusal": "I will not"}}]}, END, USAGE, "[DONE]"), REFUSED, 1
+    ),
     "unknown finish_reason": told(events(chunk(None, "tired"), USAGE, "[DONE]")),
     "usage, then no choices": told(events(USAGE, "[DONE]")),
     "usage beside choices of another type": told(events({**USAGE, "choices": "x"})),
     "comments for ever": Fault(
-        Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01), UNAVAILABLE, num_hits=1, is_slow=True
+        Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01),
+        UNAVAILABLE,
+        num_hits=1,
+        is_slow=True,
     ),
     "cut with FIN": Fault(events(SAID), INVALID, 1, "wrong"),
     "cut within an event": Fault(Script([*sse(SAID), b'data: {"choi'], headers=SSE), INVALID, 1, "wrong"),
     "[DONE] without finish_reason": Fault(events(SAID, "[DONE]"), INVALID, 1, "wrong"),
     "cut with RST": Fault(events(SAID, is_reset=True, gap_s=0.02), "*upstream*", 1, "wrong*"),
-    "cut without the last chunk": Fault(Script(http_chunks(sse(SAID), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"),
+    "cut without the last chunk": Fault(
+        Script(http_chunks(sse(SAID), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"
+    ),
     "stalled without FIN": Fault(events(SAID, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
     "error event after text": Fault(events(SAID, ERROR), INVALID, 1, "wrong"),
     "not JSON after text": Fault(events(SAID, "<html>"), INVALID, 1, "wrong"),
     "bad UTF-8 after text": Fault(
-        Script([*sse(SAID), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE), INVALID, 1, "wrong"
+        Script([*sse(SAID), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE),
+        INVALID,
+        1,
+        "wrong",
     ),
-    "nested too deep after text": Fault(Script([*sse(SAID), b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID, 1, "wrong"),
-    "400 event after text": Fault(events(SAID, {"error": {"message": "unsafe", "code": 400}}), REFUSED, 1, "wrong"),
+    "nested too deep after text": Fault(
+        Script([*sse(SAID), b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID, 1, "wrong"
+    ),
+    "400 event after text": Fault(
+        events(SAID, {"error": {"message": "unsafe", "code": 400}}), REFUSED, 1, "wrong"
+    ),
     "filtered after text": told(events(SAID, FILTERED, USAGE, "[DONE]"), REFUSED, 1, "wrong"),
-    "filtered after text, its usage later": told(events(SAID, FILTERED, USAGE, gap_s=0.05), REFUSED, 1, "wrong"),
+    "filtered after text, its usage later": told(
+        events(SAID, FILTERED, USAGE, gap_s=0.05), REFUSED, 1, "wrong"
+    ),
     "filtered after text, no usage": Fault(events(SAID, FILTERED), REFUSED, 1, "wrong"),
-    "filtered after text, then nonsense": Fault(events(SAID, FILTERED, "<html>", "[DONE]"), REFUSED, 1, "wrong"),
+    "filtered after text, then nonsense": Fault(
+        events(SAID, FILTERED, "<html>", "[DONE]"), REFUSED, 1, "wrong"
+    ),
     "filtered after text, then silence": Fault(events(SAID, FILTERED, is_held=True), REFUSED, 1, "wrong"),
-    "tool calls after text": told(events(SAID, chunk(None, "tool_calls"), USAGE, "[DONE]"), REFUSED, 1, "wrong"),
+    "tool calls after text": told(
+        events(SAID, chunk(None, "tool_calls"), USAGE, "[DONE]"), REFUSED, 1, "wrong"
+    ),
     "cut after its usage": told(events({**SAID, "usage": USAGE["usage"]}), INVALID, 1, "wrong"),
-    "stalled after its usage": told(events({**SAID, "usage": USAGE["usage"]}, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
+    "stalled after its usage": told(
+        events({**SAID, "usage": USAGE["usage"]}, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True
+    ),
     "error event after its usage": told(events(SAID, USAGE, ERROR), INVALID, 1, "wrong"),
-    "endless stream": Fault(Script(itertools.cycle(sse(SAID)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True),
+    "endless stream": Fault(
+        Script(itertools.cycle(sse(SAID)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True
+    ),
 }
 
 HARMLESS_PLAIN: dict[str, Script] = {
@@ -189,5 +232,7 @@ HARMLESS_STREAMED: dict[str, Script] = {
     "missing [DONE]": events(chunk("four"), END),
     "no usage": events(chunk("four"), END, "[DONE]"),
     "nothing after [DONE] but silence": events(chunk("four"), END, "[DONE]", is_held=True),
-    "events cut anywhere": Script([bytes([byte]) for byte in b"".join(sse(chunk("four"), END, "[DONE]"))], headers=SSE),
+    "events cut anywhere": Script(
+        [bytes([byte]) for byte in b"".join(sse(chunk("four"), END, "[DONE]"))], headers=SSE
+    ),
 }

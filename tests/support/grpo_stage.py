@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from r2_serve.config import Config
@@ -54,20 +61,23 @@ def train(config: GrpoConfig, run: StageRun) -> None:
         witness.write(event="rewarded", queries=sorted(set(query)))
         return plans_as_the_reference(completions, query, reference)
 
-    arguments = run.training_arguments() | {
-        "max_steps": config.max_steps,
-        "save_steps": config.save_steps,
-        "per_device_train_batch_size": 4,
-        "num_generations": 4,
-        "max_completion_length": 24,
-        "temperature": 3.0,  # the shipped model is sure of itself: else a group has no differences to learn from
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "optim": "adamw_torch",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": 1,
-    }
+    arguments = (
+        run.training_arguments()
+        | {
+            "max_steps": config.max_steps,
+            "save_steps": config.save_steps,
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 24,
+            "temperature": 3.0,  # the shipped model is sure of itself: else a group has no differences to learn from
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "optim": "adamw_torch",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": 1,
+        }
+    )
     trainer = GRPOTrainer(
         model=Qwen2ForCausalLM.from_pretrained(DECOMPOSER, dtype=torch.float32),
         processing_class=tokenizer,
@@ -81,7 +91,9 @@ def train(config: GrpoConfig, run: StageRun) -> None:
 
 
 def prompts(num_tasks: int) -> Dataset:
-    tasks = [task for task in scan.tasks("train") if " and " in task.query][:: 20_000 // num_tasks][:num_tasks]
+    tasks = [task for task in scan.tasks("train") if " and " in task.query][:: 20_000 // num_tasks][
+        :num_tasks
+    ]
     rows = [
         {
             "prompt": f"{CODEC.render_decompose(task.query, 16)[0].content} =>",
@@ -131,11 +143,15 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.attempt = len(list(self.folder.glob(f"rank{run.rank}-attempt*")))
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         optimizer = getattr(given["optimizer"], "optimizer", None)
         self.write(event="begin", pid=os.getpid(), optimizer=type(optimizer).__name__)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         self.write(event="step", step=state.global_step)
         if self.attempt == 0 and self.kill_rank_at == (self.run.rank, state.global_step):
             self._die()

@@ -17,7 +17,14 @@ from typing import Any
 import httpx
 
 from r2_serve.calls.caller import Pool
-from r2_serve.config import HostedEngineConfig, LimitsConfig, ModelConfig, RouterConfig, RoutingConfig, ServerConfig
+from r2_serve.config import (
+    HostedEngineConfig,
+    LimitsConfig,
+    ModelConfig,
+    RouterConfig,
+    RoutingConfig,
+    ServerConfig,
+)
 from r2_serve.engines.hosted import HostedEngine
 from r2_serve.http.api import create_app
 from r2_serve.http.metrics import Metrics
@@ -61,8 +68,15 @@ class Stand:
         assert pipeline is not None
         return pipeline.pool
 
-    async def ask(self, *, stream: bool, model: str = "first", text: str = "two plus two", **extras: Any) -> Reply:
-        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream, "r2": extras}
+    async def ask(
+        self, *, stream: bool, model: str = "first", text: str = "two plus two", **extras: Any
+    ) -> Reply:
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "stream": stream,
+            "r2": extras,
+        }
         if stream:
             body["stream_options"] = {"include_usage": True}
         started_s = asyncio.get_running_loop().time()
@@ -88,14 +102,22 @@ async def standing(script: Any, **limits: Any) -> AsyncIterator[Stand]:
 def routing(**limits: Any) -> RoutingConfig:
     """`r2` sends everything to `first`; no plan can be made of what `second` says, so it has one step."""
     pool = ["first", "second", "alone", "first-slow", "alone-slow"]
-    virtual = {"pool": pool, "decomposer": {"model": "second"}, "allocator": {"model": "second"}, "default_model": "first"}
-    return RoutingConfig(virtual_models={"r2": virtual}, limits=LimitsConfig(**{"deadline_s": DEADLINE_S, **limits}))
+    virtual = {
+        "pool": pool,
+        "decomposer": {"model": "second"},
+        "allocator": {"model": "second"},
+        "default_model": "first",
+    }
+    return RoutingConfig(
+        virtual_models={"r2": virtual}, limits=LimitsConfig(**{"deadline_s": DEADLINE_S, **limits})
+    )
 
 
 def healthy(request: dict[str, Any]) -> Script:
     if request.get("stream"):
         return Script(
-            sse(chunk("the right"), chunk(" answer"), chunk(None, "stop"), "[DONE]"), headers={"content-type": "text/event-stream"}
+            sse(chunk("the right"), chunk(" answer"), chunk(None, "stop"), "[DONE]"),
+            headers={"content-type": "text/event-stream"},
         )
     return Script([json.dumps(completion(message={"role": "assistant", "content": RIGHT})).encode()])
 
@@ -136,7 +158,9 @@ def _plain(response: httpx.Response, took_s: float) -> Reply:
         return Reply(response.status_code, "", [], body["error"], took_s, headers=headers)
     (choice,) = body["choices"]
     text, reasons = choice["message"]["content"], [choice["finish_reason"]]
-    return Reply(response.status_code, text, reasons, None, took_s, headers=headers, r2=body["r2"], usage=body["usage"])
+    return Reply(
+        response.status_code, text, reasons, None, took_s, headers=headers, r2=body["r2"], usage=body["usage"]
+    )
 
 
 def _streamed(response: httpx.Response, took_s: float) -> Reply:
@@ -147,6 +171,14 @@ def _streamed(response: httpx.Response, took_s: float) -> Reply:
     reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
     errors = [item["error"] for item in chunks if "error" in item]
     assert len(errors) <= 1
-    reply = Reply(response.status_code, text, reasons, errors[0] if errors else None, took_s, data[-1] == "[DONE]", dict(response.headers))
+    reply = Reply(
+        response.status_code,
+        text,
+        reasons,
+        errors[0] if errors else None,
+        took_s,
+        data[-1] == "[DONE]",
+        dict(response.headers),
+    )
     reply.r2, reply.usage = chunks[-1].get("r2"), chunks[-1].get("usage")
     return reply

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 
 PUZZLE = {"name": "Hostile:0", "sat": "def sat(x: int):\n    return x * x == 1234321 * 7", "ans_type": "int"}
 """No integer solves it: the square root is irrational."""
-QUINE = {"name": "Quine:0", "sat": "def sat(quine: str):\n    return eval(quine) == quine and len(quine) > 10**6", "ans_type": "str"}
+QUINE = {
+    "name": "Quine:0",
+    "sat": "def sat(quine: str):\n    return eval(quine) == quine and len(quine) > 10**6",
+    "ans_type": "str",
+}
 """Calls `eval` on the answer, as the official Quine does, and asks for more than the text limit allows."""
 TRUTH = {"name": "Truthy:0", "sat": "def sat(x: int):\n    return x", "ans_type": "int"}
 """Returns its argument: 1 is truthy, and not True."""

@@ -39,13 +39,18 @@ def pool_of(*members: tuple[ModelConfig, Engine]) -> dict[str, PoolMember]:
 
 def plan_of(*texts: str, answer: str | None = None) -> Plan:
     """Each step depends on those its text names."""
-    steps = tuple(Subtask(id=i, text=text, depends_on=tuple(sorted(references(text)))) for i, text in enumerate(texts, 1))
+    steps = tuple(
+        Subtask(id=i, text=text, depends_on=tuple(sorted(references(text))))
+        for i, text in enumerate(texts, 1)
+    )
     return Plan(subtasks=steps, answer=answer)
 
 
 def plan_json(*texts: str, **fields: Any) -> str:
     """What an instruct decomposer replies for `plan_of(*texts)`."""
-    steps = [{"id": i, "text": text, "depends_on": sorted(references(text))} for i, text in enumerate(texts, 1)]
+    steps = [
+        {"id": i, "text": text, "depends_on": sorted(references(text))} for i, text in enumerate(texts, 1)
+    ]
     return json.dumps({"subtasks": steps, **fields})
 
 
@@ -53,21 +58,38 @@ def allocation_json(*models: str) -> str:
     return json.dumps({"models": models})
 
 
-def routing(*, limits: LimitsConfig | None = None, decomposer: dict[str, Any] | None = None, **virtual: Any) -> RoutingConfig:
+def routing(
+    *, limits: LimitsConfig | None = None, decomposer: dict[str, Any] | None = None, **virtual: Any
+) -> RoutingConfig:
     """One virtual model, `r2`; its router modules are called `decomposer` and `allocator`."""
     fields = {"pool": ("small", "large"), "allocator": AllocatorConfig(model="allocator"), **virtual}
     sampler = DecomposerConfig(**{"model": "decomposer", "num_samples": 1, **(decomposer or {})})
-    return RoutingConfig(virtual_models={"r2": VirtualModelConfig(decomposer=sampler, **fields)}, limits=limits or LimitsConfig())
+    return RoutingConfig(
+        virtual_models={"r2": VirtualModelConfig(decomposer=sampler, **fields)},
+        limits=limits or LimitsConfig(),
+    )
 
 
 class Router:
     """A pipeline with its traces at hand. Engines by name: an engine, or the replies of a scripted one."""
 
-    def __init__(self, *, routed: RoutingConfig | None = None, cards: dict[str, dict[str, Any]] | None = None, **engines: Any) -> None:
-        self.engines = {name: e if hasattr(e, "generate") else ScriptedEngine(e) for name, e in engines.items()}
+    def __init__(
+        self,
+        *,
+        routed: RoutingConfig | None = None,
+        cards: dict[str, dict[str, Any]] | None = None,
+        **engines: Any,
+    ) -> None:
+        self.engines = {
+            name: e if hasattr(e, "generate") else ScriptedEngine(e) for name, e in engines.items()
+        }
         self.traces: list[Trace] = []
-        self.pool = pool_of(*((model(name, **(cards or {}).get(name, {})), engine) for name, engine in self.engines.items()))
-        self.pipeline = Pipeline(self.pool, routed or routing(), Decomposer(self.pool), Allocator(self.pool), [self.traces.append])
+        self.pool = pool_of(
+            *((model(name, **(cards or {}).get(name, {})), engine) for name, engine in self.engines.items())
+        )
+        self.pipeline = Pipeline(
+            self.pool, routed or routing(), Decomposer(self.pool), Allocator(self.pool), [self.traces.append]
+        )
 
     @property
     def trace(self) -> Trace:

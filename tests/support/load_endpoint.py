@@ -79,7 +79,11 @@ def chunk(text: str) -> bytes:
 
 def whole(text: str = "ok", cost_usd: str = "0.001") -> list[bytes]:
     """The events of one good reply."""
-    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}, "r2": {"cost_usd": cost_usd, "subtasks": 2}}
+    usage = {
+        "choices": [],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+        "r2": {"cost_usd": cost_usd, "subtasks": 2},
+    }
     return [chunk(text), event(usage), b"data: [DONE]\n\n"]
 
 

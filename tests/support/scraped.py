@@ -14,5 +14,8 @@ def total(page: str, sample: str, **labels: str) -> float:
     """The sum over the samples of that name which carry these labels; 0 without any."""
     families = text_string_to_metric_families(page)
     return sum(
-        found.value for family in families for found in family.samples if found.name == sample and labels.items() <= found.labels.items()
+        found.value
+        for family in families
+        for found in family.samples
+        if found.name == sample and labels.items() <= found.labels.items()
     )

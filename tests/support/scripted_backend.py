@@ -19,14 +19,26 @@ from r2_serve.router.backend import ModelListing, OnDelta
 from r2_serve.types import Allocation, Answer, CallRecord, ModelCard, Plan, Query, Subtask, Trace, Usage
 
 USAGE = Usage(prompt_tokens=30, completion_tokens=7)
-SMALL = ModelCard(name="org/small", usd_per_mtok_in=Decimal("0.05"), usd_per_mtok_out=Decimal("0.1"), context_tokens=4096)
+SMALL = ModelCard(
+    name="org/small", usd_per_mtok_in=Decimal("0.05"), usd_per_mtok_out=Decimal("0.1"), context_tokens=4096
+)
 LISTINGS = (
     ModelListing("r2", is_virtual=True, description="routed"),
     ModelListing("org/small", is_virtual=False, description="cheap", card=SMALL),
 )
 CALLS = (
-    CallRecord(stage="decompose", model="org/small", usage=Usage(prompt_tokens=10, completion_tokens=2), cost_usd=Decimal("0.0000007")),
-    CallRecord(stage="execute", model="org/small", usage=Usage(prompt_tokens=20, completion_tokens=5), cost_usd=Decimal("0.0000015")),
+    CallRecord(
+        stage="decompose",
+        model="org/small",
+        usage=Usage(prompt_tokens=10, completion_tokens=2),
+        cost_usd=Decimal("0.0000007"),
+    ),
+    CallRecord(
+        stage="execute",
+        model="org/small",
+        usage=Usage(prompt_tokens=20, completion_tokens=5),
+        cost_usd=Decimal("0.0000015"),
+    ),
 )
 
 
@@ -80,7 +92,9 @@ class ScriptedBackend:
     async def ready(self) -> tuple[bool, str]:
         return not self.unready, self.unready
 
-    async def answer(self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None) -> Answer:
+    async def answer(
+        self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
+    ) -> Answer:
         self.queries.append(query)
         if on_delta:
             for piece in self.pieces:
@@ -97,15 +111,24 @@ class ScriptedBackend:
         return make_answer(query, self.text).model_copy(update={"confidence": self.confidence})
 
 
-def make_app(backend: ScriptedBackend, environment: dict[str, str] | None = None, admission: Admission | None = None, **server: Any) -> Any:
+def make_app(
+    backend: ScriptedBackend,
+    environment: dict[str, str] | None = None,
+    admission: Admission | None = None,
+    **server: Any,
+) -> Any:
     given = environment or {"CLIENT_KEYS": "key-one, key-two"}
     ids = iter(f"id{i}" for i in range(1, 10_000))
     clock, new_id = (lambda: 1_750_000_000.9), (lambda: next(ids))
-    return create_app(backend, ServerConfig(**server), admission=admission, environment=given, clock=clock, new_id=new_id)
+    return create_app(
+        backend, ServerConfig(**server), admission=admission, environment=given, clock=clock, new_id=new_id
+    )
 
 
 def make_client(backend: ScriptedBackend, **options: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(backend, **options)), base_url="http://r2")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(make_app(backend, **options)), base_url="http://r2"
+    )
 
 
 def chat_body(**parameters: Any) -> dict[str, Any]:
@@ -126,7 +149,14 @@ class Connection:
     def __post_init__(self) -> None:
         self.inbox.put_nowait({"type": "http.request", "body": self.body, "more_body": not self.is_whole})
         headers = [(b"content-type", b"application/json"), (b"authorization", self.authorization.encode())]
-        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b"", "root_path": ""}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/chat/completions",
+            "headers": headers,
+            "query_string": b"",
+            "root_path": "",
+        }
         self.task = asyncio.ensure_future(self.app(scope, self.inbox.get, self.outbox.put))
 
     def disconnect(self) -> None:

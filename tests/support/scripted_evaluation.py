@@ -37,7 +37,8 @@ Script = Callable[[Sequence[Message], Sampling], Reply]
 def sums(num_tasks: int) -> tuple[Task, ...]:
     """`Add i and 2i.`, i from 1."""
     return tuple(
-        task_of("words", {"id": f"sum-{i}", "query": f"Add {i} and {2 * i}.", "gold": str(3 * i)}) for i in range(1, num_tasks + 1)
+        task_of("words", {"id": f"sum-{i}", "query": f"Add {i} and {2 * i}.", "gold": str(3 * i)})
+        for i in range(1, num_tasks + 1)
     )
 
 
@@ -81,7 +82,9 @@ def _step(prompt: str) -> str:
 
 def _told(text: str, probability: float, sampling: Sampling) -> Reply:
     logprobs = (math.log(probability),) * 2 if sampling.logprobs else None
-    return Completion(text=text, usage=Usage(prompt_tokens=10, completion_tokens=2), finish_reason="stop", logprobs=logprobs)
+    return Completion(
+        text=text, usage=Usage(prompt_tokens=10, completion_tokens=2), finish_reason="stop", logprobs=logprobs
+    )
 
 
 def scripts(**changed: Script | Sequence[Reply]) -> dict[str, Any]:

@@ -32,13 +32,21 @@ def scripted_config(**changes: Any) -> dict[str, Any]:
     }
     delay_s, dies_on = changes.get("delay_s", {}), changes.get("dies_on", {})
     engines = {
-        name: {"kind": "scripted", "replies": replies[name], "delay_s": delay_s.get(name, 0.0), "dies_on": dies_on.get(name)}
+        name: {
+            "kind": "scripted",
+            "replies": replies[name],
+            "delay_s": delay_s.get(name, 0.0),
+            "dies_on": dies_on.get(name),
+        }
         for name in replies
     }
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": 8000},
-        "applications": [*(_model_app(name, engine, changes) for name, engine in engines.items()), _router_app(list(engines), changes)],
+        "applications": [
+            *(_model_app(name, engine, changes) for name, engine in engines.items()),
+            _router_app(list(engines), changes),
+        ],
     }
 
 
@@ -48,7 +56,12 @@ def scripted_yaml(**changes: Any) -> str:
 
 
 def _model_app(name: str, engine: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    deployment = {"name": "Model", "max_ongoing_requests": 64, "ray_actor_options": {"num_cpus": 0}, **changes.get("model_options", {})}
+    deployment = {
+        "name": "Model",
+        "max_ongoing_requests": 64,
+        "ray_actor_options": {"num_cpus": 0},
+        **changes.get("model_options", {}),
+    }
     return {
         "name": f"m-{name}",
         "route_prefix": None,
@@ -76,7 +89,10 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
         "allocator": {"model": PICKER},
         **changes.get("virtual", {}),
     }
-    user_config = {"virtual_models": {"r2": virtual, **changes.get("more_virtual", {})}, "limits": changes.get("limits", {})}
+    user_config = {
+        "virtual_models": {"r2": virtual, **changes.get("more_virtual", {})},
+        "limits": changes.get("limits", {}),
+    }
     free = {"ray_actor_options": {"num_cpus": 0}}
     router = {"name": "Router", "user_config": user_config, **free}
     return {

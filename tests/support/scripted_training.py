@@ -49,7 +49,9 @@ def worker(limit: int) -> Callable[[Sequence[Message], Sampling], Reply]:
 
 def told(text: str, sampling: Sampling, *, is_sure: bool) -> Completion:
     logprobs = (-0.01 if is_sure else -0.7,) if sampling.logprobs else None
-    return Completion(text=text, usage=Usage(prompt_tokens=10, completion_tokens=2), finish_reason="stop", logprobs=logprobs)
+    return Completion(
+        text=text, usage=Usage(prompt_tokens=10, completion_tokens=2), finish_reason="stop", logprobs=logprobs
+    )
 
 
 def plans(*options: Sequence[str]) -> Callable[[Sequence[Message], Sampling], Reply]:
@@ -57,7 +59,11 @@ def plans(*options: Sequence[str]) -> Callable[[Sequence[Message], Sampling], Re
 
     def reply(messages: Sequence[Message], sampling: Sampling) -> Reply:
         steps = options[(sampling.seed or 0) % len(options)]
-        return steps if isinstance(steps, str) else plan_json(*(step.format(*numbers(messages[-1].content)) for step in steps))
+        return (
+            steps
+            if isinstance(steps, str)
+            else plan_json(*(step.format(*numbers(messages[-1].content)) for step in steps))
+        )
 
     return reply
 
@@ -66,8 +72,15 @@ ADD = ("recall {0}", "recall {1}", "add #1 and #2")
 
 
 def engines(**changed: Any) -> dict[str, Engine]:
-    usual = {**{name: worker(limit) for name, limit in LIMITS.items()}, "decomposer": plans(ADD), "allocator": ['{"models": []}']}
-    return {name: reply if hasattr(reply, "generate") else ScriptedEngine(reply) for name, reply in {**usual, **changed}.items()}
+    usual = {
+        **{name: worker(limit) for name, limit in LIMITS.items()},
+        "decomposer": plans(ADD),
+        "allocator": ['{"models": []}'],
+    }
+    return {
+        name: reply if hasattr(reply, "generate") else ScriptedEngine(reply)
+        for name, reply in {**usual, **changed}.items()
+    }
 
 
 def pool_over(cache: CallCache, of: Mapping[str, Engine]) -> ServedPool:
@@ -79,10 +92,18 @@ def pool_over(cache: CallCache, of: Mapping[str, Engine]) -> ServedPool:
         for name, price in PRICES.items()
     )  # fmt: skip
     virtual = VirtualModelConfig(
-        pool=("tiny", "small", "large"), decomposer=DecomposerConfig(model="decomposer"), allocator=AllocatorConfig(model="allocator")
+        pool=("tiny", "small", "large"),
+        decomposer=DecomposerConfig(model="decomposer"),
+        allocator=AllocatorConfig(model="allocator"),
     )
     routing = RoutingConfig.model_validate({"virtual_models": {"r2": virtual}, "limits": {"max_attempts": 1}})
-    return ServedPool(RouterConfig(models=models), routing, "r2", cached_engines(lambda model: of[model.name], {}, cache), cache)
+    return ServedPool(
+        RouterConfig(models=models),
+        routing,
+        "r2",
+        cached_engines(lambda model: of[model.name], {}, cache),
+        cache,
+    )
 
 
 def cache_in(tmp_path: Path, **fields: Any) -> CallCache:

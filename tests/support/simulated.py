@@ -61,10 +61,18 @@ def one_model(clock: Clock, speed: SpeedConfig, **options: Any) -> Deployment:
     }
     machines = Machines(clock, Cluster())
     settings = DeploymentOptions(**{**fields, **options})
-    return Deployment(clock, settings, lambda deployment: EngineReplica(clock, speed, deployment.done), machines, random.Random(0))
+    return Deployment(
+        clock,
+        settings,
+        lambda deployment: EngineReplica(clock, speed, deployment.done),
+        machines,
+        random.Random(0),
+    )
 
 
-def open_loop(clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Callable[[int], object]) -> None:
+def open_loop(
+    clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Callable[[int], object]
+) -> None:
     """`send(0)`, `send(1)`, ... with gaps between them."""
 
     def next_one(number: int) -> None:
@@ -78,7 +86,13 @@ def open_loop(clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Ca
 def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
     """Workers `small` and `large`, a planner and a picker of 0.1 s each, as applications; `changes` update, by name: `small` and
     `large` their deployments, `speed` that of both, `routing` the virtual model, `limits`, `server`, `models` a card's fields."""
-    speed = {"start_s": 3, "prefill_tokens_per_s": FAST, "decode_tokens_per_s": 10, "max_batch_size": 4, "batch_slowdown": 0.5}
+    speed = {
+        "start_s": 3,
+        "prefill_tokens_per_s": FAST,
+        "decode_tokens_per_s": 10,
+        "max_batch_size": 4,
+        "batch_slowdown": 0.5,
+    }
     workers = {name: {"max_ongoing_requests": 100, **changes.get(name, {})} for name in ("small", "large")}
     engines: dict[str, Any] = {
         "small": {"kind": "scripted", "replies": ["{words}"], "speed": {**speed, **changes.get("speed", {})}},
@@ -101,7 +115,10 @@ def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
         "decomposer": {"model": "planner", "num_samples": 1, "max_tokens": 4096},
         "allocator": {"model": "picker"},
     }
-    routing = {"virtual_models": {"r2": {**virtual, **changes.get("routing", {})}}, "limits": changes.get("limits", {})}
+    routing = {
+        "virtual_models": {"r2": {**virtual, **changes.get("routing", {})}},
+        "limits": changes.get("limits", {}),
+    }
     router = {
         "name": "r2",
         "route_prefix": "/",
@@ -128,5 +145,10 @@ def workload(**fields: Any) -> Workload:
     """Two small steps at once, then a large one, a query every ten seconds, unless `fields` say otherwise."""
     waves = [{"model": "small", "count": 2, "words": 20}, {"model": "large", "words": 10}]
     tasks = {"kind": "synthetic", "shapes": [{"waves": waves}]}
-    given = {"name": "test", "duration_s": 100, "arrivals": {"kind": "constant", "rate_per_s": 0.1}, "tasks": tasks}
+    given = {
+        "name": "test",
+        "duration_s": 100,
+        "arrivals": {"kind": "constant", "rate_per_s": 0.1},
+        "tasks": tasks,
+    }
     return Workload.model_validate({**given, **fields})

@@ -40,4 +40,6 @@ def lora_source(folder: Path, weights: bytes = b"weights") -> Path:
 
 def adapter(parent: Path, name: str, **changes: Any) -> Path:
     """A published-to-be adapter in `parent/NAME`."""
-    return write_adapter(lora_source(parent / "trained" / name, name.encode()), parent, manifest(name, **changes))
+    return write_adapter(
+        lora_source(parent / "trained" / name, name.encode()), parent, manifest(name, **changes)
+    )

@@ -9,7 +9,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "plus", "is", ".", ",", ";")
+WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "plus",
+    "is",
+    ".",
+    ",",
+    ";",
+)
 CHARACTERS = tuple('abcdefghijklmnopqrstuvwxyz0123456789{}[]":,.-_ \n')
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<reply>")
 CHAT_TEMPLATE = "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
@@ -18,7 +34,9 @@ CONTEXT_TOKENS = 128
 
 def word_checkpoint(folder: Path, *, seed: int = 0) -> str:
     """A model of `WORDS`, split at spaces; other words are unknown to it."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate((*SPECIAL, *WORDS))}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate((*SPECIAL, *WORDS))}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _save(folder, tokenizer, seed)
 
@@ -32,7 +50,9 @@ def character_checkpoint(folder: Path, *, seed: int = 0) -> str:
 
 
 def _save(folder: Path, tokenizer: Tokenizer, seed: int) -> str:
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
     fast.add_special_tokens({"additional_special_tokens": ["<user>", "<reply>"]})
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
@@ -60,7 +80,10 @@ def random_adapter(checkpoint: str, folder: Path, *, seed: int) -> str:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    model = get_peft_model(Qwen2ForCausalLM.from_pretrained(checkpoint), LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]))
+    model = get_peft_model(
+        Qwen2ForCausalLM.from_pretrained(checkpoint),
+        LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]),
+    )
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)

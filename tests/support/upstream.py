@@ -52,14 +52,18 @@ class Upstream:
             request = await _request(reader)
             self.requests.append(request)
             self.asked.set()
-            await self._answer(self.script if isinstance(self.script, Script) else self.script(request), reader, writer)
+            await self._answer(
+                self.script if isinstance(self.script, Script) else self.script(request), reader, writer
+            )
         except (ConnectionError, asyncio.IncompleteReadError):
             self.hung_up.set()
         finally:
             self.num_open -= 1
             writer.close()
 
-    async def _answer(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         if script.has_head:
             writer.write(_head(script))
         for piece in script.body:
@@ -78,7 +82,9 @@ def _head(script: Script) -> bytes:
     headers = {"content-type": "application/json", "connection": "close", **script.headers}
     if script.content_length is not None:
         headers["content-length"] = str(script.content_length)
-    return "\r\n".join([f"HTTP/1.1 {script.status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode()
+    return "\r\n".join(
+        [f"HTTP/1.1 {script.status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    ).encode()
 
 
 async def _request(reader: asyncio.StreamReader) -> dict[str, Any]:
@@ -106,7 +112,9 @@ def upstream_in_thread() -> Iterator[Upstream]:
     thread.start()
     upstream = Upstream("")
     try:
-        starting = asyncio.run_coroutine_threadsafe(asyncio.start_server(upstream.serve, "127.0.0.1", 0), loop)
+        starting = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(upstream.serve, "127.0.0.1", 0), loop
+        )
         server = starting.result(timeout=10)
         upstream.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         yield upstream
@@ -119,20 +127,35 @@ def upstream_in_thread() -> Iterator[Upstream]:
 def completion(**changes: Any) -> dict[str, Any]:
     """A valid chat completion with `changes` to its only choice; `usage` and `choices` are changed at the top."""
     choice = {"index": 0, "message": {"role": "assistant", "content": "four"}, "finish_reason": "stop"}
-    body = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    body = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+    }
     top = {name: changes.pop(name) for name in ("usage", "choices") if name in changes}
     return {**body, "choices": [{**choice, **changes}], **top}
 
 
 def sse(*events: Any) -> list[bytes]:
     """One piece per event; texts are sent as they are."""
-    return [f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode() for event in events]
+    return [
+        f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode() for event in events
+    ]
 
 
 def chunk(text: str | None = None, finish_reason: str | None = None, **top: Any) -> dict[str, Any]:
-    return {"id": "x", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}], **top}
+    return {
+        "id": "x",
+        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}],
+        **top,
+    }
 
 
 def http_chunks(pieces: Iterable[bytes], *, is_ended: bool = True) -> list[bytes]:
     """`pieces` in HTTP/1.1 chunked coding, for `transfer-encoding: chunked`; not `is_ended` leaves out the last, empty chunk."""
-    return [*(f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces), *[b"0\r\n\r\n"] * is_ended]
+    return [
+        *(f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces),
+        *[b"0\r\n\r\n"] * is_ended,
+    ]

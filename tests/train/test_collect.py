@@ -24,7 +24,11 @@ WRONG = ("recall {0}", "recall {0}", "add #1 and #2")
 
 
 async def collected(
-    tmp_path: Path, of: dict[str, Engine], num_tasks: int = 6, max_cost_usd: Decimal | None = None, **config: Any
+    tmp_path: Path,
+    of: dict[str, Engine],
+    num_tasks: int = 6,
+    max_cost_usd: Decimal | None = None,
+    **config: Any,
 ) -> CollectSummary:
     with cache_in(tmp_path, max_cost_usd=max_cost_usd) as cache:
         given = CollectConfig(**{"num_candidates": 3, **config})
@@ -38,7 +42,9 @@ async def test_the_best_correct_plan_is_kept_and_the_others_are_logged(tmp_path:
         row = await Collector(pool, CollectConfig(num_candidates=4), Grader(), tmp_path).collect(sums(1)[0])
     assert [candidate.is_correct for candidate in row.candidates] == [True, False, True]
     assert [candidate.num_drawn for candidate in row.candidates] == [2, 1, 1]
-    assert row.plan is not None and len(row.plan.subtasks) == 3, "three steps score better than four, one of which nothing uses"
+    assert row.plan is not None and len(row.plan.subtasks) == 3, (
+        "three steps score better than four, one of which nothing uses"
+    )
 
 
 async def test_dropped_tasks_are_counted_by_reason(tmp_path: Path) -> None:
@@ -77,5 +83,9 @@ async def test_the_spend_limit_stops_the_run_and_a_higher_one_goes_on(tmp_path: 
 
 
 def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
-    with cache_in(tmp_path), pytest.raises(ConfigError, match="in use by another process"), cache_in(tmp_path):
+    with (
+        cache_in(tmp_path),
+        pytest.raises(ConfigError, match="in use by another process"),
+        cache_in(tmp_path),
+    ):
         pass

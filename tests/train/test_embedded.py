@@ -37,12 +37,19 @@ async def test_scan_commands_longer_than_any_in_training_are_routed_at_a_twentie
     assert _router_cost(routed) <= Decimal("0.10") * _worker_cost(alone)
 
 
-async def test_word_problems_are_routed_at_a_third_of_the_cost_of_the_largest_model_on_the_same_plans(embedded: router.Router) -> None:
+async def test_word_problems_are_routed_at_a_third_of_the_cost_of_the_largest_model_on_the_same_plans(
+    embedded: router.Router,
+) -> None:
     tasks = demo.DOMAINS["words"].tasks(NUM_TASKS)
     routed = await _answers(embedded, [_query("r2", task.query) for task in tasks])
     plans = [answer.trace.plan for answer in routed]
     largest = await _answers(
-        embedded, [_query("r2", task.query, plan, "all:words-280k") for task, plan in zip(tasks, plans, strict=True) if plan is not None]
+        embedded,
+        [
+            _query("r2", task.query, plan, "all:words-280k")
+            for task, plan in zip(tasks, plans, strict=True)
+            if plan is not None
+        ],
     )
     assert len(largest) == NUM_TASKS
     assert _accuracy(routed, [task.gold for task in tasks]) >= 0.75
@@ -56,7 +63,13 @@ async def test_a_query_outside_the_models_vocabulary_is_refused_by_name(embedded
 
 
 def _query(model: str, text: str, plan: Plan | None = None, policy: str | None = None) -> Query:
-    return Query(request_id="test", model=model, messages=(Message(role="user", content=text),), plan=plan, policy=policy)
+    return Query(
+        request_id="test",
+        model=model,
+        messages=(Message(role="user", content=text),),
+        plan=plan,
+        policy=policy,
+    )
 
 
 async def _answers(embedded: router.Router, queries: list[Query]) -> list[Answer]:
@@ -66,7 +79,9 @@ async def _answers(embedded: router.Router, queries: list[Query]) -> list[Answer
 
 
 def _accuracy(answers: list[Answer], golds: list[str]) -> float:
-    return sum(answer.text.split() == gold.split() for answer, gold in zip(answers, golds, strict=True)) / len(golds)
+    return sum(
+        answer.text.split() == gold.split() for answer, gold in zip(answers, golds, strict=True)
+    ) / len(golds)
 
 
 def _worker_cost(answers: list[Answer]) -> Decimal:

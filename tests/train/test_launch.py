@@ -42,15 +42,31 @@ def test_local_launch_gives_the_stage_its_directory_and_checkpoint(tmp_path: Pat
     seen: list[tuple[str, StageRun]] = []
     newest = checkpoint(tmp_path, 3)
     launch(
-        lambda config, run: seen.append((config.word, run)), Settings(word="hi"), launch=LaunchConfig(max_checkpoints=2), directory=tmp_path
+        lambda config, run: seen.append((config.word, run)),
+        Settings(word="hi"),
+        launch=LaunchConfig(max_checkpoints=2),
+        directory=tmp_path,
     )
     ((word, run),) = seen
-    assert (word, run.directory, run.resume_from, run.is_first, run.world_size) == ("hi", tmp_path, newest, True, 1)
+    assert (word, run.directory, run.resume_from, run.is_first, run.world_size) == (
+        "hi",
+        tmp_path,
+        newest,
+        True,
+        1,
+    )
     arguments = run.training_arguments()
-    assert (arguments["use_cpu"], arguments["bf16"], arguments["deepspeed"], arguments["save_total_limit"]) == (True, False, None, 2)
+    assert (
+        arguments["use_cpu"],
+        arguments["bf16"],
+        arguments["deepspeed"],
+        arguments["save_total_limit"],
+    ) == (True, False, None, 2)
 
 
-@pytest.mark.parametrize("more", [{"num_workers": 2}, {"deepspeed": "zero2"}, {"max_failure": 1}, {"launcher": "slurm"}])
+@pytest.mark.parametrize(
+    "more", [{"num_workers": 2}, {"deepspeed": "zero2"}, {"max_failure": 1}, {"launcher": "slurm"}]
+)
 def test_settings_that_cannot_be_met_are_refused(more: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         LaunchConfig.model_validate(more)
@@ -64,14 +80,18 @@ def test_cpu_under_deepspeed_does_not_say_use_cpu_which_would_switch_it_off(tmp_
 
 
 @pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3)])
-def test_shipped_configs_leave_to_the_trainer_what_it_knows_and_lose_only_streams_on_a_cpu(name: str, stage: int) -> None:
+def test_shipped_configs_leave_to_the_trainer_what_it_knows_and_lose_only_streams_on_a_cpu(
+    name: str, stage: int
+) -> None:
     config = zero.read_config(name)
     assert config["zero_optimization"]["stage"] == stage
     assert "optimizer" not in config and "scheduler" not in config, "DeepSpeed would compile its own"
     cpu = zero.cpu_variant(config)
-    assert {key for key in config["zero_optimization"] if config["zero_optimization"][key] != cpu["zero_optimization"].get(key)} == {
-        "overlap_comm"
-    }
+    assert {
+        key
+        for key in config["zero_optimization"]
+        if config["zero_optimization"][key] != cpu["zero_optimization"].get(key)
+    } == {"overlap_comm"}
     assert {key: value for key, value in cpu.items() if key != "zero_optimization"} == {
         key: value for key, value in config.items() if key != "zero_optimization"
     }
@@ -80,11 +100,14 @@ def test_shipped_configs_leave_to_the_trainer_what_it_knows_and_lose_only_stream
 def test_offloading_is_dropped_on_a_cpu(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
-    assert zero.cpu_variant(zero.read_config(path)) == {"zero_optimization": {"stage": 2, "overlap_comm": False}}
+    assert zero.cpu_variant(zero.read_config(path)) == {
+        "zero_optimization": {"stage": 2, "overlap_comm": False}
+    }
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "cannot read"), ("{", "not JSON"), ("[]", "no DeepSpeed configuration"), ("{}", "zero_opt")]
+    ("text", "message"),
+    [(None, "cannot read"), ("{", "not JSON"), ("[]", "no DeepSpeed configuration"), ("{}", "zero_opt")],
 )
 def test_a_wrong_deepspeed_file_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "own.json"

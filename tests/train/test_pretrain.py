@@ -25,8 +25,12 @@ SHAPES = (Shape(8, 1, 1, 8), Shape(16, 1, 1, 16))
 
 def test_a_decomposer_is_shown_every_style_or_the_reference_alone() -> None:
     tasks = scan.tasks("train")[::500]
-    assert [e.target for e in plan_examples(tasks, "reference")] == [CODEC.format_plan(t.reference_plan, t.query) for t in tasks]
-    assert [e.target for e in plan_examples(tasks, "mixed")] == [CODEC.format_plan(plan, t.query) for t in tasks for plan in t.plans]
+    assert [e.target for e in plan_examples(tasks, "reference")] == [
+        CODEC.format_plan(t.reference_plan, t.query) for t in tasks
+    ]
+    assert [e.target for e in plan_examples(tasks, "mixed")] == [
+        CODEC.format_plan(plan, t.query) for t in tasks for plan in t.plans
+    ]
 
 
 def test_a_words_decomposer_is_shown_no_digit_and_names_each_number_once() -> None:
@@ -50,12 +54,20 @@ def test_a_chain_of_thought_is_right_in_every_step_and_ends_in_the_answer() -> N
 
 
 def test_a_chain_of_thought_costs_what_its_tokens_do_relative_to_the_largest_worker() -> None:
-    small, large = (TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0).num_params for shape in SHAPES)
+    small, large = (
+        TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0).num_params
+        for shape in SHAPES
+    )
     few, many = (
-        evaluate_chain(TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0), EMBEDDED, 3) for shape in SHAPES
+        evaluate_chain(
+            TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0), EMBEDDED, 3
+        )
+        for shape in SHAPES
     )
     assert few.accuracy == 0.0, "it is not trained"
-    assert few.cost / (small * few.tokens_per_task) == pytest.approx(many.cost / (large * many.tokens_per_task))
+    assert few.cost / (small * few.tokens_per_task) == pytest.approx(
+        many.cost / (large * many.tokens_per_task)
+    )
 
 
 def test_training_one_model_writes_a_checkpoint_and_how_it_was_made(tmp_path: Path) -> None:

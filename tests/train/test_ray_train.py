@@ -60,12 +60,25 @@ def scan_decomposer_stage(directory: Path) -> GrpoStage:
     data, serving = DataConfig(benchmark="scan", num_train=16, num_validation=1), load(EMBEDDED_CONFIG)
     codec, limits = get_codec("compact"), serving.routing.limits
     examples = [plan_example(codec, limits, task.id, task.query) for task in TaskSplit.load(data).train]
-    trainer = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-3, "temperature": 2.0, "max_completion_length": 24}
+    trainer = {
+        "max_steps": 6,
+        "save_steps": 2,
+        "learning_rate": 1e-3,
+        "temperature": 2.0,
+        "max_completion_length": 24,
+    }
     return GrpoStage(
         module="decomposer",
         base="embedded:scan-decomposer",
         examples=write_examples(directory / "examples.jsonl", examples),
-        grpo=GrpoConfig(trainer={**trainer, "per_device_train_batch_size": 4, "num_generations": 4, "optim": "adamw_torch"}),
+        grpo=GrpoConfig(
+            trainer={
+                **trainer,
+                "per_device_train_batch_size": 4,
+                "num_generations": 4,
+                "optim": "adamw_torch",
+            }
+        ),
         pool=PoolConfig(virtual_model=SCAN, reach="serve"),
         data=data,
         reference=Reference(cost_usd=1e-4, critical_path_tokens=10),
@@ -79,23 +92,33 @@ def test_grpo_on_the_served_pool_under_zero2_resumes_on_both_workers_after_one_w
     two = LaunchConfig(launcher="ray", num_workers=2, deepspeed="zero2", max_failures=1)
     stage = grpo.OnServedPool(stage=scan_decomposer_stage(tmp_path), kill_rank_at=(1, 3))
     launch(grpo.train_on_served_pool, stage, launch=two, directory=tmp_path)
-    attempts = {(rank, attempt): grpo.witnessed(tmp_path, rank, attempt) for rank in (0, 1) for attempt in (0, 1)}
+    attempts = {
+        (rank, attempt): grpo.witnessed(tmp_path, rank, attempt) for rank in (0, 1) for attempt in (0, 1)
+    }
     assert len(list((tmp_path / "witness").iterdir())) == 4
     assert {seen.begin["optimizer"] for seen in attempts.values()} == {"DeepSpeedZeroOptimizer"}
     assert len({seen.begin["pid"] for seen in attempts.values()}) == 4
-    assert [attempts[1, 0].steps, attempts[0, 1].steps, attempts[1, 1].steps] == [[1, 2, 3], [3, 4, 5, 6], [3, 4, 5, 6]]
+    assert [attempts[1, 0].steps, attempts[0, 1].steps, attempts[1, 1].steps] == [
+        [1, 2, 3],
+        [3, 4, 5, 6],
+        [3, 4, 5, 6],
+    ]
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "checkpoint-6"
     assert len(list(newest.glob("global_step6/*optim_states.pt"))) == 2
     assert num_changed(grpo.DECOMPOSER, tmp_path / "final") > 0
     rewarded = {row["step"]: row["reward"] for row in read_metrics(tmp_path / METRICS) if "reward" in row}
-    assert list(rewarded) == [1, 2, 3, 4, 5, 6] and max(rewarded.values()) > 0.2, "a plan of theirs was carried out, and correctly"
+    assert list(rewarded) == [1, 2, 3, 4, 5, 6] and max(rewarded.values()) > 0.2, (
+        "a plan of theirs was carried out, and correctly"
+    )
     for rank in (0, 1):
         with CallCache(tmp_path / "calls" / f"calls-{rank}.sqlite") as cache:
             assert cache.spent_usd > 0, "each worker asked the pool"
 
 
-def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(served: None, grpo: ModuleType, tmp_path: Path) -> None:
+def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(
+    served: None, grpo: ModuleType, tmp_path: Path
+) -> None:
     """What a job does that is submitted again: nodes share nothing, checkpoints are uploaded and come back."""
     storage, directory = tmp_path / "storage", tmp_path / "run"
     two = LaunchConfig(launcher="ray", num_workers=2, deepspeed="zero3", storage=storage.as_uri())
@@ -107,16 +130,22 @@ def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(served: None, g
     for rank in (0, 1):
         assert [grpo.witnessed(directory, rank, attempt).steps for attempt in (0, 1)] == [[1, 2], [3, 4]]
         assert grpo.witnessed(directory, rank, 0).begin["optimizer"] == "DeepSpeedZeroOptimizer_Stage3"
-    assert not grpo.witnessed(directory, 0, 1).queries & grpo.witnessed(directory, 1, 1).queries, "each has its own share of the rows"
+    assert not grpo.witnessed(directory, 0, 1).queries & grpo.witnessed(directory, 1, 1).queries, (
+        "each has its own share of the rows"
+    )
     (run,) = storage.iterdir()
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     assert {path.name for path in directory.iterdir()} == {"witness", "final"}
 
 
-def test_deepspeed_lost_without_a_word_fails_the_stage_saying_on_which_rank_and_why(served: None, grpo: ModuleType, tmp_path: Path) -> None:
+def test_deepspeed_lost_without_a_word_fails_the_stage_saying_on_which_rank_and_why(
+    served: None, grpo: ModuleType, tmp_path: Path
+) -> None:
     one = LaunchConfig(launcher="ray", deepspeed="zero2", max_failures=0)
     off = {"deepspeed": None, "use_cpu": True, "accelerator_config": None}
-    with pytest.raises(TrainingFailed, match="rank 0: DeepSpeed was asked for, but the trainer runs without it"):
+    with pytest.raises(
+        TrainingFailed, match="rank 0: DeepSpeed was asked for, but the trainer runs without it"
+    ):
         launch(grpo.train, grpo.GrpoConfig(max_steps=1, extra_arguments=off), launch=one, directory=tmp_path)
     assert newest_checkpoint(tmp_path) is None
 

@@ -34,7 +34,9 @@ CHEAP, DEAR, WRONG = ("tiny", "tiny", "large"), ("large",) * 3, ("tiny", "tiny",
     ],
 )
 def test_reward_is_success_gated_cost_and_path(judged: dict[str, Any], expected: float | None) -> None:
-    config = RewardConfig(cost=0.3, critical_path=0.2, well_formed=0.2, review=0.1, reviewer="large", swap=0.2)
+    config = RewardConfig(
+        cost=0.3, critical_path=0.2, well_formed=0.2, review=0.1, reviewer="large", swap=0.2
+    )
     value = reward(Judged(**judged), config, REFERENCE)
     assert value == (None if expected is None else pytest.approx(expected))
 
@@ -42,7 +44,9 @@ def test_reward_is_success_gated_cost_and_path(judged: dict[str, Any], expected:
 def test_a_wrong_answer_never_earns_more_than_a_right_one_at_the_reference_cost() -> None:
     config = RewardConfig()
     free_but_wrong = reward(Judged(is_well_formed=True, is_correct=False), config, REFERENCE)
-    right_and_dear = reward(Judged(is_well_formed=True, is_correct=True, cost_usd=REFERENCE.cost_usd), config, REFERENCE)
+    right_and_dear = reward(
+        Judged(is_well_formed=True, is_correct=True, cost_usd=REFERENCE.cost_usd), config, REFERENCE
+    )
     assert free_but_wrong is not None and right_and_dear is not None and free_but_wrong < right_and_dear
 
 
@@ -54,7 +58,9 @@ async def rewards(
     with cache_in(tmp_path) as cache:
         judge = judge_of(module, cache, config, **changed)
         plan = PLAN.model_dump_json() if module == "allocator" else None
-        return await PlanReward(judge, config, REFERENCE)(replies, ["sum-60"] * len(replies), [plan] * len(replies))
+        return await PlanReward(judge, config, REFERENCE)(
+            replies, ["sum-60"] * len(replies), [plan] * len(replies)
+        )
 
 
 def judge_of(module: Module, cache: Any, config: RewardConfig, **changed: Any) -> Judge:
@@ -63,9 +69,13 @@ def judge_of(module: Module, cache: Any, config: RewardConfig, **changed: Any) -
     return Judge(module, pool_over(cache, engines(**changed)), Grader(), config, tasks, counts)
 
 
-async def test_among_right_allocations_the_cheaper_earns_more_and_wrong_ones_only_their_form(tmp_path: Path) -> None:
+async def test_among_right_allocations_the_cheaper_earns_more_and_wrong_ones_only_their_form(
+    tmp_path: Path,
+) -> None:
     cheap, dear, wrong, unknown, short = await rewards(
-        tmp_path, "allocator", [allocation_json(*models) for models in (CHEAP, DEAR, WRONG, ("huge",) * 3, ("tiny",))]
+        tmp_path,
+        "allocator",
+        [allocation_json(*models) for models in (CHEAP, DEAR, WRONG, ("huge",) * 3, ("tiny",))],
     )
     assert cheap is not None and dear is not None
     assert cheap > dear > 0.2
@@ -75,19 +85,27 @@ async def test_among_right_allocations_the_cheaper_earns_more_and_wrong_ones_onl
 async def test_a_plan_is_run_by_the_allocator_as_it_is(tmp_path: Path) -> None:
     right = plan_json("recall 60", "recall 120", "add #1 and #2")
     wrong = plan_json("recall 60", "recall 60", "add #1 and #2")
-    got = await rewards(tmp_path, "decomposer", [right, wrong, "nonsense", "{}"], allocator=[allocation_json(*CHEAP)])
+    got = await rewards(
+        tmp_path, "decomposer", [right, wrong, "nonsense", "{}"], allocator=[allocation_json(*CHEAP)]
+    )
     assert got[0] is not None and got[0] > 1.0
     assert got[1:] == [0.2, 0.0, 0.0]
 
 
 async def test_a_shorter_reply_to_the_same_end_earns_more(tmp_path: Path) -> None:
-    terse, wordy = plan_json("recall 60", "recall 120", "add #1 and #2"), plan_json("recall  60 please now", "recall 120", "add #1 and #2")
+    terse, wordy = (
+        plan_json("recall 60", "recall 120", "add #1 and #2"),
+        plan_json("recall  60 please now", "recall 120", "add #1 and #2"),
+    )
     got = await rewards(tmp_path, "decomposer", [terse, wordy], allocator=[allocation_json(*CHEAP)])
     assert got[0] is not None and got[1] is not None and got[0] > got[1]
 
 
 async def test_failed_calls_are_no_verdict(tmp_path: Path) -> None:
-    allocations = [allocation_json(*models) for models in (CHEAP, ("tiny", "tiny", "small"), ("small",) * 3, ("tiny", "small", "small"))]
+    allocations = [
+        allocation_json(*models)
+        for models in (CHEAP, ("tiny", "tiny", "small"), ("small",) * 3, ("tiny", "small", "small"))
+    ]
     config = RewardConfig(max_failed_share=0.5)
     got = await rewards(tmp_path, "allocator", allocations, config, large=[EngineUnavailable("down")])
     assert got == [None, 0.2, 0.2, 0.2]
@@ -118,7 +136,9 @@ async def test_the_same_reply_is_run_once_and_a_failed_one_again(tmp_path: Path)
 
 async def test_swap_credit_is_for_models_that_were_needed(tmp_path: Path) -> None:
     config = RewardConfig(swap=1.0, cost=0.0)
-    needed, wasted = await rewards(tmp_path, "allocator", [allocation_json(*CHEAP), allocation_json(*DEAR)], config)
+    needed, wasted = await rewards(
+        tmp_path, "allocator", [allocation_json(*CHEAP), allocation_json(*DEAR)], config
+    )
     assert needed is not None and wasted is not None
     assert needed == pytest.approx(2.2), "the one step at `large` fails with `small`"
     assert wasted == pytest.approx(1.2 + 1 / 3), "of three steps at `large` one needs it"
@@ -126,7 +146,9 @@ async def test_swap_credit_is_for_models_that_were_needed(tmp_path: Path) -> Non
 
 async def test_the_reviewers_share_of_approved_steps_counts(tmp_path: Path) -> None:
     config = RewardConfig(review=1.0, reviewer="decomposer", cost=0.0)
-    (got,) = await rewards(tmp_path, "allocator", [allocation_json(*CHEAP)], config, decomposer=["10", "10", "5"])
+    (got,) = await rewards(
+        tmp_path, "allocator", [allocation_json(*CHEAP)], config, decomposer=["10", "10", "5"]
+    )
     assert got == pytest.approx(1.2 + 2.5 / 3)
 
 

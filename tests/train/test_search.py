@@ -22,12 +22,19 @@ QUIET = Console(quiet=True)
 
 def planned(num_tasks: int) -> list[PlannedTask]:
     """`Add i and 2i.`: the sum takes `small` below 100, else `large`."""
-    return [PlannedTask(task, plan_of(f"recall {i}", f"recall {2 * i}", "add #1 and #2")) for i, task in enumerate(sums(num_tasks), 1)]
+    return [
+        PlannedTask(task, plan_of(f"recall {i}", f"recall {2 * i}", "add #1 and #2"))
+        for i, task in enumerate(sums(num_tasks), 1)
+    ]
 
 
-async def searched(tmp_path: Path, item: PlannedTask, thresholds: tuple[float, float], **config: Any) -> SearchedPlan:
+async def searched(
+    tmp_path: Path, item: PlannedTask, thresholds: tuple[float, float], **config: Any
+) -> SearchedPlan:
     with cache_in(tmp_path) as cache:
-        searcher = Searcher(pool_over(cache, engines()), SearchConfig(probe="small", **config), Grader(), tmp_path)
+        searcher = Searcher(
+            pool_over(cache, engines()), SearchConfig(probe="small", **config), Grader(), tmp_path
+        )
         searcher.thresholds = thresholds
         return await searcher.search(item)
 
@@ -69,7 +76,9 @@ async def test_the_number_of_schemes_is_bounded(tmp_path: Path) -> None:
 
 async def run(tmp_path: Path, num_tasks: int = 60) -> tuple[SearchSummary, Searcher]:
     with cache_in(tmp_path) as cache:
-        searcher = Searcher(pool_over(cache, engines()), SearchConfig(probe="small"), Grader(), tmp_path / "search")
+        searcher = Searcher(
+            pool_over(cache, engines()), SearchConfig(probe="small"), Grader(), tmp_path / "search"
+        )
         items = planned(num_tasks)
         return await searcher.run(items[::2], items[1::2], QUIET), searcher
 
@@ -78,7 +87,9 @@ async def test_thresholds_are_fitted_so_that_the_start_is_accurate_and_not_dear(
     summary, searcher = await run(tmp_path)
     assert summary.num_solved == summary.num_plans == 30
     assert summary.initial_accuracy == 1.0, "what small is unsure of starts at large"
-    assert searcher.thresholds[-1] > 0.4965, "exp(-0.7): the sureness of a wrong sum does not reach the middle group"
+    assert searcher.thresholds[-1] > 0.4965, (
+        "exp(-0.7): the sureness of a wrong sum does not reach the middle group"
+    )
     assert summary.best_cost_usd < summary.initial_cost_usd
     assert summary.shares["tiny"] == pytest.approx(2 / 3)
 
@@ -89,7 +100,9 @@ async def test_a_second_run_gives_the_same_summary(tmp_path: Path) -> None:
 
 async def test_a_probe_without_log_probabilities_is_named(tmp_path: Path) -> None:
     with cache_in(tmp_path) as cache:
-        searcher = Searcher(pool_over(cache, engines(small=["7"])), SearchConfig(probe="small"), Grader(), tmp_path)
+        searcher = Searcher(
+            pool_over(cache, engines(small=["7"])), SearchConfig(probe="small"), Grader(), tmp_path
+        )
         with pytest.raises(ConfigError, match="'small' returns no log-probabilities"):
             await searcher.confidences(planned(1)[0])
 

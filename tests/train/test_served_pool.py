@@ -33,8 +33,15 @@ def config_without_keys(tmp_path: Path) -> Path:
 async def test_over_http_every_model_is_asked_by_its_name_and_priced_by_its_card(tmp_path: Path) -> None:
     plan = plan_of("say one", "say two", answer="#1 #2")
     async with running_upstream() as upstream:
-        upstream.script = Script([json.dumps(completion(message={"role": "assistant", "content": "fine"})).encode()])
-        config = PoolConfig(serve_config=config_without_keys(tmp_path), virtual_model="r2", reach="http", url=upstream.base_url)
+        upstream.script = Script(
+            [json.dumps(completion(message={"role": "assistant", "content": "fine"})).encode()]
+        )
+        config = PoolConfig(
+            serve_config=config_without_keys(tmp_path),
+            virtual_model="r2",
+            reach="http",
+            url=upstream.base_url,
+        )
         with CallCache(tmp_path / "calls.sqlite") as cache:
             outcome = await open_pool(config, cache).run("q", "count", plan=plan, models=("small", "large"))
     assert outcome.answer == "fine fine"
@@ -60,8 +67,13 @@ def test_experiments_change_prices_and_pool_and_refuse_unknown_names() -> None:
 
 
 async def test_the_critical_path_is_the_longest_chain_not_the_sum(tmp_path: Path) -> None:
-    wide, deep = plan_of("recall 1", "recall 2", "add #1 and #2"), plan_of("recall 1", "recall 2 as #1", "add #1 and #2")
+    wide, deep = (
+        plan_of("recall 1", "recall 2", "add #1 and #2"),
+        plan_of("recall 1", "recall 2 as #1", "add #1 and #2"),
+    )
     with cache_in(tmp_path) as cache:
         pool = pool_over(cache, engines())
-        outcomes = [await pool.run("q", "Add 1 and 2.", plan=plan, models=("small",) * 3) for plan in (wide, deep)]
+        outcomes = [
+            await pool.run("q", "Add 1 and 2.", plan=plan, models=("small",) * 3) for plan in (wide, deep)
+        ]
     assert [outcome.critical_path_tokens for outcome in outcomes] == [4, 6], "two tokens a step"

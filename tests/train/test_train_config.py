@@ -15,7 +15,10 @@ from r2_train.stages.tasks import TaskSplit
 from tests import ROOT
 
 CONFIGS = ROOT / "r2_train" / "configs"
-SCAN = {"pool": {"virtual_model": "r2-scan"}, "data": {"benchmark": "scan", "num_train": 50, "num_validation": 20}}
+SCAN = {
+    "pool": {"virtual_model": "r2-scan"},
+    "data": {"benchmark": "scan", "num_train": 50, "num_validation": 20},
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -26,7 +29,10 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("pool: {virtual_model: r2}\ndata: {benchmark: words}\nsearch: {alfa: 0.4}\n", "line 3: error: search.alfa: unknown key"),
+        (
+            "pool: {virtual_model: r2}\ndata: {benchmark: words}\nsearch: {alfa: 0.4}\n",
+            "line 3: error: search.alfa: unknown key",
+        ),
         ("pool: {virtual_model: r2, reach: http}\ndata: {benchmark: words}\n", "needs it"),
         ("data: {benchmark: chess}\n", "data.benchmark"),
         ("pool: [", "not valid YAML"),
@@ -57,7 +63,9 @@ def test_of_an_official_file_only_the_development_side_is_trained_on(tmp_path: P
 
     path = tmp_path / "tasks_train_length.txt"
     path.write_text("".join(f"IN: {task.query} OUT: {task.gold}\n" for task in scan.tasks("train")[:40]))
-    config = TrainConfig.model_validate({**SCAN, "data": {"benchmark": "scan", "data": str(path), "num_train": 9, "num_validation": 1}})
+    config = TrainConfig.model_validate(
+        {**SCAN, "data": {"benchmark": "scan", "data": str(path), "num_train": 9, "num_validation": 1}}
+    )
     split = TaskSplit.load(config.data)
     _, test = split_tasks(load_tasks("scan", path))
     assert test and not {task.id for task in (*split.train, *split.validation)} & {task.id for task in test}

@@ -56,15 +56,23 @@ def allocations(run: TrainingRun) -> list[Example]:
         codec = pool.members[pool.module_model("allocator").name].codec
         plans = [(task, scan.reference_plan(task.query)) for task in run.tasks.train]
         return [
-            allocation_example(codec, pool.cards, task.id, task.query, plan, draw.choices(pool.pool, k=len(plan.subtasks)))
+            allocation_example(
+                codec, pool.cards, task.id, task.query, plan, draw.choices(pool.pool, k=len(plan.subtasks))
+            )
             for task, plan in plans
         ]
 
 
 def sft_of(run: TrainingRun, examples: list[Example], **trainer: Any) -> Path:
     directory = run.directory / "allocator" / "sft"
-    config = run.config.allocator.sft.model_copy(update={"trainer": {"per_device_train_batch_size": 32, **trainer}})
-    stage = SftStage(examples=write_examples(directory / "examples.jsonl", examples), base="embedded:scan-allocator", sft=config)
+    config = run.config.allocator.sft.model_copy(
+        update={"trainer": {"per_device_train_batch_size": 32, **trainer}}
+    )
+    stage = SftStage(
+        examples=write_examples(directory / "examples.jsonl", examples),
+        base="embedded:scan-allocator",
+        sft=config,
+    )
     launch(sft_stage, stage, launch=LaunchConfig(), directory=directory)
     return directory / "final"
 
@@ -88,7 +96,11 @@ def test_sft_learns_the_target_and_nothing_of_the_prompt(trained: tuple[Training
     assert example.target is not None
     num_target = len(example.target.split()) + 1
     assert row["completion_mask"] == [0] * (len(row["input_ids"]) - num_target) + [1] * num_target
-    losses = [entry["loss"] for entry in read_metrics(run.directory / "allocator" / "sft" / METRICS) if "loss" in entry]
+    losses = [
+        entry["loss"]
+        for entry in read_metrics(run.directory / "allocator" / "sft" / METRICS)
+        if "loss" in entry
+    ]
     assert losses[-1] < losses[0] / 2, "who answers is drawn at random, but that it is one of four is learned"
 
 
@@ -97,7 +109,11 @@ def test_grpo_finds_models_that_are_right_and_cheap(trained: tuple[TrainingRun, 
     before, after = (row.score for row in _rows(run))
     assert after.worker_cost_ratio < before.worker_cost_ratio / 2
     assert after.accuracy > 0.8
-    rewards = [row["reward"] for row in read_metrics(run.directory / "rounds" / "01-allocator" / METRICS) if "reward" in row]
+    rewards = [
+        row["reward"]
+        for row in read_metrics(run.directory / "rounds" / "01-allocator" / METRICS)
+        if "reward" in row
+    ]
     assert len(rewards) == 24 and sum(rewards[-6:]) > sum(rewards[:6])
 
 
@@ -116,23 +132,43 @@ def test_curves_and_tensorboard_are_written(trained: tuple[TrainingRun, Pair]) -
     assert list((run.directory / "rounds" / "01-allocator" / "tensorboard").glob("events.*"))
 
 
-def test_the_best_module_becomes_an_adapter_that_serving_accepts(trained: tuple[TrainingRun, Pair], tmp_path: Path) -> None:
+def test_the_best_module_becomes_an_adapter_that_serving_accepts(
+    trained: tuple[TrainingRun, Pair], tmp_path: Path
+) -> None:
     run, _ = trained
     manifest = read_adapter(write_module(run, "allocator", "alloc-0001", tmp_path))
-    assert (manifest.base, manifest.module, manifest.kind, manifest.codec) == ("scan-allocator", "allocator", "full", "compact")
+    assert (manifest.base, manifest.module, manifest.kind, manifest.codec) == (
+        "scan-allocator",
+        "allocator",
+        "full",
+        "compact",
+    )
     assert manifest.data_sha256 == run.tasks.sha256 and manifest.metrics["accuracy"] > 0.9
 
 
 def test_a_lora_is_trained_by_sft_and_goes_on_by_grpo(tmp_path: Path) -> None:
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
     sft = {"lora": lora, "trainer": {"max_steps": 4, "per_device_train_batch_size": 8}}
-    grpo = {"trainer": {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 9}}
+    grpo = {
+        "trainer": {
+            "max_steps": 2,
+            "save_steps": 2,
+            "per_device_train_batch_size": 16,
+            "max_completion_length": 9,
+        }
+    }
     run = run_in(tmp_path, allocator={"sft": sft, "grpo": grpo})
     start = run.config.allocator.sft
     directory = tmp_path / "allocator" / "sft"
-    stage = SftStage(examples=write_examples(directory / "examples.jsonl", allocations(run)), base="embedded:scan-allocator", sft=start)
+    stage = SftStage(
+        examples=write_examples(directory / "examples.jsonl", allocations(run)),
+        base="embedded:scan-allocator",
+        sft=start,
+    )
     launch(sft_stage, stage, launch=LaunchConfig(), directory=directory)
-    assert (directory / "final" / "adapter_model.safetensors").exists() and not (directory / "final" / "model.safetensors").exists()
+    assert (directory / "final" / "adapter_model.safetensors").exists() and not (
+        directory / "final" / "model.safetensors"
+    ).exists()
     decomposer = EMBEDDED / "scan-decomposer"
     pair: dict[Module, Path] = {"decomposer": decomposer, "allocator": directory / "final"}
     _, rows = asyncio.run(alternate(run, pair))

@@ -43,13 +43,17 @@ def phrases() -> tuple[str, ...]:
 def commands() -> tuple[str, ...]:
     """All 20,910 commands, in a fixed order."""
     clauses = [f"{phrase} {times}".strip() for phrase in phrases() for times in TIMES]
-    pairs = [f"{first} {joiner} {second}" for first in clauses for joiner in ("and", "after") for second in clauses]
+    pairs = [
+        f"{first} {joiner} {second}" for first in clauses for joiner in ("and", "after") for second in clauses
+    ]
     return tuple(clauses + pairs)
 
 
 def interpret(command: str) -> str:
     """The actions of a command, separated by spaces. Raises: ValueError, KeyError on what is no command."""
-    return " ".join(action for clause in _clauses(command) for action in _interpret_phrase(clause[0]) * clause[1])
+    return " ".join(
+        action for clause in _clauses(command) for action in _interpret_phrase(clause[0]) * clause[1]
+    )
 
 
 def plans(command: str) -> tuple[Plan, ...]:
@@ -58,7 +62,11 @@ def plans(command: str) -> tuple[Plan, ...]:
     clauses = _clauses(command)
     by_clause = [(f"{phrase} {TIMES_WORDS[times]}".strip(), 1) for phrase, times in clauses]
     whole = Plan(subtasks=(Subtask(id=1, text=command),))
-    candidates = [_joined_plan(clauses), _joined_plan(by_clause), whole] if len(clauses) > 1 else [_joined_plan(clauses), whole]
+    candidates = (
+        [_joined_plan(clauses), _joined_plan(by_clause), whole]
+        if len(clauses) > 1
+        else [_joined_plan(clauses), whole]
+    )
     return tuple(dict.fromkeys(candidates))
 
 
@@ -70,7 +78,9 @@ def reference_plan(command: str) -> Plan:
 def _joined_plan(parts: list[tuple[str, int]]) -> Plan:
     distinct = list(dict.fromkeys(text for text, _ in parts))
     template = " ".join(f"#{distinct.index(text) + 1}" for text, times in parts for _ in range(times))
-    return Plan(subtasks=tuple(Subtask(id=i, text=text) for i, text in enumerate(distinct, 1)), answer=template)
+    return Plan(
+        subtasks=tuple(Subtask(id=i, text=text) for i, text in enumerate(distinct, 1)), answer=template
+    )
 
 
 @cache
@@ -82,13 +92,21 @@ def tasks(split: Split, seed: int = 0) -> tuple[Task, ...]:
 
 def _task(index: int, command: str) -> Task:
     finest, *others = plans(command)
-    return Task(id=f"scan-{index:05d}", query=command, gold=interpret(command), reference_plan=finest, other_plans=tuple(others))
+    return Task(
+        id=f"scan-{index:05d}",
+        query=command,
+        gold=interpret(command),
+        reference_plan=finest,
+        other_plans=tuple(others),
+    )
 
 
 @cache
 def _split_indices(seed: int) -> dict[Split, tuple[int, ...]]:
     everything = range(len(commands()))
-    simple = set(random.Random(f"scan/simple/{seed}").sample(everything, round(SIMPLE_TEST_SHARE * len(everything))))
+    simple = set(
+        random.Random(f"scan/simple/{seed}").sample(everything, round(SIMPLE_TEST_SHARE * len(everything)))
+    )
     long = {i for i in everything if _num_actions(commands()[i]) > MAX_TRAIN_ACTIONS}
     return {
         "length": tuple(sorted(long)),

@@ -19,7 +19,12 @@ BOXES = (
 )
 # fmt: on
 
-STARTS = ("{name} has {a} {thing}", "{name} owns {a} {thing}", "{name} starts with {a} {thing}", "{name} had {a} {thing}")
+STARTS = (
+    "{name} has {a} {thing}",
+    "{name} owns {a} {thing}",
+    "{name} starts with {a} {thing}",
+    "{name} had {a} {thing}",
+)
 PRODUCTS = (
     "{name} has {a} {box} of {b} {thing}",
     "{name} fills {a} {box} with {b} {thing} each",
@@ -49,7 +54,9 @@ FEWER = (
 )
 
 
-def render(branches: Sequence[tuple[str, Sequence[int]]], split: int, is_first_smaller: bool, rng: random.Random) -> str:
+def render(
+    branches: Sequence[tuple[str, Sequence[int]]], split: int, is_first_smaller: bool, rng: random.Random
+) -> str:
     """A sentence or two per branch `(ops, operands)`, then the question.
 
     `split` is 0 to ask for the total; else those before it are compared to those from it on, named in the order in which
@@ -57,17 +64,24 @@ def render(branches: Sequence[tuple[str, Sequence[int]]], split: int, is_first_s
     """
     names = rng.sample(NAMES, len(branches))
     thing = rng.choice(THINGS)
-    sentences = [_branch(name, thing, ops, operands, rng) for name, (ops, operands) in zip(names, branches, strict=True)]
+    sentences = [
+        _branch(name, thing, ops, operands, rng)
+        for name, (ops, operands) in zip(names, branches, strict=True)
+    ]
     if split == 0:
         question = rng.choice(TOTALS).format(thing=thing)
     else:
-        question = _comparison(thing, names[:split], names[split:], rng.choice(FEWER if is_first_smaller else MORE))
+        question = _comparison(
+            thing, names[:split], names[split:], rng.choice(FEWER if is_first_smaller else MORE)
+        )
     return " ".join([*sentences, question])
 
 
 def _branch(name: str, thing: str, ops: str, operands: Sequence[int], rng: random.Random) -> str:
     if ops.startswith("*"):
-        text = rng.choice(PRODUCTS).format(name=name, a=operands[0], b=operands[1], box=rng.choice(BOXES), thing=thing)
+        text = rng.choice(PRODUCTS).format(
+            name=name, a=operands[0], b=operands[1], box=rng.choice(BOXES), thing=thing
+        )
         changes = list(zip(ops[1:], operands[2:], strict=True))
     else:
         text = rng.choice(STARTS).format(name=name, a=operands[0], thing=thing)

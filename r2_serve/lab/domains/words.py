@@ -82,7 +82,9 @@ class Problem:
 
     @property
     def is_held_out(self) -> bool:
-        return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big") % 100 < TEST_SHARE_PERCENT
+        return (
+            int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big") % 100 < TEST_SHARE_PERCENT
+        )
 
 
 def solve(text: str) -> str:
@@ -125,7 +127,12 @@ def _plan(problem: Problem, total: Callable[[list[str], Add], str]) -> Plan:
     if problem.join == "difference":
         larger, smaller = problem.groups
         add(totals[larger], "-", totals[smaller])
-    return Plan(subtasks=tuple(Subtask(id=i, text=step, depends_on=tuple(sorted(references(step)))) for i, step in enumerate(steps, 1)))
+    return Plan(
+        subtasks=tuple(
+            Subtask(id=i, text=step, depends_on=tuple(sorted(references(step))))
+            for i, step in enumerate(steps, 1)
+        )
+    )
 
 
 def _pairwise(terms: list[str], add: Add) -> str:
@@ -152,12 +159,21 @@ def task(problem: Problem, rng: random.Random) -> Task:
     branches = [(branch.ops, branch.operands) for branch in problem.branches]
     query = forms.render(branches, problem.split, problem.is_swapped, rng)
     tree, *others = plans(problem)
-    return Task(id=f"words-{digest}", query=query, gold=str(answer(problem)), reference_plan=tree, other_plans=tuple(others))
+    return Task(
+        id=f"words-{digest}",
+        query=query,
+        gold=str(answer(problem)),
+        reference_plan=tree,
+        other_plans=tuple(others),
+    )
 
 
 def tasks(split: Split, num_tasks: int, seed: int = 0) -> list[Task]:
     """`num_tasks` distinct problems of a split, each in one wording; a longer list begins with a shorter one's tasks."""
-    return [task(problem, random.Random(f"words/wording/{seed}/{problem.key}")) for problem in problems(split, num_tasks, seed)]
+    return [
+        task(problem, random.Random(f"words/wording/{seed}/{problem.key}"))
+        for problem in problems(split, num_tasks, seed)
+    ]
 
 
 def problems(split: Split, num_problems: int, seed: int = 0) -> list[Problem]:
@@ -184,7 +200,11 @@ def with_distinct_operands(problem: Problem) -> Problem:
     """The same structure over 2, 3, 4, ... in the order of the text; its values need be neither small nor positive."""
     numbers = count(2)
     return replace(
-        problem, branches=tuple(replace(branch, operands=tuple(islice(numbers, len(branch.operands)))) for branch in problem.branches)
+        problem,
+        branches=tuple(
+            replace(branch, operands=tuple(islice(numbers, len(branch.operands))))
+            for branch in problem.branches
+        ),
     )
 
 
@@ -233,7 +253,9 @@ def _draw_branch(ops: str, rng: random.Random) -> Branch:
 
 
 def _redraw(problem: Problem, rng: random.Random) -> Problem | None:
-    fresh = tuple(Branch(old.ops, tuple(_number(len(str(n)), rng) for n in old.operands)) for old in problem.branches)
+    fresh = tuple(
+        Branch(old.ops, tuple(_number(len(str(n)), rng) for n in old.operands)) for old in problem.branches
+    )
     if not all(map(_is_valid, fresh)):
         return None
     redrawn = replace(problem, branches=fresh)

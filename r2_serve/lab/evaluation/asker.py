@@ -90,12 +90,18 @@ class HttpAsker:
 
     async def _ask(self, query: Query) -> Asked:
         try:
-            response = await self._client.post("chat/completions", json=_body(query), headers={"x-request-id": query.request_id})
+            response = await self._client.post(
+                "chat/completions", json=_body(query), headers={"x-request-id": query.request_id}
+            )
             body = response.json()
         except httpx.HTTPError as e:
-            raise AskFailed(f"{type(e).__name__}: {e}", is_cost_known=isinstance(e, httpx.ConnectError)) from e
+            raise AskFailed(
+                f"{type(e).__name__}: {e}", is_cost_known=isinstance(e, httpx.ConnectError)
+            ) from e
         except ValueError as e:
-            raise AskFailed(f"HTTP {response.status_code}, not JSON: {response.text[:200]!r}", is_cost_known=False) from e
+            raise AskFailed(
+                f"HTTP {response.status_code}, not JSON: {response.text[:200]!r}", is_cost_known=False
+            ) from e
         try:
             if response.status_code != httpx.codes.OK:
                 message = f"HTTP {response.status_code}: {body['error']['code']}: {body['error']['message']}"
@@ -103,7 +109,10 @@ class HttpAsker:
             trace = Trace.model_validate(body["r2"]["trace"])
             return Asked(body["choices"][0]["message"]["content"], body["r2"].get("confidence"), trace)
         except (KeyError, IndexError, TypeError, ValidationError) as e:
-            raise AskFailed(f"HTTP {response.status_code}, but no reply of R2: {type(e).__name__}: {e}"[:300], is_cost_known=False) from e
+            raise AskFailed(
+                f"HTTP {response.status_code}, but no reply of R2: {type(e).__name__}: {e}"[:300],
+                is_cost_known=False,
+            ) from e
 
 
 _REFUSED_UNWORKED = {401, 404, 413, 415, 429}
@@ -139,7 +148,9 @@ def _body(query: Query) -> dict[str, Any]:
         "seed": sampling.seed,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "response_format": None if sampling.json_schema is None else {"type": "json_schema", "json_schema": schema},
+        "response_format": None
+        if sampling.json_schema is None
+        else {"type": "json_schema", "json_schema": schema},
     }
     return {**_stated(body), "r2": _stated(r2)}
 

@@ -51,7 +51,9 @@ def load_tasks(benchmark: Benchmark, source: str | Path) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def split_tasks(tasks: Iterable[Task], *, test_share: float = 0.5, salt: str = "r2") -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+def split_tasks(
+    tasks: Iterable[Task], *, test_share: float = 0.5, salt: str = "r2"
+) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     """(development, test), by task id alone: the same task is on the same side in every file and every run."""
     sides: tuple[list[Task], list[Task]] = ([], [])
     for task in tasks:
@@ -66,7 +68,9 @@ def is_test(task_id: str, *, test_share: float = 0.5, salt: str = "r2") -> bool:
 
 def sample_tasks(tasks: Sequence[Task], num_tasks: int, *, salt: str = "r2") -> tuple[Task, ...]:
     """`num_tasks` of them, drawn by id, in their order: the same draw on every machine, and larger draws hold smaller ones."""
-    drawn = {task.id for task in sorted(tasks, key=lambda task: _uniform(f"{salt}/sample", task.id))[:num_tasks]}
+    drawn = {
+        task.id for task in sorted(tasks, key=lambda task: _uniform(f"{salt}/sample", task.id))[:num_tasks]
+    }
     return tuple(task for task in tasks if task.id in drawn)
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from r2_serve.lab.evaluation.session import EvalRequest
 
 Name = TypeVar("Name", bound=str)
-eval_app = typer.Typer(help="Run benchmarks against the router and its baselines, grade, report.", no_args_is_help=True)
+eval_app = typer.Typer(
+    help="Run benchmarks against the router and its baselines, grade, report.", no_args_is_help=True
+)
 sandbox_app = typer.Typer(help="Run Python that nobody has read.", no_args_is_help=True)
 
 SPLITS: tuple[Split, ...] = ("all", "development", "test")
@@ -34,14 +36,33 @@ def _usd(text: str) -> Decimal:
 
 
 BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help=f"{BENCHMARKS}.")]
-PolicyOption = Annotated[list[str], typer.Option("--policy", "-p", help="Repeatable; r2, single:MODEL, cot:MODEL, ..., or all.")]
-DataOption = Annotated[str, typer.Option("--data", "-d", help="Official file or directory, hf:NAME, or a generated split.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Tasks, drawn by id; default: all of the split.")]
-SplitOption = Annotated[str | None, typer.Option(help="By task id: all, development, test. Default: test; all of a generated split.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")]
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Serve config; with --url, that of the endpoint.")]
-UrlOption = Annotated[str | None, typer.Option("--url", envvar="R2_EVAL_URL", help="Endpoint, with its /v1; default: in this process.")]
-KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")]
+PolicyOption = Annotated[
+    list[str], typer.Option("--policy", "-p", help="Repeatable; r2, single:MODEL, cot:MODEL, ..., or all.")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", "-d", help="Official file or directory, hf:NAME, or a generated split.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Tasks, drawn by id; default: all of the split.")
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(help="By task id: all, development, test. Default: test; all of a generated split."),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")
+]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="Serve config; with --url, that of the endpoint.")
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", envvar="R2_EVAL_URL", help="Endpoint, with its /v1; default: in this process."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one."),
+]
 
 
 @eval_app.command()
@@ -55,16 +76,29 @@ def run(
     config: ConfigOption = EMBEDDED_CONFIG,
     url: UrlOption = None,
     api_key: KeyOption = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Virtual model; default: r2-BENCHMARK, else the first.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Virtual model; default: r2-BENCHMARK, else the first."),
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="(policy, task) pairs under way.")] = 32,
-    max_cost_usd: Annotated[Decimal | None, typer.Option(parser=_usd, metavar="USD", help="Stop there; earlier runs of DIR count.")] = None,
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask again where there was no answer.")] = False,
-    tau: Annotated[float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")] = 0.9,
+    max_cost_usd: Annotated[
+        Decimal | None,
+        typer.Option(parser=_usd, metavar="USD", help="Stop there; earlier runs of DIR count."),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask again where there was no answer.")
+    ] = False,
+    tau: Annotated[
+        float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")
+    ] = 0.9,
     seed: Annotated[int, typer.Option(help="Of every draw that a policy makes.")] = 0,
     set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Where DIR holds another run, rename that to DIR.1 and begin anew.")
+        bool,
+        typer.Option("--set-aside", help="Where DIR holds another run, rename that to DIR.1 and begin anew."),
     ] = False,
-    engine: Annotated[str, typer.Option(help="asyncio, or ray-data (Ray Data on the cluster; needs --url).")] = "asyncio",
+    engine: Annotated[
+        str, typer.Option(help="asyncio, or ray-data (Ray Data on the cluster; needs --url).")
+    ] = "asyncio",
 ) -> None:
     """Answer and grade tasks under one or more policies; killed at any time, the same command goes on.
 
@@ -117,7 +151,9 @@ def grade(benchmark: Annotated[str, typer.Argument(help=f"{BENCHMARKS}.")]) -> N
         counts = grade_lines(_chosen(benchmark, "benchmark", _benchmarks()), sys.stdin, sys.stdout)
     except SandboxUnavailable as e:
         _fail(e.message)
-    typer.echo(", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no rows", err=True)
+    typer.echo(
+        ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no rows", err=True
+    )
 
 
 @eval_app.command()
@@ -128,7 +164,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the files.")],
     limit: LimitOption = None,
     split: SplitOption = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Model named in the command that is printed.")] = "r2",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model named in the command that is printed.")
+    ] = "r2",
 ) -> None:
     """Write tasks for lm-evaluation-harness or inspect-ai: the rows that `eval run` takes, scored by the same rules.
 
@@ -147,17 +185,27 @@ def export(
         paths = write(tasks, form, out)
     except R2Error as e:
         _fail(e.message)
-    typer.echo(f"{len(tasks)} tasks written: {', '.join(map(str, paths))}\nnow, with an endpoint on port 8000:\n")
+    typer.echo(
+        f"{len(tasks)} tasks written: {', '.join(map(str, paths))}\nnow, with an endpoint on port 8000:\n"
+    )
     typer.echo(command(form, name, out, model))
 
 
 @eval_app.command()
 def report(
     directories: Annotated[list[Path], typer.Argument(help="Run directories.")],
-    html: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first directory.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="The figures; default: report.json in the first directory.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Policy whose cost is 100 %; default: the largest model alone.")] = None,
-    brief: Annotated[bool, typer.Option("--brief", help="Print one table for each run; the files hold everything.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html in the first directory.")
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="The figures; default: report.json in the first directory.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Policy whose cost is 100 %; default: the largest model alone.")
+    ] = None,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Print one table for each run; the files hold everything.")
+    ] = False,
 ) -> None:
     """Accuracy, costs and how they compare: as tables here, as JSON, and as one self-contained HTML page.
 
@@ -184,7 +232,10 @@ def sandbox_run(
     file: Annotated[Path, typer.Argument(help="A Python program; - reads standard input.", exists=False)],
     timeout: Annotated[float, typer.Option(min=0.1, help="Wall-clock seconds.")] = 10.0,
     allow_unsandboxed: Annotated[
-        bool, typer.Option("--allow-unsandboxed", help="Run even without bubblewrap: the program can do what you can.")
+        bool,
+        typer.Option(
+            "--allow-unsandboxed", help="Run even without bubblewrap: the program can do what you can."
+        ),
     ] = False,
 ) -> None:
     """Run a program in the sandbox that grades model-written code. Exit status: the program's; 124 at the timeout; 125 for anything else.
@@ -202,7 +253,9 @@ def sandbox_run(
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     if result.status != "ok":
-        typer.echo(f"r2-serve: the program ended as {result.status} after {result.duration_s:.1f} s", err=True)
+        typer.echo(
+            f"r2-serve: the program ended as {result.status} after {result.duration_s:.1f} s", err=True
+        )
     codes = {"ok": 0, "timeout": 124, "failed": result.exit_code}
     exit_code = codes.get(result.status, 125)
     raise typer.Exit(125 if exit_code is None or not 0 <= exit_code < 256 else exit_code)
@@ -216,7 +269,9 @@ def _run(request: EvalRequest) -> None:
     standing = _finish(run_session(request, Console()))
     if standing.stopped_because is not None:
         _fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
-    typer.echo(f"done: {standing.num_done} rows, {standing.num_failed} failed. Now: r2-serve eval report {request.out}")
+    typer.echo(
+        f"done: {standing.num_done} rows, {standing.num_failed} failed. Now: r2-serve eval report {request.out}"
+    )
 
 
 def _finish(work: Coroutine[Any, Any, Any]) -> Any:

@@ -45,7 +45,12 @@ class Solved:
     @classmethod
     def of(cls, asked: Asked) -> Solved:
         trace = asked.trace
-        return cls(asked.text, trace.plan, tuple(result.model for result in trace.results), trace.plan_fallback is not None)
+        return cls(
+            asked.text,
+            trace.plan,
+            tuple(result.model for result in trace.results),
+            trace.plan_fallback is not None,
+        )
 
 
 class Outcome(Record):
@@ -134,7 +139,9 @@ class Desk:
         self._num_asks += 1
         return f"eval-{hashlib.sha256(f'{self.setting.seed}/{self.owner}/{self._num_asks}'.encode()).hexdigest()[:32]}"
 
-    def _keep(self, calls: Sequence[CallRecord], asked_s: float, stage: CallStage | None, subtask: int | None) -> None:
+    def _keep(
+        self, calls: Sequence[CallRecord], asked_s: float, stage: CallStage | None, subtask: int | None
+    ) -> None:
         for call in calls:
             named = {"stage": stage or call.stage, "subtask": call.subtask if subtask is None else subtask}
             times = {"start_s": round(call.start_s + asked_s, 6), "end_s": round(call.end_s + asked_s, 6)}
@@ -150,11 +157,21 @@ async def outcome_of(policy: Policy, task: Task, asker: Asker, setting: Setting)
         return _outcome(desk, answer=None, error=e.message)
     plan = solved.plan
     shape = {"num_subtasks": len(plan.subtasks), "width": width(plan), "depth": plan.depth} if plan else {}
-    return _outcome(desk, answer=solved.text, subtask_models=solved.models, is_plan_fallback=solved.is_plan_fallback, **shape)
+    return _outcome(
+        desk,
+        answer=solved.text,
+        subtask_models=solved.models,
+        is_plan_fallback=solved.is_plan_fallback,
+        **shape,
+    )
 
 
 def _outcome(desk: Desk, **fields: object) -> Outcome:
-    base = {"calls": tuple(desk.calls), "is_cost_known": desk.is_cost_known, "latency_s": round(desk.elapsed_s, 6)}
+    base = {
+        "calls": tuple(desk.calls),
+        "is_cost_known": desk.is_cost_known,
+        "latency_s": round(desk.elapsed_s, 6),
+    }
     return Outcome.model_validate({**base, **fields})
 
 

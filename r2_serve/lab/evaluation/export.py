@@ -30,13 +30,23 @@ def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[
     """Write the files; those that are there are replaced. Raises: ConfigError for a benchmark whose grader is no function of text."""
     benchmark = tasks[0].benchmark
     if benchmark not in EXPORTABLE:
-        raise ConfigError(f"{benchmark} cannot be exported, only {', '.join(EXPORTABLE)}: its grader runs in processes of its own")
+        raise ConfigError(
+            f"{benchmark} cannot be exported, only {', '.join(EXPORTABLE)}: its grader runs in processes of its own"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     rows = "\n".join(json.dumps(exported_row(task), ensure_ascii=False) for task in tasks)
-    name, text = (f"r2_{benchmark}.yaml", _LM_EVAL) if file_format == "lm-eval" else (f"r2_{benchmark}.py", _INSPECT)
+    name, text = (
+        (f"r2_{benchmark}.yaml", _LM_EVAL) if file_format == "lm-eval" else (f"r2_{benchmark}.py", _INSPECT)
+    )
     where = json.dumps(str((directory / "rows.jsonl").resolve()))
-    scoring = Path(grade_text.__file__).read_text(encoding="utf-8") + (_PROCESS_RESULTS if file_format == "lm-eval" else "")
-    contents = {name: text.replace("BENCHMARK", benchmark).replace("ROWS", where), "rows.jsonl": rows, "scoring.py": scoring}
+    scoring = Path(grade_text.__file__).read_text(encoding="utf-8") + (
+        _PROCESS_RESULTS if file_format == "lm-eval" else ""
+    )
+    contents = {
+        name: text.replace("BENCHMARK", benchmark).replace("ROWS", where),
+        "rows.jsonl": rows,
+        "scoring.py": scoring,
+    }
     for file, content in contents.items():
         write_whole(directory / file, content.rstrip("\n"))
     return [directory / file for file in contents]
@@ -50,7 +60,11 @@ def exported_row(task: Task) -> dict[str, Any]:
             return {**row, "gold": task.row["actions"]}
         case "csqa":
             parsed = CsqaRow.model_validate(task.row)
-            return {**row, "gold": parsed.answerKey, "choices": {choice.label: choice.text for choice in parsed.question.choices}}
+            return {
+                **row,
+                "gold": parsed.answerKey,
+                "choices": {choice.label: choice.text for choice in parsed.question.choices},
+            }
         case "musique":
             return {**row, "gold": [task.row["answer"], *task.row.get("answer_aliases", ())]}
         case _:

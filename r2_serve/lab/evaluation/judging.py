@@ -19,7 +19,10 @@ MAX_SCORE = 10
 
 def difficulty_prompt(question: str) -> tuple[Message, ...]:
     """Source: DataShunt (difficulty decides between a small and a large model), as a baseline of arXiv 2502.04392."""
-    return (Message(role="system", content=_EASY_OR_HARD), Message(role="user", content=f"<question>\n{question}\n</question>"))
+    return (
+        Message(role="system", content=_EASY_OR_HARD),
+        Message(role="user", content=f"<question>\n{question}\n</question>"),
+    )
 
 
 def parse_is_hard(reply: str) -> bool:

@@ -142,11 +142,28 @@ def data_sha256(tasks: Sequence[Task]) -> str:
     return _sha256(f"{line}\n".encode() for line in lines)
 
 
-def config_sha256(config: RouterConfig, routing: RoutingConfig, model_apps: dict[str, ModelServerConfig]) -> str:
+def config_sha256(
+    config: RouterConfig, routing: RoutingConfig, model_apps: dict[str, ModelServerConfig]
+) -> str:
     """Of what decides answers and costs; embedded checkpoints by content, other models by name."""
-    sections = [config.model_dump_json(), routing.model_dump_json(), *(f"{k}={v.model_dump_json()}" for k, v in sorted(model_apps.items()))]
-    paths = sorted({path for app in model_apps.values() if (path := getattr(app.engine, "path", "")).startswith(EMBEDDED_PREFIX)})
-    weights = (file.read_bytes() for path in paths for file in sorted(Path(resolve_checkpoint(path)).iterdir()) if file.is_file())
+    sections = [
+        config.model_dump_json(),
+        routing.model_dump_json(),
+        *(f"{k}={v.model_dump_json()}" for k, v in sorted(model_apps.items())),
+    ]
+    paths = sorted(
+        {
+            path
+            for app in model_apps.values()
+            if (path := getattr(app.engine, "path", "")).startswith(EMBEDDED_PREFIX)
+        }
+    )
+    weights = (
+        file.read_bytes()
+        for path in paths
+        for file in sorted(Path(resolve_checkpoint(path)).iterdir())
+        if file.is_file()
+    )
     return _sha256((*(section.encode() for section in sections), *weights))
 
 
@@ -159,7 +176,9 @@ def _sha256(parts: Iterable[bytes]) -> str:
 
 def _differences(old: Manifest, new: Manifest) -> list[str]:
     was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
-    return [f"{name}: was {_short(was[name])}, now {_short(now[name])}" for name in was if was[name] != now[name]]
+    return [
+        f"{name}: was {_short(was[name])}, now {_short(now[name])}" for name in was if was[name] != now[name]
+    ]
 
 
 def _short(value: object) -> str:

@@ -28,15 +28,15 @@ def _overview(reports: Sequence[RunReport]) -> str:
 
 def _overview_cells(report: RunReport, anchor: str) -> str:
     name, *figures = cells.overview_row(report)
-    return f'<td><a href="#{anchor}">{escape(name)}</a></td>' + "".join(f"<td>{escape(text)}</td>" for text in figures)
+    return f'<td><a href="#{anchor}">{escape(name)}</a></td>' + "".join(
+        f"<td>{escape(text)}</td>" for text in figures
+    )
 
 
 def _section(report: RunReport, anchor: str) -> str:
     manifest = report.manifest
     where = manifest.endpoint or "in one process"
-    origin = (
-        f"{report.directory}; {where}; code {manifest.code_version}; config {manifest.config_sha256[:12]}; data {manifest.data_sha256[:12]}"
-    )
+    origin = f"{report.directory}; {where}; code {manifest.code_version}; config {manifest.config_sha256[:12]}; data {manifest.data_sha256[:12]}"
     return "\n".join(
         [
             f'<h2 id="{anchor}">{escape(cells.title(report))}</h2>',
@@ -55,7 +55,10 @@ def _section(report: RunReport, anchor: str) -> str:
 
 
 def _policies(report: RunReport) -> list[str]:
-    styles = ["ours" if policy.policy == R2 else "" if policy.policy in report.pareto else "beaten" for policy in report.policies]
+    styles = [
+        "ours" if policy.policy == R2 else "" if policy.policy in report.pareto else "beaten"
+        for policy in report.policies
+    ]
     accuracy = [cells.accuracy_cells(policy, report) for policy in report.policies]
     usage = [cells.usage_cells(policy) for policy in report.policies]
     return [
@@ -68,4 +71,7 @@ def _policies(report: RunReport) -> list[str]:
 def _comparisons(report: RunReport) -> list[str]:
     if not report.comparisons:
         return []
-    return ["<h3>r2 against each baseline</h3>", table(cells.COMPARISON_COLUMNS, ((row, "") for row in cells.comparison_rows(report)))]
+    return [
+        "<h3>r2 against each baseline</h3>",
+        table(cells.COMPARISON_COLUMNS, ((row, "") for row in cells.comparison_rows(report))),
+    ]

@@ -30,7 +30,13 @@ def pareto_plot(report: RunReport) -> str:
         for number, policy in enumerate(by_cost, 1):
             _point(axes, policy, number, report.pareto)
         axes.step(
-            [_usd_per_task(p) for p in front], [100 * p.accuracy for p in front], where="post", color=_BEST, lw=1, alpha=0.5, zorder=1
+            [_usd_per_task(p) for p in front],
+            [100 * p.accuracy for p in front],
+            where="post",
+            color=_BEST,
+            lw=1,
+            alpha=0.5,
+            zorder=1,
         )
         _scale_costs(axes, [_usd_per_task(policy) for policy in report.policies])
         axes.set_ylim(-6, 112)
@@ -44,13 +50,21 @@ def pareto_plot(report: RunReport) -> str:
 
 def models_plot(report: RunReport) -> str:
     """Tokens per model, one bar per policy; and the share of subtasks per model where plans were run."""
-    names = [model.name for model in report.manifest.models if any(model.name in policy.models for policy in report.policies)]
+    names = [
+        model.name
+        for model in report.manifest.models
+        if any(model.name in policy.models for policy in report.policies)
+    ]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.1 + 0.30 * len(report.policies)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         colors = {name: mpl.colormaps["tab10"](i % 10) for i, name in enumerate(names)}
         tokens = {
-            name: [p.models[name].usage.total_tokens / p.num_tasks if name in p.models else 0.0 for p in report.policies] for name in names
+            name: [
+                p.models[name].usage.total_tokens / p.num_tasks if name in p.models else 0.0
+                for p in report.policies
+            ]
+            for name in names
         }
         shares = {name: [100 * policy.share(name) for policy in report.policies] for name in names}
         labels = [policy.policy for policy in report.policies]
@@ -81,7 +95,9 @@ def _point(axes: Axes, policy: PolicyReport, number: int, front: Sequence[str]) 
     )  # fmt: skip
 
 
-def _number_points(figure: Figure, axes: Axes, policies: Sequence[PolicyReport], front: Sequence[str]) -> None:
+def _number_points(
+    figure: Figure, axes: Axes, policies: Sequence[PolicyReport], front: Sequence[str]
+) -> None:
     """Each number beside its point, at the nearest of a few places where it covers no point and no other number."""
     figure.draw_without_rendering()  # places the axes, and so the points
     scale = 72 / figure.dpi
@@ -91,12 +107,20 @@ def _number_points(figure: Figure, axes: Axes, policies: Sequence[PolicyReport],
         return float(x), float(y)
 
     points = [place(policy, policy.accuracy) for policy in policies]
-    bars = [(place(policy, policy.accuracy_ci95[0])[1], place(policy, policy.accuracy_ci95[1])[1]) for policy in policies]
-    taken: list[Box] = [(x - 3, min(y - 3, low), x + 3, max(y + 3, high)) for (x, y), (low, high) in zip(points, bars, strict=True)]
+    bars = [
+        (place(policy, policy.accuracy_ci95[0])[1], place(policy, policy.accuracy_ci95[1])[1])
+        for policy in policies
+    ]
+    taken: list[Box] = [
+        (x - 3, min(y - 3, low), x + 3, max(y + 3, high))
+        for (x, y), (low, high) in zip(points, bars, strict=True)
+    ]
     for number, (policy, (x, y)) in enumerate(zip(policies, points, strict=True), 1):
         width = 5.5 * len(str(number))
         places = [(dx, dy, (x + dx, y + dy, x + dx + width, y + dy + 8)) for dx, dy in _places(width)]
-        dx, dy, box = next((place for place in places if not any(_overlap(place[2], other) for other in taken)), places[0])
+        dx, dy, box = next(
+            (place for place in places if not any(_overlap(place[2], other) for other in taken)), places[0]
+        )
         taken.append(box)
         axes.annotate(
             str(number), (_usd_per_task(policy), 100 * policy.accuracy), xytext=(dx, dy), textcoords="offset points",
@@ -129,7 +153,10 @@ def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:
 
 
 def _stacked(
-    axes: Axes, labels: Sequence[str], values: dict[str, list[float]], colors: dict[str, tuple[float, float, float, float]]
+    axes: Axes,
+    labels: Sequence[str],
+    values: dict[str, list[float]],
+    colors: dict[str, tuple[float, float, float, float]],
 ) -> None:
     lefts = [0.0] * len(labels)
     for name, lengths in values.items():

@@ -62,7 +62,9 @@ class Routed:
     allocation: str | None = None
 
     async def answer(self, task: Task, desk: Desk) -> Solved:
-        asked = await desk.ask(desk.setting.virtual_model, user(task.query), policy=self.allocation, sampling=Sampling())
+        asked = await desk.ask(
+            desk.setting.virtual_model, user(task.query), policy=self.allocation, sampling=Sampling()
+        )
         return Solved.of(asked)
 
 
@@ -89,7 +91,9 @@ class ChainOfThought:
         if made.is_fallback:
             answered = await desk.ask(self.model, user(task.query), stage="execute", subtask=1)
             return Solved(answered.text, made.plan, (self.model,), is_plan_fallback=True)
-        asked = await desk.ask(desk.setting.virtual_model, user(task.query), plan=chain(made.plan), policy=f"all:{self.model}")
+        asked = await desk.ask(
+            desk.setting.virtual_model, user(task.query), plan=chain(made.plan), policy=f"all:{self.model}"
+        )
         return Solved.of(asked)
 
 
@@ -110,20 +114,30 @@ class TreeOfThoughts:
             answers[subtask.id] = await self._best_answer(task, desk, made, subtask, inputs)
         return made.solved(answers, dict.fromkeys(answers, self.model))
 
-    async def _best_answer(self, task: Task, desk: Desk, made: _Planned, subtask: Subtask, inputs: dict[int, str]) -> str:
+    async def _best_answer(
+        self, task: Task, desk: Desk, made: _Planned, subtask: Subtask, inputs: dict[int, str]
+    ) -> str:
         messages = made.step_messages(self.model, task, desk.setting, subtask, inputs)
         candidates = []
         for seed in range(self.config.num_candidates):
-            sampling = Sampling(temperature=self.config.temperature, seed=seed, logprobs=_is_compact(self.model, desk.setting))
-            candidates.append(await desk.ask(self.model, messages, sampling=sampling, stage="execute", subtask=subtask.id))
+            sampling = Sampling(
+                temperature=self.config.temperature, seed=seed, logprobs=_is_compact(self.model, desk.setting)
+            )
+            candidates.append(
+                await desk.ask(self.model, messages, sampling=sampling, stage="execute", subtask=subtask.id)
+            )
         scores = [await self._score(task, desk, subtask, inputs, candidate) for candidate in candidates]
         return candidates[scores.index(max(scores))].text
 
-    async def _score(self, task: Task, desk: Desk, subtask: Subtask, inputs: dict[int, str], candidate: Asked) -> float:
+    async def _score(
+        self, task: Task, desk: Desk, subtask: Subtask, inputs: dict[int, str], candidate: Asked
+    ) -> float:
         if _is_compact(self.model, desk.setting):
             return confidence_of(candidate)
         prompt = judging.score_prompt(task.query, substitute(subtask.text, inputs), candidate.text)
-        return judging.parse_score((await desk.ask(self.model, prompt, stage="execute", subtask=subtask.id)).text)
+        return judging.parse_score(
+            (await desk.ask(self.model, prompt, stage="execute", subtask=subtask.id)).text
+        )
 
 
 @dataclass(frozen=True)
@@ -198,7 +212,9 @@ class _Planned:
     is_fallback: bool = False
     """No plan could be made, so its one step is the whole query."""
 
-    def step_messages(self, model: str, task: Task, setting: Setting, subtask: Subtask, inputs: dict[int, str]) -> tuple[Message, ...]:
+    def step_messages(
+        self, model: str, task: Task, setting: Setting, subtask: Subtask, inputs: dict[int, str]
+    ) -> tuple[Message, ...]:
         """What `model` is asked, so that it sees the very prompt that the router would show it.
 
         A compact model's prompt is rendered from a plain text; an instruct model's messages pass through as they are.
@@ -207,7 +223,9 @@ class _Planned:
             return user(task.query)
         if _is_compact(model, setting):
             return user(substitute(subtask.text, inputs))
-        return tuple(get_codec(setting.cards[model].codec).render_subtask(user(task.query), self.plan, subtask, inputs))
+        return tuple(
+            get_codec(setting.cards[model].codec).render_subtask(user(task.query), self.plan, subtask, inputs)
+        )
 
     def solved(self, answers: dict[int, str], models: dict[int, str]) -> Solved:
         last = answers[len(self.plan.subtasks)]
@@ -222,7 +240,9 @@ async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
         return await _plan_by_router(task, desk)
     codec = get_codec(setting.cards[model].codec)
     sampling = _GREEDY.model_copy(update={"json_schema": codec.plan_schema(setting.max_subtasks)})
-    reply = await desk.ask(model, codec.render_decompose(task.query, setting.max_subtasks), sampling=sampling, stage="decompose")
+    reply = await desk.ask(
+        model, codec.render_decompose(task.query, setting.max_subtasks), sampling=sampling, stage="decompose"
+    )
     try:
         plan = codec.parse_plan(reply.text, task.query)
     except CodecError:
@@ -241,7 +261,9 @@ async def _plan_by_router(task: Task, desk: Desk) -> _Planned:
 
 def chain(plan: Plan) -> Plan:
     """The same steps, each depending on all before it."""
-    steps = tuple(subtask.model_copy(update={"depends_on": tuple(range(1, subtask.id))}) for subtask in plan.subtasks)
+    steps = tuple(
+        subtask.model_copy(update={"depends_on": tuple(range(1, subtask.id))}) for subtask in plan.subtasks
+    )
     return Plan(subtasks=steps, answer=plan.answer)
 
 

@@ -26,7 +26,9 @@ from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.row_log import RunRow
 from r2_serve.lab.evaluation.runner import Work, row_of
 
-JOIN_HINT = "Start one with ray start --head; for that of r2-serve up, see docs/evaluation.md, On a Ray cluster"
+JOIN_HINT = (
+    "Start one with ray start --head; for that of r2-serve up, see docs/evaluation.md, On a Ray cluster"
+)
 Batch = dict[str, Any]
 """Column name to values, as Ray Data passes them."""
 
@@ -84,12 +86,18 @@ def check_cluster(timeout_s: float = 120.0) -> None:
     """
     probe = [sys.executable, "-c", "import ray; ray.init(address='auto', log_to_driver=False)"]
     try:
-        done = subprocess.run(probe, capture_output=True, text=True, timeout=timeout_s, check=False)  # our own text  # noqa: S603  # nosec B603
+        done = subprocess.run(
+            probe, capture_output=True, text=True, timeout=timeout_s, check=False
+        )  # our own text  # noqa: S603  # nosec B603
     except subprocess.TimeoutExpired as e:
-        raise EngineUnavailable(f"--engine ray-data: the Ray cluster gave no answer within {timeout_s:g} s. {JOIN_HINT}") from e
+        raise EngineUnavailable(
+            f"--engine ray-data: the Ray cluster gave no answer within {timeout_s:g} s. {JOIN_HINT}"
+        ) from e
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise EngineUnavailable(f"--engine ray-data needs a running Ray cluster that this process may join: {reason[:300]}. {JOIN_HINT}")
+        raise EngineUnavailable(
+            f"--engine ray-data needs a running Ray cluster that this process may join: {reason[:300]}. {JOIN_HINT}"
+        )
 
 
 class _Actor:
@@ -104,5 +112,7 @@ class _Actor:
         if self._asker is None:  # here, as the client belongs to the event loop of the calls
             self._asker = HttpAsker(new_client(self._url, api_key=self._api_key))
         work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # our own, from the driver  # noqa: S301  # nosec B301
-        for row in asyncio.as_completed([row_of(item, self._asker, self._grader, self._setting) for item in work]):
+        for row in asyncio.as_completed(
+            [row_of(item, self._asker, self._grader, self._setting) for item in work]
+        ):
             yield {"row": [(await row).model_dump_json()]}

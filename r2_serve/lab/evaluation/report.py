@@ -130,7 +130,9 @@ def report_of(directory: Path, reference: str | None = None) -> RunReport:
     by_policy: dict[str, dict[str, RunRow]] = {name: {} for name in manifest.policies}
     for row in rows.values():
         by_policy[row.policy][row.task_id] = row
-    policies = tuple(_policy_report(name, list(found.values()), manifest) for name, found in by_policy.items())
+    policies = tuple(
+        _policy_report(name, list(found.values()), manifest) for name, found in by_policy.items()
+    )
     marks = {name: _marks(found, by_policy, manifest.num_tasks) for name, found in by_policy.items()}
     return RunReport(
         directory=str(directory),
@@ -150,7 +152,10 @@ def report_of(directory: Path, reference: str | None = None) -> RunReport:
 
 def _policy_report(name: str, rows: Sequence[RunRow], manifest: Manifest) -> PolicyReport:
     counts = Counter[str](row.status for row in rows)
-    statuses: dict[str, int] = {**{status: counts[status] for status in STATUSES}, "missing": manifest.num_tasks - len(rows)}
+    statuses: dict[str, int] = {
+        **{status: counts[status] for status in STATUSES},
+        "missing": manifest.num_tasks - len(rows),
+    }
     calls = [call for row in rows for call in row.outcome.calls]
     hosted = {model.name for model in manifest.models if model.is_hosted}
     latencies = [row.outcome.latency_s for row in rows] or [0.0]
@@ -196,7 +201,9 @@ def _model_uses(rows: Sequence[RunRow], order: Sequence[str]) -> dict[str, Model
 
 
 def _usage(calls: Sequence[CallRecord]) -> Usage:
-    prompt, completion = (sum(getattr(call.usage, name) for call in calls) for name in ("prompt_tokens", "completion_tokens"))
+    prompt, completion = (
+        sum(getattr(call.usage, name) for call in calls) for name in ("prompt_tokens", "completion_tokens")
+    )
     return Usage(prompt_tokens=prompt, completion_tokens=completion)
 
 
@@ -332,10 +339,16 @@ def _at_equal_accuracy(policies: Sequence[PolicyReport], cost_of: CostOf) -> Equ
     if not mixtures:
         return None
     cost, mixture = min(mixtures, key=lambda item: item[0])
-    return EqualAccuracy(mixture=mixture, cost_usd=cost, cost_reduction=1 - float(cost_of(ours)) / cost) if cost else None
+    return (
+        EqualAccuracy(mixture=mixture, cost_usd=cost, cost_reduction=1 - float(cost_of(ours)) / cost)
+        if cost
+        else None
+    )
 
 
-def _mixtures(accuracy: float, others: Sequence[PolicyReport], cost_of: CostOf) -> Iterator[tuple[float, dict[str, float]]]:
+def _mixtures(
+    accuracy: float, others: Sequence[PolicyReport], cost_of: CostOf
+) -> Iterator[tuple[float, dict[str, float]]]:
     for high in (policy for policy in others if policy.accuracy >= accuracy):
         yield float(cost_of(high)), {high.policy: 1.0}
         for low in (policy for policy in others if policy.accuracy < accuracy):

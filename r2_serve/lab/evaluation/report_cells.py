@@ -15,9 +15,18 @@ def title(report: RunReport) -> str:
 
 def notes(report: RunReport) -> list[str]:
     """What must be said beside the figures."""
-    lines = [*_equal_accuracy_notes(report), *_shares_notes(report), *_incomplete_notes(report), *_failure_notes(report)]
-    lines.append("Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks went alike.")
-    lines.append(f"Total cost prices local models as configured; ref is {report.reference}. {_api_note(report)}")
+    lines = [
+        *_equal_accuracy_notes(report),
+        *_shares_notes(report),
+        *_incomplete_notes(report),
+        *_failure_notes(report),
+    ]
+    lines.append(
+        "Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks went alike."
+    )
+    lines.append(
+        f"Total cost prices local models as configured; ref is {report.reference}. {_api_note(report)}"
+    )
     lines.append("Latency is under the load of this very run.")
     return lines
 
@@ -32,9 +41,16 @@ def _equal_accuracy_notes(report: RunReport) -> list[str]:
 
 
 def _equal_accuracy_note(name: str, equal: EqualAccuracy) -> str:
-    parts = " + ".join(f"{percent(share)} of tasks {policy}" if share < 1 else policy for policy, share in equal.mixture.items())
+    parts = " + ".join(
+        f"{percent(share)} of tasks {policy}" if share < 1 else policy
+        for policy, share in equal.mixture.items()
+    )
     reduction = equal.cost_reduction
-    verdict = f"saves {percent(reduction)} of its {name} cost" if reduction >= 0 else f"costs {percent(-reduction)} more ({name} cost)"
+    verdict = (
+        f"saves {percent(reduction)} of its {name} cost"
+        if reduction >= 0
+        else f"costs {percent(-reduction)} more ({name} cost)"
+    )
     return f"At r2's accuracy the cheapest baseline is {parts}: r2 {verdict}."
 
 
@@ -42,12 +58,20 @@ def _shares_notes(report: RunReport) -> list[str]:
     if report.random_shares is None:
         return []
     shares = ", ".join(f"{model} {percent(share)}" for model, share in report.random_shares.items() if share)
-    return [f"random drew with r2's shares: {shares}." if shares else "random drew uniformly: r2 is not in this run."]
+    return [
+        f"random drew with r2's shares: {shares}."
+        if shares
+        else "random drew uniformly: r2 is not in this run."
+    ]
 
 
 def _incomplete_notes(report: RunReport) -> list[str]:
     missing = sum(policy.statuses["missing"] for policy in report.policies)
-    lines = [f"NOT COMPLETE: {missing} (policy, task) pairs are missing and count as not correct."] if missing else []
+    lines = (
+        [f"NOT COMPLETE: {missing} (policy, task) pairs are missing and count as not correct."]
+        if missing
+        else []
+    )
     if unknown := sum(policy.num_cost_unknown for policy in report.policies):
         lines.append(f"{unknown} failed requests did not tell their cost, which is in no figure here.")
     return lines
@@ -114,13 +138,25 @@ def mean(value: float) -> str:
 
 def not_correct(policy: PolicyReport) -> str:
     """Why tasks are not correct, the commonest first."""
-    counts = sorted(((n, status) for status, n in policy.statuses.items() if n and status != "correct"), reverse=True)
+    counts = sorted(
+        ((n, status) for status, n in policy.statuses.items() if n and status != "correct"), reverse=True
+    )
     return ", ".join(f"{n} {status}" for n, status in counts) or "-"
 
 
 # -- rows of the page's tables ------------------------------------------------------------------------------------
 
-ACCURACY_COLUMNS = ("policy", "accuracy", "95 % CI", "not correct", "total cost", "% of ref", "API cost", "workers", "router")
+ACCURACY_COLUMNS = (
+    "policy",
+    "accuracy",
+    "95 % CI",
+    "not correct",
+    "total cost",
+    "% of ref",
+    "API cost",
+    "workers",
+    "router",
+)
 
 
 def accuracy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
@@ -156,7 +192,10 @@ COMPARISON_COLUMNS = ("r2 against", "accuracy (95 % CI)", "r2 is", "total saved"
 
 def comparison_rows(report: RunReport) -> list[tuple[str, ...]]:
     """In the order of `COMPARISON_COLUMNS`."""
-    return [(c.baseline, difference(c), c.verdict, saved(c.total_cost_reduction), saved(c.api_cost_reduction)) for c in report.comparisons]
+    return [
+        (c.baseline, difference(c), c.verdict, saved(c.total_cost_reduction), saved(c.api_cost_reduction))
+        for c in report.comparisons
+    ]
 
 
 MODEL_COLUMNS = ("policy", "model", "calls", "tokens in", "tokens out", "cost", "of subtasks")
@@ -188,4 +227,10 @@ def overview_row(report: RunReport) -> tuple[str, ...]:
     ours, reference = policies.get(R2), policies[report.reference]
     name = f"{report.manifest.benchmark} {report.manifest.data}"
     told = (percent(ours.accuracy), interval(ours.accuracy_ci95)) if ours else ("-", "-")
-    return (name, *told, report.reference, percent(reference.accuracy), relative_cost(ours, report) if ours else "-")
+    return (
+        name,
+        *told,
+        report.reference,
+        percent(reference.accuracy),
+        relative_cost(ours, report) if ours else "-",
+    )

@@ -41,7 +41,12 @@ def print_overview(reports: Sequence[RunReport], console: Console) -> None:
 
 def _tables(report: RunReport) -> list[Table]:
     tables = [_accuracy_table(report), _usage_table(report)]
-    if any(policy.statuses[status] for policy in report.policies for status in policy.statuses if status not in ("correct", "wrong")):
+    if any(
+        policy.statuses[status]
+        for policy in report.policies
+        for status in policy.statuses
+        if status not in ("correct", "wrong")
+    ):
         tables.append(_statuses_table(report))
     if report.comparisons:
         tables.append(_comparisons_table(report))
@@ -72,8 +77,15 @@ def _usage_table(report: RunReport) -> Table:
 
 def _statuses_table(report: RunReport) -> Table:
     """The statuses that occur, as counts."""
-    found = [status for status in report.policies[0].statuses if any(policy.statuses[status] for policy in report.policies)]
-    rows = [(policy.policy, *(str(policy.statuses[status] or "-") for status in found)) for policy in report.policies]
+    found = [
+        status
+        for status in report.policies[0].statuses
+        if any(policy.statuses[status] for policy in report.policies)
+    ]
+    rows = [
+        (policy.policy, *(str(policy.statuses[status] or "-") for status in found))
+        for policy in report.policies
+    ]
     return _table(("policy", *found), rows)
 
 
@@ -97,7 +109,14 @@ def _style(policy: PolicyReport, report: RunReport) -> str:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> Table:
     """The first column holds names, the others figures."""
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold", caption_justify="left")
+    table = Table(
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+        caption_justify="left",
+    )
     table.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)

@@ -65,9 +65,18 @@ class RunRow(Record):
     @classmethod
     def of(cls, policy: str, task_id: str, outcome: Outcome, verdict: Verdict | None) -> RunRow:
         if verdict is None:
-            return cls(policy=policy, task_id=task_id, status="failed", outcome=outcome, detail=outcome.error or "")
+            return cls(
+                policy=policy, task_id=task_id, status="failed", outcome=outcome, detail=outcome.error or ""
+            )
         status, detail = verdict.status, verdict.detail
-        return cls(policy=policy, task_id=task_id, status=status, outcome=outcome, detail=detail, scores=verdict.scores)
+        return cls(
+            policy=policy,
+            task_id=task_id,
+            status=status,
+            outcome=outcome,
+            detail=detail,
+            scores=verdict.scores,
+        )
 
 
 class RowLog:
@@ -85,7 +94,9 @@ class RowLog:
         except BaseException as e:
             os.close(self._descriptor)
             if isinstance(e, BlockingIOError):
-                raise RunError(f"{path} is being written by another process: wait for it, or choose another --out") from e
+                raise RunError(
+                    f"{path} is being written by another process: wait for it, or choose another --out"
+                ) from e
             raise
 
     def __enter__(self) -> Self:
@@ -104,7 +115,9 @@ class RowLog:
             raise RunError(f"{self._path}: {e.strerror}; {self._advice}") from e
         if written != len(line):
             os.ftruncate(self._descriptor, self._size)
-            raise RunError(f"{self._path}: only {written} of {len(line)} bytes written (disk full?); {self._advice}")
+            raise RunError(
+                f"{self._path}: only {written} of {len(line)} bytes written (disk full?); {self._advice}"
+            )
         self._size += written
         self._num_unsynced += 1
         if self._num_unsynced >= self._rows_per_sync:
@@ -143,7 +156,9 @@ def merged(rows: Iterable[RunRow]) -> dict[Key, RunRow]:
 def _with_calls_of(row: RunRow, earlier: RunRow) -> RunRow:
     calls = (*earlier.outcome.calls, *row.outcome.calls)
     is_known = earlier.outcome.is_cost_known and row.outcome.is_cost_known
-    return row.model_copy(update={"outcome": row.outcome.model_copy(update={"calls": calls, "is_cost_known": is_known})})
+    return row.model_copy(
+        update={"outcome": row.outcome.model_copy(update={"calls": calls, "is_cost_known": is_known})}
+    )
 
 
 def _drop_torn_line(descriptor: int) -> int:

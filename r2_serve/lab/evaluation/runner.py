@@ -134,7 +134,11 @@ class Runner:
 
     def _pending(self, policies: Sequence[Policy], done: dict[Key, RunRow]) -> list[Work]:
         work = [Work(policy, task) for task in self.tasks for policy in policies]
-        return [item for item in work if item.key not in done or (self.options.retry_errors and done[item.key].may_be_retried)]
+        return [
+            item
+            for item in work
+            if item.key not in done or (self.options.retry_errors and done[item.key].may_be_retried)
+        ]
 
     def _standing(self, done: dict[Key, RunRow], rows: Iterable[RunRow]) -> Standing:
         standing = Standing(num_total=len(self.tasks) * len(self.manifest.policies))
@@ -145,7 +149,9 @@ class Runner:
         standing.num_failures_in_a_row = 0
         return standing
 
-    async def _work_off(self, pending: Sequence[Work], log: RowLog, done: dict[Key, RunRow], standing: Standing) -> None:
+    async def _work_off(
+        self, pending: Sequence[Work], log: RowLog, done: dict[Key, RunRow], standing: Standing
+    ) -> None:
         """Row by row into `log`, until all is done or the run must stop; the first error of ours stops all, and its rows stay."""
         if standing.stopped_because is None:
             standing.stopped_because = self._why_stop(standing)
@@ -168,7 +174,9 @@ class Runner:
                 if standing.stopped_because is not None:
                     return
 
-    async def _work_here(self, pending: Sequence[Work], keep: Callable[[RunRow], None], standing: Standing) -> None:
+    async def _work_here(
+        self, pending: Sequence[Work], keep: Callable[[RunRow], None], standing: Standing
+    ) -> None:
         """`num_at_once` at a time on this event loop."""
         queue = iter(pending)
 
@@ -187,7 +195,9 @@ class Runner:
     def _why_stop(self, standing: Standing) -> str | None:
         limit = self.options.max_cost_usd
         if limit is not None and standing.cost_usd >= limit:
-            return f"{standing.cost_usd:f} USD are spent; the limit is {limit:f}. Raise --max-cost-usd to go on"
+            return (
+                f"{standing.cost_usd:f} USD are spent; the limit is {limit:f}. Raise --max-cost-usd to go on"
+            )
         if standing.num_failures_in_a_row > self.options.max_failures_in_a_row:
             return f"{standing.num_failures_in_a_row} tasks in a row failed; see their `detail` in {self.directory / ROWS}"
         return None
@@ -196,7 +206,9 @@ class Runner:
         """The share of subtasks that each model had under `r2`, fixed when `random` begins; none where `r2` did not run."""
         path = self.directory / SHARES
         if not path.exists():
-            counts = Counter(model for row in rows if row.policy == R2 for model in row.outcome.subtask_models)
+            counts = Counter(
+                model for row in rows if row.policy == R2 for model in row.outcome.subtask_models
+            )
             shares = {model: counts[model] / counts.total() for model in self.setting.pool} if counts else {}
             write_whole(path, json.dumps(shares, indent=2))
         return read_shares(self.directory) or {}

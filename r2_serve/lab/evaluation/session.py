@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from r2_serve.calls.pool import EngineFor, in_process_engines
 from r2_serve.client import new_client
@@ -74,18 +81,26 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit)
     names = policy_names(request.policies, setting, request.policy_config)
     manifest = _manifest(request, config, setting, tasks, split, names)
-    console.print(f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False)
+    console.print(
+        f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False
+    )
     elsewhere = _elsewhere(request, setting)
     if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
-        console.print(f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False)
+        console.print(
+            f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False
+        )
     manifest.check(request.out)  # before models are loaded for nothing
     with _progress(request.out.name, console) as on_row:
         async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
-            runner = Runner(request.out, manifest, tasks, setting, asker, grader, request.options, on_row, elsewhere)
+            runner = Runner(
+                request.out, manifest, tasks, setting, asker, grader, request.options, on_row, elsewhere
+            )
             return await runner.run()
 
 
-def select_tasks(benchmark: Benchmark, data: str, asked: Split | None, limit: int | None) -> tuple[tuple[Task, ...], Split]:
+def select_tasks(
+    benchmark: Benchmark, data: str, asked: Split | None, limit: int | None
+) -> tuple[tuple[Task, ...], Split]:
     """The tasks that a run of these options is over. Raises: BenchmarkError; ConfigError where none is left."""
     tasks = load_tasks(benchmark, data)
     split: Split = asked or ("all" if data.partition("@")[0] in GENERATED.get(benchmark, ()) else "test")
@@ -98,14 +113,23 @@ def select_tasks(benchmark: Benchmark, data: str, asked: Split | None, limit: in
 
 def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -> tuple[str, ...]:
     """Each policy once, `all` spelt out. Raises: ConfigError for one that is none."""
-    names = tuple(dict.fromkeys(name for policy in given for name in (all_policies(setting) if policy == ALL else (policy,))))
+    names = tuple(
+        dict.fromkeys(
+            name for policy in given for name in (all_policies(setting) if policy == ALL else (policy,))
+        )
+    )
     for name in names:
         parse_policy(name, setting, config)
     return names
 
 
 def _manifest(
-    request: EvalRequest, config: ServeConfig, setting: Setting, tasks: Sequence[Task], split: Split, names: tuple[str, ...]
+    request: EvalRequest,
+    config: ServeConfig,
+    setting: Setting,
+    tasks: Sequence[Task],
+    split: Split,
+    names: tuple[str, ...],
 ) -> Manifest:
     return Manifest(
         benchmark=request.benchmark,
@@ -138,7 +162,9 @@ def _elsewhere(request: EvalRequest, setting: Setting) -> RowSource | None:
 
 
 @contextlib.asynccontextmanager
-async def _asker(request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str]) -> AsyncIterator[Asker]:
+async def _asker(
+    request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str]
+) -> AsyncIterator[Asker]:
     if request.url is None:
         models = models_of(policies, config.routing.virtual_models[virtual_model])
         yield InProcessAsker(config.router, config.routing, _made_engines(config, models))
@@ -151,7 +177,11 @@ def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:
     """Local models are loaded now: seconds of loading are no task's latency, and one that cannot be loaded ends the run before it
     begins. Raises: ConfigError."""
     engine_for = in_process_engines(config.model_apps)
-    local = [model for model in config.router.models if model.name in names and model.engine.kind not in HOSTED_KINDS]
+    local = [
+        model
+        for model in config.router.models
+        if model.name in names and model.engine.kind not in HOSTED_KINDS
+    ]
     made = {model.name: engine_for(model) for model in local}
     return lambda model: made.get(model.name) or engine_for(model)
 
@@ -161,7 +191,9 @@ def models_of(policies: Sequence[str], virtual: VirtualModelConfig) -> frozenset
     named = {model for policy in policies for model in policy.partition(":")[2].split(",") if model}
     if all(policy.partition(":")[0] in ("single", "cascade", "datashunt") for policy in policies):
         return frozenset(named)
-    return frozenset({*named, *virtual.pool, virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model})
+    return frozenset(
+        {*named, *virtual.pool, virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model}
+    )
 
 
 @contextlib.contextmanager
@@ -182,7 +214,13 @@ def _progress(name: str, console: Console) -> Iterator[OnRow]:
 
 
 def write_reports(
-    directories: Sequence[Path], html: Path | None, json_out: Path | None, console: Console, *, reference: str | None, is_brief: bool
+    directories: Sequence[Path],
+    html: Path | None,
+    json_out: Path | None,
+    console: Console,
+    *,
+    reference: str | None,
+    is_brief: bool,
 ) -> list[Path]:
     """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
     from r2_serve.lab.evaluation.page import page

@@ -58,11 +58,18 @@ class Cell:
     def is_other(self) -> bool:
         """Whether its directory holds a finished run of something else."""
         path = self.directory / CELL
-        return self.summary() is not None and (not path.exists() or json.loads(path.read_text())["fingerprint"] != self.fingerprint)
+        return self.summary() is not None and (
+            not path.exists() or json.loads(path.read_text())["fingerprint"] != self.fingerprint
+        )
 
     def mark(self) -> None:
         """In its directory, before its run: whenever that ends, it is known whose it is."""
-        fields = {"fingerprint": self.fingerprint, "workload": self.workload.name, "variant": self.variant, "seed": self.seed}
+        fields = {
+            "fingerprint": self.fingerprint,
+            "workload": self.workload.name,
+            "variant": self.variant,
+            "seed": self.seed,
+        }
         write_whole(self.directory / CELL, json.dumps(fields, indent=2))
 
 
@@ -108,7 +115,13 @@ def _cells(loaded: Loaded, out: Path, configs: dict[str, Raw], target: str) -> I
         for workload in loaded.workloads.values():
             for name, variant in experiment.variants.items():
                 environment = {**experiment.environment, **variant.environment}
-                decisive = [configs[name], workload.model_dump(mode="json"), seed, experiment.nodes, experiment.gpus]
+                decisive = [
+                    configs[name],
+                    workload.model_dump(mode="json"),
+                    seed,
+                    experiment.nodes,
+                    experiment.gpus,
+                ]
                 yield Cell(
                     workload=workload,
                     variant=name,
@@ -116,7 +129,9 @@ def _cells(loaded: Loaded, out: Path, configs: dict[str, Raw], target: str) -> I
                     directory=out / workload.name / name / f"seed-{seed}",
                     config_path=out / "configs" / f"{name}.yaml",
                     workload_path=out / "workloads" / f"{workload.name}.yaml",
-                    fingerprint=_sha256([*decisive, environment, experiment.timeout_s, target, code_version()]),
+                    fingerprint=_sha256(
+                        [*decisive, environment, experiment.timeout_s, target, code_version()]
+                    ),
                 )
 
 

@@ -11,14 +11,24 @@ import typer
 def experiment(
     file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML).")] = None,
     example: Annotated[
-        str | None, typer.Option("--example", "-e", help="A shipped experiment in place of a file; `list` names them.")
+        str | None,
+        typer.Option("--example", "-e", help="A shipped experiment in place of a file; `list` names them."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Directory; default: runs/experiment/NAME. An unfinished one goes on.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Directory; default: runs/experiment/NAME. An unfinished one goes on."
+        ),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Endpoint of a running cluster, with its /v1; default: local clusters.")] = None,
-    dashboard: Annotated[str | None, typer.Option(help="Ray dashboard of that cluster: variants are deployed through it.")] = None,
-    set_aside: Annotated[bool, typer.Option("--set-aside", help="Run again what another config, workload or code left there.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Endpoint of a running cluster, with its /v1; default: local clusters.")
+    ] = None,
+    dashboard: Annotated[
+        str | None, typer.Option(help="Ray dashboard of that cluster: variants are deployed through it.")
+    ] = None,
+    set_aside: Annotated[
+        bool, typer.Option("--set-aside", help="Run again what another config, workload or code left there.")
+    ] = False,
 ) -> None:
     """Put the same load on variants of a Serve config, over seeds, and compare what each reached with what it took.
 
@@ -49,7 +59,9 @@ def experiment(
         if example is not None and example not in names:
             raise ConfigError(f"no example experiment {example!r}{suggestion(example, names)}")
         if (url is None) != (dashboard is None):
-            raise ConfigError("a running cluster needs both --url, which is loaded, and --dashboard, through which variants are deployed")
+            raise ConfigError(
+                "a running cluster needs both --url, which is loaded, and --dashboard, through which variants are deployed"
+            )
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order too
         loaded = load_experiment(EXAMPLES / f"{example}.yaml" if example is not None else file or Path())
         directory = out or Path("runs/experiment") / loaded.experiment.name

@@ -50,10 +50,21 @@ class LocalSite:
 
     def options(self, cell: Cell) -> list[str]:
         experiment = self._experiment
-        return ["--config", str(cell.config_path), "--nodes", str(experiment.nodes), "--gpus", str(experiment.gpus)]
+        return [
+            "--config",
+            str(cell.config_path),
+            "--nodes",
+            str(experiment.nodes),
+            "--gpus",
+            str(experiment.gpus),
+        ]
 
     def environment(self, cell: Cell) -> dict[str, str]:
-        return {**os.environ, **self._experiment.environment, **self._experiment.variants[cell.variant].environment}
+        return {
+            **os.environ,
+            **self._experiment.environment,
+            **self._experiment.variants[cell.variant].environment,
+        }
 
 
 class ClusterSite:
@@ -72,11 +83,16 @@ class ClusterSite:
         self._dashboard.deploy(raw)
         for app in raw["applications"]:
             self._dashboard.wait_for(app["name"])
-        replicas, give_up_at = DashboardReplicas(self._dashboard), time.monotonic() + self._experiment.settle_s
+        replicas, give_up_at = (
+            DashboardReplicas(self._dashboard),
+            time.monotonic() + self._experiment.settle_s,
+        )
         least = self._plan.least_replicas(cell.variant)
         while not is_at_rest(counts := replicas.read(), least):
             if time.monotonic() >= give_up_at:
-                raise PublishError(f"after {self._experiment.settle_s:g} s (settle_s) replicas are not at their least: {_told(counts)}")
+                raise PublishError(
+                    f"after {self._experiment.settle_s:g} s (settle_s) replicas are not at their least: {_told(counts)}"
+                )
             time.sleep(_POLL_S)
 
     def options(self, cell: Cell) -> list[str]:
@@ -89,15 +105,36 @@ class ClusterSite:
 def is_at_rest(counts: Mapping[str, ReplicaCount], least: Mapping[str, int]) -> bool:
     """Whether every deployment that scales is at its least replicas, and none is starting or stopping."""
     present = [(counts[name], minimum) for name, minimum in least.items() if name in counts]
-    return all(count.running == count.target == minimum and not count.starting and not count.stopping for count, minimum in present)
+    return all(
+        count.running == count.target == minimum and not count.starting and not count.stopping
+        for count, minimum in present
+    )
 
 
 def command(cell: Cell, site: Site, experiment: Experiment) -> list[str]:
     """`r2-serve load` for a cell."""
-    load = [sys.executable, "-m", "r2_serve.cli", "load", str(cell.workload_path), "--seed", str(cell.seed), "--out", str(cell.directory)]
-    price = ["--gpu-usd-per-hour", f"{experiment.gpu_usd_per_hour:g}", "--timeout", f"{experiment.timeout_s:g}", "--set-aside"]
+    load = [
+        sys.executable,
+        "-m",
+        "r2_serve.cli",
+        "load",
+        str(cell.workload_path),
+        "--seed",
+        str(cell.seed),
+        "--out",
+        str(cell.directory),
+    ]
+    price = [
+        "--gpu-usd-per-hour",
+        f"{experiment.gpu_usd_per_hour:g}",
+        "--timeout",
+        f"{experiment.timeout_s:g}",
+        "--set-aside",
+    ]
     return [*load, *site.options(cell), *price]
 
 
 def _told(counts: Mapping[str, ReplicaCount]) -> str:
-    return ", ".join(f"{name} {count.running} running, {count.starting} starting" for name, count in counts.items())
+    return ", ".join(
+        f"{name} {count.running} running, {count.starting} starting" for name, count in counts.items()
+    )

@@ -88,4 +88,6 @@ def load_experiment(path: Path) -> Loaded:
 
 
 def _workload_path(directory: Path, name: str) -> Path:
-    return directory / name if (directory / name).exists() or name not in example_names() else example_path(name)
+    return (
+        directory / name if (directory / name).exists() or name not in example_names() else example_path(name)
+    )

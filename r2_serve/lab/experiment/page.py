@@ -26,14 +26,30 @@ def page(results: Results, timelines: Timelines) -> str:
         "\n".join(
             [
                 f'<p class="small">{escape(origin)}</p>',
-                *([f'<p class="note">Warning: {warned} runs carry warnings; see their pages.</p>'] if warned else []),
-                table(tables.ROW_COLUMNS, ((tables.row_cells(row), "") for row in results.rows), texts=("variant",)),
+                *(
+                    [f'<p class="note">Warning: {warned} runs carry warnings; see their pages.</p>']
+                    if warned
+                    else []
+                ),
+                table(
+                    tables.ROW_COLUMNS,
+                    ((tables.row_cells(row), "") for row in results.rows),
+                    texts=("variant",),
+                ),
                 '<p class="small">Means over seeds [lowest, highest]. In time: answered within the objective, of all requests. '
                 "Replica-seconds: running and starting, of the deployments that scale, to the last reply.</p>",
                 *_differences(results),
-                *(part for workload in timelines for part in _workload(results, workload, timelines[workload])),
+                *(
+                    part
+                    for workload in timelines
+                    for part in _workload(results, workload, timelines[workload])
+                ),
                 "<h3>Runs</h3>",
-                table(tables.CELL_COLUMNS, ((tables.cell_cells(cell), "") for cell in results.cells), texts=("variant",)),
+                table(
+                    tables.CELL_COLUMNS,
+                    ((tables.cell_cells(cell), "") for cell in results.cells),
+                    texts=("variant",),
+                ),
                 f'<p class="small">{_links(results)}</p>',
             ]
         ),
@@ -45,10 +61,16 @@ def _differences(results: Results) -> list[str]:
         return []
     rows = ((tables.difference_cells(difference), "") for difference in results.differences)
     note = '<p class="small">Seed by seed, so of the same requests at the same times.</p>'
-    return ["<h3>Paired differences</h3>", table(tables.DIFFERENCE_COLUMNS, rows, texts=("variant", "less")), note]
+    return [
+        "<h3>Paired differences</h3>",
+        table(tables.DIFFERENCE_COLUMNS, rows, texts=("variant", "less")),
+        note,
+    ]
 
 
-def _workload(results: Results, workload: str, timelines: Mapping[str, Sequence[TimelineSample]]) -> list[str]:
+def _workload(
+    results: Results, workload: str, timelines: Mapping[str, Sequence[TimelineSample]]
+) -> list[str]:
     cells = [cell for cell in results.cells if cell.workload == workload]
     return [
         f"<h2>{escape(workload)}</h2>",
@@ -59,5 +81,6 @@ def _workload(results: Results, workload: str, timelines: Mapping[str, Sequence[
 
 def _links(results: Results) -> str:
     return ", ".join(
-        f'<a href="{escape(cell.directory)}/{REPORT}">{escape(f"{cell.workload} {cell.variant} {cell.seed}")}</a>' for cell in results.cells
+        f'<a href="{escape(cell.directory)}/{REPORT}">{escape(f"{cell.workload} {cell.variant} {cell.seed}")}</a>'
+        for cell in results.cells
     )

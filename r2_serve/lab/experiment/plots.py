@@ -27,7 +27,9 @@ def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
         for variant, color in _colored(variants):
             own = [cell for cell in cells if cell.variant == variant]
             _points(left, [(cell.replica_s, 100 * cell.slo_attainment) for cell in own], color, variant)
-            _points(right, [(cell.replica_s, cell.p95_s) for cell in own if cell.p95_s is not None], color, None)
+            _points(
+                right, [(cell.replica_s, cell.p95_s) for cell in own if cell.p95_s is not None], color, None
+            )
         left.set_ylabel("requests in time, %")
         right.set_ylabel("p95 latency, s")
         left.set_ylim(top=min(left.get_ylim()[1], _ALL_IN_TIME))
@@ -44,16 +46,40 @@ def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Seq
 
     Empty where none scales.
     """
-    names = [name for name in scaled if any(name in sample.deployments for timeline in timelines.values() for sample in timeline)]
+    names = [
+        name
+        for name in scaled
+        if any(name in sample.deployments for timeline in timelines.values() for sample in timeline)
+    ]
     if not names:
         return ""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.7 * len(names) + 0.4), layout="constrained")
-        for axes, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True):
+        for axes, name in zip(
+            figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True
+        ):
             for variant, color in _colored(list(timelines)):
-                seen = [(sample.t_s, sample.deployments[name]) for sample in timelines[variant] if name in sample.deployments]
-                axes.step([t for t, _ in seen], [c.running + c.starting for _, c in seen], where="post", color=color, lw=1.2, label=variant)
-                axes.step([t for t, _ in seen], [c.running for _, c in seen], where="post", color=color, lw=0.8, ls=":")
+                seen = [
+                    (sample.t_s, sample.deployments[name])
+                    for sample in timelines[variant]
+                    if name in sample.deployments
+                ]
+                axes.step(
+                    [t for t, _ in seen],
+                    [c.running + c.starting for _, c in seen],
+                    where="post",
+                    color=color,
+                    lw=1.2,
+                    label=variant,
+                )
+                axes.step(
+                    [t for t, _ in seen],
+                    [c.running for _, c in seen],
+                    where="post",
+                    color=color,
+                    lw=0.8,
+                    ls=":",
+                )
             axes.set_title(name, loc="left", fontsize=9, pad=2)
             axes.set_ylabel("replicas")
             axes.set_ylim(bottom=0)

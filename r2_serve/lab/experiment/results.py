@@ -162,15 +162,23 @@ def _row(cells: Sequence[CellFigures]) -> Row:
     )
 
 
-def _difference(workload: str, variant: str, first: str, pairs: Sequence[tuple[CellFigures, CellFigures]]) -> Difference:
+def _difference(
+    workload: str, variant: str, first: str, pairs: Sequence[tuple[CellFigures, CellFigures]]
+) -> Difference:
     return Difference(
         workload=workload,
         variant=variant,
         against=first,
         num_seeds=len(pairs),
-        slo_attainment=Spread.of([cell.slo_attainment - reference.slo_attainment for cell, reference in pairs]),
-        p95_s=Spread.of_known(
-            cell.p95_s - reference.p95_s if cell.p95_s is not None and reference.p95_s is not None else None for cell, reference in pairs
+        slo_attainment=Spread.of(
+            [cell.slo_attainment - reference.slo_attainment for cell, reference in pairs]
         ),
-        replica_s=Spread.of_known(cell.replica_s / reference.replica_s - 1 if reference.replica_s else None for cell, reference in pairs),
+        p95_s=Spread.of_known(
+            cell.p95_s - reference.p95_s if cell.p95_s is not None and reference.p95_s is not None else None
+            for cell, reference in pairs
+        ),
+        replica_s=Spread.of_known(
+            cell.replica_s / reference.replica_s - 1 if reference.replica_s else None
+            for cell, reference in pairs
+        ),
     )

@@ -42,17 +42,30 @@ def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
     return [cell for cell in cells if cell in others or cell.summary() is None]
 
 
-def run_cells(cells: Sequence[Cell], num_all: int, site: Site, experiment: Experiment, console: Console) -> None:
+def run_cells(
+    cells: Sequence[Cell], num_all: int, site: Site, experiment: Experiment, console: Console
+) -> None:
     """Raises: CellFailed, PublishError; KeyboardInterrupt after the running cell has written what it had."""
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.fields[standing]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[standing]}"),
+    )
     with Progress(*columns, console=console, refresh_per_second=2) as bars:
         for number, cell in enumerate(cells, num_all - len(cells) + 1):
-            bar = bars.add_task(f"{number}/{num_all} {cell.title}", total=cell.workload.duration_s, standing="preparing")
+            bar = bars.add_task(
+                f"{number}/{num_all} {cell.title}", total=cell.workload.duration_s, standing="preparing"
+            )
             site.prepare(cell)
             bars.update(bar, standing="starting")
             run_cell(cell, site, experiment, partial(_show, bars, bar))
             summary = cell.summary()
-            told = "-" if summary is None or summary.slo_attainment is None else f"{100 * summary.slo_attainment:.1f} % in time"
+            told = (
+                "-"
+                if summary is None or summary.slo_attainment is None
+                else f"{100 * summary.slo_attainment:.1f} % in time"
+            )
             bars.update(bar, standing=told, completed=cell.workload.duration_s)
             bars.stop_task(bar)
 
@@ -65,7 +78,10 @@ def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None
     """What its directory held before is put aside. Raises: CellFailed; KeyboardInterrupt once the cell's process has ended."""
     claim(cell.directory, set_aside=True)
     cell.mark()
-    arguments, log = command(cell, site, experiment), cell.directory.with_name(f"{cell.directory.name}.{OUTPUT}")
+    arguments, log = (
+        command(cell, site, experiment),
+        cell.directory.with_name(f"{cell.directory.name}.{OUTPUT}"),
+    )
     with log.open("wb") as output:
         output.write(f"$ {shlex.join(arguments)}\n".encode())
         output.flush()
@@ -87,7 +103,9 @@ def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None
             process.wait()
             raise
     if cell.summary() is None:
-        raise CellFailed(f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{_end_of(log)}")
+        raise CellFailed(
+            f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{_end_of(log)}"
+        )
     log.replace(cell.directory / OUTPUT)
 
 
@@ -95,7 +113,11 @@ def _follow(process: subprocess.Popen[bytes], timeline: Path, show: Show) -> Non
     started = time.time()
     while process.poll() is None:
         time.sleep(_POLL_S)
-        if timeline.exists() and timeline.stat().st_mtime > started and (sample := _last_sample(timeline)) is not None:
+        if (
+            timeline.exists()
+            and timeline.stat().st_mtime > started
+            and (sample := _last_sample(timeline)) is not None
+        ):
             show(f"{sample.num_sent} sent, {sample.num_open} open, {sample.num_failed} failed", sample.t_s)
 
 

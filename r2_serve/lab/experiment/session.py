@@ -24,7 +24,13 @@ _WIDEST = 1_000
 
 
 def run_experiment(
-    loaded: Loaded, out: Path, console: Console, *, url: str | None = None, dashboard: str | None = None, set_aside: bool = False
+    loaded: Loaded,
+    out: Path,
+    console: Console,
+    *,
+    url: str | None = None,
+    dashboard: str | None = None,
+    set_aside: bool = False,
 ) -> Results:
     """Raises: ConfigError, CellFailed, PublishError, RunError; KeyboardInterrupt. What is done is reported all the same."""
     planned = plan(loaded, out, url or LocalSite.target)
@@ -32,7 +38,10 @@ def run_experiment(
     if url is not None and dashboard is not None:
         site = ClusterSite(loaded.experiment, planned, url, Dashboard(dashboard))
     waiting = to_run(planned.cells, set_aside=set_aside)
-    console.print(f"{len(planned.cells)} runs, {len(planned.cells) - len(waiting)} of them done already", highlight=False)
+    console.print(
+        f"{len(planned.cells)} runs, {len(planned.cells) - len(waiting)} of them done already",
+        highlight=False,
+    )
     try:
         run_cells(waiting, len(planned.cells), site, loaded.experiment, console)
     finally:
@@ -44,8 +53,14 @@ def run_experiment(
 def write_results(loaded: Loaded, planned: Plan, out: Path, target: str) -> Results:
     """`results.json`, and `report.html` where matplotlib is installed."""
     scaled = planned.scaled
-    done = [(cell, summary) for cell in planned.cells if not cell.is_other() and (summary := cell.summary()) is not None]
-    cells = tuple(figures_of(cell, summary, scaled, str(cell.directory.relative_to(out))) for cell, summary in done)
+    done = [
+        (cell, summary)
+        for cell in planned.cells
+        if not cell.is_other() and (summary := cell.summary()) is not None
+    ]
+    cells = tuple(
+        figures_of(cell, summary, scaled, str(cell.directory.relative_to(out))) for cell, summary in done
+    )
     results = Results(
         name=loaded.experiment.name,
         target=target,
@@ -64,7 +79,9 @@ def write_results(loaded: Loaded, planned: Plan, out: Path, target: str) -> Resu
         seed = loaded.experiment.seeds[0]
         timelines = {
             name: {
-                cell.variant: list(read_timeline(cell.directory)) for cell, _ in done if cell.workload.name == name and cell.seed == seed
+                cell.variant: list(read_timeline(cell.directory))
+                for cell, _ in done
+                if cell.workload.name == name and cell.seed == seed
             }
             for name in loaded.workloads
         }
@@ -78,7 +95,13 @@ def print_results(results: Results, console: Console) -> None:
         return
     _print(console, _table(tables.ROW_COLUMNS, [tables.row_cells(row) for row in results.rows]))
     if results.differences:
-        _print(console, _table(tables.DIFFERENCE_COLUMNS, [tables.difference_cells(difference) for difference in results.differences]))
+        _print(
+            console,
+            _table(
+                tables.DIFFERENCE_COLUMNS,
+                [tables.difference_cells(difference) for difference in results.differences],
+            ),
+        )
 
 
 def _print(console: Console, table: Table) -> None:

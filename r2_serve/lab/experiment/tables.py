@@ -5,9 +5,31 @@ from __future__ import annotations
 from r2_serve.lab.experiment.results import CellFigures, Difference, Row, Spread
 from r2_serve.lab.load.cells import seconds
 
-ROW_COLUMNS = ("workload", "variant", "seeds", "in time, %", "p50, s", "p95, s", "replica-s", "GPU $", "model $", "failed")
+ROW_COLUMNS = (
+    "workload",
+    "variant",
+    "seeds",
+    "in time, %",
+    "p50, s",
+    "p95, s",
+    "replica-s",
+    "GPU $",
+    "model $",
+    "failed",
+)
 DIFFERENCE_COLUMNS = ("workload", "variant", "less", "seeds", "in time, points", "p95, s", "replica-s, %")
-CELL_COLUMNS = ("workload", "variant", "seed", "requests", "in time, %", "p50, s", "p95, s", "replica-s", "of it starting", "failed")
+CELL_COLUMNS = (
+    "workload",
+    "variant",
+    "seed",
+    "requests",
+    "in time, %",
+    "p50, s",
+    "p95, s",
+    "replica-s",
+    "of it starting",
+    "failed",
+)
 
 
 def row_cells(row: Row) -> tuple[str, ...]:
@@ -42,5 +64,7 @@ def _mean_s(spread: Spread | None) -> str:
 def _range(spread: Spread | None, factor: float, digits: int, sign: str = "") -> str:
     if spread is None:
         return "-"
-    mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in (spread.mean, spread.low, spread.high))
+    mean, low, high = (
+        f"{factor * value:{sign}.{digits}f}" for value in (spread.mean, spread.low, spread.high)
+    )
     return mean if low == high else f"{mean} [{low}, {high}]"

@@ -24,10 +24,14 @@ def varied(raw: Mapping[str, Any], name: str, variant: Variant) -> Raw:
             raise ConfigError(f"variant {name!r}: no application {app!r}{suggestion(app, apps)}")
     scaled = list(_scaled(config))
     if variant.autoscaling_config and not scaled:
-        raise ConfigError(f"variant {name!r} has an autoscaling_config, but no deployment of the config has one")
+        raise ConfigError(
+            f"variant {name!r} has an autoscaling_config, but no deployment of the config has one"
+        )
     for app, deployment in scaled:
         own = variant.applications[app].autoscaling_config if app in variant.applications else {}
-        deployment["autoscaling_config"] = merged(merged(deployment["autoscaling_config"], variant.autoscaling_config), own)
+        deployment["autoscaling_config"] = merged(
+            merged(deployment["autoscaling_config"], variant.autoscaling_config), own
+        )
     if missed := sorted(variant.applications.keys() - {app for app, _ in scaled}):
         raise ConfigError(f"variant {name!r}: no deployment of {', '.join(missed)} has an autoscaling_config")
     if variant.routing:
@@ -37,7 +41,10 @@ def varied(raw: Mapping[str, Any], name: str, variant: Variant) -> Raw:
 
 def scaled_deployments(raw: Mapping[str, Any]) -> dict[str, int]:
     """APPLICATION/DEPLOYMENT of those that scale, and the least replicas of each."""
-    return {f"{app}/{d['name']}": int((d["autoscaling_config"] or {}).get("min_replicas", 1)) for app, d in _scaled(raw)}
+    return {
+        f"{app}/{d['name']}": int((d["autoscaling_config"] or {}).get("min_replicas", 1))
+        for app, d in _scaled(raw)
+    }
 
 
 def merged(value: Any, patch: Patch) -> Raw:

@@ -11,7 +11,15 @@ from r2_serve.lab.reports.terminal import usd
 
 LATENCY_COLUMNS = ("seconds", "mean", "p50", "p90", "p95", "p99", "max")
 DEPLOYMENT_COLUMNS = ("deployment", "replica-s", "of it starting", "most at once", "GPU-s")
-SLOWEST_COLUMNS = ("request", "to be sent at, s", "late, ms", "first token, s", "latency, s", "subtasks", "outcome")
+SLOWEST_COLUMNS = (
+    "request",
+    "to be sent at, s",
+    "late, ms",
+    "first token, s",
+    "latency, s",
+    "subtasks",
+    "outcome",
+)
 NUM_SLOWEST = 10
 
 
@@ -27,8 +35,14 @@ def verdict(summary: LoadSummary) -> str:
     if summary.slo_attainment is None:
         return "No request ended."
     slo = summary.info.slo
-    limits = [f"{seconds(limit)} s to {what}" for limit, what in ((slo.ttft_s, "the first token"), (slo.latency_s, "the end")) if limit]
-    kind = ("correct, " if summary.num_graded else "") + (f"within {' and '.join(limits)}" if limits else "answered")
+    limits = [
+        f"{seconds(limit)} s to {what}"
+        for limit, what in ((slo.ttft_s, "the first token"), (slo.latency_s, "the end"))
+        if limit
+    ]
+    kind = ("correct, " if summary.num_graded else "") + (
+        f"within {' and '.join(limits)}" if limits else "answered"
+    )
     return f"{100 * summary.slo_attainment:.1f} % of requests {kind}; goodput {summary.goodput_per_s:.2f}/s, cost {usd(summary.cost_usd)}."
 
 
@@ -38,7 +52,11 @@ def figure_rows(summary: LoadSummary) -> list[tuple[str, str]]:
     rows = [
         ("requests sent", f"{summary.num_sent} in {seconds(summary.wall_s)} s ({summary.sent_per_s:.2f}/s)"),
         ("answered", f"{summary.num_ok} ({summary.ok_per_s:.2f}/s)"),
-        ("failed", f"{summary.num_failed}" + "".join(f"; {count} x {kind}" for kind, count in summary.errors.items())),
+        (
+            "failed",
+            f"{summary.num_failed}"
+            + "".join(f"; {count} x {kind}" for kind, count in summary.errors.items()),
+        ),
         ("good (objective met)", f"{summary.num_good} ({summary.goodput_per_s:.2f}/s)"),
         ("cost of model calls", f"{usd(summary.cost_usd)}, {usd(summary.cost_usd / answered)} a request"),
         ("tokens", f"{summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"),
@@ -50,14 +68,22 @@ def figure_rows(summary: LoadSummary) -> list[tuple[str, str]]:
     if summary.deployments:
         rows.append(("replica-seconds", f"{summary.replica_s:.0f}"))
     if summary.gpu_s:
-        price = f", ${summary.gpu_usd:.4f} at ${summary.info.gpu_usd_per_hour:g} an hour" if summary.info.gpu_usd_per_hour else ""
+        price = (
+            f", ${summary.gpu_usd:.4f} at ${summary.info.gpu_usd_per_hour:g} an hour"
+            if summary.info.gpu_usd_per_hour
+            else ""
+        )
         rows.append(("GPU-seconds", f"{summary.gpu_s:.0f}{price}"))
     return rows
 
 
 def latency_rows(summary: LoadSummary) -> list[tuple[str, ...]]:
     """As `LATENCY_COLUMNS`."""
-    named = (("end to end", summary.latency_s), ("first token", summary.ttft_s), ("generator late", summary.lateness_s))
+    named = (
+        ("end to end", summary.latency_s),
+        ("first token", summary.ttft_s),
+        ("generator late", summary.lateness_s),
+    )
     return [(name, *_distribution(times)) for name, times in named if times is not None]
 
 
@@ -82,4 +108,6 @@ def slowest_rows(records: Iterable[RequestRecord]) -> list[tuple[str, ...]]:
 
 
 def _distribution(times: Distribution) -> tuple[str, ...]:
-    return tuple(seconds(value) for value in (times.mean, times.p50, times.p90, times.p95, times.p99, times.max))
+    return tuple(
+        seconds(value) for value in (times.mean, times.p50, times.p90, times.p95, times.p99, times.max)
+    )

@@ -23,34 +23,63 @@ DEFAULT_URL = "http://127.0.0.1:8000/v1"
 def load(
     workload: Annotated[Path | None, typer.Argument(help="Workload file (YAML).")] = None,
     example: Annotated[
-        str | None, typer.Option("--example", "-e", help="A shipped workload in place of a file; `list` names them.")
+        str | None,
+        typer.Option("--example", "-e", help="A shipped workload in place of a file; `list` names them."),
     ] = None,
     url: Annotated[str, typer.Option(envvar="R2_BASE_URL", help="Endpoint, with its /v1.")] = DEFAULT_URL,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="Start a local cluster with this Serve config instead; `scripted`: that of the examples."),
+        typer.Option(
+            "--config",
+            "-c",
+            help="Start a local cluster with this Serve config instead; `scripted`: that of the examples.",
+        ),
     ] = None,
     nodes: Annotated[
-        int, typer.Option(min=0, help="With --config: Ray nodes beside the head, each with its --gpus. 0: one node alone.")
+        int,
+        typer.Option(
+            min=0, help="With --config: Ray nodes beside the head, each with its --gpus. 0: one node alone."
+        ),
     ] = 0,
     gpus: Annotated[int, typer.Option(min=0, help="With --config: GPUs that a node pretends to have.")] = 0,
     dashboard: Annotated[
-        str | None, typer.Option(help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265: replicas over time.")
+        str | None,
+        typer.Option(
+            help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265: replicas over time."
+        ),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one.")
+        str | None,
+        typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/load/NAME of the workload.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run directory; default: runs/load/NAME of the workload."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the workload's own.")] = None,
     max_open: Annotated[
-        int, typer.Option(min=1, max=50_000, help="Most connections; beyond it requests are sent late, and count so.")
+        int,
+        typer.Option(
+            min=1, max=50_000, help="Most connections; beyond it requests are sent late, and count so."
+        ),
     ] = 2000,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for a whole answer.")] = 300.0,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole replies: less work for both ends, no first-token times.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between samples of queue and replicas.")] = 1.0,
-    gpu_usd_per_hour: Annotated[float, typer.Option(min=0, help="Price of a GPU, for the cost of replicas.")] = 0.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
-    set_aside: Annotated[bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")] = False,
+    no_stream: Annotated[
+        bool,
+        typer.Option("--no-stream", help="Whole replies: less work for both ends, no first-token times."),
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between samples of queue and replicas.")
+    ] = 1.0,
+    gpu_usd_per_hour: Annotated[
+        float, typer.Option(min=0, help="Price of a GPU, for the cost of replicas.")
+    ] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+    ] = False,
+    set_aside: Annotated[
+        bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")
+    ] = False,
 ) -> None:
     """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
 
@@ -106,7 +135,9 @@ def _preview(workload: Workload, seed: int | None) -> None:
     typer.echo("\n".join(preview_lines(workload, totals, next(workload.requests(seed), None))))
 
 
-def _run(workload: Workload, url: str, options: LoadOptions, replicas: ReplicaSource | None, console: Console) -> None:
+def _run(
+    workload: Workload, url: str, options: LoadOptions, replicas: ReplicaSource | None, console: Console
+) -> None:
     from r2_serve.lab.load.progress import print_summary, progress
     from r2_serve.lab.load.run_directory import REPORT, SUMMARY
     from r2_serve.lab.load.session import run_load
@@ -146,7 +177,9 @@ def _target(
     with ExitStack() as stack:
         with console.status(f"starting Ray and {len(loaded.model_apps)} models"):
             address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
-            base_url = stack.enter_context(local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address))
+            base_url = stack.enter_context(
+                local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address)
+            )
         yield base_url, LocalReplicas()
 
 

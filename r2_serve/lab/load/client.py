@@ -26,11 +26,16 @@ _CHECK_TIMEOUT_S = 30.0
 class LoadClient:
     """Sends requests: a `Send`. `timeout_s` is for a whole answer, by the clock: a stream that drips does not outlive it."""
 
-    def __init__(self, http: httpx.AsyncClient, *, timeout_s: float = 300.0, is_streamed: bool = True) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, *, timeout_s: float = 300.0, is_streamed: bool = True
+    ) -> None:
         self._http, self._timeout_s, self._is_streamed = http, timeout_s, is_streamed
 
     async def __call__(self, request: Request, reply: Reply) -> None:
-        body: dict[str, Any] = {"model": request.model, "messages": [{"role": "user", "content": request.text}]}
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": [{"role": "user", "content": request.text}],
+        }
         if self._is_streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         content = json.dumps(body).encode()
@@ -47,7 +52,9 @@ class LoadClient:
 
     async def _exchange(self, content: bytes, reply: Reply) -> None:
         headers = {"content-type": "application/json"}
-        async with self._http.stream("POST", "chat/completions", content=content, headers=headers) as response:
+        async with self._http.stream(
+            "POST", "chat/completions", content=content, headers=headers
+        ) as response:
             reply.status = response.status_code
             if response.status_code != httpx.codes.OK:
                 reply.error = _error(response.status_code, await response.aread())
@@ -60,31 +67,51 @@ class LoadClient:
         """Raises: ConfigError where the endpoint does not answer, refuses the key, or has no such model."""
         url = f"{self._http.base_url}models"
         if self._http.base_url.scheme not in ("http", "https"):
-            raise ConfigError(f"--url {str(self._http.base_url).rstrip('/')!r} is no address: give one such as http://127.0.0.1:8000/v1")
+            raise ConfigError(
+                f"--url {str(self._http.base_url).rstrip('/')!r} is no address: give one such as http://127.0.0.1:8000/v1"
+            )
         try:
             response = await self._http.get("models", timeout=_CHECK_TIMEOUT_S)
-            listed = [str(item["id"]) for item in response.json()["data"]] if response.status_code == httpx.codes.OK else []
+            listed = (
+                [str(item["id"]) for item in response.json()["data"]]
+                if response.status_code == httpx.codes.OK
+                else []
+            )
         except httpx.HTTPError as e:
             raise ConfigError(
                 f"no endpoint answers at {url} ({type(e).__name__}: {e}). Start one with `r2-serve up`, or name it with --url"
             ) from e
         except (ValueError, KeyError, TypeError) as e:
-            raise ConfigError(f"{url} does not answer as an OpenAI-compatible endpoint: does --url end in /v1?") from e
+            raise ConfigError(
+                f"{url} does not answer as an OpenAI-compatible endpoint: does --url end in /v1?"
+            ) from e
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise ConfigError(f"{url} answered 404: no OpenAI-compatible endpoint is there. Does --url end in /v1?")
+            raise ConfigError(
+                f"{url} answered 404: no OpenAI-compatible endpoint is there. Does --url end in /v1?"
+            )
         if response.status_code != httpx.codes.OK:
             raise ConfigError(f"{url} answered {_error(response.status_code, response.content)}")
         if model not in listed:
-            raise ConfigError(f"the endpoint has no model {model!r}, which the workload asks for{suggestion(model, listed)}")
+            raise ConfigError(
+                f"the endpoint has no model {model!r}, which the workload asks for{suggestion(model, listed)}"
+            )
 
 
 @asynccontextmanager
-async def load_http(base_url: str, *, api_key: str | None, max_open: int, timeout_s: float) -> AsyncIterator[httpx.AsyncClient]:
+async def load_http(
+    base_url: str, *, api_key: str | None, max_open: int, timeout_s: float
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client with room for `max_open` connections; nothing it waits for ends before `timeout_s`."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Limits(max_connections=max_open + 1, max_keepalive_connections=max_open + 1)  # one more, for looking at /metrics
+    limits = httpx.Limits(
+        max_connections=max_open + 1, max_keepalive_connections=max_open + 1
+    )  # one more, for looking at /metrics
     async with httpx.AsyncClient(
-        base_url=base_url.rstrip("/") + "/", headers=headers, limits=limits, timeout=timeout_s, trust_env=False
+        base_url=base_url.rstrip("/") + "/",
+        headers=headers,
+        limits=limits,
+        timeout=timeout_s,
+        trust_env=False,
     ) as http:
         yield http
 
@@ -113,7 +140,10 @@ async def _read_stream(response: httpx.Response, reply: Reply) -> None:
 def _take(body: Mapping[str, Any], part: str, reply: Reply) -> str:
     """Takes usage and cost out of a reply or a chunk; its text."""
     if usage := body.get("usage"):
-        reply.prompt_tokens, reply.completion_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+        reply.prompt_tokens, reply.completion_tokens = (
+            int(usage["prompt_tokens"]),
+            int(usage["completion_tokens"]),
+        )
     if r2 := body.get("r2"):
         reply.cost_usd, reply.num_subtasks = Decimal(r2["cost_usd"]), int(r2["subtasks"])
     text = str(body["choices"][0][part].get("content") or "") if body["choices"] else ""
@@ -126,6 +156,9 @@ def _error(status: int, body: bytes) -> str:
     """`STATUS CODE: message`."""
     try:
         error = json.loads(body)["error"]
-        return f"{status} {error.get('code') or error.get('type') or ''}".rstrip() + f": {str(error['message'])[:500]}"
+        return (
+            f"{status} {error.get('code') or error.get('type') or ''}".rstrip()
+            + f": {str(error['message'])[:500]}"
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{status}: {body[:200]!r}"

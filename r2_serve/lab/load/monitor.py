@@ -74,5 +74,7 @@ class Monitor:
 
 def queue_state(page: str) -> QueueState | None:
     """Of all router replicas on a page of `/metrics`; None where it says nothing of them."""
-    running, queued = ([int(float(value)) for value in sample.findall(page)] for sample in (_RUNNING, _QUEUED))
+    running, queued = (
+        [int(float(value)) for value in sample.findall(page)] for sample in (_RUNNING, _QUEUED)
+    )
     return QueueState(running=sum(running), queued=sum(queued)) if running and queued else None

@@ -14,13 +14,20 @@ from r2_serve.lab.reports.html import document, table
 
 def page(summary: LoadSummary, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]) -> str:
     """Everything about one run. `records` is read several times and never held: a list, or `RequestFile`."""
-    return document(f"Load: {summary.info.workload}, seed {summary.info.seed}", "\n".join(sections(summary, records, timeline)))
+    return document(
+        f"Load: {summary.info.workload}, seed {summary.info.seed}",
+        "\n".join(sections(summary, records, timeline)),
+    )
 
 
-def sections(summary: LoadSummary, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]) -> list[str]:
+def sections(
+    summary: LoadSummary, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]
+) -> list[str]:
     """The page's body."""
     info, slo = summary.info, summary.info.slo
-    origin = f"{info.url}; model {info.model}; started {info.started}; code {info.code_version}; {info.machine}"
+    origin = (
+        f"{info.url}; model {info.model}; started {info.started}; code {info.code_version}; {info.machine}"
+    )
     return [
         f'<p class="small">{escape(origin)}</p>',
         f"<p><b>{escape(cells.verdict(summary))}</b></p>",
@@ -41,7 +48,9 @@ def sections(summary: LoadSummary, records: Iterable[RequestRecord], timeline: S
 
 def _deployments(summary: LoadSummary) -> list[str]:
     if not summary.deployments:
-        return ['<p class="note">Nobody was asked for replica counts: give --dashboard, or --config for a local cluster.</p>']
+        return [
+            '<p class="note">Nobody was asked for replica counts: give --dashboard, or --config for a local cluster.</p>'
+        ]
     note = "Replicas running and starting, integrated over the run through its last reply."
     return [
         "<h3>Replicas</h3>",

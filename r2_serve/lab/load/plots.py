@@ -50,12 +50,19 @@ def windows(records: Iterable[RequestRecord], end_s: float) -> list[Window]:
         elif record.outcome == "failed":
             failed[int(record.end_s / width)] += 1
     count = int(end_s / width) + 1
-    return [Window(i * width, sent[i] / width, ok[i] / width, failed[i] / width, Distribution.of(latencies[i])) for i in range(count)]
+    return [
+        Window(i * width, sent[i] / width, ok[i] / width, failed[i] / width, Distribution.of(latencies[i]))
+        for i in range(count)
+    ]
 
 
 def timeline_plot(records: Iterable[RequestRecord], timeline: Sequence[TimelineSample], slo: Slo) -> str:
     """Arrivals, queue, replicas of each deployment, latency and spend, one above the other over one time."""
-    end_s = max(max((record.end_s for record in records), default=1.0), max((sample.t_s for sample in timeline), default=1.0), 1.0)
+    end_s = max(
+        max((record.end_s for record in records), default=1.0),
+        max((sample.t_s for sample in timeline), default=1.0),
+        1.0,
+    )
     timeline = timeline[:: 1 + len(timeline) // (5 * _NUM_POINTS)]
     shown = windows(records, end_s)
     names = _scaled(timeline)
@@ -68,7 +75,9 @@ def timeline_plot(records: Iterable[RequestRecord], timeline: Sequence[TimelineS
     ]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, _ROW_INCHES * len(rows) + 0.4), layout="constrained")
-        for axes, draw in zip(figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0], rows, strict=True):
+        for axes, draw in zip(
+            figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0], rows, strict=True
+        ):
             draw(axes)
             axes.set_xlim(0, end_s)
             axes.set_ylim(bottom=0)
@@ -126,18 +135,37 @@ def _distribution(axes: Axes, times_s: Sequence[float], num_ended: int, label: s
 
 def _rates(axes: Axes, shown: Sequence[Window]) -> None:
     starts = [window.start_s for window in shown]
-    axes.step(starts, [window.sent_per_s for window in shown], where="post", color=_SENT, lw=1.2, label="arrived")
-    axes.step(starts, [window.ok_per_s for window in shown], where="post", color=_GOOD, lw=1.2, label="answered")
+    axes.step(
+        starts, [window.sent_per_s for window in shown], where="post", color=_SENT, lw=1.2, label="arrived"
+    )
+    axes.step(
+        starts, [window.ok_per_s for window in shown], where="post", color=_GOOD, lw=1.2, label="answered"
+    )
     if any(window.failed_per_s for window in shown):
-        axes.step(starts, [window.failed_per_s for window in shown], where="post", color=_BAD, lw=1.2, label="failed")
+        axes.step(
+            starts,
+            [window.failed_per_s for window in shown],
+            where="post",
+            color=_BAD,
+            lw=1.2,
+            label="failed",
+        )
     axes.set_ylabel("requests/s")
 
 
 def _queue(axes: Axes, timeline: Sequence[TimelineSample]) -> None:
-    axes.plot([s.t_s for s in timeline], [s.num_open for s in timeline], color=_SENT, lw=1.2, label="under way")
+    axes.plot(
+        [s.t_s for s in timeline], [s.num_open for s in timeline], color=_SENT, lw=1.2, label="under way"
+    )
     seen = [(s.t_s, s.queue) for s in timeline if s.queue is not None]
     if any(queue.queued for _, queue in seen):
-        axes.plot([t for t, _ in seen], [queue.queued for _, queue in seen], color=_BAD, lw=1.2, label="queued in router")
+        axes.plot(
+            [t for t, _ in seen],
+            [queue.queued for _, queue in seen],
+            color=_BAD,
+            lw=1.2,
+            label="queued in router",
+        )
     axes.set_ylabel("requests")
 
 
@@ -156,7 +184,15 @@ def _replicas(axes: Axes, timeline: Sequence[TimelineSample], name: str) -> None
 def _latency(axes: Axes, shown: Sequence[Window], slo: Slo) -> None:
     seen = [(window.start_s, window.latency_s) for window in shown if window.latency_s is not None]
     for field, color in (("p50", _SENT), ("p95", _BAD)):
-        axes.plot([t for t, _ in seen], [getattr(latency, field) for _, latency in seen], ".-", ms=3, lw=0.8, color=color, label=field)
+        axes.plot(
+            [t for t, _ in seen],
+            [getattr(latency, field) for _, latency in seen],
+            ".-",
+            ms=3,
+            lw=0.8,
+            color=color,
+            label=field,
+        )
     if slo.latency_s is not None:
         axes.axhline(slo.latency_s, color=_SOFT, ls="--", lw=1, label="objective")
     axes.set_ylabel("latency, s")

@@ -25,7 +25,12 @@ def progress(name: str, duration_s: float | None, console: Console) -> Iterator[
     """A bar over the time of sending, and how it stands, redrawn a few times a second: drawing takes time from sending."""
     latencies: deque[float] = deque(maxlen=_RECENT)
     lateness: deque[float] = deque(maxlen=_RECENT)
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.fields[standing]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[standing]}"),
+    )
     with Progress(*columns, console=console, refresh_per_second=2) as bars:
         bar = bars.add_task(name, total=duration_s, standing="")
 
@@ -35,7 +40,11 @@ def progress(name: str, duration_s: float | None, console: Console) -> Iterator[
                 latencies.append(record.latency_s)
 
         def on_sample(sample: TimelineSample) -> None:
-            bars.update(bar, completed=min(sample.t_s, duration_s or sample.t_s), standing=_standing(sample, latencies, lateness))
+            bars.update(
+                bar,
+                completed=min(sample.t_s, duration_s or sample.t_s),
+                standing=_standing(sample, latencies, lateness),
+            )
 
         yield Watcher(on_sample, on_end)
 
@@ -61,7 +70,10 @@ def _standing(sample: TimelineSample, latencies: deque[float], lateness: deque[f
     if (late := Distribution.of(list(lateness))) is not None:
         parts.append(f"late p99 {1000 * late.p99:.0f} ms")
     parts.append(usd(sample.spent_usd))
-    parts += [f"{name.partition('/')[0]} {c.running}" + f"+{c.starting}" * bool(c.starting) for name, c in _shown(sample)]
+    parts += [
+        f"{name.partition('/')[0]} {c.running}" + f"+{c.starting}" * bool(c.starting)
+        for name, c in _shown(sample)
+    ]
     return ", ".join(parts)
 
 

@@ -62,9 +62,13 @@ def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
 
 
 def _count(deployment: Mapping[str, Any]) -> ReplicaCount:
-    states = Counter(str(getattr(replica["state"], "value", replica["state"])) for replica in deployment["replicas"])
+    states = Counter(
+        str(getattr(replica["state"], "value", replica["state"])) for replica in deployment["replicas"]
+    )
     return ReplicaCount(
-        running=sum(count for state, count in states.items() if state not in (_STARTING, _STOPPING, _STOPPED)),
+        running=sum(
+            count for state, count in states.items() if state not in (_STARTING, _STOPPING, _STOPPED)
+        ),
         starting=states[_STARTING],
         stopping=states[_STOPPING],
         target=deployment["target_num_replicas"],

@@ -41,7 +41,9 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     moved = None
     if any((directory / name).exists() for name in (REQUESTS, SUMMARY)):
         if not set_aside:
-            raise ConfigError(f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside")
+            raise ConfigError(
+                f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside"
+            )
         with under_way(directory):
             moved = put_aside(directory)
     try:
@@ -62,7 +64,9 @@ def under_way(directory: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as e:
-        raise ConfigError(f"{directory} holds a run that is under way: choose another --out, or wait until it has ended") from e
+        raise ConfigError(
+            f"{directory} holds a run that is under way: choose another --out, or wait until it has ended"
+        ) from e
     finally:
         os.close(descriptor)
 

@@ -21,7 +21,16 @@ from r2_serve.lab.load.monitor import Monitor
 from r2_serve.lab.load.open_loop import OpenLoop
 from r2_serve.lab.load.records import RequestRecord, TimelineSample
 from r2_serve.lab.load.replicas import ReplicaSource
-from r2_serve.lab.load.run_directory import REPORT, REQUESTS, SUMMARY, RequestFile, claim, logs, read_timeline, under_way
+from r2_serve.lab.load.run_directory import (
+    REPORT,
+    REQUESTS,
+    SUMMARY,
+    RequestFile,
+    claim,
+    logs,
+    read_timeline,
+    under_way,
+)
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.lab.runs import code_version, machine_line, write_whole
 from r2_serve.lab.workload import Request, Workload
@@ -56,16 +65,25 @@ class Watcher:
 
 
 async def run_load(
-    workload: Workload, url: str, options: LoadOptions, *, replicas: ReplicaSource | None = None, watcher: Watcher | None = None
+    workload: Workload,
+    url: str,
+    options: LoadOptions,
+    *,
+    replicas: ReplicaSource | None = None,
+    watcher: Watcher | None = None,
 ) -> LoadSummary:
     """Ctrl-C ends it in order: what had ended is written and reported, the rest counts as unfinished.
 
     Raises: ConfigError, RunError, BenchmarkError; PublishError where replicas cannot be counted at the start.
     """
     if workload.slo.ttft_s is not None and not options.is_streamed:
-        raise ConfigError("the workload's slo.ttft_s can only be told of streamed replies: leave --no-stream out")
+        raise ConfigError(
+            "the workload's slo.ttft_s can only be told of streamed replies: leave --no-stream out"
+        )
     requests = _opened(workload, options.seed)
-    async with load_http(url, api_key=options.api_key, max_open=options.max_open, timeout_s=options.timeout_s) as http:
+    async with load_http(
+        url, api_key=options.api_key, max_open=options.max_open, timeout_s=options.timeout_s
+    ) as http:
         client = LoadClient(http, timeout_s=options.timeout_s, is_streamed=options.is_streamed)
         await client.check(workload.tasks.model)
         if replicas is not None:
@@ -74,7 +92,9 @@ async def run_load(
         with under_way(options.out):
             info = _info(workload, url, options)
             sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
-            info = info.model_copy(update={"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted})
+            info = info.model_copy(
+                update={"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted}
+            )
             return await _reported(workload, options.out, info, sent.fault)
 
 
@@ -89,7 +109,9 @@ async def _reported(workload: Workload, out: Path, info: RunInfo, fault: R2Error
     try:
         summary = write_summary(out, info)
     except OSError as e:
-        raise fault or RunError(f"{out}: {e.strerror or e}; the requests that had ended are in {REQUESTS}") from e
+        raise fault or RunError(
+            f"{out}: {e.strerror or e}; the requests that had ended are in {REQUESTS}"
+        ) from e
     if fault is not None:
         raise type(fault)(f"{fault.message}\n{told}; {summary.num_ok} answers are reported in {out}")
     return summary
@@ -187,7 +209,9 @@ def _opened(workload: Workload, seed: int | None) -> Iterator[Request]:
     requests = workload.requests(seed)
     first = next(requests, None)
     if first is None:
-        raise ConfigError(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
+        raise ConfigError(
+            f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?"
+        )
     return chain([first], requests)
 
 

@@ -61,7 +61,9 @@ class Distribution(Record):
         if not values:
             return None
         cuts = quantiles(values, n=100, method="inclusive") if len(values) > 1 else [values[0]] * 99
-        return cls(mean=fmean(values), p50=cuts[49], p90=cuts[89], p95=cuts[94], p99=cuts[98], max=max(values))
+        return cls(
+            mean=fmean(values), p50=cuts[49], p90=cuts[89], p95=cuts[94], p99=cuts[98], max=max(values)
+        )
 
 
 class DeploymentUse(Record):
@@ -122,7 +124,9 @@ def is_good(record: RequestRecord, slo: Slo) -> bool:
     return slo.latency_s is None or record.latency_s <= slo.latency_s
 
 
-def summarize(info: RunInfo, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]) -> LoadSummary:
+def summarize(
+    info: RunInfo, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]
+) -> LoadSummary:
     """`records` is read once: a run of millions needs memory for three numbers each."""
     tally = _Tally(info.slo)
     for record in records:
@@ -166,7 +170,9 @@ def deployment_use(timeline: Sequence[TimelineSample]) -> dict[str, DeploymentUs
     """By trapezoids between the samples that have counts; a deployment that one of two samples lacks had no replica then."""
     seen = [sample for sample in timeline if sample.deployments]
     names = sorted({name for sample in seen for name in sample.deployments})
-    return {name: _use([(sample.t_s, sample.deployments.get(name, _NONE)) for sample in seen]) for name in names}
+    return {
+        name: _use([(sample.t_s, sample.deployments.get(name, _NONE)) for sample in seen]) for name in names
+    }
 
 
 _NONE = ReplicaCount(running=0, starting=0, target=0)
@@ -175,7 +181,10 @@ _NONE = ReplicaCount(running=0, starting=0, target=0)
 def _use(counts: Sequence[tuple[float, ReplicaCount]]) -> DeploymentUse:
     def integral(values: Sequence[float]) -> float:
         times = [t for t, _ in counts]
-        return sum((b - a) * (x + y) / 2 for (a, b), (x, y) in zip(itertools.pairwise(times), itertools.pairwise(values), strict=True))
+        return sum(
+            (b - a) * (x + y) / 2
+            for (a, b), (x, y) in zip(itertools.pairwise(times), itertools.pairwise(values), strict=True)
+        )
 
     replica_s = integral([count.running + count.starting for _, count in counts])
     gpus = max(count.gpus for _, count in counts)

@@ -37,7 +37,9 @@ def document(title: str, body: str) -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], texts: Sequence[str] = ()) -> str:
+def table(
+    columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], texts: Sequence[str] = ()
+) -> str:
     """A table that scrolls by itself where it is too wide; each row with its CSS class. Columns of `texts` are left-aligned."""
     kinds = ['class="text"' if column in texts else "" for column in columns]
     head = "".join(f"<th {kind}>{escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))

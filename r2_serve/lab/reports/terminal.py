@@ -38,7 +38,9 @@ def dag_view(plan: Plan) -> Text:
     levels: dict[int, int] = {}
     for subtask in plan.subtasks:
         levels[subtask.id] = 1 + max((levels[d] for d in subtask.depends_on), default=0)
-    columns = [[f"#{i}" for i, level in levels.items() if level == depth] for depth in range(1, plan.depth + 1)]
+    columns = [
+        [f"#{i}" for i, level in levels.items() if level == depth] for depth in range(1, plan.depth + 1)
+    ]
     ends = f" => {plan.answer}" if plan.answer is not None else ""
     return Text(" -> ".join("[" + " ".join(column) + "]" for column in columns) + ends, style="bold")
 
@@ -77,8 +79,14 @@ def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: flo
     after = f"  after {' '.join(unnamed)}" if unnamed else ""
     bar = _bar(result.start_s, result.end_s, end_s, _LEVEL_COLORS[result.id % len(_LEVEL_COLORS)])
     took_ms = 1000 * (result.end_s - result.start_s)
-    text = Text(f"#{result.id} ", style="bold") + Text(_short(subtask.text, 20), style="not bold") + Text(after, style="dim")
-    table.add_row(text, _short(result.answer, 14), _short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd))
+    text = (
+        Text(f"#{result.id} ", style="bold")
+        + Text(_short(subtask.text, 20), style="not bold")
+        + Text(after, style="dim")
+    )
+    table.add_row(
+        text, _short(result.answer, 14), _short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd)
+    )
 
 
 def _bar(start_s: float, end_s: float, total_s: float, color: str) -> Text:

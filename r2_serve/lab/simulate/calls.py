@@ -62,7 +62,9 @@ class Call:
         "target",
     )
 
-    def __init__(self, owner: Owner, position: int, prompt_tokens: float, reply_tokens: float, start_s: float) -> None:
+    def __init__(
+        self, owner: Owner, position: int, prompt_tokens: float, reply_tokens: float, start_s: float
+    ) -> None:
         self.owner = owner
         self.position = position
         self.prompt_tokens = prompt_tokens

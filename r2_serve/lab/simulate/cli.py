@@ -18,21 +18,41 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    workload: Annotated[Path | None, typer.Argument(help="Workload file (YAML), as for `r2-serve load`.")] = None,
-    example: Annotated[str | None, typer.Option("--example", "-e", help="A shipped workload in place of a file.")] = None,
+    workload: Annotated[
+        Path | None, typer.Argument(help="Workload file (YAML), as for `r2-serve load`.")
+    ] = None,
+    example: Annotated[
+        str | None, typer.Option("--example", "-e", help="A shipped workload in place of a file.")
+    ] = None,
     config: Annotated[
-        str, typer.Option("--config", "-c", help="Serve config, as for `serve deploy`; `scripted`: that of the examples.")
+        str,
+        typer.Option(
+            "--config", "-c", help="Serve config, as for `serve deploy`; `scripted`: that of the examples."
+        ),
     ] = "scripted",
     hardware: Annotated[
         Path | None,
-        typer.Option("--hardware", help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads."),
+        typer.Option(
+            "--hardware",
+            help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the workload's own.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/simulate/NAME of the workload.")] = None,
-    no_rows: Annotated[bool, typer.Option("--no-rows", help="Leave out requests.jsonl, which has a line per request.")] = False,
-    set_aside: Annotated[bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run directory; default: runs/simulate/NAME of the workload."),
+    ] = None,
+    no_rows: Annotated[
+        bool, typer.Option("--no-rows", help="Leave out requests.jsonl, which has a line per request.")
+    ] = False,
+    set_aside: Annotated[
+        bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")
+    ] = False,
     compare: Annotated[
-        Path | None, typer.Option(help="Directory of a real run of the same workload (`r2-serve load`): how far apart the two are.")
+        Path | None,
+        typer.Option(
+            help="Directory of a real run of the same workload (`r2-serve load`): how far apart the two are."
+        ),
     ] = None,
 ) -> None:
     """What a deployment would do under a workload: latency, cost and replicas, without the machines.
@@ -59,7 +79,16 @@ def simulate(
         serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))
         machines = load_hardware(hardware) if hardware is not None else Hardware()
         directory = out or Path("runs/simulate") / loaded.name
-        summary = _run(serve_config, loaded, machines, seed, directory, console, has_rows=not no_rows, set_aside=set_aside)
+        summary = _run(
+            serve_config,
+            loaded,
+            machines,
+            seed,
+            directory,
+            console,
+            has_rows=not no_rows,
+            set_aside=set_aside,
+        )
         if compare is not None:
             _compare(compare, summary, console)
     except R2Error as e:
@@ -93,7 +122,9 @@ def _run(
             status.update(f"simulated {simulated_s:,.0f} s: {num_came:,} queries came, {num_ended:,} ended")
 
         run = simulate(config, workload, hardware, Options(seed), progress=progress)
-    summary = write_run(directory, run_info(workload, seed, hardware), run, hardware=hardware, has_rows=has_rows)
+    summary = write_run(
+        directory, run_info(workload, seed, hardware), run, hardware=hardware, has_rows=has_rows
+    )
     print_summary(summary, console)
     _print_speed(run, console)
     typer.echo(f"written: {directory}")
@@ -119,7 +150,12 @@ def _compare(directory: Path, simulated: LoadSummary, console: Console) -> None:
     for i, column in enumerate(("figure", "real", "simulated", "error")):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in differences(read_summary(directory), simulated):
-        table.add_row(row.name, f"{row.real:.3f}", f"{row.simulated:.3f}", "" if row.error is None else f"{100 * row.error:+.1f} %")
+        table.add_row(
+            row.name,
+            f"{row.real:.3f}",
+            f"{row.simulated:.3f}",
+            "" if row.error is None else f"{100 * row.error:+.1f} %",
+        )
     console.print(table)
 
 

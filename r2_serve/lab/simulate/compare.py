@@ -35,7 +35,9 @@ def read_summary(directory: Path) -> LoadSummary:
     except OSError as e:
         raise ConfigError(f"{directory} is no run: {path.name} cannot be read ({e.strerror})") from e
     except ValidationError as e:
-        raise ConfigError(f"{path} is no summary of a run: {e.errors()[0]['loc']}: {e.errors()[0]['msg']}") from e
+        raise ConfigError(
+            f"{path} is no summary of a run: {e.errors()[0]['loc']}: {e.errors()[0]['msg']}"
+        ) from e
 
 
 def differences(real: LoadSummary, simulated: LoadSummary) -> list[Difference]:
@@ -56,7 +58,11 @@ def _differences(real: LoadSummary, simulated: LoadSummary) -> Iterator[Differen
     yield Difference("cost of calls, USD", float(real.cost_usd), float(simulated.cost_usd))
     yield Difference("GPU seconds", real.gpu_s, simulated.gpu_s)
     for name in sorted(real.deployments.keys() & simulated.deployments.keys()):
-        yield Difference(f"replica-seconds of {name}", real.deployments[name].replica_s, simulated.deployments[name].replica_s)
+        yield Difference(
+            f"replica-seconds of {name}",
+            real.deployments[name].replica_s,
+            simulated.deployments[name].replica_s,
+        )
 
 
 def _of_times(name: str, real: Distribution | None, simulated: Distribution | None) -> Iterator[Difference]:

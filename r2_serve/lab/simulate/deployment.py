@@ -141,7 +141,9 @@ class Deployment:
         self.num_at_work += 1
         call.replica = replica
         hop_s = self._hop_s + call.delay_s
-        if replica.takes_s is not None:  # nothing on the way or at the replica changes when it ends: one event less
+        if (
+            replica.takes_s is not None
+        ):  # nothing on the way or at the replica changes when it ends: one event less
             call.state = AT_REPLICA
             call.begun_s = self._clock.now + hop_s
             self._clock.after(hop_s + replica.takes_s, replica.end_of, call)
@@ -215,7 +217,9 @@ class Deployment:
     def _start(self) -> None:
         start = _Start()
         self._starting.append(start)
-        start.place = self._machines.ask(self.options.gpus, lambda: self._clock.after(self.options.start_s, self._started, start))
+        start.place = self._machines.ask(
+            self.options.gpus, lambda: self._clock.after(self.options.start_s, self._started, start)
+        )
 
     def _start_now(self) -> None:
         """There from the beginning."""
@@ -249,7 +253,11 @@ class Deployment:
         replica.stops_s = self._clock.now + self.options.stop_s
 
     def _stopped_if_idle(self, replica: Replica) -> None:
-        if replica.num_ongoing == 0 and replica in self._stopping and self._clock.now >= replica.stops_s - 1e-9:
+        if (
+            replica.num_ongoing == 0
+            and replica in self._stopping
+            and self._clock.now >= replica.stops_s - 1e-9
+        ):
             self._stopping.remove(replica)
             self._machines.give_back(self._places.pop(replica))
 

@@ -60,7 +60,12 @@ class Forecasts:
     """Told of every query by the simulated router (`r2_serve.lab.simulate.router.Plans`)."""
 
     def __init__(
-        self, clock: Clock, name: str, app_of: Mapping[str, str], deployments: Mapping[str, Deployment], sampling: Sampling
+        self,
+        clock: Clock,
+        name: str,
+        app_of: Mapping[str, str],
+        deployments: Mapping[str, Deployment],
+        sampling: Sampling,
     ) -> None:
         self._clock, self._name, self._app_of, self._deployments = clock, name, app_of, deployments
         self._stride = sampling.stride
@@ -80,7 +85,9 @@ class Forecasts:
 
     def opened(self, query: Query) -> None:
         if query.index % self._stride == 0:
-            self._watched[query] = _Watched(self._demands[query.index // self._stride % len(self._demands)], self._name)
+            self._watched[query] = _Watched(
+                self._demands[query.index // self._stride % len(self._demands)], self._name
+            )
 
     def planning(self, query: Query, model: str, num_calls: int) -> None:
         """The planner or the picker is asked."""
@@ -126,19 +133,29 @@ class Forecasts:
         key = id(query.sizes.form)
         if key not in self._plans:
             self._plans[key] = Plan(
-                subtasks=tuple(Subtask(id=i + 1, text="step", depends_on=tuple(n + 1 for n in needed)) for i, needed in enumerate(inputs))
+                subtasks=tuple(
+                    Subtask(id=i + 1, text="step", depends_on=tuple(n + 1 for n in needed))
+                    for i, needed in enumerate(inputs)
+                )
             )
         return self._plans[key]
 
     def _publish(self) -> None:
         forecast = total([demand.forecast() for demand in self._demands])
-        by_app = [{self._app_of[model]: self._scaled(demand)} for model, demand in forecast.items() if model in self._app_of]
+        by_app = [
+            {self._app_of[model]: self._scaled(demand)}
+            for model, demand in forecast.items()
+            if model in self._app_of
+        ]
         self._latest = {app: self._counted(app, demand) for app, demand in total(by_app).items()}
 
     def _scaled(self, demand: ModelDemand) -> ModelDemand:
         stride = self._stride
         return demand.model_copy(
-            update={"planned": tuple(x * stride for x in demand.planned), "coming": tuple(x * stride for x in demand.coming)}
+            update={
+                "planned": tuple(x * stride for x in demand.planned),
+                "coming": tuple(x * stride for x in demand.coming),
+            }
         )
 
     def _counted(self, app: str, demand: ModelDemand) -> ModelDemand:

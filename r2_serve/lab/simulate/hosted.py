@@ -40,7 +40,9 @@ class Bucket:
 class Hosted:
     """See the module's text."""
 
-    def __init__(self, clock: Clock, name: str, speed: HostedSpeed, draw: random.Random, cooldown: CooldownConfig) -> None:
+    def __init__(
+        self, clock: Clock, name: str, speed: HostedSpeed, draw: random.Random, cooldown: CooldownConfig
+    ) -> None:
         self.name = name
         self._clock, self._speed, self._draw = clock, speed, draw
         self._rest_config, self._rest = cooldown, Cooldown(lambda: clock.now)
@@ -67,7 +69,9 @@ class Hosted:
         call.state = AT_REPLICA
         factor = self._draw.lognormvariate(0.0, self._speed.spread) if self._speed.spread else 1.0
         call.first_token_s = now + factor * self._speed.ttft_s
-        self._clock.after(factor * (self._speed.ttft_s + call.reply_tokens / self._speed.tokens_per_s), self._end, call)
+        self._clock.after(
+            factor * (self._speed.ttft_s + call.reply_tokens / self._speed.tokens_per_s), self._end, call
+        )
 
     def cancel(self, call: Call) -> None:
         call.state = OVER

@@ -100,7 +100,9 @@ class Machines:
         nodes = self.config.nodes
         if nodes is None:
             return
-        wanted = math.ceil(sum(place.gpus for place in self._waiting) / nodes.gpus_per_node) - self._num_booting
+        wanted = (
+            math.ceil(sum(place.gpus for place in self._waiting) / nodes.gpus_per_node) - self._num_booting
+        )
         allowed = nodes.max_nodes - len(self._nodes) - self._num_booting
         for _ in range(min(wanted, allowed)):
             self._count()
@@ -121,7 +123,12 @@ class Machines:
     def _retire(self, due: tuple[_Node, float | None]) -> None:
         node, since_s = due
         nodes = self.config.nodes
-        if nodes is not None and since_s is not None and node.idle_since_s == since_s and len(self._nodes) > nodes.min_nodes:
+        if (
+            nodes is not None
+            and since_s is not None
+            and node.idle_since_s == since_s
+            and len(self._nodes) > nodes.min_nodes
+        ):
             self._count()
             self._nodes.remove(node)
 

@@ -41,7 +41,9 @@ class _Merged:
 class HandleReports:
     """The handles of one deployment, taken for one, and the controller's memory of their last report."""
 
-    def __init__(self, clock: Clock, deployment: Deployment, *, look_back_s: float, push_s: float, aggregation: str) -> None:
+    def __init__(
+        self, clock: Clock, deployment: Deployment, *, look_back_s: float, push_s: float, aggregation: str
+    ) -> None:
         self._clock, self._deployment = clock, deployment
         self._look_back_s, self._push_s, self._aggregation = look_back_s, push_s, aggregation
         self._notes: deque[Note] = deque()
@@ -73,7 +75,11 @@ class HandleReports:
         if merged is None or not merged.times.size:
             return 0.0
         last_window_s = max(self._clock.now - float(merged.times[-1]), 1e-3)
-        return float(aggregate_arrays(merged.times, merged.totals, self._aggregation, merged.window_start_s, last_window_s))
+        return float(
+            aggregate_arrays(
+                merged.times, merged.totals, self._aggregation, merged.window_start_s, last_window_s
+            )
+        )
 
     def queued_requests(self) -> float:
         """Of the last report, likewise; of one source, so without merging."""
@@ -84,7 +90,11 @@ class HandleReports:
             return 0.0
         times = np.array([note.at_s for note in self._reported])
         values = np.array([float(note.num_queued) for note in self._reported])
-        return float(aggregate_arrays(times, values, self._aggregation, None, max(self._clock.now - self._reported[-1].at_s, 1e-3)))
+        return float(
+            aggregate_arrays(
+                times, values, self._aggregation, None, max(self._clock.now - self._reported[-1].at_s, 1e-3)
+            )
+        )
 
     def _note(self) -> None:
         self._notes.append(self._noted())
@@ -93,7 +103,11 @@ class HandleReports:
 
     def _noted(self) -> Note:
         deployment = self._deployment
-        return Note(self._clock.now, deployment.num_queued, {replica: replica.num_ongoing for replica in deployment.running})
+        return Note(
+            self._clock.now,
+            deployment.num_queued,
+            {replica: replica.num_ongoing for replica in deployment.running},
+        )
 
     def _read(self) -> _Merged | None:
         """The last report merged, again only when there is a new one or other replicas run."""
@@ -110,7 +124,11 @@ class HandleReports:
         notes = self._reported
         if not notes:
             return None
-        times, values, offsets = [note.at_s for note in notes], [float(note.num_queued) for note in notes], [0, len(notes)]
+        times, values, offsets = (
+            [note.at_s for note in notes],
+            [float(note.num_queued) for note in notes],
+            [0, len(notes)],
+        )
         starts = [notes[0].at_s]
         for replica in self._deployment.running:
             known = [note for note in notes if replica in note.num_ongoing]
@@ -119,7 +137,9 @@ class HandleReports:
                 values += [float(note.num_ongoing[replica]) for note in known]
                 offsets.append(len(times))
                 starts.append(known[0].at_s)
-        merged_times, totals = merge_instantaneous_total_arrays(np.array(times), np.array(values), np.array(offsets))
+        merged_times, totals = merge_instantaneous_total_arrays(
+            np.array(times), np.array(values), np.array(offsets)
+        )
         return _Merged(merged_times, totals, _window_start_s(starts, merged_times))
 
 

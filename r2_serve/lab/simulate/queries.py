@@ -79,14 +79,24 @@ class Query:
                 self.router.plans.planning(self, config.model, config.num_samples)
             for _ in range(config.num_samples):
                 self._ask(
-                    PLAN, config.model, self.sizes.plan_prompt, min(self.sizes.plan_reply, config.max_tokens), self.router.stage_hop_s
+                    PLAN,
+                    config.model,
+                    self.sizes.plan_prompt,
+                    min(self.sizes.plan_reply, config.max_tokens),
+                    self.router.stage_hop_s,
                 )
         else:
             assert self.router.virtual is not None
             picker = self.router.virtual.allocator
             if self.router.plans is not None:
                 self.router.plans.planning(self, picker.model, 1)
-            self._ask(PICK, picker.model, self.sizes.pick_prompt, min(self.sizes.pick_reply, picker.max_tokens), self.router.stage_hop_s)
+            self._ask(
+                PICK,
+                picker.model,
+                self.sizes.pick_prompt,
+                min(self.sizes.pick_reply, picker.max_tokens),
+                self.router.stage_hop_s,
+            )
 
     def call_done(self, call: Call) -> None:
         self.calls.remove(call)
@@ -94,7 +104,9 @@ class Query:
         if plans is not None:
             plans.answered(self, name, call)
         model = self.router.models[name]
-        self.cost_usd += call.prompt_tokens * model.usd_per_token_in + call.reply_tokens * model.usd_per_token_out
+        self.cost_usd += (
+            call.prompt_tokens * model.usd_per_token_in + call.reply_tokens * model.usd_per_token_out
+        )
         self.prompt_tokens += call.prompt_tokens
         self.reply_tokens += call.reply_tokens
         position = call.position
@@ -109,7 +121,9 @@ class Query:
     def call_failed(self, call: Call, reason: str, retry_after_s: float | None) -> None:
         if call.position == ROUTER:
             self._forget()
-            self.router.outcomes.ended(self, OVERLOADED if reason == "overloaded" else UNAVAILABLE, self.router.clock.now)
+            self.router.outcomes.ended(
+                self, OVERLOADED if reason == "overloaded" else UNAVAILABLE, self.router.clock.now
+            )
         elif call.position in (DECOMPOSE, ALLOCATE):
             self.stage_call = None
             self._stage_failed(call.position)
@@ -246,7 +260,9 @@ class Query:
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
-    def _ask(self, position: int, model: str, prompt_tokens: float, reply_tokens: float, delay_s: float = 0.0) -> None:
+    def _ask(
+        self, position: int, model: str, prompt_tokens: float, reply_tokens: float, delay_s: float = 0.0
+    ) -> None:
         pooled = self.router.models[model]
         call = Call(self, position, prompt_tokens, reply_tokens, self.router.clock.now)
         call.chain, call.delay_s = pooled.chain, delay_s
@@ -257,7 +273,9 @@ class Query:
         """The same model after a while, or the next of its fallbacks, or the end of it: as `r2_serve.calls.caller` does."""
         router = self.router
         asks_too_long = (retry_after_s or 0.0) > LONGEST_BACKOFF_S
-        is_given_up = reason in ("timeout", "resting") or asks_too_long or call.attempt >= router.limits.max_attempts
+        is_given_up = (
+            reason in ("timeout", "resting") or asks_too_long or call.attempt >= router.limits.max_attempts
+        )
         again = Call(self, call.position, call.prompt_tokens, call.reply_tokens, router.clock.now)
         again.chain = call.chain
         again.passed_over = call.rank if reason == "resting" and call.passed_over < 0 else call.passed_over
@@ -293,7 +311,11 @@ class Query:
             section = router.virtual.decomposer if self.stage == PLANNING else router.virtual.allocator
             if now_s - self.stage_s >= section.timeout_s:
                 return self._stage_timed_out()
-        for call in [call for call in self.calls if now_s - call.start_s >= router.models[call.chain[call.rank]].config.timeout_s]:
+        for call in [
+            call
+            for call in self.calls
+            if now_s - call.start_s >= router.models[call.chain[call.rank]].config.timeout_s
+        ]:
             if call.target is not None:
                 call.target.cancel(call)
             self.calls.discard(call)

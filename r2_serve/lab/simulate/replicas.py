@@ -84,7 +84,9 @@ class EngineReplica(Replica):
             if call is not None:
                 call.share_s = self._time.share_s(call.mark)
                 self._time.end()
-                call.first_token_s = finished.decode_start_s + (finished.end_s - finished.decode_start_s) / max(1.0, call.reply_tokens)
+                call.first_token_s = finished.decode_start_s + (
+                    finished.end_s - finished.decode_start_s
+                ) / max(1.0, call.reply_tokens)
                 self._done(call, self)
         self._set_alarm()
 

@@ -53,7 +53,9 @@ class Columns:
     def records(self) -> Iterator[RequestRecord]:
         columns = (self.index, self.intended_s, self.first_token_s, self.end_s, self.status)
         sizes = (self.cost_usd, self.prompt_tokens, self.reply_tokens, self.num_subtasks)
-        for (index, intended_s, first_s, end_s, status), (cost, prompt, reply, count) in zip(zip(*columns), zip(*sizes)):
+        for (index, intended_s, first_s, end_s, status), (cost, prompt, reply, count) in zip(
+            zip(*columns), zip(*sizes)
+        ):
             yield RequestRecord.model_construct(  # checked by its type: pydantic would take longer than the simulation
                 index=index,
                 intended_start_s=intended_s,

@@ -54,10 +54,14 @@ def run_info(workload: Workload, seed: int | None, hardware: Hardware) -> RunInf
     )
 
 
-def write_run(directory: Path, info: RunInfo, run: Run, *, hardware: Hardware, has_rows: bool = True) -> LoadSummary:
+def write_run(
+    directory: Path, info: RunInfo, run: Run, *, hardware: Hardware, has_rows: bool = True
+) -> LoadSummary:
     """Everything; `requests.jsonl` and the page only where `has_rows`."""
     summary = summarize(info, run.queries.records(), run.timeline)
-    (directory / TIMELINE).write_text("".join(sample.model_dump_json() + "\n" for sample in run.timeline), encoding="utf-8")
+    (directory / TIMELINE).write_text(
+        "".join(sample.model_dump_json() + "\n" for sample in run.timeline), encoding="utf-8"
+    )
     write_whole(directory / SUMMARY, summary.model_dump_json(indent=2))
     write_whole(directory / SIMULATION, _facts(run, hardware).model_dump_json(indent=2))
     if has_rows:

@@ -92,7 +92,9 @@ class Router:
 
     def shortest_timeout_s(self) -> float:
         stages = (self.virtual.decomposer.timeout_s, self.virtual.allocator.timeout_s) if self.virtual else ()
-        return min(self.limits.deadline_s, *stages, *(model.config.timeout_s for model in self.models.values()))
+        return min(
+            self.limits.deadline_s, *stages, *(model.config.timeout_s for model in self.models.values())
+        )
 
     @property
     def spill(self) -> SpillConfig | None:
@@ -105,11 +107,15 @@ class Router:
 
         def has_room(name: str) -> bool:
             target = self.models[name].target
-            return not isinstance(target, Deployment) or target.num_at_work + target.num_queued < calls_each * len(target.running)
+            return not isinstance(
+                target, Deployment
+            ) or target.num_at_work + target.num_queued < calls_each * len(target.running)
 
         if has_room(chosen):
             return chosen
-        for name in sorted((name for name in self.virtual.pool if name != chosen), key=lambda name: self.models[name].price):
+        for name in sorted(
+            (name for name in self.virtual.pool if name != chosen), key=lambda name: self.models[name].price
+        ):
             model = self.models[name]
             fits = prompt_tokens + reply_tokens <= model.config.context_tokens
             if model.price >= price and fits and has_room(name):

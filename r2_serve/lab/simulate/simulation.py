@@ -74,10 +74,16 @@ class _Simulation:
         self._overheads, self._recorder = hardware.overheads, Recorder()
         draw, model = random.Random(f"{seed}/simulation"), workload.tasks.model
         self._forecasts: Forecasts | None = None
-        self._system = build_system(config, hardware, model, clock=self._clock, draw=draw, make_policy=make_policy or self._policy)
-        self._router = _router(config, self._system, self._clock, self._recorder, draw, hardware.overheads.hop_s)
+        self._system = build_system(
+            config, hardware, model, clock=self._clock, draw=draw, make_policy=make_policy or self._policy
+        )
+        self._router = _router(
+            config, self._system, self._clock, self._recorder, draw, hardware.overheads.hop_s
+        )
         if any(reads_forecasts(scaled.config) for scaled in self._system.scaled):
-            self._forecasts = self._router.plans = _forecasts(config, workload, self._system, self._clock, options.most_watched)
+            self._forecasts = self._router.plans = _forecasts(
+                config, workload, self._system, self._clock, options.most_watched
+            )
         self._size = _sizer(config, hardware, model, self._system)
         self._requests = workload.requests(seed)
         self._is_sending = True
@@ -89,7 +95,9 @@ class _Simulation:
         """The one that the config names; the cluster's own plan-ahead policy reads the simulated forecasts."""
         if not reads_forecasts(autoscaling):
             return own_policy(app, autoscaling)
-        return plan_ahead_policy(autoscaling, lambda: self._forecasts.demand_of(app) if self._forecasts else ModelDemand())
+        return plan_ahead_policy(
+            autoscaling, lambda: self._forecasts.demand_of(app) if self._forecasts else ModelDemand()
+        )
 
     def run(self) -> Run:
         clock, began_s = self._clock, time.monotonic()
@@ -101,13 +109,17 @@ class _Simulation:
             self._forecasts.start()
         if self._system.scaled:
             clock.every(self._overheads.control_interval_s, Autoscaler(clock, self._system.scaled).decide)
-        check_s = min(LONGEST_CHECK_INTERVAL_S, self._router.shortest_timeout_s() / TIMEOUT_CHECKS_PER_TIMEOUT)
+        check_s = min(
+            LONGEST_CHECK_INTERVAL_S, self._router.shortest_timeout_s() / TIMEOUT_CHECKS_PER_TIMEOUT
+        )
         clock.every(check_s, self._router.check_timeouts)
         clock.every(self._options.sample_s, self._sample, first_s=0.0)
         with serve_reads(clock, self._system.scaled), _without_collection():
             clock.run(until=self._is_over)
         self._sample()
-        return self._recorder.run(self._system, clock.now, num_events=clock.num_events(), wall_s=time.monotonic() - began_s)
+        return self._recorder.run(
+            self._system, clock.now, num_events=clock.num_events(), wall_s=time.monotonic() - began_s
+        )
 
     def _arrives(self, request: Request) -> None:
         """At the router: all of the HTTP overhead is spent on the way there."""
@@ -128,11 +140,17 @@ class _Simulation:
             self._progress(self._clock.now, self._recorder.num_came, self._recorder.num_ended)
 
     def _end_if_idle(self) -> None:
-        if not self._is_sending and self._recorder.num_ended == self._recorder.num_came and not self._is_over.triggered:
+        if (
+            not self._is_sending
+            and self._recorder.num_ended == self._recorder.num_came
+            and not self._is_over.triggered
+        ):
             self._is_over.succeed()
 
 
-def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorder, draw: random.Random, hop_s: float) -> Router:
+def _router(
+    config: ServeConfig, system: System, clock: Clock, recorder: Recorder, draw: random.Random, hop_s: float
+) -> Router:
     return Router(
         clock=clock,
         limits=config.routing.limits,
@@ -148,9 +166,13 @@ def _router(config: ServeConfig, system: System, clock: Clock, recorder: Recorde
     )
 
 
-def _forecasts(config: ServeConfig, workload: Workload, system: System, clock: Clock, most_watched: int) -> Forecasts:
+def _forecasts(
+    config: ServeConfig, workload: Workload, system: System, clock: Clock, most_watched: int
+) -> Forecasts:
     app_of = {card.name: card.engine.app for card in config.router.models if card.engine.kind == "served"}
-    sampling = Sampling.of(peak_rate_per_s(workload) * EXPECTED_LATENCY_S, most_watched, len(system.router.running))
+    sampling = Sampling.of(
+        peak_rate_per_s(workload) * EXPECTED_LATENCY_S, most_watched, len(system.router.running)
+    )
     return Forecasts(clock, workload.tasks.model, app_of, system.deployments, sampling)
 
 

@@ -34,13 +34,23 @@ class Edges:
     @classmethod
     def of(cls, depends_on: Sequence[Sequence[int]]) -> Self:
         inputs = tuple(tuple(subtask_id - 1 for subtask_id in needed) for needed in depends_on)
-        users = tuple(tuple(i for i, needed in enumerate(inputs) if position in needed) for position in range(len(inputs)))
+        users = tuple(
+            tuple(i for i, needed in enumerate(inputs) if position in needed)
+            for position in range(len(inputs))
+        )
         heights = [1] * len(users)
         for position in reversed(range(len(users))):
             heights[position] = 1 + max((heights[user] for user in users[position]), default=0)
         order = sorted(range(len(inputs)), key=lambda i: (-heights[i], i))
         roots = tuple(rank for rank, i in enumerate(order) if not inputs[i])
-        return cls(inputs, tuple(map(len, inputs)), users, tuple(order), tuple(map(order.index, range(len(order)))), roots)
+        return cls(
+            inputs,
+            tuple(map(len, inputs)),
+            users,
+            tuple(order),
+            tuple(map(order.index, range(len(order)))),
+            roots,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +93,18 @@ class Sizer:
     """Sizes of the requests for one virtual model."""
 
     def __init__(
-        self, virtual: VirtualModelConfig, models: Mapping[str, ModelConfig], max_subtasks: int, tokens_per_word: float = 1.0
+        self,
+        virtual: VirtualModelConfig,
+        models: Mapping[str, ModelConfig],
+        max_subtasks: int,
+        tokens_per_word: float = 1.0,
     ) -> None:
-        self._virtual, self._models, self._max_subtasks, self._factor = virtual, models, max_subtasks, tokens_per_word
+        self._virtual, self._models, self._max_subtasks, self._factor = (
+            virtual,
+            models,
+            max_subtasks,
+            tokens_per_word,
+        )
         self._forms: dict[tuple[object, ...], Form] = {}
 
     def of(self, request: Request) -> Sizes:
@@ -101,7 +120,9 @@ class Sizer:
         factor, padding = self._factor, max(0, prompt_words - form.text_words)
         words = [step.reply_tokens for step in steps]
         prompts = [
-            (base + padding + sum([words[i] for i in inputs])) * factor if inputs else (base + padding) * factor
+            (base + padding + sum([words[i] for i in inputs])) * factor
+            if inputs
+            else (base + padding) * factor
             for base, inputs in zip(form.work_prompts, form.edges.inputs)
         ]
         return Sizes(
@@ -119,7 +140,9 @@ class Sizer:
         """Every prompt rendered as the router does, with empty answers."""
         virtual, models = self._virtual, tuple(step.model for step in steps)
         if unknown := sorted(set(models) - set(virtual.pool)):
-            raise ConfigError(f"the workload gives subtasks to {unknown}, not in the pool {list(virtual.pool)}")
+            raise ConfigError(
+                f"the workload gives subtasks to {unknown}, not in the pool {list(virtual.pool)}"
+            )
         bare = Request(0, 0.0, "", tuple(steps))
         plan, text = bare.plan, bare.text
         assert plan is not None, "as it has steps"
@@ -134,7 +157,11 @@ class Sizer:
             pick_prompt=_count(picker.render_allocate(text, plan, cards)),
             pick_reply=_words(picker.format_allocation(Allocation(models=models), cards)),
             work_prompts=tuple(
-                _count(self._codec(step.model).render_subtask(messages, plan, subtask, dict.fromkeys(step.depends_on, "")))
+                _count(
+                    self._codec(step.model).render_subtask(
+                        messages, plan, subtask, dict.fromkeys(step.depends_on, "")
+                    )
+                )
                 for step, subtask in zip(steps, plan.subtasks)
             ),
             max_replies=tuple(self._models[step.model].max_tokens for step in steps),
@@ -154,7 +181,9 @@ def passed_through(request: Request, model: str, tokens_per_word: float) -> Size
 def brought_steps(request: Request) -> tuple[Step, ...]:
     """Raises: ConfigError where there are none."""
     if request.steps is None:
-        raise ConfigError("tasks of a benchmark bring no plans, so their calls are not known: simulate `kind: synthetic` tasks")
+        raise ConfigError(
+            "tasks of a benchmark bring no plans, so their calls are not known: simulate `kind: synthetic` tasks"
+        )
     return request.steps
 
 

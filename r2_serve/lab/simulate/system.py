@@ -59,7 +59,13 @@ class System:
 
 
 def build_system(
-    config: ServeConfig, hardware: Hardware, model: str, *, clock: Clock, draw: random.Random, make_policy: MakePolicy | None = None
+    config: ServeConfig,
+    hardware: Hardware,
+    model: str,
+    *,
+    clock: Clock,
+    draw: random.Random,
+    make_policy: MakePolicy | None = None,
 ) -> System:
     """What answers requests for `model`. Raises: ConfigError where a speed is not known."""
     return _Builder(config, hardware, clock, draw, make_policy or own_policy).build(model)
@@ -72,8 +78,21 @@ def own_policy(app: str, autoscaling: Any) -> Policy:
 
 
 class _Builder:
-    def __init__(self, config: ServeConfig, hardware: Hardware, clock: Clock, draw: random.Random, make_policy: MakePolicy) -> None:
-        self._config, self._hardware, self._clock, self._draw, self._make_policy = config, hardware, clock, draw, make_policy
+    def __init__(
+        self,
+        config: ServeConfig,
+        hardware: Hardware,
+        clock: Clock,
+        draw: random.Random,
+        make_policy: MakePolicy,
+    ) -> None:
+        self._config, self._hardware, self._clock, self._draw, self._make_policy = (
+            config,
+            hardware,
+            clock,
+            draw,
+            make_policy,
+        )
         self._machines = Machines(clock, hardware.cluster)
         self._deployments: dict[str, Deployment] = {}
         self._scaled: list[Scaled] = []
@@ -104,7 +123,11 @@ class _Builder:
         if virtual is None and model not in known:
             names = [*self._config.routing.virtual_models, *known]
             raise ConfigError(f"the workload asks for model {model!r}; the config has {names}")
-        first = [model] if virtual is None else [*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model]
+        first = (
+            [model]
+            if virtual is None
+            else [*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model]
+        )
         reached = dict.fromkeys(first)
         for name in first:
             reached.update(dict.fromkeys(self._config.router.model(name).fallbacks))
@@ -127,13 +150,19 @@ class _Builder:
             return self._model_deployment(engine.app, card)
         if isinstance(engine, HostedEngineConfig):
             if known is None or known.hosted is None:
-                raise ConfigError(f"model {card.name!r} is behind an API: --hardware must say how fast it is (models.{card.name}.hosted)")
-            return Hosted(self._clock, card.name, known.hosted, self._draw, self._config.routing.limits.cooldown)
+                raise ConfigError(
+                    f"model {card.name!r} is behind an API: --hardware must say how fast it is (models.{card.name}.hosted)"
+                )
+            return Hosted(
+                self._clock, card.name, known.hosted, self._draw, self._config.routing.limits.cooldown
+            )
         return self._in_router(card, engine)
 
     def _in_router(self, card: ModelConfig, engine: LocalEngineConfig) -> Deployment:
         """An engine in the router's own process, as dry runs have."""
-        options = DeploymentOptions(card.name, UNLIMITED, -1, gpus=0.0, start_s=0.0, stop_s=0.0, hop_s=0.0, initial_replicas=1)
+        options = DeploymentOptions(
+            card.name, UNLIMITED, -1, gpus=0.0, start_s=0.0, stop_s=0.0, hop_s=0.0, initial_replicas=1
+        )
         return Deployment(self._clock, options, self._engine(card, engine), self._machines, self._draw)
 
     def _model_deployment(self, app: str, card: ModelConfig | None) -> Deployment:
@@ -143,7 +172,11 @@ class _Builder:
             engine = self._config.model_apps[app].engine
             speed = self._speed(card, engine)
             self._deploy(
-                app, "Model", self._engine(card, engine), start_s=speed.start_s if speed else 0.0, hop_s=self._hardware.overheads.hop_s
+                app,
+                "Model",
+                self._engine(card, engine),
+                start_s=speed.start_s if speed else 0.0,
+                hop_s=self._hardware.overheads.hop_s,
             )
         return self._deployments[name]
 
@@ -152,7 +185,9 @@ class _Builder:
         if speed is not None:
             return lambda deployment: EngineReplica(clock, speed, deployment.done)
         if card is not None and not isinstance(engine, ScriptedEngineConfig):
-            raise ConfigError(f"model {card.name!r} runs on {engine.kind}: --hardware must say how fast it is (models.{card.name}.speed)")
+            raise ConfigError(
+                f"model {card.name!r} runs on {engine.kind}: --hardware must say how fast it is (models.{card.name}.speed)"
+            )
         delay_s = engine.delay_s if isinstance(engine, ScriptedEngineConfig) else 0.0
         return lambda deployment: DelayReplica(clock, delay_s, deployment.done)
 
@@ -168,7 +203,9 @@ class _Builder:
         clock = self._clock
         return lambda deployment: StageReplica(clock, room, deployment.refused)
 
-    def _deploy(self, app: str, name: str, make_replica: MakeReplica, *, start_s: float = 0.0, hop_s: float = 0.0) -> Deployment:
+    def _deploy(
+        self, app: str, name: str, make_replica: MakeReplica, *, start_s: float = 0.0, hop_s: float = 0.0
+    ) -> Deployment:
         options, overheads = self._options(app, name), self._hardware.overheads
         autoscaling = _autoscaling(app, options)
         initial = int(options.get("num_replicas") or 1) if autoscaling is None else _initial(autoscaling)
@@ -208,8 +245,12 @@ class _Builder:
         """As `r2_serve.app` and the file set them together."""
         (section,) = (entry for entry in self._config.raw["applications"] if entry["name"] == app)
         if section.get("autoscaling_policy"):
-            raise ConfigError(f"application {app!r} has an autoscaling_policy for all its deployments: simulate knows those of one")
-        given: dict[str, Any] = next((entry for entry in section.get("deployments", []) if entry["name"] == name), {})
+            raise ConfigError(
+                f"application {app!r} has an autoscaling_policy for all its deployments: simulate knows those of one"
+            )
+        given: dict[str, Any] = next(
+            (entry for entry in section.get("deployments", []) if entry["name"] == name), {}
+        )
         server = self._config.router.server
         defaults = {"max_ongoing_requests": server.max_running + server.max_queued + 64, **CODE_OPTIONS[name]}
         return {**defaults, **given}
@@ -221,9 +262,13 @@ def _autoscaling(app: str, options: Mapping[str, Any]) -> Any:
 
     given = options.get("autoscaling_config")
     if options.get("num_replicas") == "auto":
-        raise ConfigError(f"application {app!r}: write the autoscaling_config out in place of `num_replicas: auto`")
+        raise ConfigError(
+            f"application {app!r}: write the autoscaling_config out in place of `num_replicas: auto`"
+        )
     return None if given is None else AutoscalingConfig.model_validate(dict(given))
 
 
 def _initial(autoscaling: Any) -> int:
-    return int(autoscaling.min_replicas if autoscaling.initial_replicas is None else autoscaling.initial_replicas)
+    return int(
+        autoscaling.min_replicas if autoscaling.initial_replicas is None else autoscaling.initial_replicas
+    )

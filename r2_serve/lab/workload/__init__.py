@@ -8,4 +8,14 @@ from r2_serve.lab.workload.reader import EXAMPLES, SCRIPTED_POOL, example_names,
 from r2_serve.lab.workload.request import Request, Step
 from r2_serve.lab.workload.workload import Slo, Workload
 
-__all__ = ["EXAMPLES", "SCRIPTED_POOL", "Request", "Slo", "Step", "Workload", "example_names", "example_path", "load_workload"]
+__all__ = [
+    "EXAMPLES",
+    "SCRIPTED_POOL",
+    "Request",
+    "Slo",
+    "Step",
+    "Workload",
+    "example_names",
+    "example_path",
+    "load_workload",
+]

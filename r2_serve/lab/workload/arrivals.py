@@ -109,7 +109,9 @@ class TraceArrivals(Config):
     """Most requests taken."""
 
 
-DrawnArrivals = ConstantArrivals | PoissonArrivals | GammaArrivals | RampArrivals | DiurnalArrivals | OnOffArrivals
+DrawnArrivals = (
+    ConstantArrivals | PoissonArrivals | GammaArrivals | RampArrivals | DiurnalArrivals | OnOffArrivals
+)
 Arrivals = Annotated[DrawnArrivals | TraceArrivals, Field(discriminator="kind")]
 
 
@@ -131,7 +133,11 @@ def rate_at(arrivals: DrawnArrivals, time_s: float, duration_s: float) -> float:
         case DiurnalArrivals(rate_per_s=mean, period_s=period, peak_to_mean=peak):
             return mean * (1 - (peak - 1) * math.cos(2 * math.pi * time_s / period))
         case OnOffArrivals():
-            return arrivals.rate_per_s if time_s % (arrivals.on_s + arrivals.off_s) < arrivals.on_s else arrivals.off_rate_per_s
+            return (
+                arrivals.rate_per_s
+                if time_s % (arrivals.on_s + arrivals.off_s) < arrivals.on_s
+                else arrivals.off_rate_per_s
+            )
         case _:
             return arrivals.rate_per_s
 
@@ -144,7 +150,13 @@ def _unit_gaps(cv: float, draw: random.Random) -> Iterator[float]:
 
 
 def _cv(arrivals: DrawnArrivals) -> float:
-    return 0.0 if isinstance(arrivals, ConstantArrivals) else 1.0 if isinstance(arrivals, PoissonArrivals) else arrivals.cv
+    return (
+        0.0
+        if isinstance(arrivals, ConstantArrivals)
+        else 1.0
+        if isinstance(arrivals, PoissonArrivals)
+        else arrivals.cv
+    )
 
 
 def _inverse(arrivals: DrawnArrivals, duration_s: float) -> Inverse:

@@ -58,7 +58,12 @@ class Request:
         """The plan that the text brings; None where it brings none."""
         if self.steps is None:
             return None
-        return Plan(subtasks=tuple(Subtask(id=i, text=_subtask_text(i, s), depends_on=s.depends_on) for i, s in enumerate(self.steps, 1)))
+        return Plan(
+            subtasks=tuple(
+                Subtask(id=i, text=_subtask_text(i, s), depends_on=s.depends_on)
+                for i, s in enumerate(self.steps, 1)
+            )
+        )
 
     @property
     def allocation(self) -> tuple[str, ...] | None:
@@ -80,7 +85,10 @@ class Request:
         if self.task is not None:
             return self.task.query
         assert self.steps is not None, "a request has a task or steps"
-        subtasks = [{"id": i, "text": _subtask_text(i, s), "depends_on": s.depends_on} for i, s in enumerate(self.steps, 1)]
+        subtasks = [
+            {"id": i, "text": _subtask_text(i, s), "depends_on": s.depends_on}
+            for i, s in enumerate(self.steps, 1)
+        ]
         brought = {"plan": {"subtasks": subtasks}, "allocation": {"models": self.allocation}}
         return f"Synthetic task {self.index}.\n{json.dumps(brought, separators=(',', ':'))}"
 

@@ -36,7 +36,9 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Range = Annotated[tuple[Size, Size], BeforeValidator(_as_range), AfterValidator(_is_ordered)]
 """A number, or [low, high] of which each is as likely."""
 Padding = Annotated[
-    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_as_range), AfterValidator(_is_ordered)
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]],
+    BeforeValidator(_as_range),
+    AfterValidator(_is_ordered),
 ]
 
 
@@ -101,7 +103,9 @@ def task_source(tasks: SyntheticTasks | BenchmarkTasks, draw: random.Random) -> 
         return _benchmark_source(load_benchmark(tasks), draw)
     limits = list(accumulate(shape.weight for shape in tasks.shapes))
     return lambda: DrawnTask(
-        _steps(draw.choices(tasks.shapes, cum_weights=limits)[0] if len(limits) > 1 else tasks.shapes[0], draw),
+        _steps(
+            draw.choices(tasks.shapes, cum_weights=limits)[0] if len(limits) > 1 else tasks.shapes[0], draw
+        ),
         _between(tasks.prompt_words, draw),
     )
 

@@ -84,7 +84,9 @@ def _located_rows(path: Path, columns: _Columns) -> Generator[TraceRow, None, No
             for record in reader:
                 row = _row(f"{path}:{reader.line_num}", record, columns)
                 if row.time_s < last_s:
-                    raise ConfigError(f"{path}:{reader.line_num}: earlier than the row before it: sort the file by {columns.time!r} first")
+                    raise ConfigError(
+                        f"{path}:{reader.line_num}: earlier than the row before it: sort the file by {columns.time!r} first"
+                    )
                 last_s = row.time_s
                 yield row
     except (OSError, UnicodeDecodeError, csv.Error) as e:
@@ -95,18 +97,28 @@ def _check_header(path: Path, header: object, columns: _Columns) -> None:
     names = list(header) if isinstance(header, (list, tuple)) else []
     missing = [name for name in (columns.time, columns.prompt, columns.reply) if name not in names]
     if missing:
-        fits = [name for name, other in _FORMATS.items() if {other.time, other.prompt, other.reply} <= set(names)]
+        fits = [
+            name for name, other in _FORMATS.items() if {other.time, other.prompt, other.reply} <= set(names)
+        ]
         hint = f"; it looks like `format: {fits[0]}`" if fits else ""
-        raise ConfigError(f"{path}:1: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, names)) or 'nothing'}{hint}")
+        raise ConfigError(
+            f"{path}:1: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, names)) or 'nothing'}{hint}"
+        )
 
 
 def _row(where: str, record: dict[str, str], columns: _Columns) -> TraceRow:
     try:
-        row = TraceRow(columns.seconds(record[columns.time]), int(record[columns.prompt]), int(record[columns.reply]))
+        row = TraceRow(
+            columns.seconds(record[columns.time]), int(record[columns.prompt]), int(record[columns.reply])
+        )
     except (ValueError, TypeError, AttributeError) as e:
-        raise ConfigError(f"{where}: {columns.time!r}, {columns.prompt!r} or {columns.reply!r} is not as it should be: {e}") from e
+        raise ConfigError(
+            f"{where}: {columns.time!r}, {columns.prompt!r} or {columns.reply!r} is not as it should be: {e}"
+        ) from e
     if not isfinite(row.time_s):
         raise ConfigError(f"{where}: {columns.time!r} is {record[columns.time]!r}, which is no time")
     if not (0 <= row.prompt_tokens <= MAX_TOKENS and 0 <= row.reply_tokens <= MAX_TOKENS):
-        raise ConfigError(f"{where}: {row.prompt_tokens} and {row.reply_tokens} tokens; each may be 0 to {MAX_TOKENS:,}")
+        raise ConfigError(
+            f"{where}: {row.prompt_tokens} and {row.reply_tokens} tokens; each may be 0 to {MAX_TOKENS:,}"
+        )
     return row

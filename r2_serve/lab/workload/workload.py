@@ -40,7 +40,9 @@ class Workload(Config):
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.duration_s is None and not isinstance(self.arrivals, TraceArrivals):
-            raise ValueError(f"duration_s is required with arrivals of kind {self.arrivals.kind!r}, which never end by themselves")
+            raise ValueError(
+                f"duration_s is required with arrivals of kind {self.arrivals.kind!r}, which never end by themselves"
+            )
         return self
 
     def requests(self, seed: int | None = None) -> Iterator[Request]:
@@ -55,7 +57,13 @@ class Workload(Config):
             rows = trace_rows(self.arrivals)
             if (duration_s := self.duration_s) is not None:
                 rows = takewhile(lambda row: row.time_s < duration_s, rows)
-            drawn = ((row.time_s, _as_long_as(next_task(), row, is_synthetic=isinstance(self.tasks, SyntheticTasks))) for row in rows)
+            drawn = (
+                (
+                    row.time_s,
+                    _as_long_as(next_task(), row, is_synthetic=isinstance(self.tasks, SyntheticTasks)),
+                )
+                for row in rows
+            )
         else:
             assert self.duration_s is not None, "checked on construction"
             times = arrival_times(self.arrivals, self.duration_s, random.Random(f"{seed}/arrivals"))
@@ -69,4 +77,6 @@ def _as_long_as(task: DrawnTask, row: TraceRow, *, is_synthetic: bool) -> DrawnT
     if not is_synthetic or task.steps is None:
         return task
     *others, last = task.steps
-    return replace(task, steps=(*others, replace(last, reply_tokens=row.reply_tokens)), prompt_words=row.prompt_tokens)
+    return replace(
+        task, steps=(*others, replace(last, reply_tokens=row.reply_tokens)), prompt_words=row.prompt_tokens
+    )

@@ -55,7 +55,13 @@ def rule_groups(rules: list[Alert]) -> dict[str, Any]:
 
 def _rule(rule: Alert) -> dict[str, Any]:
     annotations = {"summary": rule.summary, "description": f"{rule.look_at} See docs/operations.md."}
-    return {"alert": rule.name, "expr": rule.expr, "for": rule.lasts, "labels": {"severity": rule.severity}, "annotations": annotations}
+    return {
+        "alert": rule.name,
+        "expr": rule.expr,
+        "for": rule.lasts,
+        "labels": {"severity": rule.severity},
+        "annotations": annotations,
+    }
 
 
 def _bounded(max_queued: int, deadline_s: float) -> list[Alert]:
@@ -82,7 +88,14 @@ def _bounded(max_queued: int, deadline_s: float) -> list[Alert]:
 
 def _fixed() -> list[Alert]:
     return [
-        Alert("R2Down", 'up{job="r2"} == 0', "2m", "critical", "The endpoint does not answer", "serve status; is its proxy alive?"),
+        Alert(
+            "R2Down",
+            'up{job="r2"} == 0',
+            "2m",
+            "critical",
+            "The endpoint does not answer",
+            "serve status; is its proxy alive?",
+        ),
         Alert(
             "R2Errors",
             f'sum(rate(r2_requests_total{{{CHAT},status=~"5.."}}[5m])) / sum(rate(r2_requests_total{{{CHAT}}}[5m])) > 0.05',

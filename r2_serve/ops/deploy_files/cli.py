@@ -18,7 +18,9 @@ from r2_serve.ops.deploy_files.text import documents, manifest_text
 if TYPE_CHECKING:
     from r2_serve.serve_config import ServeConfig
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The Serve config; it stays the source of truth.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The Serve config; it stays the source of truth.")
+]
 NameOption = Annotated[str, typer.Option(help="Of the RayService.")]
 NamespaceOption = Annotated[str, typer.Option(help="Kubernetes namespace.")]
 METRICS_KEY = "r2-metrics-key"
@@ -29,19 +31,38 @@ BOUNDS = re.compile(r"(\d+):(\d+)")
 
 def kuberay(
     config: ConfigOption = DEFAULT_CONFIG,
-    image: Annotated[str, typer.Option(help="With this package, Ray and the engines: built from Dockerfile.")] = Options.image,
+    image: Annotated[
+        str, typer.Option(help="With this package, Ray and the engines: built from Dockerfile.")
+    ] = Options.image,
     name: NameOption = Options.name,
     namespace: NamespaceOption = Options.namespace,
-    secret: Annotated[str, typer.Option(help="Secret with the provider keys, under the names of the config's variables.")] = Options.secret,
-    keys_secret: Annotated[str, typer.Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")] = Options.keys_secret,
-    auth_secret: Annotated[str | None, typer.Option(help="Secret with Ray's own token; default: KubeRay makes one.")] = None,
+    secret: Annotated[
+        str, typer.Option(help="Secret with the provider keys, under the names of the config's variables.")
+    ] = Options.secret,
+    keys_secret: Annotated[
+        str, typer.Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")
+    ] = Options.keys_secret,
+    auth_secret: Annotated[
+        str | None, typer.Option(help="Secret with Ray's own token; default: KubeRay makes one.")
+    ] = None,
     head: Annotated[str, typer.Option(help="Size of the head's pod.")] = "4cpu,16gi",
     cpu_node: Annotated[str, typer.Option(help="Size of a pod without GPU.")] = "8cpu,16gi",
-    gpu_node: Annotated[str | None, typer.Option(help="Size of a pod with GPUs; default: 4cpu,16gi,1gpu per GPU of a replica.")] = None,
-    cpu_nodes: Annotated[str | None, typer.Option(help="FEWEST:MOST pods without GPU; default: what the replicas need.")] = None,
-    gpu_nodes: Annotated[str | None, typer.Option(help="FEWEST:MOST pods with GPUs; default: what the replicas need.")] = None,
-    gpu_selector: Annotated[list[str] | None, typer.Option(help="LABEL=VALUE of Kubernetes nodes for GPU pods; repeat for more.")] = None,
-    claim: Annotated[list[str] | None, typer.Option(help="CLAIM=DIRECTORY: a PersistentVolumeClaim mounted in all pods.")] = None,
+    gpu_node: Annotated[
+        str | None,
+        typer.Option(help="Size of a pod with GPUs; default: 4cpu,16gi,1gpu per GPU of a replica."),
+    ] = None,
+    cpu_nodes: Annotated[
+        str | None, typer.Option(help="FEWEST:MOST pods without GPU; default: what the replicas need.")
+    ] = None,
+    gpu_nodes: Annotated[
+        str | None, typer.Option(help="FEWEST:MOST pods with GPUs; default: what the replicas need.")
+    ] = None,
+    gpu_selector: Annotated[
+        list[str] | None, typer.Option(help="LABEL=VALUE of Kubernetes nodes for GPU pods; repeat for more.")
+    ] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(help="CLAIM=DIRECTORY: a PersistentVolumeClaim mounted in all pods.")
+    ] = None,
 ) -> None:
     """Print a KubeRay RayService that runs this Serve config: pods sized from it, secrets by name, token authentication on.
 
@@ -72,22 +93,31 @@ def kuberay(
 
 
 def monitoring(
-    out: Annotated[Path, typer.Option(help="Directory to write to; files of the same name there are replaced.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory to write to; files of the same name there are replaced.")
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
-    endpoint: Annotated[str | None, typer.Option(help="HOST:PORT that Prometheus reaches the router at; default: the config's.")] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT that Prometheus reaches the router at; default: the config's."),
+    ] = None,
     key_file: Annotated[
-        str | None, typer.Option(help="File with a client key, on Prometheus' machine, where the endpoint has keys.")
+        str | None,
+        typer.Option(help="File with a client key, on Prometheus' machine, where the endpoint has keys."),
     ] = None,
     ray_targets: Annotated[
         str, typer.Option(help="The list of nodes that Ray keeps up to date on its head.")
     ] = "/tmp/ray/prom_metrics_service_discovery.json",  # noqa: S108  # nosec B108
     max_usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Alert above this spend.")] = None,
     kubernetes: Annotated[
-        bool, typer.Option("--kubernetes", help="Objects of Prometheus' operator instead, for a KubeRay service.")
+        bool,
+        typer.Option("--kubernetes", help="Objects of Prometheus' operator instead, for a KubeRay service."),
     ] = False,
     name: NameOption = Options.name,
     namespace: NamespaceOption = Options.namespace,
-    metrics_secret: Annotated[str, typer.Option(help="With --kubernetes: Secret whose `key` is a client key.")] = METRICS_KEY,
+    metrics_secret: Annotated[
+        str, typer.Option(help="With --kubernetes: Secret whose `key` is a client key.")
+    ] = METRICS_KEY,
 ) -> None:
     """Write what Prometheus and Grafana need: scraping, alert rules and a dashboard.
 
@@ -103,7 +133,9 @@ def monitoring(
             written = [out / "monitoring.yaml"]
             written[0].write_text(documents(operator_objects(loaded, target, max_usd_per_hour)))
         else:
-            written = write_monitoring(loaded, out, Target.of(loaded, endpoint, key_file, ray_targets), max_usd_per_hour)
+            written = write_monitoring(
+                loaded, out, Target.of(loaded, endpoint, key_file, ray_targets), max_usd_per_hour
+            )
     except ConfigError as e:
         _fail(e.message)
     for path in written:

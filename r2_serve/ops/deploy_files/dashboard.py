@@ -26,7 +26,16 @@ def dashboard() -> dict[str, Any]:
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "templating": {
-            "list": [{"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus", "current": {}, "hide": 0}]
+            "list": [
+                {
+                    "name": "source",
+                    "label": "Prometheus",
+                    "type": "datasource",
+                    "query": "prometheus",
+                    "current": {},
+                    "hide": 0,
+                }
+            ]
         },
         "annotations": {"list": []},
         "panels": list(_layout()),
@@ -41,7 +50,12 @@ def _layout() -> Iterator[dict[str, Any]]:
         top += 1
         for place, panel in enumerate(row.panels):
             number += 1
-            at = {"x": WIDTH * (place % PER_ROW), "y": top + HEIGHT * (place // PER_ROW), "w": WIDTH, "h": HEIGHT}
+            at = {
+                "x": WIDTH * (place % PER_ROW),
+                "y": top + HEIGHT * (place // PER_ROW),
+                "w": WIDTH,
+                "h": HEIGHT,
+            }
             yield _panel(panel, number, at)
         top += HEIGHT * -(-len(row.panels) // PER_ROW)
 
@@ -58,9 +72,16 @@ def _heading(row: Row, number: int, top: int) -> dict[str, Any]:
 
 
 def _panel(panel: Panel, number: int, at: dict[str, int]) -> dict[str, Any]:
-    drawn = {"lineWidth": 1, "fillOpacity": 30 if panel.is_stacked else 0, "stacking": {"mode": "normal" if panel.is_stacked else "none"}}
+    drawn = {
+        "lineWidth": 1,
+        "fillOpacity": 30 if panel.is_stacked else 0,
+        "stacking": {"mode": "normal" if panel.is_stacked else "none"},
+    }
     instant = panel.kind != "timeseries"
-    options: dict[str, Any] = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
+    options: dict[str, Any] = {
+        "legend": {"displayMode": "list", "placement": "bottom"},
+        "tooltip": {"mode": "multi"},
+    }
     if instant:
         options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "orientation": "horizontal"}
     return {
@@ -70,7 +91,10 @@ def _panel(panel: Panel, number: int, at: dict[str, int]) -> dict[str, Any]:
         "description": panel.says,
         "datasource": SOURCE,
         "gridPos": at,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": {} if instant else drawn}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0, "custom": {} if instant else drawn},
+            "overrides": [],
+        },
         "options": options,
         "targets": [
             {

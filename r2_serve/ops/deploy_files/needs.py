@@ -19,7 +19,10 @@ DEFAULT_SHUTDOWN_S = 120.0
 """As `r2_serve.app` binds `Model` and `Router`."""
 Resources = Mapping[str, float]
 """Amounts by Ray's names: `CPU`, `GPU`, `memory` in bytes, and custom ones."""
-DEPLOYMENTS = {"r2_serve.app:build": ("Router", "Decomposer", "Allocator"), "r2_serve.app:build_model": ("Model",)}
+DEPLOYMENTS = {
+    "r2_serve.app:build": ("Router", "Decomposer", "Allocator"),
+    "r2_serve.app:build_model": ("Model",),
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,19 @@ def replicas_of(config: ServeConfig) -> list[Replicas]:
 
 def variables_of(config: ServeConfig) -> list[str]:
     """Environment variables that hold secrets, in the file's order."""
-    named = [model.engine.api_key_env for model in config.router.models if isinstance(model.engine, HostedEngineConfig)]
+    named = [
+        model.engine.api_key_env
+        for model in config.router.models
+        if isinstance(model.engine, HostedEngineConfig)
+    ]
     return list(dict.fromkeys(name for name in [*named, config.router.server.api_keys_env] if name))
 
 
 def num_nodes(replicas: Sequence[Replicas], node: Resources, *, at_most: bool) -> int:
     """Nodes like `node` that hold the fewest (or the most) replicas. Raises: ConfigError where one is larger than a node."""
-    wanted = [entry for entry in replicas for _ in range(entry.max_replicas if at_most else entry.min_replicas)]
+    wanted = [
+        entry for entry in replicas for _ in range(entry.max_replicas if at_most else entry.min_replicas)
+    ]
     wanted.sort(key=lambda entry: (-entry.takes.get("GPU", 0), -entry.takes.get("CPU", 0)))
     nodes: list[_Packed] = []
     for entry in wanted:
@@ -119,7 +128,10 @@ def _takes(app: str, deployment: str, options: Mapping[str, Any]) -> Resources:
         if options.get("placement_group_strategy", "PACK") not in ("PACK", "STRICT_PACK"):
             message = f"{app}/{deployment}: a replica spread over nodes (placement_group_strategy) needs worker groups written by hand"
             raise ConfigError(message)
-        return {name: sum(float(bundle.get(name, 0)) for bundle in bundles) for name in {name for bundle in bundles for name in bundle}}
+        return {
+            name: sum(float(bundle.get(name, 0)) for bundle in bundles)
+            for name in {name for bundle in bundles for name in bundle}
+        }
     actor = options.get("ray_actor_options") or {}
     takes = {"CPU": float(actor.get("num_cpus", SERVE_DEFAULT_CPUS)), "GPU": float(actor.get("num_gpus", 0))}
     takes |= {"memory": float(actor["memory"])} if actor.get("memory") else {}

@@ -26,20 +26,33 @@ class OperatorTarget:
     key_secret: str
 
 
-def operator_objects(config: ServeConfig, target: OperatorTarget, max_usd_per_hour: float | None) -> list[dict[str, Any]]:
+def operator_objects(
+    config: ServeConfig, target: OperatorTarget, max_usd_per_hour: float | None
+) -> list[dict[str, Any]]:
     """PodMonitor of Ray's nodes, ScrapeConfig of the endpoint, PrometheusRule, and the dashboard as a ConfigMap."""
     rules = rule_groups(alerts(config, max_usd_per_hour))
     panels = {"r2.json": json.dumps(dashboard(), indent=1) + "\n"}
     return [
         _object("monitoring.coreos.com/v1", "PodMonitor", target, spec=_ray_nodes(target)),
-        _object("monitoring.coreos.com/v1alpha1", "ScrapeConfig", target, spec=_endpoint(target, with_key=has_keys(config))),
+        _object(
+            "monitoring.coreos.com/v1alpha1",
+            "ScrapeConfig",
+            target,
+            spec=_endpoint(target, with_key=has_keys(config)),
+        ),
         _object("monitoring.coreos.com/v1", "PrometheusRule", target, spec=rules),
         _object("v1", "ConfigMap", target, labels={"grafana_dashboard": "1"}, data=panels),
     ]
 
 
-def _object(api: str, kind: str, target: OperatorTarget, *, labels: dict[str, str] | None = None, **content: Any) -> dict[str, Any]:
-    metadata = {"name": f"{target.name}-router", "namespace": target.namespace, "labels": {APP_LABEL: target.name, **(labels or {})}}
+def _object(
+    api: str, kind: str, target: OperatorTarget, *, labels: dict[str, str] | None = None, **content: Any
+) -> dict[str, Any]:
+    metadata = {
+        "name": f"{target.name}-router",
+        "namespace": target.namespace,
+        "labels": {APP_LABEL: target.name, **(labels or {})},
+    }
     return {"apiVersion": api, "kind": kind, "metadata": metadata, **content}
 
 

@@ -94,7 +94,9 @@ ROWS = [
             Panel(
                 "Cost of an answered request",
                 "currencyUSD",
-                {"mean": f'sum(rate(r2_cost_usd_total[{WINDOW}])) / sum(rate(r2_requests_total{{{CHAT},status="200"}}[{WINDOW}]))'},
+                {
+                    "mean": f'sum(rate(r2_cost_usd_total[{WINDOW}])) / sum(rate(r2_requests_total{{{CHAT},status="200"}}[{WINDOW}]))'
+                },
                 "Spend on failed requests is in it: they cost as well.",
             ),
             Panel(
@@ -115,12 +117,24 @@ ROWS = [
     Row(
         "Plans",
         [
-            Panel("Overhead of routing", "s", quantiles("r2_overhead_seconds"), "Time of a query in which none of its subtasks ran."),
-            Panel("Shape of plans", "short", {"depth": mean("r2_plan_depth"), "width": mean("r2_plan_width")}, "Means."),
+            Panel(
+                "Overhead of routing",
+                "s",
+                quantiles("r2_overhead_seconds"),
+                "Time of a query in which none of its subtasks ran.",
+            ),
+            Panel(
+                "Shape of plans",
+                "short",
+                {"depth": mean("r2_plan_depth"), "width": mean("r2_plan_width")},
+                "Means.",
+            ),
             Panel(
                 "Plans and allocations replaced",
                 "percentunit",
-                {"{{stage}}": f"sum by (stage) (rate(r2_fallbacks_total[{WINDOW}])) / scalar(sum(rate(r2_plan_depth_count[{WINDOW}])))"},
+                {
+                    "{{stage}}": f"sum by (stage) (rate(r2_fallbacks_total[{WINDOW}])) / scalar(sum(rate(r2_plan_depth_count[{WINDOW}])))"
+                },
                 "Share of plans whose decomposer or allocator gave nothing usable: they went to the fallback model.",
             ),
         ],
@@ -128,15 +142,30 @@ ROWS = [
     Row(
         "Models",
         [
-            Panel("Calls by outcome", "reqps", {"{{outcome}}": f"sum by (outcome) (rate(r2_calls_total[{WINDOW}]))"}, is_stacked=True),
-            Panel("Calls by model", "reqps", {"{{model}}": f"sum by (model) (rate(r2_calls_total[{WINDOW}]))"}, is_stacked=True),
+            Panel(
+                "Calls by outcome",
+                "reqps",
+                {"{{outcome}}": f"sum by (outcome) (rate(r2_calls_total[{WINDOW}]))"},
+                is_stacked=True,
+            ),
+            Panel(
+                "Calls by model",
+                "reqps",
+                {"{{model}}": f"sum by (model) (rate(r2_calls_total[{WINDOW}]))"},
+                is_stacked=True,
+            ),
             Panel(
                 "Call latency, 95th percentile",
                 "s",
-                {"{{model}}": f"histogram_quantile(0.95, sum by (le, model) (rate(r2_call_seconds_bucket[{WINDOW}])))"},
+                {
+                    "{{model}}": f"histogram_quantile(0.95, sum by (le, model) (rate(r2_call_seconds_bucket[{WINDOW}])))"
+                },
             ),
             Panel(
-                "Resting after failures", "short", {"{{model}}": "max by (model) (r2_model_resting)"}, "1 while calls pass the model over."
+                "Resting after failures",
+                "short",
+                {"{{model}}": "max by (model) (r2_model_resting)"},
+                "1 while calls pass the model over.",
             ),
         ],
     ),
@@ -146,24 +175,32 @@ ROWS = [
             Panel(
                 "Replicas",
                 "short",
-                {"{{application}} {{deployment}}": "sum by (application, deployment) (ray_serve_deployment_replica_healthy)"},
+                {
+                    "{{application}} {{deployment}}": "sum by (application, deployment) (ray_serve_deployment_replica_healthy)"
+                },
                 is_stacked=True,
             ),
             Panel(
                 "Replicas wanted",
                 "short",
-                {"{{application}} {{deployment}}": "max by (application, deployment) (ray_serve_autoscaling_target_replicas)"},
+                {
+                    "{{application}} {{deployment}}": "max by (application, deployment) (ray_serve_autoscaling_target_replicas)"
+                },
                 "By the autoscaler. Wanted for long and not there: no node, no GPU, or the start fails.",
             ),
             Panel(
                 "Ongoing requests",
                 "short",
-                {"{{application}} {{deployment}}": "sum by (application, deployment) (ray_serve_replica_processing_queries)"},
+                {
+                    "{{application}} {{deployment}}": "sum by (application, deployment) (ray_serve_replica_processing_queries)"
+                },
             ),
             Panel(
                 "Queued at callers",
                 "short",
-                {"{{application}} {{deployment}}": "sum by (application, deployment) (ray_serve_deployment_queued_queries)"},
+                {
+                    "{{application}} {{deployment}}": "sum by (application, deployment) (ray_serve_deployment_queued_queries)"
+                },
             ),
             Panel(
                 "Replica starts",
@@ -171,7 +208,12 @@ ROWS = [
                 {"{{application}} {{deployment}}": starts("10m")},
                 "In the last ten minutes, by a replica's first scrape.",
             ),
-            Panel("Proxy latency", "ms", quantiles("ray_serve_http_request_latency_ms"), "As Serve's HTTP proxies see it."),
+            Panel(
+                "Proxy latency",
+                "ms",
+                quantiles("ray_serve_http_request_latency_ms"),
+                "As Serve's HTTP proxies see it.",
+            ),
         ],
     ),
     Row(
@@ -186,7 +228,11 @@ ROWS = [
                 },
                 "Where Ray's autoscaler runs.",
             ),
-            Panel("GPU utilization", "percent", {"{{instance}} {{GpuIndex}}": "avg by (instance, GpuIndex) (ray_node_gpus_utilization)"}),
+            Panel(
+                "GPU utilization",
+                "percent",
+                {"{{instance}} {{GpuIndex}}": "avg by (instance, GpuIndex) (ray_node_gpus_utilization)"},
+            ),
             Panel(
                 "GPU memory",
                 "percentunit",
@@ -195,11 +241,21 @@ ROWS = [
                     " / sum by (instance, GpuIndex) (ray_node_gram_used + ray_node_gram_available)"
                 },
             ),
-            Panel("CPU utilization", "percent", {"{{instance}}": "avg by (instance) (ray_node_cpu_utilization)"}),
             Panel(
-                "Memory", "percentunit", {"{{instance}}": "max by (instance) (ray_node_mem_used) / max by (instance) (ray_node_mem_total)"}
+                "CPU utilization", "percent", {"{{instance}}": "avg by (instance) (ray_node_cpu_utilization)"}
             ),
-            Panel("Disk", "percent", {"{{instance}}": "max by (instance) (ray_node_disk_utilization_percentage)"}),
+            Panel(
+                "Memory",
+                "percentunit",
+                {
+                    "{{instance}}": "max by (instance) (ray_node_mem_used) / max by (instance) (ray_node_mem_total)"
+                },
+            ),
+            Panel(
+                "Disk",
+                "percent",
+                {"{{instance}}": "max by (instance) (ray_node_disk_utilization_percentage)"},
+            ),
         ],
     ),
 ]

@@ -86,7 +86,12 @@ def pod_template(
         container["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", drain]}}}
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": int(shutdown_s) + FLUSH_S,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": USER_ID, "fsGroup": USER_ID, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [container],
         "volumes": declared,
     }
@@ -99,7 +104,11 @@ def pod_template(
 
 def _plain_variables() -> list[dict[str, Any]]:
     """Without the mode of authentication, which the operator sets together with the token."""
-    return [{"name": name, "value": value} for name, value in CLUSTER_ENVIRONMENT.items() if name != "RAY_AUTH_MODE"]
+    return [
+        {"name": name, "value": value}
+        for name, value in CLUSTER_ENVIRONMENT.items()
+        if name != "RAY_AUTH_MODE"
+    ]
 
 
 def _secret_variables(secrets: Secrets) -> list[dict[str, Any]]:
@@ -108,23 +117,36 @@ def _secret_variables(secrets: Secrets) -> list[dict[str, Any]]:
     def variable(name: str, **more: bool) -> dict[str, Any]:
         return {"name": name, "valueFrom": {"secretKeyRef": {"name": secrets.name, "key": name, **more}}}
 
-    return [*(variable(name) for name in secrets.variables), *(variable(name, optional=True) for name in secrets.optional)]
+    return [
+        *(variable(name) for name in secrets.variables),
+        *(variable(name, optional=True) for name in secrets.optional),
+    ]
 
 
 def _resources(node: Node) -> dict[str, Any]:
     """Requests equal limits: Ray takes its CPUs and memory from the limits, and must get what it counts on."""
-    amounts = {"cpu": f"{node.cpus:g}", "memory": f"{node.memory_gib}Gi"} | ({GPU: str(node.gpus)} if node.gpus else {})
+    amounts = {"cpu": f"{node.cpus:g}", "memory": f"{node.memory_gib}Gi"} | (
+        {GPU: str(node.gpus)} if node.gpus else {}
+    )
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 def _volumes(node: Node, volumes: Volumes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Mounts of the container, and the pod's volumes."""
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{max(1, round(node.memory_gib * SHM_SHARE))}Gi"}}
+    shm = {
+        "name": "shm",
+        "emptyDir": {"medium": "Memory", "sizeLimit": f"{max(1, round(node.memory_gib * SHM_SHARE))}Gi"},
+    }
     mounts, declared = [{"name": "shm", "mountPath": "/dev/shm"}], [shm]  # noqa: S108  # nosec B108
     if volumes.keys_file:
         folder = PurePosixPath(volumes.keys_file)
         item = {"key": "keys.yaml", "path": folder.name}
-        declared.append({"name": "client-keys", "secret": {"secretName": volumes.keys_secret, "defaultMode": 0o440, "items": [item]}})
+        declared.append(
+            {
+                "name": "client-keys",
+                "secret": {"secretName": volumes.keys_secret, "defaultMode": 0o440, "items": [item]},
+            }
+        )
         mounts.append({"name": "client-keys", "mountPath": str(folder.parent), "readOnly": True})  # type: ignore[dict-item]
     for claim, directory in volumes.claims.items():
         declared.append({"name": claim, "persistentVolumeClaim": {"claimName": claim}})

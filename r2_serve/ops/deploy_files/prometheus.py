@@ -43,7 +43,9 @@ def has_keys(config: ServeConfig) -> bool:
     return bool(config.router.server.keys_file or config.router.server.api_keys_env)
 
 
-def write_monitoring(config: ServeConfig, out: Path, target: Target, max_usd_per_hour: float | None) -> list[Path]:
+def write_monitoring(
+    config: ServeConfig, out: Path, target: Target, max_usd_per_hour: float | None
+) -> list[Path]:
     """Writes every file under `out`, which Grafana and Prometheus may read where it is. Returns their paths."""
     grafana = out.resolve() / "grafana"
     texts = {
@@ -60,7 +62,11 @@ def write_monitoring(config: ServeConfig, out: Path, target: Target, max_usd_per
 
 
 def prometheus_config(target: Target) -> dict[str, Any]:
-    router: dict[str, Any] = {"job_name": "r2", "metrics_path": "/metrics", "static_configs": [{"targets": [target.endpoint]}]}
+    router: dict[str, Any] = {
+        "job_name": "r2",
+        "metrics_path": "/metrics",
+        "static_configs": [{"targets": [target.endpoint]}],
+    }
     if target.key_file is not None:
         router["authorization"] = {"type": "Bearer", "credentials_file": target.key_file}
     return {
@@ -71,10 +77,21 @@ def prometheus_config(target: Target) -> dict[str, Any]:
 
 
 def _dashboard_provider(directory: Path) -> dict[str, Any]:
-    return {"apiVersion": 1, "providers": [{"name": "R2", "type": "file", "options": {"path": str(directory)}}]}
+    return {
+        "apiVersion": 1,
+        "providers": [{"name": "R2", "type": "file", "options": {"path": str(directory)}}],
+    }
 
 
 _DATA_SOURCE = {
     "apiVersion": 1,
-    "datasources": [{"name": "Prometheus", "type": "prometheus", "access": "proxy", "url": "http://127.0.0.1:9090", "isDefault": True}],
+    "datasources": [
+        {
+            "name": "Prometheus",
+            "type": "prometheus",
+            "access": "proxy",
+            "url": "http://127.0.0.1:9090",
+            "isDefault": True,
+        }
+    ],
 }

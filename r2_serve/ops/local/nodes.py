@@ -33,11 +33,15 @@ def local_nodes(count: int, *, gpus_each: int) -> Iterator[Cluster]:
     cluster = Cluster()
     try:
         try:
-            cluster.add_node(node_ip_address=LOOPBACK, num_cpus=HEAD_CPUS, num_gpus=0, include_dashboard=False)
+            cluster.add_node(
+                node_ip_address=LOOPBACK, num_cpus=HEAD_CPUS, num_gpus=0, include_dashboard=False
+            )
             for _ in range(count):
                 add_node(cluster, gpus_each)
         except Exception as e:
-            raise EngineUnavailable(f"Ray did not start {count + 1} nodes: {type(e).__name__}: {e}. Is the machine overloaded?") from e
+            raise EngineUnavailable(
+                f"Ray did not start {count + 1} nodes: {type(e).__name__}: {e}. Is the machine overloaded?"
+            ) from e
         yield cluster
     finally:
         cluster.shutdown()
@@ -52,5 +56,7 @@ def kill_node(cluster: Cluster, node_id: str) -> None:
     """SIGKILL to all processes of a node that is not the head. Raises: ValueError where there is no such."""
     found = [node for node in cluster.worker_nodes if node.node_id == node_id]
     if not found:
-        raise ValueError(f"no node {node_id} but the head; there are {sorted(str(node.node_id) for node in cluster.worker_nodes)}")
+        raise ValueError(
+            f"no node {node_id} but the head; there are {sorted(str(node.node_id) for node in cluster.worker_nodes)}"
+        )
     cluster.remove_node(found[0], allow_graceful=False)

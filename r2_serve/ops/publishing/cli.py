@@ -16,20 +16,37 @@ from r2_serve.ops.publishing.steps import ConfigFile
 from r2_serve.ops.publishing.steps import publish as carry_out
 from r2_serve.ops.publishing.steps import roll_back as carry_back
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The file that was deployed; it is changed, and what runs follows.")]
-VirtualOption = Annotated[list[str] | None, typer.Option("--virtual-model", help="Only these; default: all that the adapter fits.")]
-DashboardOption = Annotated[str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's Ray dashboard.")]
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="The file that was deployed; it is changed, and what runs follows."),
+]
+VirtualOption = Annotated[
+    list[str] | None, typer.Option("--virtual-model", help="Only these; default: all that the adapter fits.")
+]
+DashboardOption = Annotated[
+    str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's Ray dashboard.")
+]
 TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=1, help="How long each step may take.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show the change; write and deploy nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show the change; write and deploy nothing.")
+]
 DEFAULT_CONFIG = Path("serve_config.yaml")
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 
 
 def publish(
-    adapter: Annotated[Path, typer.Argument(help=f"The adapter's directory, with its {MANIFEST}; every node must see it at this path.")],
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            help=f"The adapter's directory, with its {MANIFEST}; every node must see it at this path."
+        ),
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     virtual_model: VirtualOption = None,
-    keep: Annotated[int, typer.Option(min=1, help="Earlier adapters of the same module that stay loaded, to roll back to.")] = 2,
+    keep: Annotated[
+        int,
+        typer.Option(min=1, help="Earlier adapters of the same module that stay loaded, to roll back to."),
+    ] = 2,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
@@ -53,13 +70,18 @@ def publish(
         carry_out(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
     except R2Error as e:
         _fail(e.message)
-    typer.echo(f"published {plan.manifest.name}. Back: r2-serve rollback --config {config} --module {plan.manifest.module}")
+    typer.echo(
+        f"published {plan.manifest.name}. Back: r2-serve rollback --config {config} --module {plan.manifest.module}"
+    )
 
 
 def rollback(
     module: Annotated[Module, typer.Option(help="decomposer or allocator.")],
     config: ConfigOption = DEFAULT_CONFIG,
-    to: Annotated[str | None, typer.Option(help="A loaded adapter, or `base`: the model itself. Default: the one used before.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="A loaded adapter, or `base`: the model itself. Default: the one used before."),
+    ] = None,
     virtual_model: VirtualOption = None,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
     timeout_s: TimeoutOption = 600.0,
@@ -83,7 +105,9 @@ def rollback(
     except R2Error as e:
         _fail(e.message)
     ((old, _), *_) = plan.moves.values()
-    typer.echo(f"rolled back. Forward again: r2-serve rollback --config {config} --module {module} --to {old}")
+    typer.echo(
+        f"rolled back. Forward again: r2-serve rollback --config {config} --module {module} --to {old}"
+    )
 
 
 def _read(config: Path) -> ConfigFile:

@@ -33,11 +33,15 @@ def changed(text: str, change: Change) -> str:
     out = io.StringIO()
     editor.dump(document, out)
     if yaml.safe_load(out.getvalue()) != plain:
-        raise ConfigError("the file shares a part between sections (a YAML anchor): write the adapter there by hand, then `serve deploy`")
+        raise ConfigError(
+            "the file shares a part between sections (a YAML anchor): write the adapter there by hand, then `serve deploy`"
+        )
     return out.getvalue()
 
 
-def with_adapter(app: str, name: str, directory: str, *, last: Sequence[str] = (), drop: Sequence[str] = ()) -> Change:
+def with_adapter(
+    app: str, name: str, directory: str, *, last: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Change:
     """Names the adapter in the `user_config` of `app`, after those of `last`, and no longer those of `drop`."""
 
     def change(config: dict[str, Any]) -> None:

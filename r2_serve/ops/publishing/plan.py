@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from r2_serve.adapters import BASE, MANIFEST, check_adapter, read_adapter
-from r2_serve.config import AllocatorConfig, DecomposerConfig, ModelConfig, RouterConfig, RoutingConfig, VllmEngineConfig
+from r2_serve.config import (
+    AllocatorConfig,
+    DecomposerConfig,
+    ModelConfig,
+    RouterConfig,
+    RoutingConfig,
+    VllmEngineConfig,
+)
 from r2_serve.errors import ConfigError
 from r2_serve.ops.publishing.config_file import all_of, changed, with_adapter, with_route
 from r2_serve.serve_config import Problem, own_problems, parse_yaml
@@ -46,7 +53,9 @@ class Rollback:
     routed: str
 
 
-def plan_publication(text: str, directory: Path, *, virtual_models: Sequence[str] = (), keep: int = 2) -> Publication:
+def plan_publication(
+    text: str, directory: Path, *, virtual_models: Sequence[str] = (), keep: int = 2
+) -> Publication:
     """`text` is the config file's, `directory` the adapter's. `keep` earlier adapters of its module stay loaded.
 
     Raises: ConfigError where the adapter does not fit, or the file is or would become wrong.
@@ -58,7 +67,9 @@ def plan_publication(text: str, directory: Path, *, virtual_models: Sequence[str
     loaded = pool.live_adapters(app)
     if manifest.name in pool.adapters(app):
         back = f"`r2-serve rollback --module {manifest.module} --to {manifest.name}` routes to it"
-        raise ConfigError(f"adapter {manifest.name!r} is loaded in {app!r} already: {back}; a new version needs a new name")
+        raise ConfigError(
+            f"adapter {manifest.name!r} is loaded in {app!r} already: {back}; a new version needs a new name"
+        )
     replaced = tuple(pool.module(name, manifest.module).adapter or BASE for name in targets)
     in_use = pool.in_use(app) | set(replaced)
     idle = [name for name in loaded if name not in in_use and pool.module_of(app, name) == manifest.module]
@@ -69,11 +80,21 @@ def plan_publication(text: str, directory: Path, *, virtual_models: Sequence[str
     routed = changed(text, all_of([load, *routes]))
     _Pool(routed)
     return Publication(
-        manifest, directory.resolve(), app, pool.router_app, targets, replaced, dropped, loaded=changed(text, load), routed=routed
+        manifest,
+        directory.resolve(),
+        app,
+        pool.router_app,
+        targets,
+        replaced,
+        dropped,
+        loaded=changed(text, load),
+        routed=routed,
     )
 
 
-def plan_rollback(text: str, module: Module, *, to: str | None = None, virtual_models: Sequence[str] = ()) -> Rollback:
+def plan_rollback(
+    text: str, module: Module, *, to: str | None = None, virtual_models: Sequence[str] = ()
+) -> Rollback:
     """To `to`, or to what was used before the adapter in use now.
 
     Raises: ConfigError where there is nothing to go back to, or it is not clear for which virtual model.
@@ -81,13 +102,21 @@ def plan_rollback(text: str, module: Module, *, to: str | None = None, virtual_m
     pool = _Pool(text)
     targets = virtual_models or pool.with_adapter(module, to)
     pool.check_virtual_models(targets)
-    moves = {name: (pool.module(name, module).adapter or BASE, to or pool.earlier(name, module)) for name in targets}
+    moves = {
+        name: (pool.module(name, module).adapter or BASE, to or pool.earlier(name, module))
+        for name in targets
+    }
     if len(set(moves.values())) > 1:
         listed = ", ".join(f"{name}: {old}" for name, (old, _) in moves.items())
-        raise ConfigError(f"the virtual models use different adapters ({listed}): name one with --virtual-model")
+        raise ConfigError(
+            f"the virtual models use different adapters ({listed}): name one with --virtual-model"
+        )
     for name, (old, new) in moves.items():
         pool.check_move(name, module, old, new)
-    changes = [with_route(pool.router_app, name, module, None if new == BASE else new) for name, (_, new) in moves.items()]
+    changes = [
+        with_route(pool.router_app, name, module, None if new == BASE else new)
+        for name, (_, new) in moves.items()
+    ]
     routed = changed(text, all_of(changes))
     _Pool(routed)
     return Rollback(module, pool.router_app, moves, routed)
@@ -103,8 +132,14 @@ class _Pool:
         file, problems = own_problems(document, os.environ)
         errors = [str(problem) for problem in problems if problem.severity == "error"]
         if errors:
-            raise ConfigError("\n".join(["the config file has errors (r2-serve validate):", *(f"  {error}" for error in errors)]))
-        assert file.router is not None and file.routing is not None and file.router_app is not None, "as there was no error"
+            raise ConfigError(
+                "\n".join(
+                    ["the config file has errors (r2-serve validate):", *(f"  {error}" for error in errors)]
+                )
+            )
+        assert file.router is not None and file.routing is not None and file.router_app is not None, (
+            "as there was no error"
+        )
         self._file: ServeFile = file
         self._router: RouterConfig = file.router
         self._routing: RoutingConfig = file.routing
@@ -120,11 +155,15 @@ class _Pool:
         card = self._router.model(manifest.base)
         check_adapter(manifest, card)
         if card.engine.kind != "served":
-            raise ConfigError(f"{card.name!r} is hosted ({card.engine.kind}): adapters can be published for local models only")
+            raise ConfigError(
+                f"{card.name!r} is hosted ({card.engine.kind}): adapters can be published for local models only"
+            )
         engine = self._file.model_configs[card.engine.app].engine
         if isinstance(engine, VllmEngineConfig):
             if manifest.kind != "lora":
-                raise ConfigError(f"adapter {manifest.name!r} is a whole checkpoint; vLLM takes LoRA: make it an application of its own")
+                raise ConfigError(
+                    f"adapter {manifest.name!r} is a whole checkpoint; vLLM takes LoRA: make it an application of its own"
+                )
             if not (engine.engine_kwargs.get("enable_lora") or engine.adapters):
                 raise ConfigError(
                     f"{card.engine.app!r} runs vLLM without LoRA: set `enable_lora: true` in its engine_kwargs and deploy that first"
@@ -138,27 +177,43 @@ class _Pool:
     def check_virtual_models(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self._routing.virtual_models:
-                raise ConfigError(f"no virtual model {name!r} in the file{suggestion(name, self._routing.virtual_models)}")
+                raise ConfigError(
+                    f"no virtual model {name!r} in the file{suggestion(name, self._routing.virtual_models)}"
+                )
 
     def targets(self, module: Module, base: str, asked: Sequence[str]) -> tuple[str, ...]:
         """The virtual models asked for, or else all whose `module` is the base."""
         self.check_virtual_models(asked)
         for name in asked:
             if (model := self.module(name, module).model) != base:
-                raise ConfigError(f"the {module} of virtual model {name!r} is {model!r}, but the adapter is for base {base!r}")
-        found = tuple(asked) or tuple(name for name in self._routing.virtual_models if self.module(name, module).model == base)
+                raise ConfigError(
+                    f"the {module} of virtual model {name!r} is {model!r}, but the adapter is for base {base!r}"
+                )
+        found = tuple(asked) or tuple(
+            name for name in self._routing.virtual_models if self.module(name, module).model == base
+        )
         if not found:
-            raise ConfigError(f"no virtual model has {base!r} as its {module}, so nothing would use the adapter")
+            raise ConfigError(
+                f"no virtual model has {base!r} as its {module}, so nothing would use the adapter"
+            )
         return found
 
     def with_adapter(self, module: Module, to: str | None) -> tuple[str, ...]:
         """Virtual models that can go back: that use an adapter now, or whose model has `to` loaded."""
         names = self._routing.virtual_models
         if to is not None and to != BASE:
-            found = tuple(name for name in names if to in self.adapters(self.app_of(self.module(name, module).model)))
-            known = {adapter for name in names for adapter in self.adapters(self.app_of(self.module(name, module).model))}
+            found = tuple(
+                name for name in names if to in self.adapters(self.app_of(self.module(name, module).model))
+            )
+            known = {
+                adapter
+                for name in names
+                for adapter in self.adapters(self.app_of(self.module(name, module).model))
+            }
             if not found:
-                raise ConfigError(f"no adapter {to!r} is loaded for any {module}{suggestion(to, known)}; `r2-serve publish` loads one")
+                raise ConfigError(
+                    f"no adapter {to!r} is loaded for any {module}{suggestion(to, known)}; `r2-serve publish` loads one"
+                )
             return found
         found = tuple(name for name in names if self.module(name, module).adapter is not None)
         if not found:
@@ -180,8 +235,14 @@ class _Pool:
         return {**(config.engine.adapters if config else {}), **self.live_adapters(app)}
 
     def in_use(self, app: str) -> set[str]:
-        sections = [section for virtual in self._routing.virtual_models.values() for section in (virtual.decomposer, virtual.allocator)]
-        return {section.adapter for section in sections if section.adapter and self.app_of(section.model) == app}
+        sections = [
+            section
+            for virtual in self._routing.virtual_models.values()
+            for section in (virtual.decomposer, virtual.allocator)
+        ]
+        return {
+            section.adapter for section in sections if section.adapter and self.app_of(section.model) == app
+        }
 
     def module_of(self, app: str, adapter: str) -> str | None:
         """What it was trained as; None where it has no manifest here."""
@@ -210,7 +271,9 @@ class _Pool:
             return
         app = self.app_of(self.module(virtual_model, module).model)
         if new not in self.adapters(app):
-            raise ConfigError(f"no adapter {new!r} is loaded in {app!r}{suggestion(new, self.adapters(app))}; `r2-serve publish` loads one")
+            raise ConfigError(
+                f"no adapter {new!r} is loaded in {app!r}{suggestion(new, self.adapters(app))}; `r2-serve publish` loads one"
+            )
         trained_as = self.module_of(app, new)
         if trained_as not in (None, module):
             raise ConfigError(f"adapter {new!r} was trained as {trained_as}, not as {module}")

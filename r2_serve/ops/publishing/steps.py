@@ -34,7 +34,9 @@ class ConfigFile:
     def write(self, text: str) -> None:
         """Raises: PublishError where somebody else has changed the file meanwhile."""
         if self.path.read_text(encoding="utf-8") != self._last:
-            raise PublishError(f"{self.path} was changed by somebody else meanwhile: look at it, then publish again")
+            raise PublishError(
+                f"{self.path} was changed by somebody else meanwhile: look at it, then publish again"
+            )
         if self._last == self.original:
             write_atomically(self.previous, self.original)
         write_atomically(self.path, text)
@@ -50,12 +52,18 @@ def publish(plan: Publication, file: ConfigFile, dashboard: Dashboard, tell: Tel
     check_deployed(original, dashboard.applications())
     with _step(tell, f"loaded on every replica of {plan.app}"):
         _load_everywhere(plan, original, dashboard)
-    with _step(tell, f"named in user_config of {plan.app}"), _restored(file, dashboard, file.original, "nothing was published"):
+    with (
+        _step(tell, f"named in user_config of {plan.app}"),
+        _restored(file, dashboard, file.original, "nothing was published"),
+    ):
         file.write(plan.loaded)
         dashboard.deploy(yaml.safe_load(plan.loaded))
         dashboard.wait_for(plan.app)
     to = f"{plan.manifest.module} of {', '.join(plan.virtual_models)}"
-    with _step(tell, f"{to} routed to {plan.manifest.name}"), _restored(file, dashboard, plan.loaded, "the adapter is loaded but not used"):
+    with (
+        _step(tell, f"{to} routed to {plan.manifest.name}"),
+        _restored(file, dashboard, plan.loaded, "the adapter is loaded but not used"),
+    ):
         _route(plan.routed, plan.router_app, file, dashboard)
 
 
@@ -77,7 +85,12 @@ def _load_everywhere(plan: Publication, config: dict[str, Any], dashboard: Dashb
         "name": f"publish-{plan.manifest.name}",
         "route_prefix": None,
         "import_path": LOADER_IMPORT_PATH,
-        "args": {"app": plan.app, "name": plan.manifest.name, "path": str(plan.directory), "timeout_s": dashboard.timeout_s},
+        "args": {
+            "app": plan.app,
+            "name": plan.manifest.name,
+            "path": str(plan.directory),
+            "timeout_s": dashboard.timeout_s,
+        },
         **({"runtime_env": model_app["runtime_env"]} if "runtime_env" in model_app else {}),
     }
     try:
@@ -87,7 +100,9 @@ def _load_everywhere(plan: Publication, config: dict[str, Any], dashboard: Dashb
         dashboard.deploy(config)
         if not isinstance(e, PublishError):
             raise
-        raise PublishError(f"adapter {plan.manifest.name!r} was not published, file and routing are as before: {e.message}") from e
+        raise PublishError(
+            f"adapter {plan.manifest.name!r} was not published, file and routing are as before: {e.message}"
+        ) from e
 
 
 def _route(text: str, router_app: str, file: ConfigFile, dashboard: Dashboard) -> None:
@@ -107,7 +122,9 @@ def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -
             dashboard.deploy(yaml.safe_load(text))
         except (R2Error, OSError) as failure:
             reason = getattr(e, "message", type(e).__name__)
-            raise PublishError(f"{reason}; putting {file.path} back failed too ({failure}): its earlier text is {file.previous}") from e
+            raise PublishError(
+                f"{reason}; putting {file.path} back failed too ({failure}): its earlier text is {file.previous}"
+            ) from e
         if isinstance(e, PublishError):
             raise PublishError(f"{e.message}; {outcome}: {file.path} was put back and deployed") from e
         raise

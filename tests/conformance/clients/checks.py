@@ -29,7 +29,9 @@ def not_offered(*names: str) -> None:
         print("R2-CHECK " + json.dumps({"check": name, "outcome": "not offered by the client"}), flush=True)
 
 
-def raised(kind: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], object]) -> BaseException:
+def raised(
+    kind: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], object]
+) -> BaseException:
     try:
         call()
     except kind as e:

@@ -10,7 +10,9 @@ from tenacity import RetryError
 def ask(model: str, key: str = KEY) -> ModelOutput:
     config = GenerateConfig(temperature=0, max_tokens=64, max_retries=0)
     return asyncio.run(
-        get_model(f"openai-api/r2/{model}", base_url=BASE_URL, api_key=key, memoize=False).generate("Which is it?", config=config)
+        get_model(f"openai-api/r2/{model}", base_url=BASE_URL, api_key=key, memoize=False).generate(
+            "Which is it?", config=config
+        )
     )
 
 
@@ -24,7 +26,11 @@ def usage() -> None:
 
 
 def error() -> None:
-    for model, key, told in (("nope", KEY, "no model"), ("r2", "wrong", "valid one"), ("r2", SPENT_KEY, "budget")):
+    for model, key, told in (
+        ("nope", KEY, "no model"),
+        ("r2", "wrong", "valid one"),
+        ("r2", SPENT_KEY, "budget"),
+    ):
         try:
             output = ask(model, key)
         except RetryError as e:  # it tries a 429 again, once at least

@@ -25,14 +25,21 @@ def stream() -> None:
 def usage() -> None:
     assert llm.invoke("Which is it?").usage_metadata["total_tokens"] > 0
     last = None
-    for chunk in ChatOpenAI(model="r2", base_url=BASE_URL, api_key=KEY, stream_usage=True).stream("Which is it?"):
+    for chunk in ChatOpenAI(model="r2", base_url=BASE_URL, api_key=KEY, stream_usage=True).stream(
+        "Which is it?"
+    ):
         last = chunk if last is None else last + chunk
     assert last.usage_metadata["output_tokens"] > 0
 
 
 def error() -> None:
-    assert raised(openai.NotFoundError, lambda: ChatOpenAI(model="nope", base_url=BASE_URL, api_key=KEY).invoke("x")).code
-    raised(openai.AuthenticationError, lambda: ChatOpenAI(model="r2", base_url=BASE_URL, api_key="wrong").invoke("x"))
+    assert raised(
+        openai.NotFoundError, lambda: ChatOpenAI(model="nope", base_url=BASE_URL, api_key=KEY).invoke("x")
+    ).code
+    raised(
+        openai.AuthenticationError,
+        lambda: ChatOpenAI(model="r2", base_url=BASE_URL, api_key="wrong").invoke("x"),
+    )
     assert raised(openai.BadRequestError, lambda: llm.bind_tools([Shape]).invoke("x")).param == "tools"
 
 

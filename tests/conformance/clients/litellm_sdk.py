@@ -13,7 +13,11 @@ def chat() -> None:
 
 
 def stream() -> None:
-    chunks = list(litellm.completion(model="openai/r2", messages=HI, stream=True, stream_options={"include_usage": True}, **WHERE))
+    chunks = list(
+        litellm.completion(
+            model="openai/r2", messages=HI, stream=True, stream_options={"include_usage": True}, **WHERE
+        )
+    )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ANSWER
     assert any(getattr(chunk, "usage", None) for chunk in chunks)
 
@@ -30,8 +34,14 @@ def models() -> None:
 def error() -> None:
     raised(litellm.NotFoundError, lambda: litellm.completion(model="openai/nope", messages=HI, **WHERE))
     raised(litellm.BadRequestError, lambda: litellm.completion(model="openai/r2", messages=HI, n=2, **WHERE))
-    raised(litellm.AuthenticationError, lambda: litellm.completion(model="openai/r2", messages=HI, api_base=BASE_URL, api_key="wrong"))
-    raised(litellm.RateLimitError, lambda: litellm.completion(model="openai/r2", messages=HI, api_base=BASE_URL, api_key=SPENT_KEY))
+    raised(
+        litellm.AuthenticationError,
+        lambda: litellm.completion(model="openai/r2", messages=HI, api_base=BASE_URL, api_key="wrong"),
+    )
+    raised(
+        litellm.RateLimitError,
+        lambda: litellm.completion(model="openai/r2", messages=HI, api_base=BASE_URL, api_key=SPENT_KEY),
+    )
 
 
 for claim in (chat, stream, usage, models, error):

@@ -10,19 +10,29 @@ from checks import ANSWER, BASE_URL, KEY, check, not_offered
 
 home = Path(tempfile.mkdtemp())
 (home / "extra-openai-models.yaml").write_text(
-    "".join(f"- model_id: my-{name}\n  model_name: {name}\n  api_base: {BASE_URL}\n  api_key_name: r2\n" for name in ("r2", "nope"))
+    "".join(
+        f"- model_id: my-{name}\n  model_name: {name}\n  api_base: {BASE_URL}\n  api_key_name: r2\n"
+        for name in ("r2", "nope")
+    )
 )
 (home / "keys.json").write_text(f'{{"r2": "{KEY}"}}')
 
 
 def llm(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("llm")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LLM_USER_PATH": str(home)}, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "LLM_USER_PATH": str(home)}, timeout=120
+    )
 
 
 def chat() -> None:
     assert llm("-m", "my-r2", "--no-stream", "Which is it?").stdout.strip() == ANSWER
-    assert llm("-m", "my-r2", "-s", "Be brief.", "-o", "temperature", "0", "--no-stream", "Which is it?").stdout.strip() == ANSWER
+    assert (
+        llm(
+            "-m", "my-r2", "-s", "Be brief.", "-o", "temperature", "0", "--no-stream", "Which is it?"
+        ).stdout.strip()
+        == ANSWER
+    )
 
 
 def stream() -> None:

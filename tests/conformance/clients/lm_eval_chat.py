@@ -13,9 +13,13 @@ from tenacity import RetryError
 
 def ask(model: str, key: str = KEY) -> list[str]:
     os.environ["OPENAI_API_KEY"] = key
-    lm = LocalChatCompletion(base_url=f"{BASE_URL}/chat/completions", model=model, num_concurrent=1, max_retries=1)
+    lm = LocalChatCompletion(
+        base_url=f"{BASE_URL}/chat/completions", model=model, num_concurrent=1, max_retries=1
+    )
     question = lm.apply_chat_template([{"role": "user", "content": "Which is it?"}])
-    request = Instance("generate_until", {}, (question, {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}), 0)
+    request = Instance(
+        "generate_until", {}, (question, {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}), 0
+    )
     return lm.generate_until([request])
 
 

@@ -56,10 +56,15 @@ def published() -> Json:
     document = copy.deepcopy(whole())
     paths = {path: {method: document["paths"][path][method]} for path, method in OPERATIONS.items()}
     schemas = document["components"]["schemas"]
-    error = {"description": "Error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
+    error = {
+        "description": "Error",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
+    }
     for path, method in OPERATIONS.items():
         paths[path][method]["responses"]["default"] = error
-    paths[CHAT]["post"]["responses"]["200"]["content"]["text/event-stream"] = {}  # the published one is of a chunk, not of a stream
+    paths[CHAT]["post"]["responses"]["200"]["content"][
+        "text/event-stream"
+    ] = {}  # the published one is of a chunk, not of a stream
     paths[MODEL]["get"]["parameters"][0]["schema"] = SERVED
     request = schemas["CreateChatCompletionRequest"]["allOf"][-1]
     request["properties"]["model"] = SERVED
@@ -101,7 +106,12 @@ def honoured(document: Json, own: Json) -> Json:
     properties = {name: request["properties"][name] for name in names} | {"model": SERVED}
     properties["max_tokens"] = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOKENS}
     properties["messages"] = {**properties["messages"], "maxItems": 20}
-    body = {"type": "object", "properties": properties, "required": ["model", "messages"], "additionalProperties": False}
+    body = {
+        "type": "object",
+        "properties": properties,
+        "required": ["model", "messages"],
+        "additionalProperties": False,
+    }
     document["components"]["schemas"] = {**mine, **schemas, "CreateChatCompletionRequest": body}
     return document
 
@@ -123,7 +133,9 @@ def stream(document: Json) -> str:
     num_events = 0
     for parameters in ({}, {"stream_options": {"include_usage": True}}, {"model": "small"}):
         body = {"model": "r2", "messages": HI, "stream": True, **parameters}
-        text = httpx.post(BASE_URL + CHAT, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60).text
+        text = httpx.post(
+            BASE_URL + CHAT, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+        ).text
         events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
         assert len(events) > 3 and events.pop() == "[DONE]"
         for event in events:
@@ -142,13 +154,38 @@ def nullable(node: Any) -> Any:
     return {"anyOf": [plain, {"type": "null"}]} if node.get("nullable") is True else plain
 
 
-def run(name: str, document: Json, base_url: str, *, without: str, phases: str = "examples,coverage,fuzzing,stateful") -> str:
+def run(
+    name: str,
+    document: Json,
+    base_url: str,
+    *,
+    without: str,
+    phases: str = "examples,coverage,fuzzing,stateful",
+) -> str:
     """Raises: AssertionError with what schemathesis found."""
     path = Path(f"{name}.yaml")
     path.write_text(yaml.safe_dump(document))
     st = Path(sys.executable).with_name("st")
-    options = ["--checks", "all", "--exclude-checks", without, "--phases", phases, "--max-examples", str(NUM_EXAMPLES)]
-    options += ["--url", base_url, "-H", f"Authorization: Bearer {KEY}", "--seed", "1", "--continue-on-failure", "--no-color"]
+    options = [
+        "--checks",
+        "all",
+        "--exclude-checks",
+        without,
+        "--phases",
+        phases,
+        "--max-examples",
+        str(NUM_EXAMPLES),
+    ]
+    options += [
+        "--url",
+        base_url,
+        "-H",
+        f"Authorization: Bearer {KEY}",
+        "--seed",
+        "1",
+        "--continue-on-failure",
+        "--no-color",
+    ]
     done = subprocess.run([st, "run", path, *options], capture_output=True, text=True)
     print(done.stdout, done.stderr)
     counts = [line.strip() for line in done.stdout.splitlines() if re.search(r"\d+ (generated|passed)", line)]

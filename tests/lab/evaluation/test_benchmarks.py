@@ -59,7 +59,13 @@ def write_list(path: Path, *rows: object) -> Path:
     ],
 )
 def test_official_rows_become_tasks_and_stay_verbatim(
-    tmp_path: Path, benchmark: Benchmark, name: str, write: Callable[..., Path], row: dict[str, Any], task_id: str, asked: str
+    tmp_path: Path,
+    benchmark: Benchmark,
+    name: str,
+    write: Callable[..., Path],
+    row: dict[str, Any],
+    task_id: str,
+    asked: str,
 ) -> None:
     (task,) = load_tasks(benchmark, write(tmp_path / name, row))
     assert (task.id, task.benchmark, task.row) == (task_id, benchmark, row)
@@ -71,7 +77,12 @@ def test_a_math_problem_has_one_id_in_every_format(tmp_path: Path) -> None:
     (tmp_path / "algebra" / "1.json").write_text(json.dumps(MATH))
     forms = [
         MATH,
-        {"problem": MATH["problem"], "solution": "See above.", "answer": "2", "unique_id": "test/algebra/1.json"},
+        {
+            "problem": MATH["problem"],
+            "solution": "See above.",
+            "answer": "2",
+            "unique_id": "test/algebra/1.json",
+        },
         {"question": MATH["problem"], "answer": MATH["solution"]},
     ]
     tasks = [load_tasks("math", write_lines(tmp_path / "rows.jsonl", form))[0] for form in forms]
@@ -85,7 +96,9 @@ def test_scan_lines_and_the_generated_split_agree(tmp_path: Path) -> None:
     generated = {task.id: task for split in ("simple", "length") for task in load_tasks("scan", split)}
     long = next(task for task in generated.values() if len(task.row["actions"].split()) > 22)
     assert (task.query, task.row["actions"]) == ("jump twice", "I_JUMP I_JUMP")
-    (from_file,) = load_tasks("scan", write_lines(tmp_path / "long.txt", f"IN: {long.query} OUT: {long.row['actions']}"))
+    (from_file,) = load_tasks(
+        "scan", write_lines(tmp_path / "long.txt", f"IN: {long.query} OUT: {long.row['actions']}")
+    )
     assert from_file == long
 
 
@@ -101,11 +114,18 @@ def test_no_query_holds_a_field_that_only_graders_may_see(tmp_path: Path) -> Non
         "math": {**MATH, "solution": f"\\boxed{{{secret}}}"},
         "p3": {**P3, "sol_bodies": [f"    return '{secret}'"]},
         "champ": {**CHAMP, "problem_answer": secret},
-        "musique": {**MUSIQUE, "answer": secret, "answer_aliases": [secret], "question_decomposition": [{"answer": secret}]},
+        "musique": {
+            **MUSIQUE,
+            "answer": secret,
+            "answer_aliases": [secret],
+            "question_decomposition": [{"answer": secret}],
+        },
     }
     for benchmark, row in rows.items():
         write = write_list if benchmark in ("p3", "champ") else write_lines
-        (task,) = load_tasks(benchmark, write(tmp_path / f"{benchmark}.{'json' if write is write_list else 'jsonl'}", row))
+        (task,) = load_tasks(
+            benchmark, write(tmp_path / f"{benchmark}.{'json' if write is write_list else 'jsonl'}", row)
+        )
         assert secret not in task.query
 
 
@@ -113,21 +133,48 @@ def test_no_query_holds_a_field_that_only_graders_may_see(tmp_path: Path) -> Non
     ("benchmark", "name", "text", "message"),
     [
         ("csqa", "a.jsonl", json.dumps(CSQA) + "\n{broken", r"a\.jsonl:2: not JSON"),
-        ("csqa", "a.jsonl", '\n\n{"id": "x"}', r"a\.jsonl:3: not a csqa row: question: Field required; answerKey: Field required"),
-        ("csqa", "a.jsonl", json.dumps({**CSQA, "answerKey": "E"}), r"a\.jsonl:1: .*answerKey 'E' is not among the choices"),
-        ("csqa", "a.jsonl", json.dumps(CSQA) + "\n" + json.dumps(CSQA), r"a\.jsonl:2: task 'c1' stands already at .*a\.jsonl:1"),
+        (
+            "csqa",
+            "a.jsonl",
+            '\n\n{"id": "x"}',
+            r"a\.jsonl:3: not a csqa row: question: Field required; answerKey: Field required",
+        ),
+        (
+            "csqa",
+            "a.jsonl",
+            json.dumps({**CSQA, "answerKey": "E"}),
+            r"a\.jsonl:1: .*answerKey 'E' is not among the choices",
+        ),
+        (
+            "csqa",
+            "a.jsonl",
+            json.dumps(CSQA) + "\n" + json.dumps(CSQA),
+            r"a\.jsonl:2: task 'c1' stands already at .*a\.jsonl:1",
+        ),
         ("csqa", "a.jsonl", "[1]", r"a\.jsonl:1: expected a JSON object, found list"),
         ("csqa", "a.jsonl", "\n", r"a\.jsonl: holds no csqa rows"),
         ("p3", "a.json", '{"sat": 1}', r"a\.json: expected a JSON list of rows, found dict"),
         ("p3", "a.json", '[\n{"sat"\n]', r"a\.json:3: not JSON"),
-        ("p3", "a.json", json.dumps([P3, {**P3, "ans_type": "Dict[str, int]"}]), r"a\.json\[1\]: not a p3 row: ans_type: "),
+        (
+            "p3",
+            "a.json",
+            json.dumps([P3, {**P3, "ans_type": "Dict[str, int]"}]),
+            r"a\.json\[1\]: not a p3 row: ans_type: ",
+        ),
         ("math", "a.jsonl", '{"problem": "x", "solution": "no box"}', r"a\.jsonl:1: .*no final answer"),
         ("math", "a.jsonl", '{"solution": "\\\\boxed{1}"}', r"a\.jsonl:1: not a math row: problem"),
         ("scan", "a.txt", SCAN_LINE + "\nOUT: I_JUMP", r"a\.txt:2: expected 'IN: <command> OUT: <actions>'"),
-        ("musique", "a.jsonl", '{"id": "x", "question": "q"}', r"a\.jsonl:1: not a musique row: answer: Field required"),
+        (
+            "musique",
+            "a.jsonl",
+            '{"id": "x", "question": "q"}',
+            r"a\.jsonl:1: not a musique row: answer: Field required",
+        ),
     ],
 )
-def test_errors_name_file_line_and_field(tmp_path: Path, benchmark: Benchmark, name: str, text: str, message: str) -> None:
+def test_errors_name_file_line_and_field(
+    tmp_path: Path, benchmark: Benchmark, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(BenchmarkError, match=message):
         load_tasks(benchmark, tmp_path / name)

@@ -12,7 +12,12 @@ from typer.testing import CliRunner, Result
 from r2_serve.cli import app
 from tests.support.scripted_pool import scripted_yaml
 
-PUZZLE = {"name": "One:0", "sat": "def sat(x: int):\n    return x == 1", "ans_type": "int", "sol_bodies": ["    return 1"]}
+PUZZLE = {
+    "name": "One:0",
+    "sat": "def sat(x: int):\n    return x == 1",
+    "ans_type": "int",
+    "sol_bodies": ["    return 1"],
+}
 FILES: dict[str, tuple[str, str, str]] = {
     # benchmark: file, its content, an answer that is correct
     "math": (
@@ -22,12 +27,26 @@ FILES: dict[str, tuple[str, str, str]] = {
     ),
     "csqa": (
         "dev.jsonl",
-        json.dumps({"id": "c", "answerKey": "A", "question": {"stem": "?", "choices": [{"label": x, "text": x} for x in "AB"]}}),
+        json.dumps(
+            {
+                "id": "c",
+                "answerKey": "A",
+                "question": {"stem": "?", "choices": [{"label": x, "text": x} for x in "AB"]},
+            }
+        ),
         "(A)",
     ),
     "scan": ("tasks.txt", "IN: jump left OUT: I_TURN_LEFT I_JUMP", "I_TURN_LEFT I_JUMP"),
-    "champ": ("champ.json", json.dumps([{"problem_identifier": "P", "problem_text": "?", "problem_answer": "144"}]), "12^2"),
-    "musique": ("dev.jsonl", json.dumps({"id": "m", "question": "?", "answer": "Ann", "answer_aliases": [], "paragraphs": []}), "Ann"),
+    "champ": (
+        "champ.json",
+        json.dumps([{"problem_identifier": "P", "problem_text": "?", "problem_answer": "144"}]),
+        "12^2",
+    ),
+    "musique": (
+        "dev.jsonl",
+        json.dumps({"id": "m", "question": "?", "answer": "Ann", "answer_aliases": [], "paragraphs": []}),
+        "Ann",
+    ),
     "p3": ("puzzles.json", json.dumps([PUZZLE]), "def sol():\n    return 1"),
 }
 
@@ -45,18 +64,30 @@ def config_with(directory: Path, answer: str) -> Path:
 def run_of(directory: Path, benchmark: str, *more: object) -> Result:
     name, content, answer = FILES[benchmark]
     (directory / name).write_text(content + "\n")
-    files = ("--data", directory / name, "--config", config_with(directory, answer), "--out", directory / "run")
+    files = (
+        "--data",
+        directory / name,
+        "--config",
+        config_with(directory, answer),
+        "--out",
+        directory / "run",
+    )
     return r2("run", "--benchmark", benchmark, "--policy", "single:large", "--split", "all", *files, *more)
 
 
-@pytest.mark.parametrize("benchmark", [*sorted(set(FILES) - {"p3"}), pytest.param("p3", marks=pytest.mark.sandbox)])
+@pytest.mark.parametrize(
+    "benchmark", [*sorted(set(FILES) - {"p3"}), pytest.param("p3", marks=pytest.mark.sandbox)]
+)
 def test_every_benchmark_runs_from_its_official_file_to_a_report(tmp_path: Path, benchmark: str) -> None:
     ran = run_of(tmp_path, benchmark, "--policy", "r2")
     assert (ran.exit_code, "done: 2 rows, 0 failed" in ran.output) == (0, True), ran.output
     reported = r2("report", tmp_path / "run")
     assert reported.exit_code == 0, reported.output
     (report,) = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert {policy["policy"]: policy["accuracy"] for policy in report["policies"]} == {"single:large": 1.0, "r2": 1.0}
+    assert {policy["policy"]: policy["accuracy"] for policy in report["policies"]} == {
+        "single:large": 1.0,
+        "r2": 1.0,
+    }
     assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 2
 
 
@@ -76,8 +107,12 @@ def test_changed_run_is_refused_and_set_aside_on_request(tmp_path: Path) -> None
 
 def test_model_that_cannot_be_loaded_ends_the_run_before_the_first_task(tmp_path: Path) -> None:
     config = config_with(tmp_path, "x")
-    config.write_text(config.read_text().replace("kind: scripted\n", "kind: transformers\n      path: /nowhere\n", 1))
-    ran = r2("run", "-b", "scan", "-d", "length", "-p", "r2", "--limit", "3", "-c", config, "-o", tmp_path / "run")
+    config.write_text(
+        config.read_text().replace("kind: scripted\n", "kind: transformers\n      path: /nowhere\n", 1)
+    )
+    ran = r2(
+        "run", "-b", "scan", "-d", "length", "-p", "r2", "--limit", "3", "-c", config, "-o", tmp_path / "run"
+    )
     assert ran.exit_code == 1
     assert not (tmp_path / "run" / "rows.jsonl").exists()
 
@@ -85,14 +120,26 @@ def test_model_that_cannot_be_loaded_ends_the_run_before_the_first_task(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "-b", "gsm8k", "-d", "x", "-p", "r2", "-o", "x"), "unknown benchmark 'gsm8k'; choose math, csqa"),
+        (
+            ("run", "-b", "gsm8k", "-d", "x", "-p", "r2", "-o", "x"),
+            "unknown benchmark 'gsm8k'; choose math, csqa",
+        ),
         (("run", "-b", "scan", "-d", "nowhere", "-p", "r2", "-o", "x"), "nowhere: no such file or directory"),
         (("run", "-b", "scan", "-d", "length", "-p", "r3", "-o", "x"), "unknown policy 'r3'"),
-        (("run", "-b", "scan", "-d", "length", "-p", "r2", "-o", "x", "--engine", "spark"), "unknown engine 'spark'"),
-        (("run", "-b", "scan", "-d", "length", "-p", "r2", "-o", "x", "--engine", "ray-data"), "give its --url"),
+        (
+            ("run", "-b", "scan", "-d", "length", "-p", "r2", "-o", "x", "--engine", "spark"),
+            "unknown engine 'spark'",
+        ),
+        (
+            ("run", "-b", "scan", "-d", "length", "-p", "r2", "-o", "x", "--engine", "ray-data"),
+            "give its --url",
+        ),
         (("report", "nowhere"), "nowhere is not a run"),
         (("grade", "gsm8k"), "unknown benchmark 'gsm8k'"),
-        (("export", "-b", "champ", "-d", "length", "-f", "csv", "-o", "x"), "unknown format 'csv'; choose lm-eval, inspect"),
+        (
+            ("export", "-b", "champ", "-d", "length", "-f", "csv", "-o", "x"),
+            "unknown format 'csv'; choose lm-eval, inspect",
+        ),
     ],
 )
 def test_mistakes_end_with_one_line_that_says_what_to_do(

@@ -25,9 +25,19 @@ TASKS: dict[Benchmark, Task] = {
     "scan": task_of("scan", {"commands": "jump left", "actions": "I_TURN_LEFT I_JUMP"}),
     "csqa": task_of(
         "csqa",
-        {"id": "c", "answerKey": "B", "question": {"stem": "?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y z"}]}},
+        {
+            "id": "c",
+            "answerKey": "B",
+            "question": {
+                "stem": "?",
+                "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y z"}],
+            },
+        },
     ),
-    "musique": task_of("musique", {"id": "m", "question": "?", "answer": "Eiffel Tower", "answer_aliases": ["tower of Eiffel"]}),
+    "musique": task_of(
+        "musique",
+        {"id": "m", "question": "?", "answer": "Eiffel Tower", "answer_aliases": ["tower of Eiffel"]},
+    ),
     "words": task_of("words", {"id": "w", "query": "?", "gold": "1200"}),
 }
 ANSWERS = (
@@ -71,14 +81,20 @@ def test_lm_eval_task_names_its_rows_and_its_scoring(tmp_path: Path) -> None:
     text = paths[0].read_text()
     config = yaml.safe_load(text.replace("!function ", ""))
     assert "process_results: !function scoring.process_results" in text
-    assert (config["task"], config["output_type"], config["test_split"]) == ("r2_scan", "generate_until", "test")
+    assert (config["task"], config["output_type"], config["test_split"]) == (
+        "r2_scan",
+        "generate_until",
+        "test",
+    )
     assert Path(config["dataset_kwargs"]["data_files"]["test"]) == paths[1].resolve()
     rows = [json.loads(line) for line in paths[1].read_text().splitlines()]
     assert [row["query"] for row in rows] == ["jump left", "walk"]
     assert all(f"{{{{{name}}}}}" in text and name in rows[0] for name in ("query", "gold"))
 
 
-def test_inspect_task_is_python_with_the_rows_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_task_is_python_with_the_rows_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = export([TASKS["csqa"]], "inspect", tmp_path)
     assert {path.name for path in paths} == {"r2_csqa.py", "rows.jsonl", "scoring.py"}
     with pytest.raises(ModuleNotFoundError, match="inspect_ai"):
@@ -90,7 +106,9 @@ def test_exported_rows_are_those_that_a_run_takes(tmp_path: Path) -> None:
     tasks, _ = select_tasks("scan", "length", None, 25)
     export(tasks, "inspect", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [(row["id"], row["query"], row["gold"]) for row in rows] == [(task.id, task.query, task.row["actions"]) for task in tasks]
+    assert [(row["id"], row["query"], row["gold"]) for row in rows] == [
+        (task.id, task.query, task.row["actions"]) for task in tasks
+    ]
     assert len(rows) == 25 < len(load_tasks("scan", "length"))
 
 

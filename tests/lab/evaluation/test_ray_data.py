@@ -35,20 +35,28 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServeConf
         yield config, url
 
 
-async def run(directory: Path, served: tuple[ServeConfig, str], *, is_ray: bool, max_cost_usd: Decimal | None = None) -> Standing:
+async def run(
+    directory: Path, served: tuple[ServeConfig, str], *, is_ray: bool, max_cost_usd: Decimal | None = None
+) -> Standing:
     config, url = served
     setting, tasks = setting_of(config.router, config.routing, "r2"), sums(12)
     elsewhere: RowSource | None = RayDataRows(url, None, setting, num_at_once=8) if is_ray else None
     options = RunOptions(num_at_once=8, max_cost_usd=max_cost_usd)
     async with new_client(url) as client, Grader() as grader:
         manifest = manifest_of(tasks, NAMES)
-        return await Runner(directory, manifest, tasks, setting, HttpAsker(client), grader, options, elsewhere=elsewhere).run()
+        return await Runner(
+            directory, manifest, tasks, setting, HttpAsker(client), grader, options, elsewhere=elsewhere
+        ).run()
 
 
 def test_ray_data_gives_the_rows_of_the_event_loop(tmp_path: Path, served: tuple[ServeConfig, str]) -> None:
     here = asyncio.run(run(tmp_path / "here", served, is_ray=False))
     there = asyncio.run(run(tmp_path / "there", served, is_ray=True))
-    assert (there.num_done, there.num_correct, there.num_failed) == (here.num_done, here.num_correct, here.num_failed) == (36, 2, 0)
+    assert (
+        (there.num_done, there.num_correct, there.num_failed)
+        == (here.num_done, here.num_correct, here.num_failed)
+        == (36, 2, 0)
+    )
     assert there.cost_usd == here.cost_usd
 
     def verdicts(directory: Path) -> Counter[tuple[str, str, str]]:
@@ -58,7 +66,10 @@ def test_ray_data_gives_the_rows_of_the_event_loop(tmp_path: Path, served: tuple
 
 
 def test_cluster_that_does_not_answer_is_told_with_the_way_out() -> None:
-    with pytest.raises(EngineUnavailable, match=r"no answer within 0.01 s\. Start one with ray start --head; .*docs/evaluation.md"):
+    with pytest.raises(
+        EngineUnavailable,
+        match=r"no answer within 0.01 s\. Start one with ray start --head; .*docs/evaluation.md",
+    ):
         check_cluster(timeout_s=0.01)
 
 

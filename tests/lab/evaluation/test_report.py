@@ -17,19 +17,31 @@ from rich.console import Console
 from r2_serve.lab.evaluation.desk import Outcome
 from r2_serve.lab.evaluation.manifest import PoolModel
 from r2_serve.lab.evaluation.page import page
-from r2_serve.lab.evaluation.report import PolicyReport, RunReport, bootstrap_accuracy, bootstrap_difference, report_of
+from r2_serve.lab.evaluation.report import (
+    PolicyReport,
+    RunReport,
+    bootstrap_accuracy,
+    bootstrap_difference,
+    report_of,
+)
 from r2_serve.lab.evaluation.report_cells import notes, relative_cost
 from r2_serve.lab.evaluation.report_table import broken_name, print_overview, print_report
 from r2_serve.lab.evaluation.row_log import RowLog, RowStatus, RunError, RunRow
 from r2_serve.types import CallRecord, Usage
 from tests.support.scripted_evaluation import manifest_of, sums
 
-HOSTED = PoolModel(name="large", is_hosted=True, group="llm", usd_per_mtok_in=Decimal(1), usd_per_mtok_out=Decimal(2))
-LOCAL = PoolModel(name="small", is_hosted=False, group="slm", usd_per_mtok_in=Decimal(1), usd_per_mtok_out=Decimal(2))
+HOSTED = PoolModel(
+    name="large", is_hosted=True, group="llm", usd_per_mtok_in=Decimal(1), usd_per_mtok_out=Decimal(2)
+)
+LOCAL = PoolModel(
+    name="small", is_hosted=False, group="slm", usd_per_mtok_in=Decimal(1), usd_per_mtok_out=Decimal(2)
+)
 
 
 def call(model: str, cost: str, stage: Any = "execute") -> CallRecord:
-    return CallRecord(stage=stage, model=model, usage=Usage(prompt_tokens=3, completion_tokens=1), cost_usd=Decimal(cost))
+    return CallRecord(
+        stage=stage, model=model, usage=Usage(prompt_tokens=3, completion_tokens=1), cost_usd=Decimal(cost)
+    )
 
 
 def row(policy: str, task: int, status: RowStatus, *calls: CallRecord, **outcome: Any) -> RunRow:
@@ -60,19 +72,34 @@ def test_everything_but_correct_counts_as_not_correct_and_is_listed(tmp_path: Pa
 
 
 def test_costs_are_exact_and_split_by_who_is_paid_and_what_for(tmp_path: Path) -> None:
-    calls = (call("small", "0.1", "decompose"), call("small", "0.2", "allocate"), call("small", "0.4"), call("large", "0.8"))
+    calls = (
+        call("small", "0.1", "decompose"),
+        call("small", "0.2", "allocate"),
+        call("small", "0.4"),
+        call("large", "0.8"),
+    )
     policy = policy_of(write(tmp_path, [row("r2", 1, "failed", *calls)], "r2"), "r2")
     assert (policy.api_cost_usd, policy.total_cost_usd) == (Decimal("0.8"), Decimal("1.5"))
     assert (policy.worker_cost_usd, policy.router_cost_usd) == (Decimal("1.2"), Decimal("0.3"))
-    assert {name: (use.num_calls, use.usage.total_tokens, use.cost_usd) for name, use in policy.models.items()} == {
+    assert {
+        name: (use.num_calls, use.usage.total_tokens, use.cost_usd) for name, use in policy.models.items()
+    } == {
         "small": (3, 12, Decimal("0.7")),
         "large": (1, 4, Decimal("0.8")),
     }
 
 
 def test_shapes_and_shares_are_of_the_plans_that_ran(tmp_path: Path) -> None:
-    shaped = {"num_subtasks": 4, "width": 3, "depth": 2, "subtask_models": ("small", "small", "small", "large")}
-    rows = [row("r2", 1, "correct", call("small", "1"), call("large", "1"), latency_s=2.0, **shaped), row("r2", 2, "wrong", latency_s=4.0)]
+    shaped = {
+        "num_subtasks": 4,
+        "width": 3,
+        "depth": 2,
+        "subtask_models": ("small", "small", "small", "large"),
+    }
+    rows = [
+        row("r2", 1, "correct", call("small", "1"), call("large", "1"), latency_s=2.0, **shaped),
+        row("r2", 2, "wrong", latency_s=4.0),
+    ]
     policy = policy_of(write(tmp_path, rows, "r2"), "r2")
     assert (policy.mean_subtasks, policy.mean_width, policy.mean_depth) == (4, 3, 2)
     assert (policy.share("small"), policy.share("large"), policy.share("other")) == (0.75, 0.25, 0.0)
@@ -83,7 +110,11 @@ def four_policies(directory: Path) -> RunReport:
     """r2: 3 of 4 at 1 USD a task. Cheap: 1 of 4 at 0.5. Dear: 4 of 4 at 4. Bad: 1 of 4 at 2."""
     right = {"r2": 3, "single:small": 1, "single:large": 4, "cot:large": 1}
     costs = {"r2": "1", "single:small": "0.5", "single:large": "4", "cot:large": "2"}
-    rows = [row(name, i, "correct" if i <= right[name] else "wrong", call("large", costs[name])) for name in right for i in range(1, 5)]
+    rows = [
+        row(name, i, "correct" if i <= right[name] else "wrong", call("large", costs[name]))
+        for name in right
+        for i in range(1, 5)
+    ]
     return write(directory, rows, *right)
 
 
@@ -111,7 +142,9 @@ def test_policy_that_gets_nothing_right_is_neither_on_the_front_nor_in_a_mixture
     statuses: dict[str, tuple[RowStatus, RowStatus]] = {
         "r2": ("correct", "wrong"), "single:small": ("failed", "failed"), "single:large": ("correct", "correct"),
     }  # fmt: skip
-    rows = [row(name, i, statuses[name][i], call("large", cost)) for name, cost in costs.items() for i in range(2)]
+    rows = [
+        row(name, i, statuses[name][i], call("large", cost)) for name, cost in costs.items() for i in range(2)
+    ]
     report = write(tmp_path, rows, *costs, num_tasks=2)
     assert report.pareto == ("r2", "single:large")
     assert report.at_equal_accuracy is not None
@@ -133,7 +166,9 @@ def test_pareto_front_leaves_out_the_beaten(tmp_path: Path) -> None:
 def test_bootstrap_interval_is_that_of_resampled_tasks(num_correct: int, num_tasks: int) -> None:
     marks = np.arange(num_tasks) < num_correct
     resampled = [np.mean(np.random.default_rng(i).choice(marks, num_tasks)) for i in range(2000)]
-    assert bootstrap_accuracy(num_correct, num_tasks) == pytest.approx(np.percentile(resampled, [2.5, 97.5]), abs=1.6 / num_tasks)
+    assert bootstrap_accuracy(num_correct, num_tasks) == pytest.approx(
+        np.percentile(resampled, [2.5, 97.5]), abs=1.6 / num_tasks
+    )
 
 
 def test_all_correct_is_no_certainty() -> None:
@@ -144,7 +179,10 @@ def test_all_correct_is_no_certainty() -> None:
 def test_paired_interval_is_narrower_where_errors_are_shared() -> None:
     ours = np.array([1] * 60 + [0] * 40, dtype=np.int8)
     same, crossed = np.array([1] * 55 + [0] * 45, dtype=np.int8), np.array([0] * 45 + [1] * 55, dtype=np.int8)
-    (low, high), (crossed_low, crossed_high) = bootstrap_difference(ours, same), bootstrap_difference(ours, crossed)
+    (low, high), (crossed_low, crossed_high) = (
+        bootstrap_difference(ours, same),
+        bootstrap_difference(ours, crossed),
+    )
     assert high - low < (crossed_high - crossed_low) / 2
     assert low < 0.05 < high
 
@@ -153,14 +191,25 @@ def test_policies_that_always_differ_alike_are_no_certainty() -> None:
     ones, zeros = np.ones(20, dtype=np.int8), np.zeros(20, dtype=np.int8)
     assert bootstrap_difference(ones, zeros) == (pytest.approx(0.839, abs=0.001), 1.0)
     assert bootstrap_difference(zeros, ones) == (-1.0, pytest.approx(-0.839, abs=0.001))
-    assert bootstrap_difference(ones, ones) == (pytest.approx(-0.161, abs=0.001), pytest.approx(0.161, abs=0.001))
+    assert bootstrap_difference(ones, ones) == (
+        pytest.approx(-0.161, abs=0.001),
+        pytest.approx(0.161, abs=0.001),
+    )
 
 
 def test_accuracy_is_equal_unless_the_paired_interval_says_otherwise(tmp_path: Path) -> None:
     right = {"r2": 60, "single:large": 62, "single:small": 20, "cot:large": 100}
-    rows = [row(name, i, "correct" if i < n else "wrong", call("large", "1")) for name, n in right.items() for i in range(100)]
+    rows = [
+        row(name, i, "correct" if i < n else "wrong", call("large", "1"))
+        for name, n in right.items()
+        for i in range(100)
+    ]
     report = write(tmp_path, rows, *right, num_tasks=100)
-    assert {c.baseline: c.verdict for c in report.comparisons} == {"single:large": "equal", "single:small": "better", "cot:large": "worse"}
+    assert {c.baseline: c.verdict for c in report.comparisons} == {
+        "single:large": "equal",
+        "single:small": "better",
+        "cot:large": "worse",
+    }
 
 
 def test_same_rows_give_the_same_page_to_the_byte(tmp_path: Path) -> None:
@@ -173,7 +222,9 @@ def test_several_runs_are_told_in_a_line_each(tmp_path: Path) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     print_overview(reports, console)
     lines = [line for line in console.export_text().splitlines() if line.startswith("words sums")]
-    assert [line.split()[2:] for line in lines] == [["75.0", "%", "25.0-100.0", "single:large", "100.0", "%", "25.0", "%"]] * 2
+    assert [line.split()[2:] for line in lines] == [
+        ["75.0", "%", "25.0-100.0", "single:large", "100.0", "%", "25.0", "%"]
+    ] * 2
     html = page(reports)
     assert all(f'href="#run-{i}"' in html and f'id="run-{i}"' in html for i in (1, 2))
     assert 'href="#run' not in page(reports[:1])
@@ -224,9 +275,24 @@ def test_tables_show_every_policy_and_model(tmp_path: Path) -> None:
 
 
 def test_tables_fit_80_columns_and_no_figure_is_cut(tmp_path: Path) -> None:
-    names = ("r2", "single:words-280k", "datashunt:words-22k,words-280k", "cascade:words-5k,words-22k,words-48k,words-280k")
-    shaped = {"num_subtasks": 16, "width": 12, "depth": 14, "subtask_models": ("small",) * 16, "latency_s": 1234.5}
-    rows = [row(name, i, "wrong", *(call("large", "0.0123"),) * 99, **shaped) for name in names for i in range(300)]
+    names = (
+        "r2",
+        "single:words-280k",
+        "datashunt:words-22k,words-280k",
+        "cascade:words-5k,words-22k,words-48k,words-280k",
+    )
+    shaped = {
+        "num_subtasks": 16,
+        "width": 12,
+        "depth": 14,
+        "subtask_models": ("small",) * 16,
+        "latency_s": 1234.5,
+    }
+    rows = [
+        row(name, i, "wrong", *(call("large", "0.0123"),) * 99, **shaped)
+        for name in names
+        for i in range(300)
+    ]
     report = write(tmp_path, rows, *names, num_tasks=300)
     wide, narrow = printed(report, width=300), printed(report)
     assert max(cell_len(line) for line in narrow.splitlines()) <= 80
@@ -263,23 +329,35 @@ def test_costs_are_told_relative_to_the_largest_model_or_to_the_policy_asked_for
 
 def test_free_policy_is_no_reference_by_default(tmp_path: Path) -> None:
     names = ("single:large", "cot:large", "tot:large")
-    costs: dict[str, tuple[CallRecord, ...]] = {"single:large": (), "cot:large": (call("large", "1"),), "tot:large": (call("large", "2"),)}
+    costs: dict[str, tuple[CallRecord, ...]] = {
+        "single:large": (),
+        "cot:large": (call("large", "1"),),
+        "tot:large": (call("large", "2"),),
+    }
     report = write(tmp_path, [row(name, 1, "wrong", *costs[name]) for name in names], *names)
     assert report.reference == "cot:large"
 
 
 def test_api_cost_at_equal_accuracy_counts_hosted_models_alone(tmp_path: Path) -> None:
-    rows = [row("r2", 1, "correct", call("large", "1"), call("small", "9")), row("single:large", 1, "correct", call("large", "4"))]
+    rows = [
+        row("r2", 1, "correct", call("large", "1"), call("small", "9")),
+        row("single:large", 1, "correct", call("large", "4")),
+    ]
     report = write(tmp_path, rows, "r2", "single:large")
     assert report.at_equal_accuracy is not None
     assert report.at_equal_accuracy_api is not None
-    assert (report.at_equal_accuracy.cost_reduction, report.at_equal_accuracy_api.cost_reduction) == (-1.5, 0.75)
+    assert (report.at_equal_accuracy.cost_reduction, report.at_equal_accuracy_api.cost_reduction) == (
+        -1.5,
+        0.75,
+    )
 
 
 def test_failures_are_told_with_a_reason(tmp_path: Path) -> None:
     failed = row("single:small", 1, "failed").model_copy(update={"detail": "EngineRefused: too long"})
     report = write(tmp_path, [failed], "single:small", "single:large")
-    assert any("Failed under single:small, for one: EngineRefused: too long" in note for note in notes(report))
+    assert any(
+        "Failed under single:small, for one: EngineRefused: too long" in note for note in notes(report)
+    )
 
 
 def test_directory_without_a_run_is_told(tmp_path: Path) -> None:

@@ -27,7 +27,17 @@ from r2_serve.lab.evaluation.row_log import RowLog, RunError, RunRow, merged, re
 from r2_serve.lab.evaluation.runner import Standing, read_shares
 from r2_serve.types import Query
 from tests import ROOT
-from tests.support.scripted_evaluation import PAIR, POLICIES, asker_of, engines_of, lines_of, manifest_of, runner_of, scripts, sums
+from tests.support.scripted_evaluation import (
+    PAIR,
+    POLICIES,
+    asker_of,
+    engines_of,
+    lines_of,
+    manifest_of,
+    runner_of,
+    scripts,
+    sums,
+)
 
 FOUR = ("r2", "single:large", f"cascade:{PAIR}", "random")
 """Policies of the runs that are processes of their own."""
@@ -70,9 +80,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kills=st.lists(st.integers(1, 120), min_size=1, max_size=5), torn=st.integers(0, 400), num_at_once=st.integers(1, 40))
+@given(
+    kills=st.lists(st.integers(1, 120), min_size=1, max_size=5),
+    torn=st.integers(0, 400),
+    num_at_once=st.integers(1, 40),
+)
 def test_run_killed_anywhere_ends_as_an_undisturbed_one(
-    undisturbed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, kills: list[int], torn: int, num_at_once: int
+    undisturbed: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[int],
+    torn: int,
+    num_at_once: int,
 ) -> None:
     directory = tmp_path_factory.mktemp("killed")
     for num_asks in kills:
@@ -127,7 +145,12 @@ def test_second_driver_on_a_directory_is_refused_and_the_first_goes_on(tmp_path:
 def test_full_disk_loses_nothing_and_says_what_to_do(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: the kernel cuts a write at it, and refuses the next."""
     limit = 30_000
-    full = start_driver(tmp_path, 40, stderr=subprocess.PIPE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    full = start_driver(
+        tmp_path,
+        40,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     _, errors = full.communicate()
     assert full.returncode == 1
     assert "rows.jsonl: only" in errors
@@ -200,20 +223,28 @@ async def test_failures_are_rows_and_asked_again_only_on_request(tmp_path: Path)
     engines = engines_of(scripts())
     await runner_of(tmp_path, sums(4), ["single:large"], asker_of(engines)).run()
     assert engines["large"].calls == []
-    standing = await runner_of(tmp_path, sums(4), ["single:large"], asker_of(engines), retry_errors=True).run()
+    standing = await runner_of(
+        tmp_path, sums(4), ["single:large"], asker_of(engines), retry_errors=True
+    ).run()
     assert (standing.num_done, standing.num_correct, standing.num_failed) == (4, 4, 0)
     report = report_of(tmp_path).policies[0]
     assert (report.statuses["correct"], report.statuses["failed"]) == (4, 0)
-    assert report.total_cost_usd == sum((row.cost_usd for row in read_rows(tmp_path / "rows.jsonl")), Decimal(0))
+    assert report.total_cost_usd == sum(
+        (row.cost_usd for row in read_rows(tmp_path / "rows.jsonl")), Decimal(0)
+    )
 
 
 async def test_spending_stops_at_the_limit_and_earlier_runs_count(tmp_path: Path) -> None:
     whole = await runner_of(tmp_path / "whole", sums(10), ["single:large"]).run()
     one_task = whole.cost_usd / 10
-    part = await runner_of(tmp_path / "part", sums(10), ["single:large"], num_at_once=1, max_cost_usd=4 * one_task).run()
+    part = await runner_of(
+        tmp_path / "part", sums(10), ["single:large"], num_at_once=1, max_cost_usd=4 * one_task
+    ).run()
     assert (part.num_done, part.cost_usd) == (4, 4 * one_task)
     assert "Raise --max-cost-usd" in (part.stopped_because or "")
-    again = await runner_of(tmp_path / "part", sums(10), ["single:large"], num_at_once=1, max_cost_usd=6 * one_task).run()
+    again = await runner_of(
+        tmp_path / "part", sums(10), ["single:large"], num_at_once=1, max_cost_usd=6 * one_task
+    ).run()
     assert (again.num_done, again.cost_usd) == (6, 6 * one_task)
     rest = await runner_of(tmp_path / "part", sums(10), ["single:large"]).run()
     assert (rest.num_done, rest.stopped_because) == (10, None)
@@ -223,7 +254,9 @@ async def test_spending_stops_at_the_limit_and_earlier_runs_count(tmp_path: Path
 
 async def test_dead_endpoint_stops_the_run(tmp_path: Path) -> None:
     broken = asker_of(engines_of(scripts(large=[EngineUnavailable("down", 99.0)])))
-    standing = await runner_of(tmp_path, sums(50), ["single:large"], broken, num_at_once=1, max_failures_in_a_row=5).run()
+    standing = await runner_of(
+        tmp_path, sums(50), ["single:large"], broken, num_at_once=1, max_failures_in_a_row=5
+    ).run()
     assert (standing.num_done, standing.num_failed) == (6, 6)
     assert "in a row failed" in (standing.stopped_because or "")
 

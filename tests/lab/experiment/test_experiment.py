@@ -35,7 +35,12 @@ from r2_serve.serve_config.document import Document, read_yaml
 from tests.lab.load.test_load_summary import info, record, sample
 from tests.support.load_endpoint import serving, sse_app, whole
 
-AHEAD = {"policy": {"policy_function": "r2_serve.scaling.serve_policy:PlanAhead", "policy_kwargs": {"cold_start_s": 5}}}
+AHEAD = {
+    "policy": {
+        "policy_function": "r2_serve.scaling.serve_policy:PlanAhead",
+        "policy_kwargs": {"cold_start_s": 5},
+    }
+}
 
 
 def base() -> dict[str, Any]:
@@ -45,7 +50,9 @@ def base() -> dict[str, Any]:
 
 
 def scaling(raw: dict[str, Any], app: str) -> dict[str, Any]:
-    (found,) = (d["autoscaling_config"] for a in raw["applications"] if a["name"] == app for d in a["deployments"])
+    (found,) = (
+        d["autoscaling_config"] for a in raw["applications"] if a["name"] == app for d in a["deployments"]
+    )
     return dict(found)
 
 
@@ -107,10 +114,15 @@ def test_merging_leaves_its_inputs_alone() -> None:
         ({"applications": {"m-smal": {}}}, "did you mean 'm-small'?"),
         ({"applications": {"m-picker": {}}}, "no deployment of m-picker has an autoscaling_config"),
         ({"autoscaling_config": {"max_replica": 3}}, "did you mean 'max_replicas'?"),
-        ({"routing": {"virtual_models": {"r2": {"pool": ["tiny"]}}}}, "variant 'wrong' makes no valid config"),
+        (
+            {"routing": {"virtual_models": {"r2": {"pool": ["tiny"]}}}},
+            "variant 'wrong' makes no valid config",
+        ),
     ],
 )
-def test_a_variant_that_makes_no_valid_config_is_refused_before_anything_runs(tmp_path: Path, variant: dict[str, Any], told: str) -> None:
+def test_a_variant_that_makes_no_valid_config_is_refused_before_anything_runs(
+    tmp_path: Path, variant: dict[str, Any], told: str
+) -> None:
     loaded = experiment(tmp_path, variants={"stock": {}, "wrong": variant})
     with pytest.raises(ConfigError) as e:
         plan(loaded, tmp_path / "out", "local")
@@ -130,7 +142,12 @@ def test_wrong_keys_of_an_experiment_are_named(tmp_path: Path) -> None:
 def test_variants_take_turns_seed_by_seed_and_get_the_same_requests(tmp_path: Path) -> None:
     loaded = experiment(tmp_path)
     planned = plan(loaded, tmp_path / "out", "local")
-    assert [(cell.variant, cell.seed) for cell in planned.cells] == [("stock", 0), ("ahead", 0), ("stock", 1), ("ahead", 1)]
+    assert [(cell.variant, cell.seed) for cell in planned.cells] == [
+        ("stock", 0),
+        ("ahead", 0),
+        ("stock", 1),
+        ("ahead", 1),
+    ]
     arguments = command(planned.cells[1], LocalSite(loaded.experiment), loaded.experiment)
     assert arguments[arguments.index("--seed") + 1] == "0" and arguments[arguments.index("--gpus") + 1] == "4"
     assert arguments[arguments.index("--config") + 1].endswith("configs/ahead.yaml")
@@ -192,7 +209,9 @@ def test_a_run_that_fails_is_not_replaced_by_the_one_that_was_there(tmp_path: Pa
 
 
 def counted(running: int, starting: int = 0, stopping: int = 0, target: int | None = None) -> ReplicaCount:
-    return ReplicaCount(running=running, starting=starting, stopping=stopping, target=running if target is None else target)
+    return ReplicaCount(
+        running=running, starting=starting, stopping=stopping, target=running if target is None else target
+    )
 
 
 def test_a_cluster_is_at_rest_when_every_scaled_deployment_is_back_at_its_least() -> None:
@@ -214,33 +233,54 @@ def test_each_variant_is_deployed_to_a_running_cluster_before_its_load(tmp_path:
             return httpx.Response(200)
         names = [app["name"] for app in base()["applications"]]
         idle = {"replicas": [], "target_num_replicas": 0}
-        return httpx.Response(200, json={"applications": {name: {"status": "RUNNING", "deployments": {"Model": idle}} for name in names}})
+        return httpx.Response(
+            200,
+            json={
+                "applications": {
+                    name: {"status": "RUNNING", "deployments": {"Model": idle}} for name in names
+                }
+            },
+        )
 
     loaded = experiment(tmp_path)
     planned: Plan = plan(loaded, tmp_path / "out", "http://head:8000/v1")
-    dashboard = Dashboard("http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"})
+    dashboard = Dashboard(
+        "http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"}
+    )
     site = ClusterSite(loaded.experiment, planned, "http://head:8000/v1", dashboard)
     site.prepare(planned.cells[1])
     assert deployed == [planned.configs["ahead"]]
-    assert site.options(planned.cells[1]) == ["--url", "http://head:8000/v1", "--dashboard", "http://head:8265"]
+    assert site.options(planned.cells[1]) == [
+        "--url",
+        "http://head:8000/v1",
+        "--dashboard",
+        "http://head:8265",
+    ]
 
 
 def test_a_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp_path: Path) -> None:
     import httpx
 
-    loaded = experiment(tmp_path, settle_s=0.01, variants={"stock": {}, "warm": {"autoscaling_config": {"min_replicas": 1}}})
+    loaded = experiment(
+        tmp_path, settle_s=0.01, variants={"stock": {}, "warm": {"autoscaling_config": {"min_replicas": 1}}}
+    )
     planned = plan(loaded, tmp_path / "out", "http://head:8000/v1")
     scaled = {name.split("/")[0] for name in planned.scaled}
 
     def answer(request: httpx.Request) -> httpx.Response:
         warm = {"replicas": [{"state": "RUNNING"}], "target_num_replicas": 1}
         apps = {
-            app["name"]: {"status": "RUNNING", "deployments": {"Model": warm} if app["name"] in scaled else {}}
+            app["name"]: {
+                "status": "RUNNING",
+                "deployments": {"Model": warm} if app["name"] in scaled else {},
+            }
             for app in base()["applications"]
         }
         return httpx.Response(200, json={"applications": apps})
 
-    dashboard = Dashboard("http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"})
+    dashboard = Dashboard(
+        "http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"}
+    )
     site = ClusterSite(loaded.experiment, planned, "http://head:8000/v1", dashboard)
     site.prepare(planned.cells[1])
     with pytest.raises(PublishError, match=r"not at their least: .*1 running"):
@@ -260,7 +300,10 @@ def test_results_are_means_over_seeds_and_differences_are_paired(tmp_path: Path)
     results = write_results(loaded, planned, out, "local")
     stock, ahead = results.rows
     assert (stock.slo_attainment.mean, stock.slo_attainment.low, ahead.slo_attainment.mean) == (0.5, 0.0, 1.0)
-    assert (stock.replica_s.mean, ahead.replica_s.mean) == (60.0, 50.0)  # two models for 10 s; the router does not scale
+    assert (stock.replica_s.mean, ahead.replica_s.mean) == (
+        60.0,
+        50.0,
+    )  # two models for 10 s; the router does not scale
     (difference,) = results.differences
     assert (difference.variant, difference.against, difference.num_seeds) == ("ahead", "stock", 2)
     assert (difference.slo_attainment.low, difference.slo_attainment.high) == (0.0, 1.0)
@@ -291,15 +334,22 @@ def test_what_is_done_is_reported_while_the_rest_is_missing(tmp_path: Path) -> N
 def test_what_there_is_none_of_is_not_told_as_zero(tmp_path: Path) -> None:
     """No request answered, no deployment that scales: no latency, no share, no picture of replicas, and a report all the same."""
     pool = base()
-    for deployment in (deployment for application in pool["applications"] for deployment in application["deployments"]):
+    for deployment in (
+        deployment for application in pool["applications"] for deployment in application["deployments"]
+    ):
         deployment.pop("autoscaling_config", None)
     (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
     spill = {"routing": {"virtual_models": {"r2": {"spill": {"calls_per_replica": 8}}}}}
-    loaded, out = experiment(tmp_path, config="pool.yaml", seeds=[0], variants={"stock": {}, "spill": spill}), tmp_path / "out"
+    loaded, out = (
+        experiment(tmp_path, config="pool.yaml", seeds=[0], variants={"stock": {}, "spill": spill}),
+        tmp_path / "out",
+    )
     planned = plan(loaded, out, "local")
     for cell in planned.cells:
         done(cell)
-    (planned.cells[1].directory / "requests.jsonl").write_text(record(0, 0.0, 1.0, outcome="failed", status=503).model_dump_json() + "\n")
+    (planned.cells[1].directory / "requests.jsonl").write_text(
+        record(0, 0.0, 1.0, outcome="failed", status=503).model_dump_json() + "\n"
+    )
     write_summary(planned.cells[1].directory, info(workload=planned.cells[1].workload.name))
     results = write_results(loaded, planned, out, "local")
     assert results.scaled == () and results.rows[1].p95_s is None
@@ -350,7 +400,10 @@ def test_tables_are_whole_in_a_narrow_terminal_or_a_log(tmp_path: Path) -> None:
         cell.mark()
     told = io.StringIO()
     print_results(write_results(loaded, planned, tmp_path / "out", "local"), Console(file=told, width=40))
-    assert all(column in told.getvalue() for column in (*ROW_COLUMNS, *DIFFERENCE_COLUMNS)) and "\u2026" not in told.getvalue()
+    assert (
+        all(column in told.getvalue() for column in (*ROW_COLUMNS, *DIFFERENCE_COLUMNS))
+        and "\u2026" not in told.getvalue()
+    )
 
 
 def test_an_interrupted_experiment_ends_its_run_in_order(tmp_path: Path) -> None:
@@ -367,7 +420,9 @@ def test_an_interrupted_experiment_ends_its_run_in_order(tmp_path: Path) -> None
     summary = LoadSummary.model_validate_json((cell.directory / "summary.json").read_text())
     assert summary.info.is_interrupted and cell.summary() is None
     write_summary(cell.directory, summary.info.model_copy(update={"is_interrupted": False}))
-    assert cell not in to_run(planned.cells, set_aside=False), "killed after its run had ended, it is known whose run it was"
+    assert cell not in to_run(planned.cells, set_aside=False), (
+        "killed after its run had ended, it is known whose run it was"
+    )
 
 
 def slow_workload() -> dict[str, Any]:

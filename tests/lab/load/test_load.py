@@ -31,7 +31,13 @@ SHAPES = [{"waves": [{"model": "small", "count": [1, 3], "words": [5, 9]}, {"mod
 def workload(rate_per_s: float = 50.0, duration_s: float = 1.0, **fields: Any) -> Workload:
     arrivals = {"kind": "constant", "rate_per_s": rate_per_s}
     return Workload.model_validate(
-        {"name": "w", "duration_s": duration_s, "arrivals": arrivals, "tasks": {"kind": "synthetic", "shapes": SHAPES}, **fields}
+        {
+            "name": "w",
+            "duration_s": duration_s,
+            "arrivals": arrivals,
+            "tasks": {"kind": "synthetic", "shapes": SHAPES},
+            **fields,
+        }
     )
 
 
@@ -39,12 +45,16 @@ def requests(directory: Path) -> list[Any]:
     return sorted(RequestFile(directory), key=lambda record: record.index)
 
 
-async def load_against(server: Any, directory: Path, given: Workload | None = None, **options: Any) -> LoadSummary:
+async def load_against(
+    server: Any, directory: Path, given: Workload | None = None, **options: Any
+) -> LoadSummary:
     async with serving(server) as url:
         return await run_load(given or workload(), url, LoadOptions(out=directory, interval_s=0.2, **options))
 
 
-async def test_the_router_answers_synthetic_tasks_by_their_own_plans_and_tells_their_cost(tmp_path: Path) -> None:
+async def test_the_router_answers_synthetic_tasks_by_their_own_plans_and_tells_their_cost(
+    tmp_path: Path,
+) -> None:
     load = workload(slo={"latency_s": 30.0})
     summary = await load_against(router_app(), tmp_path / "run", load)
     assert (summary.num_sent, summary.num_ok, summary.num_good, summary.slo_attainment) == (50, 50, 50, 1.0)
@@ -55,14 +65,23 @@ async def test_the_router_answers_synthetic_tasks_by_their_own_plans_and_tells_t
         assert record.first_token_s is not None and record.sent_s < record.first_token_s < record.end_s
     assert summary.cost_usd == sum(record.cost_usd for record in requests(tmp_path / "run"))
     timeline = list(read_timeline(tmp_path / "run"))
-    assert timeline[-1].num_done == 50 and timeline[-1].queue is not None and timeline[-1].spent_usd == summary.cost_usd
+    assert (
+        timeline[-1].num_done == 50
+        and timeline[-1].queue is not None
+        and timeline[-1].spent_usd == summary.cost_usd
+    )
     assert LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text()) == summary
     assert "Over time" in (tmp_path / "run" / "report.html").read_text()
 
 
 async def test_replies_that_are_not_streamed_are_counted_as_well(tmp_path: Path) -> None:
     summary = await load_against(router_app(), tmp_path / "run", workload(20, 0.5), is_streamed=False)
-    assert summary.num_ok == 10 and summary.ttft_s is None and summary.cost_usd > 0 and summary.completion_tokens > 0
+    assert (
+        summary.num_ok == 10
+        and summary.ttft_s is None
+        and summary.cost_usd > 0
+        and summary.completion_tokens > 0
+    )
 
 
 @pytest.mark.parametrize("max_open", [200, 1])
@@ -80,7 +99,11 @@ async def test_a_server_that_stalls_cannot_hide_it(tmp_path: Path, max_open: int
     summary = await load_against(sse_app(answer), tmp_path / "run", workload(50, 1.5), max_open=max_open)
     assert summary.num_ok == 75
     (stalled_at,) = [record.intended_start_s for record in requests(tmp_path / "run") if record.index == 10]
-    waited = [record for record in requests(tmp_path / "run") if stalled_at <= record.intended_start_s < stalled_at + 0.7]
+    waited = [
+        record
+        for record in requests(tmp_path / "run")
+        if stalled_at <= record.intended_start_s < stalled_at + 0.7
+    ]
     assert len(waited) == 35
     for record in waited:
         assert record.latency_s > 0.8 - (record.intended_start_s - stalled_at) - 0.01
@@ -136,13 +159,22 @@ async def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
     assert summary.info.is_interrupted and any("interrupted" in warning for warning in summary.warnings)
     assert summary.num_ok == 5 and summary.num_unfinished >= 1 and summary.num_failed == 0
     assert summary.slo_attainment == 1.0  # of those that ended
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"requests.jsonl", "timeline.jsonl", "summary.json", "report.html"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "requests.jsonl",
+        "timeline.jsonl",
+        "summary.json",
+        "report.html",
+    }
 
 
 async def test_answers_to_a_benchmark_are_graded(tmp_path: Path) -> None:
     tasks = {"kind": "benchmark", "name": "words", "dataset": "test@20", "model": "r2"}
     load = workload(20, 1.0, tasks=tasks)
-    gold = {index: request.task.row["gold"] for index, request in enumerate(load.requests()) if request.task is not None}
+    gold = {
+        index: request.task.row["gold"]
+        for index, request in enumerate(load.requests())
+        if request.task is not None
+    }
     order: list[int] = []
 
     async def answer(number: int) -> list[bytes]:
@@ -155,7 +187,9 @@ async def test_answers_to_a_benchmark_are_graded(tmp_path: Path) -> None:
     assert [record.correct for record in requests(tmp_path / "run")] == [bool(i % 4) for i in range(20)]
 
 
-async def test_where_nothing_can_be_graded_the_answers_are_reported_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_nothing_can_be_graded_the_answers_are_reported_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refuse(*_: object, **__: object) -> None:
         raise SandboxUnavailable("no bubblewrap here")
 
@@ -165,7 +199,9 @@ async def test_where_nothing_can_be_graded_the_answers_are_reported_all_the_same
     async def answer(number: int) -> list[bytes]:
         return whole("7")
 
-    with pytest.raises(SandboxUnavailable, match="no bubblewrap here\nnothing was graded; 5 answers are reported"):
+    with pytest.raises(
+        SandboxUnavailable, match="no bubblewrap here\nnothing was graded; 5 answers are reported"
+    ):
         await load_against(sse_app(answer), tmp_path / "run", workload(20, 0.25, tasks=tasks))
     summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
     assert (summary.num_ok, summary.num_graded, len(requests(tmp_path / "run"))) == (5, 0, 5)
@@ -187,7 +223,9 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent_or_written(tm
     with pytest.raises(ConfigError, match=r"no model 'r3'.*known: large, picker"):
         await load_against(router_app(), tmp_path / "run", workload(tasks=tasks))
     with pytest.raises(ConfigError, match=r"sends nothing"):
-        await load_against(router_app(), tmp_path / "run", workload(arrivals={"kind": "poisson", "rate_per_s": 1e-9}))
+        await load_against(
+            router_app(), tmp_path / "run", workload(arrivals={"kind": "poisson", "rate_per_s": 1e-9})
+        )
     with pytest.raises(ConfigError, match=r"slo.ttft_s"):
         await load_against(router_app(), tmp_path / "run", workload(slo={"ttft_s": 1}), is_streamed=False)
     assert not (tmp_path / "run").exists()
@@ -218,7 +256,9 @@ def test_without_a_workload_the_command_says_what_to_give() -> None:
 
 async def test_a_trace_that_breaks_off_tells_its_line_and_keeps_what_was_answered(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("Timestamp,Request tokens,Response tokens\n0,3,4\n0.3,3,4\n0.6,x,4\n")
-    trace = workload(duration_s=9, arrivals={"kind": "trace", "path": str(tmp_path / "t.csv"), "format": "burstgpt"})
+    trace = workload(
+        duration_s=9, arrivals={"kind": "trace", "path": str(tmp_path / "t.csv"), "format": "burstgpt"}
+    )
 
     async def answer(number: int) -> list[bytes]:
         return whole()
@@ -242,7 +282,9 @@ async def test_a_disk_that_fills_up_keeps_what_was_answered_and_says_how_to_run_
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", write_until_full)
-    with pytest.raises(RunError, match=r"No space left on device; free some space and run it again with --set-aside"):
+    with pytest.raises(
+        RunError, match=r"No space left on device; free some space and run it again with --set-aside"
+    ):
         await load_against(router_app(), tmp_path / "run")
     kept = len(requests(tmp_path / "run")) + len(list(read_timeline(tmp_path / "run")))
     assert kept == 10

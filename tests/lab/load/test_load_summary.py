@@ -27,7 +27,9 @@ def info(**fields: object) -> RunInfo:
     )  # fmt: skip
 
 
-def record(index: int, start_s: float, latency_s: float, ttft_s: float | None = 0.5, **fields: object) -> RequestRecord:
+def record(
+    index: int, start_s: float, latency_s: float, ttft_s: float | None = 0.5, **fields: object
+) -> RequestRecord:
     given = {
         "index": index, "intended_start_s": start_s, "sent_s": start_s + 0.001, "end_s": start_s + latency_s,
         "first_token_s": None if ttft_s is None else start_s + ttft_s, "outcome": "ok", "status": 200, "cost_usd": Decimal("0.001"),
@@ -36,9 +38,22 @@ def record(index: int, start_s: float, latency_s: float, ttft_s: float | None = 
     return RequestRecord.model_validate(given)
 
 
-def sample(t_s: float, deployments: dict[str, tuple[int, int]] | None = None, **fields: object) -> TimelineSample:
-    counts = {name: ReplicaCount(running=r, starting=s, target=r + s, gpus=0.5) for name, (r, s) in (deployments or {}).items()}
-    given = {"num_sent": 1, "num_done": 0, "num_failed": 0, "num_open": 1, "spent_usd": Decimal(0), "deployments": counts, **fields}
+def sample(
+    t_s: float, deployments: dict[str, tuple[int, int]] | None = None, **fields: object
+) -> TimelineSample:
+    counts = {
+        name: ReplicaCount(running=r, starting=s, target=r + s, gpus=0.5)
+        for name, (r, s) in (deployments or {}).items()
+    }
+    given = {
+        "num_sent": 1,
+        "num_done": 0,
+        "num_failed": 0,
+        "num_open": 1,
+        "spent_usd": Decimal(0),
+        "deployments": counts,
+        **fields,
+    }
     return TimelineSample.model_validate({"t_s": t_s, **given})
 
 
@@ -48,7 +63,9 @@ def test_percentiles_are_numpys(size: int) -> None:
     values = [draw.expovariate(1.0) for _ in range(size)]
     found = Distribution.of(values)
     assert found is not None
-    assert (found.p50, found.p90, found.p95, found.p99) == pytest.approx(tuple(numpy.percentile(values, [50, 90, 95, 99])))
+    assert (found.p50, found.p90, found.p95, found.p99) == pytest.approx(
+        tuple(numpy.percentile(values, [50, 90, 95, 99]))
+    )
     assert (found.mean, found.max) == pytest.approx((numpy.mean(values), max(values)))
 
 
@@ -62,17 +79,29 @@ def test_goodput_counts_what_met_every_limit_and_failures_count_against_it() -> 
         record(5, 5.0, 3.0, outcome="unfinished"),  # counts nowhere
     ]
     summary = summarize(info(), records, [])
-    assert (summary.num_sent, summary.num_ok, summary.num_failed, summary.num_unfinished, summary.num_good) == (6, 4, 1, 1, 2)
+    assert (
+        summary.num_sent,
+        summary.num_ok,
+        summary.num_failed,
+        summary.num_unfinished,
+        summary.num_good,
+    ) == (6, 4, 1, 1, 2)
     assert summary.slo_attainment == pytest.approx(2 / 5)
     assert summary.wall_s == pytest.approx(8.0)
     assert summary.goodput_per_s == pytest.approx(2 / 8)
     assert summary.errors == {"429 overloaded": 1}
     assert summary.cost_usd == Decimal("0.005") and summary.num_cost_unknown == 1
-    assert summary.latency_s is not None and summary.latency_s.max == pytest.approx(2.001)  # of answered requests alone
+    assert summary.latency_s is not None and summary.latency_s.max == pytest.approx(
+        2.001
+    )  # of answered requests alone
 
 
 def test_without_an_objective_every_answer_is_good_and_a_wrong_one_never_is() -> None:
-    records = [record(0, 0.0, 99.0, ttft_s=None), record(1, 0.0, 1.0, correct=False), record(2, 0.0, 1.0, correct=True)]
+    records = [
+        record(0, 0.0, 99.0, ttft_s=None),
+        record(1, 0.0, 1.0, correct=False),
+        record(2, 0.0, 1.0, correct=True),
+    ]
     summary = summarize(info(slo=Slo()), records, [])
     assert (summary.num_good, summary.num_graded, summary.num_correct) == (2, 2, 1)
 
@@ -104,11 +133,18 @@ def test_replica_seconds_are_the_integral_of_running_and_starting_replicas() -> 
     assert use["a"].replica_s == pytest.approx(0.5 * 2 + 2 * 2 + 2 * 1.0)
     assert use["a"].starting_s == pytest.approx(0.5 * 2 + 2 * 1.0)
     assert use["a"].gpu_s == pytest.approx(use["a"].replica_s * 0.5)
-    assert (use["a"].max_replicas, use["b"].replica_s) == (2, 5.0)  # a sample that nobody could take is bridged
+    assert (use["a"].max_replicas, use["b"].replica_s) == (
+        2,
+        5.0,
+    )  # a sample that nobody could take is bridged
 
 
 def test_gpu_cost_is_gpu_seconds_times_the_price() -> None:
-    summary = summarize(info(gpu_usd_per_hour=7.2), [record(0, 0.0, 1.0)], [sample(0, {"a": (2, 0)}), sample(100, {"a": (2, 0)})])
+    summary = summarize(
+        info(gpu_usd_per_hour=7.2),
+        [record(0, 0.0, 1.0)],
+        [sample(0, {"a": (2, 0)}), sample(100, {"a": (2, 0)})],
+    )
     assert (summary.replica_s, summary.gpu_s) == (200.0, 100.0)
     assert summary.gpu_usd == pytest.approx(0.2)
 
@@ -131,7 +167,9 @@ class Outside(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.found += [
-            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href", "xlink:href") and not str(value).startswith("#")
+            f"{tag} {name}={value}"
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href") and not str(value).startswith("#")
         ]
         self.found += [tag] * (tag in ("script", "link", "iframe", "object"))
         if tag == "svg":
@@ -142,15 +180,28 @@ def test_the_page_is_self_contained_and_holds_every_figure() -> None:
     draw = random.Random(0)
     records = [record(i, i / 10, 0.4 + draw.expovariate(1.0), ttft_s=0.3) for i in range(100)]
     records.append(
-        record(100, 9.9, 0.2, outcome="failed", status=502, error="502 upstream_error: <script>alert(1)</script>", cost_usd=None)
+        record(
+            100,
+            9.9,
+            0.2,
+            outcome="failed",
+            status=502,
+            error="502 upstream_error: <script>alert(1)</script>",
+            cost_usd=None,
+        )
     )
-    timeline = [sample(t, {"m-small/Model": (t % 3, 1)}, queue=QueueState(running=1, queued=t)) for t in range(12)]
+    timeline = [
+        sample(t, {"m-small/Model": (t % 3, 1)}, queue=QueueState(running=1, queued=t)) for t in range(12)
+    ]
     summary = summarize(info(gpu_usd_per_hour=2.0, blocked_s=3), records, timeline)
     text = page(summary, records, timeline)
     outside = Outside()
     outside.feed(text)
     assert outside.found == []
-    assert outside.images == ["Arrivals, queue, replicas, latency and spend over the run", "Share of requests answered within a time"]
+    assert outside.images == [
+        "Arrivals, queue, replicas, latency and spend over the run",
+        "Share of requests answered within a time",
+    ]
     for _, figure in figure_rows(summary):
         assert figure in text
     assert verdict(summary) in text
@@ -158,7 +209,9 @@ def test_the_page_is_self_contained_and_holds_every_figure() -> None:
 
 
 def test_a_run_without_an_answer_still_makes_a_page() -> None:
-    failed = record(0, 0.0, 0.1, ttft_s=None, outcome="failed", status=None, error="ConnectError: refused", cost_usd=None)
+    failed = record(
+        0, 0.0, 0.1, ttft_s=None, outcome="failed", status=None, error="ConnectError: refused", cost_usd=None
+    )
     summary = summarize(info(), [failed], [sample(0)])
     assert summary.latency_s is None and summary.slo_attainment == 0.0
     assert "ConnectError" in page(summary, [failed], [sample(0)])

@@ -35,7 +35,9 @@ class StallingServer:
                 await asyncio.sleep(3.0 - now)
 
 
-def run(requests: list[Request], server: StallingServer | None = None, *, max_open: int = 100) -> tuple[list[RequestRecord], OpenLoop]:
+def run(
+    requests: list[Request], server: StallingServer | None = None, *, max_open: int = 100
+) -> tuple[list[RequestRecord], OpenLoop]:
     records: list[RequestRecord] = []
 
     async def main() -> OpenLoop:
@@ -128,5 +130,8 @@ def test_an_interrupted_run_tells_of_every_request_that_was_sent() -> None:
         assert loop.counts.num_sent == len(records) == 9
 
     virtual_time.run(main())
-    by_outcome = {outcome: sum(record.outcome == outcome for record in records) for outcome in ("ok", "failed", "unfinished")}
+    by_outcome = {
+        outcome: sum(record.outcome == outcome for record in records)
+        for outcome in ("ok", "failed", "unfinished")
+    }
     assert by_outcome == {"ok": 4, "failed": 0, "unfinished": 5}

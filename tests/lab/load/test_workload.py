@@ -20,13 +20,18 @@ from r2_serve.prompts.instruct import InstructCodec
 from r2_serve.router.decomposer import check_plan
 from r2_serve.types import ModelCard
 
-SYNTHETIC = {"kind": "synthetic", "shapes": [{"waves": [{"model": "small", "count": 2, "words": [3, 9]}, {"model": "large", "words": 5}]}]}
+SYNTHETIC = {
+    "kind": "synthetic",
+    "shapes": [{"waves": [{"model": "small", "count": 2, "words": [3, 9]}, {"model": "large", "words": 5}]}],
+}
 BENCHMARK = "tasks: {kind: benchmark, name: words, dataset: test}"
 
 
 def workload(arrivals: dict[str, object], duration_s: float | None = 10_000.0, **fields: object) -> Workload:
     tasks = fields.pop("tasks", SYNTHETIC)
-    return Workload.model_validate({"name": "w", "duration_s": duration_s, "arrivals": arrivals, "tasks": tasks, **fields})
+    return Workload.model_validate(
+        {"name": "w", "duration_s": duration_s, "arrivals": arrivals, "tasks": tasks, **fields}
+    )
 
 
 def times(arrivals: dict[str, object], duration_s: float = 10_000.0, seed: int = 0) -> list[float]:
@@ -105,7 +110,9 @@ def test_other_arrivals_leave_the_tasks_as_they_were() -> None:
 
 
 def first_request(**tasks: object) -> Request:
-    return next(workload({"kind": "constant", "rate_per_s": 1}, 10.0, tasks={**SYNTHETIC, **tasks}).requests())
+    return next(
+        workload({"kind": "constant", "rate_per_s": 1}, 10.0, tasks={**SYNTHETIC, **tasks}).requests()
+    )
 
 
 def test_a_synthetic_task_brings_its_plan_and_allocation_through_the_real_codec() -> None:
@@ -117,7 +124,9 @@ def test_a_synthetic_task_brings_its_plan_and_allocation_through_the_real_codec(
     assert [subtask.depends_on for subtask in plan.subtasks] == [(), (), (1, 2)]
     cards = [ModelCard(name=name, usd_per_mtok_in="1", usd_per_mtok_out="1") for name in ("small", "large")]  # type: ignore[arg-type]
     assert (
-        codec.parse_allocation(json.dumps(brought["allocation"]), plan, cards).models == request.allocation == ("small", "small", "large")
+        codec.parse_allocation(json.dumps(brought["allocation"]), plan, cards).models
+        == request.allocation
+        == ("small", "small", "large")
     )
     assert request.reply_tokens is not None
     for words, subtask in zip(request.reply_tokens, plan.subtasks, strict=True):
@@ -126,7 +135,10 @@ def test_a_synthetic_task_brings_its_plan_and_allocation_through_the_real_codec(
 
 def test_shapes_are_drawn_by_weight_and_sizes_from_their_ranges() -> None:
     wave = {"model": "small", "count": [1, 3], "words": [10, 20]}
-    tasks = {"kind": "synthetic", "shapes": [{"weight": 3, "waves": [wave]}, {"weight": 1, "waves": [wave, wave]}]}
+    tasks = {
+        "kind": "synthetic",
+        "shapes": [{"weight": 3, "waves": [wave]}, {"weight": 1, "waves": [wave, wave]}],
+    }
     requests = list(workload({"kind": "constant", "rate_per_s": 1}, 4000.0, tasks=tasks).requests())
     deep = sum(request.plan is not None and request.plan.depth == 2 for request in requests)
     assert deep / 4000 == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
@@ -148,7 +160,11 @@ def test_benchmark_tasks_come_shuffled_each_once_before_any_comes_again() -> Non
     ids = [request.task.id for request in requests if request.task is not None]
     assert sorted(ids[:20]) == sorted(ids[20:]) == sorted(set(ids))
     assert ids[:20] != ids[20:]
-    assert requests[0].plan is None and requests[0].model == "r2-words" and requests[0].text == requests[0].task.query  # type: ignore[union-attr]
+    assert (
+        requests[0].plan is None
+        and requests[0].model == "r2-words"
+        and requests[0].text == requests[0].task.query
+    )  # type: ignore[union-attr]
 
 
 # -- traces -------------------------------------------------------------------------------------------------------
@@ -158,9 +174,19 @@ def burstgpt_csv(rows: list[tuple[float, int, int]], *, release: int = 1) -> str
     """As published; release 2 has two more columns."""
     if release == 1:
         lines = [f"{t:g},ChatGPT,{p},{r},{p + r},Conversation log" for t, p, r in rows]
-        return "\n".join(["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type", *lines]) + "\n"
+        return (
+            "\n".join(["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type", *lines]) + "\n"
+        )
     lines = [f"{t:g},{i},1.5,GPT-4,{p},{r},{p + r},API log" for i, (t, p, r) in enumerate(rows)]
-    return "\n".join(["Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type", *lines]) + "\n"
+    return (
+        "\n".join(
+            [
+                "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type",
+                *lines,
+            ]
+        )
+        + "\n"
+    )
 
 
 def azure_csv(rows: list[tuple[float, int, int]], *, year: int = 2023) -> str:
@@ -199,7 +225,9 @@ def test_a_trace_is_replayed_with_its_times_and_token_counts(tmp_path: Path, tex
     assert [(request.reply_tokens or ())[-1] for request in requests] == [18, 230, 276]
 
 
-def test_times_without_a_zone_are_the_same_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_without_a_zone_are_the_same_on_every_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In Berlin the hour after two o'clock of that night came twice."""
     head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     rows = "2023-10-29 00:30:00,1,1\n2023-10-29 02:30:00,1,1\n2023-10-29 03:30:00,1,1\n"
@@ -299,5 +327,11 @@ def test_every_shipped_example_loads_and_sends(name: str) -> None:
 def test_the_shipped_example_sends_what_it_always_sent() -> None:
     """Golden values: figures in the docs hold for another Python and another machine only if these do."""
     requests = list(itertools.islice(load_workload(example_path("bursts")).requests(), 3))
-    assert [request.start_s for request in requests] == pytest.approx([1.361127, 1.786657, 1.786844], abs=1e-6)
-    assert [request.reply_tokens for request in requests] == [(63, 64, 53, 66, 94), (64, 59, 72, 72, 62, 44, 82), (57, 54, 50, 76, 116)]
+    assert [request.start_s for request in requests] == pytest.approx(
+        [1.361127, 1.786657, 1.786844], abs=1e-6
+    )
+    assert [request.reply_tokens for request in requests] == [
+        (63, 64, 53, 66, 94),
+        (64, 59, 72, 72, 62, 44, 82),
+        (57, 54, 50, 76, 116),
+    ]

@@ -28,7 +28,9 @@ def simulated(tmp_path: Path, *arguments: str) -> Path:
     """The directory of a run."""
     (tmp_path / "small.yaml").write_text(WORKLOAD)
     out = tmp_path / "run"
-    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), *arguments])
+    result = CliRunner().invoke(
+        app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), *arguments]
+    )
     assert result.exit_code == 0, result.output
     return out
 
@@ -63,20 +65,29 @@ def test_beside_a_run_of_the_same_workload_every_figure_gets_its_error(tmp_path:
 
 def test_the_table_of_the_comparison_is_printed(tmp_path: Path) -> None:
     out = simulated(tmp_path)
-    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "second"), "--compare", str(out)])
+    result = CliRunner().invoke(
+        app,
+        ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "second"), "--compare", str(out)],
+    )
     assert result.exit_code == 0, result.output
     assert "latency, p95, s" in result.output and "+0.0 %" in result.output
 
 
 def test_without_rows_the_figures_are_the_same_and_no_run_is_written_over(tmp_path: Path) -> None:
     whole = read_summary(simulated(tmp_path))
-    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run")])
+    result = CliRunner().invoke(
+        app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run")]
+    )
     assert result.exit_code == 1 and "holds a run already" in result.output
     out = tmp_path / "other"
-    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), "--no-rows"])
+    result = CliRunner().invoke(
+        app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), "--no-rows"]
+    )
     assert result.exit_code == 0, result.output
     assert not (out / "requests.jsonl").exists()
-    again = CliRunner().invoke(app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), "--no-rows"])
+    again = CliRunner().invoke(
+        app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(out), "--no-rows"]
+    )
     assert again.exit_code == 1 and "holds a run already" in again.output
     assert _figures(read_summary(out)) == _figures(whole)
 
@@ -87,10 +98,19 @@ def _figures(summary: LoadSummary) -> dict[str, object]:
 
 def test_a_hardware_file_is_refused_with_every_error_and_its_line(tmp_path: Path) -> None:
     path = tmp_path / "hardware.yaml"
-    path.write_text("cluster: {gpus: 4, nodes: {gpus_per_node: 8, max_nodes: 2}}\noverheads:\n  htp_s: 1\nmodels:\n  a: {}\n")
+    path.write_text(
+        "cluster: {gpus: 4, nodes: {gpus_per_node: 8, max_nodes: 2}}\noverheads:\n  htp_s: 1\nmodels:\n  a: {}\n"
+    )
     with pytest.raises(ConfigError) as refused:
         load_hardware(path)
-    for part in ("line 1", "gpus and nodes are two ways", "line 3", "did you mean 'http_s'", "line 5", "give `speed`"):
+    for part in (
+        "line 1",
+        "gpus and nodes are two ways",
+        "line 3",
+        "did you mean 'http_s'",
+        "line 5",
+        "give `speed`",
+    ):
         assert part in refused.value.message
     path.write_text("cluster: {gpus: 4, gpu_usd_per_hour: 2.5}\n")
     assert load_hardware(path).cluster.gpus == 4

@@ -22,10 +22,18 @@ NO_REST = CooldownConfig(first_s=0)
 
 
 def hosted(clock: Clock, **speed: Any) -> Hosted:
-    return Hosted(clock, "api", HostedSpeed.model_validate({"ttft_s": 0.5, "tokens_per_s": 50, **speed}), random.Random(0), NO_REST)
+    return Hosted(
+        clock,
+        "api",
+        HostedSpeed.model_validate({"ttft_s": 0.5, "tokens_per_s": 50, **speed}),
+        random.Random(0),
+        NO_REST,
+    )
 
 
-@pytest.mark.parametrize(("limit", "expected"), [({"requests_per_minute": 120}, 120), ({"tokens_per_minute": 6000}, 60)])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [({"requests_per_minute": 120}, 120), ({"tokens_per_minute": 6000}, 60)]
+)
 def test_no_more_is_answered_than_the_limit_says(limit: dict[str, int], expected: int) -> None:
     """Ten a second, of a hundred tokens each, for ten minutes."""
     clock = Clock()
@@ -70,7 +78,9 @@ def pool_with_api(tmp_path: Path, **large: Any) -> ServeConfig:
 
 
 def api_of(**speed: Any) -> Hardware:
-    return Hardware.model_validate({"models": {"large": {"hosted": {"ttft_s": 0.5, "tokens_per_s": 10, **speed}}}})
+    return Hardware.model_validate(
+        {"models": {"large": {"hosted": {"ttft_s": 0.5, "tokens_per_s": 10, **speed}}}}
+    )
 
 
 def test_a_hosted_model_needs_its_speed_and_is_then_part_of_the_plan(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def erlang_c_wait_s(num_servers: int, load: float) -> float:
 
 @pytest.mark.parametrize("num_servers", [1, 4])
 def test_waits_are_those_of_erlang_where_service_is_exponential(num_servers: int) -> None:
-    assert mean_wait_s(num_servers, 0.6, random.Random(7)) == pytest.approx(erlang_c_wait_s(num_servers, 0.6), rel=0.08)
+    assert mean_wait_s(num_servers, 0.6, random.Random(7)) == pytest.approx(
+        erlang_c_wait_s(num_servers, 0.6), rel=0.08
+    )
 
 
 def test_waits_are_half_as_long_where_all_calls_are_alike() -> None:
@@ -54,7 +56,9 @@ def test_waits_are_half_as_long_where_all_calls_are_alike() -> None:
 def test_a_batch_that_slows_down_by_what_joins_shares_its_replica_fairly() -> None:
     """A slowdown of 1 is processor sharing: M/M/1-PS takes 1 / (1 - load) service times, whatever their distribution."""
     clock, draw = Clock(), random.Random(3)
-    speed = SpeedConfig(prefill_tokens_per_s=FAST, decode_tokens_per_s=1.0, max_batch_size=100_000, batch_slowdown=1.0)
+    speed = SpeedConfig(
+        prefill_tokens_per_s=FAST, decode_tokens_per_s=1.0, max_batch_size=100_000, batch_slowdown=1.0
+    )
     deployment, caller = one_model(clock, speed), Caller(clock)
     asked_s: list[float] = []
 
@@ -107,5 +111,7 @@ def test_a_replica_that_stops_finishes_its_calls_and_takes_no_more() -> None:
     deployment.scale_to(1)
     caller.ask(deployment, 2, 0, 10)
     clock.run()
-    assert caller.done_s == {0: pytest.approx(10.0), 1: pytest.approx(10.0), 2: pytest.approx(6.0)}, "the third waits for a new one"
+    assert caller.done_s == {0: pytest.approx(10.0), 1: pytest.approx(10.0), 2: pytest.approx(6.0)}, (
+        "the third waits for a new one"
+    )
     assert deployment.num_stopping == 0

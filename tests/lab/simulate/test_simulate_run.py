@@ -46,16 +46,24 @@ def test_one_query_takes_its_stages_and_its_longest_chain(tmp_path: Path) -> Non
     run = simulate(scripted_pool(tmp_path), workload(duration_s=5), hardware)
     assert latencies_s(run) == {0: pytest.approx(0.05 + 0.2 + 3.0 + 1.0 + 6 * 0.01)}
     (record,) = run.queries.records()
-    assert record.ttft_s == pytest.approx(record.latency_s - 0.9), "the last step's first word comes nine words before its last"
+    assert record.ttft_s == pytest.approx(record.latency_s - 0.9), (
+        "the last step's first word comes nine words before its last"
+    )
     assert record.num_subtasks == 3
 
 
 def test_from_nothing_a_query_waits_for_the_cold_start_of_each_model_it_needs(tmp_path: Path) -> None:
     """A call that finds no replica is reported at once, so Serve starts one in its next round; 1 s of process and 3 s of loading."""
-    config = scripted_pool(tmp_path, small={"autoscaling_config": SCALING}, large={"autoscaling_config": SCALING})
-    hardware = Hardware.model_validate({"overheads": {"replica_start_s": 1.0}, "cluster": {"gpu_usd_per_hour": 3600}})
+    config = scripted_pool(
+        tmp_path, small={"autoscaling_config": SCALING}, large={"autoscaling_config": SCALING}
+    )
+    hardware = Hardware.model_validate(
+        {"overheads": {"replica_start_s": 1.0}, "cluster": {"gpu_usd_per_hour": 3600}}
+    )
     run = simulate(config, workload(duration_s=5), hardware)
-    assert latencies_s(run)[0] == pytest.approx(0.2 + 4.0 + 3.0 + 4.0 + 1.0, abs=0.25)  # 0.1 s between rounds, twice
+    assert latencies_s(run)[0] == pytest.approx(
+        0.2 + 4.0 + 3.0 + 4.0 + 1.0, abs=0.25
+    )  # 0.1 s between rounds, twice
     most = max(sample.deployments["m-small/Model"].starting for sample in run.timeline)
     assert most == 1, "from zero, Serve starts one whatever waits"
 
@@ -82,7 +90,9 @@ async def real_latencies_s(config: ServeConfig, asked: Workload) -> dict[int, fl
 
     async def one(index: int, start_s: float, text: str) -> None:
         await asyncio.sleep(began_s + start_s - now_s())
-        await router.answer(Query(request_id=str(index), model="r2", messages=(Message(role="user", content=text),)))
+        await router.answer(
+            Query(request_id=str(index), model="r2", messages=(Message(role="user", content=text),))
+        )
         ended[index] = now_s() - began_s - start_s
 
     async with asyncio.TaskGroup() as group:
@@ -93,10 +103,23 @@ async def real_latencies_s(config: ServeConfig, asked: Workload) -> dict[int, fl
 
 def test_simulated_latencies_are_those_of_the_real_pipeline_in_virtual_time(tmp_path: Path) -> None:
     """Same config, same workload, a hundred overlapping queries of three forms: every prompt, batch and queue has to agree."""
-    config = scripted_pool(tmp_path, speed={"start_s": 0, "prefill_tokens_per_s": 500}, limits={"max_parallel": 3})
+    config = scripted_pool(
+        tmp_path, speed={"start_s": 0, "prefill_tokens_per_s": 500}, limits={"max_parallel": 3}
+    )
     shapes = [
-        {"waves": [{"model": "small", "count": [1, 5], "words": [5, 40]}, {"model": "large", "count": [1, 2], "words": [5, 30]}]},
-        {"waves": [{"model": "large", "words": 30}, {"model": "small", "count": 3, "words": [1, 9]}, {"model": "small", "words": 12}]},
+        {
+            "waves": [
+                {"model": "small", "count": [1, 5], "words": [5, 40]},
+                {"model": "large", "count": [1, 2], "words": [5, 30]},
+            ]
+        },
+        {
+            "waves": [
+                {"model": "large", "words": 30},
+                {"model": "small", "count": 3, "words": [1, 9]},
+                {"model": "small", "words": 12},
+            ]
+        },
         {"waves": [{"model": "small", "words": [5, 20]}]},
     ]
     asked = workload(
@@ -138,12 +161,19 @@ def test_a_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> N
     assert first.queries != other.queries
 
 
-def test_a_model_that_is_too_slow_is_replaced_by_its_fallback_and_one_without_fails_the_query(tmp_path: Path) -> None:
+def test_a_model_that_is_too_slow_is_replaced_by_its_fallback_and_one_without_fails_the_query(
+    tmp_path: Path,
+) -> None:
     slow: dict[str, Any] = {"kind": "synthetic", "shapes": [{"waves": [{"model": "small", "words": 100}]}]}
-    hardware = Hardware.model_validate({"models": {"large": {"speed": {"prefill_tokens_per_s": 1e9, "decode_tokens_per_s": 1000}}}})
+    hardware = Hardware.model_validate(
+        {"models": {"large": {"speed": {"prefill_tokens_per_s": 1e9, "decode_tokens_per_s": 1000}}}}
+    )
     config = scripted_pool(tmp_path, models={"timeout_s": 4})
     assert set(statuses(simulate(config, workload(tasks=slow), hardware)).values()) == {502}
-    cards = tuple(card.model_copy(update={"fallbacks": ("large",)}) if card.name == "small" else card for card in config.router.models)
+    cards = tuple(
+        card.model_copy(update={"fallbacks": ("large",)}) if card.name == "small" else card
+        for card in config.router.models
+    )
     with_fallback = simulate(_with_models(config, cards), workload(tasks=slow, duration_s=5), hardware)
     assert latencies_s(with_fallback)[0] == pytest.approx(0.2 + 4.0 + 0.1, abs=0.06)
 
@@ -155,18 +185,24 @@ def _with_models(config: ServeConfig, cards: tuple[ModelConfig, ...]) -> ServeCo
 
 
 def test_where_no_plan_comes_in_time_the_query_goes_to_one_model_in_one_step(tmp_path: Path) -> None:
-    config = scripted_pool(tmp_path, routing={"decomposer": {"model": "planner", "num_samples": 1, "timeout_s": 0.05}})
+    config = scripted_pool(
+        tmp_path, routing={"decomposer": {"model": "planner", "num_samples": 1, "timeout_s": 0.05}}
+    )
     run = simulate(config, workload(duration_s=5), Hardware())
     (record,) = run.queries.records()
     assert record.num_subtasks == 1
-    assert record.latency_s == pytest.approx(0.05 + 1.0, abs=0.01)  # the fallback model is `large`, which writes the last step's words
+    assert record.latency_s == pytest.approx(
+        0.05 + 1.0, abs=0.01
+    )  # the fallback model is `large`, which writes the last step's words
 
 
 def test_a_model_without_room_gives_its_subtasks_to_the_next_cheapest(tmp_path: Path) -> None:
     spilling = scripted_pool(tmp_path, routing={"spill": {"calls_per_replica": 1}})
     waves = [{"model": "small", "count": 2, "words": 20}]
     asked = workload(duration_s=5, tasks={"kind": "synthetic", "shapes": [{"waves": waves}]})
-    assert latencies_s(simulate(spilling, asked, Hardware()))[0] == pytest.approx(0.2 + 2.0), "one on each model, alone"
+    assert latencies_s(simulate(spilling, asked, Hardware()))[0] == pytest.approx(0.2 + 2.0), (
+        "one on each model, alone"
+    )
 
 
 def test_passed_through_to_a_pool_model_there_is_no_plan(tmp_path: Path) -> None:

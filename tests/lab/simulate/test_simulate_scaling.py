@@ -30,9 +30,19 @@ SPEED = SpeedConfig(prefill_tokens_per_s=1000, decode_tokens_per_s=10, max_batch
 def scaled_deployment(clock: Clock, **autoscaling: Any) -> Scaled:
     from ray.serve.config import AutoscalingConfig
 
-    config = AutoscalingConfig(**{"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 3, **autoscaling})
-    deployment = one_model(clock, SPEED, initial_replicas=config.min_replicas, start_s=6.0, max_ongoing_requests=6)
-    reports = HandleReports(clock, deployment, look_back_s=config.look_back_period_s, push_s=config.metrics_interval_s, aggregation="mean")
+    config = AutoscalingConfig(
+        **{"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 3, **autoscaling}
+    )
+    deployment = one_model(
+        clock, SPEED, initial_replicas=config.min_replicas, start_s=6.0, max_ongoing_requests=6
+    )
+    reports = HandleReports(
+        clock,
+        deployment,
+        look_back_s=config.look_back_period_s,
+        push_s=config.metrics_interval_s,
+        aggregation="mean",
+    )
     return Scaled("app", deployment, reports, config, with_delays(own_policy("app", config)))
 
 
@@ -43,7 +53,9 @@ class ServesOwn:
         from ray.serve._private import autoscaling_state
         from ray.serve._private.common import DeploymentID
 
-        patch.setattr(autoscaling_state, "time", SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now))
+        patch.setattr(
+            autoscaling_state, "time", SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now)
+        )
         self._id = DeploymentID("Model", "app")
         self._state: Any = autoscaling_state.DeploymentAutoscalingState(self._id)
         self._state._config = scaled.config
@@ -58,7 +70,9 @@ class ServesOwn:
         series: dict[str, list[Any]] = {}
         for note in notes:
             for replica, count in note.num_ongoing.items():
-                series.setdefault(self._replica_id(replica).to_full_id_str(), []).append(TimeStampedValue(note.at_s, count))
+                series.setdefault(self._replica_id(replica).to_full_id_str(), []).append(
+                    TimeStampedValue(note.at_s, count)
+                )
         self._state.record_request_metrics_for_handle(
             HandleMetricReport(
                 deployment_id=self._id,
@@ -72,7 +86,9 @@ class ServesOwn:
         )
 
     def total_requests(self) -> float:
-        self._state.update_running_replica_ids([self._replica_id(replica) for replica in self._scaled.deployment.running])
+        self._state.update_running_replica_ids(
+            [self._replica_id(replica) for replica in self._scaled.deployment.running]
+        )
         return float(self._state.get_total_num_requests())
 
     def decide(self) -> int:
@@ -108,7 +124,9 @@ def test_what_the_autoscaler_reads_and_decides_is_what_serve_would(monkeypatch: 
     def gap_s() -> float:
         return draw.expovariate(4.0) + (60.0 if draw.random() < 0.02 else 0.0)
 
-    open_loop(clock, 300, gap_s, lambda number: caller.ask(scaled.deployment, number, 10, draw.randint(5, 30)))
+    open_loop(
+        clock, 300, gap_s, lambda number: caller.ask(scaled.deployment, number, 10, draw.randint(5, 30))
+    )
     clock.every(0.1, round_of_both)
     with serve_reads(clock, [scaled]):
         clock.run(until=600)
@@ -120,7 +138,9 @@ def test_what_the_autoscaler_reads_and_decides_is_what_serve_would(monkeypatch: 
 def test_delays_and_reports_put_off_a_second_replica_as_long_as_in_a_cluster() -> None:
     """A load for five comes at 60 s: reported within 10 s, seen in the mean, then 30 s of delay, then the cold start."""
     clock = Clock()
-    scaled = scaled_deployment(clock, min_replicas=1, upscale_delay_s=30, downscale_delay_s=600, look_back_period_s=30)
+    scaled = scaled_deployment(
+        clock, min_replicas=1, upscale_delay_s=30, downscale_delay_s=600, look_back_period_s=30
+    )
     caller = Caller(clock)
     reached_s: list[float] = []
     clock.after(0.0, lambda _: caller.ask(scaled.deployment, 0, 0, 1))
@@ -149,8 +169,12 @@ def test_a_cold_start_after_the_first_waits_for_a_note_and_another_call_or_the_n
         clock.run(until=200)
     start_and_work_s = 6.0 + 1.0
     assert caller.done_s[0] == pytest.approx(0.1 + start_and_work_s, abs=0.11)
-    assert caller.done_s[1] == pytest.approx(66.1 + start_and_work_s, abs=0.2), "noted at 64.8 s, told of by the call at 66 s"
-    assert caller.done_s[3] == pytest.approx(130.1 + start_and_work_s, abs=0.11), "noted at 124.8 s, told of by the report at 130 s"
+    assert caller.done_s[1] == pytest.approx(66.1 + start_and_work_s, abs=0.2), (
+        "noted at 64.8 s, told of by the call at 66 s"
+    )
+    assert caller.done_s[3] == pytest.approx(130.1 + start_and_work_s, abs=0.11), (
+        "noted at 124.8 s, told of by the report at 130 s"
+    )
 
 
 AHEAD = {
@@ -159,18 +183,26 @@ AHEAD = {
     "target_ongoing_requests": 3,
     "upscale_delay_s": 0,
     "downscale_delay_s": 4,
-    "policy": {"policy_function": "r2_serve.scaling.serve_policy:PlanAhead", "policy_kwargs": {"cold_start_s": 3.5, "drain_s": 3}},
+    "policy": {
+        "policy_function": "r2_serve.scaling.serve_policy:PlanAhead",
+        "policy_kwargs": {"cold_start_s": 3.5, "drain_s": 3},
+    },
 }
 
 
 def run_with(tmp_path: Path, autoscaling: dict[str, Any], options: Options | None = None) -> Run:
-    config = scripted_pool(tmp_path, small={"autoscaling_config": autoscaling}, large={"autoscaling_config": autoscaling})
+    config = scripted_pool(
+        tmp_path, small={"autoscaling_config": autoscaling}, large={"autoscaling_config": autoscaling}
+    )
     asked = workload(duration_s=120, arrivals={"kind": "on_off", "rate_per_s": 1.5, "on_s": 20, "off_s": 40})
     return simulate(config, asked, Hardware(), options)
 
 
 def replica_seconds(run: Run, app: str) -> float:
-    return sum(sample.deployments[f"{app}/Model"].running + sample.deployments[f"{app}/Model"].starting for sample in run.timeline)
+    return sum(
+        sample.deployments[f"{app}/Model"].running + sample.deployments[f"{app}/Model"].starting
+        for sample in run.timeline
+    )
 
 
 def mean_latency_s(run: Run) -> float:
@@ -178,13 +210,17 @@ def mean_latency_s(run: Run) -> float:
     return sum(latencies) / len(latencies)
 
 
-def test_the_plan_ahead_policy_of_the_config_scales_on_forecasts_before_the_wave_comes(tmp_path: Path) -> None:
+def test_the_plan_ahead_policy_of_the_config_scales_on_forecasts_before_the_wave_comes(
+    tmp_path: Path,
+) -> None:
     """The large model is needed only after the small one's wave: known ahead, it starts while that wave runs."""
     stock = {key: value for key, value in AHEAD.items() if key != "policy"}
     reactive, ahead = run_with(tmp_path, stock), run_with(tmp_path, AHEAD)
     assert mean_latency_s(ahead) < 0.8 * mean_latency_s(reactive)
     first = next(sample.t_s for sample in ahead.timeline if sample.deployments["m-large/Model"].target > 0)
-    first_reactive = next(sample.t_s for sample in reactive.timeline if sample.deployments["m-large/Model"].target > 0)
+    first_reactive = next(
+        sample.t_s for sample in reactive.timeline if sample.deployments["m-large/Model"].target > 0
+    )
     assert first < first_reactive - 1
 
 
@@ -222,7 +258,9 @@ class _Open:
 
 def test_a_forecast_from_one_query_in_three_by_two_routers_is_that_of_all_where_all_are_alike() -> None:
     everything = planned_calls(Sampling())
-    assert everything[:3] == pytest.approx((60.0, 60.0, 0.0)), "a step is taken to need a second, as none was seen"
+    assert everything[:3] == pytest.approx((60.0, 60.0, 0.0)), (
+        "a step is taken to need a second, as none was seen"
+    )
     assert planned_calls(Sampling(stride=3, num_routers=2)) == pytest.approx(everything)
     assert Sampling.of(15, 200, 1) == Sampling()
     assert Sampling.of(100_000, 200, 100) == Sampling(stride=500, num_routers=20)
@@ -230,8 +268,12 @@ def test_a_forecast_from_one_query_in_three_by_two_routers_is_that_of_all_where_
 
 def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -> tuple[Deployment, Machines]:
     machines = Machines(clock, Cluster.model_validate(cluster))
-    options = DeploymentOptions("m/Model", 10, -1, gpus=gpus, start_s=5.0, stop_s=0.0, hop_s=0.0, initial_replicas=0)
-    return Deployment(clock, options, lambda d: EngineReplica(clock, SPEED, d.done), machines, random.Random(0)), machines
+    options = DeploymentOptions(
+        "m/Model", 10, -1, gpus=gpus, start_s=5.0, stop_s=0.0, hop_s=0.0, initial_replicas=0
+    )
+    return Deployment(
+        clock, options, lambda d: EngineReplica(clock, SPEED, d.done), machines, random.Random(0)
+    ), machines
 
 
 def test_replicas_wait_for_nodes_and_nodes_are_paid_from_their_boot_until_they_are_let_go() -> None:
@@ -242,7 +284,9 @@ def test_replicas_wait_for_nodes_and_nodes_are_paid_from_their_boot_until_they_a
     clock.run(until=59)
     assert (len(deployment.running), deployment.num_starting) == (0, 5)
     clock.run(until=66)
-    assert (len(deployment.running), deployment.num_starting) == (4, 1), "two nodes of four GPUs, two for each replica"
+    assert (len(deployment.running), deployment.num_starting) == (4, 1), (
+        "two nodes of four GPUs, two for each replica"
+    )
     deployment.scale_to(0)
     clock.run(until=1000)
     assert machines.num_nodes == 0

@@ -16,7 +16,12 @@ from tests import ROOT
 
 BENCHMARKS = ROOT / "benchmarks" / "simulation"
 PROMISED = 0.15
-FIGURES = ("latency, p50, s", "latency, p95, s", "replica-seconds of m-small/Model", "replica-seconds of m-large/Model")
+FIGURES = (
+    "latency, p50, s",
+    "latency, p95, s",
+    "replica-seconds of m-small/Model",
+    "replica-seconds of m-large/Model",
+)
 
 
 @pytest.mark.parametrize("run", ["steady", "ramp", "gamma", "bursts", "ramp-plan-ahead", "bursts-plan-ahead"])
@@ -26,5 +31,10 @@ def test_latency_and_replica_seconds_are_those_of_the_real_run(run: str, tmp_pat
     files = [str(BENCHMARKS / f"{workload}.yaml"), "--hardware", str(BENCHMARKS / "hardware.yaml")]
     done = CliRunner().invoke(app, ["simulate", *files, *config, "--out", str(tmp_path / run)])
     assert done.exit_code == 0, done.output
-    errors = {d.name: d.error for d in differences(read_summary(BENCHMARKS / "real" / run), read_summary(tmp_path / run))}
-    assert {name: errors[name] for name in FIGURES} == pytest.approx(dict.fromkeys(FIGURES, 0.0), abs=PROMISED)
+    errors = {
+        d.name: d.error
+        for d in differences(read_summary(BENCHMARKS / "real" / run), read_summary(tmp_path / run))
+    }
+    assert {name: errors[name] for name in FIGURES} == pytest.approx(
+        dict.fromkeys(FIGURES, 0.0), abs=PROMISED
+    )
