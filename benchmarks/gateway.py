@@ -109,9 +109,8 @@ def serving(
 ) -> Iterator[Server]:
     """`command` from when it answers at `path` until the context ends. Raises: RuntimeError with its output where it does not."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )  # noqa: S603
+        env = {**os.environ, **environment}
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)  # noqa: S603
         try:
             asyncio.run(_answers(process, f"http://{LOOPBACK}:{port}{path}"))
             yield Server(name, f"http://{LOOPBACK}:{port}/v1", psutil.Process(process.pid))

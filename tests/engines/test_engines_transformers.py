@@ -22,12 +22,12 @@ from r2_serve.engines.decoding import Row  # noqa: E402
 from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
 from r2_serve.types import Completion, Message, Sampling  # noqa: E402
-from tests.support.tiny_checkpoint import (
+from tests.support.tiny_checkpoint import (  # noqa: E402
     CONTEXT_TOKENS,
     character_checkpoint,
     random_adapter,
     word_checkpoint,
-)  # noqa: E402
+)
 
 PROMPTS = ["one plus two", "three", "four five six seven eight", "nine is", "zero"]
 

@@ -86,9 +86,9 @@ def check_cluster(timeout_s: float = 120.0) -> None:
     """
     probe = [sys.executable, "-c", "import ray; ray.init(address='auto', log_to_driver=False)"]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  # nosec B603
             probe, capture_output=True, text=True, timeout=timeout_s, check=False
-        )  # our own text  # noqa: S603  # nosec B603
+        )
     except subprocess.TimeoutExpired as e:
         raise EngineUnavailable(
             f"--engine ray-data: the Ray cluster gave no answer within {timeout_s:g} s. {JOIN_HINT}"
