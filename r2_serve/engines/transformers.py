@@ -27,8 +27,9 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
-from r2_serve.engines.decoding import Reply, ReplyLimits, Row, RowSampler, RowStops
+from r2_serve.engines.decoding import Row, RowSampler, RowStops
 from r2_serve.engines.prompting import prompt_ids
+from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, Message, Sampling
