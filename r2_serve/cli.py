@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,15 @@ from r2_serve.lab.evaluation.cli import eval_app, sandbox_app
 from r2_serve.lab.experiment.cli import experiment
 from r2_serve.lab.load.cli import load
 from r2_serve.lab.simulate.cli import simulate
+from r2_serve.ops.command_line import (
+    DEFAULT_URL,
+    ConfigOption,
+    KeyOption,
+    UrlOption,
+    fail,
+    plain_errors,
+    replace_unprintable_characters,
+)
 from r2_serve.ops.deploy_files.cli import kuberay, monitoring
 from r2_serve.ops.publishing.cli import publish, rollback
 
@@ -42,25 +51,15 @@ app.command()(rollback)
 app.command()(kuberay)
 app.command()(monitoring)
 
-DEFAULT_URL = "http://127.0.0.1:8000/v1"
-
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key)."),
-]
-UrlOption = Annotated[str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint, with its /v1.")]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one."),
-]
 PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
 
 
 @app.callback()
 def _at_start() -> None:
-    """Before any command: nothing that it logs holds a secret of the environment."""
+    """Before any command: output fits any terminal, and nothing that is logged holds a secret of the environment."""
     from r2_serve.http.redaction import Redactor, redact_logs
 
+    replace_unprintable_characters()
     redact_logs(Redactor.of())
 
 
@@ -132,7 +131,7 @@ def ask(
             if "Connect" in (reply.error or "")
             else ""
         )
-        _fail(f"{reply.error}{hint}")
+        fail(f"{reply.error}{hint}")
     console = Console()
     console.print(f"[bold]{reply.text}[/]\n")
     if reply.trace.plan is not None:
@@ -208,7 +207,7 @@ def demo(
     prepare_environment()
     names = list(DOMAINS) if domain in ("both", "") else [domain]
     if unknown := [name for name in names if name not in DOMAINS]:
-        _fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
+        fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
     console = Console()
     loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
     with _cluster(loaded, port, console) as url:
@@ -242,40 +241,28 @@ def new(
         key, entry = new_key(name, **{field: value for field, value in fields.items() if value})
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
-        _fail(f"{first['loc'][0]}: got {first['input']!r}: {first['msg']}")
+        fail(f"{first['loc'][0]}: got {first['input']!r}: {first['msg']}")
     typer.echo(entry_text(entry), nl=False)
     typer.secho(f"key of {name}, shown this once: {key}", err=True)
 
 
 def _load(path: Path) -> ServeConfig:
-    from r2_serve.errors import ConfigError
     from r2_serve.serve_config import load
 
-    try:
+    with plain_errors():
         return load(path)
-    except ConfigError as e:
-        _fail(e.message)
 
 
 @contextlib.contextmanager
 def _cluster(config: ServeConfig, port: int, console: Console) -> Iterator[str]:
     """A local cluster running `config`; its base URL. Our own errors end the command with their message alone."""
-    from r2_serve.errors import R2Error
     from r2_serve.ops.local.cluster import free_port, local_cluster
 
-    with contextlib.ExitStack() as stack:
-        try:
-            with console.status(f"starting Ray and {len(config.model_apps)} models"):
-                base_url = stack.enter_context(local_cluster(config, port=port or free_port()))
-            console.print(f"[bold green]ready[/]   {base_url}")
-            yield base_url
-        except R2Error as e:
-            _fail(e.message)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-serve: {message}", fg="red", err=True)
-    raise typer.Exit(1)
+    with contextlib.ExitStack() as stack, plain_errors():
+        with console.status(f"starting Ray and {len(config.model_apps)} models"):
+            base_url = stack.enter_context(local_cluster(config, port=port or free_port()))
+        console.print(f"[bold green]ready[/]   {base_url}")
+        yield base_url
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from r2_serve.ops.command_line import RESUMES, plain_errors, replace_unprintable_characters
 
 if TYPE_CHECKING:
     from r2_train.run import TrainingRun
@@ -51,6 +53,12 @@ OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")
 ]
 ModuleOption = Annotated[ModuleName, typer.Option("--module", help="decomposer or allocator.")]
+
+
+@app.callback()
+def _at_start() -> None:
+    """Before any command: output fits any terminal."""
+    replace_unprintable_characters()
 
 
 @app.command()
@@ -221,14 +229,8 @@ def _run(config: Path, out: Path) -> TrainingRun:
 
 def _guarded(work: Callable[[], T]) -> T:
     """Our own errors end the command with their message alone."""
-    from r2_serve.errors import R2Error
-
-    try:
+    with plain_errors("r2-train", interrupted=RESUMES):
         return work()
-    except R2Error as e:
-        _fail(e.message)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here")
 
 
 def _show(summary: Any) -> None:
@@ -241,11 +243,6 @@ def _draw(out: Path) -> None:
     path = draw_curves(out)
     if path is not None:
         typer.echo(f"written: {path}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-train: {message}", fg="red", err=True)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from r2_serve import EMBEDDED_CONFIG
+from r2_serve.ops.command_line import ConfigOption, KeyOption, SetAsideOption, fail, plain_errors
+from r2_serve.ops.command_line import run as finish
 
 if TYPE_CHECKING:
     from r2_serve.grading.rows import Benchmark
@@ -52,16 +53,9 @@ SplitOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")
 ]
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="Serve config; with --url, that of the endpoint.")
-]
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", envvar="R2_EVAL_URL", help="Endpoint, with its /v1; default: in this process."),
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one."),
 ]
 
 
@@ -92,10 +86,7 @@ def run(
         float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")
     ] = 0.9,
     seed: Annotated[int, typer.Option(help="Of every draw that a policy makes.")] = 0,
-    set_aside: Annotated[
-        bool,
-        typer.Option("--set-aside", help="Where DIR holds another run, rename that to DIR.1 and begin anew."),
-    ] = False,
+    set_aside: SetAsideOption = False,
     engine: Annotated[
         str, typer.Option(help="asyncio, or ray-data (Ray Data on the cluster; needs --url).")
     ] = "asyncio",
@@ -145,12 +136,9 @@ def grade(benchmark: Annotated[str, typer.Argument(help=f"{BENCHMARKS}.")]) -> N
     Example:  r2-serve eval grade csqa < rows.jsonl > verdicts.jsonl
     """
     from r2_serve.grading.graders import grade_lines
-    from r2_serve.grading.sandbox import SandboxUnavailable
 
-    try:
+    with plain_errors():
         counts = grade_lines(_chosen(benchmark, "benchmark", _benchmarks()), sys.stdin, sys.stdout)
-    except SandboxUnavailable as e:
-        _fail(e.message)
     typer.echo(
         ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no rows", err=True
     )
@@ -173,18 +161,15 @@ def export(
     \b
     Example:  r2-serve eval export -b scan -d length --limit 200 --format lm-eval --out export/lm-eval -m r2-scan
     """
-    from r2_serve.errors import R2Error
     from r2_serve.lab.evaluation.export import FORMATS, command
     from r2_serve.lab.evaluation.export import export as write
     from r2_serve.lab.evaluation.session import select_tasks
 
     name = _chosen(benchmark, "benchmark", _benchmarks())
     form = _chosen(file_format, "format", FORMATS)
-    try:
+    with plain_errors():
         tasks, _ = select_tasks(name, data, None if split is None else _chosen(split, "split", SPLITS), limit)
         paths = write(tasks, form, out)
-    except R2Error as e:
-        _fail(e.message)
     typer.echo(
         f"{len(tasks)} tasks written: {', '.join(map(str, paths))}\nnow, with an endpoint on port 8000:\n"
     )
@@ -214,16 +199,15 @@ def report(
     """
     from rich.console import Console
 
-    from r2_serve.lab.evaluation.row_log import RunError
-
     try:
         from r2_serve.lab.evaluation.session import write_reports
 
-        written = write_reports(directories, html, json_out, Console(), reference=reference, is_brief=brief)
+        with plain_errors():
+            written = write_reports(
+                directories, html, json_out, Console(), reference=reference, is_brief=brief
+            )
     except ImportError as e:
-        _fail(f"reports need more packages: pip install 'r2-router[eval]' ({e})")
-    except RunError as e:
-        _fail(e.message)
+        fail(f"reports need more packages: pip install 'r2-router[eval]' ({e})")
     typer.echo(f"written: {', '.join(map(str, written))}")
 
 
@@ -248,8 +232,8 @@ def sandbox_run(
     try:
         code = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        _fail(f"{file} cannot be read: {e}")
-    result = _finish(run_python(code, timeout_s=timeout, allow_unsandboxed=allow_unsandboxed))
+        fail(f"{file} cannot be read: {e}")
+    result = finish(run_python(code, timeout_s=timeout, allow_unsandboxed=allow_unsandboxed))
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     if result.status != "ok":
@@ -266,24 +250,12 @@ def _run(request: EvalRequest) -> None:
 
     from r2_serve.lab.evaluation.session import run_session
 
-    standing = _finish(run_session(request, Console()))
+    standing = finish(run_session(request, Console()))
     if standing.stopped_because is not None:
-        _fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
+        fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
     typer.echo(
         f"done: {standing.num_done} rows, {standing.num_failed} failed. Now: r2-serve eval report {request.out}"
     )
-
-
-def _finish(work: Coroutine[Any, Any, Any]) -> Any:
-    """Our own errors end the command with their message alone."""
-    from r2_serve.errors import R2Error
-
-    try:
-        return asyncio.run(work)
-    except R2Error as e:
-        _fail(e.message)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here")
 
 
 def _benchmarks() -> tuple[Benchmark, ...]:
@@ -296,10 +268,5 @@ def _chosen(value: str, what: str, known: Sequence[Name]) -> Name:
     """`value` as one of `known`, or the end of the command."""
     chosen = next((name for name in known if name == value), None)
     if chosen is None:
-        _fail(f"unknown {what} {value!r}; choose {', '.join(known)}")
+        fail(f"unknown {what} {value!r}; choose {', '.join(known)}")
     return chosen
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-serve: {message}", fg="red", err=True)
-    raise typer.Exit(1)

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
+from r2_serve.ops.command_line import RESUMES, ExampleOption, plain_errors
+
 
 def experiment(
     file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML).")] = None,
-    example: Annotated[
-        str | None,
-        typer.Option("--example", "-e", help="A shipped experiment in place of a file; `list` names them."),
-    ] = None,
+    example: ExampleOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -44,7 +43,7 @@ def experiment(
 
     from rich.console import Console
 
-    from r2_serve.errors import ConfigError, R2Error
+    from r2_serve.errors import ConfigError
     from r2_serve.lab.experiment.config import load_experiment
     from r2_serve.lab.experiment.session import REPORT, RESULTS, run_experiment
     from r2_serve.serve_config.document import suggestion
@@ -53,7 +52,7 @@ def experiment(
     if example == "list":
         typer.echo("\n".join(names))
         return
-    try:
+    with plain_errors(interrupted=RESUMES):
         if (file is None) == (example is None):
             raise ConfigError("give an experiment file, or --example NAME (--example list names them)")
         if example is not None and example not in names:
@@ -66,12 +65,6 @@ def experiment(
         loaded = load_experiment(EXAMPLES / f"{example}.yaml" if example is not None else file or Path())
         directory = out or Path("runs/experiment") / loaded.experiment.name
         run_experiment(loaded, directory, Console(), url=url, dashboard=dashboard, set_aside=set_aside)
-    except R2Error as e:
-        typer.secho(f"r2-serve: {e.message}", fg="red", err=True)
-        raise typer.Exit(1) from e
-    except KeyboardInterrupt:
-        typer.secho("r2-serve: interrupted; the same command goes on", fg="yellow", err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"written: {directory / RESULTS}, {directory / REPORT}")
 
 

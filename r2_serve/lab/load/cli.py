@@ -6,9 +6,21 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from r2_serve.ops.command_line import (
+    DEFAULT_URL,
+    ExampleOption,
+    KeyOption,
+    SeedOption,
+    SetAsideOption,
+    UrlOption,
+    WorkloadArgument,
+    fail,
+    plain_errors,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,16 +29,11 @@ if TYPE_CHECKING:
     from r2_serve.lab.load.session import LoadOptions
     from r2_serve.lab.workload import Workload
 
-DEFAULT_URL = "http://127.0.0.1:8000/v1"
-
 
 def load(
-    workload: Annotated[Path | None, typer.Argument(help="Workload file (YAML).")] = None,
-    example: Annotated[
-        str | None,
-        typer.Option("--example", "-e", help="A shipped workload in place of a file; `list` names them."),
-    ] = None,
-    url: Annotated[str, typer.Option(envvar="R2_BASE_URL", help="Endpoint, with its /v1.")] = DEFAULT_URL,
+    workload: WorkloadArgument = None,
+    example: ExampleOption = None,
+    url: UrlOption = DEFAULT_URL,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -48,15 +55,12 @@ def load(
             help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265: replicas over time."
         ),
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, where it asks for one."),
-    ] = None,
+    api_key: KeyOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Run directory; default: runs/load/NAME of the workload."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="In place of the workload's own.")] = None,
+    seed: SeedOption = None,
     max_open: Annotated[
         int,
         typer.Option(
@@ -77,9 +81,7 @@ def load(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
     ] = False,
-    set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")
-    ] = False,
+    set_aside: SetAsideOption = False,
 ) -> None:
     """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
 
@@ -94,7 +96,6 @@ def load(
     """
     from rich.console import Console
 
-    from r2_serve.errors import R2Error
     from r2_serve.lab.load.session import LoadOptions
     from r2_serve.lab.workload import example_names, example_path, load_workload
 
@@ -102,8 +103,8 @@ def load(
         typer.echo("\n".join(example_names()))
         return
     if (workload is None) == (example is None):
-        _fail("give a workload file, or --example NAME (--example list names them)")
-    try:
+        fail("give a workload file, or --example NAME (--example list names them)")
+    with plain_errors():
         loaded = load_workload(example_path(example) if example is not None else workload or Path())
         if dry_run:
             _preview(loaded, seed)
@@ -122,8 +123,6 @@ def load(
         console = Console()
         with _target(url, config, dashboard, nodes, gpus, console) as (base_url, replicas):
             _run(loaded, base_url, options, replicas, console)
-    except R2Error as e:
-        _fail(e.message)
 
 
 def _preview(workload: Workload, seed: int | None) -> None:
@@ -131,7 +130,7 @@ def _preview(workload: Workload, seed: int | None) -> None:
 
     totals = preview(workload, seed)
     if totals.num_requests == 0:
-        _fail(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
+        fail(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
     typer.echo("\n".join(preview_lines(workload, totals, next(workload.requests(seed), None))))
 
 
@@ -152,7 +151,7 @@ def _run(
     if summary.info.is_interrupted:
         raise typer.Exit(130)
     if summary.num_ok == 0:
-        _fail("no request was answered; the first errors are in requests.jsonl")
+        fail("no request was answered; the first errors are in requests.jsonl")
 
 
 @contextmanager
@@ -181,8 +180,3 @@ def _target(
                 local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address)
             )
         yield base_url, LocalReplicas()
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-serve: {message}", fg="red", err=True)
-    raise typer.Exit(1)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from r2_serve.ops.command_line import (
+    ExampleOption,
+    SeedOption,
+    SetAsideOption,
+    WorkloadArgument,
+    fail,
+    plain_errors,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,12 +27,8 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    workload: Annotated[
-        Path | None, typer.Argument(help="Workload file (YAML), as for `r2-serve load`.")
-    ] = None,
-    example: Annotated[
-        str | None, typer.Option("--example", "-e", help="A shipped workload in place of a file.")
-    ] = None,
+    workload: WorkloadArgument = None,
+    example: ExampleOption = None,
     config: Annotated[
         str,
         typer.Option(
@@ -37,7 +42,7 @@ def simulate(
             help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="In place of the workload's own.")] = None,
+    seed: SeedOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Run directory; default: runs/simulate/NAME of the workload."),
@@ -45,9 +50,7 @@ def simulate(
     no_rows: Annotated[
         bool, typer.Option("--no-rows", help="Leave out requests.jsonl, which has a line per request.")
     ] = False,
-    set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Where DIR holds a run, rename that to DIR.1 and begin anew.")
-    ] = False,
+    set_aside: SetAsideOption = False,
     compare: Annotated[
         Path | None,
         typer.Option(
@@ -66,37 +69,38 @@ def simulate(
     """
     from rich.console import Console
 
-    from r2_serve.errors import R2Error
     from r2_serve.lab.simulate.hardware import Hardware, load_hardware
-    from r2_serve.lab.workload import SCRIPTED_POOL, example_path, load_workload
+    from r2_serve.lab.workload import SCRIPTED_POOL, example_names, example_path, load_workload
     from r2_serve.serve_config import load as load_config
 
+    if example == "list":
+        typer.echo("\n".join(example_names()))
+        return
     if (workload is None) == (example is None):
-        _fail("give a workload file, or --example NAME (r2-serve load --example list names them)")
+        fail("give a workload file, or --example NAME (--example list names them)")
     console = Console()
     try:
-        loaded = load_workload(example_path(example) if example is not None else workload or Path())
-        serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))
-        machines = load_hardware(hardware) if hardware is not None else Hardware()
-        directory = out or Path("runs/simulate") / loaded.name
-        summary = _run(
-            serve_config,
-            loaded,
-            machines,
-            seed,
-            directory,
-            console,
-            has_rows=not no_rows,
-            set_aside=set_aside,
-        )
-        if compare is not None:
-            _compare(compare, summary, console)
-    except R2Error as e:
-        _fail(e.message)
+        with plain_errors():
+            loaded = load_workload(example_path(example) if example is not None else workload or Path())
+            serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))
+            machines = load_hardware(hardware) if hardware is not None else Hardware()
+            directory = out or Path("runs/simulate") / loaded.name
+            summary = _run(
+                serve_config,
+                loaded,
+                machines,
+                seed,
+                directory,
+                console,
+                has_rows=not no_rows,
+                set_aside=set_aside,
+            )
+            if compare is not None:
+                _compare(compare, summary, console)
     except ModuleNotFoundError as e:
         if e.name != "simpy":
             raise
-        _fail("simulate needs simpy: pip install 'r2-router[eval]'")
+        fail("simulate needs simpy: pip install 'r2-router[eval]'")
 
 
 def _run(
@@ -157,8 +161,3 @@ def _compare(directory: Path, simulated: LoadSummary, console: Console) -> None:
             "" if row.error is None else f"{100 * row.error:+.1f} %",
         )
     console.print(table)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-serve: {message}", fg="red", err=True)
-    raise typer.Exit(1)

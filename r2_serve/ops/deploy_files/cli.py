@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from r2_serve.errors import ConfigError
+from r2_serve.ops.command_line import DEFAULT_CONFIG, plain_errors
 from r2_serve.ops.deploy_files.operator import OperatorTarget, operator_objects
 from r2_serve.ops.deploy_files.pods import Node
 from r2_serve.ops.deploy_files.prometheus import Target, write_monitoring
@@ -24,7 +25,6 @@ ConfigOption = Annotated[
 NameOption = Annotated[str, typer.Option(help="Of the RayService.")]
 NamespaceOption = Annotated[str, typer.Option(help="Kubernetes namespace.")]
 METRICS_KEY = "r2-metrics-key"
-DEFAULT_CONFIG = Path("serve_config.yaml")
 NODE = re.compile(r"(?P<cpus>\d+(\.\d+)?)cpu,(?P<memory>\d+)gi(,(?P<gpus>\d+)gpu)?")
 BOUNDS = re.compile(r"(\d+):(\d+)")
 
@@ -71,7 +71,7 @@ def kuberay(
               kubectl create secret generic r2-env --from-env-file=keys.env
               kubectl apply -f rayservice.yaml
     """
-    try:
+    with plain_errors():
         options = Options(
             name=name,
             namespace=namespace,
@@ -88,8 +88,6 @@ def kuberay(
             claims=_pairs("--claim", claim),
         )
         typer.echo(manifest_text(ray_service(_load(config), options), options), nl=False)
-    except ConfigError as e:
-        _fail(e.message)
 
 
 def monitoring(
@@ -125,7 +123,7 @@ def monitoring(
     Example:  r2-serve monitoring --config serve_config.yaml --out monitoring
               prometheus --config.file monitoring/prometheus.yml
     """
-    try:
+    with plain_errors():
         loaded = _load(config)
         if kubernetes:
             target = OperatorTarget(name, namespace, loaded.http_port, metrics_secret)
@@ -136,8 +134,6 @@ def monitoring(
             written = write_monitoring(
                 loaded, out, Target.of(loaded, endpoint, key_file, ray_targets), max_usd_per_hour
             )
-    except ConfigError as e:
-        _fail(e.message)
     for path in written:
         typer.echo(f"written: {path}")
 
@@ -169,8 +165,3 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     if len(pairs) != len(texts or ()):
         raise ConfigError(f"{option}: got {texts}, expected NAME=VALUE, each name once")
     return pairs
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-serve: {message}", fg="red", err=True)
-    raise typer.Exit(1)

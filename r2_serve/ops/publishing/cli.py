@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from r2_serve.adapters import MANIFEST
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import R2Error
+from r2_serve.ops.command_line import DEFAULT_CONFIG, fail, plain_errors
 from r2_serve.ops.publishing.plan import Module, Publication, plan_publication, plan_rollback
 from r2_serve.ops.publishing.steps import ConfigFile
 from r2_serve.ops.publishing.steps import publish as carry_out
@@ -30,7 +30,6 @@ TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=1, help="How lo
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and show the change; write and deploy nothing.")
 ]
-DEFAULT_CONFIG = Path("serve_config.yaml")
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 
 
@@ -60,7 +59,7 @@ def publish(
     Example:  r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --dry-run
               r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml
     """
-    try:
+    with plain_errors():
         file = _read(config)
         plan = plan_publication(file.original, adapter, virtual_models=virtual_model or (), keep=keep)
         _describe(plan)
@@ -68,8 +67,6 @@ def publish(
             _show_change(file, plan.routed)
             return
         carry_out(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
-    except R2Error as e:
-        _fail(e.message)
     typer.echo(
         f"published {plan.manifest.name}. Back: r2-serve rollback --config {config} --module {plan.manifest.module}"
     )
@@ -93,7 +90,7 @@ def rollback(
     Example:  r2-serve rollback --module decomposer --config serve_config.yaml
               r2-serve rollback --module allocator --to alloc-0001
     """
-    try:
+    with plain_errors():
         file = _read(config)
         plan = plan_rollback(file.original, module, to=to, virtual_models=virtual_model or ())
         for name, (old, new) in plan.moves.items():
@@ -102,8 +99,6 @@ def rollback(
             _show_change(file, plan.routed)
             return
         carry_back(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
-    except R2Error as e:
-        _fail(e.message)
     ((old, _), *_) = plan.moves.values()
     typer.echo(
         f"rolled back. Forward again: r2-serve rollback --config {config} --module {module} --to {old}"
@@ -114,7 +109,7 @@ def _read(config: Path) -> ConfigFile:
     try:
         return ConfigFile(config)
     except (OSError, UnicodeDecodeError) as e:
-        _fail(f"cannot read {config}: {e}")
+        fail(f"cannot read {config}: {e}")
 
 
 def _describe(plan: Publication) -> None:
@@ -132,8 +127,3 @@ def _show_change(file: ConfigFile, text: str) -> None:
     name = str(file.path)
     lines = difflib.unified_diff(file.original.splitlines(True), text.splitlines(True), name, name, n=2)
     typer.echo("".join(lines) + "dry run: nothing was written or deployed")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"r2-serve: {message}", fg="red", err=True)
-    raise typer.Exit(1)

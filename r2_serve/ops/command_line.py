@@ -1,0 +1,73 @@
+"""Shared by all commands: common options, the end of a command on an error, and output on any terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+
+from r2_serve.errors import R2Error
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+DEFAULT_CONFIG = Path("serve_config.yaml")
+RESUMES = "interrupted; the same command goes on from here"
+"""Message of commands that continue what an earlier run left."""
+INTERRUPTED = 130
+"""Exit status after ctrl-C, as shells report it (128 + SIGINT)."""
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key)."),
+]
+UrlOption = Annotated[str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint, with its /v1.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, if it asks for one."),
+]
+WorkloadArgument = Annotated[Path | None, typer.Argument(help="Workload file (YAML).")]
+ExampleOption = Annotated[
+    str | None,
+    typer.Option("--example", "-e", help="A shipped example in place of a file; `list` names them."),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed that replaces the workload's own.")]
+SetAsideOption = Annotated[
+    bool,
+    typer.Option("--set-aside", help="Rename another run in the directory to DIR.1, then start anew."),
+]
+
+
+def fail(message: str, *, program: str = "r2-serve", status: int = 1) -> NoReturn:
+    """End the command with `message` on standard error."""
+    typer.secho(f"{program}: {message}", fg="red", err=True)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def plain_errors(program: str = "r2-serve", *, interrupted: str = "interrupted") -> Iterator[None]:
+    """Print an error of ours as one message without a traceback; ctrl-C ends the command with status 130."""
+    try:
+        yield
+    except R2Error as e:
+        fail(e.message, program=program)
+    except KeyboardInterrupt:
+        fail(interrupted, program=program, status=INTERRUPTED)
+
+
+def run(work: Coroutine[object, object, T]) -> T:
+    """Run `work`, which a second start continues, to its end under `plain_errors`."""
+    with plain_errors(interrupted=RESUMES):
+        return asyncio.run(work)
+
+
+def replace_unprintable_characters() -> None:
+    """Let standard output print `?` for characters that its encoding lacks, instead of failing (ASCII terminals)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
