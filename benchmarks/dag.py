@@ -177,12 +177,7 @@ async def step_by_step(pipeline: Pipeline, graph: Graph) -> None:
 async def level_by_level(pipeline: Pipeline, graph: Graph) -> None:
     """All subtasks of a depth at once, the next depth when the last of them is answered."""
     caller, answers = _caller(pipeline), dict[int, str]()
-    levels: dict[int, list[int]] = {}
-    depth: dict[int, int] = {}
-    for subtask in graph.plan.subtasks:
-        depth[subtask.id] = 1 + max((depth[d] for d in subtask.depends_on), default=0)
-        levels.setdefault(depth[subtask.id], []).append(subtask.id)
-    for level in (levels[d] for d in sorted(levels)):
+    for level in graph.plan.levels:
         async with asyncio.TaskGroup() as group:
             tasks = {i: group.create_task(_ask(caller, graph, i, answers)) for i in level}
         answers.update({i: task.result() for i, task in tasks.items()})

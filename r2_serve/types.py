@@ -179,12 +179,23 @@ class Plan(Record):
         return cls(subtasks=(Subtask(id=1, text=REFERENCE.sub(r"# \1", query) or "(empty)"),))
 
     @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Subtask ids by level: a subtask is one level below the deepest subtask that it depends on."""
+        level_of: dict[int, int] = {}
+        for subtask in self.subtasks:
+            level_of[subtask.id] = 1 + max((level_of[d] for d in subtask.depends_on), default=0)
+        last = max(level_of.values())
+        return tuple(tuple(i for i in level_of if level_of[i] == level) for level in range(1, last + 1))
+
+    @property
     def depth(self) -> int:
         """Number of subtasks on the longest chain."""
-        levels: dict[int, int] = {}
-        for subtask in self.subtasks:
-            levels[subtask.id] = 1 + max((levels[d] for d in subtask.depends_on), default=0)
-        return max(levels.values())
+        return len(self.levels)
+
+    @property
+    def width(self) -> int:
+        """Number of subtasks on the widest level."""
+        return max(map(len, self.levels))
 
     @property
     def num_edges(self) -> int:

@@ -69,6 +69,13 @@ def test_a_query_that_looks_like_references_is_a_one_step_plan(text: str) -> Non
     assert (len(plan.subtasks), plan.depth, plan.num_edges, plan.final_id) == (1, 1, 0, 1)
 
 
+def test_plan_levels_follow_the_longest_chain_to_each_subtask() -> None:
+    plan = chain("a", "b", "c #1", "d #1 #2", "e #3 #4", "f")
+    assert plan.levels == ((1, 2, 6), (3, 4), (5,))
+    assert (plan.depth, plan.width) == (3, 3)
+    assert chain("a", "b #1", "c #2").width == 1
+
+
 @pytest.mark.parametrize(
     ("text", "ids"),
     [

@@ -6,7 +6,6 @@ cancelled, so give it to the pipeline as a sink. Only that makes the money compl
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Iterator
 from decimal import Decimal
 
@@ -17,7 +16,7 @@ from prometheus_client.registry import Collector
 from r2_serve.calls.caller import Pool
 from r2_serve.http.admission import Admission
 from r2_serve.http.spend import Purses
-from r2_serve.types import CallRecord, Plan, Trace
+from r2_serve.types import CallRecord, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -153,7 +152,7 @@ class Metrics:
         self._overhead_s.observe(trace.overhead_s)
         if trace.plan is not None:
             self._plan_depth.observe(trace.plan.depth)
-            self._plan_width.observe(_width(trace.plan))
+            self._plan_width.observe(trace.plan.width)
         if trace.plan_fallback is not None:
             self._fallbacks.labels("plan").inc()
         if trace.allocation_fallback is not None:
@@ -169,10 +168,3 @@ class Metrics:
         self._tokens.labels(call.model, "in").inc(call.usage.prompt_tokens)
         self._tokens.labels(call.model, "out").inc(call.usage.completion_tokens)
         self._spend.add(call)
-
-
-def _width(plan: Plan) -> int:
-    levels: dict[int, int] = {}
-    for subtask in plan.subtasks:
-        levels[subtask.id] = 1 + max((levels[d] for d in subtask.depends_on), default=0)
-    return max(Tally(levels.values()).values())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -156,7 +155,7 @@ async def outcome_of(policy: Policy, task: Task, asker: Asker, setting: Setting)
     except AskFailed as e:
         return _outcome(desk, answer=None, error=e.message)
     plan = solved.plan
-    shape = {"num_subtasks": len(plan.subtasks), "width": width(plan), "depth": plan.depth} if plan else {}
+    shape = {"num_subtasks": len(plan.subtasks), "width": plan.width, "depth": plan.depth} if plan else {}
     return _outcome(
         desk,
         answer=solved.text,
@@ -173,14 +172,6 @@ def _outcome(desk: Desk, **fields: object) -> Outcome:
         "latency_s": round(desk.elapsed_s, 6),
     }
     return Outcome.model_validate({**base, **fields})
-
-
-def width(plan: Plan) -> int:
-    """Most subtasks on one level, the level of a subtask being the longest chain that leads to it."""
-    levels: dict[int, int] = {}
-    for subtask in plan.subtasks:
-        levels[subtask.id] = 1 + max((levels[d] for d in subtask.depends_on), default=0)
-    return max(Counter(levels.values()).values())
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -35,14 +35,9 @@ def trace_view(trace: Trace) -> RenderableType:
 
 def dag_view(plan: Plan) -> Text:
     """The DAG alone, level by level: `1 2 -> 3 -> 4`."""
-    levels: dict[int, int] = {}
-    for subtask in plan.subtasks:
-        levels[subtask.id] = 1 + max((levels[d] for d in subtask.depends_on), default=0)
-    columns = [
-        [f"#{i}" for i, level in levels.items() if level == depth] for depth in range(1, plan.depth + 1)
-    ]
+    columns = ("[" + " ".join(f"#{i}" for i in level) + "]" for level in plan.levels)
     ends = f" => {plan.answer}" if plan.answer is not None else ""
-    return Text(" -> ".join("[" + " ".join(column) + "]" for column in columns) + ends, style="bold")
+    return Text(" -> ".join(columns) + ends, style="bold")
 
 
 def _notes(trace: Trace) -> list[str]:

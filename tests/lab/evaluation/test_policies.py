@@ -15,12 +15,11 @@ from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.grading.rows import Task, task_of
 from r2_serve.http.api import create_app
 from r2_serve.lab.evaluation.asker import HttpAsker
-from r2_serve.lab.evaluation.desk import Outcome, outcome_of, width
+from r2_serve.lab.evaluation.desk import Outcome, outcome_of
 from r2_serve.lab.evaluation.judging import parse_is_hard, parse_score
-from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, chain, parse_policy, random_policy
+from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, parse_policy, random_policy
 from r2_serve.router.router import in_process
 from r2_serve.types import Completion, Usage
-from tests.support.in_process import plan_of
 from tests.support.scripted_evaluation import (
     POLICIES,
     asker_of,
@@ -270,11 +269,6 @@ def test_all_holds_every_kind_once() -> None:
     assert kinds == {"r2", "single", "cot", "tot", "datashunt", "dot", "random", "final-only", "cascade"}
     assert len(set(names)) == len(names)
     assert [parse_policy(name, setting(), PolicyConfig()).name for name in names] == list(names)
-
-
-def test_width_is_that_of_the_widest_level() -> None:
-    assert width(plan_of("a", "b", "c #1", "d #1 #2", "e #3 #4")) == 2
-    assert width(chain(plan_of("a", "b", "c #1"))) == 1
 
 
 @pytest.mark.parametrize(
