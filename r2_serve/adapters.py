@@ -11,14 +11,13 @@ name. Weights are safetensors; pickles, which can run code when loaded, are refu
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from r2_serve.errors import ConfigError
+from r2_serve.files import new_directory
 from r2_serve.prompts import get_codec
 from r2_serve.types import AdapterManifest, ModelCard
 
@@ -51,22 +50,17 @@ def write_adapter(source: Path, parent: Path, manifest: AdapterManifest) -> Path
         raise ConfigError(f"adapter name {BASE!r} is reserved: it stands for the model without adapter")
     target = parent / manifest.name
     if target.exists():
-        raise ConfigError(
-            f"adapter {manifest.name!r} exists already in {parent}: names are never used again, choose a new one"
-        )
+        raise _taken(target)
     names = _files_to_copy(source, manifest.kind)
-    parent.mkdir(parents=True, exist_ok=True)
-    draft = parent / f".{manifest.name}.{secrets.token_hex(4)}.partial"
-    draft.mkdir()
     try:
-        hashes = {name: _copy(source / name, draft / name) for name in names}
-        written = manifest.model_copy(update={"files": hashes})
-        _write_synced(draft / MANIFEST, written.model_dump_json(indent=2).encode())
-        _sync_directory(draft)
-        _rename(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    _sync_directory(parent)
+        with new_directory(target) as draft:
+            hashes = {name: _copy(source / name, draft / name) for name in names}
+            written = manifest.model_copy(update={"files": hashes})
+            (draft / MANIFEST).write_text(written.model_dump_json(indent=2), encoding="utf-8")
+    except OSError as e:
+        if not target.exists():
+            raise
+        raise _taken(target) from e  # another process was first
     return target
 
 
@@ -169,34 +163,12 @@ def _files_to_copy(source: Path, kind: str) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> str:
-    """SHA-256 of what was copied and is on the disk."""
-    with source.open("rb") as file, target.open("xb") as copy:
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        os.fsync(copy.fileno())
+    """Copies a file; the SHA-256 of the copy."""
+    shutil.copyfile(source, target)
     with target.open("rb") as copy:
         return hashlib.file_digest(copy, "sha256").hexdigest()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rename(draft: Path, target: Path) -> None:
-    try:
-        draft.rename(target)
-    except OSError as e:  # somebody else was faster: a directory that is not empty is never replaced
-        raise ConfigError(
-            f"adapter {target.name!r} exists already in {target.parent}: names are never used again ({e.strerror})"
-        ) from e
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _taken(target: Path) -> ConfigError:
+    message = f"adapter {target.name!r} exists already in {target.parent}"
+    return ConfigError(f"{message}: names are never used again, choose a new one")

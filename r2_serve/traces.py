@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from r2_serve.files import drop_torn_line
 from r2_serve.types import Trace
 
 log = logging.getLogger(__name__)
@@ -66,19 +67,10 @@ def _append(path: Path, line: bytes) -> None:
     """One write to the end. Raises: OSError also where the disk took only a part, which is undone."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        size = _drop_torn_line(descriptor)
+        size = drop_torn_line(descriptor)
         written = os.write(descriptor, line)
         if written != len(line):
             os.ftruncate(descriptor, size)
             raise OSError(f"only {written} of {len(line)} bytes written (disk full?)")
     finally:
         os.close(descriptor)
-
-
-def _drop_torn_line(descriptor: int) -> int:
-    """Cuts off what a killed process of the same number (1, in a container) did not finish; the size then."""
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        size = os.pread(descriptor, size, 0).rfind(b"\n") + 1
-        os.ftruncate(descriptor, size)
-    return size

@@ -22,10 +22,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks
-from r2_serve.lab.runs import machine, write_whole
+from r2_serve.lab.runs import machine
 from r2_train.config import TrainConfig, load_config
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.alternate import RoundRow, alternate

@@ -33,9 +33,10 @@ from rich.table import Table
 
 from r2_serve.client import Ask, Reply, ask_all, new_client
 from r2_serve.config import RoutingConfig
+from r2_serve.files import write_whole
 from r2_serve.lab.domains import Task, scan, words
 from r2_serve.lab.reports.terminal import dag_view, trace_view, usd
-from r2_serve.lab.runs import machine, write_whole
+from r2_serve.lab.runs import machine
 from r2_serve.types import Trace, Usage
 
 AT_ONCE = 32

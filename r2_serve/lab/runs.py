@@ -1,4 +1,4 @@
-"""What every kind of run leaves beside its results: whole files, an earlier run put aside, and what it was made by.
+"""What every kind of run leaves beside its results: an earlier run put aside, and what it was made by.
 
 For evaluations, loads, simulations, experiments, the demo and training alike. What is in their files is theirs.
 """
@@ -13,17 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import r2_serve
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file, whole or not at all; a newline is added."""
-    draft = path.with_name(f"{path.name}.tmp")
-    try:
-        draft.write_text(f"{text}\n", encoding="utf-8")
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    draft.replace(path)
 
 
 def put_aside(directory: Path) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from r2_serve.config import LimitsConfig
+from r2_serve.files import read_lines, whole_file
 from r2_serve.prompts import Codec
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Record
 
@@ -52,17 +53,13 @@ def allocation_example(
 def write_examples(path: Path, examples: Iterable[Example]) -> Path:
     """The whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(
-        "".join(f"{example.model_dump_json(exclude_defaults=True)}\n" for example in examples),
-        encoding="utf-8",
-    )
-    draft.replace(path)
+    with whole_file(path) as file:
+        file.writelines(f"{example.model_dump_json(exclude_defaults=True)}\n" for example in examples)
     return path
 
 
 def read_examples(path: Path) -> list[Example]:
-    return [Example.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Example.model_validate_json(line) for line in read_lines(path)]
 
 
 def data_sha256(path: Path) -> str:

@@ -18,7 +18,8 @@ from r2_serve.adapters import write_adapter
 from r2_serve.cli import app as r2_serve_command
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ConfigError, PublishError
-from r2_serve.ops.publishing.config_file import changed, with_adapter, write_atomically
+from r2_serve.files import whole_file
+from r2_serve.ops.publishing.config_file import changed, with_adapter
 from r2_serve.ops.publishing.plan import plan_publication, plan_rollback
 from r2_serve.ops.publishing.steps import ConfigFile, publish, roll_back
 from tests import ROOT
@@ -140,7 +141,8 @@ def test_the_text_before_stays_beside_the_file_and_foreign_changes_are_kept(tmp_
 def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real.yaml").write_text("first")
     (tmp_path / "link.yaml").symlink_to("real.yaml")
-    write_atomically(tmp_path / "link.yaml", "second")
+    with whole_file(tmp_path / "link.yaml") as file:
+        file.write("second")
     assert (tmp_path / "link.yaml").is_symlink() and (tmp_path / "real.yaml").read_text() == "second"
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from r2_serve.errors import ConfigError
+from r2_serve.files import write_whole
 from r2_serve.grading import grade_text
 from r2_serve.grading.rows import Benchmark, CsqaRow, Task
-from r2_serve.lab.runs import write_whole
 
 Format = Literal["lm-eval", "inspect"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -48,7 +48,7 @@ def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[
         "scoring.py": scoring,
     }
     for file, content in contents.items():
-        write_whole(directory / file, content.rstrip("\n"))
+        write_whole(directory / file, content)
     return [directory / file for file in contents]
 
 

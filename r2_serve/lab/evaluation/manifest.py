@@ -18,11 +18,12 @@ from pydantic import ValidationError
 from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
 from r2_serve.errors import ConfigError
+from r2_serve.files import write_whole
 from r2_serve.grading.rows import Benchmark, Task
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.row_log import ROWS, RowLog, RunError
-from r2_serve.lab.runs import put_aside, write_whole
+from r2_serve.lab.runs import put_aside
 from r2_serve.types import ModelGroup, Record
 
 MANIFEST = "run.json"

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from r2_serve.calls.ledger import total_cost_usd
 from r2_serve.errors import R2Error
+from r2_serve.files import drop_torn_line
 from r2_serve.grading.graders import Verdict
 from r2_serve.lab.evaluation.desk import Outcome
 from r2_serve.types import Record
@@ -90,7 +91,7 @@ class RowLog:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._size = _drop_torn_line(self._descriptor)
+            self._size = drop_torn_line(self._descriptor)
         except BaseException as e:
             os.close(self._descriptor)
             if isinstance(e, BlockingIOError):
@@ -159,15 +160,3 @@ def _with_calls_of(row: RunRow, earlier: RunRow) -> RunRow:
     return row.model_copy(
         update={"outcome": row.outcome.model_copy(update={"calls": calls, "is_cost_known": is_known})}
     )
-
-
-def _drop_torn_line(descriptor: int) -> int:
-    """Cuts off what a killed process did not finish; the size then."""
-    size = os.fstat(descriptor).st_size
-    end = size
-    while end and os.pread(descriptor, 1, end - 1) != b"\n":
-        start = max(0, end - 65_536)
-        end = start + os.pread(descriptor, end - start, start).rfind(b"\n") + 1
-    if end != size:
-        os.ftruncate(descriptor, end)
-    return end

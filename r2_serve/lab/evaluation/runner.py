@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import Field
 
 from r2_serve.config import Config
+from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.asker import Asker
@@ -29,7 +30,6 @@ from r2_serve.lab.evaluation.desk import Policy, Setting, outcome_of
 from r2_serve.lab.evaluation.manifest import Manifest
 from r2_serve.lab.evaluation.policies import R2, RANDOM, parse_policy, random_policy
 from r2_serve.lab.evaluation.row_log import ROWS, Key, RowLog, RunError, RunRow, merged, read_rows
-from r2_serve.lab.runs import write_whole
 
 SHARES = "random_shares.json"
 

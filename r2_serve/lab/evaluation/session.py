@@ -25,6 +25,7 @@ from r2_serve.calls.pool import EngineFor, in_process_engines
 from r2_serve.client import new_client
 from r2_serve.config import Config, VirtualModelConfig
 from r2_serve.errors import ConfigError
+from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Benchmark, Task
 from r2_serve.lab.evaluation.asker import Asker, HttpAsker, InProcessAsker
@@ -44,7 +45,7 @@ from r2_serve.lab.evaluation.manifest import (
 from r2_serve.lab.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
 from r2_serve.lab.evaluation.runner import OnRow, RowSource, Runner, RunOptions, Standing
 from r2_serve.lab.reports.terminal import usd
-from r2_serve.lab.runs import code_version, write_whole
+from r2_serve.lab.runs import code_version
 from r2_serve.serve_config import ServeConfig, load
 
 GENERATED = {"scan": ("train", "simple", "length"), "words": ("train", "test")}

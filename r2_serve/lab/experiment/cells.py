@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from r2_serve.errors import ConfigError
+from r2_serve.files import write_whole
 from r2_serve.lab.experiment.config import Loaded
 from r2_serve.lab.experiment.variants import Raw, scaled_deployments, varied
 from r2_serve.lab.load.run_directory import SUMMARY
 from r2_serve.lab.load.summary import LoadSummary
-from r2_serve.lab.runs import code_version, write_whole
+from r2_serve.lab.runs import code_version
 from r2_serve.lab.workload import Workload
 from r2_serve.serve_config import load
 from r2_serve.serve_config.document import Problem, read_yaml

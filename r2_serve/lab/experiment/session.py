@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r2_serve.cluster.serve_api import Dashboard
+from r2_serve.files import write_whole
 from r2_serve.lab.experiment import tables
 from r2_serve.lab.experiment.cells import Plan, plan
 from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, Site
@@ -17,7 +18,7 @@ from r2_serve.lab.experiment.config import Loaded
 from r2_serve.lab.experiment.results import Results, differences_of, figures_of, rows_of
 from r2_serve.lab.experiment.runner import run_cells, to_run
 from r2_serve.lab.load.run_directory import read_timeline
-from r2_serve.lab.runs import code_version, machine_line, write_whole
+from r2_serve.lab.runs import code_version, machine_line
 
 RESULTS, REPORT = "results.json", "report.html"
 _WIDEST = 1_000

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r2_serve.errors import ConfigError
+from r2_serve.files import whole_file
 from r2_serve.lab.evaluation.row_log import RowLog, read_records
 from r2_serve.lab.load.records import RequestRecord, TimelineSample
 from r2_serve.lab.runs import put_aside
@@ -101,14 +102,9 @@ def read_timeline(directory: Path) -> Iterator[TimelineSample]:
 @contextmanager
 def rewriting_requests(directory: Path) -> Iterator[Callable[[RequestRecord], None]]:
     """Takes the records that come in place of those there: all of them, or none where it ends with an error."""
-    draft = directory / f"{REQUESTS}.tmp"
-    try:
-        with draft.open("wb") as file:
+    with whole_file(directory / REQUESTS) as file:
 
-            def write(record: RequestRecord) -> None:
-                file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        def write(record: RequestRecord) -> None:
+            file.write(record.model_dump_json(exclude_defaults=True) + "\n")
 
-            yield write
-        draft.replace(directory / REQUESTS)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield write

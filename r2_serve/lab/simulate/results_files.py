@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from r2_serve.files import write_whole
 from r2_serve.lab.load.records import RequestRecord
 from r2_serve.lab.load.run_directory import REPORT, SUMMARY, TIMELINE, rewriting_requests
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
-from r2_serve.lab.runs import code_version, machine_line, write_whole
+from r2_serve.lab.runs import code_version, machine_line
 from r2_serve.lab.simulate.hardware import Hardware
 from r2_serve.lab.simulate.results import Run
 from r2_serve.lab.workload import Workload

@@ -7,11 +7,7 @@ and both must come to the same: an anchor that stands in two places would otherw
 from __future__ import annotations
 
 import io
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -80,22 +76,6 @@ def all_of(changes: Sequence[Change]) -> Change:
             one(config)
 
     return change
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's text: a reader sees the old one or the new one. Its permissions stay."""
-    path = path.resolve()
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with draft.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _editor() -> YAML:

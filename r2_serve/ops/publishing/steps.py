@@ -12,7 +12,7 @@ import yaml
 
 from r2_serve.cluster.serve_api import Dashboard, check_deployed
 from r2_serve.errors import PublishError, R2Error
-from r2_serve.ops.publishing.config_file import write_atomically
+from r2_serve.files import whole_file
 from r2_serve.ops.publishing.plan import Publication, Rollback
 
 LOADER_IMPORT_PATH = "r2_serve.app:build_adapter_load"
@@ -38,9 +38,14 @@ class ConfigFile:
                 f"{self.path} was changed by somebody else meanwhile: look at it, then publish again"
             )
         if self._last == self.original:
-            write_atomically(self.previous, self.original)
-        write_atomically(self.path, text)
+            _replace(self.previous, self.original)
+        _replace(self.path, text)
         self._last = text
+
+
+def _replace(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text)
 
 
 def publish(plan: Publication, file: ConfigFile, dashboard: Dashboard, tell: Tell) -> None:

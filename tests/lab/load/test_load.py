@@ -288,7 +288,7 @@ async def test_a_disk_that_fills_up_keeps_what_was_answered_and_says_how_to_run_
         await load_against(router_app(), tmp_path / "run")
     kept = len(requests(tmp_path / "run")) + len(list(read_timeline(tmp_path / "run")))
     assert kept == 10
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert not list((tmp_path / "run").glob(".*.partial"))
 
 
 async def test_a_run_under_way_is_not_set_aside(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces the text of `path`; a reader sees the old text or the new one. The file ends with a newline.
+
+    Raises: OSError; the old text is then still there.
+    """
+    with whole_file(path) as file:
+        file.write(text if text.endswith("\n") else f"{text}\n")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file that replaces `path` when the block ends without an error. Links and permissions stay."""
+    path = path.resolve()
+    draft = _draft_of(path)
+    try:
+        with draft.open("x", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill, which becomes `path` when the block ends without an error.
+
+    Raises: OSError where `path` exists by then and is not empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    draft.mkdir()
+    try:
+        yield draft
+        for file in (*draft.iterdir(), draft):
+            _sync(file)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    _sync(path.parent)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text that are not empty, without a byte order mark.
+
+    Only a line feed ends a line: `str.splitlines` would also split at U+2028, which may stand inside JSON.
+
+    Raises: OSError, UnicodeDecodeError.
+    """
+    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def drop_torn_line(descriptor: int) -> int:
+    """Cuts off the last line where a killed process did not finish it; the file's size after that."""
+    size = os.fstat(descriptor).st_size
+    end = size
+    while end and os.pread(descriptor, 1, end - 1) != b"\n":
+        start = max(0, end - 65_536)
+        end = start + os.pread(descriptor, end - start, start).rfind(b"\n") + 1
+    if end != size:
+        os.ftruncate(descriptor, end)
+    return end
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+"""Files and directories that appear whole or not at all."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from r2_serve.files import new_directory, read_lines, whole_file, write_whole
+
+
+def test_failed_write_leaves_the_old_text_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new, but not UTF-8: \ud800")
+    with pytest.raises(RuntimeError), whole_file(path) as file:
+        file.write("half of it")
+        raise RuntimeError
+    assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replaced_file_keeps_its_link_and_its_permissions(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.yaml", tmp_path / "link.yaml"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real.name)
+    write_whole(link, "new\n")
+    assert link.is_symlink()
+    assert (real.read_text(), stat.S_IMODE(real.stat().st_mode)) == ("new\n", 0o640)
+
+
+def test_directory_appears_when_its_block_ends_without_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "adapter") as draft:
+        (draft / "weights").write_bytes(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_directory(tmp_path / "adapter") as draft:
+        (draft / "weights").write_bytes(b"whole")
+        assert not (tmp_path / "adapter").exists()
+    assert (tmp_path / "adapter" / "weights").read_bytes() == b"whole"
+    with pytest.raises(OSError, match="not empty"), new_directory(tmp_path / "adapter"):
+        pass
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_whole(path, f'"a{separator}b"\n\n"c"')
+    assert read_lines(path) == [f'"a{separator}b"', '"c"']
+
+
+def test_byte_order_mark_is_not_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": 1}\r\n')
+    assert read_lines(path) == ['{"id": 1}']
