@@ -55,7 +55,7 @@ from r2_serve.prompts import get_codec
 from r2_serve.router.allocator import Allocator
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.pipeline import Pipeline
-from r2_serve.types import Completion, Message, Plan, Query, Sampling
+from r2_serve.types import Completion, EngineCall, Message, Plan, Query, Sampling
 
 SHORTEST_MS, LONGEST_MS = 50, 100
 WIDEST = 256
@@ -92,18 +92,13 @@ class TimedEngine:
         self._timelines = timelines
         self.stream = self._engine.stream
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
-        request_id, _, subtask = messages[-1].content.rpartition("<step>\n")[2].split()[0].rpartition("/")
+    async def generate(self, call: EngineCall) -> Completion:
+        request_id, _, subtask = (
+            call.messages[-1].content.rpartition("<step>\n")[2].split()[0].rpartition("/")
+        )
         timeline = self._timelines[request_id]
         timeline.starts_s[int(subtask)] = time.perf_counter()
-        completion = await self._engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+        completion = await self._engine.generate(call)
         self._engine.calls.clear()
         timeline.ends_s[int(subtask)] = time.perf_counter()
         return completion

@@ -47,7 +47,7 @@ from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models,
 from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.runner import Runner, RunOptions
 from r2_serve.router.router import in_process
-from r2_serve.types import Completion, Engine, Message, Query, Sampling, Usage
+from r2_serve.types import Completion, Engine, EngineCall, Query, Sampling, Usage
 
 Measured = dict[str, Any]
 NEEDED_TASKS_PER_S = 200
@@ -69,21 +69,14 @@ class InstantEngine:
     def __init__(self, reply: Callable[[str], str]) -> None:
         self._reply = reply
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         return Completion(
-            text=self._reply(messages[-1].content),
+            text=self._reply(call.messages[-1].content),
             usage=Usage(prompt_tokens=20, completion_tokens=5),
             finish_reason="stop",
         )
 
-    def stream(self, *_: Any, **__: Any) -> Any:
+    def stream(self, call: EngineCall) -> Any:
         raise EngineRefused("nothing is streamed here")
 
 

@@ -7,7 +7,7 @@ USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -364,30 +364,27 @@ class AdapterManifest(Record):
     """SHA-256 of each file beside the manifest; `write_adapter` fills it in."""
 
 
+class EngineCall(Record):
+    """One request to one engine."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    adapter: str | None = None
+    """Name of the adapter that answers; None for the base model."""
+    timeout_s: float | None = None
+    """Seconds until the engine gives up with `EngineTimeout`; None for no limit."""
+
+
 class Engine(Protocol):
     """One served model. Implementations: `r2_serve.engines`."""
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         """The whole reply.
 
         Raises: `EngineError` and its subclasses; nothing else. Cancelling the task stops the generation.
         """
         ...
 
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
+    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The reply in pieces; the last `Delta` carries `finish_reason` and `usage`. Closing it stops the generation."""
         ...

@@ -26,7 +26,7 @@ from r2_serve.errors import (
     ReplicaDied,
 )
 from r2_serve.prompts import Codec, get_codec
-from r2_serve.types import CallStage, Completion, Engine, Message, Sampling, Usage
+from r2_serve.types import CallStage, Completion, Engine, EngineCall, Message, Sampling, Usage
 
 OnDelta = Callable[[str], Awaitable[None]]
 """Takes a piece of the final answer's text as it comes."""
@@ -184,7 +184,13 @@ class _Chain:
             passed_over=tuple(name for name in self.passed_over if name != config.name),
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
-        request = _Request(member, prompt, sampling, spec.adapter if config.name == self._first else None)
+        call = EngineCall(
+            messages=tuple(prompt.messages),
+            sampling=sampling,
+            adapter=spec.adapter if config.name == self._first else None,
+            timeout_s=config.timeout_s,
+        )
+        request = _Request(member, prompt, call)
         return await _settled(
             reservation, request.stream(forward) if is_streamed else request.generate(), forward
         )
@@ -235,43 +241,34 @@ class _Request:
 
     member: PoolMember
     prompt: Prompt
-    sampling: Sampling
-    adapter: str | None
+    call: EngineCall
 
     async def generate(self) -> Completion:
-        timeout_s = self.member.config.timeout_s
         async with self._bounded():
-            return await self.member.engine.generate(
-                self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s
-            )
+            return await self.member.engine.generate(self.call)
 
     async def stream(self, forward: _Forward) -> Completion:
         pieces: list[str] = []
-        timeout_s = self.member.config.timeout_s
-        async with self._bounded() as limit:
-            replies = self.member.engine.stream(
-                self.prompt.messages, self.sampling, adapter=self.adapter, timeout_s=timeout_s
-            )
-            async with aclosing(replies) as deltas:
-                async for delta in deltas:
-                    pieces.append(delta.text)
-                    if delta.usage is not None and not delta.is_usage_estimated:
-                        forward.told = delta.usage
-                    with paused(limit):
-                        await forward(delta.text)
-                    if delta.finish_reason is not None:
-                        return Completion(
-                            text="".join(pieces),
-                            usage=forward.told or delta.usage or self._estimated(forward),
-                            is_usage_estimated=forward.told is None,
-                            finish_reason=delta.finish_reason,
-                            work=delta.work,
-                        )
+        async with self._bounded() as limit, aclosing(self.member.engine.stream(self.call)) as deltas:
+            async for delta in deltas:
+                pieces.append(delta.text)
+                if delta.usage is not None and not delta.is_usage_estimated:
+                    forward.told = delta.usage
+                with paused(limit):
+                    await forward(delta.text)
+                if delta.finish_reason is not None:
+                    return Completion(
+                        text="".join(pieces),
+                        usage=forward.told or delta.usage or self._estimated(forward),
+                        is_usage_estimated=forward.told is None,
+                        finish_reason=delta.finish_reason,
+                        work=delta.work,
+                    )
         raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
 
     def _estimated(self, forward: _Forward) -> Usage:
         return self.prompt.likely_usage(
-            forward.num_bytes, self.sampling.max_tokens or self.member.config.max_tokens
+            forward.num_bytes, self.call.sampling.max_tokens or self.member.config.max_tokens
         )
 
     @asynccontextmanager

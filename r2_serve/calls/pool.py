@@ -6,13 +6,13 @@ refused call of that model, which its fallbacks may take over.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
 from r2_serve.calls.caller import Pool, PoolMember
 from r2_serve.config import EngineConfig, ModelConfig, ModelServerConfig
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineRefused
-from r2_serve.types import Completion, Delta, Engine, Message, Sampling
+from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 EngineFor = Callable[[ModelConfig], Engine]
 
@@ -24,25 +24,11 @@ class LazyEngine:
         self._make = make
         self._engine: Engine | None = None
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
-        return await self._made().generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+    async def generate(self, call: EngineCall) -> Completion:
+        return await self._made().generate(call)
 
-    async def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
-        async for delta in self._made().stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        async for delta in self._made().stream(call):
             yield delta
 
     def _made(self) -> Engine:

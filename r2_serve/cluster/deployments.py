@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.traces import TraceWriter
-from r2_serve.types import Completion, Delta, Engine, Message, Sampling
+from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 _log = logging.getLogger(__name__)
 
@@ -130,20 +130,14 @@ class ModelDeployment:
                 await self._engine.remove_adapter(name)
             raise
 
-    async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         with self._time.call() as work:
-            completion: Completion = await self._engine.generate(
-                messages, sampling, adapter=adapter, timeout_s=timeout_s
-            )
+            completion: Completion = await self._engine.generate(call)
             return completion.model_copy(update={"work": work()})
 
-    async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, timeout_s: float | None
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         with self._time.call() as work:
-            async for delta in self._engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s):
+            async for delta in self._engine.stream(call):
                 yield delta if delta.finish_reason is None else delta.model_copy(update={"work": work()})
 
     async def check_health(self) -> None:

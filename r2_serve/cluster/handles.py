@@ -8,7 +8,7 @@ as a `RayTaskError` whose `cause` is the original.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from r2_serve.errors import (
 )
 from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to
 from r2_serve.router.decomposer import Decomposition
-from r2_serve.types import CallStage, Completion, Delta, Message, Plan, Sampling
+from r2_serve.types import CallStage, Completion, Delta, EngineCall, Plan
 
 MODEL_DEPLOYMENT = "Model"
 
@@ -43,30 +43,16 @@ class ServedEngine:
         self._handle: DeploymentHandle | None = None
         self._stream_handle: DeploymentHandle | None = None
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
-        response = self._handles()[0].generate.remote(tuple(messages), sampling, adapter, timeout_s)
+    async def generate(self, call: EngineCall) -> Completion:
+        response = self._handles()[0].generate.remote(call)
         try:
             completion: Completion = await _awaited(response)
         except R2Error as e:
             raise _as_engine_error(e, self._app) from e
         return completion
 
-    async def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
-        response = self._handles()[1].stream.remote(tuple(messages), sampling, adapter, timeout_s)
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        response = self._handles()[1].stream.remote(call)
         is_exhausted = False
         try:
             async for delta in response:

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
@@ -26,7 +26,7 @@ from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
-from r2_serve.types import Completion, Delta, Message, Sampling, Usage
+from r2_serve.types import Completion, Delta, EngineCall, Usage
 
 MAX_REPLY_BYTES = 16_000_000
 MAX_MESSAGE_CHARS = 300
@@ -61,17 +61,10 @@ class HostedEngine:
     def __repr__(self) -> str:
         return f"HostedEngine({self._config.model!r} at {self._config.base_url!r})"
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineUnavailable, EngineRefused, InvalidReply."""
-        deadline = Deadline(timeout_s)
-        body = self._body(messages, sampling, adapter, is_streamed=False)
+        deadline = Deadline(call.timeout_s)
+        body = self._body(call, is_streamed=False)
         with self._redacted_errors():
             async with bounded(deadline.at), self._response(body) as response:
                 content = bytearray()
@@ -81,23 +74,16 @@ class HostedEngine:
             parts = parse_completion(bytes(content))
         return Completion(
             text=parts.text,
-            usage=parts.usage or self._estimated(messages, sampling, parts.text),
+            usage=parts.usage or self._estimated(call, parts.text),
             is_usage_estimated=parts.usage is None,
             finish_reason=parts.finish_reason,
             logprobs=parts.logprobs,
         )
 
-    async def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The same, as it comes, and its usage when it is told. A stream that ends before its finish reason is an InvalidReply."""
-        deadline = Deadline(timeout_s)
-        body = self._body(messages, sampling, adapter, is_streamed=True)
+        deadline = Deadline(call.timeout_s)
+        body = self._body(call, is_streamed=True)
         reader = StreamReader()
         text, told = "", None
         async with aclosing(self._chunks(body, deadline)) as chunks:
@@ -117,7 +103,7 @@ class HostedEngine:
                     break
         with self._redacted_errors():
             finish_reason = reader.finish()
-        usage = reader.usage or self._estimated(messages, sampling, text)
+        usage = reader.usage or self._estimated(call, text)
         yield Delta(finish_reason=finish_reason, usage=usage, is_usage_estimated=reader.usage is None)
 
     async def aclose(self) -> None:
@@ -176,16 +162,15 @@ class HostedEngine:
             self._session = await anext(self._life)
         return self._session
 
-    def _body(
-        self, messages: Sequence[Message], sampling: Sampling, adapter: str | None, *, is_streamed: bool
-    ) -> dict[str, Any]:
-        if adapter is not None:
+    def _body(self, call: EngineCall, *, is_streamed: bool) -> dict[str, Any]:
+        sampling = call.sampling
+        if call.adapter is not None:
             raise EngineRefused(
-                f"adapter {adapter!r}: a hosted model takes no adapter; name the adapted model as a model of its own"
+                f"adapter {call.adapter!r}: a hosted model takes no adapter; name the adapted model as a model of its own"
             )
         body: dict[str, Any] = {
             "model": self._config.model,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "messages": [{"role": m.role, "content": m.content} for m in call.messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stop": list(sampling.stop) or None,
@@ -211,13 +196,13 @@ class HostedEngine:
             **self._config.extra_body,
         }
 
-    def _estimated(self, messages: Sequence[Message], sampling: Sampling, text: str) -> Usage:
+    def _estimated(self, call: EngineCall, text: str) -> Usage:
         if not self._has_warned_of_usage:
             self._has_warned_of_usage = True
             _log.warning("%r reports no usage: tokens are estimated as bytes / 4", self)
-        prompt_bytes = sum(len(m.content.encode()) for m in messages)
-        if sampling.format_sent is not None and self._config.supports_json_schema:
-            prompt_bytes += len(json.dumps(sampling.format_sent))
+        prompt_bytes = sum(len(m.content.encode()) for m in call.messages)
+        if call.sampling.format_sent is not None and self._config.supports_json_schema:
+            prompt_bytes += len(json.dumps(call.sampling.format_sent))
         return Usage(prompt_tokens=-(-prompt_bytes // 4), completion_tokens=-(-len(text.encode()) // 4))
 
     @contextmanager

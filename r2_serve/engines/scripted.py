@@ -15,7 +15,6 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +22,7 @@ from r2_serve.config import ScriptedEngineConfig, SpeedConfig
 from r2_serve.engines.pacing import BatchPace
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
-from r2_serve.types import Completion, Delta, Message, Sampling, Usage
+from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
 """A text (cut to `max_tokens` words and at stop strings), a completion given as it is, or an exception to raise."""
@@ -33,16 +32,6 @@ Sleep = Callable[[float], Awaitable[object]]
 _WORD = re.compile(r"\s*\S+")
 _PLACE = re.compile(r"\{(adapter|asked|prompt|words|json:(\w+))\}")
 _NUM_WORDS = re.compile(r"(\d{1,6}) words")
-
-
-@dataclass(frozen=True)
-class ScriptedCall:
-    """One call that was made."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    adapter: str | None
-    timeout_s: float | None
 
 
 class ScriptedEngine:
@@ -65,7 +54,7 @@ class ScriptedEngine:
     ) -> None:
         if not callable(replies) and not replies:
             raise ValueError("a scripted engine needs at least one reply")
-        self.calls: list[ScriptedCall] = []
+        self.calls: list[EngineCall] = []
         self._replies = replies
         self._delay_s = delay_s
         self._pace = BatchPace(speed) if speed is not None else None
@@ -98,39 +87,25 @@ class ScriptedEngine:
         self._check_known(name)
         self._adapters = {known: path for known, path in (self._adapters or {}).items() if known != name}
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
-        reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
-        deadline = Deadline(timeout_s)
+        reply = self._next_reply(call)
+        deadline = Deadline(call.timeout_s)
         if self._pace is None:
             await self._wait(self._delay_s, deadline)
-            return _completion(reply, messages, sampling)
-        completion = _completion(reply, messages, sampling)
+            return _completion(reply, call)
+        completion = _completion(reply, call)
         async with bounded(deadline.at):
             await self._pace.reply(completion.usage.prompt_tokens, completion.usage.completion_tokens)
         return completion
 
-    async def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The next reply, word by word; a scripted exception is raised before the first word."""
-        reply = self._next_reply(ScriptedCall(tuple(messages), sampling, adapter, timeout_s))
-        deadline = Deadline(timeout_s)
+        reply = self._next_reply(call)
+        deadline = Deadline(call.timeout_s)
         if isinstance(reply, Exception):
             await self._wait(self._delay_s, deadline)
-        completion = _completion(reply, messages, sampling)
+        completion = _completion(reply, call)
         async with aclosing(
             self._paced(_pieces(completion.text), completion.usage.prompt_tokens, deadline)
         ) as pieces:
@@ -155,7 +130,7 @@ class ScriptedEngine:
                 with deadline.paused():
                     yield piece
 
-    def _next_reply(self, call: ScriptedCall) -> Reply:
+    def _next_reply(self, call: EngineCall) -> Reply:
         if call.adapter is not None:
             self._check_known(call.adapter)
         position = len(self.calls)
@@ -183,7 +158,7 @@ class ScriptedEngine:
                 await self._sleep(delay_s)
 
 
-def _filled(text: str, call: ScriptedCall) -> str:
+def _filled(text: str, call: EngineCall) -> str:
     """`text` with what stands in its places."""
     prompt = call.messages[-1].content
 
@@ -229,19 +204,19 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         start = text.find("{", start + 1)
 
 
-def _completion(reply: Reply, messages: Sequence[Message], sampling: Sampling) -> Completion:
+def _completion(reply: Reply, call: EngineCall) -> Completion:
     if isinstance(reply, Exception):
         raise reply
     if isinstance(reply, Completion):
         return reply
-    text = min((reply.partition(stop)[0] for stop in sampling.stop), key=len, default=reply)
-    pieces = _pieces(text)
-    is_cut = sampling.max_tokens is not None and len(pieces) > sampling.max_tokens
+    text = min((reply.partition(stop)[0] for stop in call.sampling.stop), key=len, default=reply)
+    pieces, max_tokens = _pieces(text), call.sampling.max_tokens
+    is_cut = max_tokens is not None and len(pieces) > max_tokens
     if is_cut:
-        pieces = pieces[: sampling.max_tokens]
+        pieces = pieces[:max_tokens]
         text = "".join(pieces)
     usage = Usage(
-        prompt_tokens=sum(len(m.content.split()) for m in messages), completion_tokens=len(text.split())
+        prompt_tokens=sum(len(m.content.split()) for m in call.messages), completion_tokens=len(text.split())
     )
     return Completion(text=text, usage=usage, finish_reason="length" if is_cut else "stop")
 

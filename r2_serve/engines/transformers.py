@@ -32,7 +32,7 @@ from r2_serve.engines.prompting import prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
-from r2_serve.types import Completion, Delta, Message, Sampling
+from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling
 
 _log = logging.getLogger(__name__)
 _Event = Delta | Completion | EngineError
@@ -89,42 +89,32 @@ class TransformersEngine:
         self._worker = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
         self._worker.start()
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
-        deadline = Deadline(timeout_s)
-        call = self._submitted(_Call(self._checkpoint(adapter), messages, sampling, is_streamed=False))
+        deadline = Deadline(call.timeout_s)
+        submitted = self._submitted(
+            _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=False)
+        )
         try:
-            reply = await call.next_event(deadline)
+            reply = await submitted.next_event(deadline)
         finally:
-            call.cancelled.set()
+            submitted.cancelled.set()
         assert isinstance(reply, Completion)
         return reply
 
-    async def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The same, token by token. Closing the iterator ends the row."""
-        deadline = Deadline(timeout_s)
-        call = self._submitted(_Call(self._checkpoint(adapter), messages, sampling, is_streamed=True))
+        deadline = Deadline(call.timeout_s)
+        submitted = self._submitted(
+            _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=True)
+        )
         try:
-            while isinstance(event := await call.next_event(deadline), Delta):
+            while isinstance(event := await submitted.next_event(deadline), Delta):
                 with deadline.paused():
                     yield event
             yield Delta(finish_reason=event.finish_reason, usage=event.usage)
         finally:
-            call.cancelled.set()
+            submitted.cancelled.set()
 
     def add_adapter(self, name: str, path: str) -> None:
         """Load the adapter in the directory `path`, in the caller's thread; calls that name it may follow.

@@ -24,7 +24,7 @@ from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
-from r2_serve.types import Completion, Delta, FinishReason, Message, Sampling, Usage
+from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
 CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process beside ours rather than two
@@ -64,42 +64,28 @@ class VllmEngine:
         for name, folder in config.adapters.items():
             self.add_adapter(name, folder)
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
         from vllm.sampling_params import RequestOutputKind
 
-        params = _sampling_params(sampling, RequestOutputKind.FINAL_ONLY)
-        async with aclosing(self._outputs(messages, params, adapter, Deadline(timeout_s))) as outputs:
+        params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY)
+        async with aclosing(self._outputs(call, params)) as outputs:
             async for output in outputs:
                 reply = output.outputs[0]
         return Completion(
             text=reply.text,
             usage=Usage(prompt_tokens=len(output.prompt_token_ids), completion_tokens=len(reply.token_ids)),
             finish_reason=_finish_reason(reply.finish_reason),
-            logprobs=_chosen_logprobs(reply.token_ids, reply.logprobs) if sampling.logprobs else None,
+            logprobs=_chosen_logprobs(reply.token_ids, reply.logprobs) if call.sampling.logprobs else None,
         )
 
-    async def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The same, as tokens come. Closing the iterator aborts the request."""
         from vllm.sampling_params import RequestOutputKind
 
-        params = _sampling_params(sampling, RequestOutputKind.DELTA)
+        params = _sampling_params(call.sampling, RequestOutputKind.DELTA)
         num_tokens = 0
-        async with aclosing(self._outputs(messages, params, adapter, Deadline(timeout_s))) as outputs:
+        async with aclosing(self._outputs(call, params)) as outputs:
             async for output in outputs:
                 reply = output.outputs[0]
                 num_tokens += len(reply.token_ids)
@@ -162,17 +148,18 @@ class VllmEngine:
         if self._tokenizer_folder is not None:
             shutil.rmtree(self._tokenizer_folder, ignore_errors=True)
 
-    async def _outputs(
-        self, messages: Sequence[Message], params: Any, adapter: str | None, deadline: Deadline
-    ) -> AsyncGenerator[Any, None]:
+    async def _outputs(self, call: EngineCall, params: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs of one request, at least one, the last one finished. Leaving early aborts the request."""
         from vllm.inputs import tokens_input
 
         self._check_open()
+        deadline = Deadline(call.timeout_s)
         async with bounded(deadline.at):
-            lora = await self._loaded(adapter)
+            lora = await self._loaded(call.adapter)
             async with self._tokenizer_lock:
-                ids = await asyncio.to_thread(prompt_ids, self._tokenizer, messages, self._context_tokens)
+                ids = await asyncio.to_thread(
+                    prompt_ids, self._tokenizer, call.messages, self._context_tokens
+                )
         async with self._request_id() as request_id:
             outputs = self._engine.generate(tokens_input(ids), params, request_id, lora_request=lora)
             async with aclosing(outputs):

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +21,7 @@ from r2_serve.calls.pool import EngineFor
 from r2_serve.config import ModelConfig, ModelServerConfig
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
 from r2_serve.errors import ConfigError, EngineRefused
-from r2_serve.types import Completion, Delta, Engine, Message, Sampling
+from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 COMMIT_EVERY = 500
 """Replies between two commits: what a killed run may have to ask again."""
@@ -122,32 +122,16 @@ class CachedEngine:
     identity: str
     cache: CallCache
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
-        key = call_key(self.identity, messages, sampling, adapter)
+    async def generate(self, call: EngineCall) -> Completion:
+        key = call_key(self.identity, call)
 
-        def call() -> asyncio.Task[Completion]:
-            return asyncio.ensure_future(
-                self.engine.generate(messages, sampling, adapter=adapter, timeout_s=timeout_s)
-            )
+        def asked() -> asyncio.Task[Completion]:
+            return asyncio.ensure_future(self.engine.generate(call))
 
-        return await self.cache.completed(key, self.model, call)
+        return await self.cache.completed(key, self.model, asked)
 
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
-        return self.engine.stream(messages, sampling, adapter=adapter, timeout_s=timeout_s)
+    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        return self.engine.stream(call)
 
 
 def cached_engines(
@@ -161,13 +145,13 @@ def cached_engines(
     return cached
 
 
-def call_key(identity: str, messages: Sequence[Message], sampling: Sampling, adapter: str | None) -> str:
+def call_key(identity: str, call: EngineCall) -> str:
     """Source: content addressing; the fields are those that decide a reply."""
     parts = [
         identity,
-        [[m.role, m.content] for m in messages],
-        sampling.model_dump(mode="json", exclude_defaults=True),
-        adapter,
+        [[m.role, m.content] for m in call.messages],
+        call.sampling.model_dump(mode="json", exclude_defaults=True),
+        call.adapter,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -34,6 +34,7 @@ from r2_serve.types import (
     Completion,
     Delta,
     Engine,
+    EngineCall,
     Message,
     ModelCard,
     Plan,
@@ -170,7 +171,12 @@ class ServedPool:
         """One plain call. Raises: EngineError, SpendLimitReached."""
         member = self.members[model]
         return await member.engine.generate(
-            messages, sampling, adapter=adapter, timeout_s=member.config.timeout_s
+            EngineCall(
+                messages=tuple(messages),
+                sampling=sampling,
+                adapter=adapter,
+                timeout_s=member.config.timeout_s,
+            )
         )
 
 
@@ -200,32 +206,15 @@ class _SampledEngine:
     temperature: float
     seed: int
 
-    async def generate(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Completion:
-        return await self.engine.generate(
-            messages, self._at_temperature(sampling), adapter=adapter, timeout_s=timeout_s
-        )
+    async def generate(self, call: EngineCall) -> Completion:
+        return await self.engine.generate(self._at_temperature(call))
 
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapter: str | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Delta, None]:
-        return self.engine.stream(
-            messages, self._at_temperature(sampling), adapter=adapter, timeout_s=timeout_s
-        )
+    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        return self.engine.stream(self._at_temperature(call))
 
-    def _at_temperature(self, sampling: Sampling) -> Sampling:
-        return sampling.model_copy(update={"temperature": self.temperature, "seed": self.seed})
+    def _at_temperature(self, call: EngineCall) -> EngineCall:
+        sampling = call.sampling.model_copy(update={"temperature": self.temperature, "seed": self.seed})
+        return call.model_copy(update={"sampling": sampling})
 
 
 def _made_once(engine_for: EngineFor) -> EngineFor:

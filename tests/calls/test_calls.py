@@ -1,7 +1,7 @@
 """The one retry loop: who is asked, how often, how long it waits, and what it costs."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from r2_serve.errors import (
     EngineUnavailable,
     InvalidReply,
 )
-from r2_serve.types import Completion, Delta, Message, Sampling, Usage
+from r2_serve.types import Completion, Delta, EngineCall, Sampling, Usage
 from tests.support.in_process import model, pool_of, user
 from tests.support.virtual_time import now_s, run
 
@@ -34,12 +34,10 @@ class Streaming:
         self.script = script
         self.is_closed = False
 
-    async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         raise NotImplementedError
 
-    async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, **_: Any
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         try:
             for item in self.script:
                 if item is None:
@@ -155,7 +153,7 @@ def test_backoff_doubles_up_to_its_limit() -> None:
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_a_model_that_hangs_is_given_up_after_its_own_timeout(is_streamed: bool) -> None:
     class Hanging(Streaming):
-        async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
+        async def generate(self, call: EngineCall) -> Completion:
             return await asyncio.Future()
 
     # asked once of three times: the same model would take as long again
@@ -171,7 +169,7 @@ def test_a_model_that_hangs_is_given_up_after_its_own_timeout(is_streamed: bool)
 
 def test_an_engine_whose_own_work_is_cancelled_is_unavailable() -> None:
     class Dying(Streaming):
-        async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
+        async def generate(self, call: EngineCall) -> Completion:
             reply: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
             reply.cancel()
             return await reply

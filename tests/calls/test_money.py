@@ -35,7 +35,7 @@ from r2_serve.http.keys import entry_text, new_key
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.spend import SpendBook
 from r2_serve.router.router import in_process
-from r2_serve.types import CallRecord, Completion, Delta, Message, Sampling, Trace, Usage
+from r2_serve.types import CallRecord, Completion, Delta, EngineCall, Trace, Usage
 from tests.support.elsewhere import move_stages_elsewhere
 from tests.support.in_process import allocation_json, model, plan_json, routing
 from tests.support.scripted_backend import Connection
@@ -64,7 +64,7 @@ class Moody:
         self.num_asked, self.told = 0, Counter[Usage]()
         self._rng, self._replies = rng, replies
 
-    async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         self.num_asked += 1
         failure = await self._mood()
         if failure is not None:
@@ -73,9 +73,7 @@ class Moody:
             text=self._rng.choice(self._replies), finish_reason="stop", **self._usage_or_estimate()
         )
 
-    async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, **_: Any
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         self.num_asked += 1
         failure = await self._mood()
         words = self._rng.choice(self._replies).split(" ")

@@ -6,7 +6,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied
 from r2_serve.router.decomposer import Decomposer
-from r2_serve.types import Completion, Message, Sampling, Usage
+from r2_serve.types import Completion, EngineCall, Usage
 from tests.support.in_process import model, plan_json, pool_of, user
 from tests.support.virtual_time import now_s, run
 
@@ -37,12 +36,12 @@ class Deployment:
         self._at_work: set[asyncio.Future[None]] = set()
         self._reply, self._service_s = reply, service_s
 
-    async def generate(self, messages: Sequence[Message], sampling: Sampling, **_: Any) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         await self._is_up.wait()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._at_work.add(done)
-        is_poison = POISON in messages[-1].content
+        is_poison = POISON in call.messages[-1].content
         timer = (
             loop.call_later(0.1, self._die) if is_poison else loop.call_later(self._service_s, _finish, done)
         )
@@ -170,11 +169,10 @@ def test_the_scripted_engine_dies_as_told() -> None:
 import asyncio
 from r2_serve.config import ScriptedEngineConfig
 from r2_serve.engines import make_engine
-from r2_serve.types import Message
-from r2_serve.types import Sampling
+from r2_serve.types import EngineCall, Message
 engine = make_engine(ScriptedEngineConfig(kind="scripted", dies_on="poison"))
-print(asyncio.run(engine.generate([Message(role="user", content="hello")], Sampling())).text, flush=True)
-asyncio.run(engine.generate([Message(role="user", content="the poison in it")], Sampling()))
+print(asyncio.run(engine.generate(EngineCall(messages=[Message(role="user", content="hello")]))).text, flush=True)
+asyncio.run(engine.generate(EngineCall(messages=[Message(role="user", content="the poison in it")])))
 print("survived")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

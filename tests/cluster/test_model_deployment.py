@@ -7,9 +7,10 @@ import pickle
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from r2_serve.types import EngineCall
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -21,7 +22,7 @@ from r2_serve.cluster.handles import unwrapped  # noqa: E402
 from r2_serve.config import ModelServerConfig, ScriptedEngineConfig  # noqa: E402
 from r2_serve.engines.scripted import ScriptedEngine  # noqa: E402
 from r2_serve.errors import AnswerWithheld, ConfigError, EngineRefused  # noqa: E402
-from r2_serve.types import Completion, Delta, Message, Sampling, Usage, Work  # noqa: E402
+from r2_serve.types import Completion, Delta, Message, Usage, Work  # noqa: E402
 from tests.support.small_adapters import adapter  # noqa: E402
 
 HI: Sequence[Message] = [Message(role="user", content="hi")]
@@ -34,7 +35,7 @@ def deployment() -> ModelDeployment:
 
 
 async def said(model: ModelDeployment, name: str | None) -> str:
-    return (await model.generate(HI, Sampling(), name, None)).text
+    return (await model.generate(EngineCall(messages=HI, adapter=name))).text
 
 
 async def test_adapters_come_and_go_with_user_config(tmp_path: Path) -> None:
@@ -105,20 +106,20 @@ async def test_a_replica_passes_on_what_is_known_of_a_calls_usage() -> None:
     """That it is estimated, and where the call failed."""
 
     class Guessing(ScriptedEngine):
-        async def generate(self, *args: Any, **options: Any) -> Completion:
-            return (await super().generate(*args, **options)).model_copy(update={"is_usage_estimated": True})
+        async def generate(self, call: EngineCall) -> Completion:
+            return (await super().generate(call)).model_copy(update={"is_usage_estimated": True})
 
-        async def stream(self, *args: Any, **options: Any) -> AsyncGenerator[Delta, None]:
-            async for delta in super().stream(*args, **options):
+        async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+            async for delta in super().stream(call):
                 yield delta.model_copy(update={"is_usage_estimated": delta.usage is not None})
 
     model, withheld = deployment(), AnswerWithheld("filtered")
     withheld.usage = Usage(prompt_tokens=7, completion_tokens=2)
     model._engine = Guessing(["done", "done", withheld])
-    assert (await model.generate(HI, Sampling(), None, None)).is_usage_estimated
-    assert [delta async for delta in model.stream(HI, Sampling(), None, None)][-1].is_usage_estimated
+    assert (await model.generate(EngineCall(messages=HI))).is_usage_estimated
+    assert [delta async for delta in model.stream(EngineCall(messages=HI))][-1].is_usage_estimated
     with pytest.raises(AnswerWithheld) as caught:
-        await model.generate(HI, Sampling(), None, None)
+        await model.generate(EngineCall(messages=HI))
     arrived = unwrapped(RayTaskError("generate", "the traceback", pickle.loads(pickle.dumps(caught.value))))
     assert isinstance(arrived, AnswerWithheld) and arrived.usage == withheld.usage
 
@@ -129,9 +130,9 @@ async def test_a_reply_says_what_it_took_of_its_replica_plain_and_streamed() -> 
     model = ModelDeployment(ModelServerConfig(engine=engine))
 
     async def streamed() -> list[Work | None]:
-        return [delta.work async for delta in model.stream(HI, Sampling(), None, None)]
+        return [delta.work async for delta in model.stream(EngineCall(messages=HI))]
 
-    plain, deltas = await asyncio.gather(model.generate(HI, Sampling(), None, None), streamed())
+    plain, deltas = await asyncio.gather(model.generate(EngineCall(messages=HI)), streamed())
     assert all(work is None for work in deltas[:-1])
     for work in (plain.work, deltas[-1]):
         assert work is not None and work.service_s >= 0.5

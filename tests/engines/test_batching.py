@@ -13,6 +13,7 @@ from r2_serve.engines.batching import Batch
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineTimeout
 from r2_serve.types import Message, Sampling
+from tests.support.engine_calls import engine_call
 from tests.support.virtual_time import VirtualTimeLoop
 from tests.support.virtual_time import run as run_in_virtual_time
 
@@ -114,7 +115,7 @@ def test_a_scripted_engine_keeps_the_pace_of_its_batch() -> None:
         engine, loop = ScriptedEngine.from_config(config), asyncio.get_running_loop()
 
         async def one() -> float:
-            completion = await engine.generate(prompt("Write 10 words"), Sampling())
+            completion = await engine.generate(engine_call(prompt("Write 10 words"), Sampling()))
             assert completion.usage.completion_tokens == 10
             return loop.time()
 
@@ -128,7 +129,7 @@ def test_a_stream_gives_each_word_at_its_time_and_a_timeout_cuts_it() -> None:
 
     async def stream(timeout_s: float | None) -> list[float]:
         engine, loop = ScriptedEngine.from_config(config), asyncio.get_running_loop()
-        replies = engine.stream(prompt("Write 4 words"), Sampling(), timeout_s=timeout_s)
+        replies = engine.stream(engine_call(prompt("Write 4 words"), Sampling(), timeout_s=timeout_s))
         return [loop.time() async for delta in replies if delta.text]
 
     assert run_in_virtual_time(stream(None)) == pytest.approx([0.13, 0.23, 0.33, 0.43], abs=1e-3)
@@ -139,8 +140,8 @@ def test_a_stream_gives_each_word_at_its_time_and_a_timeout_cuts_it() -> None:
 def test_a_cancelled_call_leaves_its_batch() -> None:
     async def cancelled_beside_another() -> float:
         engine, loop = ScriptedEngine(["{words}"], speed=SPEED), asyncio.get_running_loop()
-        doomed = asyncio.create_task(engine.generate(prompt("100 words"), Sampling()))
-        other = asyncio.create_task(engine.generate(prompt("10 words"), Sampling()))
+        doomed = asyncio.create_task(engine.generate(engine_call(prompt("100 words"), Sampling())))
+        other = asyncio.create_task(engine.generate(engine_call(prompt("10 words"), Sampling())))
         await asyncio.sleep(0)
         await asyncio.sleep(0.02)
         doomed.cancel()
@@ -152,14 +153,14 @@ def test_a_cancelled_call_leaves_its_batch() -> None:
 
 def test_a_template_takes_its_values_from_the_prompt() -> None:
     async def reply(template: str, text: str) -> str:
-        return (await ScriptedEngine([template]).generate(prompt(text), Sampling())).text
+        return (await ScriptedEngine([template]).generate(engine_call(prompt(text), Sampling()))).text
 
     asked = 'Task {1}. {"a": 1} then {"plan": {"x": ["{words}"]}, "b": 2}. Write 2 words, no: 3 words.'
     assert asyncio.run(reply("{json:plan}", asked)) == '{"x": ["{words}"]}'
     assert asyncio.run(reply("<{words}>", asked)) == "<word word word>"
     assert asyncio.run(reply("{json:none}{json:b}", asked)) == "2"
     schema = {"type": "object", "required": ["x"]}
-    planned = ScriptedEngine(["{asked}"]).generate(prompt(asked), Sampling(json_schema=schema))
+    planned = ScriptedEngine(["{asked}"]).generate(engine_call(prompt(asked), Sampling(json_schema=schema)))
     assert asyncio.run(planned).text == '{"x": ["{words}"]}'
     assert asyncio.run(reply("{asked}", asked)) == "word word word"
     assert asyncio.run(reply("{prompt}", "{words}")) == "{words}", "what a prompt says is never filled in"
@@ -172,7 +173,9 @@ def test_a_stream_whose_end_passes_while_its_process_is_busy_is_whole() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
         told = []
-        async for delta in ScriptedEngine(["{words}"], speed=SPEED).stream(prompt("5 words"), Sampling()):
+        async for delta in ScriptedEngine(["{words}"], speed=SPEED).stream(
+            engine_call(prompt("5 words"), Sampling())
+        ):
             told += [delta.text] if delta.text else []
             loop.pass_time(10.0)
         return told

@@ -29,6 +29,7 @@ from r2_serve.errors import (
 )
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests.support import virtual_time
+from tests.support.engine_calls import engine_call
 from tests.support.upstream import (
     Script,
     Upstream,
@@ -81,7 +82,7 @@ def said(body: Any, status: int = 200, **headers: str) -> Script:
 
 
 async def collected(engine: HostedEngine, timeout_s: float = 5.0) -> list[Delta]:
-    return [delta async for delta in engine.stream(MESSAGES, Sampling(), timeout_s=timeout_s)]
+    return [delta async for delta in engine.stream(engine_call(MESSAGES, Sampling(), timeout_s=timeout_s))]
 
 
 FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
@@ -155,7 +156,7 @@ async def test_faulty_reply_becomes_the_right_error_without_the_key(fault: str) 
     script, kind, text = FAULTS[fault]
     async with running(script) as (_, engine):
         with pytest.raises(EngineError) as caught:
-            await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+            await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert type(caught.value) is kind
     assert text in caught.value.message
     assert caught.value.message.encode(), "it goes into a trace"
@@ -190,7 +191,7 @@ async def test_faulty_stream_is_never_reported_as_finished(fault: str) -> None:
     deltas: list[Delta] = []
     async with running(Script(body=body, headers={"content-type": "text/event-stream"})) as (_, engine):
         with pytest.raises(EngineError) as caught:
-            async for delta in engine.stream(MESSAGES, Sampling(), timeout_s=5.0):
+            async for delta in engine.stream(engine_call(MESSAGES, Sampling(), timeout_s=5.0)):
                 deltas.append(delta)
     assert type(caught.value) is kind
     assert text in caught.value.message
@@ -209,7 +210,7 @@ async def test_status_of_a_stream_is_mapped_as_of_a_whole_reply() -> None:
 async def test_whole_reply_is_read_with_its_usage_and_logprobs() -> None:
     logprobs = {"content": [{"token": "fo", "logprob": -0.5}, {"token": "ur", "logprob": 0}]}
     async with running(said(completion(logprobs=logprobs))) as (upstream, engine):
-        reply = await engine.generate(MESSAGES, Sampling(logprobs=True), timeout_s=5.0)
+        reply = await engine.generate(engine_call(MESSAGES, Sampling(logprobs=True), timeout_s=5.0))
     assert (reply.text, reply.finish_reason, reply.logprobs) == ("four", "stop", (-0.5, 0.0))
     assert reply.usage == Usage(prompt_tokens=7, completion_tokens=2)
     assert upstream.requests[0]["logprobs"] is True
@@ -221,7 +222,7 @@ async def test_request_carries_what_was_asked_and_nothing_else() -> None:
     )
     config = {"max_tokens_field": "max_completion_tokens", "extra_body": {"reasoning_effort": "low"}}
     async with running(said(completion()), **config) as (upstream, engine):
-        await engine.generate(MESSAGES, sampling, timeout_s=5.0)
+        await engine.generate(engine_call(MESSAGES, sampling, timeout_s=5.0))
     request = upstream.requests[0]
     headers, path = request.pop("_headers"), request.pop("_path")
     assert path == "/v1/chat/completions"
@@ -245,7 +246,7 @@ async def test_request_carries_what_was_asked_and_nothing_else() -> None:
 
 async def test_schema_is_left_out_for_a_provider_without_structured_outputs() -> None:
     async with running(said(completion()), supports_json_schema=False) as (upstream, engine):
-        await engine.generate(MESSAGES, Sampling(json_schema={"type": "object"}), timeout_s=5.0)
+        await engine.generate(engine_call(MESSAGES, Sampling(json_schema={"type": "object"}), timeout_s=5.0))
     assert "response_format" not in upstream.requests[0]
 
 
@@ -260,17 +261,17 @@ async def test_a_clients_response_format_goes_to_the_provider_as_it_is_or_is_ref
     wanted: dict[str, Any],
 ) -> None:
     async with running(said(completion())) as (upstream, engine):
-        await engine.generate(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0)
+        await engine.generate(engine_call(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0))
     assert upstream.requests[0]["response_format"] == wanted
     async with running(said(completion()), supports_json_schema=False) as (upstream, engine):
         with pytest.raises(EngineRefused, match="response_format"):
-            await engine.generate(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0)
+            await engine.generate(engine_call(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0))
     assert upstream.requests == []
 
 
 async def test_server_without_a_key_is_sent_none_and_never_another_providers() -> None:
     async with running(said(completion()), api_key_env=None) as (upstream, engine):
-        await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+        await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert "authorization" not in upstream.requests[0]["_headers"]
 
 
@@ -283,7 +284,7 @@ async def test_azure_asks_the_deployment_with_its_own_key_header() -> None:
         )
         engine = make_engine(config)
         assert isinstance(engine, HostedEngine)
-        await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+        await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
         await engine.aclose()
     assert upstream.requests[0]["_path"] == "/openai/deployments/dep/chat/completions?api-version=2026-01-01"
     assert upstream.requests[0]["_headers"]["api-key"] == KEY
@@ -315,7 +316,9 @@ def test_stream_reader_does_not_mind_where_the_bytes_are_cut() -> None:
 async def test_missing_usage_is_estimated_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async with running(said(completion(usage=None))) as (_, engine):
         with caplog.at_level(logging.WARNING, logger="r2_serve"):
-            replies = [await engine.generate(MESSAGES, Sampling(), timeout_s=5.0) for _ in range(2)]
+            replies = [
+                await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0)) for _ in range(2)
+            ]
     assert (replies[0].usage, replies[0].is_usage_estimated) == (
         Usage(prompt_tokens=3, completion_tokens=1),
         True,
@@ -332,7 +335,7 @@ def test_a_drip_ends_at_the_calls_timeout(is_streamed: bool) -> None:
                 await (
                     collected(engine, timeout_s=1)
                     if is_streamed
-                    else engine.generate(MESSAGES, Sampling(), timeout_s=1)
+                    else engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=1))
                 )
             return virtual_time.now_s() - start_s
 
@@ -362,7 +365,7 @@ def test_what_a_consumer_takes_is_not_the_providers_time() -> None:
         )
         async with running(script, stall_s=15) as (_, engine):
             text = ""
-            async for delta in engine.stream(MESSAGES, Sampling(), timeout_s=70):
+            async for delta in engine.stream(engine_call(MESSAGES, Sampling(), timeout_s=70)):
                 text += delta.text
                 await asyncio.sleep(30)
             return text
@@ -372,14 +375,14 @@ def test_what_a_consumer_takes_is_not_the_providers_time() -> None:
 
 async def test_closing_a_stream_closes_its_connection() -> None:
     async with running(Script(body=sse(chunk("fo")), is_held=True)) as (upstream, engine):
-        async with aclosing(engine.stream(MESSAGES, Sampling())) as deltas:
+        async with aclosing(engine.stream(engine_call(MESSAGES, Sampling()))) as deltas:
             assert (await anext(deltas)).text == "fo"
         await asyncio.wait_for(upstream.hung_up.wait(), 5.0)
 
 
 async def test_cancelling_a_call_closes_its_connection() -> None:
     async with running(Script(body=[b"{"], is_held=True)) as (upstream, engine):
-        call = asyncio.create_task(engine.generate(MESSAGES, Sampling()))
+        call = asyncio.create_task(engine.generate(engine_call(MESSAGES, Sampling())))
         await asyncio.wait_for(upstream.asked.wait(), 5.0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -403,7 +406,9 @@ async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(
         num_turns = num_answered = 0
         while num_answered < 3:
             call = asyncio.create_task(
-                collected(engine) if is_streamed else engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+                collected(engine)
+                if is_streamed
+                else engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
             )
             await turns(num_turns)
             call.cancel()
@@ -423,7 +428,7 @@ async def test_nobody_listening_is_unavailable() -> None:
         url = upstream.base_url
     engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=url, api_key_env="TEST_KEY"))
     with pytest.raises(EngineUnavailable, match="cannot reach"):
-        await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+        await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     await engine.aclose()
 
 
@@ -441,7 +446,10 @@ def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest
         engine = HostedEngine(
             HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url, api_key_env="TEST_KEY")
         )
-        assert [asyncio.run(engine.generate(MESSAGES, Sampling(), timeout_s=5.0)).text for _ in range(2)] == [
+        assert [
+            asyncio.run(engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))).text
+            for _ in range(2)
+        ] == [
             "four",
             "four",
         ]
@@ -465,7 +473,7 @@ async def test_a_proxy_of_the_environment_is_used(
             )
         )
         with contextlib.suppress(EngineUnavailable):
-            await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+            await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
         await engine.aclose()
     assert [request["_path"] for request in proxy.requests] == [
         "http://provider.invalid/v1/chat/completions"
@@ -475,14 +483,14 @@ async def test_a_proxy_of_the_environment_is_used(
 async def test_a_failed_call_is_made_once() -> None:
     async with running(said(ERROR, 500)) as (upstream, engine):
         with pytest.raises(EngineUnavailable):
-            await engine.generate(MESSAGES, Sampling(), timeout_s=5.0)
+            await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert len(upstream.requests) == 1
 
 
 async def test_an_adapter_is_refused() -> None:
     async with running(said(completion())) as (upstream, engine):
         with pytest.raises(EngineRefused, match="adapter 'a'"):
-            await engine.generate(MESSAGES, Sampling(), adapter="a")
+            await engine.generate(engine_call(MESSAGES, Sampling(), adapter="a"))
     assert upstream.requests == []
 
 

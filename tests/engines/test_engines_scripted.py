@@ -15,6 +15,7 @@ from r2_serve.engines import make_engine, resolve_checkpoint
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, Engine, Message, Sampling, Usage
+from tests.support.engine_calls import engine_call
 
 MESSAGES = [Message(role="system", content="be brief"), Message(role="user", content="two plus two")]
 
@@ -30,11 +31,11 @@ class Clock:
 
 
 async def texts(engine: Engine, num_calls: int) -> list[str]:
-    return [(await engine.generate(MESSAGES, Sampling())).text for _ in range(num_calls)]
+    return [(await engine.generate(engine_call(MESSAGES, Sampling()))).text for _ in range(num_calls)]
 
 
 async def deltas(engine: Engine, sampling: Sampling, timeout_s: float | None = None) -> list[Delta]:
-    return [delta async for delta in engine.stream(MESSAGES, sampling, timeout_s=timeout_s)]
+    return [delta async for delta in engine.stream(engine_call(MESSAGES, sampling, timeout_s=timeout_s))]
 
 
 async def test_replies_come_in_turn_and_again() -> None:
@@ -46,11 +47,11 @@ async def test_a_function_sees_the_call() -> None:
     def reply(messages: Sequence[Message], sampling: Sampling) -> str:
         return f"{len(messages)} {sampling.seed}"
 
-    assert (await ScriptedEngine(reply).generate(MESSAGES, Sampling(seed=4))).text == "2 4"
+    assert (await ScriptedEngine(reply).generate(engine_call(MESSAGES, Sampling(seed=4)))).text == "2 4"
 
 
 async def test_usage_counts_words() -> None:
-    reply = await ScriptedEngine(["it is four"]).generate(MESSAGES, Sampling())
+    reply = await ScriptedEngine(["it is four"]).generate(engine_call(MESSAGES, Sampling()))
     assert reply.usage == Usage(prompt_tokens=5, completion_tokens=3)
     assert reply.finish_reason == "stop"
 
@@ -68,7 +69,7 @@ async def test_usage_counts_words() -> None:
 async def test_stream_says_what_generate_says(
     text: str, sampling: Sampling, expected: str, finish_reason: str
 ) -> None:
-    reply = await ScriptedEngine([text]).generate(MESSAGES, sampling)
+    reply = await ScriptedEngine([text]).generate(engine_call(MESSAGES, sampling))
     pieces = await deltas(ScriptedEngine([text]), sampling)
     assert (reply.text, reply.finish_reason) == (expected, finish_reason)
     assert "".join(piece.text for piece in pieces) == expected
@@ -86,7 +87,7 @@ async def test_stream_is_word_by_word_over_the_delay() -> None:
 async def test_a_scripted_exception_is_raised_and_the_next_call_goes_on() -> None:
     engine = ScriptedEngine([EngineRefused("no"), "yes"])
     with pytest.raises(EngineRefused, match="no"):
-        await engine.generate(MESSAGES, Sampling())
+        await engine.generate(engine_call(MESSAGES, Sampling()))
     assert await texts(engine, 1) == ["yes"]
     with pytest.raises(EngineRefused, match="no"):
         await deltas(engine, Sampling())
@@ -96,14 +97,17 @@ async def test_a_completion_is_given_as_it_is() -> None:
     completion = Completion(
         text="a b", usage=Usage(prompt_tokens=1, completion_tokens=9), finish_reason="length"
     )
-    assert await ScriptedEngine([completion]).generate(MESSAGES, Sampling(max_tokens=1)) == completion
+    assert (
+        await ScriptedEngine([completion]).generate(engine_call(MESSAGES, Sampling(max_tokens=1)))
+        == completion
+    )
 
 
 async def test_a_delay_beyond_the_timeout_is_unavailable() -> None:
     clock = Clock()
     engine = ScriptedEngine(["a"], delay_s=9.0, sleep=clock.sleep)
     with pytest.raises(EngineUnavailable):
-        await engine.generate(MESSAGES, Sampling(), timeout_s=1.0)
+        await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=1.0))
     with pytest.raises(EngineUnavailable):
         await deltas(engine, Sampling(), timeout_s=1.0)
     assert clock.slept == pytest.approx([1.0, 1.0], abs=0.1)
@@ -113,12 +117,12 @@ async def test_a_sleep_that_never_ends_is_bounded_by_the_timeout() -> None:
     gate = asyncio.Event()
     engine = ScriptedEngine(["a"], delay_s=0.001, sleep=lambda _: gate.wait())
     with pytest.raises(EngineUnavailable):
-        await engine.generate(MESSAGES, Sampling(), timeout_s=0.05)
+        await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=0.05))
 
 
 async def test_calls_are_recorded() -> None:
     engine = ScriptedEngine()
-    await engine.generate(MESSAGES, Sampling(seed=1), adapter="a", timeout_s=3.0)
+    await engine.generate(engine_call(MESSAGES, Sampling(seed=1), adapter="a", timeout_s=3.0))
     await deltas(engine, Sampling())
     assert [(call.sampling.seed, call.adapter, call.timeout_s) for call in engine.calls] == [
         (1, "a", 3.0),
@@ -132,11 +136,12 @@ async def test_adapters_are_known_by_name_and_a_reply_may_say_which(tmp_path: Pa
     engine = ScriptedEngine.from_config(config)
     engine.add_adapter("b", str(tmp_path))
     assert [
-        (await engine.generate(MESSAGES, Sampling(), adapter=name)).text for name in ("a", "b", None)
+        (await engine.generate(engine_call(MESSAGES, Sampling(), adapter=name))).text
+        for name in ("a", "b", None)
     ] == ["by a", "by b", "by base"]
     await engine.remove_adapter("a")
     with pytest.raises(EngineRefused, match=r"no adapter 'a'; this engine has \['b'\]"):
-        await engine.generate(MESSAGES, Sampling(), adapter="a")
+        await engine.generate(engine_call(MESSAGES, Sampling(), adapter="a"))
     with pytest.raises(ConfigError, match="new name"):
         engine.add_adapter("b", str(tmp_path))
     with pytest.raises(ConfigError, match="is no directory"):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engine_calls import engine_call
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.engine
@@ -55,7 +57,7 @@ def user(text: str) -> list[Message]:
 async def together(engine: TransformersEngine, samplings: list[Sampling]) -> list[Completion]:
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(engine.generate(user(p), s))
+            group.create_task(engine.generate(engine_call(user(p), s)))
             for p, s in zip(PROMPTS * 20, samplings, strict=False)
         ]
     return [task.result() for task in tasks]
@@ -65,7 +67,9 @@ async def test_a_batch_replies_what_each_call_alone_would(words: str) -> None:
     samplings = [Sampling(max_tokens=3 + i, logprobs=i % 2 == 0) for i in range(5)]
     async with running(words) as engine:
         batch = await together(engine, samplings)
-        alone = [await engine.generate(user(p), s) for p, s in zip(PROMPTS, samplings, strict=True)]
+        alone = [
+            await engine.generate(engine_call(user(p), s)) for p, s in zip(PROMPTS, samplings, strict=True)
+        ]
     assert [(r.text, r.usage, r.finish_reason) for r in batch] == [
         (r.text, r.usage, r.finish_reason) for r in alone
     ]
@@ -78,7 +82,7 @@ async def test_a_batch_replies_what_each_call_alone_would(words: str) -> None:
 async def test_max_tokens_is_each_rows_own(words: str) -> None:
     async with running(words) as engine:
         replies = await together(engine, [Sampling(max_tokens=n) for n in (1, 20, 2, 7, 3)])
-        whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20))
+        whole = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=20)))
     assert [r.usage.completion_tokens <= n for r, n in zip(replies, (1, 20, 2, 7, 3), strict=True)] == [
         True
     ] * 5
@@ -105,11 +109,16 @@ async def test_end_of_sequence_is_counted_and_not_shown(words: str) -> None:
 
 async def test_stop_strings_end_the_text_before_them(words: str) -> None:
     async with running(words) as engine:
-        whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20))
+        whole = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=20)))
         stop = " ".join(whole.text.split()[3:5])
-        cut = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
+        cut = await engine.generate(
+            engine_call(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
+        )
         streamed = [
-            d async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
+            d
+            async for d in engine.stream(
+                engine_call(user(PROMPTS[0]), Sampling(max_tokens=20, stop=("never", stop)))
+            )
         ]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
@@ -119,7 +128,7 @@ async def test_stop_strings_end_the_text_before_them(words: str) -> None:
 
 async def test_streams_in_a_batch_say_what_generate_says(words: str) -> None:
     async def streamed(engine: TransformersEngine, prompt: str) -> tuple[str, int, object]:
-        deltas = [d async for d in engine.stream(user(prompt), Sampling(max_tokens=12))]
+        deltas = [d async for d in engine.stream(engine_call(user(prompt), Sampling(max_tokens=12)))]
         assert all(d.usage is None and d.finish_reason is None for d in deltas[:-1])
         return "".join(d.text for d in deltas), len(deltas), deltas[-1].usage
 
@@ -135,8 +144,8 @@ async def test_streams_in_a_batch_say_what_generate_says(words: str) -> None:
 
 async def test_characters_come_whole_from_a_character_model(tmp_path: Path) -> None:
     async with running(character_checkpoint(tmp_path)) as engine:
-        reply = await engine.generate(user("abc"), Sampling(max_tokens=30))
-        pieces = [d.text async for d in engine.stream(user("abc"), Sampling(max_tokens=30))]
+        reply = await engine.generate(engine_call(user("abc"), Sampling(max_tokens=30)))
+        pieces = [d.text async for d in engine.stream(engine_call(user("abc"), Sampling(max_tokens=30)))]
     assert len(reply.text) > 5
     assert "".join(pieces) == reply.text
 
@@ -144,10 +153,14 @@ async def test_characters_come_whole_from_a_character_model(tmp_path: Path) -> N
 async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) -> None:
     sampling = Sampling(max_tokens=15, temperature=1.0, seed=7)
     async with running(words) as engine:
-        alone = await engine.generate(user(PROMPTS[0]), sampling)
+        alone = await engine.generate(engine_call(user(PROMPTS[0]), sampling))
         company = await together(engine, [sampling, *[Sampling(max_tokens=15, temperature=1.5)] * 9])
         others = {
-            (await engine.generate(user(PROMPTS[0]), sampling.model_copy(update={"seed": seed}))).text
+            (
+                await engine.generate(
+                    engine_call(user(PROMPTS[0]), sampling.model_copy(update={"seed": seed}))
+                )
+            ).text
             for seed in range(8)
         }
     assert company[0].text == alone.text
@@ -156,14 +169,16 @@ async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) 
 
 async def test_draws_follow_the_models_probabilities(words: str) -> None:
     async with running(words) as engine:
-        greedy = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, logprobs=True))
+        greedy = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=1, logprobs=True)))
         draws = [
-            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, seed=i))
+            engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, seed=i)))
             for i in range(400)
         ]
         share = sum(r.text == greedy.text for r in await asyncio.gather(*draws)) / 400
         nucleus = [
-            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, top_p=1e-6, seed=i))
+            engine.generate(
+                engine_call(user(PROMPTS[0]), Sampling(max_tokens=1, temperature=1.0, top_p=1e-6, seed=i))
+            )
             for i in range(50)
         ]
         assert {r.text for r in await asyncio.gather(*nucleus)} == {greedy.text}
@@ -179,9 +194,9 @@ async def test_penalties_lower_the_number_of_repeats(words: str) -> None:
 
     async with running(words) as engine:
         plain, presence, frequency = await asyncio.gather(
-            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16)),
-            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16, presence_penalty=2.0)),
-            engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16, frequency_penalty=2.0)),
+            engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16))),
+            engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16, presence_penalty=2.0))),
+            engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16, frequency_penalty=2.0))),
         )
     assert repeats(presence) < repeats(plain)
     assert repeats(frequency) < repeats(plain)
@@ -190,26 +205,30 @@ async def test_penalties_lower_the_number_of_repeats(words: str) -> None:
 async def test_unknown_words_are_refused_by_name(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match=r"does not have 'hello', 'a', 'b', 'c', 'd' and others"):
-            await engine.generate(user("hello one a b c hello d e"), Sampling())
-        assert (await engine.generate(user("one"), Sampling(max_tokens=1))).usage.completion_tokens == 1
+            await engine.generate(engine_call(user("hello one a b c hello d e"), Sampling()))
+        assert (
+            await engine.generate(engine_call(user("one"), Sampling(max_tokens=1)))
+        ).usage.completion_tokens == 1
 
 
 async def test_a_response_format_is_refused_and_not_ignored(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match="response_format"):
-            await engine.generate(user(PROMPTS[0]), Sampling(response_format={"type": "json_object"}))
+            await engine.generate(
+                engine_call(user(PROMPTS[0]), Sampling(response_format={"type": "json_object"}))
+            )
 
 
 async def test_a_prompt_that_fills_the_context_is_refused(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match=f"context of {CONTEXT_TOKENS}"):
-            await engine.generate(user("one " * CONTEXT_TOKENS), Sampling())
-        reply = await engine.generate(user("one " * (CONTEXT_TOKENS - 4)), Sampling())
+            await engine.generate(engine_call(user("one " * CONTEXT_TOKENS), Sampling()))
+        reply = await engine.generate(engine_call(user("one " * (CONTEXT_TOKENS - 4)), Sampling()))
     assert reply.usage.total_tokens <= CONTEXT_TOKENS
 
 
 async def reply_text(engine: TransformersEngine, adapter: str | None = None, prompt: str = PROMPTS[0]) -> str:
-    return (await engine.generate(user(prompt), Sampling(max_tokens=16), adapter=adapter)).text
+    return (await engine.generate(engine_call(user(prompt), Sampling(max_tokens=16), adapter=adapter))).text
 
 
 async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
@@ -227,7 +246,12 @@ async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
         calls += [asyncio.create_task(reply_text(engine, name)) for name in (None, "other") * 20]
         replies = await asyncio.gather(*calls)
         streamed = "".join(
-            [d.text async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=16), adapter="other")]
+            [
+                d.text
+                async for d in engine.stream(
+                    engine_call(user(PROMPTS[0]), Sampling(max_tokens=16), adapter="other")
+                )
+            ]
         )
     assert ours != theirs
     assert replies == [ours] * 100 + [ours, theirs] * 20
@@ -267,10 +291,10 @@ async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(
     long = Sampling(max_tokens=60, frequency_penalty=2.0)
     async with running(words) as engine:
         await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
-        whole = (await engine.generate(user("one"), long, adapter="other")).text
-        stream = engine.stream(user("one"), long, adapter="other")
+        whole = (await engine.generate(engine_call(user("one"), long, adapter="other"))).text
+        stream = engine.stream(engine_call(user("one"), long, adapter="other"))
         pieces = [(await anext(stream)).text]
-        waiting = asyncio.create_task(engine.generate(user("one"), long, adapter="other"))
+        waiting = asyncio.create_task(engine.generate(engine_call(user("one"), long, adapter="other")))
         await asyncio.sleep(0)
         await engine.remove_adapter("other")
         with pytest.raises(EngineRefused, match="no adapter 'other'"):
@@ -338,27 +362,31 @@ async def test_adapters_of_the_configuration_are_there_at_the_start(words: str, 
 async def test_a_cancelled_call_ends_and_its_neighbour_does_not(words: str) -> None:
     async with running(words) as engine:
         long = Sampling(max_tokens=100, frequency_penalty=2.0)
-        async with aclosing(engine.stream(user("one"), long)) as abandoned:
+        async with aclosing(engine.stream(engine_call(user("one"), long))) as abandoned:
             await anext(abandoned)
-            task = asyncio.create_task(engine.generate(user("two"), long))
+            task = asyncio.create_task(engine.generate(engine_call(user("two"), long)))
             await asyncio.sleep(0)
             task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert (await engine.generate(user("three"), Sampling(max_tokens=2))).usage.completion_tokens <= 2
+        assert (
+            await engine.generate(engine_call(user("three"), Sampling(max_tokens=2)))
+        ).usage.completion_tokens <= 2
 
 
 async def test_a_call_past_its_timeout_is_unavailable(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineUnavailable, match="in time"):
-            await engine.generate(user("one"), Sampling(max_tokens=100), timeout_s=0.0)
+            await engine.generate(engine_call(user("one"), Sampling(max_tokens=100), timeout_s=0.0))
 
 
 async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None:
     others = set(threading.enumerate())
     async with running(words, max_batch_size=1) as engine:
         calls = [
-            asyncio.create_task(engine.generate(user("one"), Sampling(max_tokens=120, frequency_penalty=2.0)))
+            asyncio.create_task(
+                engine.generate(engine_call(user("one"), Sampling(max_tokens=120, frequency_penalty=2.0)))
+            )
             for _ in range(20)
         ]
         await asyncio.sleep(0)
@@ -367,7 +395,7 @@ async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None
         assert isinstance(results[-1], EngineUnavailable)
         assert all(isinstance(result, Completion | EngineUnavailable) for result in results)
         with pytest.raises(EngineUnavailable, match="closed"):
-            await engine.generate(user("one"), Sampling())
+            await engine.generate(engine_call(user("one"), Sampling()))
     assert not [
         thread for thread in set(threading.enumerate()) - others if thread.name == "transformers-engine"
     ]

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests import EMBEDDED
+from tests.support.engine_calls import engine_call
 
 pytest.importorskip("torch")
 if find_spec("vllm") is None or find_spec("peft") is None:
@@ -74,7 +75,9 @@ def user(text: str) -> list[Message]:
 
 
 async def reply_text(engine: VllmEngine, prompt: str = PROMPTS[0], adapter: str | None = None) -> str:
-    return (await engine.generate(user(prompt), Sampling(max_tokens=16), adapter=adapter)).text.strip()
+    return (
+        await engine.generate(engine_call(user(prompt), Sampling(max_tokens=16), adapter=adapter))
+    ).text.strip()
 
 
 async def until(is_true: Callable[[], bool]) -> None:
@@ -93,8 +96,8 @@ async def test_replies_equal_those_of_the_transformers_engine(engine: VllmEngine
     sampling = Sampling(max_tokens=16, logprobs=True)
     for prompt in PROMPTS:
         ours, theirs = (
-            await engine.generate(user(prompt), sampling),
-            await other.generate(user(prompt), sampling),
+            await engine.generate(engine_call(user(prompt), sampling)),
+            await other.generate(engine_call(user(prompt), sampling)),
         )
         assert (ours.text.strip(), ours.usage, ours.finish_reason) == (
             theirs.text,
@@ -106,8 +109,8 @@ async def test_replies_equal_those_of_the_transformers_engine(engine: VllmEngine
 
 
 async def test_stream_says_what_generate_says(engine: VllmEngine) -> None:
-    whole = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16))
-    deltas = [d async for d in engine.stream(user(PROMPTS[0]), Sampling(max_tokens=16))]
+    whole = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16)))
+    deltas = [d async for d in engine.stream(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16)))]
     assert "".join(d.text for d in deltas) == whole.text
     assert (deltas[-1].finish_reason, deltas[-1].usage) == (whole.finish_reason, whole.usage)
     assert len(deltas) > 5
@@ -117,10 +120,10 @@ async def test_stream_says_what_generate_says(engine: VllmEngine) -> None:
 async def test_stop_strings_and_seeds_are_honoured(engine: VllmEngine) -> None:
     whole = await reply_text(engine)
     stop = whole.split()[3]
-    cut = await engine.generate(user(PROMPTS[0]), Sampling(max_tokens=16, stop=(stop,)))
+    cut = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16, stop=(stop,))))
     assert (cut.text.split(), cut.finish_reason) == (whole.split()[: whole.split().index(stop)], "stop")
     drawn = [
-        await engine.generate(user("one"), Sampling(max_tokens=12, temperature=1.0, seed=seed))
+        await engine.generate(engine_call(user("one"), Sampling(max_tokens=12, temperature=1.0, seed=seed)))
         for seed in (1, 1, 2, 3, 4)
     ]
     assert drawn[0] == drawn[1]
@@ -172,22 +175,22 @@ async def test_a_broken_adapter_is_refused_and_the_engine_lives(
 
 async def test_bad_prompts_are_refused(engine: VllmEngine) -> None:
     with pytest.raises(EngineRefused, match="does not have 'hello'"):
-        await engine.generate(user("hello one"), Sampling())
+        await engine.generate(engine_call(user("hello one"), Sampling()))
     with pytest.raises(EngineRefused, match=f"context of {CONTEXT_TOKENS}"):
-        await engine.generate(user("one " * CONTEXT_TOKENS), Sampling())
+        await engine.generate(engine_call(user("one " * CONTEXT_TOKENS), Sampling()))
 
 
 async def test_abandoned_requests_are_aborted(engine: VllmEngine) -> None:
     long = Sampling(max_tokens=120, frequency_penalty=2.0)
-    async with aclosing(engine.stream(user("one plus two"), long)) as deltas:
+    async with aclosing(engine.stream(engine_call(user("one plus two"), long))) as deltas:
         await anext(deltas)
-        task = asyncio.create_task(engine.generate(user("three four"), long))
+        task = asyncio.create_task(engine.generate(engine_call(user("three four"), long)))
         await until(lambda: engine._engine.get_num_unfinished_requests() == 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     with pytest.raises(EngineUnavailable, match="in time"):
-        await engine.generate(user("one"), long, timeout_s=0.002)
+        await engine.generate(engine_call(user("one"), long, timeout_s=0.002))
     assert engine._engine.get_num_unfinished_requests() == 0
 
 
@@ -200,10 +203,10 @@ async def test_an_embedded_model_answers_as_with_transformers() -> None:
     other = await asyncio.to_thread(
         TransformersEngine, TransformersEngineConfig(kind="transformers", path=path)
     )
-    theirs = [(await other.generate(user(p), sampling)).text for p in prompts]
+    theirs = [(await other.generate(engine_call(user(p), sampling))).text for p in prompts]
     await other.aclose()
     engine = VllmEngine(VllmEngineConfig(kind="vllm", model=path))
-    ours = [(await engine.generate(user(p), sampling)).text.strip() for p in prompts]
+    ours = [(await engine.generate(engine_call(user(p), sampling))).text.strip() for p in prompts]
     await engine.aclose()
     assert ours == theirs
     assert ours[0].split()[0] == "7"
@@ -214,7 +217,7 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_pat
     try:
         sampling = Sampling(max_tokens=100, temperature=1.0, json_schema=SCHEMA)
         replies = [
-            await engine.generate(user("json"), sampling.model_copy(update={"seed": seed}))
+            await engine.generate(engine_call(user("json"), sampling.model_copy(update={"seed": seed})))
             for seed in range(8)
         ]
         finished: list[Any] = [json.loads(reply.text) for reply in replies if reply.finish_reason == "stop"]
@@ -226,16 +229,20 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_pat
             assert all(math.floor(step) == step for step in value["steps"])
         wanted = {"type": "json_schema", "json_schema": {"name": "steps", "schema": SCHEMA}}
         told = await engine.generate(
-            user("json"),
-            sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}),
+            engine_call(
+                user("json"),
+                sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}),
+            )
         )
         assert told.text == replies[0].text
         anything = await engine.generate(
-            user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"})
+            engine_call(user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"}))
         )
         assert anything.text.lstrip().startswith("{")
         call = asyncio.create_task(
-            engine.generate(user("json"), Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA))
+            engine.generate(
+                engine_call(user("json"), Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA))
+            )
         )
         await until(lambda: engine._engine.get_num_unfinished_requests() == 1)
     finally:
@@ -243,4 +250,4 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_pat
     with pytest.raises(EngineUnavailable):
         await asyncio.wait_for(call, 10)
     with pytest.raises(EngineUnavailable, match="closed"):
-        await engine.generate(user("json"), Sampling())
+        await engine.generate(engine_call(user("json"), Sampling()))

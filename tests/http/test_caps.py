@@ -17,6 +17,7 @@ from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
 from r2_serve.http.api import create_app
 from r2_serve.router.router import in_process
+from r2_serve.types import EngineCall
 from tests.http.test_api import error_of
 from tests.support.hosted_stand import healthy, standing
 from tests.support.in_process import allocation_json, model, plan_json, routing
@@ -184,13 +185,13 @@ async def test_no_more_subtasks_run_at_once_than_allowed() -> None:
     num_running, most = 0, 0
 
     class Counting(ScriptedEngine):
-        async def generate(self, *args: Any, **options: Any) -> Any:
+        async def generate(self, call: EngineCall) -> Any:
             nonlocal num_running, most
             num_running += 1
             most = max(most, num_running)
             await asyncio.sleep(0)
             num_running -= 1
-            return await super().generate(*args, **options)
+            return await super().generate(call)
 
     for limit in (1, 3):
         most = 0

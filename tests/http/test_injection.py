@@ -26,6 +26,7 @@ from r2_serve.http.openapi import describe
 from r2_serve.router.router import in_process
 from r2_serve.types import Sampling, Trace
 from tests.http.test_api import error_of
+from tests.support.engine_calls import engine_call
 from tests.support.in_process import Router, allocation_json, model, plan_json, query, routing, user
 from tests.support.scripted_backend import ScriptedBackend, chat_body, make_client
 from tests.support.upstream import Script, completion, running_upstream
@@ -232,7 +233,7 @@ async def test_a_redirect_is_not_followed_with_the_key(status: int, monkeypatch:
             )
         )
         with pytest.raises(EngineError):
-            await engine.generate(user("hi"), Sampling())
+            await engine.generate(engine_call(user("hi"), Sampling()))
         await engine.aclose()
     assert len(provider.requests) == 1
     assert not elsewhere.requests

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -29,7 +29,7 @@ from r2_serve.http.api import create_app
 from r2_serve.http.keys import ClientKey, KeyRing, entry_text, new_key, read_keys_file, require_keys
 from r2_serve.http.spend import KeyPurse, SpendBook
 from r2_serve.router.router import Router, in_process
-from r2_serve.types import Completion, Engine, Message, Sampling, Usage
+from r2_serve.types import Completion, Engine, EngineCall, Usage
 from tests.http.test_api import error_of
 from tests.support.elsewhere import move_stages_elsewhere
 from tests.support.in_process import allocation_json, model, plan_json, routing
@@ -49,14 +49,14 @@ class Gated:
     def __init__(self) -> None:
         self.gate, self.num_calls = asyncio.Event(), 0
 
-    async def generate(self, messages: Sequence[Message], sampling: Sampling, **options: Any) -> Completion:
+    async def generate(self, call: EngineCall) -> Completion:
         self.num_calls += 1
         await self.gate.wait()
         return Completion(
             text="ok", usage=Usage(prompt_tokens=10, completion_tokens=10), finish_reason="stop"
         )
 
-    def stream(self, *args: Any, **options: Any) -> Any:
+    def stream(self, call: EngineCall) -> Any:
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, CodecError, EngineRefused, EngineUnavailable
 from r2_serve.router.decomposer import Decomposer, Decomposition, best_plan, check_plan, score_plans
-from r2_serve.types import Plan
+from r2_serve.types import EngineCall, Plan
 from tests.support.in_process import model, plan_json, plan_of, pool_of
 from tests.support.virtual_time import now_s, run
 
@@ -82,10 +82,10 @@ def test_a_hostile_decomposer_costs_the_plan_not_the_answer(reply: str | Excepti
 
 def test_samples_not_back_in_time_are_rejected_and_still_paid() -> None:
     class Slow(ScriptedEngine):
-        async def generate(self, *args: Any, **kwargs: Any) -> Any:
+        async def generate(self, call: EngineCall) -> Any:
             if self.calls:
                 await asyncio.sleep(1_000)
-            return await super().generate(*args, **kwargs)
+            return await super().generate(call)
 
     ledger = Ledger(NO_LIMIT)
 

@@ -19,7 +19,7 @@ from r2_serve.lab.evaluation.desk import Outcome, outcome_of
 from r2_serve.lab.evaluation.judging import parse_is_hard, parse_score
 from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, parse_policy, random_policy
 from r2_serve.router.router import in_process
-from r2_serve.types import Completion, Usage
+from r2_serve.types import Completion, EngineCall, Usage
 from tests.support.scripted_evaluation import (
     POLICIES,
     asker_of,
@@ -154,10 +154,10 @@ async def test_a_model_that_takes_no_response_format_is_asked_without_over_http_
     """What is a hint in this process would be a demand to an endpoint."""
 
     class Formless(ScriptedEngine):
-        async def generate(self, messages: Any, sampling: Any, **options: Any) -> Completion:
-            if sampling.response_format is not None:
+        async def generate(self, call: EngineCall) -> Completion:
+            if call.sampling.response_format is not None:
                 raise EngineRefused("no response_format here")
-            return await super().generate(messages, sampling, **options)
+            return await super().generate(call)
 
     router, routing = configs()
     engines = {name: Formless(script) for name, script in scripts().items()}
