@@ -7,7 +7,7 @@ USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -212,7 +212,7 @@ def references(text: str) -> set[int]:
     return {int(match) for match in REFERENCE.findall(text)}
 
 
-def substitute(text: str, answers: dict[int, str]) -> str:
+def substitute(text: str, answers: Mapping[int, str]) -> str:
     """`text` with each `#k` replaced by the answer of subtask k; an answer is never rescanned.
 
     Raises: KeyError where an answer is missing.
@@ -220,7 +220,7 @@ def substitute(text: str, answers: dict[int, str]) -> str:
     return REFERENCE.sub(lambda match: answers[int(match.group(1))], text)
 
 
-def substituted_chars(text: str, answers: dict[int, str]) -> int:
+def substituted_chars(text: str, answers: Mapping[int, str]) -> int:
     """Length of `substitute(text, answers)`, without making it: a few characters may refer to one long answer a thousand times."""
     return len(text) + sum(
         len(answers[int(match.group(1))]) - len(match.group()) for match in REFERENCE.finditer(text)

@@ -33,7 +33,8 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from typing_extensions import TypeAliasType
 
 from r2_serve.errors import InvalidRequest
-from r2_serve.http.refusals import refusal, shown
+from r2_serve.http.refusals import refusal
+from r2_serve.router.checks import check_routing_fields
 from r2_serve.types import Message, Plan, Query, Role, Sampling
 
 MAX_SUBTASKS = 256
@@ -270,11 +271,8 @@ class ChatRequest(Wire):
     def to_query(self, request_id: str, *, is_virtual: bool) -> Query:
         """Raises: InvalidRequest where parameters contradict each other, or `r2` asks a pool model for routing."""
         self._check_combinations()
-        if not is_virtual:
-            self._check_pass_through()
-        self._check_pins()
         r2 = self.r2
-        return Query(
+        query = Query(
             request_id=request_id,
             model=self.model,
             messages=tuple(message.to_message() for message in self.messages),
@@ -287,6 +285,8 @@ class ChatRequest(Wire):
             deadline_s=r2.deadline_s,
             is_plan_only=bool(r2.plan_only),
         )
+        check_routing_fields(query, is_virtual=is_virtual)
+        return query
 
     def _check_combinations(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -305,26 +305,6 @@ class ChatRequest(Wire):
         if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
             text = f'json_schema is needed with type "json_schema" and refused with any other; got type "{wanted.type}"'
             raise InvalidRequest(text, "response_format.json_schema", "invalid_value")
-
-    def _check_pass_through(self) -> None:
-        for name in ("max_subtasks", "policy", "plan", "models", "plan_only"):
-            if getattr(self.r2, name) is not None:
-                text = f"r2.{name} is about routing, but {shown(self.model)} is a pool model; ask for a virtual one (GET /v1/models)"
-                raise InvalidRequest(text, f"r2.{name}", "invalid_value")
-
-    def _check_pins(self) -> None:
-        plan = self.r2.plan
-        if plan is not None and self.r2.plan_only:
-            raise InvalidRequest(
-                "plan_only asks for a plan, but r2.plan brings one", "r2.plan_only", "invalid_value"
-            )
-        if self.r2.models and plan is None:
-            text = "models can be pinned to the subtasks of your own plan only: send r2.plan too"
-            raise InvalidRequest(text, "r2.models", "invalid_value")
-        for subtask in self.r2.models or {}:
-            if plan is not None and int(subtask) > len(plan.subtasks):
-                text = f"no subtask {subtask} in your plan; its ids are 1 to {len(plan.subtasks)}"
-                raise InvalidRequest(text, f"r2.models.{subtask}", "invalid_value")
 
     def _sampling(self) -> Sampling:
         return Sampling(

@@ -1,52 +1,56 @@
-"""A plan into an allocation: one pool model per subtask, by the allocator model or by a fixed policy."""
+"""The second stage: the allocator model gives each subtask of a plan to a pool model."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from r2_serve.calls.caller import Caller, CallSpec, Pool
 from r2_serve.calls.ledger import Ledger
 from r2_serve.config import AllocatorConfig, LimitsConfig
-from r2_serve.errors import CodecError, EngineError, InvalidRequest
+from r2_serve.errors import CodecError, EngineError
 from r2_serve.types import Allocation, Plan, Record, Sampling
-
-LEARNED = "learned"
 
 
 class AllocationTask(Record):
-    """What is to be allocated, and how: all that an allocator elsewhere needs to know."""
+    """A plan to allocate, and how. It holds all that an allocator in another process needs."""
 
     query: str
     plan: Plan
     config: AllocatorConfig
     names: tuple[str, ...]
-    """Models to choose from, cheapest first."""
+    """The models to choose from, cheapest first."""
     fallback_model: str
     limits: LimitsConfig
 
 
 class AllocationResult(Record):
-    """The allocation, and what it took to get it."""
+    """The allocation, and whether the allocator made it."""
 
     allocation: Allocation
     fallback: str | None = None
-    """Why every subtask went to the fallback model; None when the allocator's choice was used."""
+    """Why every subtask went to the fallback model; None if the allocator's choice is used."""
+
+
+class Allocates(Protocol):
+    """What the pipeline needs of an allocator: `Allocator`, here or in another process."""
+
+    async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
+        """The result. When this returns or raises, every call it made is in `ledger`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Allocator:
-    """Stateless: how to allocate comes with each plan."""
+    """Asks the allocator model. It keeps no state: each task says how to allocate."""
 
     pool: Pool
 
     async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
-        """One of the task's models for each subtask, always. The call is in `ledger`.
+        """One of the task's models for each subtask; the fallback model if the allocator fails.
 
-        Raises: BudgetExceeded.
+        Raises: BudgetExceeded, PoisonousRequest.
         """
         try:
             async with asyncio.timeout(task.config.timeout_s):
@@ -79,54 +83,5 @@ class Allocator:
 
 
 def everything_to(model: str, plan: Plan) -> Allocation:
-    """Every subtask to one model."""
+    """The allocation that gives every subtask to one model."""
     return Allocation(models=(model,) * len(plan.subtasks))
-
-
-def fixed_allocation(policy: str, plan: Plan, names: Sequence[str], *, seed: str) -> Allocation | None:
-    """What `policy` prescribes without asking a model; None for `learned`.
-
-    - `all:MODEL`
-    - `final-only:SMALL,LARGE`: LARGE for the last subtask alone
-    - `random`, or `random:MODEL=SHARE,...`: drawn with `seed`, so the same request is allocated the same way again
-
-    Raises: InvalidRequest where the policy is not known or names a model outside `names`.
-    """
-    if policy == LEARNED:
-        return None
-    kind, _, details = policy.partition(":")
-    models = [item.partition("=")[0] for item in details.split(",") if item]
-    if not set(models) <= set(names):
-        raise _unknown_policy(policy, names)
-    if kind == "random":
-        draw = random.Random(seed)
-        weights = _shares(policy, details, names)
-        return Allocation(
-            models=tuple(draw.choices(list(weights), list(weights.values()), k=len(plan.subtasks)))
-        )
-    if kind == "all" and len(models) == 1:
-        return everything_to(models[0], plan)
-    if kind == "final-only" and len(models) == 2:
-        return Allocation(models=(models[0],) * (len(plan.subtasks) - 1) + (models[1],))
-    raise _unknown_policy(policy, names)
-
-
-def _shares(policy: str, details: str, names: Sequence[str]) -> dict[str, float]:
-    if not details:
-        return dict.fromkeys(names, 1.0)
-    try:
-        shares = {
-            model: float(share) for model, _, share in (item.partition("=") for item in details.split(","))
-        }
-    except ValueError as e:
-        raise _unknown_policy(policy, names) from e
-    if min(shares.values()) < 0 or not 0 < sum(shares.values()) < math.inf:
-        raise _unknown_policy(policy, names)
-    return shares
-
-
-def _unknown_policy(policy: str, names: Sequence[str]) -> InvalidRequest:
-    forms = "'learned', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
-    return InvalidRequest(
-        f"unknown policy {policy!r}; expected {forms} with models of {list(names)}", "r2.policy"
-    )

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from r2_serve.calls.caller import Caller, CallSpec, Pool
 from r2_serve.calls.ledger import Ledger
@@ -32,9 +33,19 @@ class Decomposition(Record):
     """Why the plan is the one-step plan; None when a sample was kept."""
 
 
+class Decomposes(Protocol):
+    """What the pipeline needs of a decomposer: `Decomposer`, here or in another process."""
+
+    async def decompose(
+        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+    ) -> Decomposition:
+        """The plan. When this returns or raises, every call it made is in `ledger`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Decomposer:
-    """Stateless: how to decompose comes with each query."""
+    """Asks the decomposer model. It keeps no state: each query says how to decompose."""
 
     pool: Pool
 

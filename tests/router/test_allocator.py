@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from r2_serve.calls.ledger import Budget, Ledger
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
-from r2_serve.errors import BudgetExceeded, EngineRefused, InvalidRequest
-from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator, fixed_allocation
+from r2_serve.errors import BudgetExceeded, EngineRefused
+from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from tests.support.in_process import allocation_json, model, plan_of, pool_of
 from tests.support.virtual_time import now_s, run
 
@@ -100,27 +99,3 @@ def test_cancelling_is_not_a_timeout() -> None:
 def test_an_allocation_beyond_the_budget_is_an_error() -> None:
     with pytest.raises(BudgetExceeded):
         run(allocate(ScriptedEngine(["never asked"]), ledger=Ledger(Budget(max_calls=0))))
-
-
-def test_policies() -> None:
-    assert fixed_allocation("learned", PLAN, NAMES, seed="") is None
-    everything = fixed_allocation("all:small", PLAN, NAMES, seed="")
-    assert everything is not None
-    assert everything.models == ("small", "small")
-
-
-def test_random_draws_each_model_alike_and_the_same_again_for_the_same_request() -> None:
-    plan = plan_of(*["step"] * 10)
-    drawn = [fixed_allocation("random", plan, NAMES, seed=f"req-{i}") for i in range(200)]
-    assert drawn == [fixed_allocation("random", plan, NAMES, seed=f"req-{i}") for i in range(200)]
-    share = Counter(name for allocation in drawn if allocation for name in allocation.models)["small"] / 2_000
-    assert 0.45 < share < 0.55
-
-
-@pytest.mark.parametrize(
-    "policy", ["", "all", "all:", "all:gpt-9", "all:picker", "Learned", "cheapest", "random:small"]
-)
-def test_an_unknown_policy_is_refused_by_name(policy: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        fixed_allocation(policy, PLAN, NAMES, seed="")
-    assert caught.value.param == "r2.policy"

@@ -262,6 +262,12 @@ def test_a_fixed_policy_spares_the_allocator(policy: str, models: set[str]) -> N
         ({"plan": plan_of(*["step"] * 17)}, "r2.plan"),
         ({"messages": user("x" * 200_001)}, "messages"),
         ({"model": "gpt-9"}, "model"),
+        ({"model": "large", "is_plan_only": True}, "r2.plan_only"),
+        ({"model": "large", "plan": OWN}, "r2.plan"),
+        ({"model": "large", "pinned": {1: "small"}}, "r2.models"),
+        ({"model": "large", "policy": "random"}, "r2.policy"),
+        ({"model": "large", "max_subtasks": 2}, "r2.max_subtasks"),
+        ({"plan": OWN, "is_plan_only": True}, "r2.plan_only"),
     ],
 )
 def test_a_wrong_request_names_its_field_before_any_call_is_made(fields: dict[str, Any], param: str) -> None:
@@ -271,6 +277,15 @@ def test_a_wrong_request_names_its_field_before_any_call_is_made(fields: dict[st
     assert caught.value.param == param
     assert isinstance(caught.value, ModelNotFound) == (param == "model")
     assert all(engine.calls == [] for engine in router.engines.values())
+
+
+def test_plan_of_a_pool_model_is_refused_with_what_to_do_and_leaves_a_trace() -> None:
+    error = failed(geographer(), query(model="large", is_plan_only=True))
+    assert isinstance(error, InvalidRequest)
+    assert error.message == (
+        "r2.plan_only is about routing, but 'large' is a pool model, which is asked directly; "
+        "leave it out, or ask for a virtual model (GET /v1/models lists them)"
+    )
 
 
 def test_a_pool_models_name_is_a_plain_pass_through() -> None:

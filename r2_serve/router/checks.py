@@ -1,0 +1,106 @@
+"""What is refused of a query before any call is made for it, and of a prompt before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from r2_serve.calls.ledger import format_chars
+from r2_serve.config import LimitsConfig
+from r2_serve.errors import BudgetExceeded, CodecError, InvalidRequest
+from r2_serve.router.decomposer import check_plan
+from r2_serve.types import Plan, Query, substituted_chars
+
+
+def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
+    """Check that the fields about routing fit each other and the kind of model that is asked.
+
+    Raises: InvalidRequest.
+    """
+    asked = {
+        "policy": query.policy,
+        "max_subtasks": query.max_subtasks,
+        "plan": query.plan,
+        "models": query.pinned,
+        "plan_only": query.is_plan_only,
+    }
+    named = [name for name, value in asked.items() if value]
+    if named and not is_virtual:
+        raise InvalidRequest(
+            f"r2.{named[0]} is about routing, but {query.model!r} is a pool model, which is asked directly; "
+            "leave it out, or ask for a virtual model (GET /v1/models lists them)",
+            f"r2.{named[0]}",
+            "invalid_value",
+        )
+    if query.plan is not None and query.is_plan_only:
+        raise InvalidRequest(
+            "plan_only asks for a plan, but r2.plan brings one: send one of the two",
+            "r2.plan_only",
+            "invalid_value",
+        )
+    if query.pinned and query.plan is None:
+        raise InvalidRequest(
+            "models can be pinned to the subtasks of your own plan only: send r2.plan too",
+            "r2.models",
+            "invalid_value",
+        )
+    ids = [subtask.id for subtask in query.plan.subtasks] if query.plan else []
+    for subtask_id in query.pinned:
+        if subtask_id not in ids:
+            raise InvalidRequest(
+                f"your plan has no subtask {subtask_id}; its ids are 1 to {len(ids)}",
+                f"r2.models.{subtask_id}",
+                "invalid_value",
+            )
+
+
+def check_pinned_models(pinned: Mapping[int, str], pool: Sequence[str]) -> None:
+    """Raises: InvalidRequest if a subtask is pinned to a model outside `pool`."""
+    for subtask_id, model in pinned.items():
+        if model not in pool:
+            raise InvalidRequest(f"{model!r} is not in the pool {list(pool)}", f"r2.models.{subtask_id}")
+
+
+def check_sizes(query: Query, text: str, limits: LimitsConfig) -> None:
+    """Check the messages (`text` holds all of them), the response format and `max_tokens`.
+
+    Raises: InvalidRequest.
+    """
+    num_chars, num_more = len(text), format_chars(query.sampling.response_format)
+    max_tokens = query.sampling.max_tokens or 0
+    if len(query.messages) > limits.max_messages:
+        message, param = f"got {len(query.messages)} messages; the limit is {limits.max_messages}", "messages"
+    elif num_chars > limits.max_query_chars:
+        message = f"the messages have {num_chars} characters; the limit is {limits.max_query_chars}"
+        param = "messages"
+    elif num_chars + num_more > limits.max_query_chars:
+        message = f"response_format has {num_more} characters and the messages have {num_chars}; "
+        message += f"the limit of both together is {limits.max_query_chars}"
+        param = "response_format"
+    elif max_tokens > limits.max_tokens:
+        message, param = f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens"
+    else:
+        return
+    raise InvalidRequest(message, param)
+
+
+def check_own_plan(plan: Plan, limits: LimitsConfig) -> None:
+    """Raises: InvalidRequest if the client's plan breaks a limit."""
+    try:
+        check_plan(plan, limits)
+    except CodecError as e:
+        raise InvalidRequest(e.message, "r2.plan") from e
+
+
+def check_substituted(what: str, text: str, answers: Mapping[int, str], limits: LimitsConfig) -> None:
+    """Check the length of `text` with `answers` filled in, before it is built.
+
+    A few characters can refer to one long answer a thousand times. A text that uses each answer once is
+    never too long.
+
+    Raises: BudgetExceeded.
+    """
+    limit = max(limits.max_query_chars, len(text) + sum(map(len, answers.values())))
+    if (num_chars := substituted_chars(text, answers)) > limit:
+        raise BudgetExceeded(
+            f"{what} would have {num_chars} characters; at most {limit} are allowed (limits.max_query_chars)"
+        )

@@ -1,0 +1,101 @@
+"""What the stages of one query share, and what its trace will say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from r2_serve.calls.caller import Caller, OnDelta
+from r2_serve.calls.ledger import Ledger, total_cost_usd
+from r2_serve.config import LimitsConfig
+from r2_serve.router.allocator import Allocates
+from r2_serve.router.decomposer import Decomposes
+from r2_serve.router.demand import Demand
+from r2_serve.router.policies import LEARNED
+from r2_serve.router.spill import Replicas
+from r2_serve.types import Allocation, CallRecord, Plan, Query, SubtaskResult, Trace
+
+WORKER_STAGES = ("execute", "pass_through")
+"""Stages whose calls work on the query itself; the others are the router's own calls."""
+
+
+@dataclass
+class TraceDraft:
+    """The fields of a trace that the stages of a query fill in as they end."""
+
+    policy: str = LEARNED
+    plan: Plan | None = None
+    num_plan_samples: int = 0
+    num_plan_rejected: int = 0
+    plan_fallback: str | None = None
+    allocation: Allocation | None = None
+    allocation_fallback: str | None = None
+    results: tuple[SubtaskResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryContext:
+    """One query, the services that work on it, and the draft of its trace."""
+
+    query: Query
+    text: str
+    """The client's messages as one text: what is decomposed, and what the trace shows."""
+    limits: LimitsConfig
+    """The operator's limits, lowered where the query asks for less."""
+    decomposer: Decomposes
+    allocator: Allocates
+    caller: Caller
+    demand: Demand
+    replicas: Replicas
+    on_delta: OnDelta | None
+    """Takes the pieces of the final answer as they come."""
+    draft: TraceDraft = field(default_factory=TraceDraft)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.caller.ledger
+
+    def trace(self, *, answer: str | None = None, error: str | None = None) -> Trace:
+        """The trace of the query as it stands now."""
+        calls, draft, duration_s = tuple(self.ledger.calls), self.draft, self.ledger.elapsed_s()
+        worker_calls = [call for call in calls if call.stage in WORKER_STAGES]
+        return Trace(
+            request_id=self.query.request_id,
+            model=self.query.model,
+            query=self.text,
+            plan=draft.plan,
+            allocation=draft.allocation,
+            results=draft.results,
+            calls=calls,
+            answer=answer,
+            error=error,
+            plan_fallback=draft.plan_fallback,
+            allocation_fallback=draft.allocation_fallback,
+            policy=draft.policy,
+            num_plan_samples=draft.num_plan_samples,
+            num_plan_rejected=draft.num_plan_rejected,
+            duration_s=duration_s,
+            overhead_s=max(0.0, duration_s - _covered_s(worker_calls)),
+            cost_usd=total_cost_usd(calls),
+            worker_cost_usd=total_cost_usd(worker_calls),
+        )
+
+
+def lowered(limits: LimitsConfig, query: Query) -> LimitsConfig:
+    """`limits`, with the lower value where the query names one too."""
+    caps = [cap for cap in (limits.max_cost_usd, query.max_cost_usd) if cap is not None]
+    lower = {
+        "deadline_s": min(limits.deadline_s, query.deadline_s or limits.deadline_s),
+        "max_subtasks": min(limits.max_subtasks, query.max_subtasks or limits.max_subtasks),
+        "max_cost_usd": min(caps, default=None),
+    }
+    return limits.model_copy(update=lower)
+
+
+def _covered_s(calls: Iterable[CallRecord]) -> float:
+    """Seconds during which at least one of `calls` was in progress."""
+    total_s, reached_s = 0.0, 0.0
+    for start_s, end_s in sorted((call.start_s, call.end_s) for call in calls):
+        total_s += max(0.0, end_s - max(start_s, reached_s))
+        reached_s = max(reached_s, end_s)
+    return total_s

@@ -1,0 +1,118 @@
+"""Runs an allocated plan: one call for each subtask, and one line of the trace for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from r2_serve.calls.caller import CallResult, CallSpec
+from r2_serve.calls.ledger import total_cost_usd
+from r2_serve.config import VirtualModelConfig
+from r2_serve.errors import EngineError, SubtaskFailed
+from r2_serve.prompts import Codec
+from r2_serve.router.checks import check_substituted
+from r2_serve.router.context import QueryContext
+from r2_serve.router.demand import QueryDemand
+from r2_serve.router.executor import execute
+from r2_serve.router.spill import with_room
+from r2_serve.router.synthesis import cut_to_chars
+from r2_serve.types import Allocation, Message, Plan, Sampling, Subtask, SubtaskResult
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The call of a subtask, and its line in the trace."""
+
+    call: CallResult
+    result: SubtaskResult
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """One plan at work. Its results go to the draft of the trace, also those of a plan that fails."""
+
+    context: QueryContext
+    virtual: VirtualModelConfig
+    plan: Plan
+    allocation: Allocation
+    expected: QueryDemand
+    _done: dict[int, _Done] = field(default_factory=dict)
+
+    async def calls(self) -> dict[int, CallResult]:
+        """Run the plan; the call that answered each subtask, by subtask id.
+
+        Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest.
+        """
+        began_s = self.context.ledger.elapsed_s()
+
+        async def run(subtask: Subtask, inputs: dict[int, _Done]) -> _Done:
+            ready_s = max((needed.result.end_s for needed in inputs.values()), default=began_s)
+            self._done[subtask.id] = await self._subtask(subtask, inputs, ready_s)
+            return self._done[subtask.id]
+
+        try:
+            done = await execute(self.plan, run, max_parallel=self.context.limits.max_parallel)
+        finally:
+            self.context.draft.results = tuple(self._done[i].result for i in sorted(self._done))
+        return {subtask_id: each.call for subtask_id, each in done.items()}
+
+    async def _subtask(self, subtask: Subtask, inputs: Mapping[int, _Done], ready_s: float) -> _Done:
+        context, start_s = self.context, self.context.ledger.elapsed_s()
+        max_chars = context.limits.max_answer_chars
+        answers = {i: cut_to_chars(needed.call.answer, max_chars) for i, needed in inputs.items()}
+        check_substituted(f"the prompt of subtask {subtask.id}", subtask.text, answers, context.limits)
+        spec = self._spec(subtask, answers)
+        model = self._with_room(self.allocation.models[subtask.id - 1], spec)
+        try:
+            with self.expected.calling(subtask.id, model):
+                call = await context.caller.call(model, spec)
+        except EngineError as e:
+            message = f"subtask {subtask.id} failed on {model} and its fallbacks: {e.message}"
+            raise SubtaskFailed(message, subtask.id, model) from e
+        return _Done(call, self._result(subtask, call, ready_s, start_s))
+
+    def _spec(self, subtask: Subtask, answers: Mapping[int, str]) -> CallSpec:
+        """What to ask for a subtask. The client's sampling and stream belong to the final one alone."""
+        messages, is_final = self.context.query.messages, subtask.id == self.plan.final_id
+
+        def render(codec: Codec) -> list[Message]:
+            if self.context.draft.plan_fallback is not None:  # the whole conversation goes to one model
+                return codec.render_query(messages)
+            return codec.render_subtask(messages, self.plan, subtask, answers)
+
+        return CallSpec(
+            render=render,
+            stage="execute",
+            subtask=subtask.id,
+            sampling=self.context.query.sampling if is_final else Sampling(temperature=0.0),
+            on_delta=self.context.on_delta if is_final else None,
+        )
+
+    def _with_room(self, model: str, spec: CallSpec) -> str:
+        """`model`, or a stand-in if it has no room. A model that the client pinned is kept."""
+        context = self.context
+        if self.virtual.spill is None or spec.subtask in context.query.pinned:
+            return model
+        return with_room(
+            model,
+            self.virtual.pool,
+            spec,
+            pool=context.caller.pool,
+            demand=context.demand,
+            replicas=context.replicas,
+            config=self.virtual.spill,
+        )
+
+    def _result(self, subtask: Subtask, call: CallResult, ready_s: float, start_s: float) -> SubtaskResult:
+        ledger = self.context.ledger
+        return SubtaskResult(
+            id=subtask.id,
+            model=call.model,
+            answer=call.answer,
+            usage=call.completion.usage,
+            cost_usd=total_cost_usd(c for c in ledger.calls if c.subtask == subtask.id),
+            num_attempts=call.num_attempts,
+            ready_s=ready_s,
+            start_s=start_s,
+            end_s=ledger.elapsed_s(),
+        )

@@ -1,0 +1,75 @@
+"""Allocation policies by name: the learned allocator, or a rule that gives models to subtasks without a call."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2_serve.errors import InvalidRequest
+from r2_serve.types import Allocation, Plan
+
+LEARNED = "learned"
+FORMS = "'learned', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
+_NUM_MODELS = {LEARNED: 0, "all": 1, "final-only": 2}
+
+
+@dataclass(frozen=True)
+class AllocationPolicy:
+    """How the subtasks of a plan get their models.
+
+    - `learned`: the allocator model chooses.
+    - `all:MODEL`: every subtask goes to MODEL.
+    - `final-only:SMALL,LARGE`: the last subtask goes to LARGE, every other one to SMALL.
+    - `random`, or `random:MODEL=SHARE,...`: each subtask draws a model, with equal or the given shares.
+    """
+
+    kind: str
+    models: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, pool: Sequence[str]) -> AllocationPolicy:
+        """The policy that `text` names.
+
+        Raises: InvalidRequest if `text` has none of the forms above or names a model outside `pool`.
+        """
+        kind, _, details = text.partition(":")
+        named = details.split(",") if details else []
+        try:
+            policy = (
+                _random(named or [f"{model}=1" for model in pool])
+                if kind == "random"
+                else cls(kind, tuple(named))
+            )
+        except ValueError:
+            policy = None
+        is_known = policy is not None and (kind == "random" or _NUM_MODELS.get(kind) == len(policy.models))
+        if policy is None or not is_known or not set(policy.models) <= set(pool):
+            raise InvalidRequest(
+                f"unknown policy {text!r}; expected {FORMS} with models of {list(pool)}", "r2.policy"
+            )
+        return policy
+
+    def allocation(self, plan: Plan, *, seed: str) -> Allocation | None:
+        """The allocation of `plan`; None for `learned`. The same `seed` draws the same models again."""
+        num = len(plan.subtasks)
+        match self.kind:
+            case "all":
+                models = self.models * num
+            case "final-only":
+                models = self.models[:1] * (num - 1) + self.models[1:]
+            case "random":
+                models = tuple(random.Random(seed).choices(self.models, self.shares, k=num))
+            case _:
+                return None
+        return Allocation(models=models)
+
+
+def _random(items: Sequence[str]) -> AllocationPolicy:
+    """Raises: ValueError if a share is not a number, is negative, or all shares are 0."""
+    shares = {model: float(share) for model, _, share in (item.partition("=") for item in items)}
+    if min(shares.values()) < 0 or not 0 < sum(shares.values()) < math.inf:
+        raise ValueError("shares must be numbers of at least 0, and one must be above 0")
+    return AllocationPolicy("random", tuple(shares), tuple(shares.values()))
