@@ -109,7 +109,7 @@ def read_graphs(path: Path, limit: int | None, seed: int) -> tuple[list[Graph], 
     draw, codec = random.Random(seed), get_codec("instruct")
     graphs: list[Graph] = []
     num_left_out = 0
-    for number, line in enumerate(path.read_text().splitlines()):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").strip("\n").split("\n")):
         if limit is not None and len(graphs) == limit:
             break
         row = json.loads(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from r2_serve.adapters import write_adapter
 from r2_serve.errors import ConfigError
-from r2_serve.lab.evaluation.row_log import read_records
+from r2_serve.lab.jsonl import read_jsonl
 from r2_serve.types import AdapterManifest
 from r2_train.config import Module
 from r2_train.run import TrainingRun
@@ -46,7 +46,7 @@ def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> P
 
 def _metrics(directory: Path) -> dict[str, float]:
     """Of the best pair on validation tasks."""
-    kept = [row.score for row in read_records(directory / ROUNDS, RoundRow) if row.is_kept]
+    kept = [row.score for row in read_jsonl(directory / ROUNDS, RoundRow) if row.is_kept]
     if not kept:
         return {}
     names = ("accuracy", "worker_cost_ratio", "total_cost_ratio")

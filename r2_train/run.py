@@ -28,7 +28,7 @@ from r2_serve import EMBEDDED_CONFIG
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
-from r2_serve.lab.evaluation.row_log import read_records
+from r2_serve.lab.jsonl import read_jsonl
 from r2_serve.lab.runs import code_version, machine
 from r2_serve.prompts import get_codec
 from r2_serve.serve_config import load
@@ -125,7 +125,7 @@ class TrainingRun:
             return await searcher.run(train[: self.config.search.num_plans], validation, self.console)
 
     def _kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
-        rows = read_records(self.directory / "collect" / PLANS, CollectedTask)
+        rows = read_jsonl(self.directory / "collect" / PLANS, CollectedTask)
         plans = {row.task_id: row.plan for row in rows if row.plan is not None}
         if not plans:
             raise ConfigError(f"no kept plan in {self.directory / 'collect'}: run `r2-train collect` first")
@@ -168,7 +168,7 @@ class TrainingRun:
                     for p in self._kept_plans()[0]
                 ]
             else:
-                rows = read_records(self.directory / "search" / SCHEMES, SearchedPlan)
+                rows = read_jsonl(self.directory / "search" / SCHEMES, SearchedPlan)
                 examples = [
                     allocation_example(codec, pool.cards, row.task_id, row.query, row.plan, row.models)
                     for row in rows

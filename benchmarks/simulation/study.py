@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from r2_serve.lab.jsonl import whole_lines
 from r2_serve.lab.load.summary import summarize
 from r2_serve.lab.simulate.hardware import Hardware, load_hardware
 from r2_serve.lab.simulate.results_files import run_info
@@ -200,9 +201,7 @@ def rows_path(scale: float, cold: float) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
+    return list(map(json.loads, whole_lines(path)))
 
 
 @app.command()

@@ -1,6 +1,6 @@
-"""What every kind of run leaves beside its results: an earlier run put aside, and what it was made by.
+"""What every kind of run leaves next to its results: an earlier run put aside, and what made it.
 
-For evaluations, loads, simulations, experiments, the demo and training alike. What is in their files is theirs.
+Evaluations, loads, simulations, experiments, the demo and training share it. What is in their files is theirs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from functools import cache
 from pathlib import Path
 
 import r2_serve
+from r2_serve.errors import R2Error
+
+
+class RunError(R2Error):
+    """A run directory cannot be used or written; the message says which one and why."""
 
 
 def put_aside(directory: Path) -> Path:
-    """Renames `directory` to the first free of NAME.1, NAME.2, ...; the new name."""
+    """Rename `directory` to the first free of NAME.1, NAME.2, ...; the new name."""
     names = (directory.with_name(f"{directory.name}.{i}") for i in itertools.count(1))
     return directory.rename(next(name for name in names if not name.exists()))
 
 
 @cache
 def code_version() -> str:
-    """The version, and a hash of the package's source."""
+    """The version of the package, and a hash of its source."""
     root, digest = Path(r2_serve.__file__).parent, hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode())
@@ -32,7 +37,7 @@ def code_version() -> str:
 
 
 def machine() -> dict[str, object]:
-    """This machine, as far as a figure's reader needs it."""
+    """This machine, as far as the reader of a figure needs it."""
     return {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r2_serve.grading.graders import Grader
-from r2_serve.lab.evaluation.row_log import read_records
+from r2_serve.lab.jsonl import JsonlLog, read_jsonl
 from r2_serve.types import Record
 from r2_train.config import Module
 from r2_train.launch.launch import launch
@@ -61,8 +61,8 @@ class Alternation:
 
     def record(self, row: RoundRow) -> None:
         """One more line of the table."""
-        with (self.run.directory / ROUNDS).open("a", encoding="utf-8") as file:
-            file.write(row.model_dump_json() + "\n")
+        with JsonlLog(self.run.directory / ROUNDS, rows_per_sync=1) as log:
+            log.append(row)
         self.rows.append(row)
 
     async def half_round(self, number: int, module: Module) -> RoundRow:
@@ -169,7 +169,7 @@ async def half_round(run: TrainingRun, module: Module) -> list[RoundRow]:
 async def _opened(run: TrainingRun, start: Pair) -> Alternation:
     """Where the run stands; measured at the start if it has no table yet."""
     reference = await run.reference(start)
-    state = Alternation(run, start, reference, list(read_records(run.directory / ROUNDS, RoundRow)))
+    state = Alternation(run, start, reference, list(read_jsonl(run.directory / ROUNDS, RoundRow)))
     if not state.rows:
         run.keep_best(start)
         state.record(RoundRow(half_round=0, is_kept=True, score=await run.validate(start, reference)))

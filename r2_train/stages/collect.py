@@ -20,7 +20,7 @@ from r2_serve.errors import CodecError, EngineError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
-from r2_serve.lab.evaluation.row_log import RowLog, read_records
+from r2_serve.lab.jsonl import JsonlLog, read_jsonl
 from r2_serve.prompts import get_codec
 from r2_serve.router.decomposer import check_plan, incoherence, num_unused, weighted_scores
 from r2_serve.types import Plan, Record, Sampling
@@ -110,8 +110,8 @@ class Collector:
         """Every task that has no row yet. Raises: RunError; SpendLimitReached, after which the same call goes on."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / PLANS
-        done = {row.task_id: row for row in read_records(path, CollectedTask)}
-        with RowLog(path) as log:
+        done = {row.task_id: row for row in read_jsonl(path, CollectedTask)}
+        with JsonlLog(path) as log:
 
             async def work(task: Task) -> None:
                 row = await self.collect(task)

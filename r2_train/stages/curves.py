@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r2_serve.lab.evaluation.row_log import read_records
+from r2_serve.lab.jsonl import read_jsonl
 from r2_train.stages.alternate import ROUNDS, RoundRow
 from r2_train.stages.run_log import METRICS, read_metrics
 
@@ -36,7 +36,7 @@ def draw_curves(directory: Path) -> Path | None:
         _draw(axis, title, steps, names, starts)
     shares = sorted({name for row in steps for name in row if name.startswith("share/")})
     _draw(axes[3], "share of the steps by model", steps, shares, starts)
-    _draw_rounds(axes[4], list(read_records(directory / ROUNDS, RoundRow)))
+    _draw_rounds(axes[4], list(read_jsonl(directory / ROUNDS, RoundRow)))
     path = directory / CURVES
     figure.savefig(path, dpi=110)
     plt.close(figure)

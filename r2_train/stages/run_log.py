@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from r2_serve.lab.jsonl import whole_lines
 from r2_train.launch.launch import StageRun
 
 METRICS = "metrics.jsonl"
@@ -45,11 +46,8 @@ def append_metrics(path: Path, row: Mapping[str, object]) -> None:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line."""
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+    """Read every whole line."""
+    return map(json.loads, whole_lines(path))
 
 
 def _write_logs(directory: Path) -> Any:

@@ -19,7 +19,7 @@ from rich.console import Console
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
-from r2_serve.lab.evaluation.row_log import RowLog, read_records
+from r2_serve.lab.jsonl import JsonlLog, read_jsonl
 from r2_serve.router.synthesis import confidence
 from r2_serve.types import Message, ModelGroup, Plan, Record, Sampling
 from r2_train.config import SearchConfig
@@ -116,8 +116,8 @@ class Searcher:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.thresholds = await self.fit(validation[: self.config.num_fit])
         path = self.directory / SCHEMES
-        done = {(row.task_id, row.plan): row for row in read_records(path, SearchedPlan)}
-        with RowLog(path) as log:
+        done = {(row.task_id, row.plan): row for row in read_jsonl(path, SearchedPlan)}
+        with JsonlLog(path) as log:
 
             async def work(item: PlannedTask) -> None:
                 row = await self.search(item)

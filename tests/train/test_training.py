@@ -177,7 +177,7 @@ def test_a_lora_is_trained_by_sft_and_goes_on_by_grpo(tmp_path: Path) -> None:
 
 
 def _rows(run: TrainingRun) -> list[Any]:
-    from r2_serve.lab.evaluation.row_log import read_records
+    from r2_serve.lab.jsonl import read_jsonl
     from r2_train.stages.alternate import ROUNDS, RoundRow
 
-    return list(read_records(run.directory / ROUNDS, RoundRow))
+    return list(read_jsonl(run.directory / ROUNDS, RoundRow))

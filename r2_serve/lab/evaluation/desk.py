@@ -52,7 +52,7 @@ class Solved:
         )
 
 
-class Outcome(Record):
+class EvalOutcome(Record):
     """What became of one task under one policy."""
 
     answer: str | None
@@ -69,7 +69,7 @@ class Outcome(Record):
     latency_s: float = 0.0
 
 
-class Policy(Protocol):
+class EvalPolicy(Protocol):
     """One way of answering."""
 
     @property
@@ -147,7 +147,7 @@ class Desk:
             self.calls.append(call.model_copy(update={**named, **times}))
 
 
-async def outcome_of(policy: Policy, task: Task, asker: Asker, setting: Setting) -> Outcome:
+async def outcome_of(policy: EvalPolicy, task: Task, asker: Asker, setting: Setting) -> EvalOutcome:
     """`policy`'s answer to `task`, or what stopped it: a failure is an outcome with its cost, never an exception."""
     desk = Desk(asker, setting, owner=f"{policy.name}/{task.benchmark}/{task.id}")
     try:
@@ -165,13 +165,13 @@ async def outcome_of(policy: Policy, task: Task, asker: Asker, setting: Setting)
     )
 
 
-def _outcome(desk: Desk, **fields: object) -> Outcome:
+def _outcome(desk: Desk, **fields: object) -> EvalOutcome:
     base = {
         "calls": tuple(desk.calls),
         "is_cost_known": desk.is_cost_known,
         "latency_s": round(desk.elapsed_s, 6),
     }
-    return Outcome.model_validate({**base, **fields})
+    return EvalOutcome.model_validate({**base, **fields})
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -22,8 +22,9 @@ from r2_serve.files import write_whole
 from r2_serve.grading.rows import Benchmark, Task
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.policies import PolicyConfig
-from r2_serve.lab.evaluation.row_log import ROWS, RowLog, RunError
-from r2_serve.lab.runs import put_aside
+from r2_serve.lab.evaluation.rows import ROWS
+from r2_serve.lab.jsonl import JsonlLog
+from r2_serve.lab.runs import RunError, put_aside
 from r2_serve.types import ModelGroup, Record
 
 MANIFEST = "run.json"
@@ -99,7 +100,7 @@ def set_aside_other_run(directory: Path, manifest: Manifest) -> Path | None:
     """Where `directory` holds another run than `manifest`'s: rename it, and say to what. Raises: RunError where it is in use."""
     if not (directory / MANIFEST).exists() or not _differences(Manifest.read(directory), manifest):
         return None
-    with RowLog(directory / ROWS):
+    with JsonlLog(directory / ROWS):
         return put_aside(directory)
 
 

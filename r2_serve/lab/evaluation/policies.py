@@ -31,7 +31,7 @@ from r2_serve.errors import CodecError, ConfigError
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
 from r2_serve.lab.evaluation.asker import Asked, AskFailed
-from r2_serve.lab.evaluation.desk import Desk, Policy, Setting, Solved, user
+from r2_serve.lab.evaluation.desk import Desk, EvalPolicy, Setting, Solved, user
 from r2_serve.prompts import get_codec
 from r2_serve.router.executor import execute
 from r2_serve.types import Message, Plan, Sampling, Subtask, substitute
@@ -281,7 +281,7 @@ def _is_compact(model: str, setting: Setting) -> bool:
 # -- names to policies --------------------------------------------------------------------------------------------
 
 
-def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> Policy:
+def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolicy:
     """The policy called `name`. Raises: ConfigError where there is none, or a model is not one that may be used."""
     kind, _, details = name.partition(":")
     models = tuple(details.split(",")) if details else ()
@@ -317,7 +317,7 @@ FORMS = (
 )
 
 
-def random_policy(shares: dict[str, float]) -> Policy:
+def random_policy(shares: dict[str, float]) -> EvalPolicy:
     """Each subtask to a model drawn with these shares; without any, each model of the pool alike."""
     weights = ",".join(f"{model}={share:.6g}" for model, share in shares.items())
     return Routed(RANDOM, f"random:{weights}" if weights else "random")

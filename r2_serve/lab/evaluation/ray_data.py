@@ -23,7 +23,7 @@ from r2_serve.errors import EngineUnavailable
 from r2_serve.grading.graders import Grader
 from r2_serve.lab.evaluation.asker import HttpAsker
 from r2_serve.lab.evaluation.desk import Setting
-from r2_serve.lab.evaluation.row_log import RunRow
+from r2_serve.lab.evaluation.rows import EvalRow
 from r2_serve.lab.evaluation.runner import Work, row_of
 
 JOIN_HINT = (
@@ -45,13 +45,13 @@ class RayDataRows:
     num_cpus: float = 0.5
     """Of each actor: it waits for replies most of the time."""
 
-    async def __call__(self, pending: Sequence[Work]) -> AsyncGenerator[RunRow, None]:
+    async def __call__(self, pending: Sequence[Work]) -> AsyncGenerator[EvalRow, None]:
         """Raises: EngineUnavailable where no cluster runs, or Ray Data gave up."""
         rows = await asyncio.to_thread(self._rows, pending)
         while (row := await asyncio.to_thread(next, rows, None)) is not None:
             yield row
 
-    def _rows(self, pending: Sequence[Work]) -> Iterator[RunRow]:
+    def _rows(self, pending: Sequence[Work]) -> Iterator[EvalRow]:
         _join_cluster()
         import ray
 
@@ -65,7 +65,7 @@ class RayDataRows:
             compute=ray.data.ActorPoolStrategy(size=self.num_actors),
             num_cpus=self.num_cpus,
         )
-        return (RunRow.model_validate_json(str(found["row"])) for found in data.iter_rows())
+        return (EvalRow.model_validate_json(str(found["row"])) for found in data.iter_rows())
 
 
 def _join_cluster() -> None:

@@ -26,10 +26,12 @@ from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.asker import Asker
-from r2_serve.lab.evaluation.desk import Policy, Setting, outcome_of
+from r2_serve.lab.evaluation.desk import EvalPolicy, Setting, outcome_of
 from r2_serve.lab.evaluation.manifest import Manifest
 from r2_serve.lab.evaluation.policies import R2, RANDOM, parse_policy, random_policy
-from r2_serve.lab.evaluation.row_log import ROWS, Key, RowLog, RunError, RunRow, merged, read_rows
+from r2_serve.lab.evaluation.rows import ROWS, EvalRow, Key, merged, read_rows
+from r2_serve.lab.jsonl import JsonlLog
+from r2_serve.lab.runs import RunError
 
 SHARES = "random_shares.json"
 
@@ -59,7 +61,7 @@ class Standing:
     stopped_because: str | None = None
     num_failures_in_a_row: int = field(default=0, repr=False)
 
-    def count(self, row: RunRow) -> None:
+    def count(self, row: EvalRow) -> None:
         self.num_done += 1
         self.num_correct += row.status == "correct"
         self.num_failed += row.status == "failed"
@@ -71,7 +73,7 @@ class Standing:
 class Work:
     """One thing to do."""
 
-    policy: Policy
+    policy: EvalPolicy
     task: Task
 
     @property
@@ -79,18 +81,18 @@ class Work:
         return self.policy.name, self.task.id
 
 
-RowSource = Callable[[Sequence[Work]], AsyncGenerator[RunRow, None]]
+RowSource = Callable[[Sequence[Work]], AsyncGenerator[EvalRow, None]]
 """Rows of all that is asked of it, as they end."""
 OnRow = Callable[[Standing], None]
 
 
-async def row_of(item: Work, asker: Asker, grader: Grader, setting: Setting) -> RunRow:
+async def row_of(item: Work, asker: Asker, grader: Grader, setting: Setting) -> EvalRow:
     """Answered, graded, counted."""
     outcome = await outcome_of(item.policy, item.task, asker, setting)
     verdict = None
     if outcome.answer is not None:
         verdict = await grader.grade(item.task.benchmark, item.task.row, outcome.answer, task_id=item.task.id)
-    return RunRow.of(item.policy.name, item.task.id, outcome, verdict)
+    return EvalRow.of(item.policy.name, item.task.id, outcome, verdict)
 
 
 @dataclass
@@ -114,8 +116,8 @@ class Runner:
         Raises: RunError where the directory is another run's, in use or cannot be written; SandboxUnavailable.
         """
         self.manifest.claim(self.directory)
-        with RowLog(self.directory / ROWS) as log:
-            rows = list(read_rows(self.directory / ROWS))
+        with JsonlLog(self.directory / ROWS) as log:
+            rows = list(read_rows(self.directory))
             done = merged(rows)
             standing = self._standing(done, rows)
             self.on_row(standing)
@@ -128,11 +130,11 @@ class Runner:
             standing.stopped_because = None  # the limit was reached by the very last task
         return standing
 
-    def _first_policies(self) -> list[Policy]:
+    def _first_policies(self) -> list[EvalPolicy]:
         names = [name for name in self.manifest.policies if name != RANDOM]
         return [parse_policy(name, self.setting, self.manifest.policy_config) for name in names]
 
-    def _pending(self, policies: Sequence[Policy], done: dict[Key, RunRow]) -> list[Work]:
+    def _pending(self, policies: Sequence[EvalPolicy], done: dict[Key, EvalRow]) -> list[Work]:
         work = [Work(policy, task) for task in self.tasks for policy in policies]
         return [
             item
@@ -140,7 +142,7 @@ class Runner:
             if item.key not in done or (self.options.retry_errors and done[item.key].may_be_retried)
         ]
 
-    def _standing(self, done: dict[Key, RunRow], rows: Iterable[RunRow]) -> Standing:
+    def _standing(self, done: dict[Key, EvalRow], rows: Iterable[EvalRow]) -> Standing:
         standing = Standing(num_total=len(self.tasks) * len(self.manifest.policies))
         for row in done.values():
             if not (self.options.retry_errors and row.may_be_retried):
@@ -150,7 +152,7 @@ class Runner:
         return standing
 
     async def _work_off(
-        self, pending: Sequence[Work], log: RowLog, done: dict[Key, RunRow], standing: Standing
+        self, pending: Sequence[Work], log: JsonlLog, done: dict[Key, EvalRow], standing: Standing
     ) -> None:
         """Row by row into `log`, until all is done or the run must stop; the first error of ours stops all, and its rows stay."""
         if standing.stopped_because is None:
@@ -158,7 +160,7 @@ class Runner:
         if not pending or standing.stopped_because is not None:
             return
 
-        def keep(row: RunRow) -> None:
+        def keep(row: EvalRow) -> None:
             log.append(row)
             done[row.key] = row
             standing.count(row)
@@ -175,7 +177,7 @@ class Runner:
                     return
 
     async def _work_here(
-        self, pending: Sequence[Work], keep: Callable[[RunRow], None], standing: Standing
+        self, pending: Sequence[Work], keep: Callable[[EvalRow], None], standing: Standing
     ) -> None:
         """`num_at_once` at a time on this event loop."""
         queue = iter(pending)
@@ -202,7 +204,7 @@ class Runner:
             return f"{standing.num_failures_in_a_row} tasks in a row failed; see their `detail` in {self.directory / ROWS}"
         return None
 
-    def _shares(self, rows: Iterable[RunRow]) -> dict[str, float]:
+    def _shares(self, rows: Iterable[EvalRow]) -> dict[str, float]:
         """The share of subtasks that each model had under `r2`, fixed when `random` begins; none where `r2` did not run."""
         path = self.directory / SHARES
         if not path.exists():

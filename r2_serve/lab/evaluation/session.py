@@ -224,9 +224,9 @@ def write_reports(
     is_brief: bool,
 ) -> list[Path]:
     """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
-    from r2_serve.lab.evaluation.page import page
-    from r2_serve.lab.evaluation.report import report_of
-    from r2_serve.lab.evaluation.report_table import print_overview, print_report
+    from r2_serve.lab.evaluation.report.figures import report_of
+    from r2_serve.lab.evaluation.report.page import page
+    from r2_serve.lab.evaluation.report.table import print_overview, print_report
 
     reports = [report_of(directory, reference) for directory in directories]
     for report in reports:

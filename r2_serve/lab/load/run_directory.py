@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r2_serve.errors import ConfigError
-from r2_serve.files import whole_file
-from r2_serve.lab.evaluation.row_log import RowLog, read_records
+from r2_serve.lab.jsonl import JsonlLog, read_jsonl, replacing_jsonl
 from r2_serve.lab.load.records import RequestRecord, TimelineSample
 from r2_serve.lab.runs import put_aside
 
@@ -30,8 +29,8 @@ FREE_SPACE = "free some space and run it again with --set-aside, which keeps wha
 class RunLogs:
     """The two files that grow while a run goes."""
 
-    requests: RowLog
-    timeline: RowLog
+    requests: JsonlLog
+    timeline: JsonlLog
 
 
 def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
@@ -79,8 +78,8 @@ def logs(directory: Path) -> Iterator[RunLogs]:
         yield RunLogs(requests, timeline)
 
 
-def _log(path: Path) -> RowLog:
-    return RowLog(path, rows_per_sync=1000, advice=FREE_SPACE)
+def _log(path: Path) -> JsonlLog:
+    return JsonlLog(path, rows_per_sync=1000, advice=FREE_SPACE)
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,16 @@ class RequestFile:
 
     def __iter__(self) -> Iterator[RequestRecord]:
         """Raises: RunError naming a line that is none."""
-        return read_records(self.directory / REQUESTS, RequestRecord)
+        return read_jsonl(self.directory / REQUESTS, RequestRecord)
 
 
 def read_timeline(directory: Path) -> Iterator[TimelineSample]:
     """In order. Raises: RunError naming a line that is none."""
-    return read_records(directory / TIMELINE, TimelineSample)
+    return read_jsonl(directory / TIMELINE, TimelineSample)
 
 
 @contextmanager
 def rewriting_requests(directory: Path) -> Iterator[Callable[[RequestRecord], None]]:
     """Takes the records that come in place of those there: all of them, or none where it ends with an error."""
-    with whole_file(directory / REQUESTS) as file:
-
-        def write(record: RequestRecord) -> None:
-            file.write(record.model_dump_json(exclude_defaults=True) + "\n")
-
+    with replacing_jsonl(directory / REQUESTS) as write:
         yield write

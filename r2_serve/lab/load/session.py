@@ -15,7 +15,6 @@ import httpx
 
 from r2_serve.errors import ConfigError, R2Error
 from r2_serve.files import write_whole
-from r2_serve.lab.evaluation.row_log import RunError
 from r2_serve.lab.load.client import LoadClient, load_http
 from r2_serve.lab.load.grading import grade_run
 from r2_serve.lab.load.monitor import Monitor
@@ -33,7 +32,7 @@ from r2_serve.lab.load.run_directory import (
     under_way,
 )
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
-from r2_serve.lab.runs import code_version, machine_line
+from r2_serve.lab.runs import RunError, code_version, machine_line
 from r2_serve.lab.workload import Request, Workload
 from r2_serve.lab.workload.tasks import BenchmarkTasks, load_benchmark
 

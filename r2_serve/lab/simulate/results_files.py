@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from r2_serve.files import write_whole
+from r2_serve.lab.jsonl import replacing_jsonl
 from r2_serve.lab.load.records import RequestRecord
 from r2_serve.lab.load.run_directory import REPORT, SUMMARY, TIMELINE, rewriting_requests
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
@@ -60,9 +61,9 @@ def write_run(
 ) -> LoadSummary:
     """Everything; `requests.jsonl` and the page only where `has_rows`."""
     summary = summarize(info, run.queries.records(), run.timeline)
-    (directory / TIMELINE).write_text(
-        "".join(sample.model_dump_json() + "\n" for sample in run.timeline), encoding="utf-8"
-    )
+    with replacing_jsonl(directory / TIMELINE) as write:
+        for sample in run.timeline:
+            write(sample)
     write_whole(directory / SUMMARY, summary.model_dump_json(indent=2))
     write_whole(directory / SIMULATION, _facts(run, hardware).model_dump_json(indent=2))
     if has_rows:

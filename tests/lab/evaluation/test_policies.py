@@ -15,7 +15,7 @@ from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.grading.rows import Task, task_of
 from r2_serve.http.api import create_app
 from r2_serve.lab.evaluation.asker import HttpAsker
-from r2_serve.lab.evaluation.desk import Outcome, outcome_of
+from r2_serve.lab.evaluation.desk import EvalOutcome, outcome_of
 from r2_serve.lab.evaluation.judging import parse_is_hard, parse_score
 from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, parse_policy, random_policy
 from r2_serve.router.router import in_process
@@ -36,12 +36,12 @@ Calls = dict[tuple[str, str], int]
 PLAN: Calls = {("decompose", "decomposer"): 1}
 
 
-async def ask(name: str, task: Task, **changed: Any) -> Outcome:
+async def ask(name: str, task: Task, **changed: Any) -> EvalOutcome:
     asker = asker_of(engines_of(scripts(**changed)))
     return await outcome_of(parse_policy(name, setting(), PolicyConfig()), task, asker, setting())
 
 
-def calls_of(outcome: Outcome) -> Calls:
+def calls_of(outcome: EvalOutcome) -> Calls:
     return dict(Counter((call.stage, call.model) for call in outcome.calls))
 
 
@@ -183,7 +183,7 @@ async def test_http_failure_is_marked_as_of_unknown_cost() -> None:
     assert "HTTP 502: subtask_failed" in (outcome.error or "")
 
 
-def without_times(outcome: Outcome) -> Outcome:
+def without_times(outcome: EvalOutcome) -> EvalOutcome:
     calls = sorted(
         (c.model_copy(update={"start_s": 0.0, "end_s": 0.0}) for c in outcome.calls),
         key=lambda c: (c.stage, c.subtask or 0),

@@ -14,19 +14,21 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from r2_serve.lab.evaluation.desk import Outcome
+from r2_serve.lab.evaluation.desk import EvalOutcome
 from r2_serve.lab.evaluation.manifest import PoolModel
-from r2_serve.lab.evaluation.page import page
-from r2_serve.lab.evaluation.report import (
+from r2_serve.lab.evaluation.report.cells import notes, relative_cost
+from r2_serve.lab.evaluation.report.figures import (
     PolicyReport,
     RunReport,
     bootstrap_accuracy,
     bootstrap_difference,
     report_of,
 )
-from r2_serve.lab.evaluation.report_cells import notes, relative_cost
-from r2_serve.lab.evaluation.report_table import broken_name, print_overview, print_report
-from r2_serve.lab.evaluation.row_log import RowLog, RowStatus, RunError, RunRow
+from r2_serve.lab.evaluation.report.page import page
+from r2_serve.lab.evaluation.report.table import broken_name, print_overview, print_report
+from r2_serve.lab.evaluation.rows import EvalRow, RowStatus
+from r2_serve.lab.jsonl import JsonlLog
+from r2_serve.lab.runs import RunError
 from r2_serve.types import CallRecord, Usage
 from tests.support.scripted_evaluation import manifest_of, sums
 
@@ -44,14 +46,14 @@ def call(model: str, cost: str, stage: Any = "execute") -> CallRecord:
     )
 
 
-def row(policy: str, task: int, status: RowStatus, *calls: CallRecord, **outcome: Any) -> RunRow:
-    made = Outcome(answer=None if status == "failed" else "x", calls=calls, **outcome)
-    return RunRow(policy=policy, task_id=f"sum-{task}", status=status, outcome=made)
+def row(policy: str, task: int, status: RowStatus, *calls: CallRecord, **outcome: Any) -> EvalRow:
+    made = EvalOutcome(answer=None if status == "failed" else "x", calls=calls, **outcome)
+    return EvalRow(policy=policy, task_id=f"sum-{task}", status=status, outcome=made)
 
 
-def write(directory: Path, rows: list[RunRow], *policies: str, num_tasks: int = 4) -> RunReport:
+def write(directory: Path, rows: list[EvalRow], *policies: str, num_tasks: int = 4) -> RunReport:
     manifest_of(sums(num_tasks), policies, models=(LOCAL, HOSTED)).claim(directory)
-    with RowLog(directory / "rows.jsonl") as log:
+    with JsonlLog(directory / "rows.jsonl") as log:
         for each in rows:
             log.append(each)
     return report_of(directory)

@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 
 from r2_serve.errors import EngineUnavailable
 from r2_serve.lab.evaluation.asker import Asked, Asker
-from r2_serve.lab.evaluation.report import RunReport, report_of
-from r2_serve.lab.evaluation.row_log import RowLog, RunError, RunRow, merged, read_rows
+from r2_serve.lab.evaluation.report.figures import RunReport, report_of
+from r2_serve.lab.evaluation.rows import EvalRow, merged, read_rows
 from r2_serve.lab.evaluation.runner import Standing, read_shares
+from r2_serve.lab.jsonl import JsonlLog
+from r2_serve.lab.runs import RunError
 from r2_serve.types import Query
 from tests import ROOT
 from tests.support.scripted_evaluation import (
@@ -212,7 +214,7 @@ async def test_changed_run_is_refused_by_name(tmp_path: Path, name: str, change:
 async def test_two_drivers_never_share_a_directory(tmp_path: Path) -> None:
     first = runner_of(tmp_path, sums(1), ["single:large"])
     await first.run()
-    with RowLog(tmp_path / "rows.jsonl"), pytest.raises(RunError, match="being written by another process"):
+    with JsonlLog(tmp_path / "rows.jsonl"), pytest.raises(RunError, match="being written by another process"):
         await first.run()
 
 
@@ -229,9 +231,7 @@ async def test_failures_are_rows_and_asked_again_only_on_request(tmp_path: Path)
     assert (standing.num_done, standing.num_correct, standing.num_failed) == (4, 4, 0)
     report = report_of(tmp_path).policies[0]
     assert (report.statuses["correct"], report.statuses["failed"]) == (4, 0)
-    assert report.total_cost_usd == sum(
-        (row.cost_usd for row in read_rows(tmp_path / "rows.jsonl")), Decimal(0)
-    )
+    assert report.total_cost_usd == sum((row.cost_usd for row in read_rows(tmp_path)), Decimal(0))
 
 
 async def test_spending_stops_at_the_limit_and_earlier_runs_count(tmp_path: Path) -> None:
@@ -261,37 +261,15 @@ async def test_dead_endpoint_stops_the_run(tmp_path: Path) -> None:
     assert "in a row failed" in (standing.stopped_because or "")
 
 
-async def test_short_write_is_undone_and_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await runner_of(tmp_path, sums(2), ["single:large"]).run()
-    path = tmp_path / "rows.jsonl"
-    rows, before = list(read_rows(path)), path.read_bytes()
-    write = os.write
-    with RowLog(path) as log:
-        monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:10]))
-        with pytest.raises(RunError, match="only 10 of"):
-            log.append(rows[0])
-        monkeypatch.undo()
-        assert path.read_bytes() == before
-        log.append(rows[0])
-    assert [row.task_id for row in read_rows(path)] == ["sum-1", "sum-2", "sum-1"]
-
-
-def test_damaged_line_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"policy": "r2"}\n')
-    with pytest.raises(RunError, match=r"rows.jsonl:1 is not a RunRow"):
-        list(read_rows(path))
-
-
 async def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     await runner_of(tmp_path, sums(2), POLICIES).run()
-    for row in read_rows(tmp_path / "rows.jsonl"):
-        assert RunRow.model_validate_json(row.model_dump_json(exclude_defaults=True)) == row
+    for row in read_rows(tmp_path):
+        assert EvalRow.model_validate_json(row.model_dump_json(exclude_defaults=True)) == row
 
 
 async def test_second_try_keeps_the_calls_of_the_first(tmp_path: Path) -> None:
     await runner_of(tmp_path, sums(1), ["single:large"]).run()
-    row = next(read_rows(tmp_path / "rows.jsonl"))
+    row = next(read_rows(tmp_path))
     both = merged([row.model_copy(update={"status": "failed"}), row])[row.key]
     assert both.status == "correct"
     assert both.cost_usd == 2 * row.cost_usd

@@ -18,10 +18,10 @@ from r2_serve.cli import app
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.sandbox import SandboxUnavailable
-from r2_serve.lab.evaluation.row_log import RunError
 from r2_serve.lab.load.run_directory import RequestFile, claim, read_timeline, under_way
 from r2_serve.lab.load.session import LoadOptions, run_load
 from r2_serve.lab.load.summary import LoadSummary
+from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Workload
 from tests.support.load_endpoint import chunk, event, router_app, serving, sse_app, whole
 

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from r2_serve.lab.evaluation.manifest import Manifest
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.row_log import ROWS, STATUSES, RunError, RunRow, merged, read_rows
+from r2_serve.lab.evaluation.rows import STATUSES, EvalRow, merged, read_rows
 from r2_serve.lab.evaluation.runner import read_shares
+from r2_serve.lab.runs import RunError
 from r2_serve.types import CallRecord, Record, Usage
 
 NUM_RESAMPLES = 10_000
@@ -126,8 +127,8 @@ class RunReport(Record):
 def report_of(directory: Path, reference: str | None = None) -> RunReport:
     """`reference` by default: `single:LARGEST`, or `cot:LARGEST` where that costs nothing. Raises: RunError."""
     manifest = Manifest.read(directory)
-    rows = merged(read_rows(directory / ROWS))
-    by_policy: dict[str, dict[str, RunRow]] = {name: {} for name in manifest.policies}
+    rows = merged(read_rows(directory))
+    by_policy: dict[str, dict[str, EvalRow]] = {name: {} for name in manifest.policies}
     for row in rows.values():
         by_policy[row.policy][row.task_id] = row
     policies = tuple(
@@ -150,7 +151,7 @@ def report_of(directory: Path, reference: str | None = None) -> RunReport:
 # -- one policy ---------------------------------------------------------------------------------------------------
 
 
-def _policy_report(name: str, rows: Sequence[RunRow], manifest: Manifest) -> PolicyReport:
+def _policy_report(name: str, rows: Sequence[EvalRow], manifest: Manifest) -> PolicyReport:
     counts = Counter[str](row.status for row in rows)
     statuses: dict[str, int] = {
         **{status: counts[status] for status in STATUSES},
@@ -183,7 +184,7 @@ def _policy_report(name: str, rows: Sequence[RunRow], manifest: Manifest) -> Pol
     )
 
 
-def _model_uses(rows: Sequence[RunRow], order: Sequence[str]) -> dict[str, ModelUse]:
+def _model_uses(rows: Sequence[EvalRow], order: Sequence[str]) -> dict[str, ModelUse]:
     calls: dict[str, list[CallRecord]] = {}
     for call in (call for row in rows for call in row.outcome.calls):
         calls.setdefault(call.model, []).append(call)
@@ -211,7 +212,7 @@ def _cost(calls: Iterable[CallRecord]) -> Decimal:
     return sum((call.cost_usd for call in calls), Decimal(0))
 
 
-def _mean_scores(rows: Sequence[RunRow], num_tasks: int) -> dict[str, float]:
+def _mean_scores(rows: Sequence[EvalRow], num_tasks: int) -> dict[str, float]:
     totals: Counter[str] = Counter()
     for row in rows:
         totals.update(row.scores)
@@ -268,7 +269,7 @@ def _percentiles(draws: npt.NDArray[np.float64]) -> Interval:
 # -- policies beside each other -----------------------------------------------------------------------------------
 
 
-def _marks(rows: dict[str, RunRow], by_policy: dict[str, dict[str, RunRow]], num_tasks: int) -> Marks:
+def _marks(rows: dict[str, EvalRow], by_policy: dict[str, dict[str, EvalRow]], num_tasks: int) -> Marks:
     """Tasks that no policy has begun are 0 for all."""
     ids = sorted({task_id for found in by_policy.values() for task_id in found})
     marks = np.zeros(num_tasks, dtype=np.int8)

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from r2_serve.lab.evaluation import report_cells as cells
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.report import PolicyReport, RunReport
+from r2_serve.lab.evaluation.report import cells
+from r2_serve.lab.evaluation.report.figures import PolicyReport, RunReport
 from r2_serve.lab.reports.terminal import usd
 
 NAME_CHARS = 21

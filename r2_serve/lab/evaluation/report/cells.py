@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.report import Comparison, EqualAccuracy, Interval, PolicyReport, RunReport
+from r2_serve.lab.evaluation.report.figures import (
+    Comparison,
+    EqualAccuracy,
+    Interval,
+    PolicyReport,
+    RunReport,
+)
 from r2_serve.lab.reports.terminal import usd
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from r2_serve.lab.evaluation import report_cells as cells
-from r2_serve.lab.evaluation.plots import models_plot, pareto_plot
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.report import RunReport
+from r2_serve.lab.evaluation.report import cells
+from r2_serve.lab.evaluation.report.figures import RunReport
+from r2_serve.lab.evaluation.report.plots import models_plot, pareto_plot
 from r2_serve.lab.reports.html import document, table
 
 

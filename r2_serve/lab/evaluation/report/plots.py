@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.report import PolicyReport, RunReport
+from r2_serve.lab.evaluation.report.figures import PolicyReport, RunReport
 from r2_serve.lab.reports.svg import STYLE, svg
 
 Box = tuple[float, float, float, float]
