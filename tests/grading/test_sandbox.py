@@ -18,12 +18,7 @@ from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits, Sand
 from tests.support.hostile import FAMILIES, PUZZLE, SECRET, programs
 from tests.support.waiting import until
 
-pytestmark = [
-    pytest.mark.sandbox,
-    pytest.mark.skipif(
-        shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"
-    ),
-]
+pytestmark = pytest.mark.sandbox
 
 SOLVABLE = {"name": "Square:0", "sat": "def sat(x: int, n=49):\n    return x * x == n", "ans_type": "int"}
 

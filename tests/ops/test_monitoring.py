@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +28,7 @@ from tests.ops.test_kuberay import OPEN, TEXT
 from tests.support.config_of import config_of
 
 RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)"
-)
+needs_promtool = pytest.mark.needs("promtool")
 
 
 def config(text: str = OPEN) -> ServeConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -67,7 +66,7 @@ def test_any_scrape_shows_what_every_replica_counted(routers: TwoRouters) -> Non
     assert len(by_replica) == 2 and min(by_replica) > 0, "or the sum proves nothing"
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus (Debian package prometheus)")
+@pytest.mark.needs("prometheus")
 def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(
     routers: TwoRouters, tmp_path: Path
 ) -> None:
