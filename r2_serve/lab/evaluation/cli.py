@@ -207,7 +207,7 @@ def report(
                 directories, html, json_out, Console(), reference=reference, is_brief=brief
             )
     except ImportError as e:
-        fail(f"reports need more packages: pip install 'r2-router[eval]' ({e})")
+        fail(f"reports need more packages: pip install 'route-and-reason[eval]' ({e})")
     typer.echo(f"written: {', '.join(map(str, written))}")
 
 

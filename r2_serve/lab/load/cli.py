@@ -147,7 +147,7 @@ def _run(
     written = [path for name in (SUMMARY, REPORT) if (path := options.out / name).exists()]
     typer.echo(f"written: {', '.join(map(str, written))}")
     if len(written) == 1:
-        typer.echo("the page needs matplotlib: pip install 'r2-router[eval]'", err=True)
+        typer.echo("the page needs matplotlib: pip install 'route-and-reason[eval]'", err=True)
     if summary.info.is_interrupted:
         raise typer.Exit(130)
     if summary.num_ok == 0:

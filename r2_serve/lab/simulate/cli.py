@@ -100,7 +100,7 @@ def simulate(
     except ModuleNotFoundError as e:
         if e.name != "simpy":
             raise
-        fail("simulate needs simpy: pip install 'r2-router[eval]'")
+        fail("simulate needs simpy: pip install 'route-and-reason[eval]'")
 
 
 def _run(
