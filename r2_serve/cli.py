@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,7 +102,9 @@ def ask(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
     policy: Annotated[str | None, typer.Option(help="learned, random or all:MODEL.")] = None,
-    max_cost_usd: Annotated[float | None, typer.Option(help="Most this question may cost.")] = None,
+    max_cost_usd: Annotated[
+        float | None, typer.Option(min=1e-6, help="The most this question may cost, in USD.")
+    ] = None,
 ) -> None:
     """Ask a running endpoint; prints the answer and the DAG behind it.
 
@@ -114,29 +117,26 @@ def ask(
     from r2_serve import client
     from r2_serve.lab.reports.terminal import dag_view, trace_view
 
-    extras = {
-        name: value
-        for name, value in (("policy", policy), ("max_cost_usd", max_cost_usd))
-        if value is not None
-    }
+    limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
 
-    async def once() -> client.Reply:
+    async def once() -> client.ChatReply:
+        query = client.question(model, question, policy=policy, max_cost_usd=limit)
         async with client.new_client(url, api_key=api_key) as http:
-            return await client.ask(http, client.Ask(model, question, extras))
+            return await client.ask(http, client.chat_body(query))
 
-    reply = asyncio.run(once())
-    if reply.trace is None:
+    try:
+        reply = asyncio.run(once())
+    except client.RequestFailed as e:
         hint = (
-            f"\nIs an endpoint running at {url}? Start one with: r2-serve up"
-            if "Connect" in (reply.error or "")
-            else ""
+            f"\nIs an endpoint running at {url}? Start one with: r2-serve up" if e.http_status is None else ""
         )
-        fail(f"{reply.error}{hint}")
-    console = Console()
+        fail(f"{e.message}{hint}")
+    console, trace = Console(), reply.r2.trace if reply.r2 else None
     console.print(f"[bold]{reply.text}[/]\n")
-    if reply.trace.plan is not None:
-        console.print(dag_view(reply.trace.plan))
-    console.print(trace_view(reply.trace))
+    if trace is not None:
+        if trace.plan is not None:
+            console.print(dag_view(trace.plan))
+        console.print(trace_view(trace))
 
 
 @app.command()

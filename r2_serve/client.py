@@ -1,83 +1,249 @@
-"""Asks a running endpoint many questions at once, as the demo and `ask` do. Plain HTTP, no Ray, no openai."""
+"""The one client of an OpenAI-compatible endpoint: request bodies, plain and streamed replies, the list of models.
+
+Evaluations and the demo ask R2's own endpoint with it; the load generator also asks other endpoints. It uses httpx
+instead of the openai package because that one retries by itself and does more work for each request.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeVar
 
 import httpx
+from pydantic import BaseModel, Field, ValidationError
 
-from r2_serve.types import Trace
+from r2_serve.engines.events import DONE, EventReader
+from r2_serve.errors import R2Error
+from r2_serve.types import Query, Trace
+
+UNWORKED_STATUSES = frozenset({401, 404, 413, 415, 429})
+"""R2 answers with these before any model is called."""
+MAX_SHOWN_CHARS = 500
+"""How much of a reply an error quotes."""
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class RequestFailed(R2Error):
+    """The endpoint gave no answer. The message is `KIND: text`; KIND is the same for failures of the same sort.
+
+    `http_status` is None where no reply came. `is_unworked` says that surely no model was called.
+    """
+
+    def __init__(self, message: str, http_status: int | None = None, is_unworked: bool = False) -> None:
+        Exception.__init__(self, message, http_status, is_unworked)
+        self.message, self.http_status, self.is_unworked = message, http_status, is_unworked
+
+
+class Tokens(BaseModel):
+    """`usage` of a reply, as far as the endpoint gives it."""
+
+    prompt_tokens: int | None = Field(default=None, ge=0)
+    completion_tokens: int | None = Field(default=None, ge=0)
+
+
+class Extras(BaseModel):
+    """`r2` of a reply; endpoints other than R2's have none."""
+
+    cost_usd: Decimal | None = None
+    subtasks: int | None = None
+    confidence: float | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request."""
+class ChatReply:
+    """A reply, or one piece of a streamed reply."""
 
-    model: str
     text: str
-    extras: dict[str, Any] = field(default_factory=dict)
-    """The `r2` field, such as a policy or one's own plan."""
+    usage: Tokens | None
+    r2: Extras | None
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What came back: an answer with its trace, or an error."""
-
-    text: str | None
-    trace: Trace | None
-    latency_s: float
-    error: str | None = None
+class _Text(BaseModel):
+    content: str | None = None
 
 
-async def ask(client: httpx.AsyncClient, request: Ask) -> Reply:
-    """One request with its trace. An HTTP error is a `Reply.error`, not an exception."""
-    extras = {"trace": True, **request.extras}
-    body = {"model": request.model, "messages": [{"role": "user", "content": request.text}], "r2": extras}
-    start_s = time.monotonic()
-    try:
-        response = await client.post("chat/completions", json=body)
-    except httpx.HTTPError as e:
-        return Reply(None, None, time.monotonic() - start_s, f"{type(e).__name__}: {e}")
-    latency_s = time.monotonic() - start_s
-    return _reply(response, latency_s)
+class _Choice(BaseModel):
+    message: _Text
 
 
-async def ask_all(
-    client: httpx.AsyncClient, requests: Sequence[Ask], *, at_once: int, on_reply: Callable[[], None]
-) -> list[Reply]:
-    """Replies in the order of `requests`, `at_once` under way at a time."""
-    replies: list[Reply | None] = [None] * len(requests)
-    waiting = iter(enumerate(requests))
-
-    async def work() -> None:
-        for i, request in waiting:
-            replies[i] = await ask(client, request)
-            on_reply()
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(at_once, len(requests))):
-            group.create_task(work())
-    return [reply for reply in replies if reply is not None]
+class _ChunkChoice(BaseModel):
+    delta: _Text
 
 
-def new_client(base_url: str, *, timeout_s: float = 300.0, api_key: str | None = None) -> httpx.AsyncClient:
-    """A client of the endpoint at `base_url` (with its `/v1`)."""
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Tokens | None = None
+    r2: Extras | None = None
+
+
+class _Chunk(BaseModel):
+    error: object = None
+    choices: list[_ChunkChoice] | None = None
+    usage: Tokens | None = None
+    r2: Extras | None = None
+
+
+class _Error(BaseModel):
+    message: str
+    code: str | int | None = None
+    type: str | None = None
+
+
+class _ErrorBody(BaseModel):
+    error: _Error
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+def new_client(
+    base_url: str, *, timeout_s: float = 300.0, api_key: str | None = None, max_open: int = 100
+) -> httpx.AsyncClient:
+    """A client of the endpoint at `base_url` (with its `/v1`), with room for `max_open` requests at once."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.AsyncClient(
-        base_url=base_url.rstrip("/") + "/", timeout=timeout_s, headers=headers, trust_env=False
+    limits = httpx.Limits(max_connections=max_open, max_keepalive_connections=max_open)
+    url = base_url.rstrip("/") + "/"
+    return httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout_s, trust_env=False)
+
+
+def question(model: str, text: str, **fields: object) -> Query:
+    """A query of one user message; `fields` are fields of `Query`."""
+    message = {"role": "user", "content": text}
+    return Query.model_validate({"request_id": "", "model": model, "messages": (message,), **fields})
+
+
+def chat_body(query: Query, *, is_streamed: bool = False, has_trace: bool = True) -> dict[str, object]:
+    """The request body of `query`; what it leaves open is left out. Without `has_trace` any endpoint takes it."""
+    sampling, r2 = query.sampling, _extras_of(query)
+    schema = {"name": "reply", "schema": sampling.json_schema}
+    body: dict[str, object] = {
+        "model": query.model,
+        "messages": [{"role": message.role, "content": message.content} for message in query.messages],
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stop": list(sampling.stop) or None,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "response_format": {"type": "json_schema", "json_schema": schema} if sampling.json_schema else None,
+        "stream": is_streamed or None,
+        "stream_options": {"include_usage": True} if is_streamed else None,
+        "r2": {**r2, "trace": True} if has_trace else r2 or None,
+    }
+    return _stated(body)
+
+
+async def ask(http: httpx.AsyncClient, body: dict[str, object], *, request_id: str = "") -> ChatReply:
+    """One whole reply. Raises: RequestFailed."""
+    headers = {"x-request-id": request_id} if request_id else {}
+    with _failures():
+        response = await http.post("chat/completions", json=body, headers=headers)
+        _check_status(response)
+        reply = _read(_Completion, response.content, response.status_code)
+        return ChatReply(reply.choices[0].message.content or "", reply.usage, reply.r2)
+
+
+async def ask_streamed(http: httpx.AsyncClient, body: dict[str, object]) -> AsyncGenerator[ChatReply, None]:
+    """The pieces of a streamed reply as they come. Raises: RequestFailed, also where it ends without `[DONE]`."""
+    with _failures():
+        async with http.stream("POST", "chat/completions", json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+            _check_status(response)
+            async for event in _events(response):
+                if event.strip() == DONE:
+                    return
+                yield _piece(event, response.status_code)
+    raise RequestFailed("cut off: the stream ended without [DONE]", httpx.codes.OK)
+
+
+async def list_models(http: httpx.AsyncClient, *, timeout_s: float = 30.0) -> list[str]:
+    """The names that the endpoint lists. Raises: RequestFailed."""
+    with _failures():
+        response = await http.get("models", timeout=timeout_s)
+        _check_status(response)
+        return [model.id for model in _read(_Models, response.content, response.status_code).data]
+
+
+def _stated(values: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _extras_of(query: Query) -> dict[str, object]:
+    return _stated(
+        {
+            "confidence": query.sampling.logprobs or None,
+            "plan_only": query.is_plan_only or None,
+            "policy": query.policy,
+            "plan": query.plan.model_dump(mode="json", exclude_none=True) if query.plan else None,
+            "models": {str(subtask): model for subtask, model in query.pinned.items()} or None,
+            "max_cost_usd": None if query.max_cost_usd is None else f"{query.max_cost_usd:f}",
+            "max_subtasks": query.max_subtasks,
+            "deadline_s": query.deadline_s,
+        }
     )
 
 
-def _reply(response: httpx.Response, latency_s: float) -> Reply:
+async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
+    reader = EventReader()
+    async for chunk in response.aiter_bytes():
+        for event in reader.feed(chunk):
+            yield event
+
+
+def _piece(event: str, status: int) -> ChatReply:
+    """One event of a stream; `null` and a chunk with usage alone hold no text."""
+    if event.strip() == "null":
+        return ChatReply("", None, None)
+    chunk = _read(_Chunk, event, status)
+    if chunk.error:
+        raise _failed(status, event)
+    if not chunk.model_fields_set & {"choices", "usage"}:
+        raise RequestFailed("not a chat completion: an event has neither choices nor usage", status)
+    text = chunk.choices[0].delta.content if chunk.choices else None
+    return ChatReply(text or "", chunk.usage, chunk.r2)
+
+
+def _check_status(response: httpx.Response) -> None:
+    if response.status_code != httpx.codes.OK:
+        raise _failed(response.status_code, response.content)
+
+
+def _failed(status: int, content: bytes | str) -> RequestFailed:
     try:
-        body = response.json()
-    except ValueError:
-        return Reply(None, None, latency_s, f"HTTP {response.status_code}, not JSON: {response.text[:200]!r}")
-    if "error" in body:
-        return Reply(None, None, latency_s, f"HTTP {response.status_code}: {body['error']['message']}")
-    trace = Trace.model_validate(body["r2"]["trace"])
-    return Reply(body["choices"][0]["message"]["content"], trace, latency_s)
+        error = _ErrorBody.model_validate_json(content).error
+        kind, text = f"{status} {error.code or error.type or ''}".rstrip(), error.message[:MAX_SHOWN_CHARS]
+    except ValidationError:
+        kind, text = str(status), repr(content[:MAX_SHOWN_CHARS])
+    return RequestFailed(f"{kind}: {text}", status, status in UNWORKED_STATUSES)
+
+
+def _read(kind: type[Body], content: bytes | str, status: int) -> Body:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as e:
+        fault = e.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "the body"
+        raise RequestFailed(f"not a chat completion: {where}: {fault['msg']}", status) from e
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turns what goes wrong on the way into `RequestFailed`."""
+    try:
+        yield
+    except httpx.HTTPError as e:
+        is_unworked = isinstance(e, httpx.ConnectError)
+        raise RequestFailed(f"{type(e).__name__}: {e}", is_unworked=is_unworked) from e
+    except UnicodeDecodeError as e:
+        raise RequestFailed("not a chat completion: the stream is not UTF-8", httpx.codes.OK) from e

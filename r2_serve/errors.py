@@ -53,6 +53,9 @@ class R2Error(Exception):
         super().__init__(message)
         self.message = message
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class ConfigError(R2Error):
     """The configuration is wrong."""

@@ -7,9 +7,11 @@ parameters: it is not wall time.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,13 +33,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from r2_serve.client import Ask, Reply, ask_all, new_client
+from r2_serve.client import RequestFailed, ask, chat_body, new_client, question
 from r2_serve.config import RoutingConfig
 from r2_serve.files import write_whole
 from r2_serve.lab.domains import Task, scan, words
 from r2_serve.lab.reports.terminal import dag_view, trace_view, usd
 from r2_serve.lab.runs import machine
-from r2_serve.types import Trace, Usage
+from r2_serve.types import Plan, Trace, Usage
 
 AT_ONCE = 32
 SEED = 20_261_124
@@ -69,6 +71,26 @@ DOMAINS = {
         "scan", "SCAN, length split (held out: longer than any in training)", "r2-scan", _scan, "alone"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request."""
+
+    model: str
+    text: str
+    plan: Plan | None = None
+    policy: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back: an answer with its trace, or an error."""
+
+    text: str | None
+    trace: Trace | None
+    latency_s: float
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +178,31 @@ async def _measure(
     return _as_json(routed, reference, [routed, *on_plans, *alone], replies)
 
 
+async def ask_all(
+    client: httpx.AsyncClient, requests: Sequence[Ask], *, at_once: int, on_reply: Callable[[], None]
+) -> list[Reply]:
+    """Replies in the order of `requests`, `at_once` under way at a time."""
+    places = asyncio.Semaphore(at_once)
+
+    async def reply(request: Ask) -> Reply:
+        async with places:
+            reply = await _ask(client, request)
+        on_reply()
+        return reply
+
+    return await asyncio.gather(*map(reply, requests))
+
+
+async def _ask(client: httpx.AsyncClient, request: Ask) -> Reply:
+    query = question(request.model, request.text, plan=request.plan, policy=request.policy)
+    start_s = time.monotonic()
+    try:
+        reply = await ask(client, chat_body(query))
+    except RequestFailed as e:
+        return Reply(None, None, time.monotonic() - start_s, e.message)
+    return Reply(reply.text, reply.r2.trace if reply.r2 else None, time.monotonic() - start_s)
+
+
 def _on_same_plans(domain: Domain, tasks: Sequence[Task], replies: Sequence[Reply], model: str) -> list[Ask]:
     """The routed queries again with the plans they got, each subtask to `model`; without a plan the whole query."""
     requests = []
@@ -164,8 +211,7 @@ def _on_same_plans(domain: Domain, tasks: Sequence[Task], replies: Sequence[Repl
         if trace is None or trace.plan is None or trace.plan_fallback:
             requests.append(Ask(model, task.query))
         else:
-            plan = trace.plan.model_dump(mode="json", exclude_none=True)
-            requests.append(Ask(domain.virtual_model, task.query, {"plan": plan, "policy": f"all:{model}"}))
+            requests.append(Ask(domain.virtual_model, task.query, trace.plan, f"all:{model}"))
     return requests
 
 

@@ -39,7 +39,7 @@ def test_the_demo_routes_held_out_commands_over_http_and_writes_its_summary(tmp_
 
 
 def test_a_failed_query_counts_as_wrong_and_its_message_is_kept() -> None:
-    from r2_serve.client import Reply
+    from r2_serve.lab.demo import Reply
 
     task = Task(id="t", query="1 + 1", gold="2", reference_plan=Plan.single("1 + 1"))
     call = CallRecord(

@@ -7,12 +7,12 @@ Over HTTP a failed request tells nothing of its calls, so its cost is marked as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
-from pydantic import ValidationError
 
 from r2_serve.calls.pool import EngineFor
+from r2_serve.client import RequestFailed, ask, chat_body
 from r2_serve.config import RouterConfig, RoutingConfig
 from r2_serve.errors import R2Error
 from r2_serve.router.router import in_process
@@ -90,70 +90,13 @@ class HttpAsker:
 
     async def _ask(self, query: Query) -> Asked:
         try:
-            response = await self._client.post(
-                "chat/completions", json=_body(query), headers={"x-request-id": query.request_id}
-            )
-            body = response.json()
-        except httpx.HTTPError as e:
-            raise AskFailed(
-                f"{type(e).__name__}: {e}", is_cost_known=isinstance(e, httpx.ConnectError)
-            ) from e
-        except ValueError as e:
-            raise AskFailed(
-                f"HTTP {response.status_code}, not JSON: {response.text[:200]!r}", is_cost_known=False
-            ) from e
-        try:
-            if response.status_code != httpx.codes.OK:
-                message = f"HTTP {response.status_code}: {body['error']['code']}: {body['error']['message']}"
-                raise AskFailed(message, is_cost_known=response.status_code in _REFUSED_UNWORKED)
-            trace = Trace.model_validate(body["r2"]["trace"])
-            return Asked(body["choices"][0]["message"]["content"], body["r2"].get("confidence"), trace)
-        except (KeyError, IndexError, TypeError, ValidationError) as e:
-            raise AskFailed(
-                f"HTTP {response.status_code}, but no reply of R2: {type(e).__name__}: {e}"[:300],
-                is_cost_known=False,
-            ) from e
-
-
-_REFUSED_UNWORKED = {401, 404, 413, 415, 429}
-"""Answered before any model is called."""
+            reply = await ask(self._client, chat_body(query), request_id=query.request_id)
+        except RequestFailed as e:
+            raise AskFailed(e.message, is_cost_known=e.is_unworked) from e
+        if reply.r2 is None or reply.r2.trace is None:
+            raise AskFailed("the endpoint is not R2: its reply has no trace", is_cost_known=False)
+        return Asked(reply.text, reply.r2.confidence, reply.r2.trace)
 
 
 def _without_hint(query: Query) -> Query:
     return query.model_copy(update={"sampling": query.sampling.model_copy(update={"json_schema": None})})
-
-
-def _body(query: Query) -> dict[str, Any]:
-    """`query` in the wire's words; what is not set is left out."""
-    sampling = query.sampling
-    schema = {"name": "reply", "schema": sampling.json_schema}
-    r2: dict[str, Any] = {
-        "trace": True,
-        "confidence": sampling.logprobs or None,
-        "plan_only": query.is_plan_only or None,
-        "policy": query.policy,
-        "plan": query.plan.model_dump(mode="json", exclude_none=True) if query.plan else None,
-        "models": {str(subtask): model for subtask, model in query.pinned.items()} or None,
-        "max_cost_usd": None if query.max_cost_usd is None else f"{query.max_cost_usd:f}",
-        "max_subtasks": query.max_subtasks,
-        "deadline_s": query.deadline_s,
-    }
-    body: dict[str, Any] = {
-        "model": query.model,
-        "messages": [{"role": message.role, "content": message.content} for message in query.messages],
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "stop": list(sampling.stop) or None,
-        "seed": sampling.seed,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "response_format": None
-        if sampling.json_schema is None
-        else {"type": "json_schema", "json_schema": schema},
-    }
-    return {**_stated(body), "r2": _stated(r2)}
-
-
-def _stated(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import httpx
 
+from r2_serve.client import new_client
 from r2_serve.errors import ConfigError, R2Error
 from r2_serve.files import write_whole
-from r2_serve.lab.load.client import LoadClient, load_http
+from r2_serve.lab.load.client import LoadClient
 from r2_serve.lab.load.grading import grade_run
 from r2_serve.lab.load.monitor import Monitor
 from r2_serve.lab.load.open_loop import OpenLoop
@@ -81,8 +82,9 @@ async def run_load(
             "the workload's slo.ttft_s can only be told of streamed replies: leave --no-stream out"
         )
     requests = _opened(workload, options.seed)
-    async with load_http(
-        url, api_key=options.api_key, max_open=options.max_open, timeout_s=options.timeout_s
+    max_open = options.max_open + 1  # one connection more reads /metrics
+    async with new_client(
+        url, api_key=options.api_key, max_open=max_open, timeout_s=options.timeout_s
     ) as http:
         client = LoadClient(http, timeout_s=options.timeout_s, is_streamed=options.is_streamed)
         await client.check(workload.tasks.model)
