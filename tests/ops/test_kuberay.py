@@ -10,11 +10,9 @@ import pytest
 import yaml
 
 from r2_serve.errors import ConfigError
-from r2_serve.ops.deploy_files.environment import CLUSTER_ENVIRONMENT
 from r2_serve.ops.deploy_files.needs import num_nodes, replicas_of
-from r2_serve.ops.deploy_files.pods import Node
-from r2_serve.ops.deploy_files.rayservice import Options, ray_service
-from r2_serve.ops.deploy_files.text import manifest_text
+from r2_serve.ops.deploy_files.pods import CLUSTER_ENVIRONMENT, Node
+from r2_serve.ops.deploy_files.rayservice import Options, manifest_text
 from tests.serve_config.test_serve_config import CLUSTER, REFERENCE, uncommented
 from tests.support.config_of import config_of
 
@@ -77,9 +75,8 @@ KNOWN = {
 
 
 def manifest(text: str = TEXT, **options: Any) -> dict[str, Any]:
-    """As a user's `kubectl` would read it."""
-    given = Options(**options)
-    made: dict[str, Any] = yaml.safe_load(manifest_text(ray_service(config_of(text), given), given))
+    """The manifest as a user's `kubectl` reads it."""
+    made: dict[str, Any] = yaml.safe_load(manifest_text(config_of(text), Options(**options)))
     return made
 
 

@@ -18,11 +18,14 @@ from r2_serve.errors import ConfigError
 from r2_serve.http.admission import Admission
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.spend import Purses, SpendBook
-from r2_serve.ops.deploy_files.alerts import alerts, rule_groups
-from r2_serve.ops.deploy_files.dashboard import dashboard
-from r2_serve.ops.deploy_files.operator import OperatorTarget, operator_objects
-from r2_serve.ops.deploy_files.panels import ROWS, WINDOW
-from r2_serve.ops.deploy_files.prometheus import Target, prometheus_config, write_monitoring
+from r2_serve.ops.deploy_files.dashboard import WINDOW, dashboard
+from r2_serve.ops.deploy_files.monitoring import (
+    alert_rules,
+    monitoring_files,
+    operator_objects,
+    prometheus_config,
+    write_files,
+)
 from r2_serve.serve_config import ServeConfig
 from tests.ops.test_kuberay import OPEN, TEXT
 from tests.support.config_of import config_of
@@ -36,10 +39,15 @@ def config(text: str = OPEN) -> ServeConfig:
 
 
 def expressions() -> list[str]:
-    """Of every panel and every alert, with Grafana's window spelled out."""
-    panels = [expr for row in ROWS for panel in row.panels for expr in panel.queries.values()]
-    rules = [alert.expr for alert in alerts(config(), max_usd_per_hour=5)]
-    return [expr.replace(WINDOW, "1m") for expr in [*panels, *rules]]
+    """The queries of all panels and alerts, with Grafana's window spelled out."""
+    panels = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
+    return [expr.replace(WINDOW, "1m") for expr in [*panels, *alerts(config(), 5).values()]]
+
+
+def alerts(config: ServeConfig, max_usd_per_hour: float | None = None) -> dict[str, str]:
+    """The expression of each alert by its name."""
+    (group,) = alert_rules(config, max_usd_per_hour)["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
 
 
 def names_in(exprs: list[str], prefix: str) -> set[str]:
@@ -114,49 +122,40 @@ def test_panels_have_numbers_of_their_own_do_not_overlap_and_ask_the_chosen_sour
 
 def test_an_endpoint_with_keys_is_scraped_with_one_or_not_set_up_at_all() -> None:
     with pytest.raises(ConfigError, match="--key-file"):
-        Target.of(config(TEXT), None, None, RAY_TARGETS)
-    router, ray = prometheus_config(
-        Target.of(config(TEXT), "gateway:80", "/etc/prometheus/r2.key", RAY_TARGETS)
-    )["scrape_configs"]
+        prometheus_config(config(TEXT), None, None, RAY_TARGETS)
+    made = prometheus_config(config(TEXT), "gateway:80", "/etc/prometheus/r2.key", RAY_TARGETS)
+    router, ray = made["scrape_configs"]
     assert router["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/r2.key"}
     assert router["static_configs"] == [{"targets": ["gateway:80"]}] and router["metrics_path"] == "/metrics"
     assert ray["file_sd_configs"] == [{"files": [RAY_TARGETS]}]
 
 
 def test_without_a_word_on_it_prometheus_asks_where_the_config_says_the_endpoint_is() -> None:
-    router = prometheus_config(Target.of(config(), None, None, RAY_TARGETS))["scrape_configs"][0]
+    router = prometheus_config(config(), None, None, RAY_TARGETS)["scrape_configs"][0]
     assert router["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
 
 
 def test_alerts_take_their_bounds_from_the_config() -> None:
     text = OPEN.replace("max_queued: 256", "max_queued: 10").replace("deadline_s: 120", "deadline_s: 50")
-    rules = {alert.name: alert.expr for alert in alerts(config(text))}
+    rules = alerts(config(text))
     assert rules["R2QueueFillsUp"].endswith("> 5") and rules["R2Slow"].endswith("> 40")
     assert "R2Spending" not in rules
-    (slow,) = (
-        alert.expr
-        for alert in alerts(config(OPEN.replace("deadline_s: 120", "deadline_s: 5000")))
-        if alert.name == "R2Slow"
-    )
+    slow = alerts(config(OPEN.replace("deadline_s: 120", "deadline_s: 5000")))["R2Slow"]
     assert slow.endswith("> 480"), "beyond the longest bucket no quantile goes"
-    assert {alert.name for alert in alerts(config(), max_usd_per_hour=5)} - set(rules) == {"R2Spending"}
+    assert alerts(config(), max_usd_per_hour=5).keys() - rules.keys() == {"R2Spending"}
 
 
 def test_objects_for_the_operator_hold_the_same_rules_and_dashboard_and_find_the_pods() -> None:
-    monitor, scrape, rules, panels = operator_objects(
-        config(TEXT), OperatorTarget("r2", "ai", 8000, "key"), None
-    )
-    assert rules["spec"] == rule_groups(alerts(config(TEXT)))
+    expected = alert_rules(config(TEXT))
+    monitor, scrape, rules, panels = operator_objects(config(TEXT), expected, "r2", "ai", "key")
+    assert rules["spec"] == expected
     assert json.loads(panels["data"]["r2.json"]) == dashboard()
     assert monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "r2"
     assert scrape["spec"]["staticConfigs"] == [
         {"targets": ["r2-serve-svc.ai.svc:8000"], "labels": {"job": "r2"}}
     ]
     assert scrape["spec"]["authorization"]["credentials"] == {"name": "key", "key": "key"}
-    assert (
-        "authorization"
-        not in operator_objects(config(), OperatorTarget("r2", "ai", 8000, "key"), None)[1]["spec"]
-    )
+    assert "authorization" not in operator_objects(config(), expected, "r2", "ai", "key")[1]["spec"]
 
 
 # -- by Prometheus' own tool --------------------------------------------------------------------------------------
@@ -170,7 +169,8 @@ def promtool(*arguments: str) -> str:
 
 @needs_promtool
 def test_prometheus_accepts_configuration_and_rules(tmp_path: Path) -> None:
-    write_monitoring(config(), tmp_path, Target.of(config(), None, None, RAY_TARGETS), max_usd_per_hour=5)
+    prometheus = prometheus_config(config(), None, None, RAY_TARGETS)
+    write_files(tmp_path, monitoring_files(tmp_path, prometheus, alert_rules(config(), 5)))
     said = promtool("check", "config", str(tmp_path / "prometheus.yml"))
     assert f"{len(alerts(config(), 5))} rules found" in said
 
@@ -238,12 +238,12 @@ FAULTS = {
 
 
 def test_every_alert_is_tried() -> None:
-    assert {alert.name for alert in alerts(config(), 5)} == set(FAULTS)
+    assert alerts(config(), 5).keys() == FAULTS.keys()
 
 
 @needs_promtool
 def test_each_alert_fires_on_its_fault_and_none_on_a_cluster_that_is_well(tmp_path: Path) -> None:
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rule_groups(alerts(config(), max_usd_per_hour=5))))
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(alert_rules(config(), max_usd_per_hour=5)))
 
     def case(series: dict[str, str], firing: set[str]) -> dict[str, Any]:
         """After 38 minutes exactly these fire."""

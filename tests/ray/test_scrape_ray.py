@@ -16,8 +16,13 @@ import pytest
 import yaml
 
 from r2_serve.cluster.metric_pages import SILENT
-from r2_serve.ops.deploy_files.panels import ROWS, WINDOW
-from r2_serve.ops.deploy_files.prometheus import Target, write_monitoring
+from r2_serve.ops.deploy_files.dashboard import WINDOW, dashboard
+from r2_serve.ops.deploy_files.monitoring import (
+    alert_rules,
+    monitoring_files,
+    prometheus_config,
+    write_files,
+)
 from r2_serve.ops.local.cluster import free_port, local_cluster
 from r2_serve.serve_config import ServeConfig, load
 from tests.support.deployed_cluster import until
@@ -74,21 +79,16 @@ def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(
 
     nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     (tmp_path / "nodes.json").write_text(json.dumps([{"targets": nodes}]))
-    write_monitoring(
-        routers.config,
-        tmp_path,
-        Target.of(routers.config, routers.root[7:], None, str(tmp_path / "nodes.json")),
-        None,
-    )
+    scraping = prometheus_config(routers.config, routers.root[7:], None, str(tmp_path / "nodes.json"))
+    write_files(tmp_path, monitoring_files(tmp_path, scraping, alert_rules(routers.config)))
     with prometheus(tmp_path) as query:
 
         def empty() -> set[str]:
             routers.ask(2)
             exprs = {
-                panel.title: expr.replace(WINDOW, "20s")
-                for row in ROWS
-                for panel in row.panels
-                for expr in panel.queries.values()
+                panel["title"]: target["expr"].replace(WINDOW, "20s")
+                for panel in dashboard()["panels"]
+                for target in panel.get("targets", ())
             }
             return {title for title, expr in exprs.items() if not query(expr)}
 

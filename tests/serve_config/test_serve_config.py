@@ -13,7 +13,7 @@ import yaml
 
 from r2_serve import serve_config
 from r2_serve.errors import ConfigError
-from r2_serve.ops.deploy_files.environment import CLUSTER_ENVIRONMENT
+from r2_serve.ops.deploy_files.pods import CLUSTER_ENVIRONMENT
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import Document, Problem, parse_yaml, path_text, read_yaml
 from tests import DATA, ROOT

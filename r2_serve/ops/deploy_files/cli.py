@@ -1,4 +1,4 @@
-"""`r2-serve kuberay` and `r2-serve monitoring`: files made from a Serve config, for other programs to carry out."""
+"""`r2-serve kuberay` and `r2-serve monitoring`: files for other programs, made from a Serve config."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import typer
 
 from r2_serve.errors import ConfigError
 from r2_serve.ops.command_line import DEFAULT_CONFIG, plain_errors
-from r2_serve.ops.deploy_files.operator import OperatorTarget, operator_objects
+from r2_serve.ops.deploy_files import monitoring as made
 from r2_serve.ops.deploy_files.pods import Node
-from r2_serve.ops.deploy_files.prometheus import Target, write_monitoring
-from r2_serve.ops.deploy_files.rayservice import Options, ray_service
-from r2_serve.ops.deploy_files.text import documents, manifest_text
+from r2_serve.ops.deploy_files.rayservice import Options, manifest_text
+from r2_serve.ops.deploy_files.templates import documents
 
 if TYPE_CHECKING:
     from r2_serve.serve_config import ServeConfig
@@ -22,49 +21,52 @@ if TYPE_CHECKING:
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="The Serve config; it stays the source of truth.")
 ]
-NameOption = Annotated[str, typer.Option(help="Of the RayService.")]
+ImageOption = Annotated[
+    str, typer.Option(help="Image with this package, Ray and the engines, built from Dockerfile.")
+]
+NameOption = Annotated[str, typer.Option(help="Name of the RayService.")]
 NamespaceOption = Annotated[str, typer.Option(help="Kubernetes namespace.")]
-METRICS_KEY = "r2-metrics-key"
-NODE = re.compile(r"(?P<cpus>\d+(\.\d+)?)cpu,(?P<memory>\d+)gi(,(?P<gpus>\d+)gpu)?")
+SecretOption = Annotated[
+    str, typer.Option(help="Secret with the provider keys, under the names of the config's variables.")
+]
+KeysSecretOption = Annotated[str, typer.Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")]
+AuthSecretOption = Annotated[
+    str | None, typer.Option(help="Secret with Ray's own token; default: KubeRay makes one.")
+]
+SizeOption = Annotated[
+    str,
+    typer.Option(help="Size of such a pod, as 8cpu,16gi or 4cpu,16gi,1gpu; `auto`: what a replica needs."),
+]
+CountOption = Annotated[
+    str | None, typer.Option(help="FEWEST:MOST such pods; default: what the replicas need.")
+]
+SelectorOption = Annotated[
+    list[str] | None, typer.Option(help="LABEL=VALUE of Kubernetes nodes for GPU pods; repeat for more.")
+]
+ClaimOption = Annotated[
+    list[str] | None, typer.Option(help="CLAIM=DIRECTORY: a PersistentVolumeClaim mounted in all pods.")
+]
+METRICS_SECRET = "r2-metrics-key"  # noqa: S105
 BOUNDS = re.compile(r"(\d+):(\d+)")
 
 
 def kuberay(
     config: ConfigOption = DEFAULT_CONFIG,
-    image: Annotated[
-        str, typer.Option(help="With this package, Ray and the engines: built from Dockerfile.")
-    ] = Options.image,
+    image: ImageOption = Options.image,
     name: NameOption = Options.name,
     namespace: NamespaceOption = Options.namespace,
-    secret: Annotated[
-        str, typer.Option(help="Secret with the provider keys, under the names of the config's variables.")
-    ] = Options.secret,
-    keys_secret: Annotated[
-        str, typer.Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")
-    ] = Options.keys_secret,
-    auth_secret: Annotated[
-        str | None, typer.Option(help="Secret with Ray's own token; default: KubeRay makes one.")
-    ] = None,
-    head: Annotated[str, typer.Option(help="Size of the head's pod.")] = "4cpu,16gi",
-    cpu_node: Annotated[str, typer.Option(help="Size of a pod without GPU.")] = "8cpu,16gi",
-    gpu_node: Annotated[
-        str | None,
-        typer.Option(help="Size of a pod with GPUs; default: 4cpu,16gi,1gpu per GPU of a replica."),
-    ] = None,
-    cpu_nodes: Annotated[
-        str | None, typer.Option(help="FEWEST:MOST pods without GPU; default: what the replicas need.")
-    ] = None,
-    gpu_nodes: Annotated[
-        str | None, typer.Option(help="FEWEST:MOST pods with GPUs; default: what the replicas need.")
-    ] = None,
-    gpu_selector: Annotated[
-        list[str] | None, typer.Option(help="LABEL=VALUE of Kubernetes nodes for GPU pods; repeat for more.")
-    ] = None,
-    claim: Annotated[
-        list[str] | None, typer.Option(help="CLAIM=DIRECTORY: a PersistentVolumeClaim mounted in all pods.")
-    ] = None,
+    secret: SecretOption = Options.secret,
+    keys_secret: KeysSecretOption = Options.keys_secret,
+    auth_secret: AuthSecretOption = None,
+    head: SizeOption = "4cpu,16gi",
+    cpu_node: SizeOption = "8cpu,16gi",
+    gpu_node: SizeOption = "auto",
+    cpu_nodes: CountOption = None,
+    gpu_nodes: CountOption = None,
+    gpu_selector: SelectorOption = None,
+    claim: ClaimOption = None,
 ) -> None:
-    """Print a KubeRay RayService that runs this Serve config: pods sized from it, secrets by name, token authentication on.
+    """Print a KubeRay RayService that runs this Serve config: sized pods, secrets by name.
 
     \b
     Example:  r2-serve kuberay --config serve_config.yaml --image registry.example/r2:0.1.0 > rayservice.yaml
@@ -79,29 +81,26 @@ def kuberay(
             secret=secret,
             keys_secret=keys_secret,
             auth_secret=auth_secret,
-            head=_node("--head", head),
-            cpu_node=_node("--cpu-node", cpu_node),
-            gpu_node=_node("--gpu-node", gpu_node) if gpu_node else None,
+            head=Node.parse("--head", head),
+            cpu_node=Node.parse("--cpu-node", cpu_node),
+            gpu_node=None if gpu_node == "auto" else Node.parse("--gpu-node", gpu_node),
             cpu_nodes=_bounds("--cpu-nodes", cpu_nodes),
             gpu_nodes=_bounds("--gpu-nodes", gpu_nodes),
             gpu_selector=_pairs("--gpu-selector", gpu_selector),
             claims=_pairs("--claim", claim),
         )
-        typer.echo(manifest_text(ray_service(_load(config), options), options), nl=False)
+        typer.echo(manifest_text(_load(config), options), nl=False)
 
 
 def monitoring(
-    out: Annotated[
-        Path, typer.Option(help="Directory to write to; files of the same name there are replaced.")
-    ],
+    out: Annotated[Path, typer.Option(help="Directory to write to; files of the same name are replaced.")],
     config: ConfigOption = DEFAULT_CONFIG,
     endpoint: Annotated[
-        str | None,
-        typer.Option(help="HOST:PORT that Prometheus reaches the router at; default: the config's."),
+        str | None, typer.Option(help="The router's HOST:PORT for Prometheus; default: the config's.")
     ] = None,
     key_file: Annotated[
         str | None,
-        typer.Option(help="File with a client key, on Prometheus' machine, where the endpoint has keys."),
+        typer.Option(help="File with a client key on Prometheus' machine, if the endpoint has keys."),
     ] = None,
     ray_targets: Annotated[
         str, typer.Option(help="The list of nodes that Ray keeps up to date on its head.")
@@ -109,13 +108,13 @@ def monitoring(
     max_usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Alert above this spend.")] = None,
     kubernetes: Annotated[
         bool,
-        typer.Option("--kubernetes", help="Objects of Prometheus' operator instead, for a KubeRay service."),
+        typer.Option("--kubernetes", help="Write objects of Prometheus' operator for a KubeRay service."),
     ] = False,
     name: NameOption = Options.name,
     namespace: NamespaceOption = Options.namespace,
     metrics_secret: Annotated[
         str, typer.Option(help="With --kubernetes: Secret whose `key` is a client key.")
-    ] = METRICS_KEY,
+    ] = METRICS_SECRET,
 ) -> None:
     """Write what Prometheus and Grafana need: scraping, alert rules and a dashboard.
 
@@ -125,16 +124,18 @@ def monitoring(
     """
     with plain_errors():
         loaded = _load(config)
+        rules = made.alert_rules(loaded, max_usd_per_hour)
         if kubernetes:
-            target = OperatorTarget(name, namespace, loaded.http_port, metrics_secret)
-            out.mkdir(parents=True, exist_ok=True)
-            written = [out / "monitoring.yaml"]
-            written[0].write_text(documents(operator_objects(loaded, target, max_usd_per_hour)))
+            texts = {
+                "monitoring.yaml": documents(
+                    made.operator_objects(loaded, rules, name, namespace, metrics_secret)
+                )
+            }
         else:
-            written = write_monitoring(
-                loaded, out, Target.of(loaded, endpoint, key_file, ray_targets), max_usd_per_hour
+            texts = made.monitoring_files(
+                out, made.prometheus_config(loaded, endpoint, key_file, ray_targets), rules
             )
-    for path in written:
+    for path in made.write_files(out, texts):
         typer.echo(f"written: {path}")
 
 
@@ -142,13 +143,6 @@ def _load(path: Path) -> ServeConfig:
     from r2_serve.serve_config import load
 
     return load(path)
-
-
-def _node(option: str, text: str) -> Node:
-    found = NODE.fullmatch(text.lower())
-    if found is None:
-        raise ConfigError(f"{option}: got {text!r}, expected such as 8cpu,16gi or 4cpu,16gi,1gpu")
-    return Node(float(found["cpus"]), int(found["memory"]), int(found["gpus"] or 0))
 
 
 def _bounds(option: str, text: str | None) -> tuple[int, int] | None:

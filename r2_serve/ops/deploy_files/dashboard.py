@@ -1,110 +1,54 @@
-"""Grafana's JSON of the rows in `panels`, with the data source as a variable, so that it imports anywhere."""
+"""The Grafana dashboard, laid out from the rows of panels in `templates/panels.yaml`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from r2_serve.ops.deploy_files.panels import ROWS, Panel, Row
+import yaml
 
-SCHEMA_VERSION = 39
-"""Of Grafana 11; newer ones migrate it as they load it."""
-WIDTH, HEIGHT, PER_ROW = 8, 8, 3
-SOURCE = {"type": "prometheus", "uid": "${source}"}
+from r2_serve.ops.deploy_files.templates import Object, render, template
 
-
-def dashboard() -> dict[str, Any]:
-    """For Grafana's provisioning, its import page, or a ConfigMap that its sidecar reads."""
-    return {
-        "uid": "r2-router",
-        "title": "R2 router",
-        "tags": ["r2", "ray"],
-        "schemaVersion": SCHEMA_VERSION,
-        "version": 1,
-        "editable": True,
-        "timezone": "browser",
-        "refresh": "30s",
-        "time": {"from": "now-1h", "to": "now"},
-        "templating": {
-            "list": [
-                {
-                    "name": "source",
-                    "label": "Prometheus",
-                    "type": "datasource",
-                    "query": "prometheus",
-                    "current": {},
-                    "hide": 0,
-                }
-            ]
-        },
-        "annotations": {"list": []},
-        "panels": list(_layout()),
-    }
+SIZE, PER_ROW = 8, 3
+"""Width and height of a panel in cells of Grafana's grid (24 wide); panels in a line."""
+WINDOW = "$__rate_interval"
+"""Grafana's own variable: at least four scrapes."""
+QUANTILES = (0.5, 0.95, 0.99)
+PANEL_DEFAULTS = {"kind": "timeseries", "says": "", "stacked": False}
 
 
-def _layout() -> Iterator[dict[str, Any]]:
-    number = top = 0
-    for row in ROWS:
+def dashboard() -> Object:
+    """Grafana's JSON, for its provisioning, its import page, or a ConfigMap that its sidecar reads."""
+    return render("dashboard.yaml", panels=list(_laid_out(yaml.safe_load(template("panels.yaml")))))
+
+
+def _laid_out(rows: list[Object]) -> Iterator[Object]:
+    number = y = 0
+    for row in rows:
         number += 1
-        yield _heading(row, number, top)
-        top += 1
-        for place, panel in enumerate(row.panels):
+        yield render("row.yaml", number=number, title=row["title"], y=y)
+        y += 1
+        for index, panel in enumerate(row["panels"]):
             number += 1
-            at = {
-                "x": WIDTH * (place % PER_ROW),
-                "y": top + HEIGHT * (place // PER_ROW),
-                "w": WIDTH,
-                "h": HEIGHT,
-            }
-            yield _panel(panel, number, at)
-        top += HEIGHT * -(-len(row.panels) // PER_ROW)
+            x, below = SIZE * (index % PER_ROW), SIZE * (index // PER_ROW)
+            yield _drawn(PANEL_DEFAULTS | panel, number=number, x=x, y=y + below)
+        y += SIZE * -(-len(row["panels"]) // PER_ROW)
 
 
-def _heading(row: Row, number: int, top: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "type": "row",
-        "title": row.title,
-        "collapsed": False,
-        "panels": [],
-        "gridPos": {"x": 0, "y": top, "w": 24, "h": 1},
-    }
+def _drawn(panel: Object, **place: int) -> Object:
+    opacity, stacking = (30, "normal") if panel["stacked"] else (0, "none")
+    looks = render("looks.yaml", opacity=opacity, stacking=stacking)
+    is_series = panel["kind"] == "timeseries"
+    queries = [
+        {"ref": chr(ord("A") + index), "legend": legend, "expr": expr}
+        for index, (legend, expr) in enumerate(_queries(panel).items())
+    ]
+    panel |= looks[panel["kind"]] | {"queries": queries, "is_series": is_series, "is_instant": not is_series}
+    return render("panel.yaml", **panel, **place)
 
 
-def _panel(panel: Panel, number: int, at: dict[str, int]) -> dict[str, Any]:
-    drawn = {
-        "lineWidth": 1,
-        "fillOpacity": 30 if panel.is_stacked else 0,
-        "stacking": {"mode": "normal" if panel.is_stacked else "none"},
-    }
-    instant = panel.kind != "timeseries"
-    options: dict[str, Any] = {
-        "legend": {"displayMode": "list", "placement": "bottom"},
-        "tooltip": {"mode": "multi"},
-    }
-    if instant:
-        options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "orientation": "horizontal"}
-    return {
-        "id": number,
-        "type": panel.kind,
-        "title": panel.title,
-        "description": panel.says,
-        "datasource": SOURCE,
-        "gridPos": at,
-        "fieldConfig": {
-            "defaults": {"unit": panel.unit, "min": 0, "custom": {} if instant else drawn},
-            "overrides": [],
-        },
-        "options": options,
-        "targets": [
-            {
-                "refId": chr(ord("A") + i),
-                "datasource": SOURCE,
-                "expr": expr,
-                "legendFormat": legend,
-                "instant": instant,
-                "range": not instant,
-            }
-            for i, (legend, expr) in enumerate(panel.queries.items())
-        ],
-    }
+def _queries(panel: Object) -> dict[str, str]:
+    """The queries by legend; a histogram's quantiles if the panel names one."""
+    if "quantiles_of" not in panel:
+        return {**panel["queries"]}
+    buckets = f"sum by (le) (rate({panel['quantiles_of']}[{WINDOW}]))"
+    return {f"p{round(q * 100)}": f"histogram_quantile({q}, {buckets})" for q in QUANTILES}
