@@ -110,8 +110,20 @@ class HostedEngineConfig(Config):
     """Sent verbatim with every request."""
 
 
+class NumpyEngineConfig(Config):
+    """A small Qwen2 or Llama checkpoint in plain numpy: it needs no torch, and the shipped models run on it."""
+
+    kind: Literal["numpy"]
+    path: str
+    """`embedded:NAME` for a shipped model, or a directory."""
+    max_batch_size: int = Field(default=64, ge=1)
+    """Replies that are decoded at once; more calls wait in the engine."""
+    adapters: dict[str, str] = {}
+    """Whole checkpoints by name, loaded at the start. `user_config` changes them live."""
+
+
 class TransformersEngineConfig(Config):
-    """A checkpoint run in the process by transformers: the default on a machine without GPU."""
+    """A checkpoint run in the process by transformers: for larger models on a machine without GPU."""
 
     kind: Literal["transformers"]
     path: str
@@ -179,13 +191,15 @@ class ScriptedEngineConfig(Config):
 EngineConfig = Annotated[
     ServedEngineConfig
     | HostedEngineConfig
+    | NumpyEngineConfig
     | TransformersEngineConfig
     | VllmEngineConfig
     | ScriptedEngineConfig,
     Field(discriminator="kind"),
 ]
 LocalEngineConfig = Annotated[
-    TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")
+    NumpyEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig,
+    Field(discriminator="kind"),
 ]
 
 

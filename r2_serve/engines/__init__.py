@@ -12,6 +12,7 @@ from r2_serve import EMBEDDED
 from r2_serve.config import (
     EngineConfig,
     HostedEngineConfig,
+    NumpyEngineConfig,
     ScriptedEngineConfig,
     TransformersEngineConfig,
     VllmEngineConfig,
@@ -35,6 +36,10 @@ def make_engine(config: EngineConfig) -> Engine:
         from r2_serve.engines.hosted import HostedEngine
 
         return HostedEngine(config)
+    if isinstance(config, NumpyEngineConfig):
+        from r2_serve.engines.numpy_engine import NumpyEngine
+
+        return NumpyEngine(config)
     if isinstance(config, TransformersEngineConfig):
         from r2_serve.engines.transformers import TransformersEngine
 
