@@ -260,7 +260,7 @@ def _engines_of_endpoint(config: PoolConfig) -> EngineFor:
 
 
 def _in_large_batches(app: ModelServerConfig) -> ModelServerConfig:
-    if app.engine.kind != "transformers":
+    if app.engine.kind not in ("numpy", "transformers"):
         return app
     return app.model_copy(update={"engine": app.engine.model_copy(update={"max_batch_size": BATCH_SIZE})})
 
