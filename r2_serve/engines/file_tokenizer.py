@@ -17,8 +17,8 @@ from r2_serve.errors import ConfigError
 class FileTokenizer:
     """The part of a transformers tokenizer that `prompting` and `reply` use.
 
-    `tokenizer.json` splits the text; `tokenizer_config.json` names the special tokens and holds the chat template,
-    which runs in jinja2's sandbox with the settings that transformers gives it.
+    `tokenizer.json` splits the text. `tokenizer_config.json` names the special tokens and holds the chat
+    template, which runs in jinja2's sandbox with the settings that transformers gives it.
     """
 
     def __init__(self, folder: Path) -> None:

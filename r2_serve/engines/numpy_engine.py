@@ -1,7 +1,7 @@
 """The numpy engine: small checkpoints on the CPU, in this process, without torch.
 
 Calls are batched continuously: a call joins the batch at the next step and leaves it with its last token. A
-step takes about a millisecond and runs on the event loop itself, which turns to other tasks between two steps.
+step takes about a millisecond and runs on the event loop, which turns to other tasks between two steps.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 class NumpyEngine:
     """An `Engine` over `NumpyModel`. Loading takes milliseconds.
 
-    Decoding is greedy unless `temperature` is above 0. Usage counts the end-of-sequence token. A reply without
-    `max_tokens` may fill the context. `json_schema` is ignored and `response_format` is refused.
+    Decoding is greedy unless `temperature` is above 0. Usage counts the end-of-sequence token. A reply may fill
+    the context if no `max_tokens` is set. `json_schema` is ignored and `response_format` is refused.
     """
 
     def __init__(self, config: NumpyEngineConfig) -> None:
@@ -74,7 +74,7 @@ class NumpyEngine:
             raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
         if (Path(path) / "adapter_config.json").is_file():
             raise ConfigError(
-                f"adapter {name!r} is LoRA, and the numpy engine serves whole checkpoints: use transformers or vllm"
+                f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints only: use transformers or vllm"
             )
         self._adapters[name] = self._loaded(path)
 
@@ -175,7 +175,7 @@ class Batch:
     def _new_row(self, call: EngineCall, is_streamed: bool) -> Row:
         if call.sampling.response_format is not None:
             raise EngineRefused(
-                "this engine (numpy) cannot hold a reply to a response_format: leave it out, or ask another model"
+                "the numpy engine cannot hold a reply to a response_format: leave it out, or ask another model"
             )
         context_tokens = self._model.shape.max_position_embeddings
         prompt = prompt_ids(self._tokenizer, call.messages, context_tokens)
@@ -232,7 +232,7 @@ class Batch:
 
 
 def choose(rows: Sequence[Row], logits: Floats) -> tuple[list[int], Sequence[float | None]]:
-    """The next token of each row, and its log-probability by the model alone where a row asks for it.
+    """The next token of each row, and its log-probability by the model alone if a row asks for it.
 
     A row with a temperature draws by the Gumbel-max trick from its own generator, so that a seeded reply does not
     depend on the rest of the batch.

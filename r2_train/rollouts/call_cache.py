@@ -162,7 +162,11 @@ def identity_of(model: ModelConfig, apps: Mapping[str, ModelServerConfig]) -> st
     config = apps[engine.app].engine if engine.kind == "served" and engine.app in apps else engine
     for field_name in ("path", "model"):
         path = getattr(config, field_name, None)
-        if path is not None and config.kind in ("numpy", "transformers", "vllm") and is_local_checkpoint(path):
+        if (
+            path is not None
+            and config.kind in ("numpy", "transformers", "vllm")
+            and is_local_checkpoint(path)
+        ):
             config = config.model_copy(update={field_name: _weights_sha256(Path(resolve_checkpoint(path)))})
     return f"{model.name}|{config.model_dump_json()}"
 

@@ -105,7 +105,9 @@ async def test_seeded_draws_repeat_and_a_small_top_p_is_greedy() -> None:
     running, text = engine("words-5k"), "9 8 7 6 * 5 4 3 2"
     draws = [await running.generate(call(text, temperature=2.0, seed=seed)) for seed in (1, 1, *range(2, 12))]
     assert draws[0] == draws[1] and len({draw.text for draw in draws}) > 1
-    assert await running.generate(call(text, temperature=2.0, top_p=1e-6)) == await running.generate(call(text))
+    assert await running.generate(call(text, temperature=2.0, top_p=1e-6)) == await running.generate(
+        call(text)
+    )
 
 
 async def test_what_the_model_cannot_read_is_refused_by_name() -> None:
