@@ -1,4 +1,4 @@
-# make demo | eval | retrain | test | lint | bench | help. Everything runs in .venv, which the first target makes.
+# make demo | eval | retrain | test | lint | bench | help. Everything runs in .venv, made on first use.
 
 PYTHON  ?=
 DOMAIN  ?= both
@@ -6,62 +6,70 @@ QUERIES ?= 200
 SEEDS   ?= 1
 PLANS   ?=
 N       ?= 300
+PYTEST  ?=
+UPGRADE ?=
 BIN     := .venv/bin
+PIP     := $(BIN)/pip install -q --disable-pip-version-check
 UV      := VIRTUAL_ENV=.venv $(BIN)/uv pip
 BASE    := .venv/base-installed
 ALL     := .venv/all-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval retrain test test-rest test-all test-fast lint style audit audit-if-online conformance bench bench-gateway lock clean
+.PHONY: help install demo eval retrain test test-rest test-all test-fast lint style audit audit-if-online \
+  conformance bench bench-gateway lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .venv/bin/uv:
-	@python=$$(.ci/find-python $(PYTHON)) && echo "Making .venv with $$($$python --version), $$python" && $$python -m venv .venv
-	@$(BIN)/pip install -q --disable-pip-version-check uv==0.13.9
+	@python=$$(.ci/find-python $(PYTHON)) && echo "Making .venv with $$($$python --version), $$python" && \
+	  $$python -m venv .venv
+	@$(PIP) uv==0.13.9
 
-# What serves the embedded models and hosted ones: no torch.
+# Serves the embedded models and hosted ones: no torch.
 $(BASE): .venv/bin/uv constraints.txt pyproject.toml
-	@echo "Installing 100 packages (550 MB) into .venv: half a minute"
+	@echo "Installing 100 packages into .venv: 550 MB, half a minute"
 	@$(UV) install -q --compile-bytecode -c constraints.txt -e .
 	@touch $@
 
-# Everything. pip installs torch, since its settings may name a place with a build of torch without CUDA (as
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu does); PyPI's own build brings 4 GB of CUDA libraries.
+# pip installs torch, since its settings may name a place that has a build without CUDA. One such place is
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; PyPI's own build brings 4 GB of CUDA libraries.
 $(ALL): $(BASE)
-	@echo "Installing all packages into .venv (3 GB; 7 GB with PyPI's torch, which brings CUDA): one to three minutes"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	@echo "Installing all packages into .venv: 3 GB (7 GB with PyPI's torch and CUDA), one to three minutes"
+	@$(PIP) -c constraints.txt torch
 	@$(UV) install -q --no-deps --compile-bytecode -r constraints.txt
 	@touch $@
 
 install: $(ALL)  ## everything in .venv: serving, evaluation, training, development
 
 demo:  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=words|scan, QUERIES=200)
-	@echo "make demo: two minutes on two cores, the installation included; 550 MB of disk, 2.5 GB of memory, 20 processes that all end with it."
+	@echo "This takes two minutes on two cores, with the installation. It uses 550 MB of disk (.venv, runs/),"
+	@echo "and while it runs 2.5 GB of memory and 30 processes of a local Ray cluster, on loopback only."
 	@$(MAKE) --no-print-directory $(BASE)
 	@$(BIN)/r2-serve demo --domain $(DOMAIN) --queries $(QUERIES) --out runs/demo
 
 EVAL := $(BIN)/r2-serve eval run -p all --limit $(N) --set-aside
 
-eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tables and a page (N=300 tasks each)
+eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tables and a page (N=300 tasks)
 	$(EVAL) -b scan -d simple --out runs/eval/scan-simple-$(N)
 	$(EVAL) -b scan -d length --out runs/eval/scan-length-$(N)
 	$(EVAL) -b words -d test --out runs/eval/words-$(N)
-	$(BIN)/r2-serve eval report --brief $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
+	$(BIN)/r2-serve eval report --brief \
+	  $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
 	  --html runs/eval/report-$(N).html --json runs/eval/report-$(N).json
 
-retrain: $(ALL)  ## the embedded routers from nothing but their workers, minutes on two cores (DOMAIN=words|scan, SEEDS=1)
+retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=words|scan, SEEDS=1)
 	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
 FAST := not ray and not engine and not train and not gpu and not sandbox
 SLOW := (ray or engine or sandbox or train) and not gpu
 
-test: $(ALL)  ## the default tier, and of every slow tier its smoke tests: real Ray, a real engine, the sandbox, a training step
+test: $(ALL)  ## the default tier, with real Ray, a real engine, the sandbox and a training step
 	@.ci/system-packages
 	$(BIN)/pytest -q -n 2 --dist loadgroup -m "($(FAST)) or smoke" $(PYTEST)
 
-test-rest: $(ALL)  ## what `make test` leaves out of the slow tiers
+test-rest: $(ALL)  ## the tests of the slow tiers that `make test` leaves out
+	@.ci/system-packages
 	$(BIN)/pytest -q -m "$(SLOW) and not smoke" $(PYTEST)
 
 test-all: test test-rest  ## every tier that needs no GPU
@@ -79,29 +87,32 @@ lint: $(ALL)  ## style, types, layers, unsafe calls
 style: $(ALL)  ## plain documentation strings, line lengths of sources and pages
 	$(BIN)/python -m tests.style
 
-audit: $(ALL)  ## known vulnerabilities of the pinned packages (asks PyPI, then OSV; fails where neither answers)
+audit: $(ALL)  ## known vulnerabilities of the pinned packages; fails if neither PyPI nor OSV answers
 	$(BIN)/python -m tests.audit
 
-audit-if-online: $(ALL)  ## the same, but where neither answers it says "NOT CHECKED" and goes on (what CI runs)
+audit-if-online: $(ALL)  ## the same, but says "NOT CHECKED" and goes on if neither answers (for CI)
 	$(BIN)/python -m tests.audit --if-online
 
-conformance: $(ALL)  ## other makers' clients and OpenAI's own description against the endpoint (installs 1 GB under runs/)
+conformance: $(ALL)  ## clients of other makers and OpenAI's own description against the endpoint (1 GB)
 	$(BIN)/python -m tests.conformance.run
 
 bench: $(ALL)  ## DAG scheduling on real plan shapes: make bench PLANS=plan_shapes.jsonl
-	@test -n "$(PLANS)" || { echo "name the graphs: make bench PLANS=FILE (JSONL rows: num_steps, edges [[from, to], ...])"; exit 1; }
+	@test -n "$(PLANS)" || { echo "Name the graphs: make bench PLANS=FILE (JSONL: num_steps, edges)"; exit 1; }
 	$(BIN)/python benchmarks/dag.py --plans $(PLANS) --out runs/bench/dag.json
 	$(BIN)/python benchmarks/eval_throughput.py --out runs/bench/eval_throughput.json
 
-bench-gateway: $(ALL)  ## what the router adds to a request, beside LiteLLM's proxy (installs 0.6 GB under runs/)
-	test -x runs/litellm/bin/litellm || { $(BIN)/python -m venv runs/litellm && runs/litellm/bin/pip install -q 'litellm[proxy]==1.106.2'; }
-	$(BIN)/python -m benchmarks.gateway --litellm runs/litellm/bin/litellm --out runs/bench/gateway.json
+runs/litellm/bin/litellm: | $(ALL)
+	$(BIN)/python -m venv runs/litellm
+	runs/litellm/bin/pip install -q 'litellm[proxy]==1.106.2'
 
-lock: .venv/bin/uv  ## resolve constraints.txt anew; its pins stay where they can (make lock UPGRADE='-P ray' moves one)
+bench-gateway: runs/litellm/bin/litellm  ## what the router and LiteLLM's proxy add to a request (0.6 GB)
+	$(BIN)/python -m benchmarks.gateway --litellm $< --out runs/bench/gateway.json
+
+lock: .venv/bin/uv  ## resolve constraints.txt anew; pins stay where they can (UPGRADE='-P ray' moves one)
 	@cp constraints.txt .venv/lock
-	@$(UV) compile -q --universal --python-version 3.11 --no-annotate --no-header --extra eval --extra train --extra dev \
-	  --group vllm-on-cpu $(UPGRADE) pyproject.toml -o .venv/lock
-	@{ grep '^#' constraints.txt; cat .venv/lock; } > .venv/constraints.txt && mv .venv/constraints.txt constraints.txt
+	@$(UV) compile -q --universal --python-version 3.11 --no-annotate --no-header $(UPGRADE) -o .venv/lock \
+	  --extra eval --extra train --extra dev --group vllm-on-cpu pyproject.toml
+	@{ grep '^#' constraints.txt; cat .venv/lock; } > .venv/new-lock && mv .venv/new-lock constraints.txt
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

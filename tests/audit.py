@@ -1,9 +1,10 @@
-"""Known vulnerabilities of the pinned packages: `make audit`. What could not be looked up is told, and never passes for clean.
+"""Known vulnerabilities of the pinned packages: `make audit`. No answer never counts as clean.
 
-    python -m tests.audit               exit status 0: all looked up, nothing known; 1: vulnerable; 2: not looked up, or not all of them
-    python -m tests.audit --if-online   0 in the place of 2, for runs that must not depend on a service being there
+    python -m tests.audit               0: all looked up, none vulnerable; 1: vulnerable; 2: not all looked up
+    python -m tests.audit --if-online   0 in place of 2, for runs that must not depend on a service
 
-pip-audit alone will not do: where PyPI answers 404 for every package it says "No known vulnerabilities found" and exits with 0.
+pip-audit alone is not enough: if PyPI answers 404 for every package, it prints "No known vulnerabilities
+found" and exits with 0.
 """
 
 from __future__ import annotations
@@ -15,53 +16,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SERVICES = ("pypi", "osv")
-"""Asked in turn, until one has looked up everything."""
+"""The services, asked in turn until one has looked up everything."""
 PIP_AUDIT = "pip-audit==2.10.1"
 HOME = Path("runs/audit")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one service said."""
+    """The answer of one service."""
 
     num_checked: int
     unchecked: tuple[str, ...] = ()
     vulnerable: tuple[str, ...] = ()
-    """Package, version and the names of what is known of it."""
+    """One line per vulnerable package: its name, its version, its vulnerabilities."""
 
 
 def read_report(text: str) -> Report | None:
-    """pip-audit's JSON; None where it broke off without any."""
+    """The report in pip-audit's JSON output; None if the output holds no report."""
     try:
         packages = json.loads(text)["dependencies"]
     except (ValueError, KeyError, TypeError):
         return None
     unchecked = tuple(package["name"] for package in packages if "skip_reason" in package)
     vulnerable = [package for package in packages if package.get("vulns")]
-    told = tuple(
+    lines = tuple(
         f"{package['name']} {package['version']}: {', '.join(v['id'] for v in package['vulns'])}"
         for package in vulnerable
     )
-    return Report(len(packages) - len(unchecked), unchecked, told)
+    return Report(len(packages) - len(unchecked), unchecked, lines)
 
 
 def verdict(report: Report | None) -> tuple[int, str]:
-    """The exit status, and what to tell."""
+    """The exit status and the message for the best report."""
     if report is None or report.num_checked == 0:
-        return 2, f"NOT CHECKED: none of {' and '.join(SERVICES)} could be asked about any package"
+        return 2, f"NOT CHECKED: neither {' nor '.join(SERVICES)} answered for any package"
     if report.vulnerable:
         return 1, "\n".join(["VULNERABLE:", *report.vulnerable])
     if report.unchecked:
         shown = ", ".join(report.unchecked[:10])
-        return (
-            2,
-            f"NOT ALL CHECKED: nothing known of {report.num_checked} packages; {len(report.unchecked)} not looked up: {shown}",
-        )
-    return 0, f"nothing known against any of the {report.num_checked} pinned packages"
+        counts = f"{report.num_checked} packages are clean, {len(report.unchecked)} were not looked up"
+        return 2, f"NOT ALL CHECKED: {counts}: {shown}"
+    return 0, f"no known vulnerability in any of the {report.num_checked} pinned packages"
 
 
 def is_installed() -> bool:
-    """pip-audit in an environment of its own, installed now where it is not yet there."""
+    """Installs pip-audit in an environment of its own if it is not there; False if that fails."""
     if not (HOME / "bin/pip-audit").exists():
         subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
         return subprocess.run([HOME / "bin/pip", "install", "-q", PIP_AUDIT]).returncode == 0
@@ -69,19 +68,12 @@ def is_installed() -> bool:
 
 
 def ask(service: str, requirements: Path) -> Report | None:
-    """What `service` says of the pinned packages; None where it says nothing."""
-    options = [
-        "--no-deps",
-        "--disable-pip",
-        "--format",
-        "json",
-        "--progress-spinner",
-        "off",
-        "--vulnerability-service",
-        service,
-    ]
+    """The report of `service` on the pinned packages; None if it gives none."""
+    options = "--no-deps --disable-pip --format json --progress-spinner off --vulnerability-service"
     done = subprocess.run(
-        [HOME / "bin/pip-audit", *options, "-r", requirements], capture_output=True, text=True
+        [HOME / "bin/pip-audit", *options.split(), service, "-r", requirements],
+        capture_output=True,
+        text=True,
     )
     report = read_report(done.stdout)
     if report is None:

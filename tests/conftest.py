@@ -1,4 +1,4 @@
-"""Settings of every test: the environment of Ray, the patience of hypothesis, and programs of the system that may be missing."""
+"""Settings of every test: the environment of Ray, the limits of hypothesis, programs that may be missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make audit`: packages that nobody looked up never pass for clean."""
+"""`make audit` never reports a package as clean that no service has looked up."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ VULNERABLE = {
 
 
 @pytest.mark.parametrize(
-    ("packages", "status", "told"),
+    ("packages", "status", "message"),
     [
         ([CLEAN], 0, "any of the 1 pinned packages"),
         ([CLEAN, VULNERABLE], 1, "c 2: CVE-1, CVE-2"),
         ([UNKNOWN, VULNERABLE], 1, "c 2: CVE-1, CVE-2"),
-        ([CLEAN, UNKNOWN], 2, "1 not looked up: b"),
+        ([CLEAN, UNKNOWN], 2, "1 were not looked up: b"),
         ([UNKNOWN], 2, "NOT CHECKED"),
         ([], 2, "NOT CHECKED"),
     ],
 )
-def test_the_verdict_is_about_what_was_looked_up(
-    packages: list[dict[str, Any]], status: int, told: str
+def test_only_packages_that_were_looked_up_count_as_clean(
+    packages: list[dict[str, Any]], status: int, message: str
 ) -> None:
     got, text = verdict(read_report(json.dumps({"dependencies": packages, "fixes": []})))
     assert got == status
-    assert told in text
+    assert message in text
 
 
 @pytest.mark.parametrize("text", ["", "Traceback", "[]", "{}"])
-def test_a_service_that_is_not_there_is_no_clean_bill(text: str) -> None:
+def test_output_without_a_report_is_not_clean(text: str) -> None:
     assert verdict(read_report(text))[0] == 2
 
 
@@ -53,7 +53,7 @@ def test_a_service_that_is_not_there_is_no_clean_bill(text: str) -> None:
         ({"pypi": Report(2), "osv": None}, 0, 0, ["pypi"]),
     ],
 )
-def test_vulnerabilities_fail_online_or_not_and_silence_fails_unless_told_otherwise(
+def test_vulnerabilities_always_fail_and_silence_fails_unless_if_online_is_given(
     answers: dict[str, Report | None],
     status: int,
     if_online: int,
