@@ -38,8 +38,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from r2_serve.calls.caller import Caller, CallSpec, PoolMember
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.caller import Caller, CallSpec
+from r2_serve.calls.ledger import Ledger
+from r2_serve.calls.pool import PoolMember
 from r2_serve.config import (
     AllocatorConfig,
     DecomposerConfig,

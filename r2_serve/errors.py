@@ -15,7 +15,8 @@
     |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
     |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
     `-- EngineError            502   a model call failed
-        |-- EngineUnavailable        connection, timeout, 408/409/429/5xx: may be retried
+        |-- EngineUnavailable        broken connection, 5xx: may be retried; what it cost is not known
+        |   |-- NotStarted           no connection, 408/409/429: may be retried; costs nothing
         |   |-- EngineTimeout        no whole reply in time: not retried on the same model
         |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
@@ -178,11 +179,13 @@ class EngineError(R2Error):
     status = 502
     code = "upstream_error"
     usage: Usage | None = None
-    """What the provider told of it all the same: that is billed."""
+    """Usage that the provider reported with the error; it is billed."""
+    is_free = False
+    """Whether the call was refused before any work, so that it costs nothing unless usage is reported."""
 
 
 class EngineUnavailable(EngineError):
-    """Connection, timeout, 408/409/429/5xx or a dead replica: the same call may succeed later or elsewhere."""
+    """A broken connection, a timeout, 5xx or a dead replica: the same call may succeed later or on another model."""
 
     status = 503
     code = "upstream_unavailable"
@@ -190,6 +193,12 @@ class EngineUnavailable(EngineError):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         Exception.__init__(self, message, retry_after_s)
         self.message, self.retry_after_s = message, retry_after_s
+
+
+class NotStarted(EngineUnavailable):
+    """No connection (refused, DNS, TLS) or 408/409/429: the model did no work, and may be asked again later."""
+
+    is_free = True
 
 
 class EngineTimeout(EngineUnavailable):
@@ -214,7 +223,10 @@ class EngineRefused(EngineError):
     """The provider refused this very call (other 4xx, context overflow, quota) and did no work for it: another model may do."""
 
     code = "upstream_refused"
+    is_free = True
 
 
 class AnswerWithheld(EngineRefused):
     """The model was at work, but its reply holds no answer: filtered, a refusal of its own, a tool call. Billed like any other."""
+
+    is_free = False

@@ -7,7 +7,7 @@ USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -19,6 +19,10 @@ REFERENCE = re.compile(r"#([1-9][0-9]{0,5})(?![0-9])")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["system", "developer", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+
+
+OnDelta = Callable[[str], Awaitable[None]]
+"""Takes the next piece of the answer's text. It may wait, so a slow client slows the model."""
 
 
 class Record(BaseModel):

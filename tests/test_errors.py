@@ -58,6 +58,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "CodecError": 500,
         "EngineError": 502,
         "EngineUnavailable": 503,
+        "NotStarted": 503,
         "InvalidReply": 502,
         "EngineRefused": 502,
         "AnswerWithheld": 502,

@@ -19,8 +19,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from r2_serve.calls.retry_rules import asked_wait_s, rule_for
 from r2_serve.config import CooldownConfig
-from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable
+from r2_serve.errors import EngineError
 
 GRAIN_S = 0.001
 """A timer may be early by the clock's resolution."""
@@ -85,13 +86,11 @@ class Cooldown:
         """Learns from what becomes of the call inside. A refusal is an answer; a cancelled call tells nothing."""
         try:
             yield
-        except EngineRefused:
-            self._answered(permit)
-            raise
         except EngineError as e:
-            self._failed(
-                permit, config, (e.retry_after_s or None) if isinstance(e, EngineUnavailable) else None
-            )
+            if rule_for(e).is_failure:
+                self._failed(permit, config, asked_wait_s(e) or None)
+            else:
+                self._answered(permit)
             raise
         except BaseException:
             self._is_probed = self._is_probed and not (permit.is_probe and permit.state == self._state)

@@ -1,20 +1,43 @@
-"""The pool as objects: a model's config together with an engine that is made when first needed.
+"""The model pool: each model's config, the engine that runs it, and what is known of its failures.
 
-A hosted model whose key is missing must not keep the others from serving, so a failure to make an engine is a
-refused call of that model, which its fallbacks may take over.
+Engines are made on their first call. A hosted model whose key is missing must not keep the others from serving, so
+a failure to make an engine is a refused call of that model, which its fallbacks may take over.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
-from r2_serve.calls.caller import Pool, PoolMember
+from r2_serve.calls.cooldown import Cooldown
+from r2_serve.calls.quarantine import Quarantine
 from r2_serve.config import EngineConfig, ModelConfig, ModelServerConfig
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 EngineFor = Callable[[ModelConfig], Engine]
+"""Makes the engine of a model. Raises: ConfigError."""
+
+
+@dataclass(frozen=True)
+class PoolMember:
+    """A model that can be called."""
+
+    config: ModelConfig
+    engine: Engine
+    cooldown: Cooldown = field(default_factory=Cooldown)
+    quarantine: Quarantine = field(default_factory=Quarantine)
+
+    @property
+    def codec(self) -> Codec:
+        return get_codec(self.config.codec)
+
+
+Pool = Mapping[str, PoolMember]
+"""Models by name."""
 
 
 class LazyEngine:
@@ -42,7 +65,7 @@ class LazyEngine:
 
 def build_pool(models: Iterable[ModelConfig], engine_for: EngineFor) -> Pool:
     """Every model by name; `engine_for` is called on a model's first call."""
-    return {model.name: PoolMember(model, LazyEngine(_deferred(engine_for, model))) for model in models}
+    return {model.name: PoolMember(model, LazyEngine(partial(engine_for, model))) for model in models}
 
 
 def in_process_engines(model_apps: Mapping[str, ModelServerConfig]) -> EngineFor:
@@ -59,7 +82,3 @@ def in_process_engines(model_apps: Mapping[str, ModelServerConfig]) -> EngineFor
         return make_engine(config)
 
     return engine_for
-
-
-def _deferred(engine_for: EngineFor, model: ModelConfig) -> Callable[[], Engine]:
-    return lambda: engine_for(model)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from r2_serve.adapters import MANIFEST, check_codec_version, read_adapter
-from r2_serve.calls.ledger import Budget
+from r2_serve.calls.budget import Budget
 from r2_serve.calls.pool import build_pool
 from r2_serve.cluster.handles import (
     MODEL_DEPLOYMENT,

@@ -14,23 +14,27 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from r2_serve.calls.caller import Pool, PoolMember
-from r2_serve.calls.ledger import Ledger, Prompt, lost_call
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.estimates import Prompt
+from r2_serve.calls.ledger import Ledger
+from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.cluster.stages import StageReport
 from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.errors import (
     BudgetExceeded,
     EngineError,
     EngineUnavailable,
+    NotStarted,
     PoisonousRequest,
     R2Error,
     ReplicaDied,
 )
 from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to
 from r2_serve.router.decomposer import Decomposition
-from r2_serve.types import CallStage, Completion, Delta, EngineCall, Plan
+from r2_serve.types import CallRecord, CallStage, Completion, Delta, EngineCall, Plan
 
 MODEL_DEPLOYMENT = "Model"
 
@@ -72,7 +76,7 @@ class ServedEngine:
             try:
                 self._handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, self._app)
             except Exception as e:
-                raise EngineUnavailable(f"application {self._app!r} is not deployed ({e})") from e
+                raise NotStarted(f"application {self._app!r} is not deployed ({e})") from e
             self._stream_handle = self._handle.options(stream=True)
         return self._handle, self._stream_handle
 
@@ -152,22 +156,30 @@ class _Stage:
             return await self._once(member, prompt, *args)
 
     async def _once(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
-        started_s, budget = self.ledger.elapsed_s(), self.ledger.remaining()
+        started_s, allowance = self.ledger.elapsed_s(), self.ledger.allowance
+        budget = allowance.remaining()
+        most_usd = self.num_calls * member.config.cost_usd(prompt.most_usage(self.max_tokens))
         try:
-            with self.ledger.held_for_stage(member.config, prompt, self.max_tokens, self.num_calls):
+            with allowance.held(most_usd):
                 report: StageReport[Any] = await _awaited(self.method.remote(*args, budget))
         except BaseException as e:
-            lost = lost_call(
-                member.config, prompt, self.name, e, duration_s=self.ledger.elapsed_s() - started_s
-            )
+            lost = self._lost_call(member, prompt, e, self.ledger.elapsed_s() - started_s)
             self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
             raise
         self.ledger.absorb(report.calls, shift_s=started_s)
         if isinstance(report.error, BudgetExceeded):
-            raise self.ledger.refusal(report.error) from report.error
+            raise allowance.refusal(report.error) from report.error
         if report.error is not None:
             raise report.error
         return report.result
+
+    def _lost_call(
+        self, member: PoolMember, prompt: Prompt, error: BaseException, duration_s: float
+    ) -> CallRecord:
+        """A call that the other process made, or was about to make, when it failed or was cancelled."""
+        ledger = Ledger(Budget())
+        ledger.reserve(member.config, prompt, self.max_tokens, stage=self.name).fail(error)
+        return ledger.calls[0].model_copy(update={"start_s": 0.0, "end_s": duration_s})
 
 
 async def _awaited(response: Any) -> Any:
@@ -191,6 +203,8 @@ def unwrapped(error: Exception) -> R2Error:
     for candidate in candidates:
         if isinstance(candidate, RayActorError):
             return ReplicaDied(message, None, str(candidate.actor_id))
+        if isinstance(candidate, BackPressureError | DeploymentUnavailableError):
+            return NotStarted(message)
     return EngineUnavailable(message)
 
 

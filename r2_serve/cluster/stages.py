@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.ledger import Ledger
 from r2_serve.errors import EngineUnavailable, R2Error, places
 from r2_serve.types import CallRecord
 

@@ -25,7 +25,14 @@ from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import (
+    ConfigError,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidReply,
+    NotStarted,
+)
 from r2_serve.types import Completion, Delta, EngineCall, Usage
 
 MAX_REPLY_BYTES = 16_000_000
@@ -214,8 +221,8 @@ class HostedEngine:
             return
         except EngineError as e:
             failure = e
-        except aiohttp.ClientConnectorError as e:
-            failure = EngineUnavailable(f"cannot reach the provider: {type(e).__name__}")
+        except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as e:
+            failure = NotStarted(f"cannot reach the provider: {type(e).__name__}")
         except aiohttp.ClientResponseError as e:
             failure = InvalidReply(f"the provider's reply cannot be read: {type(e).__name__}")
         except aiohttp.ClientError as e:

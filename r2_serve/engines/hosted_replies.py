@@ -16,7 +16,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from r2_serve.errors import AnswerWithheld, EngineError, EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import (
+    AnswerWithheld,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidReply,
+    NotStarted,
+)
 from r2_serve.types import FinishReason, Usage
 
 RETRIABLE_STATUSES = frozenset({408, 409, 429})
@@ -228,9 +235,7 @@ def failure_from_status(status: int, headers: Mapping[str, str], content: bytes)
         body = None
     failure = failure_from_body(status, body)
     if isinstance(failure, EngineUnavailable):
-        return EngineUnavailable(
-            failure.message, retry_after_s(headers.get("retry-after"), headers.get("date"))
-        )
+        return type(failure)(failure.message, retry_after_s(headers.get("retry-after"), headers.get("date")))
     return failure
 
 
@@ -245,11 +250,9 @@ def failure_from_body(status: int | None, body: Any) -> EngineError:
     message = f"the provider answered {status}{detail}"
     if code == "insufficient_quota":
         return EngineRefused(message)
-    return (
-        EngineUnavailable(message)
-        if status in RETRIABLE_STATUSES or status >= 500
-        else EngineRefused(message)
-    )
+    if status in RETRIABLE_STATUSES:
+        return NotStarted(message)
+    return EngineUnavailable(message) if status >= 500 else EngineRefused(message)
 
 
 def retry_after_s(value: str | None, sent: str | None = None) -> float | None:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from r2_serve.calls.ledger import Purse
+from r2_serve.calls.budget import Purse
 from r2_serve.config import ServerConfig
 from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed
 from r2_serve.http.admission import Admission
@@ -25,8 +25,8 @@ from r2_serve.http.openai_wire import ChatRequest, parse_chat
 from r2_serve.http.redaction import redacted
 from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
-from r2_serve.router.backend import ModelListing, OnDelta, RouterBackend
-from r2_serve.types import Answer, Query
+from r2_serve.router.backend import ModelListing, RouterBackend
+from r2_serve.types import Answer, OnDelta, Query
 
 MIN_DEADLINE_S = 0.001
 """What is left to a request that got its place at the last moment."""

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from r2_serve.calls.caller import Pool
+from r2_serve.calls.pool import Pool
 from r2_serve.http.admission import Admission
 from r2_serve.http.spend import Purses
 from r2_serve.types import CallRecord, Trace

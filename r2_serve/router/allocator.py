@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
-from r2_serve.calls.caller import Caller, CallSpec, Pool
+from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
+from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.errors import CodecError, EngineError
 from r2_serve.types import Allocation, Plan, Record, Sampling

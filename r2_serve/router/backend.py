@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from r2_serve.calls.ledger import Purse
-from r2_serve.types import Answer, ModelCard, Query
-
-OnDelta = Callable[[str], Awaitable[None]]
-"""Takes the next piece of the answer's text. It may wait, which is how a slow client slows the model."""
+from r2_serve.calls.budget import Purse
+from r2_serve.types import Answer, ModelCard, OnDelta, Query
 
 
 @dataclass(frozen=True)

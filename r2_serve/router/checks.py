@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from r2_serve.calls.ledger import format_chars
+from r2_serve.calls.estimates import format_chars
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import BudgetExceeded, CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan

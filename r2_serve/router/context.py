@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from r2_serve.calls.caller import Caller, OnDelta
+from r2_serve.calls.caller import Caller
 from r2_serve.calls.ledger import Ledger, total_cost_usd
 from r2_serve.config import LimitsConfig
 from r2_serve.router.allocator import Allocates
@@ -13,7 +13,7 @@ from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import Replicas
-from r2_serve.types import Allocation, CallRecord, Plan, Query, SubtaskResult, Trace
+from r2_serve.types import Allocation, CallRecord, OnDelta, Plan, Query, SubtaskResult, Trace
 
 WORKER_STAGES = ("execute", "pass_through")
 """Stages whose calls work on the query itself; the others are the router's own calls."""

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from r2_serve.calls.caller import Caller, CallSpec, Pool
+from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
+from r2_serve.calls.pool import Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.errors import BudgetExceeded, CodecError, EngineError
 from r2_serve.types import Plan, Record, Sampling, Subtask, references

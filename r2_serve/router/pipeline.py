@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from r2_serve.calls.caller import Caller, CallSpec, OnDelta, Pool
-from r2_serve.calls.ledger import Budget, Ledger, Purse
+from r2_serve.calls.budget import Budget, Purse
+from r2_serve.calls.caller import Caller, CallSpec
+from r2_serve.calls.ledger import Ledger
+from r2_serve.calls.pool import Pool
 from r2_serve.config import RoutingConfig, VirtualModelConfig
 from r2_serve.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
 from r2_serve.prompts.instruct import conversation_text
@@ -30,7 +32,7 @@ from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
 from r2_serve.router.spill import Replicas, no_replicas
 from r2_serve.router.synthesis import Final, synthesize
-from r2_serve.types import Allocation, Answer, Plan, Query, Trace
+from r2_serve.types import Allocation, Answer, OnDelta, Plan, Query, Trace
 
 Sink = Callable[[Trace], None]
 """Takes the trace of a finished query."""

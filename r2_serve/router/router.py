@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import ValidationError
 
-from r2_serve.calls.caller import OnDelta
-from r2_serve.calls.ledger import Purse
+from r2_serve.calls.budget import Purse
 from r2_serve.calls.pool import EngineFor, build_pool
 from r2_serve.config import RouterConfig, RoutingConfig
 from r2_serve.errors import ConfigError, EngineUnavailable
@@ -19,7 +18,7 @@ from r2_serve.router.allocator import Allocator
 from r2_serve.router.backend import ModelListing
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.pipeline import Pipeline, Sink
-from r2_serve.types import Answer, Query
+from r2_serve.types import Answer, OnDelta, Query
 
 Readiness = Callable[[], Awaitable[str | None]]
 """None when ready, else why not."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r2_serve.calls.caller import CallSpec, Pool, PoolMember
+from r2_serve.calls.caller import CallSpec
+from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import SpillConfig
 from r2_serve.router.demand import Demand
 

@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from r2_serve import EMBEDDED_CONFIG
-from r2_serve.calls.caller import Pool
-from r2_serve.calls.pool import EngineFor, build_pool, in_process_engines
+from r2_serve.calls.pool import EngineFor, Pool, build_pool, in_process_engines
 from r2_serve.config import (
     HostedEngineConfig,
     ModelConfig,

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from r2_serve.calls.budget import Budget
 from r2_serve.calls.caller import Caller, CallResult, CallSpec
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.ledger import Ledger
 from r2_serve.config import CooldownConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineRefused, EngineUnavailable, InvalidReply

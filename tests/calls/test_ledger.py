@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2_serve.calls.ledger import Budget, Ledger, Prompt, Reservation, total_cost_usd
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.estimates import Prompt
+from r2_serve.calls.ledger import Ledger, Reservation, total_cost_usd
 from r2_serve.config import HostedEngineConfig
 from r2_serve.errors import (
     AnswerWithheld,
@@ -71,7 +73,7 @@ def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> No
                     "cancelled": asyncio.CancelledError(),
                 }[end]
                 call.fail(error, received_bytes=data.draw(st.integers(0, 1_000)))
-        left = ledger.remaining()
+        left = ledger.allowance.remaining()
         assert all(rest is None or rest >= 0 for rest in (left.max_calls, left.max_tokens, left.max_cost_usd))
     for call in under_way:
         call.settle(call.bound)
@@ -159,7 +161,7 @@ def test_a_failed_call_costs_what_was_told_of_it(error: EngineError) -> None:
     told = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
     ledger = Ledger(Budget())
     reserve(ledger).fail(error, received_bytes=9)
-    reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, told=told)
+    reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, reported=told)
     assert [(c.usage, c.cost_usd, c.is_estimated) for c in ledger.calls] == [
         (told, CARD.cost_usd(told), False)
     ] * 2

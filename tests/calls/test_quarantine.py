@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from r2_serve.calls.caller import Caller, CallSpec, Pool
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.caller import Caller, CallSpec
+from r2_serve.calls.ledger import Ledger
+from r2_serve.calls.pool import Pool
 from r2_serve.calls.quarantine import PATIENCE_S
 from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine

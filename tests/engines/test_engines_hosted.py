@@ -26,6 +26,7 @@ from r2_serve.errors import (
     EngineRefused,
     EngineUnavailable,
     InvalidReply,
+    NotStarted,
 )
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests.support import virtual_time
@@ -89,7 +90,7 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "error in a 200": (said(ERROR), InvalidReply, "bad key"),
     "error with a status in a 200": (
         said({"error": {"message": "slow down", "code": 429}}),
-        EngineUnavailable,
+        NotStarted,
         "429: slow down",
     ),
     "html": (
@@ -139,9 +140,9 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     ),
     "401 without JSON": (Script(status=401, body=[KEY.encode()]), EngineRefused, "401"),
     "404": (said(ERROR, 404), EngineRefused, "404"),
-    "408": (said(ERROR, 408), EngineUnavailable, "408"),
-    "409": (said(ERROR, 409), EngineUnavailable, "409"),
-    "429": (said(ERROR, 429), EngineUnavailable, "429"),
+    "408": (said(ERROR, 408), NotStarted, "408"),
+    "409": (said(ERROR, 409), NotStarted, "409"),
+    "429": (said(ERROR, 429), NotStarted, "429"),
     "quota": (said({"error": {"message": "pay", "code": "insufficient_quota"}}, 429), EngineRefused, "pay"),
     "500": (said(ERROR, 500), EngineUnavailable, "500"),
     "529": (said(ERROR, 529), EngineUnavailable, "529"),
@@ -427,7 +428,7 @@ async def test_nobody_listening_is_unavailable() -> None:
     async with running_upstream() as upstream:
         url = upstream.base_url
     engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=url, api_key_env="TEST_KEY"))
-    with pytest.raises(EngineUnavailable, match="cannot reach"):
+    with pytest.raises(NotStarted, match="cannot reach"):
         await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     await engine.aclose()
 

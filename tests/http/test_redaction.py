@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.ledger import Ledger
 from r2_serve.cluster.stages import report_of
 from r2_serve.config import HostedEngineConfig, RouterConfig, ServerConfig
 from r2_serve.engines.hosted import HostedEngine

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.ledger import Ledger
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, EngineRefused

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2_serve.calls.ledger import Budget, Ledger
+from r2_serve.calls.budget import Budget
+from r2_serve.calls.ledger import Ledger
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, CodecError, EngineRefused, EngineUnavailable

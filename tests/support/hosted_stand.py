@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from r2_serve.calls.caller import Pool
+from r2_serve.calls.pool import Pool
 from r2_serve.config import (
     HostedEngineConfig,
     LimitsConfig,

@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from r2_serve.calls.caller import PoolMember
+from r2_serve.calls.pool import PoolMember
 from r2_serve.config import (
     AllocatorConfig,
     DecomposerConfig,

@@ -11,12 +11,23 @@ from typing import Any
 
 import httpx
 
-from r2_serve.calls.ledger import Purse
+from r2_serve.calls.budget import Purse
 from r2_serve.config import ServerConfig
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
-from r2_serve.router.backend import ModelListing, OnDelta
-from r2_serve.types import Allocation, Answer, CallRecord, ModelCard, Plan, Query, Subtask, Trace, Usage
+from r2_serve.router.backend import ModelListing
+from r2_serve.types import (
+    Allocation,
+    Answer,
+    CallRecord,
+    ModelCard,
+    OnDelta,
+    Plan,
+    Query,
+    Subtask,
+    Trace,
+    Usage,
+)
 
 USAGE = Usage(prompt_tokens=30, completion_tokens=7)
 SMALL = ModelCard(

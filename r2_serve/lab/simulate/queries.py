@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from r2_serve.calls.caller import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
+from r2_serve.calls.retry_rules import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from r2_serve.lab.simulate.calls import AT_REPLICA, Call
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.sizes import Sizes
