@@ -380,15 +380,41 @@ class EngineCall(Record):
 
 
 class Engine(Protocol):
-    """One served model. Implementations: `r2_serve.engines`."""
+    """One model that answers calls. Implementations: `r2_serve.engines`."""
 
     async def generate(self, call: EngineCall) -> Completion:
-        """The whole reply.
+        """The whole reply. Cancelling the task stops the generation.
 
-        Raises: `EngineError` and its subclasses; nothing else. Cancelling the task stops the generation.
+        Raises: `EngineError` and its subclasses; nothing else.
         """
         ...
 
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """The reply in pieces; the last `Delta` carries `finish_reason` and `usage`. Closing it stops the generation."""
+        """The reply in pieces; the last `Delta` has `finish_reason` and `usage`. Closing it stops the generation.
+
+        Raises: `EngineError` and its subclasses; nothing else.
+        """
+        ...
+
+
+class LocalEngine(Engine, Protocol):
+    """An engine that runs its model in this process, with adapters that come and go while it serves."""
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Loads the adapter in the directory `path`; later calls may name it. The event loop stays free.
+
+        Raises: ConfigError if the name is taken or the adapter cannot be loaded; then nothing has changed.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets the adapter. Raises: EngineRefused if the name is unknown."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raises: EngineUnavailable if the engine can answer no more calls."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stops the engine; calls that still run get EngineUnavailable."""
         ...

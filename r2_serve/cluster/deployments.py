@@ -7,7 +7,6 @@ sees one version of the routing everywhere); `Router` is the HTTP ingress and ru
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
@@ -43,7 +42,7 @@ from r2_serve.config import (
     RouterConfig,
     RoutingConfig,
 )
-from r2_serve.engines import make_engine
+from r2_serve.engines import make_engine, make_local_engine
 from r2_serve.engines.sharing import SharedTime
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.http.admission import Admission
@@ -58,7 +57,7 @@ from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.traces import TraceWriter
-from r2_serve.types import Completion, Delta, Engine, EngineCall
+from r2_serve.types import Completion, Delta, Engine, EngineCall, LocalEngine
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class ModelDeployment:
 
     def __init__(self, config: ModelServerConfig) -> None:
         _log_with_serve(Redactor.of())
-        self._engine: Any = make_engine(config.engine)
+        self._engine: LocalEngine = make_local_engine(config.engine)
         self._adapters: dict[str, str] = {}
         """Loaded here, by name, on top of those the engine started with."""
         self._time = SharedTime()
@@ -103,8 +102,6 @@ class ModelDeployment:
 
     async def _change_to(self, wanted: dict[str, str]) -> None:
         async with self._changing:
-            if wanted and not hasattr(self._engine, "add_adapter"):
-                raise ConfigError(f"this engine loads no adapters, but user_config names {sorted(wanted)}")
             moved = sorted(name for name, path in self._adapters.items() if wanted.get(name, path) != path)
             if moved:
                 raise ConfigError(
@@ -112,7 +109,7 @@ class ModelDeployment:
                 )
             await self._add({name: path for name, path in wanted.items() if name not in self._adapters})
             for name in self._adapters.keys() - wanted.keys():
-                await self._engine.remove_adapter(name)
+                await self._engine.unload_adapter(name)
             self._adapters = dict(wanted)
 
     async def _add(self, adapters: Mapping[str, str]) -> None:
@@ -121,18 +118,16 @@ class ModelDeployment:
         try:
             for name, path in adapters.items():
                 await asyncio.to_thread(_check_on_disk, name, Path(path))
-                await asyncio.to_thread(self._engine.add_adapter, name, path)
+                await self._engine.load_adapter(name, path)
                 added.append(name)
-                if hasattr(self._engine, "load_adapter"):
-                    await self._engine.load_adapter(name)
         except BaseException:
             for name in added:
-                await self._engine.remove_adapter(name)
+                await self._engine.unload_adapter(name)
             raise
 
     async def generate(self, call: EngineCall) -> Completion:
         with self._time.call() as work:
-            completion: Completion = await self._engine.generate(call)
+            completion = await self._engine.generate(call)
             return completion.model_copy(update={"work": work()})
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
@@ -142,11 +137,7 @@ class ModelDeployment:
 
     async def check_health(self) -> None:
         """Fails when the engine inside is dead though the actor lives. Serve's first one, after `reconfigure`, ends the start."""
-        check = getattr(self._engine, "check_health", None)
-        if check is not None:
-            outcome = check()
-            if inspect.isawaitable(outcome):
-                await outcome
+        await self._engine.check_health()
         self._has_started = True
 
 

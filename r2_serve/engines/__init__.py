@@ -12,30 +12,36 @@ from r2_serve import EMBEDDED
 from r2_serve.config import (
     EngineConfig,
     HostedEngineConfig,
+    LocalEngineConfig,
     NumpyEngineConfig,
-    ScriptedEngineConfig,
+    ServedEngineConfig,
     TransformersEngineConfig,
     VllmEngineConfig,
 )
 from r2_serve.errors import ConfigError
-from r2_serve.types import Engine
+from r2_serve.types import Engine, LocalEngine
 
 EMBEDDED_PREFIX = "embedded:"
 
 
 def make_engine(config: EngineConfig) -> Engine:
-    """The engine that `config` describes. Local kinds load their model before returning, which takes seconds.
+    """The engine that `config` describes; a local one is ready, which takes seconds to minutes.
 
-    Raises: ConfigError where the configuration, a file or an environment variable is missing or wrong.
+    Raises: ConfigError if the configuration, a file or an environment variable is missing or wrong.
     """
-    if isinstance(config, ScriptedEngineConfig):
-        from r2_serve.engines.scripted import ScriptedEngine
-
-        return ScriptedEngine.from_config(config)
     if isinstance(config, HostedEngineConfig):
         from r2_serve.engines.hosted import HostedEngine
 
         return HostedEngine(config)
+    if isinstance(config, ServedEngineConfig):
+        raise ConfigError(
+            f"engine kind 'served' (application {config.app!r}) needs Ray: only a deployment can reach it"
+        )
+    return make_local_engine(config)
+
+
+def make_local_engine(config: LocalEngineConfig) -> LocalEngine:
+    """The engine of a model server, ready. Raises: ConfigError, as `make_engine`."""
     if isinstance(config, NumpyEngineConfig):
         from r2_serve.engines.numpy_engine import NumpyEngine
 
@@ -48,9 +54,9 @@ def make_engine(config: EngineConfig) -> Engine:
         from r2_serve.engines.vllm import VllmEngine
 
         return VllmEngine(config)
-    raise ConfigError(
-        f"engine kind {config.kind!r} (application {config.app!r}) needs the Ray shell: only a deployment can reach it"
-    )
+    from r2_serve.engines.scripted import ScriptedEngine
+
+    return ScriptedEngine.from_config(config)
 
 
 def resolve_checkpoint(path: str) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from r2_serve.config import ScriptedEngineConfig, SpeedConfig
+from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.pacing import BatchPace
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import ConfigError, EngineRefused, EngineTimeout
+from r2_serve.errors import ConfigError, EngineTimeout
 from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
@@ -60,32 +61,41 @@ class ScriptedEngine:
         self._pace = BatchPace(speed) if speed is not None else None
         self._sleep = sleep
         self._dies_on = dies_on
-        self._adapters: dict[str, str] | None = None
+        self._adapters: NamedAdapters[str] | None = None
 
     @classmethod
     def from_config(cls, config: ScriptedEngineConfig) -> Self:
         """Knows the adapters of `config` alone: calls that name others are refused, as by a real engine. Returns after `start_s`."""
         engine = cls(config.replies, delay_s=config.delay_s, speed=config.speed, dies_on=config.dies_on)
-        engine._adapters = {}
+        engine._adapters = NamedAdapters()
         for name, path in config.adapters.items():
-            engine.add_adapter(name, path)
+            engine._add_adapter(name, path)
         if config.speed is not None:
             time.sleep(config.speed.start_s)
         return engine
 
-    def add_adapter(self, name: str, path: str) -> None:
-        """From now on calls may name it. Raises: ConfigError where the name is taken or `path` is no directory."""
-        known = self._adapters if self._adapters is not None else {}
-        if name in known:
-            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Raises: ConfigError if the name is taken or `path` is no directory."""
+        self._add_adapter(name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises: EngineRefused if the name is unknown."""
+        if self._adapters is not None:
+            self._adapters.pop(name)
+
+    async def check_health(self) -> None:
+        """Does nothing: this engine is always healthy."""
+
+    async def aclose(self) -> None:
+        """Does nothing: there is nothing to stop."""
+
+    def _add_adapter(self, name: str, path: str) -> None:
+        if self._adapters is None:
+            self._adapters = NamedAdapters()
+        self._adapters.check_free(name)
         if not Path(path).is_dir():
             raise ConfigError(f"adapter {name!r}: {path!r} is no directory")
-        self._adapters = {**known, name: path}
-
-    async def remove_adapter(self, name: str) -> None:
-        """Raises: EngineRefused if it is unknown."""
-        self._check_known(name)
-        self._adapters = {known: path for known, path in (self._adapters or {}).items() if known != name}
+        self._adapters.add(name, path)
 
     async def generate(self, call: EngineCall) -> Completion:
         """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
@@ -131,8 +141,8 @@ class ScriptedEngine:
                     yield piece
 
     def _next_reply(self, call: EngineCall) -> Reply:
-        if call.adapter is not None:
-            self._check_known(call.adapter)
+        if call.adapter is not None and self._adapters is not None:
+            self._adapters.get(call.adapter)
         position = len(self.calls)
         self.calls.append(call)
         if self._dies_on is not None and any(self._dies_on in message.content for message in call.messages):
@@ -143,10 +153,6 @@ class ScriptedEngine:
         if not isinstance(reply, str):
             return reply
         return _filled(reply, call)
-
-    def _check_known(self, adapter: str) -> None:
-        if self._adapters is not None and adapter not in self._adapters:
-            raise EngineRefused(f"no adapter {adapter!r}; this engine has {sorted(self._adapters)}")
 
     async def _wait(self, delay_s: float, deadline: Deadline) -> None:
         left_s = None if deadline.at is None else deadline.at - asyncio.get_running_loop().time()

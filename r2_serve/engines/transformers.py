@@ -28,10 +28,11 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
 from r2_serve.engines.decoding import Row, RowSampler, RowStops
+from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
+from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class _Call:
 
 
 class TransformersEngine:
-    """An `Engine` over `generate`. Loading takes seconds; `close` or `aclose` ends the worker thread.
+    """An `Engine` over `generate`. Loading takes seconds; `aclose` ends the worker thread.
 
     Decoding is greedy unless `temperature` is above 0. Usage counts the prompt without padding, and in the reply
     the end-of-sequence token, as it was generated too. A reply without `max_tokens` may fill the context.
@@ -77,10 +78,9 @@ class TransformersEngine:
         self._config = config
         torch.set_num_threads(config.num_threads)
         self._base = load_checkpoint(config.path, config)
-        self._adapters: dict[str, Checkpoint] = {}
-        self._adapters_lock = threading.Lock()
+        self._adapters: NamedAdapters[Checkpoint] = NamedAdapters()
         for name, folder in config.adapters.items():
-            self.add_adapter(name, folder)
+            self._add_adapter(name, folder)
         self._waiting: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._put_back: deque[_Call] = deque()
         """Taken from `_waiting` but for another checkpoint than the batch: the worker's own, in order of arrival."""
@@ -116,42 +116,32 @@ class TransformersEngine:
         finally:
             submitted.cancelled.set()
 
-    def add_adapter(self, name: str, path: str) -> None:
-        """Load the adapter in the directory `path`, in the caller's thread; calls that name it may follow.
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Raises: ConfigError if the name is taken or the adapter cannot be loaded."""
+        await asyncio.to_thread(self._add_adapter, name, path)
 
-        Raises: ConfigError where the name is taken (a new version needs a new name) or the adapter cannot be loaded.
-        """
-        self._check_free(name)
-        checkpoint = load_adapter(name, path, self._base, self._config)
-        with self._adapters_lock:
-            self._check_free(name)
-            self._adapters[name] = checkpoint
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets the adapter; calls that have begun keep it. Raises: EngineRefused if the name is unknown."""
+        self._adapters.pop(name)
 
-    async def remove_adapter(self, name: str) -> None:
-        """Forget the adapter; calls under way keep it. Raises: EngineRefused if it is unknown."""
-        with self._adapters_lock:
-            self._checkpoint(name)
-            del self._adapters[name]
+    async def check_health(self) -> None:
+        """Raises: EngineUnavailable if the engine is closed or its worker thread has ended."""
+        if self._closing.is_set() or not self._worker.is_alive():
+            raise EngineUnavailable("the engine is closed")
 
-    def close(self) -> None:
-        """Ends the worker; calls in flight get EngineUnavailable. Blocks for at most about one decoding step."""
+    async def aclose(self) -> None:
+        """Ends the worker, which takes about one decoding step; calls that still run get EngineUnavailable."""
         with self._submit_lock:
             self._closing.set()
             self._waiting.put(None)
-        self._worker.join()
+        await asyncio.to_thread(self._worker.join)
 
-    async def aclose(self) -> None:
-        await asyncio.to_thread(self.close)
-
-    def _check_free(self, name: str) -> None:
-        if name in self._adapters:
-            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+    def _add_adapter(self, name: str, path: str) -> None:
+        self._adapters.check_free(name)
+        self._adapters.add(name, load_adapter(name, path, self._base, self._config))
 
     def _checkpoint(self, adapter: str | None) -> Checkpoint:
-        checkpoint = self._base if adapter is None else self._adapters.get(adapter)
-        if checkpoint is None:
-            raise EngineRefused(f"no adapter {adapter!r}; this engine has {sorted(self._adapters)}")
-        return checkpoint
+        return self._base if adapter is None else self._adapters.get(adapter)
 
     def _submitted(self, call: _Call) -> _Call:
         if call.sampling.response_format is not None:

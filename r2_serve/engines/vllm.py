@@ -21,6 +21,7 @@ import torch
 
 from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
+from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
@@ -49,7 +50,7 @@ class VllmEngine:
     def __init__(self, config: VllmEngineConfig) -> None:
         path = resolve_checkpoint(config.model)
         self._adapter_ids = itertools.count(1)
-        self._adapters: dict[str, Any] = {}
+        self._adapters: NamedAdapters[Any] = NamedAdapters()
         self._loaded_adapters: set[str] = set()
         self._running: set[str] = set()
         self._is_closed = False
@@ -62,7 +63,7 @@ class VllmEngine:
         self._context_tokens = int(self._engine.model_config.max_model_len)
         check_chat_template(self._tokenizer, config.model)
         for name, folder in config.adapters.items():
-            self.add_adapter(name, folder)
+            self._add_adapter(name, folder)
 
     async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
@@ -94,12 +95,29 @@ class VllmEngine:
         usage = Usage(prompt_tokens=len(output.prompt_token_ids), completion_tokens=num_tokens)
         yield Delta(finish_reason=_finish_reason(reply.finish_reason), usage=usage)
 
-    def add_adapter(self, name: str, path: str) -> None:
-        """Make the LoRA adapter in the directory `path` known as `name`. It is loaded at its first call.
-
-        Raises: ConfigError where the name is taken (a new version needs a new name), the directory holds no adapter,
-        vLLM was started without LoRA, or on CPU all slots but one are taken.
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Raises: ConfigError if the name is taken, the directory holds no adapter that vLLM can load, vLLM was started
+        without LoRA, or on CPU all slots but one are taken.
         """
+        self._add_adapter(name, path)
+        try:
+            await self._loaded(name)
+        except BaseException as e:
+            self._adapters.pop(name)
+            if isinstance(e, EngineRefused):
+                raise ConfigError(e.message) from e
+            raise
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets the adapter and frees its weights. Raises: EngineRefused if the name is unknown."""
+        request = self._adapters.pop(name)
+        if name in self._loaded_adapters:
+            self._loaded_adapters.discard(name)
+            with _as_engine_errors():
+                await self._engine.remove_lora(request.lora_int_id)
+
+    def _add_adapter(self, name: str, path: str) -> None:
+        """Makes the name known. The weights are loaded at the first call, or by `load_adapter`."""
         from vllm.lora.request import LoRARequest
 
         if self._max_adapters == 0:
@@ -108,28 +126,10 @@ class VllmEngine:
             raise ConfigError(
                 f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be told apart"
             )
-        if name in self._adapters:
-            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+        self._adapters.check_free(name)
         _check_adapter(name, path)
-        self._adapters[name] = LoRARequest(
-            lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path
-        )
-
-    async def load_adapter(self, name: str) -> None:
-        """Load a known adapter now, rather than at its first call. Raises: ConfigError where vLLM cannot load it."""
-        try:
-            await self._loaded(name)
-        except EngineRefused as e:
-            raise ConfigError(e.message) from e
-
-    async def remove_adapter(self, name: str) -> None:
-        """Forget the adapter and free its weights; ids are never used again. Raises: EngineRefused if it is unknown."""
-        request = self._adapter(name)
-        del self._adapters[name]
-        if name in self._loaded_adapters:
-            self._loaded_adapters.discard(name)
-            with _as_engine_errors():
-                await self._engine.remove_lora(request.lora_int_id)
+        request = LoRARequest(lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path)
+        self._adapters.add(name, request)
 
     async def check_health(self) -> None:
         """Raises: EngineUnavailable where vLLM's process is dead or the engine closed."""
@@ -185,16 +185,11 @@ class VllmEngine:
         if self._is_closed:
             raise EngineUnavailable("the engine is closed")
 
-    def _adapter(self, name: str) -> Any:
-        if name not in self._adapters:
-            raise EngineRefused(f"no adapter {name!r}; this engine has {sorted(self._adapters)}")
-        return self._adapters[name]
-
     async def _loaded(self, name: str | None) -> Any:
         """The LoRA request, loaded once beforehand: an adapter that fails to load within a batch would end the engine."""
         if name is None:
             return None
-        request = self._adapter(name)
+        request = self._adapters.get(name)
         if name not in self._loaded_adapters:
             try:
                 await self._engine.add_lora(request)

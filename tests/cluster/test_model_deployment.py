@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import threading
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
@@ -89,17 +88,6 @@ async def test_the_same_name_from_another_directory_is_refused(tmp_path: Path) -
     await model.load_adapter("a1", str(first))
     with pytest.raises(ConfigError, match="another directory"):
         await model.load_adapter("a1", str(adapter(tmp_path / "two", "a1")))
-
-
-async def test_loading_leaves_the_event_loop_free(tmp_path: Path) -> None:
-    model, threads = deployment(), []
-    add = model._engine.add_adapter
-    model._engine.add_adapter = lambda name, path: (
-        threads.append(threading.current_thread()),
-        add(name, path),
-    )
-    await model.load_adapter("a1", str(adapter(tmp_path, "a1")))
-    assert threads and threads[0] is not threading.main_thread()
 
 
 async def test_a_replica_passes_on_what_is_known_of_a_calls_usage() -> None:

@@ -134,22 +134,22 @@ async def test_calls_are_recorded() -> None:
 async def test_adapters_are_known_by_name_and_a_reply_may_say_which(tmp_path: Path) -> None:
     config = ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",), adapters={"a": str(tmp_path)})
     engine = ScriptedEngine.from_config(config)
-    engine.add_adapter("b", str(tmp_path))
+    await engine.load_adapter("b", str(tmp_path))
     assert [
         (await engine.generate(engine_call(MESSAGES, Sampling(), adapter=name))).text
         for name in ("a", "b", None)
     ] == ["by a", "by b", "by base"]
-    await engine.remove_adapter("a")
+    await engine.unload_adapter("a")
     with pytest.raises(EngineRefused, match=r"no adapter 'a'; this engine has \['b'\]"):
         await engine.generate(engine_call(MESSAGES, Sampling(), adapter="a"))
     with pytest.raises(ConfigError, match="new name"):
-        engine.add_adapter("b", str(tmp_path))
+        await engine.load_adapter("b", str(tmp_path))
     with pytest.raises(ConfigError, match="is no directory"):
-        engine.add_adapter("c", str(tmp_path / "c"))
+        await engine.load_adapter("c", str(tmp_path / "c"))
 
 
 def test_served_needs_ray() -> None:
-    with pytest.raises(ConfigError, match="Ray shell"):
+    with pytest.raises(ConfigError, match="needs Ray"):
         make_engine(ServedEngineConfig(kind="served", app="small"))
 
 

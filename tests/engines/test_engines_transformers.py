@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,7 +243,7 @@ async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
         with pytest.raises(EngineRefused, match=r"no adapter 'other'; this engine has \[\]"):
             await reply_text(engine, "other")
         calls = [asyncio.create_task(reply_text(engine)) for _ in range(100)]
-        await asyncio.to_thread(engine.add_adapter, "other", other)
+        await engine.load_adapter("other", other)
         calls += [asyncio.create_task(reply_text(engine, name)) for name in (None, "other") * 20]
         replies = await asyncio.gather(*calls)
         streamed = "".join(
@@ -258,11 +259,26 @@ async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
     assert streamed == theirs
 
 
+async def test_loading_an_adapter_leaves_the_event_loop_free(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def recorded(*args: Any) -> Checkpoint:
+        threads.append(threading.current_thread())
+        return load_adapter(*args)
+
+    monkeypatch.setattr("r2_serve.engines.transformers.load_adapter", recorded)
+    async with running(words) as engine:
+        await engine.load_adapter("other", word_checkpoint(tmp_path, seed=1))
+    assert threads and threads[0] is not threading.main_thread()
+
+
 async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(
     words: str, tmp_path: Path
 ) -> None:
     async with running(words) as engine:
-        await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
+        await engine.load_adapter("other", word_checkpoint(tmp_path, seed=1))
         batches: list[tuple[bool, int]] = []
         decode = engine._decode
         has_begun, may_go_on = threading.Event(), threading.Event()
@@ -290,17 +306,17 @@ async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(
 ) -> None:
     long = Sampling(max_tokens=60, frequency_penalty=2.0)
     async with running(words) as engine:
-        await asyncio.to_thread(engine.add_adapter, "other", word_checkpoint(tmp_path, seed=1))
+        await engine.load_adapter("other", word_checkpoint(tmp_path, seed=1))
         whole = (await engine.generate(engine_call(user("one"), long, adapter="other"))).text
         stream = engine.stream(engine_call(user("one"), long, adapter="other"))
         pieces = [(await anext(stream)).text]
         waiting = asyncio.create_task(engine.generate(engine_call(user("one"), long, adapter="other")))
         await asyncio.sleep(0)
-        await engine.remove_adapter("other")
+        await engine.unload_adapter("other")
         with pytest.raises(EngineRefused, match="no adapter 'other'"):
             await reply_text(engine, "other")
         with pytest.raises(EngineRefused, match="no adapter 'other'"):
-            await engine.remove_adapter("other")
+            await engine.unload_adapter("other")
         pieces += [delta.text async for delta in stream]
         assert "".join(pieces) == (await waiting).text == whole
 
@@ -313,7 +329,7 @@ async def test_lora_by_name_says_what_peft_says_and_leaves_the_base_alone(words:
     path = random_adapter(words, tmp_path / "lora", seed=1)
     async with running(words) as engine:
         base = await reply_text(engine)
-        await asyncio.to_thread(engine.add_adapter, "lora", path)
+        await engine.load_adapter("lora", path)
         adapted = await reply_text(engine, "lora")
         assert await reply_text(engine) == base
         tokenizer = engine._base.tokenizer
@@ -334,19 +350,19 @@ async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(
 ) -> None:
     async with running(words) as engine:
         with pytest.raises(ConfigError, match=r"adapter_config\.json \(LoRA\) or config\.json"):
-            engine.add_adapter("empty", str(tmp_path))
+            await engine.load_adapter("empty", str(tmp_path))
         broken = tmp_path / "broken"
         shutil.copytree(words, broken)
         (broken / "model.safetensors").write_bytes(b"not safetensors")
         with pytest.raises(ConfigError, match="cannot load the model"):
-            engine.add_adapter("broken", str(broken))
+            await engine.load_adapter("broken", str(broken))
         pickled = Path(random_adapter(words, tmp_path / "pickled", seed=1))
         (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
         with pytest.raises(ConfigError, match="other formats are not loaded"):
-            engine.add_adapter("pickled", str(pickled))
-        engine.add_adapter("again", words)
+            await engine.load_adapter("pickled", str(pickled))
+        await engine.load_adapter("again", words)
         with pytest.raises(ConfigError, match="new name"):
-            engine.add_adapter("again", words)
+            await engine.load_adapter("again", words)
         assert await reply_text(engine, "again") == await reply_text(engine)
 
 
@@ -390,12 +406,15 @@ async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None
             for _ in range(20)
         ]
         await asyncio.sleep(0)
+        await engine.check_health()
         await engine.aclose()
         results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
         assert isinstance(results[-1], EngineUnavailable)
         assert all(isinstance(result, Completion | EngineUnavailable) for result in results)
         with pytest.raises(EngineUnavailable, match="closed"):
             await engine.generate(engine_call(user("one"), Sampling()))
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await engine.check_health()
     assert not [
         thread for thread in set(threading.enumerate()) - others if thread.name == "transformers-engine"
     ]

@@ -142,19 +142,18 @@ async def test_adapters_are_chosen_by_name(engine: VllmEngine, adapters: dict[st
 async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(EngineRefused, match=r"no adapter 'late'; this engine has \['first', 'second'\]"):
         await reply_text(engine, adapter="late")
-    engine.add_adapter("late", adapters["late"])
-    await engine.load_adapter("late")
+    await engine.load_adapter("late", adapters["late"])
     assert await reply_text(engine, adapter="late") not in {
         await reply_text(engine),
         await reply_text(engine, adapter="first"),
     }
     with pytest.raises(ConfigError, match="new name"):
-        engine.add_adapter("late", adapters["late"])
-    await engine.remove_adapter("late")
+        await engine.load_adapter("late", adapters["late"])
+    await engine.unload_adapter("late")
     with pytest.raises(EngineRefused, match="no adapter 'late'"):
         await reply_text(engine, adapter="late")
     with pytest.raises(ConfigError, match=r"adapter_config\.json"):
-        engine.add_adapter("empty", str(tmp_path))
+        await engine.load_adapter("empty", str(tmp_path))
 
 
 async def test_a_broken_adapter_is_refused_and_the_engine_lives(
@@ -163,12 +162,10 @@ async def test_a_broken_adapter_is_refused_and_the_engine_lives(
     (tmp_path / "adapter_config.json").write_text(
         (Path(adapters["late"]) / "adapter_config.json").read_text()
     )
-    engine.add_adapter("broken", str(tmp_path))
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        await engine.load_adapter("broken")
-    with pytest.raises(EngineRefused, match="cannot be loaded"):
+        await engine.load_adapter("broken", str(tmp_path))
+    with pytest.raises(EngineRefused, match="no adapter 'broken'"):
         await reply_text(engine, adapter="broken")
-    await engine.remove_adapter("broken")
     await engine.check_health()
     assert await reply_text(engine)
 
