@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.engine
 
 from r2_serve.config import TransformersEngineConfig  # noqa: E402
-from r2_serve.engines.checkpoints import Checkpoint  # noqa: E402
+from r2_serve.engines.checkpoints import Checkpoint, load_adapter  # noqa: E402
 from r2_serve.engines.decoding import Row  # noqa: E402
 from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
