@@ -20,6 +20,9 @@ class NamedAdapters(Generic[T]):
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def values(self) -> list[T]:
+        return list(self._by_name.values())
+
     def check_free(self, name: str) -> None:
         """Raises: ConfigError if the name is taken."""
         if name in self._by_name:

@@ -19,6 +19,7 @@ import numpy as np
 from r2_serve.config import NumpyEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.file_tokenizer import FileTokenizer
+from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.numpy_model import Floats, NumpyModel
 from r2_serve.engines.prompting import check_chat_template, prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
@@ -39,9 +40,10 @@ class NumpyEngine:
     def __init__(self, config: NumpyEngineConfig) -> None:
         self._max_rows = config.max_batch_size
         self._base = self._loaded(resolve_checkpoint(config.path))
-        self._adapters: dict[str, Batch] = {}
+        self._adapters: NamedAdapters[Batch] = NamedAdapters()
+        self._is_closed = False
         for name, folder in config.adapters.items():
-            self.add_adapter(name, folder)
+            self._add_adapter(name, folder)
 
     async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineRefused for an unknown adapter or word, or too long a prompt; EngineUnavailable."""
@@ -65,28 +67,32 @@ class NumpyEngine:
         done = row.reply.completion(len(row.prompt))
         yield Delta(finish_reason=done.finish_reason, usage=done.usage)
 
-    def add_adapter(self, name: str, path: str) -> None:
-        """Loads the checkpoint in the directory `path`; calls that name it may follow.
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Raises: ConfigError if the name is taken, or if the directory holds no whole checkpoint."""
+        await asyncio.to_thread(self._add_adapter, name, path)
 
-        Raises: ConfigError if the name is taken, or if the directory holds no whole checkpoint.
-        """
-        if name in self._adapters:
-            raise ConfigError(f"adapter {name!r} exists already: a new version needs a new name")
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets the adapter; calls that have begun keep it. Raises: EngineRefused if the name is unknown."""
+        self._adapters.pop(name)
+
+    async def check_health(self) -> None:
+        """Raises: EngineUnavailable if the engine is closed."""
+        if self._is_closed:
+            raise EngineUnavailable("the engine is closed")
+
+    async def aclose(self) -> None:
+        """Ends the calls that still run with EngineUnavailable."""
+        self._is_closed = True
+        for batch in (self._base, *self._adapters.values()):
+            batch.fail(EngineUnavailable("the engine is closed"))
+
+    def _add_adapter(self, name: str, path: str) -> None:
+        self._adapters.check_free(name)
         if (Path(path) / "adapter_config.json").is_file():
             raise ConfigError(
                 f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints only: use transformers or vllm"
             )
-        self._adapters[name] = self._loaded(path)
-
-    async def remove_adapter(self, name: str) -> None:
-        """Forgets the adapter; calls under way keep it. Raises: EngineRefused if it is unknown."""
-        self._batch(name)
-        del self._adapters[name]
-
-    async def aclose(self) -> None:
-        """Ends the calls under way with EngineUnavailable."""
-        for batch in (self._base, *self._adapters.values()):
-            batch.fail(EngineUnavailable("the engine is closed"))
+        self._adapters.add(name, self._loaded(path))
 
     def _loaded(self, folder: str) -> Batch:
         tokenizer = FileTokenizer(Path(folder))
@@ -94,10 +100,9 @@ class NumpyEngine:
         return Batch(NumpyModel(Path(folder)), tokenizer, self._max_rows)
 
     def _batch(self, adapter: str | None) -> Batch:
-        batch = self._base if adapter is None else self._adapters.get(adapter)
-        if batch is None:
-            raise EngineRefused(f"no adapter {adapter!r}; this engine has {sorted(self._adapters)}")
-        return batch
+        if self._is_closed:
+            raise EngineUnavailable("the engine is closed")
+        return self._base if adapter is None else self._adapters.get(adapter)
 
 
 @dataclass(eq=False)

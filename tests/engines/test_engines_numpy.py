@@ -127,7 +127,7 @@ async def test_an_adapter_is_a_whole_checkpoint_that_comes_and_goes() -> None:
     asked = call("3 4 5 + 9 8 7")
     larger = await running.generate(asked.model_copy(update={"adapter": "larger"}))
     assert larger == await engine("words-280k").generate(asked)
-    await running.remove_adapter("larger")
+    await running.unload_adapter("larger")
     with pytest.raises(EngineRefused):
         await running.generate(asked.model_copy(update={"adapter": "larger"}))
 
