@@ -45,7 +45,7 @@ from r2_serve.lab.evaluation.asker import InProcessAsker
 from r2_serve.lab.evaluation.desk import user
 from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models, setting_of
 from r2_serve.lab.evaluation.policies import PolicyConfig
-from r2_serve.lab.evaluation.runner import Runner, RunOptions
+from r2_serve.lab.evaluation.runner import Examiner, Runner, RunOptions
 from r2_serve.router.router import in_process
 from r2_serve.types import Completion, Engine, EngineCall, Query, Sampling, Usage
 
@@ -125,9 +125,7 @@ def make_runner(directory: Path, num_tasks: int, policy: str, num_at_once: int) 
         directory,
         manifest,
         tasks,
-        setting_of(router, routing, "r2"),
-        asker,
-        Grader(),
+        Examiner(asker, Grader(), setting_of(router, routing, "r2")),
         RunOptions(num_at_once=num_at_once),
     )
 

@@ -211,7 +211,7 @@ def demo(
     console = Console()
     loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
     with _cluster(loaded, port, console) as url:
-        summary = asyncio.run(run_demo(url, loaded.routing, names, queries, console))
+        summary = asyncio.run(run_demo(url, loaded, names, queries, console))
     console.print(f"written: {write_summary(summary, out)}")
 
 

@@ -1,9 +1,9 @@
 """JSON Lines: one record on each line, appended whole, read back line by line.
 
-A line ends at a line feed and nowhere else, so texts may hold any other separator, such as U+2028. A line is written
-whole or not at all: a short write is undone and raised, and what a killed process left of a line is cut off when the
-file is opened again. A file has one writer at a time, by a lock that the kernel drops with its holder; a network file
-system without locks leaves that to the operator. Lines are never rewritten.
+A line ends at a line feed and nowhere else, so texts may hold any other separator, such as U+2028. A line is
+written whole or not at all: a short write is undone and raised, and what a killed process left of a line is
+cut off when the file is opened again. A file has one writer at a time, by a lock that the kernel drops with
+its holder; a network file system without locks leaves that to the operator. Lines are never rewritten.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every kind of run leaves next to its results: an earlier run put aside, and what made it.
 
-Evaluations, loads, simulations, experiments, the demo and training share it. What is in their files is theirs.
+Evaluations, loads, simulations, experiments, the demo and training share it. What is in their files is
+theirs.
 """
 
 from __future__ import annotations

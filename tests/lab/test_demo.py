@@ -1,35 +1,28 @@
-"""`make demo` in small: its command, its table, its summary file."""
+"""`make demo` in small: its command, its policies, its summary file."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from r2_serve.lab.demo import summarize, wilson_95
-from r2_serve.lab.domains import Task
-from r2_serve.types import CallRecord, Plan, Trace, Usage
+from r2_serve.errors import EngineUnavailable
+from r2_serve.grading.graders import Grader
+from r2_serve.lab.demo import Domain, measure
+from r2_serve.lab.evaluation.runner import Examiner
+from tests.support.scripted_evaluation import asker_of, configs, engines_of, scripts, setting, sums
 
 
 @pytest.mark.ray
-def test_the_demo_routes_held_out_commands_over_http_and_writes_its_summary(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "r2_serve.cli",
-        "demo",
-        "--domain",
-        "scan",
-        "--queries",
-        "20",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+def test_demo_routes_held_out_commands_over_http_and_writes_its_summary(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "r2_serve.cli", "demo", "--domain", "scan", "--queries", "20"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "scan-168k, alone" in done.stdout and "One query:" in done.stdout
     scan = json.loads((tmp_path / "summary.json").read_text())["scan"]
@@ -38,34 +31,35 @@ def test_the_demo_routes_held_out_commands_over_http_and_writes_its_summary(tmp_
     assert 0 < scan["worker_cost_ratio"] <= 0.05 < scan["total_cost_ratio"] < 1
 
 
-def test_a_failed_query_counts_as_wrong_and_its_message_is_kept() -> None:
-    from r2_serve.lab.demo import Reply
-
-    task = Task(id="t", query="1 + 1", gold="2", reference_plan=Plan.single("1 + 1"))
-    call = CallRecord(
-        stage="execute",
-        model="small",
-        usage=Usage(prompt_tokens=3, completion_tokens=2),
-        cost_usd=Decimal("0.5"),
+async def test_summary_holds_every_policy_and_its_costs() -> None:
+    domain = Domain("sums", "r2", sums, reference="same plans")
+    examiner = Examiner(asker_of(engines_of(scripts())), Grader(), setting())
+    summary = await measure(domain, examiner, configs()[0], 6, Console(quiet=True))
+    rows = {row["name"]: row for row in summary["rows"]}
+    names = ["r2, routed", "small, same plans", "large, same plans", "small, alone", "large, alone"]
+    assert list(rows) == names
+    assert (summary["queries"], summary["accuracy"], summary["errors"]) == (6, 1.0, 0)
+    assert summary["reference"] == "large, same plans"
+    assert {name: row["accuracy"] for name, row in rows.items()} == {
+        **dict.fromkeys(names, 1.0),
+        "small, alone": 4 / 6,
+    }
+    assert rows["r2, routed"]["calls"] == {"small": 12, "large": 6, "decomposer": 6, "allocator": 6}
+    assert rows["large, same plans"]["calls"] == {"large": 18}
+    assert (
+        float(rows["r2, routed"]["router_cost_usd"])
+        > 0
+        == float(rows["large, same plans"]["router_cost_usd"])
     )
-    trace = Trace(
-        request_id="t",
-        model="r2",
-        query="1 + 1",
-        calls=(call,),
-        cost_usd=Decimal("0.75"),
-        worker_cost_usd=Decimal("0.5"),
-    )
-    row = summarize("routed", [task, task], [Reply("2", trace, 0.1), Reply(None, None, 0.2, "HTTP 502: no")])
-    assert (row.accuracy, row.errors) == (0.5, ("HTTP 502: no",))
-    assert (row.worker_cost_usd, row.router_cost_usd, row.calls, row.tokens) == (
-        Decimal("0.5"),
-        Decimal("0.25"),
-        {"small": 1},
-        {"small": 5},
-    )
+    assert summary["worker_cost_ratio"] == 1.0 < summary["total_cost_ratio"]
 
 
-def test_the_confidence_interval_is_wilsons() -> None:
-    low, high = wilson_95(15, 20)
-    assert (round(low, 3), round(high, 3)) == (0.531, 0.888)
+async def test_failed_query_counts_as_wrong_and_its_message_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = scripts(large=[EngineUnavailable("no such model", 99.0)])
+    domain = Domain("sums", "r2", sums, reference="alone")
+    examiner = Examiner(asker_of(engines_of(broken)), Grader(), setting())
+    summary = await measure(domain, examiner, configs()[0], 2, Console(width=200))
+    assert (summary["accuracy"], summary["errors"]) == (0.0, 2)
+    assert "no such model" in capsys.readouterr().out

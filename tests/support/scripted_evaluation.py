@@ -21,7 +21,7 @@ from r2_serve.lab.evaluation.asker import Asker, InProcessAsker
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models, setting_of
 from r2_serve.lab.evaluation.policies import PolicyConfig
-from r2_serve.lab.evaluation.runner import OnRow, Runner, RunOptions
+from r2_serve.lab.evaluation.runner import Examiner, OnRow, Runner, RunOptions
 from r2_serve.types import Completion, Engine, Message, Sampling, Usage
 from tests.support.in_process import allocation_json, model, plan_json
 
@@ -137,7 +137,8 @@ def runner_of(
     own = asker or asker_of(engines_of(scripts()))
     shown = {"on_row": on_row} if on_row else {}
     given = RunOptions(**options)
-    return Runner(directory, manifest_of(tasks, policies), tasks, setting(), own, Grader(), given, **shown)
+    examiner = Examiner(own, Grader(), setting())
+    return Runner(directory, manifest_of(tasks, policies), tasks, examiner, given, **shown)
 
 
 def lines_of(directory: Path, *, is_whole: bool = True) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Who answers a query during an evaluation: a router in this process, or an endpoint over HTTP.
 
-A policy sees neither, only `Asker`: one query in, a reply with its trace out, or `AskFailed` with the calls it cost.
-Over HTTP a failed request tells nothing of its calls, so its cost is marked as unknown, never as zero.
+A policy sees neither, only `Asker`: one query in, a reply with its trace out, or `AskFailed` with the calls
+it cost. Over HTTP a failed request tells nothing of its calls, so its cost is marked as unknown, never as
+zero.
 """
 
 from __future__ import annotations

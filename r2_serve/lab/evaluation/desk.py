@@ -1,7 +1,7 @@
-"""One task under one policy: `Desk` makes its asks, keeps every call that they cost, and says what came of it.
+"""One task under one policy: `Desk` makes its asks, keeps every call that they cost, and gives the outcome.
 
-All policies share it, so that they share one ledger: a call is counted with its price whoever asked for it and
-whether or not it helped.
+All policies share it, so that they share one ledger: a call is counted with its price whichever policy asked
+for it, and even if it did not help.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Setting:
 
     virtual_model: str
     pool: tuple[str, ...]
-    """Of the virtual model, cheapest first."""
+    """Models of the virtual model's pool, cheapest first."""
     cards: dict[str, ModelCard]
     max_subtasks: int = 16
     seed: int = 0
@@ -33,36 +33,32 @@ class Setting:
 
 @dataclass(frozen=True)
 class Solved:
-    """A policy's answer, and the plan behind it where there was one."""
+    """A policy's answer, and the plan behind it if there was one."""
 
     text: str
     plan: Plan | None = None
     models: tuple[str, ...] = ()
-    """Who answered each subtask, in plan order."""
+    """The model that answered each subtask, in plan order."""
     is_plan_fallback: bool = False
 
     @classmethod
     def of(cls, asked: Asked) -> Solved:
         trace = asked.trace
-        return cls(
-            asked.text,
-            trace.plan,
-            tuple(result.model for result in trace.results),
-            trace.plan_fallback is not None,
-        )
+        models = tuple(result.model for result in trace.results)
+        return cls(asked.text, trace.plan, models, trace.plan_fallback is not None)
 
 
 class EvalOutcome(Record):
-    """What became of one task under one policy."""
+    """The answer to one task under one policy, or what stopped it, with all its calls."""
 
     answer: str | None
     error: str | None = None
     calls: tuple[CallRecord, ...] = ()
     is_cost_known: bool = True
-    """False where a failed request did not tell its calls."""
+    """False if a failed request did not report its calls."""
     num_subtasks: int = 0
     width: int = 0
-    """Most subtasks on one level of the plan."""
+    """Number of subtasks on the widest level of the plan."""
     depth: int = 0
     subtask_models: tuple[str, ...] = ()
     is_plan_fallback: bool = False
@@ -82,7 +78,7 @@ class EvalPolicy(Protocol):
 
 @dataclass
 class Desk:
-    """Asks for one task, in the name of one policy."""
+    """Asks for one task on behalf of one policy."""
 
     asker: Asker
     setting: Setting
@@ -111,7 +107,7 @@ class Desk:
         plan: Plan | None = None,
         is_plan_only: bool = False,
     ) -> Asked:
-        """One query. `stage` and `subtask` say in the ledger what a plain call of a pool model was for.
+        """Send one query. `stage` and `subtask` tell the ledger the purpose of a plain call of a pool model.
 
         Raises: AskFailed.
         """
@@ -136,7 +132,8 @@ class Desk:
 
     def _next_request_id(self) -> str:
         self._num_asks += 1
-        return f"eval-{hashlib.sha256(f'{self.setting.seed}/{self.owner}/{self._num_asks}'.encode()).hexdigest()[:32]}"
+        digest = hashlib.sha256(f"{self.setting.seed}/{self.owner}/{self._num_asks}".encode()).hexdigest()
+        return f"eval-{digest[:32]}"
 
     def _keep(
         self, calls: Sequence[CallRecord], asked_s: float, stage: CallStage | None, subtask: int | None
@@ -146,32 +143,29 @@ class Desk:
             times = {"start_s": round(call.start_s + asked_s, 6), "end_s": round(call.end_s + asked_s, 6)}
             self.calls.append(call.model_copy(update={**named, **times}))
 
+    def outcome(self, solved: Solved | None, error: str | None = None) -> EvalOutcome:
+        plan = solved.plan if solved else None
+        return EvalOutcome(
+            answer=solved.text if solved else None,
+            error=error,
+            calls=tuple(self.calls),
+            is_cost_known=self.is_cost_known,
+            num_subtasks=len(plan.subtasks) if plan else 0,
+            width=plan.width if plan else 0,
+            depth=plan.depth if plan else 0,
+            subtask_models=solved.models if solved else (),
+            is_plan_fallback=solved.is_plan_fallback if solved else False,
+            latency_s=round(self.elapsed_s, 6),
+        )
+
 
 async def outcome_of(policy: EvalPolicy, task: Task, asker: Asker, setting: Setting) -> EvalOutcome:
-    """`policy`'s answer to `task`, or what stopped it: a failure is an outcome with its cost, never an exception."""
+    """Let `policy` answer `task`. A failure is an outcome with its cost, never an exception."""
     desk = Desk(asker, setting, owner=f"{policy.name}/{task.benchmark}/{task.id}")
     try:
-        solved = await policy.answer(task, desk)
+        return desk.outcome(await policy.answer(task, desk))
     except AskFailed as e:
-        return _outcome(desk, answer=None, error=e.message)
-    plan = solved.plan
-    shape = {"num_subtasks": len(plan.subtasks), "width": plan.width, "depth": plan.depth} if plan else {}
-    return _outcome(
-        desk,
-        answer=solved.text,
-        subtask_models=solved.models,
-        is_plan_fallback=solved.is_plan_fallback,
-        **shape,
-    )
-
-
-def _outcome(desk: Desk, **fields: object) -> EvalOutcome:
-    base = {
-        "calls": tuple(desk.calls),
-        "is_cost_known": desk.is_cost_known,
-        "latency_s": round(desk.elapsed_s, 6),
-    }
-    return EvalOutcome.model_validate({**base, **fields})
+        return desk.outcome(None, e.message)
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -5,8 +5,9 @@
 | `lm-eval` | `r2_BENCHMARK.yaml`, `rows.jsonl`, `scoring.py` | lm-evaluation-harness, model `local-chat-completions` |
 | `inspect` | `r2_BENCHMARK.py`, `rows.jsonl`, `scoring.py` | inspect-ai, provider `openai-api` |
 
-`scoring.py` is `grade_text` as it stands, so a verdict is the same by construction and neither tool needs this package. Mathematics and
-P3 are not exported: their graders are processes and sandboxes; their answers go through `r2-serve eval grade`.
+`scoring.py` is `grade_text` as it stands, so a verdict is the same by construction and neither tool needs
+this package. Mathematics and P3 are not exported: their graders are processes and sandboxes; their answers go
+through `r2-serve eval grade`.
 """
 
 from __future__ import annotations

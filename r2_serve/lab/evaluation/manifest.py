@@ -1,7 +1,8 @@
-"""`run.json`: what a run directory holds the results of. A directory goes on only with the very same.
+"""`run.json`: what a run directory holds the results of. A directory goes on only with the very same manifest.
 
-Two runs whose manifests agree may share rows: same tasks, policies, prices, code and models. Anything else is refused with the
-name of what differs, as a table whose rows come from two programs says nothing about either.
+Two runs whose manifests agree may share rows: same tasks, policies, prices, code and models. Anything else is
+refused with the name of what differs, because a table whose rows come from two programs says nothing about
+either.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, Self
 
 from pydantic import ValidationError
 
-from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
 from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
@@ -25,11 +26,11 @@ from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.rows import ROWS
 from r2_serve.lab.jsonl import JsonlLog
 from r2_serve.lab.runs import RunError, put_aside
-from r2_serve.types import ModelGroup, Record
+from r2_serve.types import ModelCard, ModelGroup, Record
 
 MANIFEST = "run.json"
 HOSTED_KINDS = ("openai", "azure")
-"""Engines that are somebody else's machines."""
+"""Kinds of engines that send bills."""
 Split = Literal["all", "development", "test"]
 
 
@@ -38,20 +39,20 @@ class PoolModel(Record):
 
     name: str
     is_hosted: bool
-    """Behind an API that sends bills; local ones have a price too, but nobody is paid it."""
+    """True behind an API that sends bills; local models have a price too, but none that is paid."""
     group: ModelGroup
     usd_per_mtok_in: Decimal
     usd_per_mtok_out: Decimal
 
 
 class Manifest(Record):
-    """See the module's text."""
+    """The contents of `run.json`."""
 
     benchmark: Benchmark
     data: str
-    """File, directory or generated split, as it was named."""
+    """File, directory or generated split, as the command named it."""
     data_sha256: str
-    """Of the selected tasks: ids and rows."""
+    """Hash of the selected tasks: ids, queries and rows."""
     num_tasks: int
     split: Split
     limit: int | None
@@ -63,14 +64,14 @@ class Manifest(Record):
     models: tuple[PoolModel, ...]
     prices_as_of: str
     endpoint: str | None
-    """None: a router in the process of the run."""
+    """URL of the endpoint; None for a router in the process of the run."""
     config_sha256: str
-    """Of the serve config, and of the embedded checkpoints that it names."""
+    """Hash of the Serve config, and of the embedded checkpoints that it names."""
     code_version: str
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Raises: RunError."""
+        """Read the manifest of a run. Raises: RunError."""
         path = directory / MANIFEST
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -80,7 +81,7 @@ class Manifest(Record):
             raise RunError(f"{path} is not a manifest: {e.errors()[0]['msg']}") from e
 
     def claim(self, directory: Path) -> None:
-        """Make `directory` this run's, or check that it is. Raises: RunError."""
+        """Take `directory` for this run, or check that it is this run's. Raises: RunError."""
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / MANIFEST).exists():
             self.check(directory)
@@ -88,16 +89,20 @@ class Manifest(Record):
             write_whole(directory / MANIFEST, self.model_dump_json(indent=2))
 
     def check(self, directory: Path) -> None:
-        """Raises: RunError naming what differs from the run that the directory holds, if any."""
+        """Raises: RunError naming the differences if the directory holds another run."""
         differences = _differences(Manifest.read(directory), self) if (directory / MANIFEST).exists() else []
         if differences:
-            lines = "\n".join(f"  {line}" for line in differences)
-            ways = "choose another --out, keep that one aside with --set-aside, or go back to what it was started with"
-            raise RunError(f"{directory} holds another run; {ways}:\n{lines}")
+            ways = (
+                "choose another --out, keep that run with --set-aside, or go back to what it was started with"
+            )
+            raise RunError("\n  ".join([f"{directory} holds another run; {ways}:", *differences]))
 
 
 def set_aside_other_run(directory: Path, manifest: Manifest) -> Path | None:
-    """Where `directory` holds another run than `manifest`'s: rename it, and say to what. Raises: RunError where it is in use."""
+    """Rename `directory` if it holds another run than that of `manifest`; the new name, or None.
+
+    Raises: RunError if the other run is under way.
+    """
     if not (directory / MANIFEST).exists() or not _differences(Manifest.read(directory), manifest):
         return None
     with JsonlLog(directory / ROWS):
@@ -118,25 +123,22 @@ def pool_models(config: RouterConfig) -> tuple[PoolModel, ...]:
 
 
 def setting_of(config: RouterConfig, routing: RoutingConfig, virtual_model: str, seed: int = 0) -> Setting:
-    """Raises: ConfigError where there is no such virtual model."""
-    virtual = _virtual(routing, virtual_model)
-    cards = {model.name: model for model in config.models}
-    return Setting(virtual_model, virtual.pool, dict(cards), routing.limits.max_subtasks, seed)
+    """What policies may know of a virtual model. Raises: ConfigError if there is no such virtual model."""
+    if virtual_model not in routing.virtual_models:
+        names = ", ".join(routing.virtual_models)
+        raise ConfigError(f"no virtual model {virtual_model!r}; choose one of {names}")
+    cards: dict[str, ModelCard] = {model.name: model for model in config.models}
+    pool = routing.virtual_models[virtual_model].pool
+    return Setting(virtual_model, pool, cards, routing.limits.max_subtasks, seed)
 
 
 def default_virtual_model(routing: RoutingConfig, benchmark: Benchmark) -> str:
-    """`r2-BENCHMARK` where there is one, else the first."""
+    """`r2-BENCHMARK` if the config has it, else the first virtual model."""
     own = f"r2-{benchmark}"
     return own if own in routing.virtual_models else next(iter(routing.virtual_models))
 
 
-def _virtual(routing: RoutingConfig, name: str) -> VirtualModelConfig:
-    if name not in routing.virtual_models:
-        raise ConfigError(f"no virtual model {name!r}; choose one of {', '.join(routing.virtual_models)}")
-    return routing.virtual_models[name]
-
-
-# -- hashes -------------------------------------------------------------------------------------------------------
+# -- hashes --------------------------------------------------------------------------------------------------
 
 
 def data_sha256(tasks: Sequence[Task]) -> str:
@@ -147,22 +149,17 @@ def data_sha256(tasks: Sequence[Task]) -> str:
 def config_sha256(
     config: RouterConfig, routing: RoutingConfig, model_apps: dict[str, ModelServerConfig]
 ) -> str:
-    """Of what decides answers and costs; embedded checkpoints by content, other models by name."""
+    """Hash of what decides answers and costs: embedded checkpoints by content, other models by name."""
     sections = [
         config.model_dump_json(),
         routing.model_dump_json(),
         *(f"{k}={v.model_dump_json()}" for k, v in sorted(model_apps.items())),
     ]
-    paths = sorted(
-        {
-            path
-            for app in model_apps.values()
-            if (path := getattr(app.engine, "path", "")).startswith(EMBEDDED_PREFIX)
-        }
-    )
+    paths = sorted({getattr(app.engine, "path", "") for app in model_apps.values()})
     weights = (
         file.read_bytes()
         for path in paths
+        if path.startswith(EMBEDDED_PREFIX)
         for file in sorted(Path(resolve_checkpoint(path)).iterdir())
         if file.is_file()
     )

@@ -12,16 +12,17 @@
 | `final-only:SMALL,LARGE` | router's plan, LARGE for the last step alone | |
 | `cascade:M1,M2,...` | M1, and the next where it is unsure | |
 
-A compact model of some thousand parameters can neither plan nor judge: it answers one line with one line. So there the
-router's decomposer plans, and confidence stands for judgement. A compact prompt of a step holds the answers it names and
-no others, so a chain and a DAG of the same plan ask the same. *Unsure* is: the 0.4-quantile of the
-probabilities of its answer's tokens is below tau (Division-of-Thoughts, arXiv 2502.04392; there fitted per benchmark).
-A step that SMALL is sure of is not asked again: the probe's answer is the answer, which makes these baselines cheaper
-than as published.
+A compact model of some thousand parameters can neither plan nor judge: it answers one line with one line. For
+it the router's decomposer plans, and confidence stands for judgement. A compact prompt of a step holds only
+the answers that the step names, so a chain and a DAG of the same plan ask the same. A model is *unsure* if
+the 0.4-quantile of the probabilities of its answer's tokens is below tau (Division-of-Thoughts, arXiv
+2502.04392, which fits tau per benchmark). A step that SMALL is sure of is not asked again: the probe's answer
+is the answer, which makes these baselines cheaper than as published.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -42,21 +43,21 @@ R2, RANDOM, ALL = "r2", "random", "all"
 
 
 class PolicyConfig(Config):
-    """Knobs of the baselines."""
+    """Settings of the baselines."""
 
     tau: float = Field(default=0.9, ge=0, le=1)
     """Confidence below which `dot`, `datashunt` (compact) and `cascade` take the larger model."""
     num_candidates: int = Field(default=2, ge=1, le=16)
     """Answers per step of `tot`."""
     temperature: float = Field(default=0.7, gt=0, le=2)
-    """Of `tot`'s candidates."""
+    """Sampling temperature of the answers of `tot`."""
     max_parallel: int = Field(default=16, ge=1)
-    """Steps of one plan that `dot` has under way."""
+    """Most steps of one plan that `dot` has under way at a time."""
 
 
 @dataclass(frozen=True)
 class Routed:
-    """The virtual model itself, under an allocation policy of its own or the one it was configured with."""
+    """The virtual model itself, under its configured allocation policy or the one given in `allocation`."""
 
     name: str
     allocation: str | None = None
@@ -70,7 +71,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Single:
-    """One model, asked directly."""
+    """One model is asked directly."""
 
     name: str
     model: str
@@ -99,7 +100,7 @@ class ChainOfThought:
 
 @dataclass(frozen=True)
 class TreeOfThoughts:
-    """As chain of thought, but the best of several answers to each step goes on."""
+    """Chain of thought in which the best of several answers to each step goes on."""
 
     name: str
     model: str
@@ -142,7 +143,7 @@ class TreeOfThoughts:
 
 @dataclass(frozen=True)
 class DataShunt:
-    """The whole task to a small or to a large model, by how hard it is judged to be."""
+    """The whole task goes to a small or to a large model, by its judged difficulty."""
 
     name: str
     small: str
@@ -159,7 +160,7 @@ class DataShunt:
 
 @dataclass(frozen=True)
 class DivisionOfThoughts:
-    """The router's plan, run as a DAG; each step to the small model, or to the large one where the small is unsure."""
+    """The router's plan as a DAG; a step goes to the large model if the small one is unsure of it."""
 
     name: str
     small: str
@@ -187,7 +188,10 @@ class DivisionOfThoughts:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Models in turn until one is sure of its answer; the last is believed in any case. Source: FrugalGPT (arXiv 2305.05176)."""
+    """Models in turn until one is sure of its answer; the last answer counts in any case.
+
+    Source: FrugalGPT (arXiv 2305.05176).
+    """
 
     name: str
     models: tuple[str, ...]
@@ -201,7 +205,7 @@ class Cascade:
         return Solved((await desk.ask(self.models[-1], user(task.query))).text)
 
 
-# -- plans --------------------------------------------------------------------------------------------------------
+# -- plans ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -210,14 +214,15 @@ class _Planned:
 
     plan: Plan
     is_fallback: bool = False
-    """No plan could be made, so its one step is the whole query."""
+    """True if no plan could be made: its one step is the whole query."""
 
     def step_messages(
         self, model: str, task: Task, setting: Setting, subtask: Subtask, inputs: dict[int, str]
     ) -> tuple[Message, ...]:
-        """What `model` is asked, so that it sees the very prompt that the router would show it.
+        """The messages that make `model` see the very prompt that the router would show it.
 
-        A compact model's prompt is rendered from a plain text; an instruct model's messages pass through as they are.
+        The engine renders a compact model's prompt from a plain text; an instruct model's messages pass
+        through.
         """
         if self.is_fallback:
             return user(task.query)
@@ -234,7 +239,7 @@ class _Planned:
 
 
 async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
-    """`model`'s own plan; the router's where `model` is compact; the one-step plan where it is none."""
+    """The plan of `model`, or the router's if `model` is compact; the one-step plan if the reply is not a plan."""
     setting = desk.setting
     if _is_compact(model, setting):
         return await _plan_by_router(task, desk)
@@ -243,13 +248,11 @@ async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
     reply = await desk.ask(
         model, codec.render_decompose(task.query, setting.max_subtasks), sampling=sampling, stage="decompose"
     )
-    try:
+    with suppress(CodecError):
         plan = codec.parse_plan(reply.text, task.query)
-    except CodecError:
-        return _Planned(Plan.single(task.query), is_fallback=True)
-    if len(plan.subtasks) > setting.max_subtasks:
-        return _Planned(Plan.single(task.query), is_fallback=True)
-    return _Planned(plan)
+        if len(plan.subtasks) <= setting.max_subtasks:
+            return _Planned(plan)
+    return _Planned(Plan.single(task.query), is_fallback=True)
 
 
 async def _plan_by_router(task: Task, desk: Desk) -> _Planned:
@@ -260,15 +263,13 @@ async def _plan_by_router(task: Task, desk: Desk) -> _Planned:
 
 
 def chain(plan: Plan) -> Plan:
-    """The same steps, each depending on all before it."""
-    steps = tuple(
-        subtask.model_copy(update={"depends_on": tuple(range(1, subtask.id))}) for subtask in plan.subtasks
-    )
-    return Plan(subtasks=steps, answer=plan.answer)
+    """The same steps, each of which depends on all before it."""
+    steps = [step.model_copy(update={"depends_on": tuple(range(1, step.id))}) for step in plan.subtasks]
+    return Plan(subtasks=tuple(steps), answer=plan.answer)
 
 
 def confidence_of(asked: Asked) -> float:
-    """Raises: AskFailed where the model tells no probabilities: nothing may pass for a confidence."""
+    """Raises: AskFailed if the model gives no probabilities: no other number may stand for a confidence."""
     if asked.confidence is None:
         raise AskFailed(f"{asked.trace.model} returned no log-probabilities, which this policy decides by")
     return asked.confidence
@@ -278,11 +279,11 @@ def _is_compact(model: str, setting: Setting) -> bool:
     return setting.cards[model].codec == "compact"
 
 
-# -- names to policies --------------------------------------------------------------------------------------------
+# -- names to policies ---------------------------------------------------------------------------------------
 
 
 def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolicy:
-    """The policy called `name`. Raises: ConfigError where there is none, or a model is not one that may be used."""
+    """The policy called `name`. Raises: ConfigError if there is none, or if it may not use a model it names."""
     kind, _, details = name.partition(":")
     models = tuple(details.split(",")) if details else ()
     known = tuple(setting.cards) if kind in ("single", "cascade", "datashunt") else setting.pool
@@ -312,13 +313,13 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
 
 
 FORMS = (
-    "one of r2, single:MODEL, cot:MODEL, tot:MODEL, datashunt:SMALL,LARGE, dot:SMALL,LARGE, random, final-only:SMALL,LARGE, "
-    "cascade:M1,M2,..., or all"
+    "one of r2, single:MODEL, cot:MODEL, tot:MODEL, datashunt:SMALL,LARGE, dot:SMALL,LARGE, random, "
+    "final-only:SMALL,LARGE, cascade:M1,M2,..., or all"
 )
 
 
 def random_policy(shares: dict[str, float]) -> EvalPolicy:
-    """Each subtask to a model drawn with these shares; without any, each model of the pool alike."""
+    """Each subtask goes to a model drawn with these shares; without shares, all models of the pool are alike."""
     weights = ",".join(f"{model}={share:.6g}" for model, share in shares.items())
     return Routed(RANDOM, f"random:{weights}" if weights else "random")
 

@@ -1,9 +1,10 @@
 """`--engine ray-data`: the same run with its asking and grading spread over a Ray cluster, against an endpoint.
 
-Ray Data hands (policy, task) pairs in small blocks to a pool of asynchronous actors, each with its own HTTP client and
-grader; rows come back to the driver, which alone writes `rows.jsonl`. So resume, limits and reports are those of the runner.
-The price: a row is written when its block comes back, so a killed driver asks again for up to a block per actor slot,
-and the cost limit is noticed as late. Where one process suffices (it sustains hundreds of tasks a second), it is the better choice.
+Ray Data hands (policy, task) pairs in small blocks to a pool of asynchronous actors, each with its own HTTP
+client and grader; rows come back to the driver, which alone writes `rows.jsonl`. So resume, limits and
+reports are those of the runner. The price: a row is written when its block comes back, so a killed driver
+asks again for up to a block per actor slot, and the cost limit is noticed as late. Where one process suffices
+(it sustains hundreds of tasks a second), it is the better choice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from r2_serve.grading.graders import Grader
 from r2_serve.lab.evaluation.asker import HttpAsker
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.rows import EvalRow
-from r2_serve.lab.evaluation.runner import Work, row_of
+from r2_serve.lab.evaluation.runner import Examiner, Work
 
 JOIN_HINT = (
     "Start one with ray start --head; for that of r2-serve up, see docs/evaluation.md, On a Ray cluster"
@@ -105,14 +106,12 @@ class _Actor:
 
     def __init__(self, url: str, api_key: str | None, setting: Setting) -> None:
         self._url, self._api_key, self._setting = url, api_key, setting
-        self._asker: HttpAsker | None = None
-        self._grader = Grader()
+        self._examiner: Examiner | None = None
 
     async def __call__(self, batch: Batch) -> AsyncGenerator[Batch, None]:
-        if self._asker is None:  # here, as the client belongs to the event loop of the calls
-            self._asker = HttpAsker(new_client(self._url, api_key=self._api_key))
+        if self._examiner is None:  # made here, because the client belongs to the event loop of the calls
+            asker = HttpAsker(new_client(self._url, api_key=self._api_key))
+            self._examiner = Examiner(asker, Grader(), self._setting)
         work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # our own, from the driver  # noqa: S301  # nosec B301
-        for row in asyncio.as_completed(
-            [row_of(item, self._asker, self._grader, self._setting) for item in work]
-        ):
+        for row in asyncio.as_completed([self._examiner.row(item) for item in work]):
             yield {"row": [(await row).model_dump_json()]}

@@ -1,6 +1,7 @@
 """`rows.jsonl`: one line for each (policy, task), appended when it ends.
 
-Rows are never rewritten: a failed task that is tried again gets a second row, and `merged` makes one row of the two.
+Rows are never rewritten: a failed task that is tried again gets a second row, and `merged` makes one row of
+the two.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Runs policies over tasks into a run directory, and goes on where a killed run ended.
 
-`run.json` is the manifest, `rows.jsonl` the results; that is all the state there is. Tasks are taken in order and each goes to
-every policy in turn, so that what else the machine does falls on all alike. `random` comes after the others, as it
-draws with the model shares that `r2` had.
+`run.json` is the manifest and `rows.jsonl` the results; that is all the state there is. Tasks are taken in
+order and each goes to every policy in turn, so that other work of the machine slows all policies alike.
+`random` comes after the others, because it draws with the model shares that `r2` had.
 
-What a crash can cost: tasks under way when the process dies are asked again, and what they had spent is in no row.
-`max_cost_usd` stops new tasks; those under way end, so a run can pass it by what `num_at_once` tasks cost.
+A crash costs this much: tasks under way when the process dies are asked again, and what they had spent is in
+no row. `max_cost_usd` stops new tasks; those under way end, so a run can pass it by what `num_at_once` tasks
+cost.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import Field
@@ -40,13 +42,13 @@ class RunOptions(Config):
     """How a run is carried out; none of it changes a result."""
 
     num_at_once: int = Field(default=32, ge=1)
-    """(policy, task) pairs under way."""
+    """(policy, task) pairs under way at a time."""
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
-    """Of the whole directory, earlier runs included."""
+    """Spending limit of the whole directory, earlier runs included."""
     retry_errors: bool = False
-    """Ask again where the last try failed or could not be graded for a fault of ours."""
+    """Ask again if the last try failed or could not be graded for a fault of ours."""
     max_failures_in_a_row: int = Field(default=100, ge=1)
-    """More, and the run stops: an endpoint that is gone must not turn every task into an error."""
+    """After more failures the run stops, so that a dead endpoint does not turn every task into an error."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to do."""
+    """One task to do under one policy."""
 
     policy: EvalPolicy
     task: Task
@@ -82,17 +84,43 @@ class Work:
 
 
 RowSource = Callable[[Sequence[Work]], AsyncGenerator[EvalRow, None]]
-"""Rows of all that is asked of it, as they end."""
+"""Gives a row for each piece of work, in the order in which they end."""
+Keep = Callable[[EvalRow], None]
 OnRow = Callable[[Standing], None]
 
 
-async def row_of(item: Work, asker: Asker, grader: Grader, setting: Setting) -> EvalRow:
-    """Answered, graded, counted."""
-    outcome = await outcome_of(item.policy, item.task, asker, setting)
-    verdict = None
-    if outcome.answer is not None:
-        verdict = await grader.grade(item.task.benchmark, item.task.row, outcome.answer, task_id=item.task.id)
-    return EvalRow.of(item.policy.name, item.task.id, outcome, verdict)
+@dataclass(frozen=True)
+class Examiner:
+    """Asks and grades."""
+
+    asker: Asker
+    grader: Grader
+    setting: Setting
+
+    async def row(self, item: Work) -> EvalRow:
+        """One task, answered and graded."""
+        task = item.task
+        outcome = await outcome_of(item.policy, task, self.asker, self.setting)
+        verdict = None
+        if outcome.answer is not None:
+            verdict = await self.grader.grade(task.benchmark, task.row, outcome.answer, task_id=task.id)
+        return EvalRow.of(item.policy.name, task.id, outcome, verdict)
+
+    async def work_off(self, work: Iterable[Work], keep: Keep, *, num_at_once: int) -> None:
+        """Give a row of each piece of work to `keep`, as they end. The first error of ours stops all."""
+        queue = iter(work)
+
+        async def worker() -> None:
+            for item in queue:
+                keep(await self.row(item))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(num_at_once):
+                    group.create_task(worker())
+        except BaseExceptionGroup as failures:
+            error = failures.exceptions[0]
+            raise error from error.__cause__
 
 
 @dataclass
@@ -102,18 +130,17 @@ class Runner:
     directory: Path
     manifest: Manifest
     tasks: Sequence[Task]
-    setting: Setting
-    asker: Asker
-    grader: Grader
+    examiner: Examiner
     options: RunOptions = field(default_factory=RunOptions)
     on_row: OnRow = lambda standing: None
-    elsewhere: RowSource | None = None
-    """Where the work is done if not on this event loop: `ray_data`."""
+    source: RowSource | None = None
+    """Does the work in other processes (`ray_data`); None does it on this event loop."""
 
     async def run(self) -> Standing:
-        """Everything that is not done yet.
+        """Do everything that is not done yet.
 
-        Raises: RunError where the directory is another run's, in use or cannot be written; SandboxUnavailable.
+        Raises: RunError if the directory holds another run, is in use or cannot be written;
+        SandboxUnavailable.
         """
         self.manifest.claim(self.directory)
         with JsonlLog(self.directory / ROWS) as log:
@@ -121,7 +148,7 @@ class Runner:
             done = merged(rows)
             standing = self._standing(done, rows)
             self.on_row(standing)
-            await self.grader.start(self.manifest.benchmark)
+            await self.examiner.grader.start(self.manifest.benchmark)
             await self._work_off(self._pending(self._first_policies(), done), log, done, standing)
             if RANDOM in self.manifest.policies and standing.stopped_because is None:
                 drawn = random_policy(self._shares(done.values()))
@@ -132,20 +159,19 @@ class Runner:
 
     def _first_policies(self) -> list[EvalPolicy]:
         names = [name for name in self.manifest.policies if name != RANDOM]
-        return [parse_policy(name, self.setting, self.manifest.policy_config) for name in names]
+        return [parse_policy(name, self.examiner.setting, self.manifest.policy_config) for name in names]
 
     def _pending(self, policies: Sequence[EvalPolicy], done: dict[Key, EvalRow]) -> list[Work]:
         work = [Work(policy, task) for task in self.tasks for policy in policies]
-        return [
-            item
-            for item in work
-            if item.key not in done or (self.options.retry_errors and done[item.key].may_be_retried)
-        ]
+        return [item for item in work if item.key not in done or self._is_tried_again(done[item.key])]
+
+    def _is_tried_again(self, row: EvalRow) -> bool:
+        return self.options.retry_errors and row.may_be_retried
 
     def _standing(self, done: dict[Key, EvalRow], rows: Iterable[EvalRow]) -> Standing:
         standing = Standing(num_total=len(self.tasks) * len(self.manifest.policies))
         for row in done.values():
-            if not (self.options.retry_errors and row.may_be_retried):
+            if not self._is_tried_again(row):
                 standing.count(row)
         standing.cost_usd = sum((row.cost_usd for row in rows), Decimal(0))
         standing.num_failures_in_a_row = 0
@@ -154,9 +180,8 @@ class Runner:
     async def _work_off(
         self, pending: Sequence[Work], log: JsonlLog, done: dict[Key, EvalRow], standing: Standing
     ) -> None:
-        """Row by row into `log`, until all is done or the run must stop; the first error of ours stops all, and its rows stay."""
-        if standing.stopped_because is None:
-            standing.stopped_because = self._why_stop(standing)
+        """Append row by row to `log`, until all is done or the run must stop; rows written before an error stay."""
+        standing.stopped_because = standing.stopped_because or self._why_stop(standing)
         if not pending or standing.stopped_because is not None:
             return
 
@@ -167,57 +192,41 @@ class Runner:
             self.on_row(standing)
             standing.stopped_because = standing.stopped_because or self._why_stop(standing)
 
-        if self.elsewhere is None:
-            await self._work_here(pending, keep, standing)
+        if self.source is None:
+            work = takewhile(lambda _: standing.stopped_because is None, pending)
+            num_at_once = min(self.options.num_at_once, len(pending))
+            await self.examiner.work_off(work, keep, num_at_once=num_at_once)
             return
-        async with aclosing(self.elsewhere(pending)) as rows:
+        async with aclosing(self.source(pending)) as rows:
             async for row in rows:
                 keep(row)
                 if standing.stopped_because is not None:
                     return
 
-    async def _work_here(
-        self, pending: Sequence[Work], keep: Callable[[EvalRow], None], standing: Standing
-    ) -> None:
-        """`num_at_once` at a time on this event loop."""
-        queue = iter(pending)
-
-        async def worker() -> None:
-            while standing.stopped_because is None and (item := next(queue, None)) is not None:
-                keep(await row_of(item, self.asker, self.grader, self.setting))
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self.options.num_at_once, len(pending))):
-                    group.create_task(worker())
-        except BaseExceptionGroup as failures:
-            error = failures.exceptions[0]
-            raise error from error.__cause__
-
     def _why_stop(self, standing: Standing) -> str | None:
-        limit = self.options.max_cost_usd
+        limit, num_failures = self.options.max_cost_usd, standing.num_failures_in_a_row
         if limit is not None and standing.cost_usd >= limit:
-            return (
-                f"{standing.cost_usd:f} USD are spent; the limit is {limit:f}. Raise --max-cost-usd to go on"
-            )
-        if standing.num_failures_in_a_row > self.options.max_failures_in_a_row:
-            return f"{standing.num_failures_in_a_row} tasks in a row failed; see their `detail` in {self.directory / ROWS}"
+            spent = f"{standing.cost_usd:f} USD are spent; the limit is {limit:f}"
+            return f"{spent}. Raise --max-cost-usd to go on"
+        if num_failures > self.options.max_failures_in_a_row:
+            return f"{num_failures} tasks in a row failed; see their `detail` in {self.directory / ROWS}"
         return None
 
     def _shares(self, rows: Iterable[EvalRow]) -> dict[str, float]:
-        """The share of subtasks that each model had under `r2`, fixed when `random` begins; none where `r2` did not run."""
+        """The share of subtasks that each model had under `r2`, fixed when `random` begins; empty without `r2`."""
         path = self.directory / SHARES
         if not path.exists():
             counts = Counter(
                 model for row in rows if row.policy == R2 for model in row.outcome.subtask_models
             )
-            shares = {model: counts[model] / counts.total() for model in self.setting.pool} if counts else {}
+            pool = self.examiner.setting.pool
+            shares = {model: counts[model] / counts.total() for model in pool} if counts else {}
             write_whole(path, json.dumps(shares, indent=2))
         return read_shares(self.directory) or {}
 
 
 def read_shares(directory: Path) -> dict[str, float] | None:
-    """What `random` drew with: empty for uniform, None where it has not begun. Raises: RunError."""
+    """The shares that `random` drew with: empty for uniform, None before it has begun. Raises: RunError."""
     path = directory / SHARES
     if not path.exists():
         return None

@@ -1,13 +1,13 @@
-"""What the commands do: puts tasks, router, grader and runner together, and reports into files.
+"""What the commands do: they put tasks, router, grader and runner together, and write reports into files.
 
-The only module of evaluation that knows where things come from; the runner and the report are told.
+This is the only module of evaluation that knows where things come from; the runner and the report are given
+them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +29,8 @@ from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Benchmark, Task
 from r2_serve.lab.evaluation.asker import Asker, HttpAsker, InProcessAsker
-from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks, split_tasks
-from r2_serve.lab.evaluation.desk import Setting
+from r2_serve.lab.evaluation.benchmarks import is_generated, load_tasks, sample_tasks, split_tasks
+from r2_serve.lab.evaluation.desk import EvalPolicy, Setting
 from r2_serve.lab.evaluation.manifest import (
     HOSTED_KINDS,
     Manifest,
@@ -43,13 +43,11 @@ from r2_serve.lab.evaluation.manifest import (
     setting_of,
 )
 from r2_serve.lab.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
-from r2_serve.lab.evaluation.runner import OnRow, RowSource, Runner, RunOptions, Standing
+from r2_serve.lab.evaluation.rows import EvalRow
+from r2_serve.lab.evaluation.runner import Examiner, OnRow, RowSource, Runner, RunOptions, Standing, Work
 from r2_serve.lab.reports.terminal import usd
 from r2_serve.lab.runs import code_version
 from r2_serve.serve_config import ServeConfig, load
-
-GENERATED = {"scan": ("train", "simple", "length"), "words": ("train", "test")}
-"""Splits that the benchmark's generator makes, held out from training as a whole."""
 
 
 class EvalRequest(Config):
@@ -61,7 +59,7 @@ class EvalRequest(Config):
     out: Path
     limit: int | None = None
     split: Split | None = None
-    """None: `test`, but all of a generated split, which is one side already."""
+    """None stands for `test`, but for all of a generated split, which is one side already."""
     config: Path
     url: str | None = None
     api_key: str | None = None
@@ -71,40 +69,38 @@ class EvalRequest(Config):
     policy_config: PolicyConfig = PolicyConfig()
     options: RunOptions = RunOptions()
     set_aside_other_run: bool = False
-    """Where `out` holds another run: move that to `out`.1 (.2, ...) and begin anew, in place of refusing."""
+    """If `out` holds another run, move that to `out`.1 (.2, ...) and start anew, instead of refusing."""
 
 
 async def run_session(request: EvalRequest, console: Console) -> Standing:
-    """Raises: R2Error."""
+    """Carry out a run, or go on with it. Raises: R2Error."""
     config = load(request.config)
     virtual_model = request.virtual_model or default_virtual_model(config.routing, request.benchmark)
     setting = setting_of(config.router, config.routing, virtual_model, request.seed)
     tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit)
     names = policy_names(request.policies, setting, request.policy_config)
     manifest = _manifest(request, config, setting, tasks, split, names)
-    console.print(
-        f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}", highlight=False, markup=False
-    )
-    elsewhere = _elsewhere(request, setting)
+    source = _source(request, setting)
+    _say(console, f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}")
     if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
-        console.print(
-            f"{request.out} held another run, which is now in {moved}", highlight=False, markup=False
-        )
-    manifest.check(request.out)  # before models are loaded for nothing
+        _say(console, f"{request.out} held another run, which is now in {moved}")
+    manifest.check(request.out)  # before models are loaded in vain
     with _progress(request.out.name, console) as on_row:
         async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
-            runner = Runner(
-                request.out, manifest, tasks, setting, asker, grader, request.options, on_row, elsewhere
-            )
-            return await runner.run()
+            examiner = Examiner(asker, grader, setting)
+            return await Runner(request.out, manifest, tasks, examiner, request.options, on_row, source).run()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
 
 
 def select_tasks(
     benchmark: Benchmark, data: str, asked: Split | None, limit: int | None
 ) -> tuple[tuple[Task, ...], Split]:
-    """The tasks that a run of these options is over. Raises: BenchmarkError; ConfigError where none is left."""
+    """The tasks that a run of these options is over. Raises: BenchmarkError; ConfigError if none is left."""
     tasks = load_tasks(benchmark, data)
-    split: Split = asked or ("all" if data.partition("@")[0] in GENERATED.get(benchmark, ()) else "test")
+    split: Split = asked or ("all" if is_generated(benchmark, data) else "test")
     development, test = split_tasks(tasks)
     tasks = {"all": tasks, "development": development, "test": test}[split]
     if not tasks:
@@ -113,12 +109,9 @@ def select_tasks(
 
 
 def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -> tuple[str, ...]:
-    """Each policy once, `all` spelt out. Raises: ConfigError for one that is none."""
-    names = tuple(
-        dict.fromkeys(
-            name for policy in given for name in (all_policies(setting) if policy == ALL else (policy,))
-        )
-    )
+    """Each policy once, `all` spelt out. Raises: ConfigError for a name that is not a policy."""
+    spelt_out = (all_policies(setting) if policy == ALL else (policy,) for policy in given)
+    names = tuple(dict.fromkeys(name for some in spelt_out for name in some))
     for name in names:
         parse_policy(name, setting, config)
     return names
@@ -152,7 +145,7 @@ def _manifest(
     )
 
 
-def _elsewhere(request: EvalRequest, setting: Setting) -> RowSource | None:
+def _source(request: EvalRequest, setting: Setting) -> RowSource | None:
     if request.engine == "asyncio":
         return None
     from r2_serve.lab.evaluation.ray_data import RayDataRows
@@ -175,40 +168,59 @@ async def _asker(
 
 
 def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:
-    """Local models are loaded now: seconds of loading are no task's latency, and one that cannot be loaded ends the run before it
-    begins. Raises: ConfigError."""
+    """Engines whose local models are loaded now, so that loading is no task's latency.
+
+    Raises: ConfigError if a model cannot be loaded, before the run begins.
+    """
     engine_for = in_process_engines(config.model_apps)
-    local = [
-        model
+    made = {
+        model.name: engine_for(model)
         for model in config.router.models
         if model.name in names and model.engine.kind not in HOSTED_KINDS
-    ]
-    made = {model.name: engine_for(model) for model in local}
+    }
     return lambda model: made.get(model.name) or engine_for(model)
 
 
 def models_of(policies: Sequence[str], virtual: VirtualModelConfig) -> frozenset[str]:
-    """Models that the policies may ask: those they name, and the virtual model's where one asks that."""
+    """Models that the policies may ask: those they name, and the virtual model's if any policy asks that."""
     named = {model for policy in policies for model in policy.partition(":")[2].split(",") if model}
     if all(policy.partition(":")[0] in ("single", "cascade", "datashunt") for policy in policies):
         return frozenset(named)
-    return frozenset(
-        {*named, *virtual.pool, virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model}
-    )
+    own = (virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model)
+    return frozenset({*named, *virtual.pool, *own})
+
+
+async def rows_of(
+    policy: EvalPolicy, tasks: Sequence[Task], examiner: Examiner, console: Console, *, num_at_once: int
+) -> list[EvalRow]:
+    """The rows of one policy, kept in memory: a run without a directory."""
+    rows: list[EvalRow] = []
+    standing = Standing(len(tasks))
+    with _progress(policy.name, console, is_transient=True) as on_row:
+
+        def keep(row: EvalRow) -> None:
+            rows.append(row)
+            standing.count(row)
+            on_row(standing)
+
+        await examiner.work_off((Work(policy, task) for task in tasks), keep, num_at_once=num_at_once)
+    return rows
 
 
 @contextlib.contextmanager
-def _progress(name: str, console: Console) -> Iterator[OnRow]:
+def _progress(name: str, console: Console, *, is_transient: bool = False) -> Iterator[OnRow]:
+    """Show a bar with the standing of a run while it goes."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[standing]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TextColumn("{task.fields[standing]}"), TimeElapsedColumn()),
+        *(TextColumn("left"), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console, transient=is_transient) as progress:
         bar = progress.add_task(name, total=None, standing="")
 
         def show(standing: Standing) -> None:
-            accuracy = standing.num_correct / standing.num_done if standing.num_done else 0.0
-            text = f"{100 * accuracy:.1f} % correct, {standing.num_failed} failed, {usd(standing.cost_usd or Decimal(0))}"
+            correct = f"{100 * standing.num_correct / max(1, standing.num_done):.1f} % correct"
+            text = f"{correct}, {standing.num_failed} failed, {usd(standing.cost_usd)}"
             progress.update(bar, total=standing.num_total, completed=standing.num_done, standing=text)
 
         yield show
@@ -223,7 +235,7 @@ def write_reports(
     reference: str | None,
     is_brief: bool,
 ) -> list[Path]:
-    """Prints the tables of every run, and writes all runs into one JSON and one HTML file. Raises: RunError."""
+    """Print the tables of every run, and write all runs into one JSON and one HTML file. Raises: RunError."""
     from r2_serve.lab.evaluation.report.figures import report_of
     from r2_serve.lab.evaluation.report.page import page
     from r2_serve.lab.evaluation.report.table import print_overview, print_report
@@ -233,7 +245,7 @@ def write_reports(
         print_report(report, console, is_brief=is_brief)
     if len(reports) > 1:
         print_overview(reports, console)
-    paths = (json_out or directories[0] / "report.json", html or directories[0] / "report.html")
+    paths = [json_out or directories[0] / "report.json", html or directories[0] / "report.html"]
     write_whole(paths[0], "[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]")
     write_whole(paths[1], page(reports))
-    return list(paths)
+    return paths

@@ -1,6 +1,7 @@
 """The frame of our reports: one HTML page that needs nothing else, no script, no font, no request. Texts are escaped.
 
-What a report says is its own module's (`lab.evaluation.page`, `lab.load.page`); its pictures are `lab.reports.svg`.
+What a report says is its own module's (`lab.evaluation.page`, `lab.load.page`); its pictures are
+`lab.reports.svg`.
 """
 
 from __future__ import annotations

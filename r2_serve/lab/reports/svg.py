@@ -1,6 +1,7 @@
 """Pictures of our reports, as SVG text for an HTML page. matplotlib without a display; import it only where a report is made.
 
-Texts, axes and grid take the page's text colour, and the background is the page's, so that they fit light and dark.
+Texts, axes and grid take the page's text colour, and the background is the page's, so that they fit light and
+dark.
 """
 
 from __future__ import annotations

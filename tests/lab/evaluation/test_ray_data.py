@@ -16,7 +16,7 @@ from r2_serve.grading.graders import Grader
 from r2_serve.lab.evaluation.asker import HttpAsker
 from r2_serve.lab.evaluation.manifest import setting_of
 from r2_serve.lab.evaluation.ray_data import RayDataRows, check_cluster
-from r2_serve.lab.evaluation.runner import RowSource, Runner, RunOptions, Standing
+from r2_serve.lab.evaluation.runner import Examiner, RowSource, Runner, RunOptions, Standing
 from r2_serve.ops.local.cluster import free_port, local_cluster
 from r2_serve.serve_config import ServeConfig, load
 from tests.support.scripted_evaluation import lines_of, manifest_of, sums
@@ -40,13 +40,12 @@ async def run(
 ) -> Standing:
     config, url = served
     setting, tasks = setting_of(config.router, config.routing, "r2"), sums(12)
-    elsewhere: RowSource | None = RayDataRows(url, None, setting, num_at_once=8) if is_ray else None
+    source: RowSource | None = RayDataRows(url, None, setting, num_at_once=8) if is_ray else None
     options = RunOptions(num_at_once=8, max_cost_usd=max_cost_usd)
     async with new_client(url) as client, Grader() as grader:
         manifest = manifest_of(tasks, NAMES)
-        return await Runner(
-            directory, manifest, tasks, setting, HttpAsker(client), grader, options, elsewhere=elsewhere
-        ).run()
+        examiner = Examiner(HttpAsker(client), grader, setting)
+        return await Runner(directory, manifest, tasks, examiner, options, source=source).run()
 
 
 def test_ray_data_gives_the_rows_of_the_event_loop(tmp_path: Path, served: tuple[ServeConfig, str]) -> None:

@@ -1,6 +1,9 @@
-"""The figures of a report as texts, for the terminal and for the page alike: what is said of a run, in which words."""
+"""The figures of a report as texts, for the terminal and the page alike: titles, notes, and the rows of tables."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
 
 from r2_serve.lab.evaluation.policies import R2
 from r2_serve.lab.evaluation.report.figures import (
@@ -9,8 +12,11 @@ from r2_serve.lab.evaluation.report.figures import (
     Interval,
     PolicyReport,
     RunReport,
+    find_policy,
 )
 from r2_serve.lab.reports.terminal import usd
+
+Cells = tuple[str, ...]
 
 
 def title(report: RunReport) -> str:
@@ -19,26 +25,24 @@ def title(report: RunReport) -> str:
     return f"{manifest.benchmark} · {manifest.data}{side} · {manifest.num_tasks} tasks · {manifest.virtual_model}"
 
 
+# -- notes under the tables ----------------------------------------------------------------------------------
+
+
 def notes(report: RunReport) -> list[str]:
-    """What must be said beside the figures."""
-    lines = [
+    """Sentences without which the figures would mislead."""
+    return [
         *_equal_accuracy_notes(report),
         *_shares_notes(report),
         *_incomplete_notes(report),
-        *_failure_notes(report),
+        *failure_notes(report.policies),
+        "Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks went alike.",
+        f"Total cost prices local models as configured; ref is {report.reference}. {_api_note(report)}",
+        "Latency is under the load of this very run.",
     ]
-    lines.append(
-        "Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks went alike."
-    )
-    lines.append(
-        f"Total cost prices local models as configured; ref is {report.reference}. {_api_note(report)}"
-    )
-    lines.append("Latency is under the load of this very run.")
-    return lines
 
 
 def _equal_accuracy_notes(report: RunReport) -> list[str]:
-    if not any(policy.policy == R2 for policy in report.policies):
+    if find_policy(report.policies, R2) is None:
         return []
     if report.at_equal_accuracy is None:
         return ["No baseline, nor a mixture of two, reaches r2's accuracy."]
@@ -51,11 +55,11 @@ def _equal_accuracy_note(name: str, equal: EqualAccuracy) -> str:
         f"{percent(share)} of tasks {policy}" if share < 1 else policy
         for policy, share in equal.mixture.items()
     )
-    reduction = equal.cost_reduction
+    saves, costs = percent(equal.cost_reduction), percent(-equal.cost_reduction)
     verdict = (
-        f"saves {percent(reduction)} of its {name} cost"
-        if reduction >= 0
-        else f"costs {percent(-reduction)} more ({name} cost)"
+        f"saves {saves} of its {name} cost"
+        if equal.cost_reduction >= 0
+        else f"costs {costs} more ({name} cost)"
     )
     return f"At r2's accuracy the cheapest baseline is {parts}: r2 {verdict}."
 
@@ -64,32 +68,27 @@ def _shares_notes(report: RunReport) -> list[str]:
     if report.random_shares is None:
         return []
     shares = ", ".join(f"{model} {percent(share)}" for model, share in report.random_shares.items() if share)
-    return [
-        f"random drew with r2's shares: {shares}."
-        if shares
-        else "random drew uniformly: r2 is not in this run."
-    ]
+    if not shares:
+        return ["random drew uniformly: r2 is not in this run."]
+    return [f"random drew with r2's shares: {shares}."]
 
 
 def _incomplete_notes(report: RunReport) -> list[str]:
-    missing = sum(policy.statuses["missing"] for policy in report.policies)
-    lines = (
-        [f"NOT COMPLETE: {missing} (policy, task) pairs are missing and count as not correct."]
-        if missing
-        else []
-    )
+    lines = []
+    if missing := sum(policy.statuses["missing"] for policy in report.policies):
+        lines.append(f"NOT COMPLETE: {missing} (policy, task) pairs are missing and count as not correct.")
     if unknown := sum(policy.num_cost_unknown for policy in report.policies):
-        lines.append(f"{unknown} failed requests did not tell their cost, which is in no figure here.")
+        lines.append(f"The cost of {unknown} failed requests is unknown, and in no figure here.")
     return lines
 
 
-def _failure_notes(report: RunReport) -> list[str]:
-    """One line per reason, as policies fail together."""
-    policies: dict[str, list[str]] = {}
-    for policy in report.policies:
+def failure_notes(policies: Iterable[PolicyReport]) -> list[str]:
+    """One line per reason, because policies often fail together."""
+    names: dict[str, list[str]] = {}
+    for policy in policies:
         if policy.example_failure is not None:
-            policies.setdefault(policy.example_failure, []).append(policy.policy)
-    return [f"Failed under {', '.join(names)}, for one: {reason}" for reason, names in policies.items()]
+            names.setdefault(policy.example_failure, []).append(policy.policy)
+    return [f"Failed under {', '.join(found)}, for example: {reason}" for reason, found in names.items()]
 
 
 def _api_note(report: RunReport) -> str:
@@ -97,12 +96,15 @@ def _api_note(report: RunReport) -> str:
     return "API cost is that of hosted models alone." if has_hosted else "No model is hosted: API cost is 0."
 
 
+# -- one figure ----------------------------------------------------------------------------------------------
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:,.1f} %"
 
 
 def saved(reduction: float | None) -> str:
-    """A cost reduction; more than twice the cost is told as a multiple."""
+    """A cost reduction; more than twice the cost is written as a multiple."""
     if reduction is None or reduction > -1:
         return percent(reduction)
     return f"costs {1 - reduction:,.0f}x" if reduction < -9 else f"costs {1 - reduction:.1f}x"
@@ -117,14 +119,9 @@ def difference(comparison: Comparison) -> str:
     return f"{100 * comparison.accuracy_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def relative_cost(policy: PolicyReport, report: RunReport) -> str:
-    """In % of the reference's total cost; "-" where the reference is free."""
-    reference = next(p.total_cost_usd for p in report.policies if p.policy == report.reference)
-    return percent(float(policy.total_cost_usd / reference)) if reference else "-"
-
-
-def router_share(policy: PolicyReport) -> str:
-    return percent(float(policy.router_cost_usd / policy.total_cost_usd)) if policy.total_cost_usd else "-"
+def relative(cost_usd: Decimal, reference_usd: Decimal) -> str:
+    """A cost in % of another; "-" if the other is 0."""
+    return percent(float(cost_usd / reference_usd)) if reference_usd else "-"
 
 
 def seconds(value: float) -> str:
@@ -138,34 +135,25 @@ def per_task(total: float, policy: PolicyReport) -> str:
 
 
 def mean(value: float) -> str:
-    """Of what a policy may not have, such as a plan's width."""
+    """A mean, such as the width of plans; "-" for a policy without plans."""
     return f"{value:.1f}" if value else "-"
 
 
 def not_correct(policy: PolicyReport) -> str:
-    """Why tasks are not correct, the commonest first."""
-    counts = sorted(
-        ((n, status) for status, n in policy.statuses.items() if n and status != "correct"), reverse=True
-    )
-    return ", ".join(f"{n} {status}" for n, status in counts) or "-"
+    """Why tasks are not correct, the commonest reason first."""
+    counts = [(n, status) for status, n in policy.statuses.items() if n and status != "correct"]
+    return ", ".join(f"{n} {status}" for n, status in sorted(counts, reverse=True)) or "-"
 
 
-# -- rows of the page's tables ------------------------------------------------------------------------------------
+# -- rows of tables ------------------------------------------------------------------------------------------
 
 ACCURACY_COLUMNS = (
-    "policy",
-    "accuracy",
-    "95 % CI",
-    "not correct",
-    "total cost",
-    "% of ref",
-    "API cost",
-    "workers",
-    "router",
+    *("policy", "accuracy", "95 % CI", "not correct"),
+    *("total cost", "% of ref", "API cost", "workers", "router"),
 )
 
 
-def accuracy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
+def accuracy_cells(policy: PolicyReport, report: RunReport) -> Cells:
     """In the order of `ACCURACY_COLUMNS`."""
     return (
         policy.policy,
@@ -173,7 +161,7 @@ def accuracy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
         interval(policy.accuracy_ci95),
         not_correct(policy),
         usd(policy.total_cost_usd),
-        relative_cost(policy, report),
+        relative(policy.total_cost_usd, report.reference_report.total_cost_usd),
         *map(usd, (policy.api_cost_usd, policy.worker_cost_usd, policy.router_cost_usd)),
     )
 
@@ -181,14 +169,13 @@ def accuracy_cells(policy: PolicyReport, report: RunReport) -> tuple[str, ...]:
 USAGE_COLUMNS = ("policy", "calls/task", "tokens/task", "p50 s", "p95 s", "steps", "width", "depth")
 
 
-def usage_cells(policy: PolicyReport) -> tuple[str, ...]:
+def usage_cells(policy: PolicyReport) -> Cells:
     """In the order of `USAGE_COLUMNS`."""
     return (
         policy.policy,
         per_task(sum(use.num_calls for use in policy.models.values()), policy),
         per_task(sum(use.usage.total_tokens for use in policy.models.values()), policy),
-        seconds(policy.latency_p50_s),
-        seconds(policy.latency_p95_s),
+        *map(seconds, (policy.latency_p50_s, policy.latency_p95_s)),
         *map(mean, (policy.mean_subtasks, policy.mean_width, policy.mean_depth)),
     )
 
@@ -196,7 +183,7 @@ def usage_cells(policy: PolicyReport) -> tuple[str, ...]:
 COMPARISON_COLUMNS = ("r2 against", "accuracy (95 % CI)", "r2 is", "total saved", "API saved")
 
 
-def comparison_rows(report: RunReport) -> list[tuple[str, ...]]:
+def comparison_rows(report: RunReport) -> list[Cells]:
     """In the order of `COMPARISON_COLUMNS`."""
     return [
         (c.baseline, difference(c), c.verdict, saved(c.total_cost_reduction), saved(c.api_cost_reduction))
@@ -207,19 +194,17 @@ def comparison_rows(report: RunReport) -> list[tuple[str, ...]]:
 MODEL_COLUMNS = ("policy", "model", "calls", "tokens in", "tokens out", "cost", "of subtasks")
 
 
-def model_rows(report: RunReport) -> list[tuple[str, ...]]:
-    """In the order of `MODEL_COLUMNS`; the policy is named once."""
+def model_rows(policies: Iterable[PolicyReport]) -> list[Cells]:
+    """In the order of `MODEL_COLUMNS`; the name of a policy stands in its first row only."""
     return [
         (
             policy.policy if i == 0 else "",
             model,
-            f"{use.num_calls:,}",
-            f"{use.usage.prompt_tokens:,}",
-            f"{use.usage.completion_tokens:,}",
+            *(f"{n:,}" for n in (use.num_calls, use.usage.prompt_tokens, use.usage.completion_tokens)),
             usd(use.cost_usd),
             percent(policy.share(model)) if use.num_subtasks else "-",
         )
-        for policy in report.policies
+        for policy in policies
         for i, (model, use) in enumerate(policy.models.items())
     ]
 
@@ -227,16 +212,14 @@ def model_rows(report: RunReport) -> list[tuple[str, ...]]:
 OVERVIEW_COLUMNS = ("run", "r2", "95 % CI", "reference", "its accuracy", "r2's cost")
 
 
-def overview_row(report: RunReport) -> tuple[str, ...]:
-    """In the order of `OVERVIEW_COLUMNS`: one run in a line, r2's cost in % of the reference's."""
-    policies = {policy.policy: policy for policy in report.policies}
-    ours, reference = policies.get(R2), policies[report.reference]
-    name = f"{report.manifest.benchmark} {report.manifest.data}"
-    told = (percent(ours.accuracy), interval(ours.accuracy_ci95)) if ours else ("-", "-")
+def overview_row(report: RunReport) -> Cells:
+    """One run in the order of `OVERVIEW_COLUMNS`; r2's cost is in % of the reference's."""
+    ours, reference = find_policy(report.policies, R2), report.reference_report
     return (
-        name,
-        *told,
+        f"{report.manifest.benchmark} {report.manifest.data}",
+        percent(ours.accuracy) if ours else "-",
+        interval(ours.accuracy_ci95) if ours else "-",
         report.reference,
         percent(reference.accuracy),
-        relative_cost(ours, report) if ours else "-",
+        relative(ours.total_cost_usd, reference.total_cost_usd) if ours else "-",
     )

@@ -49,7 +49,11 @@ def _section(report: RunReport, anchor: str) -> str:
             *_comparisons(report),
             "<h3>Models</h3>",
             f'<div class="scroll">{models_plot(report)}</div>',
-            table(cells.MODEL_COLUMNS, ((row, "") for row in cells.model_rows(report)), texts=("model",)),
+            table(
+                cells.MODEL_COLUMNS,
+                ((row, "") for row in cells.model_rows(report.policies)),
+                texts=("model",),
+            ),
         ]
     )
 
