@@ -1,7 +1,7 @@
-"""The one client of an OpenAI-compatible endpoint: request bodies, plain and streamed replies, the list of models.
+"""The one client of an OpenAI-compatible endpoint: request bodies, replies and the list of models.
 
-Evaluations and the demo ask R2's own endpoint with it; the load generator also asks other endpoints. It uses httpx
-instead of the openai package because that one retries by itself and does more work for each request.
+Evaluations and the demo ask R2's own endpoint with it; the load generator also asks other endpoints. It uses
+httpx instead of the openai package because that one retries by itself and does more work for each request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class RequestFailed(R2Error):
-    """The endpoint gave no answer. The message is `KIND: text`; KIND is the same for failures of the same sort.
+    """The endpoint gave no answer. The message is `KIND: text`; the same sort of failure has the same KIND.
 
     `http_status` is None where no reply came. `is_unworked` says that surely no model was called.
     """
@@ -122,7 +122,7 @@ def question(model: str, text: str, **fields: object) -> Query:
 
 
 def chat_body(query: Query, *, is_streamed: bool = False, has_trace: bool = True) -> dict[str, object]:
-    """The request body of `query`; what it leaves open is left out. Without `has_trace` any endpoint takes it."""
+    """The request body of `query`, without what it leaves open. With `has_trace` only R2 takes it."""
     sampling, r2 = query.sampling, _extras_of(query)
     schema = {"name": "reply", "schema": sampling.json_schema}
     body: dict[str, object] = {
@@ -154,7 +154,7 @@ async def ask(http: httpx.AsyncClient, body: dict[str, object], *, request_id: s
 
 
 async def ask_streamed(http: httpx.AsyncClient, body: dict[str, object]) -> AsyncGenerator[ChatReply, None]:
-    """The pieces of a streamed reply as they come. Raises: RequestFailed, also where it ends without `[DONE]`."""
+    """The pieces of a streamed reply as they come. Raises: RequestFailed, also if `[DONE]` is missing."""
     with _failures():
         async with http.stream("POST", "chat/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full."""
+"""Files and directories that appear whole or not at all, even if the process is killed meanwhile."""
 
 from __future__ import annotations
 

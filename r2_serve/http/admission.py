@@ -1,4 +1,4 @@
-"""A bounded first-come queue in front of the work. No HTTP here."""
+"""A bounded first-come queue in front of the work. It knows nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from r2_serve.errors import DeadlineExceeded, Overloaded, Stopping
 MAX_RETRY_AFTER_S = 60
 STOPPING_RETRY_AFTER_S = 5.0
 _WEIGHT_OF_LAST = 0.1
+"""Weight of the newest service time in the running mean."""
 
 
 class Admission:
-    """At most `max_running` at work and `max_queued` waiting, first come first served; more are refused at once."""
+    """Lets `max_running` requests work and `max_queued` wait in order of arrival; it refuses the others."""
 
     def __init__(
         self, max_running: int, max_queued: int, clock: Callable[[], float] = time.monotonic
@@ -38,7 +39,7 @@ class Admission:
     async def slot(self, deadline_s: float | None = None) -> AsyncIterator[float]:
         """Holds a place at work; gives the seconds spent waiting for it. A cancelled waiter leaves the queue.
 
-        Raises: Overloaded where the queue is full; Stopping after `close`; DeadlineExceeded where `deadline_s` passed in it.
+        Raises: Overloaded if the queue is full; Stopping after `close`; DeadlineExceeded after `deadline_s`.
         """
         arrived_s = self._clock()
         await self._enter(deadline_s)
@@ -50,38 +51,33 @@ class Admission:
             self._leave()
 
     def close(self) -> None:
-        """Refuses whoever comes from now on; those at work or in the queue are served to their end."""
+        """Refuses new requests; those at work or in the queue are served to their end."""
         self._is_closed = True
 
     async def idle(self) -> None:
-        """Returns when nobody is at work nor waits."""
+        """Returns when no request is at work or waiting."""
         await self._idle.wait()
 
     async def _enter(self, deadline_s: float | None) -> None:
         if self._is_closed:
-            raise Stopping(
-                "the server is stopping and takes no new requests: ask again when it is back",
-                STOPPING_RETRY_AFTER_S,
-            )
+            message = "the server is stopping and takes no new requests: ask again when it is back"
+            raise Stopping(message, STOPPING_RETRY_AFTER_S)
         if self.num_running < self._max_running:
             self.num_running += 1
             self._idle.clear()
             return
         if len(self._waiting) >= self._max_queued:
-            raise Overloaded(
-                f"{self.num_running} requests are at work and {self.num_queued} wait: try again later",
-                self._retry_after_s(),
-            )
+            message = f"{self.num_running} requests are at work and {self.num_queued} wait: try again later"
+            raise Overloaded(message, self._retry_after_s())
         try:
             async with asyncio.timeout(deadline_s):
                 await self._turn()
         except TimeoutError as e:
-            raise DeadlineExceeded(
-                f"the deadline of {deadline_s:g} s passed while the request waited in the queue"
-            ) from e
+            message = f"the deadline of {deadline_s:g} s passed while the request waited in the queue"
+            raise DeadlineExceeded(message) from e
 
     async def _turn(self) -> None:
-        """Waits until a leaver hands its place over."""
+        """Waits until a request that leaves hands its place over."""
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
@@ -94,7 +90,7 @@ class Admission:
             raise
 
     def _leave(self) -> None:
-        """Gives this place to the first in the queue, or frees it."""
+        """Gives this place to the first request in the queue, or frees it."""
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():
@@ -105,7 +101,6 @@ class Admission:
             self._idle.set()
 
     def _retry_after_s(self) -> float:
-        """When the queue, at the mean service time so far, should have a place again."""
-        return min(
-            MAX_RETRY_AFTER_S, math.ceil(self._mean_service_s * (self.num_queued + 1) / self._max_running)
-        )
+        """The time until the queue has a place again, at the mean service time so far."""
+        until_free_s = self._mean_service_s * (self.num_queued + 1) / self._max_running
+        return min(MAX_RETRY_AFTER_S, math.ceil(until_free_s))

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible endpoint over any `RouterBackend`, as a plain ASGI application. No Ray, no torch.
+"""The OpenAI-compatible endpoint over any `RouterBackend`, as a plain ASGI application.
 
 POST /v1/chat/completions   `chat`: `openai_wire` in, `openai_replies` out, streamed by `sse`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
@@ -6,7 +6,8 @@ GET  /health, /health/ready alive; able to answer (503 and the reason until then
 GET  /metrics               Prometheus text, for keys without limits
 GET  /openapi.json          this endpoint's description
 
-`edge` wraps them all. Starlette rather than FastAPI: the dialect's own errors replace the framework's on every path.
+`edge` wraps them all. It is Starlette rather than FastAPI because OpenAI's errors replace the framework's on
+every path.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from r2_serve.http.spend import Purses, SpendBook
 from r2_serve.router.backend import RouterBackend
 
 Scrape = Callable[[], Awaitable[bytes]]
-"""A page in Prometheus' text format."""
+"""Makes a page in Prometheus' text format."""
 
 
 def _new_id() -> str:
@@ -58,10 +59,12 @@ def create_app(
     new_id: Callable[[], str] = _new_id,
     scrape: Scrape | None = None,
 ) -> Starlette:
-    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here. `redact` takes secrets
-    out of error messages; None: those in the environment. `scrape` is what `/metrics` shows; None: `metrics`, of this process.
+    """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
 
-    Raises: ConfigError where `server` names a variable or a file without keys, or a file of spend that cannot be used.
+    `redact` takes secrets out of error messages; by default those in the environment. `scrape` makes the page
+    of `/metrics`; by default from `metrics`, those of this process.
+
+    Raises: ConfigError if `server` names a variable or a file without keys, or an unusable spend file.
     """
     metrics, redact = metrics or Metrics(), redact or Redactor.of(environment, [server.api_keys_env])
     keys = KeyRing.of(server, environment)
@@ -70,13 +73,10 @@ def create_app(
     metrics.watch(admission)
     metrics.watch_spend(purses)
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
+    chat = ChatCompletions(backend, server, admission, purses, clock, new_id)
     app = Starlette(
         routes=[
-            Route(
-                "/v1/chat/completions",
-                ChatCompletions(backend, server, admission, purses, clock, new_id),
-                methods=["POST"],
-            ),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),
@@ -94,7 +94,7 @@ def create_app(
 
 @dataclass(frozen=True)
 class _Pages:
-    """The routes that only read."""
+    """The routes that read only."""
 
     backend: RouterBackend
     scrape: Scrape
@@ -121,10 +121,8 @@ class _Pages:
     async def metrics_text(self, request: Request) -> Response:
         key = Exchange.of(request.scope).key
         if key is not None and key.is_restricted:
-            raise HTTPException(
-                403,
-                f"key {key.name!r} may not read /metrics, which shows every key's spend: use one without models and budget_usd",
-            )
+            reason = "which shows every key's spend: use one without models and budget_usd"
+            raise HTTPException(403, f"key {key.name!r} may not read /metrics, {reason}")
         return Response(await self.scrape(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:

@@ -1,13 +1,12 @@
-"""POST /v1/chat/completions: body in, admission, the backend's work, and the reply, whole or streamed."""
+"""POST /v1/chat/completions: the body, admission, the backend's work, and the reply, whole or streamed."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -20,7 +19,7 @@ from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed
 from r2_serve.http.admission import Admission
 from r2_serve.http.edge import Exchange
 from r2_serve.http.keys import ClientKey
-from r2_serve.http.openai_replies import ReplyBuilder, event, extra_headers, extras
+from r2_serve.http.openai_replies import Json, ReplyBuilder, event, extra_headers, extras
 from r2_serve.http.openai_wire import ChatRequest, parse_chat
 from r2_serve.http.redaction import redacted
 from r2_serve.http.spend import Purses
@@ -29,9 +28,13 @@ from r2_serve.router.backend import ModelListing, RouterBackend
 from r2_serve.types import Answer, OnDelta, Query
 
 MIN_DEADLINE_S = 0.001
-"""What is left to a request that got its place at the last moment."""
+"""The time left to a request that got its place at the last moment."""
 LAST_WORDS_S = 5.0
-"""For the end of a stream whose deadline has passed: a client that reads gets its error within it, another is taken for gone."""
+"""The time to send the end of a stream after its deadline; a client that does not read it counts as gone."""
+MAX_NAME_CHARS = 100
+"""How much of a model name an error repeats."""
+MAX_NAMES = 20
+"""How many model names an error lists."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +50,39 @@ class ChatCompletions:
     new_id: Callable[[], str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange, server = Exchange.of(scope), self.server
         chat = parse_chat(
-            await read_json(
-                Headers(scope=scope), receive, self.server.max_body_bytes, self.server.body_timeout_s
-            )
+            await read_json(Headers(scope=scope), receive, server.max_body_bytes, server.body_timeout_s)
         )
         listing = find_model(self.backend, chat.model, exchange.key)
         purse = self._purse(exchange.key)
         exchange.model = listing.id
         query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
-        reply = ReplyBuilder(
-            f"chatcmpl-{self.new_id()}", int(self.clock()), chat.model, chat.wants_usage_chunk
-        )
+        reply_id, created = f"chatcmpl-{self.new_id()}", int(self.clock())
+        reply = ReplyBuilder(reply_id, created, chat.model, chat.wants_usage_chunk)
         if chat.stream:
-            await _Streamed(
-                self, chat, query, purse, reply, exchange, EventStream(send, self.server.heartbeat_s)
-            ).run(receive)
+            stream = EventStream(send, server.heartbeat_s)
+            await _Streamed(self, chat, query, purse, reply, exchange, stream).run(receive)
             return
         answer = await beside([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
         body = reply.completion(answer, self.extras(chat, answer, exchange))
-        await Response(body, headers=extra_headers(answer), media_type="application/json")(
-            scope, receive, send
-        )
+        response = Response(body, headers=extra_headers(answer), media_type="application/json")
+        await response(scope, receive, send)
 
     async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
-        """Waits for a place, then for the answer, both within one deadline: the request's own or, where that is sooner, the routing's."""
+        """Waits for a place and then for the answer, both within one deadline."""
         deadline_s = self.deadline_s(query)
         async with self.admission.slot(deadline_s) as waited_s:
             query = query.model_copy(update={"deadline_s": max(deadline_s - waited_s, MIN_DEADLINE_S)})
             return await self.backend.answer(query, on_delta, purse)
 
     def deadline_s(self, query: Query) -> float:
+        """The sooner of the request's own deadline and the routing's."""
         return min(self.backend.deadline_s, query.deadline_s or math.inf)
 
     def _purse(self, key: ClientKey | None) -> Purse | None:
-        """Raises: QuotaExceeded where there is nothing in it, before the request takes a place in the queue."""
+        """Raises: QuotaExceeded if the purse is empty, before the request takes a place in the queue."""
         if key is None:
             return None
         purse = self.purses.of(key)
@@ -92,16 +91,18 @@ class ChatCompletions:
             raise purse.refusal()
         return purse
 
-    def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Mapping[str, Any]:
-        """Redacted, as fallbacks in it say what a provider said; what models answered stays."""
+    def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Json:
+        """The `r2` field.
+
+        Fallback reasons quote providers, so they are redacted; answers of models are not.
+        """
         shown = extras(
             answer,
             self.backend.prices_as_of,
             has_trace=bool(chat.r2.trace),
             has_confidence=bool(chat.r2.confidence),
         )
-        made: Mapping[str, Any] = redacted(shown, exchange.redact, spared="answer")
-        return made
+        return redacted(shown, exchange.redact, spared="answer")
 
 
 @dataclass
@@ -147,9 +148,9 @@ class _Streamed:
 
 
 def text_after(sent: str, text: str) -> str:
-    """What of `text` is still to be sent. Outer white space, which codecs strip from whole answers, may differ.
+    """The part of `text` still to send. Outer white space, which codecs strip from whole answers, may differ.
 
-    Raises: InvalidReply where `text` does not go on from `sent`, so that no mixture passes for an answer.
+    Raises: InvalidReply if `text` does not go on from `sent`, so that no mixture passes for an answer.
     """
     if text.startswith(sent):
         return text[len(sent) :]
@@ -159,7 +160,7 @@ def text_after(sent: str, text: str) -> str:
 
 
 async def read_json(headers: Headers, receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
-    """The request's body, of which never more than `max_bytes` is held, nor waited for longer than `timeout_s`.
+    """The request's body; it holds at most `max_bytes` in memory and waits at most `timeout_s`.
 
     Raises: HTTPException 408, 413, 415; ClientGone.
     """
@@ -175,9 +176,8 @@ async def read_json(headers: Headers, receive: Receive, max_bytes: int, timeout_
         async with asyncio.timeout(timeout_s):
             return await _read(receive, max_bytes)
     except TimeoutError:
-        raise HTTPException(
-            408, f"the body did not arrive within {timeout_s:g} s: send it at once", {"connection": "close"}
-        ) from None
+        message = f"the body did not arrive within {timeout_s:g} s: send it at once"
+        raise HTTPException(408, message, {"connection": "close"}) from None
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes:
@@ -194,24 +194,19 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(
-        413,
-        f"the body is larger than the {max_bytes} bytes allowed: shorten the messages",
-        {"connection": "close"},
-    )
+    message = f"the body is larger than the {max_bytes} bytes allowed: shorten the messages"
+    return HTTPException(413, message, {"connection": "close"})
 
 
 def find_model(backend: RouterBackend, name: str, key: ClientKey | None) -> ModelListing:
-    """Raises: NotAllowed, also for a name that does not exist; ModelNotFound, with the nearest name."""
-    listings = backend.models()
+    """Raises: NotAllowed if the key may not use `name`, known or not; ModelNotFound with the nearest name."""
+    shown = repr(name[:MAX_NAME_CHARS])
     if key is not None and not key.may_ask(name):
-        raise NotAllowed(
-            f"key {key.name!r} may not ask for model {name[:100]!r}, only for {list(key.models or ())[:20]}"
-        )
-    for listing in listings:
-        if listing.id == name:
-            return listing
-    names = [listing.id for listing in listings]
-    near = get_close_matches(name[:100], names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {names[:20]}"
-    raise ModelNotFound(f"no model {name[:100]!r}; {hint}")
+        only = list(key.models or ())[:MAX_NAMES]
+        raise NotAllowed(f"key {key.name!r} may not ask for model {shown}, only for {only}")
+    listings = {listing.id: listing for listing in backend.models()}
+    if name in listings:
+        return listings[name]
+    near = get_close_matches(name[:MAX_NAME_CHARS], listings, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {list(listings)[:MAX_NAMES]}"
+    raise ModelNotFound(f"no model {shown}; {hint}")

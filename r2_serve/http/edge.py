@@ -1,6 +1,7 @@
-"""The outermost layer of the endpoint: request id, client key, the log line, and an OpenAI error body on every path.
+"""The outermost layer of the endpoint: request ids, client keys, log lines and the last resort for errors.
 
-Nothing a client or a user wrote reaches the log: an unforeseen error is logged as its type and the lines it passed.
+Nothing that a client or a user wrote reaches the log: an unforeseen error is logged as its type and the code
+lines that it passed.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from r2_serve.http.sse import ClientGone
 
 log = logging.getLogger(__name__)
 OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
-"""Served without a key; every other path needs one where keys are set, unknown paths included."""
+"""Paths that need no key; if keys are set, every other path needs one, unknown paths included."""
 ROUTES = ("/v1/chat/completions", "/v1/models", "/metrics", *OPEN_PATHS)
 CLIENT_CLOSED = 499
-"""Status in logs and metrics of a request whose client left; nginx's number."""
+"""Status in logs and metrics of a request whose client left; nginx uses the same number."""
 _VISIBLE_ASCII = re.compile(r"[!-~]{1,128}")
 
 
@@ -40,11 +41,11 @@ class Exchange:
 
     request_id: str
     key: ClientKey | None = None
-    """None where the endpoint is open."""
+    """None if the endpoint is open."""
     model: str = ""
-    """A name the backend knows, or empty: it becomes a label."""
+    """A name the backend knows, or empty; it becomes a label."""
     status: int | None = None
-    """Of the reply; of the failure where a stream failed after its 200 was out."""
+    """Status of the reply, or of the failure if a stream failed after its status 200 was sent."""
     has_started: bool = False
     cost_usd: Decimal | None = None
     error: str | None = None
@@ -57,7 +58,7 @@ class Exchange:
         return found
 
     def fail(self, error: Exception) -> ErrorReply:
-        """Notes `error` and says what the client is to be told."""
+        """Notes `error`; returns what the client gets to read."""
         reply = error_reply(error, self.request_id)
         reply = replace(reply, message=self.redact(reply.message))
         self.status, self.error = reply.status, type(error).__name__
@@ -81,7 +82,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})  # before it is accepted: the client gets a 403
+            await send({"type": "websocket.close"})  # not accepted yet, so the client gets a 403
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -96,59 +97,54 @@ class Edge:
             if isinstance(e, CancelledError):
                 raise
         finally:
-            self._record(scope, exchange, time.perf_counter() - started_s)
+            self._record(_path(scope), exchange, time.perf_counter() - started_s)
 
     async def _reply(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         exchange = Exchange.of(scope)
         try:
-            self._check_key(scope, headers)
+            self._check_key(_path(scope), exchange, headers)
             await self._app(scope, receive, send)
         except ClientGone:
             raise
-        except Exception as e:  # noqa: BLE001  the last resort: whatever it is, the client gets its four keys
+        except Exception as e:  # noqa: BLE001  every client gets an OpenAI error body
             response = error_response(exchange.fail(e))
             if not exchange.has_started:
                 await response(scope, receive, send)
 
-    def _check_key(self, scope: Scope, headers: Headers) -> None:
-        path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+    def _check_key(self, path: str, exchange: Exchange, headers: Headers) -> None:
         if path in OPEN_PATHS or not self._keys.is_required:
             return
-        key = Exchange.of(scope).key = self._keys.find(headers.get("authorization"))
-        if key is None:
+        exchange.key = self._keys.find(headers.get("authorization"))
+        if exchange.key is None:
             got = "a key that is not known" if "authorization" in headers else "no key"
-            raise HTTPException(
-                401,
-                f"got {got}: send a valid one as 'Authorization: Bearer KEY'",
-                {"www-authenticate": "Bearer"},
-            )
+            message = f"got {got}: send a valid one as 'Authorization: Bearer KEY'"
+            raise HTTPException(401, message, {"www-authenticate": "Bearer"})
 
     def _request_id(self, headers: Headers) -> str:
-        """The client's own, where it is safe to repeat."""
+        """The client's own id if it is safe to repeat."""
         given = headers.get("x-request-id", "")
         return given if _VISIBLE_ASCII.fullmatch(given) else f"req_{self._new_id()}"
 
-    def _record(self, scope: Scope, exchange: Exchange, duration_s: float) -> None:
-        path, status = (
-            str(scope["path"]).removeprefix(str(scope.get("root_path", ""))),
-            exchange.status or 500,
-        )
+    def _record(self, path: str, exchange: Exchange, duration_s: float) -> None:
+        status = exchange.status or 500
         route = path if path in ROUTES else "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
         self._metrics.count_request(route, exchange.model, status, duration_s)
-        level = logging.DEBUG if route in OPEN_PATHS or route == "/metrics" else logging.INFO
-        cost = "-" if exchange.cost_usd is None else f"{exchange.cost_usd:f}"
-        key = exchange.key.name if exchange.key else "-"
-        values = (
+        log.log(
+            logging.DEBUG if route in OPEN_PATHS or route == "/metrics" else logging.INFO,
+            "request %s route=%s key=%s model=%s status=%d ms=%.1f cost_usd=%s error=%s",
             exchange.request_id,
             route,
-            key,
+            exchange.key.name if exchange.key else "-",
             exchange.model or "-",
             status,
             duration_s * 1000,
-            cost,
+            "-" if exchange.cost_usd is None else f"{exchange.cost_usd:f}",
             exchange.error or "-",
         )
-        log.log(level, "request %s route=%s key=%s model=%s status=%d ms=%.1f cost_usd=%s error=%s", *values)
+
+
+def _path(scope: Scope) -> str:
+    return str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
 
 
 def _with_request_id(send: Send, exchange: Exchange) -> Send:
@@ -168,15 +164,14 @@ def error_response(reply: ErrorReply) -> Response:
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Exception handler of the application for what is foreseen: R2Error and HTTPException."""
+    """The application's handler of the foreseen errors, R2Error and HTTPException."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        error = HTTPException(
-            405, f"{request.method} is not allowed on {request.url.path[:100]}, only {allowed}", error.headers
-        )
+        message = f"{request.method} is not allowed on {request.url.path[:100]}, only {allowed}"
+        error = HTTPException(405, message, error.headers)
     return error_response(Exchange.of(request.scope).fail(error))
 
 
 async def no_such_route(scope: Scope, receive: Receive, send: Send) -> None:
-    """Default of the router."""
+    """Answers every unknown path."""
     raise HTTPException(404, f"nothing at {scope['path'][:100]}; this server has {', '.join(ROUTES)}")

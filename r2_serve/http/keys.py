@@ -1,8 +1,8 @@
-"""Client keys: who may come in, for which models, with how much money. No HTTP here, and no key in clear anywhere.
+"""Client keys: who may ask, for which models, with how much money. No key is kept in clear.
 
-A keys file is a YAML list with one entry per key, made by `r2-serve keys new`. Only SHA-256 digests stand in it: keys
-are 256 random bits, which no search finds, so a slow password hash would cost time on each request and buy nothing.
-The file is read again when it changes: a key is added or revoked without a restart.
+A keys file is a YAML list with one entry per key, made by `r2-serve keys new`. It holds SHA-256 digests only:
+a key is 256 random bits, which no search can find, so a slow password hash would cost time on each request
+without any gain. The file is read again when it changes, so a key is added or revoked without a restart.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -27,32 +28,32 @@ from r2_serve.errors import ConfigError
 
 log = logging.getLogger(__name__)
 PREFIX = "sk-r2-"
-"""Begins every key, so that scanners of secrets know one when they see it."""
+"""Every key begins with it, so that scanners for secrets recognize keys."""
 RANDOM_BYTES = 32
 LOOK_AGAIN_S = 1.0
-"""How often the keys file's date is looked at, at most."""
+"""The shortest time between two looks at the keys file's date."""
 
 
 class ClientKey(Config):
-    """One key, as the keys file has it."""
+    """The entry of one key in the keys file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """Whose it is: in the log and in the book of spend. A new key of the same name goes on with the old one's spend."""
+    """The key's owner, in logs and spend. A new key of the same name continues the old key's spend."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the key."""
+    """SHA-256 of the key, in hexadecimal digits."""
     models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Names it may ask for, virtual or of the pool; None: every one. A virtual model brings its own pool with it."""
+    """Models it may ask for, virtual or of the pool; None for all. A virtual model may use its whole pool."""
     budget_usd: Decimal | None = Field(default=None, gt=0)
-    """The most it may spend in a period; None: no limit."""
+    """The most it may spend in a period, in USD; None for no limit."""
     budget_period: Literal["total", "month", "day"] = "total"
-    """When the budget is full again (UTC); `total`: never."""
+    """The period after which the budget is full again, in UTC; `total` never ends."""
 
     def may_ask(self, model: str) -> bool:
         return self.models is None or model in self.models
 
     @property
     def is_restricted(self) -> bool:
-        """It may not see what others spend."""
+        """A restricted key may not see what others spend."""
         return self.models is not None or self.budget_usd is not None
 
 
@@ -60,7 +61,7 @@ _ENTRIES = TypeAdapter(tuple[ClientKey, ...])
 
 
 def new_key(name: str, **fields: object) -> tuple[str, ClientKey]:
-    """A fresh key, to be shown once, and its entry. Raises: pydantic's ValidationError where a field is wrong."""
+    """A fresh key, to be shown once, and its entry. Raises: pydantic.ValidationError if a field is wrong."""
     key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
     return key, ClientKey.model_validate({"name": name, "sha256": _digest(key).hex(), **fields})
 
@@ -71,32 +72,30 @@ def entry_text(entry: ClientKey) -> str:
 
 
 def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
-    """Raises: ConfigError where the file cannot be read, an entry is wrong, or a name or digest stands twice."""
+    """Raises: ConfigError if the file cannot be read, an entry is wrong, or a name or digest stands twice."""
     try:
         entries = _ENTRIES.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise ConfigError(f"cannot read the keys file {path}: {e}") from e
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[
-            0
-        ]  # no input: a key in clear may stand where its digest belongs
+        # The input is left out because a key in clear may stand in the place of its digest.
+        first = e.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
-        message = f"{path}: {where}: {first['msg']}; a keys file is a YAML list of entries as `r2-serve keys new` prints them"
-        raise ConfigError(message) from None
-    for kind, values in (
-        ("name", [entry.name for entry in entries]),
-        ("sha256", [entry.sha256 for entry in entries]),
-    ):
-        repeated = sorted({value for value in values if values.count(value) > 1})
-        if repeated:
-            raise ConfigError(f"{path}: {kind} {repeated[0]!r} stands twice")
+        hint = "a keys file is a YAML list of entries as `r2-serve keys new` prints them"
+        raise ConfigError(f"{path}: {where}: {first['msg']}; {hint}") from None
+    for kind in ("name", "sha256"):
+        value, count = (
+            Counter(getattr(entry, kind) for entry in entries).most_common(1)[0] if entries else ("", 0)
+        )
+        if count > 1:
+            raise ConfigError(f"{path}: {kind} {value!r} stands twice")
     if not entries:
         raise ConfigError(f"{path} holds no key: add the entry that `r2-serve keys new --name NAME` prints")
     return entries
 
 
 class KeyRing:
-    """The keys that open the endpoint; none at all leaves it open."""
+    """The keys that open the endpoint; without any key it is open to all."""
 
     def __init__(
         self,
@@ -116,7 +115,7 @@ class KeyRing:
     def of(cls, server: ServerConfig, environment: Mapping[str, str] = os.environ) -> KeyRing:
         """The keys in the environment and in the keys file that `server` names.
 
-        Raises: ConfigError where it names a place without keys: never open by accident.
+        Raises: ConfigError if a named place holds no key, so that the endpoint is never open by accident.
         """
         path = Path(server.keys_file) if server.keys_file is not None else None
         return cls(_keys_of_environment(server.api_keys_env, environment), path)
@@ -126,7 +125,7 @@ class KeyRing:
         return bool(self._fixed) or self._path is not None
 
     def find(self, authorization: str | None) -> ClientKey | None:
-        """The key that an Authorization header holds, in time that does not tell which or how nearly."""
+        """The key in an Authorization header; the time it takes reveals nothing of the known keys."""
         scheme, _, key = (authorization or "").partition(" ")
         digest, found = _digest(key.strip()).hex(), None
         for known in self._current():
@@ -141,7 +140,7 @@ class KeyRing:
         return (*self._fixed, *self._from_file)
 
     def _read_again(self, path: Path) -> None:
-        """Where the file has changed. One that is gone or broken changes nothing but the log: the last good keys stay."""
+        """Reads a changed file. If it is gone or broken, the last good keys stay and the log says so."""
         stamp = _stamp(path)
         if stamp == self._stamp:
             return
@@ -154,10 +153,10 @@ class KeyRing:
 
 
 def require_keys(host: str, server: ServerConfig) -> None:
-    """Raises: ConfigError where `host` is reachable from elsewhere and nothing asks for a key."""
+    """Raises: ConfigError if other machines can reach `host` and no key is asked for."""
     if server.api_keys_env is None and server.keys_file is None and not is_loopback(host):
-        message = f"{host} is not a loopback address, and neither `server.keys_file` nor `server.api_keys_env` of the router is set"
-        raise ConfigError(f"{message}: anyone could spend your money")
+        unset = "neither `server.keys_file` nor `server.api_keys_env` of the router is set"
+        raise ConfigError(f"{host} is not a loopback address, and {unset}: anyone could spend your money")
 
 
 def is_loopback(host: str) -> bool:
@@ -168,14 +167,13 @@ def is_loopback(host: str) -> bool:
 
 
 def _keys_of_environment(name: str | None, environment: Mapping[str, str]) -> tuple[ClientKey, ...]:
-    """The comma-separated keys in variable `name`: every model, no budget."""
+    """The comma-separated keys in variable `name`; they may ask for every model and have no budget."""
     if name is None:
         return ()
     keys = [key.strip() for key in environment.get(name, "").split(",") if key.strip()]
     if not keys:
-        raise ConfigError(
-            f"server.api_keys_env names {name}, which is not set or empty: put comma-separated client keys in it"
-        )
+        hint = "put comma-separated client keys in it"
+        raise ConfigError(f"server.api_keys_env names {name}, which is not set or empty: {hint}")
     return tuple(ClientKey(name=f"env-{i}", sha256=_digest(key).hex()) for i, key in enumerate(keys, 1))
 
 

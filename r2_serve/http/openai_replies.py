@@ -1,6 +1,7 @@
-"""The OpenAI chat dialect, replies: answers, stream chunks, model lists and errors as their exact JSON.
+"""The replies of OpenAI's chat dialect: answers, stream chunks, model lists and errors as their exact JSON.
 
-Requests are `r2_serve.http.openai_wire`. Beyond OpenAI's own keys there is one, `r2`; money in it is a decimal string.
+Replies have one key beyond OpenAI's own, `r2`; money in it is a decimal string. Requests:
+`r2_serve.http.openai_wire`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -18,7 +18,7 @@ from r2_serve.errors import QuotaExceeded, R2Error
 from r2_serve.router.backend import ModelListing
 from r2_serve.types import Answer, Usage
 
-Json = Mapping[str, Any]
+Json = dict[str, object]
 DONE = b"data: [DONE]\n\n"
 _CODES = {
     401: "invalid_api_key",
@@ -33,7 +33,7 @@ _CODES = {
 
 
 def encode(value: Json) -> bytes:
-    """Compact ASCII JSON on one line: a line separator in a text cannot split an event."""
+    """Compact ASCII JSON on one line, so that no line separator in a text can split an event."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -42,15 +42,13 @@ def event(value: Json) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
 
 
-# -- answers ------------------------------------------------------------------------------------------------------
+# -- answers --
 
 
-def extras(
-    answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence: bool = False
-) -> dict[str, Any]:
+def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence: bool = False) -> Json:
     """The `r2` field of a reply."""
     trace = answer.trace
-    shown: dict[str, Any] = {
+    shown: Json = {
         "cost_usd": f"{answer.cost_usd:f}",
         "worker_cost_usd": f"{trace.worker_cost_usd:f}",
         "prices_as_of": prices_as_of,
@@ -68,7 +66,7 @@ def extras(
 
 
 def extra_headers(answer: Answer) -> dict[str, str]:
-    """The same in headers, for plain replies: a stream's are sent before any of it is known."""
+    """The main figures as headers of a plain reply; a stream sends its headers before it knows them."""
     return {
         "x-r2-cost-usd": f"{answer.cost_usd:f}",
         "x-r2-models": ",".join(answer.models),
@@ -77,17 +75,13 @@ def extra_headers(answer: Answer) -> dict[str, str]:
     }
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
+def _usage(usage: Usage) -> Json:
+    return {**usage.model_dump(), "total_tokens": usage.total_tokens}
 
 
 @dataclass(frozen=True)
 class ReplyBuilder:
-    """Makes the reply, or the chunks, of one completion. `model` is as the client named it."""
+    """Makes the reply, or the chunks, of one completion. `model` is the name that the client gave."""
 
     id: str
     created: int
@@ -97,9 +91,8 @@ class ReplyBuilder:
     def completion(self, answer: Answer, r2: Json) -> bytes:
         message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        return encode(
-            {**self._head("chat.completion"), "choices": [choice], "usage": _usage(answer.usage), "r2": r2}
-        )
+        head = self._head("chat.completion")
+        return encode({**head, "choices": [choice], "usage": _usage(answer.usage), "r2": r2})
 
     def role_chunk(self) -> bytes:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
@@ -108,52 +101,44 @@ class ReplyBuilder:
         return self._chunk({"content": text})
 
     def last_chunks(self, answer: Answer, r2: Json) -> bytes:
-        """The one finish reason, the usage where asked, and the end; `r2` is in the last chunk."""
+        """The one finish reason, the usage if asked for, and the end; `r2` is in the last chunk."""
         if not self.wants_usage_chunk:
             return self._chunk({}, answer.finish_reason, {"r2": r2}) + DONE
-        usage = {
-            **self._head("chat.completion.chunk"),
-            "choices": [],
-            "usage": _usage(answer.usage),
-            "r2": r2,
-        }
-        return self._chunk({}, answer.finish_reason) + event(usage) + DONE
+        usage = {"choices": [], "usage": _usage(answer.usage), "r2": r2}
+        last = event({**self._head("chat.completion.chunk"), **usage})
+        return self._chunk({}, answer.finish_reason) + last + DONE
 
     def _chunk(self, delta: Json, finish_reason: str | None = None, more: Json | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         usage = {"usage": None} if self.wants_usage_chunk else {}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **usage, **(more or {})})
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str) -> Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-# -- models -------------------------------------------------------------------------------------------------------
+# -- models --
 
 
-def model_object(listing: ModelListing, created: int, prices_as_of: str) -> dict[str, Any]:
-    """A model as OpenAI lists it; what it costs and can do is in `r2`."""
-    r2: dict[str, Any] = {"is_virtual": listing.is_virtual, "description": listing.description}
-    if listing.card is not None:
-        card = listing.card
-        prices = {
-            "usd_per_mtok_in": f"{card.usd_per_mtok_in:f}",
-            "usd_per_mtok_out": f"{card.usd_per_mtok_out:f}",
-        }
+def model_object(listing: ModelListing, created: int, prices_as_of: str) -> Json:
+    """A model as OpenAI lists it; its prices and abilities are in `r2`."""
+    r2: Json = {"is_virtual": listing.is_virtual, "description": listing.description}
+    if (card := listing.card) is not None:
         r2 |= {
             "group": card.group,
             "context_tokens": card.context_tokens,
-            **prices,
+            "usd_per_mtok_in": f"{card.usd_per_mtok_in:f}",
+            "usd_per_mtok_out": f"{card.usd_per_mtok_out:f}",
             "prices_as_of": prices_as_of,
         }
     return {"id": listing.id, "object": "model", "created": created, "owned_by": "r2", "r2": r2}
 
 
-def model_list(listings: Sequence[ModelListing], created: int, prices_as_of: str) -> dict[str, Any]:
+def model_list(listings: Sequence[ModelListing], created: int, prices_as_of: str) -> Json:
     return {"object": "list", "data": [model_object(listing, created, prices_as_of) for listing in listings]}
 
 
-# -- errors -------------------------------------------------------------------------------------------------------
+# -- errors --
 
 
 @dataclass(frozen=True)
@@ -168,45 +153,26 @@ class ErrorReply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def error_reply(error: Exception, request_id: str) -> ErrorReply:
-    """What a client is told of `error`: nothing of it where it is not meant for clients."""
+    """What a client learns of `error`; an error that is not meant for clients shows the request id alone."""
     if isinstance(error, HTTPException):
-        kind = (
-            "invalid_request_error" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
-        )
-        return ErrorReply(
-            error.status_code,
-            error.detail,
-            kind,
-            code=_CODES.get(error.status_code),
-            headers=error.headers or {},
-        )
+        status, code = error.status_code, _CODES.get(error.status_code)
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+        return ErrorReply(status, error.detail, kind, None, code, error.headers or {})
     if isinstance(error, R2Error) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        return ErrorReply(
-            error.status,
-            error.message,
-            error.kind,
-            getattr(error, "param", None),
-            error.code,
-            _retry_after(error),
-        )
-    return ErrorReply(
-        500,
-        f"internal error; the server's log has more under request id {request_id}",
-        "api_error",
-        code="internal_error",
-    )
+        param = getattr(error, "param", None)
+        return ErrorReply(error.status, error.message, error.kind, param, error.code, _retry_after(error))
+    message = f"internal error; the server's log has more under request id {request_id}"
+    return ErrorReply(500, message, "api_error", None, "internal_error")
 
 
 def _retry_after(error: R2Error) -> dict[str, str]:
     if isinstance(error, QuotaExceeded):
-        return {
-            "x-should-retry": "false"
-        }  # read by OpenAI's own clients, which would try again after any other 429
+        return {"x-should-retry": "false"}  # OpenAI's own clients would retry after any other 429
     if error.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {}
     return {"retry-after": str(max(1, math.ceil(getattr(error, "retry_after_s", None) or 1)))}

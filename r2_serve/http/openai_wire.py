@@ -1,9 +1,9 @@
-"""The OpenAI chat dialect, requests: JSON bytes in, a checked `Query` out. Refusals are worded in `r2_serve.http.refusals`.
+"""The requests of OpenAI's chat dialect: JSON bytes in, a checked `Query` out.
 
-The rule: a parameter is honoured on the final step or refused with its name, never accepted and ignored. Only what
-cannot change the reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`) is
-accepted without effect, and `null` or a default that states what happens anyway (`n: 1`, `store: false`). Everything
-that is ours sits in one field, `r2`.
+A parameter is honoured on the final step or refused with its name; none is accepted and ignored. There are
+two exceptions: parameters that cannot change the reply by OpenAI's own definition (`user`, `metadata`,
+`safety_identifier`, `prompt_cache_key`), and `null` or a default that states what happens anyway (`n: 1`,
+`store: false`). All that R2 adds sits in one field, `r2`. `r2_serve.http.refusals` words the refusals.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -38,26 +38,26 @@ from r2_serve.router.checks import check_routing_fields
 from r2_serve.types import Message, Plan, Query, Role, Sampling
 
 MAX_SUBTASKS = 256
-"""The most that any configuration allows in a plan."""
+"""The largest plan that any configuration allows."""
 
 
 class Wire(BaseModel):
-    """Base of the request's parts: JSON types as they stand (no "1" for 1), unknown keys refused."""
+    """Base of the request's parts. It takes no "1" for 1, and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 _BY_SHAPE = Discriminator(lambda value: "<list>" if isinstance(value, list) else "<text>")
-"""Tells a list from a string; `_param` leaves these tags out of the names it gives."""
+"""Tells a list from a string; `refusals` leaves these tags out of the names it gives."""
 
 
 class _Only:
-    """Nothing but `allowed`, for parameters of which R2 knows one value. Unlike a Literal, tells True from 1."""
+    """Accepts nothing but `allowed`. Unlike a Literal it tells True from 1."""
 
     def __init__(self, *allowed: object) -> None:
         self._allowed = allowed
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(
@@ -77,7 +77,7 @@ def _whole(value: object) -> object:
 
 
 _Int = Annotated[int, BeforeValidator(_whole)]
-"""An integer as JSON Schema has it: 3.0 is one."""
+"""An integer as JSON Schema defines it, so 3.0 is one."""
 
 
 class TextPart(Wire):
@@ -94,13 +94,13 @@ def _refuse_content(value: object) -> object:
 
 
 _NOTHING = {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}
-_Nothing = Annotated[Any, AfterValidator(_refuse_content), WithJsonSchema(_NOTHING)]
+_Nothing = Annotated[object, AfterValidator(_refuse_content), WithJsonSchema(_NOTHING)]
 _Parts = TypeAliasType("_Parts", Annotated[tuple[TextPart, ...], FailFast(), Field(min_length=1)])
 _Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[_Parts, Tag("<list>")], _BY_SHAPE]
 
 
 class WireMessage(Wire):
-    """A message of the conversation. Keys that OpenAI's own replies carry empty may be sent back empty."""
+    """A message of the conversation. Keys that are empty in OpenAI's own replies may be sent back."""
 
     role: Role
     content: _Content
@@ -112,14 +112,12 @@ class WireMessage(Wire):
     function_call: _Nothing = None
 
     def to_message(self) -> Message:
-        content = (
-            self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        )
-        return Message(role=self.role, content=content)
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return Message(role=self.role, content="".join(parts))
 
 
-def _usable_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Finite, and self-contained: no engine is sent out to fetch a `$ref`."""
+def _usable_schema(schema: dict[str, object]) -> dict[str, object]:
+    """Refuses numbers that are not finite, and a `$ref` that an engine would have to fetch."""
     try:
         json.dumps(schema, allow_nan=False)
     except ValueError:
@@ -143,7 +141,7 @@ class JsonSchema(Wire):
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
-    schema_: Annotated[dict[str, Any], AfterValidator(_usable_schema)] = Field(alias="schema")
+    schema_: Annotated[dict[str, object], AfterValidator(_usable_schema)] = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -153,8 +151,8 @@ class ResponseFormat(Wire):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
-    def to_format(self) -> dict[str, Any] | None:
-        """As it came; None where it asks for nothing."""
+    def to_format(self) -> dict[str, object] | None:
+        """The format as it came; None if it asks for plain text."""
         return None if self.type == "text" else self.model_dump(by_alias=True, exclude_none=True)
 
 
@@ -174,7 +172,7 @@ class WireSubtask(Wire):
 
 
 class WirePlan(Wire):
-    """`r2.plan`, before `Plan` has checked how its steps hang together."""
+    """`r2.plan`, before `Plan` checks how its steps depend on each other."""
 
     subtasks: Annotated[tuple[WireSubtask, ...], FailFast(), Field(min_length=1, max_length=MAX_SUBTASKS)]
     answer: str | None = None
@@ -188,32 +186,30 @@ class WirePlan(Wire):
             raise refusal({**fault, "loc": ("r2", "plan", *fault["loc"])}) from None
 
 
+_SubtaskId = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+_ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class Extras(Wire):
-    """`r2`: what OpenAI's API has no word for. A pool model asked by name takes the limits and `trace` only."""
+    """`r2`: what OpenAI's API has no word for. A pool model takes the limits and `trace` only."""
 
     max_cost_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000, decimal_places=20)
-    """The most this request may cost; the server's own limit holds too."""
+    """The most this request may cost in USD; the server's own limit holds too."""
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """The longest it may take, waiting in the queue included."""
+    """The longest this request may take in seconds, its wait in the queue included."""
     max_subtasks: _Int | None = Field(default=None, ge=1)
     policy: str | None = Field(default=None, min_length=1, max_length=1_000)
     """`learned`, `all:MODEL` or `random`."""
     plan: WirePlan | None = None
     """Your own plan: nothing is decomposed."""
-    models: (
-        dict[
-            Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")],
-            Annotated[str, Field(min_length=1, max_length=200)],
-        ]
-        | None
-    ) = None
+    models: dict[_SubtaskId, _ModelName] | None = None
     """Models pinned to subtasks of your own plan, by subtask id."""
     trace: bool | None = None
     """Return the whole trace in the reply's `r2.trace`."""
     confidence: bool | None = None
-    """Return the reply's `r2.confidence`: the 0.4-quantile of the probabilities of the answer's tokens, where its model tells them."""
+    """Return `r2.confidence`: the 0.4-quantile of the answer's token probabilities, if there are any."""
     plan_only: bool | None = None
-    """Decompose and stop: the reply's text is the plan as JSON, fit to be sent back as `r2.plan`."""
+    """Decompose and stop: the reply's text is the plan as JSON, which can be sent back as `r2.plan`."""
 
 
 _StopText = Annotated[str, Field(min_length=1)]
@@ -269,7 +265,7 @@ class ChatRequest(Wire):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def to_query(self, request_id: str, *, is_virtual: bool) -> Query:
-        """Raises: InvalidRequest where parameters contradict each other, or `r2` asks a pool model for routing."""
+        """Raises: InvalidRequest if parameters contradict each other or ask a pool model for routing."""
         self._check_combinations()
         r2 = self.r2
         query = Query(
@@ -290,21 +286,18 @@ class ChatRequest(Wire):
 
     def _check_combinations(self) -> None:
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest(
-                "stream_options is allowed with stream: true only", "stream_options", "invalid_value"
-            )
-        asked = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(asked) > 1:
-            text = f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: send one of the two"
-            raise InvalidRequest(text, "max_completion_tokens", "invalid_value")
+            raise _contradiction("stream_options", "stream_options is allowed with stream: true only")
+        limits = (self.max_tokens, self.max_completion_tokens)
+        if len(set(limits) - {None}) > 1:
+            text = "max_tokens is {} and max_completion_tokens {}: send one of the two".format(*limits)
+            raise _contradiction("max_completion_tokens", text)
         if self.r2.confidence and self.stream:
-            raise InvalidRequest(
-                "r2.confidence is for plain replies: leave it or stream out", "r2.confidence", "invalid_value"
-            )
+            text = "r2.confidence is for plain replies: leave it or stream out"
+            raise _contradiction("r2.confidence", text)
         wanted = self.response_format
         if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
-            text = f'json_schema is needed with type "json_schema" and refused with any other; got type "{wanted.type}"'
-            raise InvalidRequest(text, "response_format.json_schema", "invalid_value")
+            text = 'json_schema is needed with type "json_schema" and refused with any other; got type '
+            raise _contradiction("response_format.json_schema", f'{text}"{wanted.type}"')
 
     def _sampling(self) -> Sampling:
         return Sampling(
@@ -320,6 +313,10 @@ class ChatRequest(Wire):
         )
 
 
+def _contradiction(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param, "invalid_value")
+
+
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises: InvalidRequest naming the first field at fault."""
     try:
@@ -330,8 +327,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> tuple[Iterable[str], Iterable[str]]:
-    """What may stand in the object that `location` is in, and what `r2` takes, where that could have been meant."""
-    known = {1: ChatRequest, 2: Extras if location[:1] == ("r2",) else StreamOptions}.get(
-        len(location), TextPart
-    )
+    """The keys allowed in the object that holds `location`, and those of `r2` if they may have been meant."""
+    in_r2 = Extras if location[:1] == ("r2",) else StreamOptions
+    known = {1: ChatRequest, 2: in_r2}.get(len(location), TextPart)
     return known.model_fields, Extras.model_fields if len(location) == 1 else ()

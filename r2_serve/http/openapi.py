@@ -1,90 +1,63 @@
-"""The endpoint's OpenAPI description, from the very schema that requests are checked against."""
+"""The endpoint's OpenAPI description, made from the schema that checks requests."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 from r2_serve import __version__
+from r2_serve.http.openai_replies import Json
 from r2_serve.http.openai_wire import ChatRequest
 from r2_serve.http.refusals import UNSUPPORTED
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+_TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
+_ERROR_FIELDS = {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL}
+_ERROR = {"type": "object", "required": list(_ERROR_FIELDS), "properties": _ERROR_FIELDS}
+_ERROR_BODY = {"type": "object", "required": ["error"], "properties": {"error": _ERROR}}
+_JSON = "application/json"
 
 
 @cache
-def describe() -> dict[str, Any]:
-    """OpenAPI 3.1. Parameters of OpenAI that R2 refuses are left out."""
+def describe() -> Json:
+    """OpenAPI 3.1, without the parameters of OpenAI that R2 refuses."""
     chat = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = chat.pop("$defs")
-    chat["properties"] = {
-        name: schema for name, schema in chat["properties"].items() if name not in UNSUPPORTED
-    }
+    fields = {name: schema for name, schema in chat["properties"].items() if name not in UNSUPPORTED}
+    schemas = {**parts, "ChatRequest": {**chat, "properties": fields}, "Error": _ERROR_BODY}
+    keys = {"key": {"type": "http", "scheme": "bearer"}}
+    description = "An LLM router behind the OpenAI chat API."
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "R2",
-            "version": __version__,
-            "description": "An LLM router behind the OpenAI chat API.",
-        },
+        "info": {"title": "R2", "version": __version__, "description": description},
         "paths": _paths(),
-        "components": {
-            "schemas": {**parts, "ChatRequest": chat, "Error": _ERROR},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": schemas, "securitySchemes": keys},
         "security": [{"key": []}],
     }
 
 
-def _paths() -> dict[str, Any]:
+def _paths() -> Json:
     chat = _operation(
-        "Answer a conversation; text/event-stream with stream: true", "application/json", "text/event-stream"
+        "Answer a conversation; text/event-stream with stream: true", _JSON, "text/event-stream"
     )
-    chat["requestBody"] = {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
-    }
-    model = _operation("One model", "application/json")
-    model["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    chat["requestBody"] = {"required": True, "content": _content("ChatRequest")}
+    model = _operation("One model", _JSON)
+    model["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}]
+    health = _operation("Whether the process is alive", _JSON)
+    ready = _operation("Whether queries can be answered", _JSON)
     return {
         "/v1/chat/completions": {"post": chat},
-        "/v1/models": {
-            "get": _operation("Models that may be asked for, with prices in r2", "application/json")
-        },
+        "/v1/models": {"get": _operation("Models that may be asked for, with prices in r2", _JSON)},
         "/v1/models/{id}": {"get": model},
-        "/health": {"get": _open(_operation("Whether the process is alive", "application/json"))},
-        "/health/ready": {"get": _open(_operation("Whether queries can be answered", "application/json"))},
+        "/health": {"get": {**health, "security": []}},
+        "/health/ready": {"get": {**ready, "security": []}},
         "/metrics": {"get": _operation("Prometheus text", "text/plain")},
     }
 
 
-def _operation(summary: str, *media_types: str) -> dict[str, Any]:
-    return {
-        "summary": summary,
-        "responses": {
-            "200": {"description": "OK", "content": {media_type: {} for media_type in media_types}},
-            "default": {
-                "description": "Error",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-            },
-        },
-    }
+def _operation(summary: str, *media_types: str) -> Json:
+    good = {"description": "OK", "content": {media_type: {} for media_type in media_types}}
+    bad = {"description": "Error", "content": _content("Error")}
+    return {"summary": summary, "responses": {"200": good, "default": bad}}
 
 
-def _open(operation: dict[str, Any]) -> dict[str, Any]:
-    return {**operation, "security": []}
+def _content(schema: str) -> Json:
+    return {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}

@@ -1,7 +1,7 @@
-"""Keeps secrets out of what is written: texts by value, and log records before any handler sees them.
+"""Keeps secrets out of all that is written: texts by value, log records before any handler sees them.
 
-A last line of defence. The first is that no secret is put into a text: the configuration names environment variables,
-keys of clients are kept as digests, and the hosted engine says in its own words what went wrong.
+This is the last line of defence. The first is that no secret is put into a text: the configuration names
+environment variables, client keys are kept as digests, and the hosted engine words its own errors.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TypeVar, cast
 
 SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|CREDENTIALS)$")
-"""Environment variables taken to hold a secret, besides those that the configuration names."""
+"""Environment variables that count as secrets, in addition to those that the configuration names."""
 MIN_CHARS = 8
-"""Shorter values are no secrets worth the name, and replacing them would tear ordinary texts apart."""
+"""Shorter values are not replaced: they protect nothing, and they occur in ordinary texts."""
 MARK = "[redacted]"
 JSON_DEPTH = 2
-"""A provider's error is often JSON, and ours holds its text: inside a trace it is escaped twice."""
+"""A provider's error is often JSON, and our trace holds its text, so a secret may be escaped twice."""
+T = TypeVar("T")
 
 
 class Redactor:
-    """Replaces every known secret in a text, also where it stands escaped in JSON."""
+    """Replaces every known secret in a text, also in the escaped form that it has in JSON."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         forms = {form for secret in secrets if len(secret) >= MIN_CHARS for form in _forms(secret)}
@@ -33,11 +34,9 @@ class Redactor:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ, names: Iterable[str | None] = ()) -> Redactor:
-        """Of the values of variables that `names` lists or that are called like secrets; of lists, each item too."""
-        wanted = {name for name in environment if SECRET_NAME.search(name)} | {
-            name for name in names if name is not None
-        }
-        values = [environment.get(name, "").strip() for name in wanted]
+        """Knows the values of `names` and of variables called like secrets; each item of a list too."""
+        wanted = {name for name in environment if SECRET_NAME.search(name)} | {*names} - {None}
+        values = [environment.get(name or "", "").strip() for name in wanted]
         return cls([*values, *(item.strip() for value in values for item in value.split(","))])
 
     def __call__(self, text: str) -> str:
@@ -47,32 +46,29 @@ class Redactor:
         return "Redactor()"
 
 
-def redacted(value: Any, redact: Callable[[str], str], *, spared: str) -> Any:
-    """A JSON value with every string in it redacted, but for keys and for what stands under the key `spared`."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {
-            name: item if name == spared else redacted(item, redact, spared=spared)
-            for name, item in value.items()
-        }
-    if isinstance(value, list):
-        return [redacted(item, redact, spared=spared) for item in value]
-    return value
+def redacted(value: T, redact: Callable[[str], str], *, spared: str) -> T:
+    """A JSON value with every string in it redacted, except keys and the value of the key `spared`."""
+
+    def clean(item: object) -> object:
+        if isinstance(item, str):
+            return redact(item)
+        if isinstance(item, Mapping):
+            return {name: child if name == spared else clean(child) for name, child in item.items()}
+        return [clean(child) for child in item] if isinstance(item, list) else item
+
+    return cast(T, clean(value))
 
 
 def _forms(secret: str) -> set[str]:
-    """As it is, and as JSON has it, with characters beyond ASCII escaped or not."""
+    """The secret as it is and as JSON shows it, with characters beyond ASCII escaped or not."""
     forms = {secret}
     for _ in range(JSON_DEPTH):
-        forms |= {
-            json.dumps(form, ensure_ascii=is_ascii)[1:-1] for form in forms for is_ascii in (True, False)
-        }
+        forms |= {json.dumps(form, ensure_ascii=flag)[1:-1] for form in forms for flag in (True, False)}
     return forms
 
 
 class _RedactedLogs:
-    """A factory of log records: what is made by it can be given to any logger and handler of the process."""
+    """A factory of log records without secrets; it serves every logger and handler of the process."""
 
     def __init__(self, redact: Redactor) -> None:
         self.redact = redact
@@ -83,18 +79,18 @@ class _RedactedLogs:
         try:
             message = record.getMessage()
         except (TypeError, ValueError, KeyError):
-            return record  # a wrong format string: logging reports it itself
-        if (redacted := self.redact(message)) != message:
-            record.msg, record.args = redacted, None
+            return record  # logging itself reports a wrong format string
+        if (clean := self.redact(message)) != message:
+            record.msg, record.args = clean, None
         if record.exc_info and record.exc_info[0] is not None:
             text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-            if (redacted := self.redact(text)) != text:
-                record.exc_info, record.exc_text = None, redacted
+            if (clean := self.redact(text)) != text:
+                record.exc_info, record.exc_text = None, clean
         return record
 
 
 def redact_logs(redact: Redactor) -> None:
-    """From now on, in this whole process. For the edges: a deployment's start, a command."""
+    """Redacts all logs of this process from now on. Call it at the start of a deployment or a command."""
     current = logging.getLogRecordFactory()
     if isinstance(current, _RedactedLogs):
         current.redact = redact

@@ -1,4 +1,4 @@
-"""What the endpoint refuses of a request, in OpenAI's terms: pydantic's findings as one `InvalidRequest` that names the field."""
+"""The wording of refused requests: pydantic's findings as one `InvalidRequest` in OpenAI's terms."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from pydantic_core import ErrorDetails
 
 from r2_serve.errors import InvalidRequest
 
+_NO_TOOLS = "R2 calls no tools: describe them in the prompt, or ask a model that calls tools directly"
+_NO_CACHE_OPTIONS = "each engine decides on its own cache"
 UNSUPPORTED = {
     "audio": "R2 answers in text only",
-    "function_call": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
-    "functions": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "function_call": _NO_TOOLS,
+    "functions": _NO_TOOLS,
     "logit_bias": "tokens differ between the models of the pool",
     "moderation": "moderate before or after R2",
     "parallel_tool_calls": "R2 calls no tools",
     "prediction": "predicted outputs are not supported",
-    "prompt_cache_options": "caching is the engines' own affair",
-    "prompt_cache_retention": "caching is the engines' own affair",
+    "prompt_cache_options": _NO_CACHE_OPTIONS,
+    "prompt_cache_retention": _NO_CACHE_OPTIONS,
     "reasoning_effort": "the models of the pool share no such control",
-    "tools": "R2 calls no tools: describe them in the prompt, or ask a model that calls tools elsewhere",
+    "tools": _NO_TOOLS,
     "top_logprobs": "log-probabilities are not returned",
     "verbosity": "ask for a shorter or longer answer in the prompt",
     "web_search_options": "R2 searches nothing",
 }
-"""OpenAI's parameters that R2 does not honour, and why; `null` is fine."""
+"""OpenAI's parameters that R2 does not honour, with the reason; `null` is accepted."""
 
 
 def refusal(
     fault: ErrorDetails, known: Iterable[str] = (), known_in_r2: Iterable[str] = ()
 ) -> InvalidRequest:
-    """`known` are the keys that may stand where an unknown one stands; `known_in_r2` those that may have been meant for `r2`."""
+    """`known` are the keys allowed in place of an unknown one; `known_in_r2` are those of `r2`."""
     kind, param, got = fault["type"], _param(fault["loc"]), shown(fault["input"])
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {fault['ctx']['error']}", code="invalid_json")
@@ -45,16 +47,15 @@ def refusal(
         hint = _suggestion(str(fault["loc"][-1])[:60], known, known_in_r2)
         return InvalidRequest(f"unknown parameter {param}; {hint}", param, "unknown_parameter")
     if kind == "none_required" and param in UNSUPPORTED:
-        return InvalidRequest(
-            f"{param} is not supported: {UNSUPPORTED[param]}; leave it out", param, "unsupported_parameter"
-        )
+        message = f"{param} is not supported: {UNSUPPORTED[param]}; leave it out"
+        return InvalidRequest(message, param, "unsupported_parameter")
     if kind == "value_error":
         return InvalidRequest(f"{param}: {_cut(str(fault['ctx']['error']), 300)}", param, "invalid_value")
     return InvalidRequest(f"{param}: got {got}, expected {_expected(fault)}", param, "invalid_value")
 
 
 def shown(value: object) -> str:
-    """What the client sent, short enough for a message."""
+    """A value that the client sent, short enough for a message."""
     if isinstance(value, dict | list | tuple):
         return "an object" if isinstance(value, dict) else f"an array of {len(value)}"
     if isinstance(value, float) and not isfinite(value):
@@ -77,7 +78,7 @@ def _expected(fault: ErrorDetails) -> str:
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:
-    """`messages.1.content.0.type`; None for the body itself."""
+    """A name such as `messages.1.content.0.type`; None for the body itself."""
     parts = [str(part) for part in location if part not in ("<text>", "<list>", "[key]")]
     return _cut(".".join(parts), 120) if parts else None
 

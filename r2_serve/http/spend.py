@@ -1,9 +1,9 @@
-"""What each client key has spent, and the purse out of which its requests pay.
+"""What each client key has spent, and the purse from which its requests pay.
 
-A purse holds back the most that each call in flight can cost, so that requests at once cannot overspend a budget between
-them within one router process. Settled spend is kept in an SQLite file, where one is configured: it survives restarts and
-is shared by the router processes of one machine. Those do not see each other's calls in flight, so between them a
-budget may be overspent by just these.
+A purse holds back the most that each call in flight can cost, so that requests at once cannot overspend a
+budget within one router process. Settled spend is kept in an SQLite file if one is configured: it survives
+restarts, and the router processes of one machine share it. They do not see each other's calls in flight, so
+together they may overspend a budget by the cost of those calls.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from r2_serve.http.keys import ClientKey
 
 log = logging.getLogger(__name__)
 LOCK_TIMEOUT_S = 1.0
-_SCHEMA = "CREATE TABLE IF NOT EXISTS spend (name TEXT, period TEXT, usd TEXT NOT NULL, PRIMARY KEY (name, period)) WITHOUT ROWID"
+_SCHEMA = """CREATE TABLE IF NOT EXISTS spend
+    (name TEXT, period TEXT, usd TEXT NOT NULL, PRIMARY KEY (name, period)) WITHOUT ROWID"""
 _READ = "SELECT usd FROM spend WHERE name = ? AND period = ?"
 _WRITE = "INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET usd = excluded.usd"
 
@@ -30,9 +31,12 @@ def _today() -> datetime.date:
 
 
 class SpendBook:
-    """Settled spend by key and period, exact. In memory where there is no path.
+    """Exact settled spend by key and period; in memory if `path` is None.
 
-    A disk that fails costs no answer: what could not be written counts here, and is written with the next that can be.
+    A failing disk does not fail requests: spend that could not be written counts here and is written with the
+    next one.
+
+    Raises: ConfigError if the file cannot be used.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -53,25 +57,23 @@ class SpendBook:
         try:
             self._last_read[place] = self._read(place)
         except sqlite3.Error as e:
-            log.warning("the book of spend cannot be read, going by the last reading: %s", e)
+            log.warning("the spend file cannot be read, so the last reading counts: %s", e)
         return self._last_read.get(place, Decimal(0)) + self._unwritten.get(place, Decimal(0))
 
     def add(self, name: str, period: str, usd: Decimal) -> None:
         place = (name, period)
-        self._unwritten[place] = self._unwritten.get(place, Decimal(0)) + usd
+        self._unwritten[place] = waiting_usd = self._unwritten.get(place, Decimal(0)) + usd
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.execute(_WRITE, (*place, str(self._read(place) + self._unwritten[place])))
+                self._db.execute(_WRITE, (*place, str(self._read(place) + waiting_usd)))
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
             del self._unwritten[place]
         except sqlite3.Error as e:
-            log.warning(
-                "the book of spend cannot be written, %s USD of %s wait: %s", self._unwritten[place], name, e
-            )
+            log.warning("the spend file cannot be written, %s USD of %s wait: %s", waiting_usd, name, e)
 
     def _read(self, place: tuple[str, str]) -> Decimal:
         row = self._db.execute(_READ, place).fetchone()
@@ -79,7 +81,7 @@ class SpendBook:
 
 
 class KeyPurse:
-    """The purse of one key: a `ledger.Purse`."""
+    """The purse of one key: a `r2_serve.calls.ledger.Purse`."""
 
     def __init__(self, key: ClientKey, book: SpendBook, today: Callable[[], datetime.date]) -> None:
         self.key = key
@@ -87,13 +89,13 @@ class KeyPurse:
         self._held_usd = Decimal(0)
 
     def left_usd(self) -> Decimal | None:
-        """What a call not yet held may cost; None: no limit."""
+        """The most that a new call may cost; None without a budget."""
         if self.key.budget_usd is None:
             return None
         return self.key.budget_usd - self.spent_usd() - self._held_usd
 
     def spent_usd(self) -> Decimal:
-        """Settled in the current period."""
+        """Settled spend of the current period."""
         return self._book.spent_usd(self.key.name, self._period())
 
     def hold(self, usd: Decimal) -> None:
@@ -108,8 +110,10 @@ class KeyPurse:
         budget, period = self.key.budget_usd, self.key.budget_period
         when = "" if period == "total" else f" per {period} (UTC)"
         left = max(self.left_usd() or Decimal(0), Decimal(0))
-        message = f"key {self.key.name!r} has a budget of {budget:f} USD{when}, of which {left:f} are left, less than the next call may cost"
-        return QuotaExceeded(f"{message}; ask the operator for more, or lower max_tokens")
+        return QuotaExceeded(
+            f"key {self.key.name!r} has a budget of {budget:f} USD{when}, of which {left:f} are left, "
+            "less than the next call may cost; ask the operator for more, or lower max_tokens"
+        )
 
     def _period(self) -> str:
         day = self._today().isoformat()
@@ -117,18 +121,18 @@ class KeyPurse:
 
 
 class Purses:
-    """One purse per key name, made when first needed."""
+    """One purse for each key name, made at its first use."""
 
     def __init__(self, book: SpendBook, today: Callable[[], datetime.date] = _today) -> None:
         self._book, self._today = book, today
         self._purses: dict[str, KeyPurse] = {}
 
     def of(self, key: ClientKey) -> KeyPurse:
-        """The purse of `key`, as its entry stands now."""
+        """The purse of `key`, with the key's limits as they are now."""
         purse = self._purses.setdefault(key.name, KeyPurse(key, self._book, self._today))
         purse.key = key
         return purse
 
     def spent_usd(self) -> dict[str, Decimal]:
-        """By name, of the keys seen so far, in their current period."""
+        """Spend in the current period by name, of every key seen so far."""
         return {name: purse.spent_usd() for name, purse in self._purses.items()}

@@ -1,8 +1,9 @@
-"""One answer over one connection: cancelled when the client leaves, streamed with a heartbeat where asked.
+"""One answer over one connection: cancelled when the client leaves, streamed with a heartbeat on request.
 
-An HTTP status can be sent once. So a stream commits to 200 only with its first piece of text, its first heartbeat or
-its end; an error before that is an ordinary HTTP error. After it, an error is an event `data: {"error": {...}}`, and the
-stream ends without `[DONE]`, by which a client tells a cut answer from a whole one.
+An HTTP status can be sent once only. So a stream commits to 200 with its first piece of text, its first
+heartbeat or its end; an error before that is an ordinary HTTP error. A later error is an event `data:
+{"error": {...}}`, and the stream then ends without `[DONE]`, so that a client can tell a cut answer from a
+whole one.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _HEADERS = [
 
 
 class ClientGone(Exception):
-    """The client closed the connection, or does not read what it is sent: nobody is left to answer."""
+    """The client closed the connection, or does not read what it is sent."""
 
 
 async def beside(
     companions: Sequence[Coroutine[object, object, None]], work: Coroutine[object, object, T]
 ) -> T:
-    """The result of `work`; `companions` run until it is there. One that raises stops `work`, and waits for its end.
+    """The result of `work`, while `companions` run; one that raises stops `work` and waits for its end.
 
-    Raises: what `work` or a companion raised, the first of them.
+    Raises: the first error of `work` or of a companion.
     """
     try:
         async with asyncio.TaskGroup() as group:
@@ -46,7 +47,7 @@ async def beside(
 
 
 async def raise_when_gone(receive: Receive) -> None:
-    """Returns never. Raises: ClientGone."""
+    """Never returns. Raises: ClientGone."""
     while (await receive())["type"] != "http.disconnect":
         pass
     raise ClientGone
@@ -57,20 +58,20 @@ class EventStream:
 
     def __init__(self, send: Send, heartbeat_s: float) -> None:
         self.is_committed = False
-        """The status line is out."""
+        """The status line is sent."""
         self._send, self._heartbeat_s = send, heartbeat_s
         self._lock = asyncio.Lock()
         self._is_idle = True
 
     async def write(self, events: bytes) -> None:
-        """Sends, after the status line where that is still due, and waits while the client is slow.
+        """Sends `events`, after the status line if that is still due, and waits while the client is slow.
 
-        A connection found closed is left to `raise_when_gone`, which knows of it too.
+        It ignores a closed connection, which `raise_when_gone` notices too.
         """
         await self._write(events, is_last=False)
 
     async def end(self, events: bytes, within_s: float) -> None:
-        """Sends the last of it. Raises: ClientGone where the client has not made room for that in time: it may never read."""
+        """Sends the last events. Raises: ClientGone if the client does not read them `within_s`."""
         try:
             async with asyncio.timeout(within_s):
                 await self._write(events, is_last=True)
@@ -78,7 +79,7 @@ class EventStream:
             raise ClientGone from None
 
     async def beat(self) -> None:
-        """Returns never: sends a comment for each `heartbeat_s` in which nothing else was sent."""
+        """Sends a comment whenever nothing else was sent for `heartbeat_s`. Never returns."""
         while True:
             self._is_idle = True
             await asyncio.sleep(self._heartbeat_s)
@@ -90,8 +91,7 @@ class EventStream:
         async with self._lock:
             with suppress(OSError):
                 if not self.is_committed:
-                    await self._send(
-                        {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
-                    )
+                    start = {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
+                    await self._send(start)
                     self.is_committed = True
                 await self._send({"type": "http.response.body", "body": events, "more_body": not is_last})
