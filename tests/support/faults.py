@@ -87,10 +87,16 @@ def usage_of(prompt_tokens: int) -> dict[str, int]:
 
 
 STATUSES: dict[str, Fault] = {
-    "429 as text": Fault(Script([b"slow down"], 429, {"content-type": "text/plain"}), UNAVAILABLE),
-    "429 with a short Retry-After": Fault(said(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE),
-    "429 with a long Retry-After": Fault(said(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1),
-    "429 with a Retry-After that is no date": Fault(said(ERROR, 429, **NO_DATE), UNAVAILABLE),
+    "429 as text": Fault(
+        Script([b"slow down"], 429, {"content-type": "text/plain"}), UNAVAILABLE, cost="free"
+    ),
+    "429 with a short Retry-After": Fault(
+        said(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE, cost="free"
+    ),
+    "429 with a long Retry-After": Fault(
+        said(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1, cost="free"
+    ),
+    "429 with a Retry-After that is no date": Fault(said(ERROR, 429, **NO_DATE), UNAVAILABLE, cost="free"),
     "429 for want of quota": refused(said(QUOTA, 429)),
     "400": refused(said(ERROR, 400)),
     "401": refused(said(ERROR, 401)),
@@ -121,7 +127,7 @@ PLAIN: dict[str, Fault] = {
     "error in a 200": Fault(said(ERROR), INVALID),
     "error in a 200, with usage": told(said({**ERROR, "usage": USAGE["usage"]})),
     "400 in a 200": refused(said({"error": {"message": "too long", "code": 400}})),
-    "429 in a 200": Fault(said({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE),
+    "429 in a 200": Fault(said({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE, cost="free"),
     "cut JSON": Fault(Script([WHOLE[:-30]]), INVALID),
     "bad UTF-8": Fault(Script([WHOLE.replace(b"wrong", b"wro\xff\xfe")]), INVALID),
     "lone surrogate": told(Script([WHOLE.replace(b"wrong", rb"wro\ud800")])),
