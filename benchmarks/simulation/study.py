@@ -22,9 +22,8 @@ import typer
 import yaml
 
 from r2_serve.lab.jsonl import whole_lines
-from r2_serve.lab.load.summary import summarize
+from r2_serve.lab.load.summary import RunInfo, summarize
 from r2_serve.lab.simulate.hardware import Hardware, load_hardware
-from r2_serve.lab.simulate.results_files import run_info
 from r2_serve.lab.simulate.simulation import simulate
 from r2_serve.lab.workload import Workload, load_workload
 from r2_serve.serve_config import ServeConfig, load
@@ -120,7 +119,8 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
 
     result = simulate(scaled_config(point, scale, cold), workload, hardware, progress=progress)
     typer.echo("")
-    summary = summarize(run_info(workload, None, hardware), result.queries.records(), result.timeline)
+    info = RunInfo.of(workload, "simulated", seed=None, gpu_usd_per_hour=hardware.cluster.gpu_usd_per_hour)
+    summary = summarize(info, result.queries.records(), result.timeline)
     assert summary.latency_s is not None
     return {
         "name": point.name,
@@ -133,9 +133,9 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
         "p50_s": summary.latency_s.p50,
         "p95_s": summary.latency_s.p95,
         "gpu_s": summary.gpu_s,
-        "paid_gpu_s": result.paid_gpu_s,
-        "paid_usd": result.paid_usd,
-        "usd_per_1000_queries": 1000 * result.paid_usd / summary.num_sent,
+        "paid_gpu_s": result.facts.paid_gpu_s,
+        "paid_usd": result.facts.paid_usd,
+        "usd_per_1000_queries": 1000 * result.facts.paid_usd / summary.num_sent,
         "most_gpus": max(
             sum((d.running + d.starting) * d.gpus for d in s.deployments.values()) for s in result.timeline
         ),
@@ -147,9 +147,9 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
             for name in ("m-small/Model", "m-large/Model")
         },
         "num_open": [sample.num_open for sample in result.timeline],
-        "num_subtasks": result.num_subtasks,
-        "num_events": result.num_events,
-        "wall_s": result.wall_s,
+        "num_subtasks": result.facts.num_subtasks,
+        "num_events": result.facts.num_events,
+        "wall_s": result.facts.wall_s,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from r2_serve.config import SpeedConfig
-from r2_serve.lab.simulate.calls import Call
+from r2_serve.lab.simulate.calls import SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
 from r2_serve.lab.simulate.hardware import Cluster
@@ -32,18 +32,20 @@ class Caller:
     done_s: dict[int, float] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
-    def ask(self, deployment: Deployment, number: int, prompt_tokens: float, reply_tokens: float) -> Call:
-        call = Call(self, number, prompt_tokens, reply_tokens, self.clock.now)
+    def ask(
+        self, deployment: Deployment, number: int, prompt_tokens: float, reply_tokens: float
+    ) -> SimulatedCall:
+        call = SimulatedCall(self, number, prompt_tokens, reply_tokens, self.clock.now)
         deployment.submit(call)
         return call
 
-    def call_admitted(self, call: Call) -> None:
+    def call_admitted(self, call: SimulatedCall) -> None:
         raise AssertionError("no stage is called here")
 
-    def call_done(self, call: Call) -> None:
+    def call_done(self, call: SimulatedCall) -> None:
         self.done_s[call.position] = self.clock.now
 
-    def call_failed(self, call: Call, reason: str, retry_after_s: float | None) -> None:
+    def call_failed(self, call: SimulatedCall, reason: str, retry_after_s: float | None) -> None:
         self.failed[call.position] = reason
 
 

@@ -1,10 +1,10 @@
-"""Cells of an experiment, their directories, and which are done.
+"""The cells of an experiment, their directories, and which of them are done.
 
-OUT/configs/VARIANT.yaml                  what was deployed
-OUT/workloads/WORKLOAD.yaml               what was sent
+OUT/configs/VARIANT.yaml                  the deployed config
+OUT/workloads/WORKLOAD.yaml               the workload that was sent
 OUT/WORKLOAD/VARIANT/seed-N/              a run of `r2-serve load`, with
-                           cell.json      the fingerprint of all that decides its figures
-                           output.log     what the command said
+                           cell.json      the fingerprint of everything that decides its figures
+                           output.log     the output of the command
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
-from r2_serve.lab.experiment.config import Loaded
-from r2_serve.lab.experiment.variants import Raw, scaled_deployments, varied
+from r2_serve.lab.experiment.config import LoadedExperiment, Raw
+from r2_serve.lab.experiment.variants import scaled_deployments, varied
 from r2_serve.lab.load.run_directory import SUMMARY
 from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.runs import code_version
@@ -49,7 +48,7 @@ class Cell:
         return f"{self.workload.name}, {self.variant}, seed {self.seed}"
 
     def summary(self) -> LoadSummary | None:
-        """Its figures; None where it is not done."""
+        """The figures; None if the cell is not done."""
         path = self.directory / SUMMARY
         if not path.exists():
             return None
@@ -57,14 +56,14 @@ class Cell:
         return None if summary.info.is_interrupted else summary
 
     def is_other(self) -> bool:
-        """Whether its directory holds a finished run of something else."""
+        """True if the directory holds a finished run with another fingerprint."""
         path = self.directory / CELL
         return self.summary() is not None and (
             not path.exists() or json.loads(path.read_text())["fingerprint"] != self.fingerprint
         )
 
     def mark(self) -> None:
-        """In its directory, before its run: whenever that ends, it is known whose it is."""
+        """Writes `cell.json` before the run, so that it is known whose run it is, however that ends."""
         fields = {
             "fingerprint": self.fingerprint,
             "workload": self.workload.name,
@@ -75,54 +74,44 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """Every cell of an experiment, and its variants' configs as data."""
 
     cells: tuple[Cell, ...]
-    """Variants side by side, seed by seed: what changes on the machine meanwhile meets all alike."""
+    """Cells in their order: variants one after another, seed by seed, so that changes on the machine affect all alike."""
     configs: dict[str, Raw]
 
     @property
     def scaled(self) -> tuple[str, ...]:
-        """Deployments that scale, in any variant."""
+        """Deployments that scale in any variant."""
         return tuple(dict.fromkeys(name for raw in self.configs.values() for name in scaled_deployments(raw)))
 
-    def least_replicas(self, variant: str) -> dict[str, int]:
-        """Of those that scale in `variant`."""
-        return scaled_deployments(self.configs[variant])
 
+def plan(loaded: LoadedExperiment, out: Path, target: str) -> ExperimentPlan:
+    """Writes configs and workloads under `out`. `target` distinguishes one cluster from another.
 
-def plan(loaded: Loaded, out: Path, target: str) -> Plan:
-    """Writes configs and workloads under `out`. `target` tells one cluster from another.
-
-    Raises: ConfigError where a variant makes no valid config, or names models that the workload asks for wrongly.
+    Raises: ConfigError if a variant makes no valid config, or names models that the workload asks for wrongly.
     """
     base = read_yaml(loaded.config_path)
     if isinstance(base, Problem):
         raise ConfigError(f"{loaded.config_path}: {base}")
-    experiment = loaded.experiment
-    configs = {name: varied(base.raw, name, variant) for name, variant in experiment.variants.items()}
+    variants = loaded.experiment.variants
+    configs = {name: varied(base.raw, name, variant) for name, variant in variants.items()}
     for name, raw in configs.items():
         _write_config(out / "configs" / f"{name}.yaml", name, raw)
     for workload in loaded.workloads.values():
         _write_yaml(out / "workloads" / f"{workload.name}.yaml", workload.model_dump(mode="json"))
-    cells = tuple(_cells(loaded, out, configs, target))
-    return Plan(cells, configs)
+    return ExperimentPlan(tuple(_cells(loaded, out, configs, target)), configs)
 
 
-def _cells(loaded: Loaded, out: Path, configs: dict[str, Raw], target: str) -> Iterator[Cell]:
+def _cells(loaded: LoadedExperiment, out: Path, configs: dict[str, Raw], target: str) -> Iterator[Cell]:
     experiment = loaded.experiment
     for seed in experiment.seeds:
         for workload in loaded.workloads.values():
+            sent = workload.model_dump(mode="json")
             for name, variant in experiment.variants.items():
                 environment = {**experiment.environment, **variant.environment}
-                decisive = [
-                    configs[name],
-                    workload.model_dump(mode="json"),
-                    seed,
-                    experiment.nodes,
-                    experiment.gpus,
-                ]
+                cluster = [experiment.nodes, experiment.gpus, environment, experiment.timeout_s, target]
                 yield Cell(
                     workload=workload,
                     variant=name,
@@ -130,9 +119,7 @@ def _cells(loaded: Loaded, out: Path, configs: dict[str, Raw], target: str) -> I
                     directory=out / workload.name / name / f"seed-{seed}",
                     config_path=out / "configs" / f"{name}.yaml",
                     workload_path=out / "workloads" / f"{workload.name}.yaml",
-                    fingerprint=_sha256(
-                        [*decisive, environment, experiment.timeout_s, target, code_version()]
-                    ),
+                    fingerprint=_sha256([configs[name], sent, seed, *cluster, code_version()]),
                 )
 
 
@@ -144,10 +131,10 @@ def _write_config(path: Path, variant: str, raw: Raw) -> None:
         raise ConfigError(f"variant {variant!r} makes no valid config: {e.message}") from e
 
 
-def _write_yaml(path: Path, value: Any) -> None:
+def _write_yaml(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, yaml.safe_dump(value, sort_keys=False, width=140).rstrip())
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

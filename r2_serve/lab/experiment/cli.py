@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from r2_serve.lab.examples import chosen_file
 from r2_serve.ops.command_line import RESUMES, ExampleOption, plain_errors
+
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 def experiment(
@@ -16,22 +19,23 @@ def experiment(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Directory; default: runs/experiment/NAME. An unfinished one goes on."
+            "--out", "-o", help="Directory, also of an unfinished run; default: runs/experiment/NAME."
         ),
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="Endpoint of a running cluster, with its /v1; default: local clusters.")
     ] = None,
     dashboard: Annotated[
-        str | None, typer.Option(help="Ray dashboard of that cluster: variants are deployed through it.")
+        str | None, typer.Option(help="Ray dashboard of that cluster, through which variants are deployed.")
     ] = None,
     set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Run again what another config, workload or code left there.")
+        bool,
+        typer.Option("--set-aside", help="Repeat runs of another config, workload or code; those are kept."),
     ] = False,
 ) -> None:
-    """Put the same load on variants of a Serve config, over seeds, and compare what each reached with what it took.
+    """Put the same load on variants of a Serve config, over seeds, and compare results and replica time.
 
-    Locally, each run starts a cluster of its own. With --url and --dashboard, each variant is deployed to that cluster.
+    Locally, each run starts its own cluster. With --url and --dashboard, each variant is deployed to that cluster.
 
     \b
     Example:  r2-serve experiment --example list
@@ -45,27 +49,15 @@ def experiment(
 
     from r2_serve.errors import ConfigError
     from r2_serve.lab.experiment.config import load_experiment
-    from r2_serve.lab.experiment.session import REPORT, RESULTS, run_experiment
-    from r2_serve.serve_config.document import suggestion
+    from r2_serve.lab.experiment.session import RESULTS, run_experiment
+    from r2_serve.lab.load.run_directory import REPORT
 
-    names = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
-    if example == "list":
-        typer.echo("\n".join(names))
-        return
     with plain_errors(interrupted=RESUMES):
-        if (file is None) == (example is None):
-            raise ConfigError("give an experiment file, or --example NAME (--example list names them)")
-        if example is not None and example not in names:
-            raise ConfigError(f"no example experiment {example!r}{suggestion(example, names)}")
+        path = chosen_file(file, example, EXAMPLES)
         if (url is None) != (dashboard is None):
-            raise ConfigError(
-                "a running cluster needs both --url, which is loaded, and --dashboard, through which variants are deployed"
-            )
+            raise ConfigError("a running cluster needs both --url (for the load) and --dashboard (to deploy)")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order too
-        loaded = load_experiment(EXAMPLES / f"{example}.yaml" if example is not None else file or Path())
+        loaded = load_experiment(path)
         directory = out or Path("runs/experiment") / loaded.experiment.name
         run_experiment(loaded, directory, Console(), url=url, dashboard=dashboard, set_aside=set_aside)
     typer.echo(f"written: {directory / RESULTS}, {directory / REPORT}")
-
-
-EXAMPLES = Path(__file__).parent / "examples"

@@ -1,4 +1,4 @@
-"""Where cells run: on a local cluster that each starts for itself, or on a running one, to which each deploys its variant."""
+"""The place of a cell's run: a local cluster that each starts for itself, or a running one that gets each variant."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Protocol
 
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import PublishError
-from r2_serve.lab.experiment.cells import Cell, Plan
+from r2_serve.lab.experiment.cells import Cell, ExperimentPlan
 from r2_serve.lab.experiment.config import Experiment
+from r2_serve.lab.experiment.variants import scaled_deployments
 from r2_serve.lab.load.records import ReplicaCount
 from r2_serve.lab.load.replicas import DashboardReplicas
 
@@ -19,26 +20,26 @@ _POLL_S = 2.0
 
 
 class Site(Protocol):
-    """Where a cell runs."""
+    """A place where cells run."""
 
     @property
     def target(self) -> str:
-        """What tells it from another."""
+        """The name that distinguishes it from another."""
         ...
 
     def prepare(self, cell: Cell) -> None:
-        """Before its load. Raises: PublishError."""
+        """Makes it ready for a cell's load. Raises: PublishError."""
         ...
 
     def options(self, cell: Cell) -> list[str]:
-        """For `r2-serve load`."""
+        """Options of `r2-serve load`."""
         ...
 
     def environment(self, cell: Cell) -> dict[str, str]: ...
 
 
 class LocalSite:
-    """A cluster for each cell, on this machine."""
+    """A cluster on this machine for each cell."""
 
     target = "local"
 
@@ -46,95 +47,60 @@ class LocalSite:
         self._experiment = experiment
 
     def prepare(self, cell: Cell) -> None:
-        """Its command does all."""
+        """The command starts its cluster itself."""
 
     def options(self, cell: Cell) -> list[str]:
-        experiment = self._experiment
-        return [
-            "--config",
-            str(cell.config_path),
-            "--nodes",
-            str(experiment.nodes),
-            "--gpus",
-            str(experiment.gpus),
-        ]
+        nodes, gpus = str(self._experiment.nodes), str(self._experiment.gpus)
+        return ["--config", str(cell.config_path), "--nodes", nodes, "--gpus", gpus]
 
     def environment(self, cell: Cell) -> dict[str, str]:
-        return {
-            **os.environ,
-            **self._experiment.environment,
-            **self._experiment.variants[cell.variant].environment,
-        }
+        own = self._experiment.variants[cell.variant].environment
+        return {**os.environ, **self._experiment.environment, **own}
 
 
 class ClusterSite:
-    """A running cluster, by its dashboard's REST interface."""
+    """A running cluster, reached by its dashboard's REST interface."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, url: str, dashboard: Dashboard) -> None:
-        self._experiment, self._plan, self._url, self._dashboard = experiment, plan, url, dashboard
-
-    @property
-    def target(self) -> str:
-        return self._url
+    def __init__(self, experiment: Experiment, plan: ExperimentPlan, url: str, dashboard: Dashboard) -> None:
+        self._settle_s, self._plan, self.target, self._dashboard = experiment.settle_s, plan, url, dashboard
 
     def prepare(self, cell: Cell) -> None:
-        """Deploys the variant, and waits until it is at rest: what the load before has scaled up would be a head start."""
+        """Deploys the variant and waits until it is at rest: replicas left by the load before would be a head start."""
         raw = self._plan.configs[cell.variant]
         self._dashboard.deploy(raw)
         for app in raw["applications"]:
             self._dashboard.wait_for(app["name"])
-        replicas, give_up_at = (
-            DashboardReplicas(self._dashboard),
-            time.monotonic() + self._experiment.settle_s,
-        )
-        least = self._plan.least_replicas(cell.variant)
+        replicas, give_up_at = DashboardReplicas(self._dashboard), time.monotonic() + self._settle_s
+        least = scaled_deployments(raw)
         while not is_at_rest(counts := replicas.read(), least):
             if time.monotonic() >= give_up_at:
+                found = ", ".join(
+                    f"{name} {c.running} running, {c.starting} starting" for name, c in counts.items()
+                )
                 raise PublishError(
-                    f"after {self._experiment.settle_s:g} s (settle_s) replicas are not at their least: {_told(counts)}"
+                    f"after {self._settle_s:g} s (settle_s) replicas are not at their least number: {found}"
                 )
             time.sleep(_POLL_S)
 
     def options(self, cell: Cell) -> list[str]:
-        return ["--url", self._url, "--dashboard", self._dashboard.url]
+        return ["--url", self.target, "--dashboard", self._dashboard.url]
 
     def environment(self, cell: Cell) -> dict[str, str]:
         return dict(os.environ)
 
 
 def is_at_rest(counts: Mapping[str, ReplicaCount], least: Mapping[str, int]) -> bool:
-    """Whether every deployment that scales is at its least replicas, and none is starting or stopping."""
-    present = [(counts[name], minimum) for name, minimum in least.items() if name in counts]
+    """True if every deployment that scales has its least number of replicas, and none is starting or stopping."""
     return all(
-        count.running == count.target == minimum and not count.starting and not count.stopping
-        for count, minimum in present
+        count.running == count.target == least[name] and not count.starting and not count.stopping
+        for name, count in counts.items()
+        if name in least
     )
 
 
 def command(cell: Cell, site: Site, experiment: Experiment) -> list[str]:
-    """`r2-serve load` for a cell."""
-    load = [
-        sys.executable,
-        "-m",
-        "r2_serve.cli",
-        "load",
-        str(cell.workload_path),
-        "--seed",
-        str(cell.seed),
-        "--out",
-        str(cell.directory),
-    ]
-    price = [
-        "--gpu-usd-per-hour",
-        f"{experiment.gpu_usd_per_hour:g}",
-        "--timeout",
-        f"{experiment.timeout_s:g}",
-        "--set-aside",
-    ]
-    return [*load, *site.options(cell), *price]
-
-
-def _told(counts: Mapping[str, ReplicaCount]) -> str:
-    return ", ".join(
-        f"{name} {count.running} running, {count.starting} starting" for name, count in counts.items()
-    )
+    """The `r2-serve load` of a cell."""
+    load = [sys.executable, "-m", "r2_serve.cli", "load", str(cell.workload_path), "--seed", str(cell.seed)]
+    price, timeout = f"{experiment.gpu_usd_per_hour:g}", f"{experiment.timeout_s:g}"
+    limits = ["--gpu-usd-per-hour", price, "--timeout", timeout, "--set-aside"]
+    return [*load, "--out", str(cell.directory), *site.options(cell), *limits]

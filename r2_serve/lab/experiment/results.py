@@ -1,13 +1,15 @@
-"""What the cells of an experiment come to: a row for each workload and variant, and how it differs from the first variant.
+"""The results of an experiment: a row for each workload and variant, and its difference from the first variant.
 
-Differences are paired: of the same workload and seed, so the same requests at the same times.
+Differences are paired: both runs have the same workload and seed, so the same requests at the same times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from statistics import fmean
+from typing import Self
 
 from r2_serve.lab.experiment.cells import Cell
 from r2_serve.lab.load.summary import LoadSummary
@@ -15,19 +17,19 @@ from r2_serve.types import Record
 
 
 class Spread(Record):
-    """Of a figure over seeds."""
+    """A figure over seeds."""
 
     mean: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Self:
         return cls(mean=fmean(values), low=min(values), high=max(values))
 
     @classmethod
-    def of_known(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of those that are there."""
+    def of_known(cls, values: Iterable[float | None]) -> Self | None:
+        """The spread of the values that are known; None if none is."""
         known = [value for value in values if value is not None]
         return cls.of(known) if known else None
 
@@ -39,15 +41,15 @@ class CellFigures(Record):
     variant: str
     seed: int
     directory: str
-    """Below that of the experiment."""
+    """Path below the experiment's directory."""
     num_requests: int
     slo_attainment: float
     goodput_per_s: float
     p50_s: float | None
-    """Of the answered; None where none was. So `p95_s`."""
+    """Median latency of answered requests; None, as `p95_s`, if none was answered."""
     p95_s: float | None
     replica_s: float
-    """Of the deployments that scale."""
+    """Replica-seconds of the deployments that scale."""
     starting_s: float
     gpu_s: float
     gpu_usd: float
@@ -55,8 +57,31 @@ class CellFigures(Record):
     num_failed: int
     warnings: tuple[str, ...]
 
+    @classmethod
+    def of(cls, cell: Cell, summary: LoadSummary, scaled: Sequence[str], directory: str) -> Self:
+        used = [use for name, use in summary.deployments.items() if name in scaled]
+        latency = summary.latency_s
+        return cls(
+            workload=cell.workload.name,
+            variant=cell.variant,
+            seed=cell.seed,
+            directory=directory,
+            num_requests=summary.num_sent,
+            slo_attainment=summary.slo_attainment or 0.0,
+            goodput_per_s=summary.goodput_per_s,
+            p50_s=latency.p50 if latency else None,
+            p95_s=latency.p95 if latency else None,
+            replica_s=sum(use.replica_s for use in used),
+            starting_s=sum(use.starting_s for use in used),
+            gpu_s=summary.gpu_s,
+            gpu_usd=summary.gpu_usd,
+            model_usd=summary.cost_usd,
+            num_failed=summary.num_failed,
+            warnings=summary.warnings,
+        )
 
-class Row(Record):
+
+class VariantRow(Record):
     """A variant under a workload, over its seeds."""
 
     workload: str
@@ -74,111 +99,89 @@ class Row(Record):
     num_failed: int
 
 
-class Difference(Record):
-    """A variant less the first one, seed by seed."""
+class PairedDifference(Record):
+    """A variant minus the first one, seed by seed."""
 
     workload: str
     variant: str
     against: str
     num_seeds: int
     slo_attainment: Spread
-    """In shares: 0.1 is ten points."""
+    """Difference of shares: 0.1 is ten points."""
     p95_s: Spread | None
     replica_s: Spread | None
-    """As a share of the first variant's: -0.2 is a fifth less. None where it had none."""
+    """Difference as a share of the first variant's: -0.2 is a fifth less. None if that had none."""
 
 
 class Results(Record):
-    """An experiment, as far as it is done."""
+    """The finished part of an experiment."""
 
     name: str
     target: str
     machine: str
     code_version: str
     num_cells: int
-    """Done or not."""
+    """All cells, done or not."""
     scaled: tuple[str, ...]
     cells: tuple[CellFigures, ...]
-    rows: tuple[Row, ...]
-    differences: tuple[Difference, ...]
+    rows: tuple[VariantRow, ...]
+    differences: tuple[PairedDifference, ...]
 
 
-def figures_of(cell: Cell, summary: LoadSummary, scaled: Sequence[str], out: str) -> CellFigures:
-    used = [use for name, use in summary.deployments.items() if name in scaled]
-    latency = summary.latency_s
-    return CellFigures(
-        workload=cell.workload.name,
-        variant=cell.variant,
-        seed=cell.seed,
-        directory=out,
-        num_requests=summary.num_sent,
-        slo_attainment=summary.slo_attainment or 0.0,
-        goodput_per_s=summary.goodput_per_s,
-        p50_s=latency.p50 if latency else None,
-        p95_s=latency.p95 if latency else None,
-        replica_s=sum(use.replica_s for use in used),
-        starting_s=sum(use.starting_s for use in used),
-        gpu_s=summary.gpu_s,
-        gpu_usd=summary.gpu_usd,
-        model_usd=summary.cost_usd,
-        num_failed=summary.num_failed,
-        warnings=summary.warnings,
-    )
-
-
-def rows_of(cells: Sequence[CellFigures]) -> tuple[Row, ...]:
-    """In the order in which workloads and variants first come."""
-    groups: dict[tuple[str, str], list[CellFigures]] = {}
+def rows_of(cells: Sequence[CellFigures]) -> tuple[VariantRow, ...]:
+    """Rows in the order in which workloads and variants first come."""
+    groups: dict[tuple[str, str], list[CellFigures]] = defaultdict(list)
     for cell in cells:
-        groups.setdefault((cell.workload, cell.variant), []).append(cell)
+        groups[cell.workload, cell.variant].append(cell)
     return tuple(_row(group) for group in groups.values())
 
 
-def differences_of(cells: Sequence[CellFigures], first: str) -> tuple[Difference, ...]:
-    """Of seeds that both have."""
+def differences_of(cells: Sequence[CellFigures], first: str) -> tuple[PairedDifference, ...]:
+    """Differences over the seeds that both variants have."""
     known = {(cell.workload, cell.variant, cell.seed): cell for cell in cells}
-    pairs: dict[tuple[str, str], list[tuple[CellFigures, CellFigures]]] = {}
+    pairs: dict[tuple[str, str], list[tuple[CellFigures, CellFigures]]] = defaultdict(list)
     for cell in cells:
         reference = known.get((cell.workload, first, cell.seed))
         if cell.variant != first and reference is not None:
-            pairs.setdefault((cell.workload, cell.variant), []).append((cell, reference))
-    return tuple(_difference(workload, variant, first, group) for (workload, variant), group in pairs.items())
+            pairs[cell.workload, cell.variant].append((cell, reference))
+    return tuple(_difference(group) for group in pairs.values())
 
 
-def _row(cells: Sequence[CellFigures]) -> Row:
+def _row(cells: Sequence[CellFigures]) -> VariantRow:
     def spread(field: str) -> Spread:
         return Spread.of([float(getattr(cell, field)) for cell in cells])
 
-    names = ("slo_attainment", "goodput_per_s", "replica_s", "starting_s", "gpu_s", "gpu_usd", "model_usd")
-    fields: Mapping[str, Spread] = {name: spread(name) for name in names}
-    return Row(
+    return VariantRow(
         workload=cells[0].workload,
         variant=cells[0].variant,
         num_seeds=len(cells),
+        slo_attainment=spread("slo_attainment"),
+        goodput_per_s=spread("goodput_per_s"),
         p50_s=Spread.of_known(cell.p50_s for cell in cells),
         p95_s=Spread.of_known(cell.p95_s for cell in cells),
+        replica_s=spread("replica_s"),
+        starting_s=spread("starting_s"),
+        gpu_s=spread("gpu_s"),
+        gpu_usd=spread("gpu_usd"),
+        model_usd=spread("model_usd"),
         num_failed=sum(cell.num_failed for cell in cells),
-        **fields,
     )
 
 
-def _difference(
-    workload: str, variant: str, first: str, pairs: Sequence[tuple[CellFigures, CellFigures]]
-) -> Difference:
-    return Difference(
-        workload=workload,
-        variant=variant,
-        against=first,
+def _difference(pairs: Sequence[tuple[CellFigures, CellFigures]]) -> PairedDifference:
+    def p95_s(ours: CellFigures, theirs: CellFigures) -> float | None:
+        return None if ours.p95_s is None or theirs.p95_s is None else ours.p95_s - theirs.p95_s
+
+    def replica_share(ours: CellFigures, theirs: CellFigures) -> float | None:
+        return ours.replica_s / theirs.replica_s - 1 if theirs.replica_s else None
+
+    first, reference = pairs[0]
+    return PairedDifference(
+        workload=first.workload,
+        variant=first.variant,
+        against=reference.variant,
         num_seeds=len(pairs),
-        slo_attainment=Spread.of(
-            [cell.slo_attainment - reference.slo_attainment for cell, reference in pairs]
-        ),
-        p95_s=Spread.of_known(
-            cell.p95_s - reference.p95_s if cell.p95_s is not None and reference.p95_s is not None else None
-            for cell, reference in pairs
-        ),
-        replica_s=Spread.of_known(
-            cell.replica_s / reference.replica_s - 1 if reference.replica_s else None
-            for cell, reference in pairs
-        ),
+        slo_attainment=Spread.of([ours.slo_attainment - theirs.slo_attainment for ours, theirs in pairs]),
+        p95_s=Spread.of_known(p95_s(*pair) for pair in pairs),
+        replica_s=Spread.of_known(replica_share(*pair) for pair in pairs),
     )

@@ -1,4 +1,4 @@
-"""Runs the cells that are not done, one after another, each in a process of its own, and shows how far it is."""
+"""Runs the cells that are not done, one after another, each in its own process, and shows the progress."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from r2_serve.errors import ConfigError
 from r2_serve.lab.experiment.cells import OUTPUT, Cell
 from r2_serve.lab.experiment.clusters import Site, command
 from r2_serve.lab.experiment.config import Experiment
+from r2_serve.lab.load.progress import counts_line, run_bars
 from r2_serve.lab.load.records import TimelineSample
 from r2_serve.lab.load.run_directory import TIMELINE, claim
 
 _POLL_S = 0.5
-_TOLD_BYTES = 4_000
+_SHOWN_BYTES = 4_000
 Show = Callable[[str, float], None]
-"""What is said of the running cell, and the seconds of it that are over."""
+"""Shows a line about the running cell, and the seconds of it that are over."""
 
 
 class CellFailed(ConfigError):
-    """A cell's command ended without figures; says where its output is. Those done are kept."""
+    """A cell's command ended without figures. The message has its output; finished cells are kept."""
 
 
 def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
-    """Those not done. Raises: ConfigError where one holds figures of another config, workload or code, unless `set_aside`."""
+    """The cells that are not done.
+
+    Raises: ConfigError if one holds figures of another config, workload or code, unless `set_aside`.
+    """
     others = [cell for cell in cells if cell.is_other()]
     if others and not set_aside:
         raise ConfigError(
-            f"{len(others)} cells, such as {others[0].directory}, hold runs of another config, workload or code: choose another --out, "
-            "or run them again with --set-aside, which keeps those"
+            f"{len(others)} cells, such as {others[0].directory}, hold runs of another config, workload or code: "
+            "choose another --out, or run them again with --set-aside, which keeps those"
         )
     return [cell for cell in cells if cell in others or cell.summary() is None]
 
@@ -45,43 +49,33 @@ def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
 def run_cells(
     cells: Sequence[Cell], num_all: int, site: Site, experiment: Experiment, console: Console
 ) -> None:
-    """Raises: CellFailed, PublishError; KeyboardInterrupt after the running cell has written what it had."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[standing]}"),
-    )
-    with Progress(*columns, console=console, refresh_per_second=2) as bars:
+    """Runs `cells`. Raises: CellFailed, PublishError; KeyboardInterrupt after the running cell has written its results."""
+    with run_bars(console) as bars:
         for number, cell in enumerate(cells, num_all - len(cells) + 1):
-            bar = bars.add_task(
-                f"{number}/{num_all} {cell.title}", total=cell.workload.duration_s, standing="preparing"
-            )
+            title, duration_s = f"{number}/{num_all} {cell.title}", cell.workload.duration_s
+            bar = bars.add_task(title, total=duration_s, standing="preparing")
             site.prepare(cell)
             bars.update(bar, standing="starting")
             run_cell(cell, site, experiment, partial(_show, bars, bar))
-            summary = cell.summary()
-            told = (
-                "-"
-                if summary is None or summary.slo_attainment is None
-                else f"{100 * summary.slo_attainment:.1f} % in time"
-            )
-            bars.update(bar, standing=told, completed=cell.workload.duration_s)
+            share = summary.slo_attainment if (summary := cell.summary()) is not None else None
+            standing = "-" if share is None else f"{100 * share:.1f} % in time"
+            bars.update(bar, standing=standing, completed=duration_s)
             bars.stop_task(bar)
 
 
-def _show(bars: Progress, bar: TaskID, said: str, t_s: float) -> None:
-    bars.update(bar, standing=said, completed=t_s)
+def _show(bars: Progress, bar: TaskID, line: str, t_s: float) -> None:
+    bars.update(bar, standing=line, completed=t_s)
 
 
 def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None:
-    """What its directory held before is put aside. Raises: CellFailed; KeyboardInterrupt once the cell's process has ended."""
+    """Runs one cell; earlier contents of its directory are put aside.
+
+    Raises: CellFailed; KeyboardInterrupt once the cell's process has ended.
+    """
     claim(cell.directory, set_aside=True)
     cell.mark()
-    arguments, log = (
-        command(cell, site, experiment),
-        cell.directory.with_name(f"{cell.directory.name}.{OUTPUT}"),
-    )
+    arguments = command(cell, site, experiment)
+    log = cell.directory.with_name(f"{cell.directory.name}.{OUTPUT}")
     with log.open("wb") as output:
         output.write(f"$ {shlex.join(arguments)}\n".encode())
         output.flush()
@@ -103,8 +97,9 @@ def run_cell(cell: Cell, site: Site, experiment: Experiment, show: Show) -> None
             process.wait()
             raise
     if cell.summary() is None:
+        end = log.read_bytes()[-_SHOWN_BYTES:].decode(errors="replace").strip()
         raise CellFailed(
-            f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{_end_of(log)}"
+            f"{cell.title} ended without figures (status {process.returncode}); its output, {log}:\n{end}"
         )
     log.replace(cell.directory / OUTPUT)
 
@@ -113,18 +108,11 @@ def _follow(process: subprocess.Popen[bytes], timeline: Path, show: Show) -> Non
     started = time.time()
     while process.poll() is None:
         time.sleep(_POLL_S)
-        if (
-            timeline.exists()
-            and timeline.stat().st_mtime > started
-            and (sample := _last_sample(timeline)) is not None
-        ):
-            show(f"{sample.num_sent} sent, {sample.num_open} open, {sample.num_failed} failed", sample.t_s)
+        is_new = timeline.exists() and timeline.stat().st_mtime > started
+        if is_new and (sample := _last_sample(timeline)) is not None:
+            show(counts_line(sample), sample.t_s)
 
 
 def _last_sample(timeline: Path) -> TimelineSample | None:
     *_, last, rest = [b"", *timeline.read_bytes().split(b"\n")]
     return TimelineSample.model_validate_json(last) if last and not rest else None
-
-
-def _end_of(log: Path) -> str:
-    return log.read_bytes()[-_TOLD_BYTES:].decode(errors="replace").strip()

@@ -3,111 +3,94 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from r2_serve.lab.load.records import RequestRecord
-from r2_serve.lab.load.summary import Distribution, LoadSummary
+from r2_serve.lab.load.records import LoadRecord
+from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.reports.terminal import usd
 
 LATENCY_COLUMNS = ("seconds", "mean", "p50", "p90", "p95", "p99", "max")
 DEPLOYMENT_COLUMNS = ("deployment", "replica-s", "of it starting", "most at once", "GPU-s")
 SLOWEST_COLUMNS = (
-    "request",
-    "to be sent at, s",
-    "late, ms",
-    "first token, s",
-    "latency, s",
-    "subtasks",
-    "outcome",
-)
+    "request", "to be sent at, s", "late, ms", "first token, s", "latency, s", "subtasks", "outcome"
+)  # fmt: skip
 NUM_SLOWEST = 10
 
 
 def seconds(value: float | None) -> str:
-    """Three significant digits and no exponent."""
+    """A time with three significant digits and no exponent."""
     if value is None:
         return "-"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
 def verdict(summary: LoadSummary) -> str:
-    """The run in a sentence."""
+    """The run in one sentence."""
     if summary.slo_attainment is None:
         return "No request ended."
     slo = summary.info.slo
-    limits = [
-        f"{seconds(limit)} s to {what}"
-        for limit, what in ((slo.ttft_s, "the first token"), (slo.latency_s, "the end"))
-        if limit
-    ]
+    named = ((slo.ttft_s, "the first token"), (slo.latency_s, "the end"))
+    limits = [f"{seconds(limit)} s to {what}" for limit, what in named if limit]
     kind = ("correct, " if summary.num_graded else "") + (
         f"within {' and '.join(limits)}" if limits else "answered"
     )
-    return f"{100 * summary.slo_attainment:.1f} % of requests {kind}; goodput {summary.goodput_per_s:.2f}/s, cost {usd(summary.cost_usd)}."
+    return (
+        f"{100 * summary.slo_attainment:.1f} % of requests {kind}; "
+        f"goodput {summary.goodput_per_s:.2f}/s, cost {usd(summary.cost_usd)}."
+    )
 
 
-def figure_rows(summary: LoadSummary) -> list[tuple[str, str]]:
-    """What and how much."""
-    answered = max(summary.num_ok, 1)
-    rows = [
-        ("requests sent", f"{summary.num_sent} in {seconds(summary.wall_s)} s ({summary.sent_per_s:.2f}/s)"),
-        ("answered", f"{summary.num_ok} ({summary.ok_per_s:.2f}/s)"),
-        (
-            "failed",
-            f"{summary.num_failed}"
-            + "".join(f"; {count} x {kind}" for kind, count in summary.errors.items()),
-        ),
-        ("good (objective met)", f"{summary.num_good} ({summary.goodput_per_s:.2f}/s)"),
-        ("cost of model calls", f"{usd(summary.cost_usd)}, {usd(summary.cost_usd / answered)} a request"),
-        ("tokens", f"{summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"),
-    ]
+def figure_rows(summary: LoadSummary) -> Iterator[tuple[str, str]]:
+    """Names and values of the single figures."""
+    errors = "".join(f"; {count} x {kind}" for kind, count in summary.errors.items())
+    per_request = usd(summary.cost_usd / max(summary.num_ok, 1))
+    yield "requests sent", f"{summary.num_sent} in {seconds(summary.wall_s)} s ({summary.sent_per_s:.2f}/s)"
+    yield "answered", f"{summary.num_ok} ({summary.ok_per_s:.2f}/s)"
+    yield "failed", f"{summary.num_failed}{errors}"
     if summary.num_unfinished:
-        rows.insert(3, ("unfinished", str(summary.num_unfinished)))
+        yield "unfinished", str(summary.num_unfinished)
+    yield "good (objective met)", f"{summary.num_good} ({summary.goodput_per_s:.2f}/s)"
+    yield "cost of model calls", f"{usd(summary.cost_usd)}, {per_request} a request"
+    yield "tokens", f"{summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"
     if summary.num_graded:
-        rows.append(("correct", f"{summary.num_correct} of {summary.num_graded} graded"))
+        yield "correct", f"{summary.num_correct} of {summary.num_graded} graded"
     if summary.deployments:
-        rows.append(("replica-seconds", f"{summary.replica_s:.0f}"))
+        yield "replica-seconds", f"{summary.replica_s:.0f}"
     if summary.gpu_s:
-        price = (
-            f", ${summary.gpu_usd:.4f} at ${summary.info.gpu_usd_per_hour:g} an hour"
-            if summary.info.gpu_usd_per_hour
-            else ""
-        )
-        rows.append(("GPU-seconds", f"{summary.gpu_s:.0f}{price}"))
-    return rows
+        price = summary.info.gpu_usd_per_hour
+        cost = f", ${summary.gpu_usd:.4f} at ${price:g} an hour" if price else ""
+        yield "GPU-seconds", f"{summary.gpu_s:.0f}{cost}"
 
 
-def latency_rows(summary: LoadSummary) -> list[tuple[str, ...]]:
-    """As `LATENCY_COLUMNS`."""
+def latency_rows(summary: LoadSummary) -> Iterator[tuple[str, ...]]:
+    """Rows of `LATENCY_COLUMNS`."""
     named = (
         ("end to end", summary.latency_s),
         ("first token", summary.ttft_s),
         ("generator late", summary.lateness_s),
     )
-    return [(name, *_distribution(times)) for name, times in named if times is not None]
+    for name, times in named:
+        if times is not None:
+            values = (times.mean, times.p50, times.p90, times.p95, times.p99, times.max)
+            yield (name, *map(seconds, values))
 
 
-def deployment_rows(summary: LoadSummary) -> list[tuple[str, ...]]:
-    """As `DEPLOYMENT_COLUMNS`."""
-    return [
-        (name, f"{use.replica_s:.1f}", f"{use.starting_s:.1f}", str(use.max_replicas), f"{use.gpu_s:.1f}")
-        for name, use in summary.deployments.items()
-    ]
+def deployment_rows(summary: LoadSummary) -> Iterator[tuple[str, ...]]:
+    """Rows of `DEPLOYMENT_COLUMNS`."""
+    for name, use in summary.deployments.items():
+        yield name, f"{use.replica_s:.1f}", f"{use.starting_s:.1f}", str(use.max_replicas), f"{use.gpu_s:.1f}"
 
 
-def slowest_rows(records: Iterable[RequestRecord]) -> list[tuple[str, ...]]:
-    """As `SLOWEST_COLUMNS`."""
+def slowest_rows(records: Iterable[LoadRecord]) -> Iterator[tuple[str, ...]]:
+    """Rows of `SLOWEST_COLUMNS`."""
     ended = (record for record in records if record.outcome != "unfinished")
-    return [
-        (
-            str(record.index), seconds(record.intended_start_s), f"{1000 * record.lateness_s:.0f}", seconds(record.ttft_s),
-            seconds(record.latency_s), "-" if record.num_subtasks is None else str(record.num_subtasks), record.error or "ok",
+    for record in heapq.nlargest(NUM_SLOWEST, ended, key=lambda record: record.latency_s):
+        yield (
+            str(record.index),
+            seconds(record.intended_start_s),
+            f"{1000 * record.lateness_s:.0f}",
+            seconds(record.ttft_s),
+            seconds(record.latency_s),
+            "-" if record.num_subtasks is None else str(record.num_subtasks),
+            record.error or "ok",
         )
-        for record in heapq.nlargest(NUM_SLOWEST, ended, key=lambda record: record.latency_s)
-    ]  # fmt: skip
-
-
-def _distribution(times: Distribution) -> tuple[str, ...]:
-    return tuple(
-        seconds(value) for value in (times.mean, times.p50, times.p90, times.p95, times.p99, times.max)
-    )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from r2_serve.lab.examples import chosen_file
 from r2_serve.ops.command_line import (
     DEFAULT_URL,
+    INTERRUPTED,
     ExampleOption,
     KeyOption,
     SeedOption,
@@ -39,20 +41,18 @@ def load(
         typer.Option(
             "--config",
             "-c",
-            help="Start a local cluster with this Serve config instead; `scripted`: that of the examples.",
+            help="Serve config of a local cluster to start instead; `scripted`: the config of the examples.",
         ),
     ] = None,
     nodes: Annotated[
         int,
-        typer.Option(
-            min=0, help="With --config: Ray nodes beside the head, each with its --gpus. 0: one node alone."
-        ),
+        typer.Option(min=0, help="With --config: more Ray nodes, each with its --gpus. 0: one node alone."),
     ] = 0,
     gpus: Annotated[int, typer.Option(min=0, help="With --config: GPUs that a node pretends to have.")] = 0,
     dashboard: Annotated[
         str | None,
         typer.Option(
-            help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265: replicas over time."
+            help="Ray dashboard of the endpoint's cluster, such as http://HEAD:8265, to count replicas."
         ),
     ] = None,
     api_key: KeyOption = None,
@@ -63,9 +63,7 @@ def load(
     seed: SeedOption = None,
     max_open: Annotated[
         int,
-        typer.Option(
-            min=1, max=50_000, help="Most connections; beyond it requests are sent late, and count so."
-        ),
+        typer.Option(min=1, max=50_000, help="Most connections; requests beyond it are late, and count so."),
     ] = 2000,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for a whole answer.")] = 300.0,
     no_stream: Annotated[
@@ -79,13 +77,14 @@ def load(
         float, typer.Option(min=0, help="Price of a GPU, for the cost of replicas.")
     ] = 0.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
     set_aside: SetAsideOption = False,
 ) -> None:
     """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
 
-    Latency counts from when a request was to be sent. Ctrl-C ends a run in order: what there is is written, and the status is 130.
+    Latency counts from the time at which a request was to be sent. Ctrl-C ends a run in order: its results so far are
+    written, and the status is 130.
 
     \b
     Example:  r2-serve load --example list
@@ -97,15 +96,10 @@ def load(
     from rich.console import Console
 
     from r2_serve.lab.load.session import LoadOptions
-    from r2_serve.lab.workload import example_names, example_path, load_workload
+    from r2_serve.lab.workload import EXAMPLES, load_workload
 
-    if example == "list":
-        typer.echo("\n".join(example_names()))
-        return
-    if (workload is None) == (example is None):
-        fail("give a workload file, or --example NAME (--example list names them)")
     with plain_errors():
-        loaded = load_workload(example_path(example) if example is not None else workload or Path())
+        loaded = load_workload(chosen_file(workload, example, EXAMPLES))
         if dry_run:
             _preview(loaded, seed)
             return
@@ -127,11 +121,12 @@ def load(
 
 def _preview(workload: Workload, seed: int | None) -> None:
     from r2_serve.lab.load.preview import preview, preview_lines
+    from r2_serve.lab.load.session import nothing_sent
 
     totals = preview(workload, seed)
     if totals.num_requests == 0:
-        fail(f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?")
-    typer.echo("\n".join(preview_lines(workload, totals, next(workload.requests(seed), None))))
+        fail(nothing_sent(workload))
+    typer.echo("\n".join(preview_lines(workload, totals)))
 
 
 def _run(
@@ -149,7 +144,7 @@ def _run(
     if len(written) == 1:
         typer.echo("the page needs matplotlib: pip install 'route-and-reason[eval]'", err=True)
     if summary.info.is_interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     if summary.num_ok == 0:
         fail("no request was answered; the first errors are in requests.jsonl")
 
@@ -158,7 +153,7 @@ def _run(
 def _target(
     url: str, config: Path | None, dashboard: str | None, nodes: int, gpus: int, console: Console
 ) -> Iterator[tuple[str, ReplicaSource | None]]:
-    """The endpoint's base URL, and who counts its replicas."""
+    """The endpoint's base URL, and the source of replica counts."""
     if config is None:
         from r2_serve.cluster.serve_api import Dashboard
         from r2_serve.lab.load.replicas import DashboardReplicas
@@ -176,7 +171,6 @@ def _target(
     with ExitStack() as stack:
         with console.status(f"starting Ray and {len(loaded.model_apps)} models"):
             address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
-            base_url = stack.enter_context(
-                local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address)
-            )
+            cluster = local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address)
+            base_url = stack.enter_context(cluster)
         yield base_url, LocalReplicas()

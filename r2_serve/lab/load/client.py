@@ -1,4 +1,4 @@
-"""Sends the requests of a load run, streamed by default, and fills in what comes back."""
+"""Sends the requests of a load run, streamed by default, and fills in their replies."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import httpx
 
 from r2_serve.client import ChatReply, RequestFailed, ask, ask_streamed, chat_body, list_models, question
 from r2_serve.errors import ConfigError
-from r2_serve.lab.load.open_loop import Reply
+from r2_serve.lab.load.open_loop import LoadReply
 from r2_serve.lab.workload import Request
 from r2_serve.serve_config.document import suggestion
 
 
 class LoadClient:
-    """A `Send`. `timeout_s` is for a whole answer, by the clock: a stream that drips does not outlive it."""
+    """A `Send`. `timeout_s` limits a whole answer by the clock, so that a stream that drips does not outlive it."""
 
     def __init__(
         self, http: httpx.AsyncClient, *, timeout_s: float = 300.0, is_streamed: bool = True
     ) -> None:
         self._http, self._timeout_s, self._is_streamed = http, timeout_s, is_streamed
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    async def __call__(self, request: Request, reply: LoadReply) -> None:
         query = question(request.model, request.text)
         body = chat_body(query, is_streamed=self._is_streamed, has_trace=False)
         reply.sent_at = asyncio.get_running_loop().time()
@@ -34,7 +34,7 @@ class LoadClient:
         except RequestFailed as e:
             reply.status, reply.error = e.http_status, e.message
 
-    async def _exchange(self, body: dict[str, object], reply: Reply) -> None:
+    async def _exchange(self, body: dict[str, object], reply: LoadReply) -> None:
         if not self._is_streamed:
             whole = await ask(self._http, body)
             reply.text = whole.text
@@ -51,7 +51,7 @@ class LoadClient:
             reply.text = "".join(texts)
 
     async def check(self, model: str) -> None:
-        """Raises: ConfigError where the endpoint does not answer, refuses the key, or has no such model."""
+        """Raises: ConfigError if the endpoint does not answer, refuses the key, or has no such model."""
         base_url = str(self._http.base_url).rstrip("/")
         if self._http.base_url.scheme not in ("http", "https"):
             raise ConfigError(f"--url {base_url!r} is no address: give one such as http://127.0.0.1:8000/v1")
@@ -77,7 +77,7 @@ def _no_endpoint(url: str, failure: RequestFailed) -> str:
             return f"{url} answered {failure.message}"
 
 
-def _take_figures(part: ChatReply, reply: Reply) -> None:
+def _take_figures(part: ChatReply, reply: LoadReply) -> None:
     if part.usage is not None:
         reply.prompt_tokens = part.usage.prompt_tokens or 0
         reply.completion_tokens = part.usage.completion_tokens or 0

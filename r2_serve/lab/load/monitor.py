@@ -1,4 +1,4 @@
-"""Looks at a run while it goes: counts, the router's queue and the replicas, into a timeline, at even intervals."""
+"""Samples a run at even intervals: its counts, the router's queue and the replicas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _QUEUED = re.compile(r"^r2_requests_queued(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 @dataclass
 class Monitor:
-    """`run` until cancelled; what cannot be seen is left out of a sample, and never ends a run."""
+    """Runs until it is cancelled. What cannot be read is left out of a sample and never ends a run."""
 
     loop: OpenLoop
     http: httpx.AsyncClient
@@ -38,7 +38,7 @@ class Monitor:
             await asyncio.sleep(max(0.0, next_s - self.loop.elapsed_s))
 
     async def look(self) -> None:
-        """One sample. Its time is that at which replicas were counted."""
+        """Takes one sample. Its time is that at which replicas were counted."""
         deployments = await self._deployments()
         t_s, counts = self.loop.elapsed_s, self.loop.counts
         self.on_sample(
@@ -60,21 +60,22 @@ class Monitor:
         try:
             return await asyncio.to_thread(self.replicas.read)
         except R2Error as e:
-            log.warning("no replica counts: %s", e.message)
+            log.warning("replicas cannot be counted: %s", e.message)
             return {}
 
     async def _queue(self) -> QueueState | None:
         url = str(self.http.base_url).rstrip("/").removesuffix("/v1") + "/metrics"
         try:
             response = await self.http.get(url, timeout=self.interval_s)
-        except httpx.HTTPError:
+            return queue_state(response.text)
+        except (httpx.HTTPError, ValueError, OverflowError):
             return None
-        return queue_state(response.text)
 
 
 def queue_state(page: str) -> QueueState | None:
-    """Of all router replicas on a page of `/metrics`; None where it says nothing of them."""
-    running, queued = (
-        [int(float(value)) for value in sample.findall(page)] for sample in (_RUNNING, _QUEUED)
-    )
+    """The sum over all router replicas on a page of `/metrics`; None if the page has no such samples.
+
+    Raises: ValueError or OverflowError if a sample is not a finite number.
+    """
+    running, queued = ([int(float(v)) for v in sample.findall(page)] for sample in (_RUNNING, _QUEUED))
     return QueueState(running=sum(running), queued=sum(queued)) if running and queued else None

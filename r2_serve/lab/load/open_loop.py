@@ -1,8 +1,7 @@
 """Sends each request at its time, whatever became of those before it, with bounded connections and bounded memory.
 
-Where all connections are taken the next request waits, and those behind it, in the workload, which is read as it is sent:
-nothing queues here but time. That wait is the generator's lateness, and is part of every latency. Times are the event loop's
-clock.
+If all connections are taken, the next request waits, and those behind it wait in the workload, which is read as it is
+sent. That wait is the generator's lateness and is part of every latency. Times are those of the event loop's clock.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
 
-from r2_serve.lab.load.records import RequestRecord
+from r2_serve.lab.load.records import LoadOutcome, LoadRecord
 from r2_serve.lab.workload import Request
 
 
 @dataclass
-class Reply:
-    """What came back for one request so far; filled in while it comes, so that an interrupted one tells what it had."""
+class LoadReply:
+    """The reply to one request, filled in while it comes, so that an interrupted one shows what it had."""
 
     sent_at: float = 0.0
-    """Event loop's clock."""
+    """Time on the event loop's clock."""
     first_token_at: float | None = None
     status: int | None = None
     error: str | None = None
@@ -34,20 +33,20 @@ class Reply:
 
 
 class Send(Protocol):
-    """One request to its end. What goes wrong is written into `reply.error`, not raised."""
+    """Sends one request and reads its reply to the end. An exception fails this request alone."""
 
-    async def __call__(self, request: Request, reply: Reply) -> None: ...
+    async def __call__(self, request: Request, reply: LoadReply) -> None: ...
 
 
 @dataclass
-class Counts:
-    """Of a run, live."""
+class LoadCounts:
+    """Live counts of a run."""
 
     num_sent: int = 0
     num_done: int = 0
     num_failed: int = 0
     blocked_s: float = 0.0
-    """Sending stood still as every connection was taken."""
+    """Time in which nothing was sent because every connection was taken."""
     spent_usd: Decimal = field(default_factory=Decimal)
 
     @property
@@ -56,20 +55,20 @@ class Counts:
 
 
 class OpenLoop:
-    """One run. `on_end` is told of every request as it ends, also when `run` is cancelled."""
+    """One run. `on_end` is called with every request as it ends, also if `run` is cancelled."""
 
-    def __init__(self, send: Send, *, max_open: int, on_end: Callable[[RequestRecord], None]) -> None:
+    def __init__(self, send: Send, *, max_open: int, on_end: Callable[[LoadRecord], None]) -> None:
         self._send, self._on_end = send, on_end
         self._places = asyncio.Semaphore(max_open)
         self._start_at = 0.0
-        self.counts = Counts()
+        self.counts = LoadCounts()
 
     @property
     def elapsed_s(self) -> float:
         return asyncio.get_running_loop().time() - self._start_at
 
     async def run(self, requests: Iterable[Request]) -> None:
-        """Returns when all are answered. Cancelling it stops sending and gives up those under way."""
+        """Returns when all are answered. Cancelling it stops sending and gives up the requests under way."""
         self._start_at = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             for request in requests:
@@ -81,35 +80,37 @@ class OpenLoop:
                 group.create_task(self._one(request))
 
     async def _one(self, request: Request) -> None:
-        reply = Reply(sent_at=asyncio.get_running_loop().time())
-        is_finished = False
+        reply = LoadReply(sent_at=asyncio.get_running_loop().time())
+        outcome: LoadOutcome = "unfinished"
         try:
             await self._send(request, reply)
-            is_finished = True
+            outcome = "ok" if reply.error is None else "failed"
+        except Exception as e:  # a fault of one reply must not end the run  # noqa: BLE001
+            reply.error, outcome = f"{type(e).__name__}: {e}", "failed"
         finally:
             self._places.release()
-            self._finish(self._record(request, reply, is_finished=is_finished))
+            self._finish(self._record(request, reply, outcome))
 
-    def _record(self, request: Request, reply: Reply, *, is_finished: bool) -> RequestRecord:
-        first_at, is_graded = reply.first_token_at, request.task is not None
-        return RequestRecord(
+    def _record(self, request: Request, reply: LoadReply, outcome: LoadOutcome) -> LoadRecord:
+        first_at, task = reply.first_token_at, request.task
+        return LoadRecord(
             index=request.index,
             intended_start_s=round(request.start_s, 6),
             sent_s=round(reply.sent_at - self._start_at, 6),
             first_token_s=None if first_at is None else round(first_at - self._start_at, 6),
             end_s=round(self.elapsed_s, 6),
-            outcome="unfinished" if not is_finished else "failed" if reply.error is not None else "ok",
+            outcome=outcome,
             status=reply.status,
             error=reply.error,
             cost_usd=reply.cost_usd,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
             num_subtasks=reply.num_subtasks,
-            task_id=request.task.id if request.task is not None else None,
-            answer=reply.text if is_graded and reply.error is None and is_finished else None,
+            task_id=None if task is None else task.id,
+            answer=reply.text if task is not None and outcome == "ok" else None,
         )
 
-    def _finish(self, record: RequestRecord) -> None:
+    def _finish(self, record: LoadRecord) -> None:
         self.counts.num_done += 1
         self.counts.num_failed += record.outcome == "failed"
         self.counts.spent_usd += record.cost_usd or 0

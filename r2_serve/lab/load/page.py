@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from r2_serve.lab.load import cells
 from r2_serve.lab.load.plots import latency_plot, timeline_plot
-from r2_serve.lab.load.records import RequestRecord, TimelineSample
+from r2_serve.lab.load.records import LoadRecord, TimelineSample
 from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.reports.html import document, table
 
 
-def page(summary: LoadSummary, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]) -> str:
-    """Everything about one run. `records` is read several times and never held: a list, or `RequestFile`."""
-    return document(
-        f"Load: {summary.info.workload}, seed {summary.info.seed}",
-        "\n".join(sections(summary, records, timeline)),
-    )
+def page(summary: LoadSummary, records: Iterable[LoadRecord], timeline: Sequence[TimelineSample]) -> str:
+    """The whole report. It reads `records` several times and never holds them: give a list, or `RequestFile`."""
+    title = f"Load: {summary.info.workload}, seed {summary.info.seed}"
+    return document(title, "\n".join(_sections(summary, records, timeline)))
 
 
-def sections(
-    summary: LoadSummary, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]
-) -> list[str]:
-    """The page's body."""
+def rows_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *texts: str) -> str:
+    """A table whose columns `texts` are left-aligned."""
+    return table(columns, ((row, "") for row in rows), texts=texts)
+
+
+def picture(svg: str) -> str:
+    return f'<div class="scroll">{svg}</div>'
+
+
+def small(text: str) -> str:
+    return f'<p class="small">{escape(text)}</p>'
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _sections(
+    summary: LoadSummary, records: Iterable[LoadRecord], timeline: Sequence[TimelineSample]
+) -> Iterator[str]:
     info, slo = summary.info, summary.info.slo
-    origin = (
+    yield small(
         f"{info.url}; model {info.model}; started {info.started}; code {info.code_version}; {info.machine}"
     )
-    return [
-        f'<p class="small">{escape(origin)}</p>',
-        f"<p><b>{escape(cells.verdict(summary))}</b></p>",
-        *(f'<p class="note">Warning: {escape(warning)}.</p>' for warning in summary.warnings),
-        "<h3>Over time</h3>",
-        f'<div class="scroll">{timeline_plot(records, timeline, slo)}</div>',
-        "<h3>Latency</h3>",
-        f'<div class="scroll">{latency_plot(records, slo)}</div>',
-        table(cells.LATENCY_COLUMNS, ((row, "") for row in cells.latency_rows(summary))),
-        '<p class="small">From when a request was to be sent; of those that were answered. The share in the picture is of all.</p>',
-        "<h3>Figures</h3>",
-        table(("what", "how much"), ((row, "") for row in cells.figure_rows(summary)), texts=("how much",)),
-        *_deployments(summary),
-        "<h3>Slowest requests</h3>",
-        table(cells.SLOWEST_COLUMNS, ((row, "") for row in cells.slowest_rows(records)), texts=("outcome",)),
-    ]
-
-
-def _deployments(summary: LoadSummary) -> list[str]:
-    if not summary.deployments:
-        return [
-            '<p class="note">Nobody was asked for replica counts: give --dashboard, or --config for a local cluster.</p>'
-        ]
-    note = "Replicas running and starting, integrated over the run through its last reply."
-    return [
-        "<h3>Replicas</h3>",
-        table(cells.DEPLOYMENT_COLUMNS, ((row, "") for row in cells.deployment_rows(summary))),
-        f'<p class="small">{note}</p>',
-    ]
+    yield f"<p><b>{escape(cells.verdict(summary))}</b></p>"
+    yield from (note(f"Warning: {warning}.") for warning in summary.warnings)
+    yield "<h3>Over time</h3>"
+    yield picture(timeline_plot(records, timeline, slo))
+    yield "<h3>Latency</h3>"
+    yield picture(latency_plot(records, slo))
+    yield rows_table(cells.LATENCY_COLUMNS, cells.latency_rows(summary))
+    yield small(
+        "Times count from the intended start, of answered requests. The share in the picture is of all."
+    )
+    yield "<h3>Figures</h3>"
+    yield rows_table(("figure", "value"), cells.figure_rows(summary), "value")
+    if summary.deployments:
+        yield "<h3>Replicas</h3>"
+        yield rows_table(cells.DEPLOYMENT_COLUMNS, cells.deployment_rows(summary))
+        yield small("Replicas running and starting, integrated over the run until its last reply.")
+    else:
+        yield note("Replicas were not counted: give --dashboard, or --config for a local cluster.")
+    yield "<h3>Slowest requests</h3>"
+    yield rows_table(cells.SLOWEST_COLUMNS, cells.slowest_rows(records), "outcome")

@@ -1,4 +1,4 @@
-"""What a run writes down: a line per request (`requests.jsonl`) and a line per second (`timeline.jsonl`).
+"""The records of a run: a line per request (`requests.jsonl`) and a line per second (`timeline.jsonl`).
 
 All times are seconds from the start of the run.
 """
@@ -12,49 +12,49 @@ from pydantic import Field
 
 from r2_serve.types import Record
 
-Outcome = Literal["ok", "failed", "unfinished"]
-"""`unfinished`: the run was interrupted while it was under way; it counts nowhere else."""
+LoadOutcome = Literal["ok", "failed", "unfinished"]
+"""`unfinished` means that the run was interrupted meanwhile; such a request counts in no figure."""
 
 
-class RequestRecord(Record):
+class LoadRecord(Record):
     """One request that was sent."""
 
     index: int
     intended_start_s: float
     sent_s: float
     first_token_s: float | None = None
-    """None where nothing came, or where replies were not streamed."""
+    """Time of the first token; None if there was none or the reply was not streamed."""
     end_s: float
-    outcome: Outcome
+    outcome: LoadOutcome
     status: int | None = None
-    """HTTP status; None where there was no reply."""
+    """HTTP status; None if there was no reply."""
     error: str | None = None
-    """A short kind, a colon, and what was said."""
+    """A short kind, a colon and the message."""
     cost_usd: Decimal | None = None
-    """None where the reply did not tell it: failed requests, endpoints that are not R2's."""
+    """Cost that the reply reports; None for failed requests and endpoints other than R2's."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_subtasks: int | None = None
     task_id: str | None = None
-    """Of a benchmark's task."""
+    """Id of the benchmark's task."""
     answer: str | None = None
-    """Kept where there is a task, for its grading."""
+    """Answer to a benchmark's task, kept for its grading."""
     correct: bool | None = None
-    """None where it was not graded, or could not be."""
+    """Verdict; None if the answer was not graded or could not be."""
 
     @property
     def latency_s(self) -> float:
-        """From when it was to be sent."""
+        """Time from the intended start to the end."""
         return self.end_s - self.intended_start_s
 
     @property
     def ttft_s(self) -> float | None:
-        """To the first token, from when it was to be sent."""
+        """Time from the intended start to the first token."""
         return None if self.first_token_s is None else self.first_token_s - self.intended_start_s
 
     @property
     def lateness_s(self) -> float:
-        """The generator's own: from when it was to be sent to when it was."""
+        """Delay by the generator itself: time from the intended start to the sending."""
         return self.sent_s - self.intended_start_s
 
     @property
@@ -67,15 +67,15 @@ class ReplicaCount(Record):
 
     running: int
     starting: int
-    """Asked for and not ready: waiting for a node or loading. A GPU is paid from here on."""
+    """Replicas that wait for a node or load. A GPU is paid from here on."""
     stopping: int = 0
     target: int
     gpus: float = 0.0
-    """Of each replica."""
+    """GPUs of each replica."""
 
 
 class QueueState(Record):
-    """What the router's replicas say of themselves together, in /metrics."""
+    """Requests at all router replicas, as `/metrics` reports them."""
 
     running: int
     queued: int
@@ -87,12 +87,12 @@ class TimelineSample(Record):
     t_s: float
     num_sent: int
     num_done: int
-    """Answered or failed."""
+    """Requests that were answered or failed."""
     num_failed: int
     num_open: int
-    """Under way."""
+    """Requests under way."""
     spent_usd: Decimal
-    """Of the replies so far."""
+    """Cost of the replies so far."""
     queue: QueueState | None = None
     deployments: dict[str, ReplicaCount] = Field(default_factory=dict)
-    """By APPLICATION/DEPLOYMENT; empty where nobody could be asked."""
+    """Replicas by APPLICATION/DEPLOYMENT; empty if they could not be counted."""

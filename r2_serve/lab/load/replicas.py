@@ -1,7 +1,7 @@
-"""How many replicas each deployment has: from a cluster's dashboard, or from the cluster of this very process.
+"""The number of replicas of each deployment: from a cluster's dashboard, or from the cluster of this process.
 
-Both give Serve's `ServeInstanceDetails`. A replica is starting from when the controller asks for it, so also while it waits
-for a node.
+Both give Serve's `ServeInstanceDetails`. A replica counts as starting from the controller's request for it, so also while
+it waits for a node.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _STARTING, _STOPPING, _STOPPED = "STARTING", "STOPPING", "STOPPED"
 
 
 class ReplicaSource(Protocol):
-    """Where replicas are counted. Blocking: call it off the event loop."""
+    """Counts replicas. It blocks: call it off the event loop."""
 
     def read(self) -> dict[str, ReplicaCount]:
-        """By APPLICATION/DEPLOYMENT. Raises: PublishError."""
+        """Replicas by APPLICATION/DEPLOYMENT. Raises: PublishError."""
         ...
 
 
 class DashboardReplicas:
-    """Of a cluster, by Serve's REST interface."""
+    """Counts the replicas of a cluster by Serve's REST interface."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
@@ -36,7 +36,7 @@ class DashboardReplicas:
 
 
 class LocalReplicas:
-    """Of the cluster that this process started, which has no dashboard."""
+    """Counts the replicas of the cluster that this process started, which has no dashboard."""
 
     def read(self) -> dict[str, ReplicaCount]:
         from ray.exceptions import RayError
@@ -50,7 +50,7 @@ class LocalReplicas:
 
 
 def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
-    """Raises: PublishError where `applications` is not what Serve tells."""
+    """Counts by APPLICATION/DEPLOYMENT. Raises: PublishError if `applications` has another form than Serve's."""
     try:
         return {
             f"{app}/{name}": _count(deployment)
@@ -62,13 +62,9 @@ def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
 
 
 def _count(deployment: Mapping[str, Any]) -> ReplicaCount:
-    states = Counter(
-        str(getattr(replica["state"], "value", replica["state"])) for replica in deployment["replicas"]
-    )
+    states = Counter(str(getattr(r["state"], "value", r["state"])) for r in deployment["replicas"])
     return ReplicaCount(
-        running=sum(
-            count for state, count in states.items() if state not in (_STARTING, _STOPPING, _STOPPED)
-        ),
+        running=states.total() - states[_STARTING] - states[_STOPPING] - states[_STOPPED],
         starting=states[_STARTING],
         stopping=states[_STOPPING],
         target=deployment["target_num_replicas"],

@@ -1,6 +1,6 @@
-"""The directory of a run: what is in it, that it is not written over, and that its files are whole.
+"""The directory of a run: its files, which are whole, and the claim on it, so that no other run writes over it.
 
-requests.jsonl   a line per request, as each ends; with grades, once the run is over
+requests.jsonl   a line per request, as each ends; with grades once the run is over
 timeline.jsonl   a line per interval
 summary.json     the figures
 report.html      the page
@@ -10,39 +10,41 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from r2_serve.errors import ConfigError
-from r2_serve.lab.jsonl import JsonlLog, read_jsonl, replacing_jsonl
-from r2_serve.lab.load.records import RequestRecord, TimelineSample
+from r2_serve.files import write_whole
+from r2_serve.lab.jsonl import JsonlLog, read_jsonl
+from r2_serve.lab.load.records import LoadRecord, TimelineSample
+from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.runs import put_aside
 
 REQUESTS, TIMELINE, SUMMARY, REPORT = "requests.jsonl", "timeline.jsonl", "summary.json", "report.html"
 FREE_SPACE = "free some space and run it again with --set-aside, which keeps what is there"
-"""A load is not taken up where it broke off: its queues are gone."""
+"""Advice on a full disk. A load cannot continue where it stopped, as its queues are gone."""
 
 
 @dataclass(frozen=True)
 class RunLogs:
-    """The two files that grow while a run goes."""
+    """The two files that grow during a run."""
 
     requests: JsonlLog
     timeline: JsonlLog
 
 
 def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
-    """Makes `directory`; one that holds a run is renamed where `set_aside` (the new name is given), else refused.
+    """Makes `directory`. One that holds a run is renamed if `set_aside`, and the new name returned.
 
-    Raises: ConfigError.
+    Raises: ConfigError if it holds a run and `set_aside` is false, if a run is under way, or if it cannot be made.
     """
     moved = None
     if any((directory / name).exists() for name in (REQUESTS, SUMMARY)):
         if not set_aside:
             raise ConfigError(
-                f"{directory} holds a run already: choose another --out, or keep that one aside with --set-aside"
+                f"{directory} holds a run already: choose another --out, or keep that one with --set-aside"
             )
         with under_way(directory):
             moved = put_aside(directory)
@@ -55,9 +57,9 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
 
 @contextmanager
 def under_way(directory: Path) -> Iterator[None]:
-    """Nobody else claims `directory` meanwhile: the kernel keeps the lock until this process ends it or ends.
+    """Keeps others from claiming `directory`: the kernel holds the lock until the context or this process ends.
 
-    Raises: ConfigError where another process holds it.
+    Raises: ConfigError if another process holds it.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -65,7 +67,7 @@ def under_way(directory: Path) -> Iterator[None]:
         yield
     except BlockingIOError as e:
         raise ConfigError(
-            f"{directory} holds a run that is under way: choose another --out, or wait until it has ended"
+            f"a run in {directory} is under way: choose another --out, or wait until it has ended"
         ) from e
     finally:
         os.close(descriptor)
@@ -73,7 +75,7 @@ def under_way(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def logs(directory: Path) -> Iterator[RunLogs]:
-    """Raises: RunError where another process writes there, or the disk is full."""
+    """Opens both files. Raises: RunError if another process writes there, or the disk is full."""
     with _log(directory / REQUESTS) as requests, _log(directory / TIMELINE) as timeline:
         yield RunLogs(requests, timeline)
 
@@ -84,22 +86,32 @@ def _log(path: Path) -> JsonlLog:
 
 @dataclass(frozen=True)
 class RequestFile:
-    """The requests of a run in the order in which they ended, read anew each time: a run may be longer than memory."""
+    """The requests of a run in the order of their ends, read anew each time, as a run may be longer than memory."""
 
     directory: Path
 
-    def __iter__(self) -> Iterator[RequestRecord]:
-        """Raises: RunError naming a line that is none."""
-        return read_jsonl(self.directory / REQUESTS, RequestRecord)
+    def __iter__(self) -> Iterator[LoadRecord]:
+        """Raises: RunError naming a line that is no record."""
+        return read_jsonl(self.directory / REQUESTS, LoadRecord)
 
 
 def read_timeline(directory: Path) -> Iterator[TimelineSample]:
-    """In order. Raises: RunError naming a line that is none."""
+    """The samples in order. Raises: RunError naming a line that is no sample."""
     return read_jsonl(directory / TIMELINE, TimelineSample)
 
 
-@contextmanager
-def rewriting_requests(directory: Path) -> Iterator[Callable[[RequestRecord], None]]:
-    """Takes the records that come in place of those there: all of them, or none where it ends with an error."""
-    with replacing_jsonl(directory / REQUESTS) as write:
-        yield write
+def write_report(
+    directory: Path,
+    summary: LoadSummary,
+    records: Iterable[LoadRecord],
+    timeline: Sequence[TimelineSample],
+    *,
+    has_page: bool = True,
+) -> None:
+    """Writes `summary.json` and, if matplotlib is installed, `report.html`. Raises: OSError."""
+    write_whole(directory / SUMMARY, summary.model_dump_json(indent=2))
+    with suppress(ImportError):
+        if has_page:
+            from r2_serve.lab.load.page import page
+
+            write_whole(directory / REPORT, page(summary, records, timeline))

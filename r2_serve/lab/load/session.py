@@ -1,9 +1,8 @@
-"""One load run from end to end: check the endpoint, send, watch, grade, and write what came of it, interrupted or not."""
+"""One load run: check the endpoint, send, watch, grade, and write the results, also of an interrupted run."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,51 +14,50 @@ import httpx
 
 from r2_serve.client import new_client
 from r2_serve.errors import ConfigError, R2Error
-from r2_serve.files import write_whole
 from r2_serve.lab.load.client import LoadClient
 from r2_serve.lab.load.grading import grade_run
 from r2_serve.lab.load.monitor import Monitor
 from r2_serve.lab.load.open_loop import OpenLoop
-from r2_serve.lab.load.records import RequestRecord, TimelineSample
+from r2_serve.lab.load.records import LoadRecord, TimelineSample
 from r2_serve.lab.load.replicas import ReplicaSource
 from r2_serve.lab.load.run_directory import (
-    REPORT,
     REQUESTS,
-    SUMMARY,
     RequestFile,
     claim,
     logs,
     read_timeline,
     under_way,
+    write_report,
 )
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
-from r2_serve.lab.runs import RunError, code_version, machine_line
+from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Request, Workload
 from r2_serve.lab.workload.tasks import BenchmarkTasks, load_benchmark
 
 OnSample = Callable[[TimelineSample], None]
-OnEnd = Callable[[RequestRecord], None]
+OnEnd = Callable[[LoadRecord], None]
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a workload is sent."""
+    """Options of a run besides its workload."""
 
     out: Path
     api_key: str | None = None
     seed: int | None = None
-    """None: the workload's own."""
+    """Seed in place of the workload's own."""
     max_open: int = 2000
     timeout_s: float = 300.0
     is_streamed: bool = True
     interval_s: float = 1.0
+    """Time between two samples of queue and replicas."""
     gpu_usd_per_hour: float = 0.0
     set_aside: bool = False
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told while a run goes."""
+    """Is told of a run while it goes."""
 
     on_sample: OnSample = field(default=lambda _: None)
     on_end: OnEnd = field(default=lambda _: None)
@@ -73,18 +71,16 @@ async def run_load(
     replicas: ReplicaSource | None = None,
     watcher: Watcher | None = None,
 ) -> LoadSummary:
-    """Ctrl-C ends it in order: what had ended is written and reported, the rest counts as unfinished.
+    """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others are reported.
 
-    Raises: ConfigError, RunError, BenchmarkError; PublishError where replicas cannot be counted at the start.
+    Raises: ConfigError, RunError, BenchmarkError; PublishError if replicas cannot be counted at the start.
     """
     if workload.slo.ttft_s is not None and not options.is_streamed:
-        raise ConfigError(
-            "the workload's slo.ttft_s can only be told of streamed replies: leave --no-stream out"
-        )
+        raise ConfigError("the workload's slo.ttft_s needs streamed replies: leave --no-stream out")
     requests = _opened(workload, options.seed)
-    max_open = options.max_open + 1  # one connection more reads /metrics
+    num_connections = options.max_open + 1  # one more reads /metrics
     async with new_client(
-        url, api_key=options.api_key, max_open=max_open, timeout_s=options.timeout_s
+        url, api_key=options.api_key, max_open=num_connections, timeout_s=options.timeout_s
     ) as http:
         client = LoadClient(http, timeout_s=options.timeout_s, is_streamed=options.is_streamed)
         await client.check(workload.tasks.model)
@@ -92,41 +88,40 @@ async def run_load(
             await asyncio.to_thread(replicas.read)
         claim(options.out, set_aside=options.set_aside)
         with under_way(options.out):
-            info = _info(workload, url, options)
+            price, max_open = options.gpu_usd_per_hour, options.max_open
+            info = RunInfo.of(workload, url, seed=options.seed, gpu_usd_per_hour=price, max_open=max_open)
             sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
-            info = info.model_copy(
-                update={"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted}
-            )
-            return await _reported(workload, options.out, info, sent.fault)
+            outcome = {"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted}
+            return await _reported(workload, options.out, info.model_copy(update=outcome), sent.fault)
 
 
-async def _reported(workload: Workload, out: Path, info: RunInfo, fault: R2Error | None) -> LoadSummary:
-    """Grades and sums up what there is. Raises: `fault`, or what grading fails with, once that is written."""
-    told = "the run ended there"
+async def _reported(workload: Workload, out: Path, info: RunInfo, fault: Exception | None) -> LoadSummary:
+    """Grades and sums up what there is. Raises: `fault`, or the error of the grading, once that is written."""
+    end = "the run ended there"
     if isinstance(workload.tasks, BenchmarkTasks):
         try:
             await grade_run(out, {task.id: task for task in load_benchmark(workload.tasks)})
         except R2Error as e:
-            fault, told = fault or e, "nothing was graded"
+            fault, end = fault or e, "nothing was graded"
     try:
         summary = write_summary(out, info)
     except OSError as e:
-        raise fault or RunError(
-            f"{out}: {e.strerror or e}; the requests that had ended are in {REQUESTS}"
-        ) from e
+        ended = f"the requests that had ended are in {REQUESTS}"
+        raise fault or RunError(f"{out}: {e.strerror or e}; {ended}") from e
+    if isinstance(fault, R2Error):
+        raise type(fault)(f"{fault.message}\n{end}; {summary.num_ok} answers are reported in {out}")
     if fault is not None:
-        raise type(fault)(f"{fault.message}\n{told}; {summary.num_ok} answers are reported in {out}")
+        raise fault
     return summary
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """How sending went."""
+    """The end of the sending."""
 
     blocked_s: float
-    """Every connection was taken for so long."""
     is_interrupted: bool
-    fault: R2Error | None = None
+    fault: Exception | None = None
 
 
 async def _send(
@@ -137,10 +132,10 @@ async def _send(
     replicas: ReplicaSource | None,
     watcher: Watcher,
 ) -> _Sent:
-    """Every request, or those up to an interruption."""
+    """Sends every request, or those up to an interruption or a fault."""
     with logs(options.out) as written:
 
-        def on_end(record: RequestRecord) -> None:
+        def on_end(record: LoadRecord) -> None:
             written.requests.append(record)
             watcher.on_end(record)
 
@@ -149,36 +144,34 @@ async def _send(
             watcher.on_sample(sample)
 
         loop = OpenLoop(client, max_open=options.max_open, on_end=on_end)
-        sending = asyncio.create_task(loop.run(requests))
         monitor = Monitor(loop, http, replicas, options.interval_s, on_sample)
-        watching = asyncio.create_task(monitor.run())
-        try:
-            with _interrupting(sending), suppress(asyncio.CancelledError):
-                await sending
-        except BaseExceptionGroup as e:
-            return _Sent(loop.counts.blocked_s, is_interrupted=True, fault=_fault(e))
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+        sending, watching = asyncio.create_task(loop.run(requests)), asyncio.create_task(monitor.run())
+        with suppress(asyncio.CancelledError), _interrupting(sending):
+            await asyncio.wait((sending, watching), return_when=asyncio.FIRST_COMPLETED)
+        for task in (sending, watching):
+            task.cancel()
+        await asyncio.wait((sending, watching))
+        faults = [task.exception() for task in (sending, watching) if not task.cancelled()]
+        if any(faults):
+            return _Sent(loop.counts.blocked_s, is_interrupted=True, fault=_first_fault(faults))
         await monitor.look()
         return _Sent(loop.counts.blocked_s, is_interrupted=sending.cancelled())
 
 
-def _fault(group: BaseExceptionGroup[BaseException]) -> R2Error:
-    """What ended a run before its time: a trace's bad row, a full disk. Raises: `group`, where it is none of our own errors."""
-    told = group.subgroup(R2Error)
-    if told is None:
-        raise group
-    fault: BaseException = told
+def _first_fault(errors: list[BaseException | None]) -> Exception:
+    """The error that ended a run early: one of our own, such as a trace's bad row or a full disk, before any other."""
+    group = BaseExceptionGroup("", [error for error in errors if error is not None])
+    fault: BaseException = group.subgroup(R2Error) or group
     while isinstance(fault, BaseExceptionGroup):
         fault = fault.exceptions[0]
-    assert isinstance(fault, R2Error), "of the subgroup"
+    if not isinstance(fault, Exception):
+        raise fault
     return fault
 
 
 @contextmanager
 def _interrupting(task: asyncio.Task[None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM cancel `task`, where signals can be caught: in a process's main thread."""
+    """Lets ctrl-C and SIGTERM cancel `task`, in a process's main thread, where signals can be caught."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:
@@ -195,39 +188,21 @@ def _interrupting(task: asyncio.Task[None]) -> Iterator[None]:
 
 
 def write_summary(directory: Path, info: RunInfo) -> LoadSummary:
-    """`summary.json`, and `report.html` where matplotlib is installed. Raises: RunError."""
+    """Writes the report of what is in `directory`. Raises: RunError, OSError."""
     records, timeline = RequestFile(directory), list(read_timeline(directory))
     summary = summarize(info, records, timeline)
-    write_whole(directory / SUMMARY, summary.model_dump_json(indent=2))
-    with suppress(ImportError):
-        from r2_serve.lab.load.page import page
-
-        write_whole(directory / REPORT, page(summary, records, timeline))
+    write_report(directory, summary, records, timeline)
     return summary
 
 
 def _opened(workload: Workload, seed: int | None) -> Iterator[Request]:
-    """The requests, of which the first is drawn: files are read, and found wanting, before the clock starts."""
+    """The requests. The first is drawn here, so that faults in files show before the clock starts."""
     requests = workload.requests(seed)
     first = next(requests, None)
     if first is None:
-        raise ConfigError(
-            f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?"
-        )
+        raise ConfigError(nothing_sent(workload))
     return chain([first], requests)
 
 
-def _info(workload: Workload, url: str, options: LoadOptions) -> RunInfo:
-    return RunInfo(
-        workload=workload.name,
-        seed=workload.seed if options.seed is None else options.seed,
-        url=url,
-        model=workload.tasks.model,
-        slo=workload.slo,
-        duration_s=workload.duration_s,
-        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        code_version=code_version(),
-        machine=machine_line(),
-        max_open=options.max_open,
-        gpu_usd_per_hour=options.gpu_usd_per_hour,
-    )
+def nothing_sent(workload: Workload) -> str:
+    return f"workload {workload.name!r} sends nothing: is its duration_s too short, or its trace empty?"

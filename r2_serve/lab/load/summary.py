@@ -1,11 +1,12 @@
-"""The figures of a run, from its lines alone: anybody can compute them again from `requests.jsonl` and `timeline.jsonl`.
+"""The figures of a run, computed from its lines alone: `requests.jsonl` and `timeline.jsonl` are enough to repeat it.
 
-Latencies count from the intended start and are those of answered requests; what failed counts against the objective. A request
-is good if it was answered within every limit of the workload's `slo`, and where answers are graded, correct too.
+Latencies count from the intended start, of answered requests only; failed requests count against the objective. A request is
+good if it was answered within every limit of the workload's `slo` and, where answers are graded, correctly.
 """
 
 from __future__ import annotations
 
+import datetime
 import itertools
 from array import array
 from collections import Counter
@@ -16,16 +17,17 @@ from typing import Self
 
 from pydantic import Field
 
-from r2_serve.lab.load.records import ReplicaCount, RequestRecord, TimelineSample
-from r2_serve.lab.workload import Slo
+from r2_serve.lab.load.records import LoadRecord, ReplicaCount, TimelineSample
+from r2_serve.lab.runs import code_version, machine_line
+from r2_serve.lab.workload import Slo, Workload
 from r2_serve.types import Record
 
 LATE_S = 0.05
-"""99th percentile of the generator's lateness above which a run is told to be unsound."""
+"""99th percentile of the generator's lateness above which a run gets a warning."""
 
 
 class RunInfo(Record):
-    """What was run, where and when."""
+    """The workload, the place and the time of a run."""
 
     workload: str
     seed: int
@@ -33,20 +35,45 @@ class RunInfo(Record):
     model: str
     slo: Slo
     duration_s: float | None
-    """In which requests were to be sent; None for a whole trace."""
+    """Time in which requests were to be sent; None for a whole trace."""
     started: str
-    """UTC, ISO."""
+    """UTC time in ISO form."""
     code_version: str
     machine: str
     max_open: int
     gpu_usd_per_hour: float = 0.0
     is_interrupted: bool = False
     blocked_s: float = 0.0
-    """Sending stood still for so long as every connection was taken."""
+    """Time in which nothing was sent because every connection was taken."""
+
+    @classmethod
+    def of(
+        cls,
+        workload: Workload,
+        url: str,
+        *,
+        seed: int | None,
+        gpu_usd_per_hour: float,
+        max_open: int = 0,
+    ) -> Self:
+        """A run that starts now on this machine; a `seed` of None is the workload's own."""
+        return cls(
+            workload=workload.name,
+            seed=workload.seed if seed is None else seed,
+            url=url,
+            model=workload.tasks.model,
+            slo=workload.slo,
+            duration_s=workload.duration_s,
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            code_version=code_version(),
+            machine=machine_line(),
+            max_open=max_open,
+            gpu_usd_per_hour=gpu_usd_per_hour,
+        )
 
 
 class Distribution(Record):
-    """Of a time, in seconds. Percentiles are interpolated linearly, as numpy's."""
+    """Distribution of a time in seconds. Percentiles are interpolated linearly, as by numpy."""
 
     mean: float
     p50: float
@@ -57,17 +84,16 @@ class Distribution(Record):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self | None:
-        """None of nothing."""
+        """None if `values` is empty."""
         if not values:
             return None
         cuts = quantiles(values, n=100, method="inclusive") if len(values) > 1 else [values[0]] * 99
-        return cls(
-            mean=fmean(values), p50=cuts[49], p90=cuts[89], p95=cuts[94], p99=cuts[98], max=max(values)
-        )
+        mean, largest = fmean(values), max(values)
+        return cls(mean=mean, p50=cuts[49], p90=cuts[89], p95=cuts[94], p99=cuts[98], max=largest)
 
 
 class DeploymentUse(Record):
-    """What a deployment took over the run, through the last reply."""
+    """The replicas that a deployment used over the run, until the last reply."""
 
     replica_s: float
     """Integral of running and starting replicas over time."""
@@ -76,15 +102,15 @@ class DeploymentUse(Record):
     max_replicas: int
     gpus_per_replica: float
     gpu_s: float
-    """GPUs that it held over time: by stopping replicas too, which `replica_s` leaves out."""
+    """GPUs held over time, also by stopping replicas, which `replica_s` leaves out."""
 
 
 class LoadSummary(Record):
-    """See the module's text."""
+    """All figures of a run."""
 
     info: RunInfo
     wall_s: float
-    """To the end of the last request."""
+    """Time until the end of the last request."""
     num_sent: int
     num_ok: int
     num_failed: int
@@ -98,13 +124,13 @@ class LoadSummary(Record):
     lateness_s: Distribution | None
     num_good: int
     slo_attainment: float | None
-    """Good requests as a share of all that ended."""
+    """Good requests as a share of all that ended; None if none ended."""
     goodput_per_s: float
-    """Good requests per second of the run, its drain included."""
+    """Good requests per second of the run, including its end after the last request was sent."""
     num_graded: int
     num_correct: int
     cost_usd: Decimal
-    """Of the replies that told it."""
+    """Cost of the replies that report one."""
     num_cost_unknown: int
     prompt_tokens: int
     completion_tokens: int
@@ -115,8 +141,8 @@ class LoadSummary(Record):
     warnings: tuple[str, ...] = ()
 
 
-def is_good(record: RequestRecord, slo: Slo) -> bool:
-    """Whether a request met the objective."""
+def is_good(record: LoadRecord, slo: Slo) -> bool:
+    """True if the request met the objective."""
     if record.outcome != "ok" or record.correct is False:
         return False
     if slo.ttft_s is not None and (record.ttft_s is None or record.ttft_s > slo.ttft_s):
@@ -125,9 +151,9 @@ def is_good(record: RequestRecord, slo: Slo) -> bool:
 
 
 def summarize(
-    info: RunInfo, records: Iterable[RequestRecord], timeline: Sequence[TimelineSample]
+    info: RunInfo, records: Iterable[LoadRecord], timeline: Sequence[TimelineSample]
 ) -> LoadSummary:
-    """`records` is read once: a run of millions needs memory for three numbers each."""
+    """Reads `records` once: a run of millions needs memory for three numbers each."""
     tally = _Tally(info.slo)
     for record in records:
         tally.add(record)
@@ -167,34 +193,27 @@ def summarize(
 
 
 def deployment_use(timeline: Sequence[TimelineSample]) -> dict[str, DeploymentUse]:
-    """By trapezoids between the samples that have counts; a deployment that one of two samples lacks had no replica then."""
+    """Integrates by trapezoids between the samples with counts; a deployment absent from one of them had no replica then."""
     seen = [sample for sample in timeline if sample.deployments]
     names = sorted({name for sample in seen for name in sample.deployments})
-    return {
-        name: _use([(sample.t_s, sample.deployments.get(name, _NONE)) for sample in seen]) for name in names
-    }
-
-
-_NONE = ReplicaCount(running=0, starting=0, target=0)
+    none = ReplicaCount(running=0, starting=0, target=0)
+    return {name: _use([(s.t_s, s.deployments.get(name, none)) for s in seen]) for name in names}
 
 
 def _use(counts: Sequence[tuple[float, ReplicaCount]]) -> DeploymentUse:
-    def integral(values: Sequence[float]) -> float:
-        times = [t for t, _ in counts]
-        return sum(
-            (b - a) * (x + y) / 2
-            for (a, b), (x, y) in zip(itertools.pairwise(times), itertools.pairwise(values), strict=True)
-        )
-
-    replica_s = integral([count.running + count.starting for _, count in counts])
+    replica_s = _integral([(t, count.running + count.starting) for t, count in counts])
     gpus = max(count.gpus for _, count in counts)
     return DeploymentUse(
         replica_s=replica_s,
-        starting_s=integral([count.starting for _, count in counts]),
+        starting_s=_integral([(t, count.starting) for t, count in counts]),
         max_replicas=max(count.running + count.starting for _, count in counts),
         gpus_per_replica=gpus,
-        gpu_s=gpus * (replica_s + integral([count.stopping for _, count in counts])),
+        gpu_s=gpus * (replica_s + _integral([(t, count.stopping) for t, count in counts])),
     )
+
+
+def _integral(points: Sequence[tuple[float, int]]) -> float:
+    return sum((b - a) * (x + y) / 2 for (a, x), (b, y) in itertools.pairwise(points))
 
 
 class _Tally:
@@ -209,7 +228,7 @@ class _Tally:
         self.num_good = self.num_graded = self.num_correct = self.num_cost_unknown = 0
         self.prompt_tokens = self.completion_tokens = 0
 
-    def add(self, record: RequestRecord) -> None:
+    def add(self, record: LoadRecord) -> None:
         self.outcomes[record.outcome] += 1
         self.lateness.append(record.lateness_s)
         self.wall_s = max(self.wall_s, record.end_s)
@@ -230,14 +249,13 @@ class _Tally:
 
 def _warnings(info: RunInfo, lateness: Distribution | None) -> Iterable[str]:
     if info.is_interrupted:
-        yield "the run was interrupted: figures are of the requests that had ended"
-    if lateness is not None and lateness.p99 > LATE_S:
-        why = (
-            f"sending stood still for {info.blocked_s:.1f} s as all {info.max_open} connections were taken (--max-open)"
-            if info.blocked_s > LATE_S
-            else "its machine was too busy: run it on another one, or at a lower rate"
-        )
-        yield (
-            f"the generator was late: {1000 * lateness.p99:.0f} ms at the 99th percentile; {why}. "
-            "Latencies include it; arrivals were smoother than the workload says"
-        )
+        yield "the run was interrupted: the figures are those of the requests that had ended"
+    if lateness is None or lateness.p99 <= LATE_S:
+        return
+    why = "its machine was too busy: use another one, or a lower rate"
+    if info.blocked_s > LATE_S:
+        why = f"nothing was sent for {info.blocked_s:.1f} s as all {info.max_open} connections were taken (--max-open)"
+    yield (
+        f"the generator was late: {1000 * lateness.p99:.0f} ms at the 99th percentile; {why}. "
+        "Latencies include it, and arrivals were smoother than in the workload"
+    )

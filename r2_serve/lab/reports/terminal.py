@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +24,18 @@ def usd(amount: Decimal) -> str:
     if amount >= Decimal("0.01"):
         return f"${amount:.4f}"
     return f"{amount * 1_000_000:.3g} µ$" if amount * 1_000_000 < 1000 else f"{amount * 1000:.3g} m$"
+
+
+def figures_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_texts: int = 1, title: str | None = None
+) -> Table:
+    """A table whose first `num_texts` columns are left-aligned and whose cells are never cut."""
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < num_texts else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def trace_view(trace: Trace) -> RenderableType:

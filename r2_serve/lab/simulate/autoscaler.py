@@ -1,6 +1,6 @@
 """Ray Serve's autoscaler on the simulated clock: its own code decides, on the numbers that it would have had.
 
-`_apply_autoscaling_config` is a private name of Ray, and `time.time` of its module is replaced while a simulation runs: Ray is
+`_apply_autoscaling_config` is a private name of Ray, and its module's `time` is replaced while a simulation runs. Ray is
 pinned, and a test compares the decisions with those of `DeploymentAutoscalingState`.
 Source: Ray Serve 2.60, `autoscaling_policy.py` and `_private/autoscaling_state.py`.
 """
@@ -12,53 +12,55 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.metrics_path import HandleReports
 
-Policy = Callable[[Any], tuple[float, dict[str, Any]]]
-"""What Serve calls a deployment-level policy: an `AutoscalingContext` to replicas and a state, before delays and bounds."""
+if TYPE_CHECKING:
+    from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+ScalingPolicy: TypeAlias = "Callable[[AutoscalingContext], tuple[float, dict[str, object]]]"
+"""Serve's policy of a deployment: it turns a context into a number of replicas, before delays and bounds, and a state."""
 
 
 @dataclass
-class Scaled:
+class ScaledDeployment:
     """An autoscaled deployment."""
 
     app: str
     deployment: Deployment
     reports: HandleReports
-    config: Any
-    """`ray.serve.config.AutoscalingConfig`."""
-    policy: Policy
-    """With Serve's delays and factors around it."""
-    state: dict[str, Any] = field(default_factory=dict)
+    config: AutoscalingConfig
+    policy: ScalingPolicy
+    """The policy with Serve's delays and factors around it."""
+    state: dict[str, object] = field(default_factory=dict)
     last_up_s: float | None = None
     last_down_s: float | None = None
     num_decisions: int = 0
 
 
-def with_delays(policy: Policy) -> Policy:
-    """`policy` as Serve runs it: the start from zero, factors, delays."""
+def with_delays(policy: ScalingPolicy) -> ScalingPolicy:
+    """Adds what Serve adds to a policy: the start from zero, factors, delays."""
     from ray.serve.autoscaling_policy import _apply_autoscaling_config
 
-    wrapped: Policy = _apply_autoscaling_config(policy)
+    wrapped: ScalingPolicy = _apply_autoscaling_config(policy)
     return wrapped
 
 
 class Autoscaler:
-    """Serve's control loop, as far as it scales."""
+    """The part of Serve's control loop that scales."""
 
-    def __init__(self, clock: Clock, scaled: Sequence[Scaled]) -> None:
+    def __init__(self, clock: Clock, scaled: Sequence[ScaledDeployment]) -> None:
         self._clock, self._scaled = clock, scaled
 
     def decide(self) -> None:
-        """One round."""
+        """Runs one round."""
         for scaled in self._scaled:
             self._decide(scaled)
 
-    def _decide(self, scaled: Scaled) -> None:
+    def _decide(self, scaled: ScaledDeployment) -> None:
         deployment, config = scaled.deployment, scaled.config
         wanted, scaled.state = scaled.policy(self._context(scaled))
         bounded = max(config.min_replicas, min(config.max_replicas, math.ceil(wanted)))
@@ -72,7 +74,7 @@ class Autoscaler:
             scaled.last_down_s = self._clock.now
         deployment.scale_to(bounded)
 
-    def _context(self, scaled: Scaled) -> Any:
+    def _context(self, scaled: ScaledDeployment) -> AutoscalingContext:
         from ray.serve.config import AutoscalingContext
 
         deployment, reports, config = scaled.deployment, scaled.reports, scaled.config
@@ -98,8 +100,8 @@ class Autoscaler:
 
 
 @contextmanager
-def serve_reads(clock: Clock, scaled: Sequence[Scaled]) -> Iterator[None]:
-    """Serve's policy module takes its time from `clock`. Where nothing is scaled, Ray is not imported."""
+def serve_reads(clock: Clock, scaled: Sequence[ScaledDeployment]) -> Iterator[None]:
+    """Gives Serve's policy module the time of `clock`. Ray is not imported if nothing is scaled."""
     if not scaled:
         yield
         return

@@ -1,95 +1,101 @@
-"""A call on its way: what all parts of the model hand to one another."""
+"""A simulated call, and the parts that it passes between: its owner, its target and the replica that works on it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from r2_serve.lab.simulate.replicas import Replica
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 IN_QUEUE, ON_ITS_WAY, AT_REPLICA, OVER = range(4)
 """States of a call."""
 
 
-class Owner(Protocol):
-    """Who makes calls."""
+class CallOwner(Protocol):
+    """The part that makes a call and is told how it ends."""
 
-    def call_admitted(self, call: Call) -> None:
-        """A stage has begun to work on it, and holds it until it is released."""
+    def call_admitted(self, call: SimulatedCall) -> None:
+        """A router stage has begun to work on the call and holds it until it is released."""
         ...
 
-    def call_done(self, call: Call) -> None: ...
+    def call_done(self, call: SimulatedCall) -> None: ...
 
-    def call_failed(self, call: Call, reason: str, retry_after_s: float | None) -> None: ...
+    def call_failed(self, call: SimulatedCall, reason: str, retry_after_s: float | None) -> None: ...
 
 
-class Target(Protocol):
-    """What calls are made to: a deployment or a hosted model."""
+class CallTarget(Protocol):
+    """A deployment or a hosted model."""
 
     name: str
 
-    def submit(self, call: Call) -> None:
-        """`owner` is told what becomes of it, be it at once."""
+    def submit(self, call: SimulatedCall) -> None:
+        """Takes the call; its owner may be told of the end before this returns."""
         ...
 
-    def cancel(self, call: Call) -> None:
-        """Nobody waits for it any more, and `owner` is told nothing."""
+    def cancel(self, call: SimulatedCall) -> None:
+        """Drops the call without telling its owner."""
         ...
 
 
-class Call:
-    """One attempt at one call. `position` is its owner's own mark."""
+class Replica:
+    """One replica of a deployment."""
 
-    __slots__ = (
-        "attempt",
-        "begun_s",
-        "chain",
-        "delay_s",
-        "first_token_s",
-        "is_last_resort",
-        "mark",
-        "owner",
-        "passed_over",
-        "position",
-        "prompt_tokens",
-        "rank",
-        "replica",
-        "reply_tokens",
-        "sequence",
-        "share_s",
-        "start_s",
-        "state",
-        "target",
-    )
+    takes_s: float | None = None
+    """Time of every call, if it is constant. Such a replica is not told of arrivals: `end_of` is called at each end."""
 
-    def __init__(
-        self, owner: Owner, position: int, prompt_tokens: float, reply_tokens: float, start_s: float
-    ) -> None:
-        self.owner = owner
-        self.position = position
-        self.prompt_tokens = prompt_tokens
-        self.reply_tokens = reply_tokens
-        self.start_s = start_s
-        self.begun_s = start_s
-        """When work on it began, where it had to wait for that."""
-        self.state = OVER
-        self.chain: tuple[str, ...] = ()
-        """The model asked for and its fallbacks, in order; `rank` is the place in it of the one asked now."""
-        self.rank = 0
-        self.attempt = 1
-        """Of that model."""
-        self.delay_s = 0.0
-        """On its way, on top of the hop to its target: of the stage that makes it."""
-        self.passed_over = -1
-        """Rank of the first model that rested when its turn came."""
-        self.is_last_resort = False
-        """Every other model has failed: goes to one that rests, too."""
-        self.sequence = -1
-        """Its number in the replica's batch."""
-        self.first_token_s = 0.0
-        self.mark = 0.0
-        """In its replica's shared time."""
-        self.share_s: float | None = None
-        """Of its replica's time, once it is answered; None of a hosted model."""
-        self.replica: Replica | None = None
-        self.target: Target | None = None
+    def __init__(self) -> None:
+        self.num_ongoing = 0
+        """Calls that were sent here and have not ended."""
+        self.stops_s = math.inf
+        """Earliest end, once the replica has been told to stop."""
+
+    def begin(self, call: SimulatedCall) -> None:
+        """Takes a call that has arrived."""
+        raise NotImplementedError
+
+    def end_of(self, call: SimulatedCall) -> None:
+        """Ends a call whose `takes_s` is over."""
+        raise NotImplementedError
+
+    def abandon(self, call: SimulatedCall) -> None:
+        """Drops a call that was cancelled after it arrived."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedCall:
+    """One attempt at one call."""
+
+    owner: CallOwner
+    position: int
+    """The owner's own mark for the call."""
+    prompt_tokens: float
+    reply_tokens: float
+    start_s: float
+    chain: tuple[str, ...] = ()
+    """The model asked for and its fallbacks, in order."""
+    delay_s: float = 0.0
+    """Delay on the way to the target, on top of the target's own hop."""
+    rank: int = 0
+    """Place in `chain` of the model that is asked now."""
+    attempt: int = 1
+    """Number of this attempt at that model."""
+    passed_over: int = -1
+    """Rank of the first model that was resting when its turn came; -1 if none was."""
+    is_last_resort: bool = False
+    """True if every other model has failed: the call then goes to a resting model as well."""
+    state: int = field(default=OVER, init=False)
+    begun_s: float = field(default=0.0, init=False)
+    """Time at which work on the call began."""
+    first_token_s: float = field(default=0.0, init=False)
+    sequence: int = field(default=-1, init=False)
+    """Number in the replica's batch."""
+    mark: float = field(default=0.0, init=False)
+    """Position in the replica's shared time."""
+    share_s: float | None = field(default=None, init=False)
+    """Replica time used by this call once it is answered; None for hosted models."""
+    replica: Replica | None = field(default=None, init=False)
+    target: CallTarget | None = field(default=None, init=False)
+
+
+CallEnd = Callable[[SimulatedCall, Replica], None]

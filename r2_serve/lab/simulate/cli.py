@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from r2_serve.lab.examples import chosen_file
 from r2_serve.ops.command_line import (
     ExampleOption,
     SeedOption,
     SetAsideOption,
     WorkloadArgument,
-    fail,
     plain_errors,
 )
 
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from r2_serve.lab.load.summary import LoadSummary
-    from r2_serve.lab.simulate.hardware import Hardware
-    from r2_serve.lab.simulate.results import Run
-    from r2_serve.lab.workload import Workload
-    from r2_serve.serve_config import ServeConfig
+    from r2_serve.lab.simulate.results import SimulatedRun
 
 
 def simulate(
     workload: WorkloadArgument = None,
     example: ExampleOption = None,
     config: Annotated[
-        str,
-        typer.Option(
-            "--config", "-c", help="Serve config, as for `serve deploy`; `scripted`: that of the examples."
-        ),
+        str, typer.Option("--config", "-c", help="Serve config; `scripted`: the config of the examples.")
     ] = "scripted",
     hardware: Annotated[
         Path | None,
         typer.Option(
-            "--hardware",
-            help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads.",
+            help="Speeds, GPU prices, cluster, overheads (YAML); default: scripted speeds, no overheads."
         ),
     ] = None,
     seed: SeedOption = None,
@@ -53,14 +46,13 @@ def simulate(
     set_aside: SetAsideOption = False,
     compare: Annotated[
         Path | None,
-        typer.Option(
-            help="Directory of a real run of the same workload (`r2-serve load`): how far apart the two are."
-        ),
+        typer.Option(help="Directory of a real run of the same workload (`r2-serve load`) to compare with."),
     ] = None,
 ) -> None:
-    """What a deployment would do under a workload: latency, cost and replicas, without the machines.
+    """Simulate a deployment under a workload: latency, cost and replicas, without the machines.
 
-    Takes the same two files as a real run; what a config does not say (speeds of real models, prices, nodes) stands in a third.
+    The command takes the same two files as a real run. A third holds what a config does not say: speeds of real models,
+    prices, nodes.
 
     \b
     Example:  r2-serve simulate --example on-off
@@ -69,95 +61,60 @@ def simulate(
     """
     from rich.console import Console
 
-    from r2_serve.lab.simulate.hardware import Hardware, load_hardware
-    from r2_serve.lab.workload import SCRIPTED_POOL, example_names, example_path, load_workload
-    from r2_serve.serve_config import load as load_config
-
-    if example == "list":
-        typer.echo("\n".join(example_names()))
-        return
-    if (workload is None) == (example is None):
-        fail("give a workload file, or --example NAME (--example list names them)")
-    console = Console()
-    try:
-        with plain_errors():
-            loaded = load_workload(example_path(example) if example is not None else workload or Path())
-            serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))
-            machines = load_hardware(hardware) if hardware is not None else Hardware()
-            directory = out or Path("runs/simulate") / loaded.name
-            summary = _run(
-                serve_config,
-                loaded,
-                machines,
-                seed,
-                directory,
-                console,
-                has_rows=not no_rows,
-                set_aside=set_aside,
-            )
-            if compare is not None:
-                _compare(compare, summary, console)
-    except ModuleNotFoundError as e:
-        if e.name != "simpy":
-            raise
-        fail("simulate needs simpy: pip install 'route-and-reason[eval]'")
-
-
-def _run(
-    config: ServeConfig,
-    workload: Workload,
-    hardware: Hardware,
-    seed: int | None,
-    directory: Path,
-    console: Console,
-    *,
-    has_rows: bool,
-    set_aside: bool,
-) -> LoadSummary:
     from r2_serve.lab.load.progress import print_summary
     from r2_serve.lab.load.run_directory import claim
-    from r2_serve.lab.simulate.results_files import run_info, write_run
-    from r2_serve.lab.simulate.simulation import Options, simulate
+    from r2_serve.lab.load.summary import RunInfo
+    from r2_serve.lab.simulate.hardware import Hardware, load_hardware
+    from r2_serve.lab.simulate.simulation import SimulationOptions
+    from r2_serve.lab.simulate.simulation import simulate as simulated
+    from r2_serve.lab.workload import EXAMPLES, SCRIPTED_POOL, load_workload
+    from r2_serve.serve_config import load as load_config
 
-    claim(directory, set_aside=set_aside)
-    with console.status("simulating") as status:
+    console = Console()
+    with plain_errors():
+        loaded = load_workload(chosen_file(workload, example, EXAMPLES))
+        serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))
+        machines = load_hardware(hardware) if hardware is not None else Hardware()
+        directory = out or Path("runs/simulate") / loaded.name
+        claim(directory, set_aside=set_aside)
+        with console.status("simulating") as status:
 
-        def progress(simulated_s: float, num_came: int, num_ended: int) -> None:
-            status.update(f"simulated {simulated_s:,.0f} s: {num_came:,} queries came, {num_ended:,} ended")
+            def show(simulated_s: float, num_came: int, num_ended: int) -> None:
+                status.update(
+                    f"simulated {simulated_s:,.0f} s: {num_came:,} queries came, {num_ended:,} ended"
+                )
 
-        run = simulate(config, workload, hardware, Options(seed), progress=progress)
-    summary = write_run(
-        directory, run_info(workload, seed, hardware), run, hardware=hardware, has_rows=has_rows
-    )
-    print_summary(summary, console)
-    _print_speed(run, console)
-    typer.echo(f"written: {directory}")
-    return summary
+            run = simulated(serve_config, loaded, machines, SimulationOptions(seed), progress=show)
+        price = machines.cluster.gpu_usd_per_hour
+        info = RunInfo.of(loaded, "simulated", seed=seed, gpu_usd_per_hour=price)
+        summary = run.write(directory, info, has_rows=not no_rows)
+        print_summary(summary, console)
+        _print_speed(run, console)
+        typer.echo(f"written: {directory}")
+        if compare is not None:
+            _print_comparison(compare, summary, console)
 
 
-def _print_speed(run: Run, console: Console) -> None:
-    per_subtask_us = run.wall_s / max(1, run.num_subtasks) * 1e6
+def _print_speed(run: SimulatedRun, console: Console) -> None:
+    facts, num_subtasks = run.facts, max(1, run.facts.num_subtasks)
     console.print(
-        f"simulated {run.duration_s:,.0f} s with {run.num_subtasks:,} subtasks in {run.wall_s:,.1f} s "
-        f"({per_subtask_us:.0f} us and {run.num_events / max(1, run.num_subtasks):.1f} events per subtask)",
+        f"simulated {run.duration_s:,.0f} s with {facts.num_subtasks:,} subtasks in {facts.wall_s:,.1f} s "
+        f"({facts.wall_s / num_subtasks * 1e6:.0f} us and {facts.num_events / num_subtasks:.1f} events per subtask)",
         highlight=False,
     )
 
 
-def _compare(directory: Path, simulated: LoadSummary, console: Console) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
+def _print_comparison(directory: Path, simulated: LoadSummary, console: Console) -> None:
+    from r2_serve.lab.reports.terminal import figures_table
+    from r2_serve.lab.simulate.compare import compare, read_summary
 
-    from r2_serve.lab.simulate.compare import differences, read_summary
-
-    table = Table(title=f"against {directory}", box=SIMPLE)
-    for i, column in enumerate(("figure", "real", "simulated", "error")):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in differences(read_summary(directory), simulated):
-        table.add_row(
+    rows = (
+        (
             row.name,
             f"{row.real:.3f}",
             f"{row.simulated:.3f}",
             "" if row.error is None else f"{100 * row.error:+.1f} %",
         )
-    console.print(table)
+        for row in compare(read_summary(directory), simulated)
+    )
+    console.print(figures_table(("figure", "real", "simulated", "error"), rows, title=f"against {directory}"))

@@ -1,54 +1,58 @@
-"""Simulated time: simpy's event queue, used with plain callbacks, as a process per call would cost ten times as much."""
+"""Simulated time: a queue of actions, each due at a time.
+
+A process per call would cost ten times as much as the plain callbacks that this model needs.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import TypeVar
 
-from simpy import Environment
-from simpy.core import EmptySchedule
-from simpy.events import NORMAL, Event
-
-Action = Callable[[Any], None]
+T = TypeVar("T")
 
 
-class _Occurrence(Event):
-    """What is to be done at a time. Nobody waits for it, so it needs none of what other events carry."""
-
-    __slots__ = ("action", "argument")
-
-    def __init__(self, action: Action, argument: object) -> None:
-        self.action, self.argument = action, argument
-
-
-class Clock(Environment):
+class Clock:
     """Seconds from the start of the run."""
 
-    def after(self, delay_s: float, action: Action, argument: object = None) -> None:
-        """`action(argument)`, `delay_s` from now; what is due at the same time happens in the order in which it was asked for."""
-        heappush(self._queue, (self._now + delay_s, NORMAL, next(self._eid), _Occurrence(action, argument)))
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._numbers = itertools.count()
+        self._queue: list[tuple[float, int, Callable[..., object], object]] = []
+        self._is_stopped = False
 
-    def num_events(self) -> int:
-        """So far, those to come among them."""
-        return next(self._eid)
+    def after(self, delay_s: float, action: Callable[[T], object], argument: T) -> None:
+        """Calls `action(argument)` in `delay_s`. Actions due at the same time run in the order in which they were asked for."""
+        heappush(self._queue, (self.now + delay_s, next(self._numbers), action, argument))
 
-    def every(self, interval_s: float, action: Callable[[], None], *, first_s: float | None = None) -> None:
-        """`action()` again and again, until the run ends."""
+    def every(self, interval_s: float, action: Callable[[], object], *, first_s: float | None = None) -> None:
+        """Calls `action()` again and again until the run ends."""
 
-        def tick(_: object) -> None:
+        def tick(_: None) -> None:
             action()
-            self.after(interval_s, tick)
+            self.after(interval_s, tick, None)
 
-        self.after(interval_s if first_s is None else first_s, tick)
+        self.after(interval_s if first_s is None else first_s, tick, None)
 
-    def step(self) -> None:
-        """The next event, as `Environment.step`, but for a shorter way where it is one of ours."""
+    def run(self, until: float = math.inf) -> None:
+        """Runs every action that is due before `until`, or up to `stop`; `now` is `until` afterwards where that is finite."""
         queue = self._queue
-        if not queue:
-            raise EmptySchedule
-        event = queue[0][3]
-        if type(event) is not _Occurrence:
-            return super().step()
-        self._now = heappop(queue)[0]
-        return event.action(event.argument)
+        self._is_stopped = False
+        while queue and queue[0][0] < until and not self._is_stopped:
+            self.now, _, action, argument = heappop(queue)
+            action(argument)
+        if until < math.inf:
+            self.now = until
+
+    def stop(self) -> None:
+        """Ends the run after the actions that are due now."""
+        self.after(0.0, self._stop, None)
+
+    def num_actions(self) -> int:
+        """Actions so far, including those still to come."""
+        return next(self._numbers)
+
+    def _stop(self, _: None) -> None:
+        self._is_stopped = True

@@ -1,7 +1,7 @@
-"""One Serve deployment: a handle's queue, the choice of a replica, replicas that start, serve, drain and stop.
+"""One Serve deployment: the queue of its handles, the choice of a replica, and replicas that start, serve, drain and stop.
 
-All handles of a deployment are taken for one; that each process keeps a queue of its own shows only where deployments
-are much smaller than the number of their callers.
+All handles of a deployment count as one. That each process keeps its own queue shows only where a deployment is much
+smaller than the number of its callers.
 Source: Ray Serve 2.60, `_private/request_router/` (power of two choices, polling of full replicas) and `deployment_state.py`.
 """
 
@@ -12,43 +12,47 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from r2_serve.lab.simulate.calls import AT_REPLICA, IN_QUEUE, ON_ITS_WAY, OVER, Call
+from r2_serve.lab.simulate.calls import AT_REPLICA, IN_QUEUE, ON_ITS_WAY, OVER, Replica, SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.machines import Machines, Place
-from r2_serve.lab.simulate.replicas import Replica, StageReplica
+from r2_serve.lab.simulate.replicas import StageReplica
 
 LONGEST_POLL_S = 0.5
-"""Handles with a queue ask replicas again at intervals that grow up to this."""
+"""Longest interval after which a handle with a queue asks full replicas again."""
 POLLS_PER_REPLICA = 2
-"""Requests of the queue that ask at the same time, by running replica."""
+"""Queued requests that ask at the same time, for each running replica."""
 NUM_PAIRS = 4
-"""Pairs of replicas looked at before a call goes to the queue."""
+"""Pairs of replicas that are looked at before a call goes to the queue."""
 
 
 @dataclass(frozen=True)
 class DeploymentOptions:
-    """Of one deployment, as Serve would run it."""
+    """Options of one deployment, in Serve's words and units."""
 
     name: str
     max_ongoing_requests: int
-    max_queued_requests: int
-    gpus: float
-    start_s: float
-    stop_s: float
-    hop_s: float
-    initial_replicas: int
+    max_queued_requests: int = -1
+    """Most queued requests; -1 is no limit."""
+    gpus: float = 0.0
+    """GPUs of each replica."""
+    start_s: float = 0.0
+    stop_s: float = 0.0
+    """Shortest time that a replica takes to stop."""
+    hop_s: float = 0.0
+    """Time of a call to the deployment and back."""
+    initial_replicas: int = 1
 
 
+@dataclass(eq=False)
 class _Start:
-    """A replica that is not there yet."""
+    """A replica that is not running yet."""
 
-    def __init__(self) -> None:
-        self.place: Place | None = None
-        self.is_wanted = True
+    place: Place | None = None
+    is_wanted: bool = True
 
 
 class Deployment:
-    """See the module's text."""
+    """A deployment with its replicas and the calls that wait for them."""
 
     def __init__(
         self,
@@ -61,19 +65,19 @@ class Deployment:
         self.name, self.options = options.name, options
         self.running: list[Replica] = []
         self.running_version = 0
-        """Changes with `running`."""
+        """Number that changes whenever `running` does."""
         self.num_at_work = 0
-        """Calls at replicas, or on their way to one."""
+        """Calls at replicas or on their way to one."""
         self.num_queued = 0
         self.num_calls = 0
-        self.target_num_replicas = 0
+        self.target_num_replicas = options.initial_replicas
         self.first_call: Callable[[], None] = _nothing
-        """Told before the first call is dealt with."""
-        self.came_to_nobody: Callable[[], None] = _nothing
-        """Told when a call comes while there is no replica."""
+        """Called before the first call is handled."""
+        self.found_no_replica: Callable[[], None] = _nothing
+        """Called when a call comes while no replica runs."""
         self._clock, self._machines, self._random = clock, machines, draw.random
         self._make_replica = make_replica
-        self._queue: deque[Call] = deque()
+        self._queue: deque[SimulatedCall] = deque()
         self._starting: list[_Start] = []
         self._stopping: set[Replica] = set()
         self._places: dict[Replica, Place] = {}
@@ -81,12 +85,9 @@ class Deployment:
         self._hop_s = options.hop_s
         for _ in range(options.initial_replicas):
             self._start_now()
-        self.target_num_replicas = options.initial_replicas
 
-    # -- calls ----------------------------------------------------------------------------------------------------
-
-    def submit(self, call: Call) -> None:
-        """Sends it to a replica, or queues it."""
+    def submit(self, call: SimulatedCall) -> None:
+        """Sends the call to a replica, queues it or refuses it."""
         call.target = self
         self.num_calls += 1
         if self.num_calls == 1:
@@ -102,10 +103,10 @@ class Deployment:
             self.num_queued += 1
             self._queue.append(call)
             if not self.running:
-                self.came_to_nobody()
+                self.found_no_replica()
 
-    def cancel(self, call: Call) -> None:
-        """Nobody waits for it any more."""
+    def cancel(self, call: SimulatedCall) -> None:
+        """Drops the call wherever it is; its owner is not told."""
         state, call.state = call.state, OVER
         if state == IN_QUEUE:
             self.num_queued -= 1  # it is passed over when its turn comes
@@ -114,15 +115,15 @@ class Deployment:
             call.replica.abandon(call)
             self._freed(call.replica)
 
-    def release(self, call: Call) -> None:
-        """A call that a stage held is over."""
+    def release(self, call: SimulatedCall) -> None:
+        """Ends a call that a stage holds."""
         call.state = OVER
         assert isinstance(call.replica, StageReplica)
         call.replica.end()
         self._freed(call.replica)
 
     def _choose(self) -> Replica | None:
-        """The less busy of two, as Serve's power of two choices does; None where nobody has room."""
+        """The less busy of two, as Serve's power of two choices does; None if none of the pairs has room."""
         running, random, limit = self.running, self._random, self._max_ongoing
         count = len(running)
         if count < 2:
@@ -136,14 +137,12 @@ class Deployment:
                 return chosen
         return None
 
-    def _send(self, call: Call, replica: Replica) -> None:
+    def _send(self, call: SimulatedCall, replica: Replica) -> None:
         replica.num_ongoing += 1
         self.num_at_work += 1
         call.replica = replica
         hop_s = self._hop_s + call.delay_s
-        if (
-            replica.takes_s is not None
-        ):  # nothing on the way or at the replica changes when it ends: one event less
+        if replica.takes_s is not None:  # its end is known already: one event less
             call.state = AT_REPLICA
             call.begun_s = self._clock.now + hop_s
             self._clock.after(hop_s + replica.takes_s, replica.end_of, call)
@@ -154,7 +153,7 @@ class Deployment:
         else:
             self._arrive(call)
 
-    def _arrive(self, call: Call) -> None:
+    def _arrive(self, call: SimulatedCall) -> None:
         assert call.replica is not None
         if call.state == OVER:  # cancelled on its way
             self._freed(call.replica)
@@ -163,14 +162,14 @@ class Deployment:
         call.begun_s = self._clock.now
         call.replica.begin(call)
 
-    def done(self, call: Call, replica: Replica) -> None:
-        """A replica has answered."""
+    def done(self, call: SimulatedCall, replica: Replica) -> None:
+        """Ends a call that a replica has answered."""
         call.state = OVER
         self._freed(replica)
         call.owner.call_done(call)
 
-    def refused(self, call: Call, replica: Replica) -> None:
-        """A stage's replica has no place for it, not even in its queue."""
+    def refused(self, call: SimulatedCall, replica: Replica) -> None:
+        """Ends a call that found no place in a stage, not even in its queue."""
         call.state = OVER
         self._freed(replica)
         call.owner.call_failed(call, "overloaded", None)
@@ -180,12 +179,12 @@ class Deployment:
         self.num_at_work -= 1
         if self.num_queued:
             num_polls = min(self.num_queued, POLLS_PER_REPLICA * len(self.running))
-            self._clock.after(self._random() * LONGEST_POLL_S / max(1, num_polls), self._poll)
+            self._clock.after(self._random() * LONGEST_POLL_S / max(1, num_polls), self._poll, None)
         if replica.num_ongoing == 0 and replica in self._stopping:
             self._clock.after(0.0, self._stopped_if_idle, replica)
 
-    def _poll(self, _: object = None) -> None:
-        """The queue's head to whoever has room."""
+    def _poll(self, _: None) -> None:
+        """Sends calls from the head of the queue while a replica has room."""
         while self.num_queued:
             replica = self._choose()
             if replica is None:
@@ -194,8 +193,6 @@ class Deployment:
             if call.state == IN_QUEUE:
                 self.num_queued -= 1
                 self._send(call, replica)
-
-    # -- replicas -------------------------------------------------------------------------------------------------
 
     @property
     def num_starting(self) -> int:
@@ -206,7 +203,7 @@ class Deployment:
         return len(self._stopping)
 
     def scale_to(self, num_replicas: int) -> None:
-        """Starts or stops replicas: those not started yet first, then the newest."""
+        """Starts or stops replicas. Those that have not started stop first, then the newest."""
         self.target_num_replicas = num_replicas
         missing = num_replicas - len(self.running) - len(self._starting)
         for _ in range(missing):
@@ -217,12 +214,13 @@ class Deployment:
     def _start(self) -> None:
         start = _Start()
         self._starting.append(start)
+        start_s = self.options.start_s
         start.place = self._machines.ask(
-            self.options.gpus, lambda: self._clock.after(self.options.start_s, self._started, start)
+            self.options.gpus, lambda: self._clock.after(start_s, self._started, start)
         )
 
     def _start_now(self) -> None:
-        """There from the beginning."""
+        """Starts a replica that runs from the beginning."""
         start = _Start()
         self._starting.append(start)
         start.place = self._machines.ask(self.options.gpus, _nothing)
@@ -237,7 +235,7 @@ class Deployment:
         self._places[replica] = start.place
         self.running.append(replica)
         self.running_version += 1
-        self._poll()
+        self._poll(None)
 
     def _stop_one(self) -> None:
         if self._starting:
@@ -253,11 +251,8 @@ class Deployment:
         replica.stops_s = self._clock.now + self.options.stop_s
 
     def _stopped_if_idle(self, replica: Replica) -> None:
-        if (
-            replica.num_ongoing == 0
-            and replica in self._stopping
-            and self._clock.now >= replica.stops_s - 1e-9
-        ):
+        is_idle = replica.num_ongoing == 0 and replica in self._stopping
+        if is_idle and self._clock.now >= replica.stops_s - 1e-9:
             self._stopping.remove(replica)
             self._machines.give_back(self._places.pop(replica))
 

@@ -1,4 +1,4 @@
-"""A model behind an API, as its callers see it: a time per call, and limits beyond which it answers 429."""
+"""A model behind an API as its callers see it: each call takes a time, and beyond its limits the answer is 429."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from r2_serve.calls.cooldown import Cooldown, Permit
 from r2_serve.config import CooldownConfig
 from r2_serve.errors import EngineUnavailable
-from r2_serve.lab.simulate.calls import AT_REPLICA, OVER, Call
+from r2_serve.lab.simulate.calls import AT_REPLICA, OVER, SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.hardware import HostedSpeed
 
@@ -17,7 +17,7 @@ SECONDS_PER_MINUTE = 60.0
 
 
 class Bucket:
-    """A rate limit: fills steadily, holds `burst_s` worth. None: no limit."""
+    """A rate limit that fills steadily and holds `burst_s` worth. A `per_minute` of None is no limit."""
 
     def __init__(self, per_minute: float | None, burst_s: float) -> None:
         self._per_s = math.inf if per_minute is None else per_minute / SECONDS_PER_MINUTE
@@ -25,7 +25,7 @@ class Bucket:
         self._level, self._at_s = self._capacity, 0.0
 
     def wait_s(self, now_s: float, amount: float) -> float:
-        """Until `amount` may be taken; more than the bucket holds may be taken of a full one."""
+        """Time until `amount` may be taken. A full bucket gives more than it holds."""
         if math.isinf(self._per_s):
             return 0.0
         self._level = min(self._capacity, self._level + (now_s - self._at_s) * self._per_s)
@@ -33,12 +33,12 @@ class Bucket:
         return max(0.0, (min(amount, self._capacity) - self._level) / self._per_s)
 
     def take(self, amount: float) -> None:
-        """The level may go below zero, so that on average the limit holds for calls of any size."""
+        """Takes `amount`. The level may fall below zero, so that the limit holds on average for calls of any size."""
         self._level -= amount
 
 
-class Hosted:
-    """See the module's text."""
+class HostedModel:
+    """One hosted model with its limits and the router's own cooldown, which rests a model that refuses."""
 
     def __init__(
         self, clock: Clock, name: str, speed: HostedSpeed, draw: random.Random, cooldown: CooldownConfig
@@ -49,40 +49,37 @@ class Hosted:
         self._requests = Bucket(speed.requests_per_minute, speed.burst_s)
         self._tokens = Bucket(speed.tokens_per_minute, speed.burst_s)
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: SimulatedCall) -> None:
         call.target, now = self, self._clock.now
         permit = self._rest.insist() if call.is_last_resort else self._rest.ask()
         if permit is None:
-            call.state = OVER
-            call.owner.call_failed(call, "resting", None)
-            return
+            return self._refuse(call, "resting", None)
         num_tokens = call.prompt_tokens + call.reply_tokens
         wait_s = max(self._requests.wait_s(now, 1.0), self._tokens.wait_s(now, num_tokens))
         if wait_s > 0:
             self._learn(permit, EngineUnavailable("429", wait_s))
-            call.state = OVER
-            call.owner.call_failed(call, "rate_limited", wait_s)
-            return
+            return self._refuse(call, "rate_limited", wait_s)
         self._requests.take(1.0)
         self._tokens.take(num_tokens)
         self._learn(permit, None)
-        call.state = AT_REPLICA
         factor = self._draw.lognormvariate(0.0, self._speed.spread) if self._speed.spread else 1.0
-        call.first_token_s = now + factor * self._speed.ttft_s
-        self._clock.after(
-            factor * (self._speed.ttft_s + call.reply_tokens / self._speed.tokens_per_s), self._end, call
-        )
+        call.state, call.begun_s, call.first_token_s = AT_REPLICA, now, now + factor * self._speed.ttft_s
+        reply_s = call.reply_tokens / self._speed.tokens_per_s
+        return self._clock.after(factor * (self._speed.ttft_s + reply_s), self._end, call)
 
-    def cancel(self, call: Call) -> None:
+    def cancel(self, call: SimulatedCall) -> None:
         call.state = OVER
 
+    def _refuse(self, call: SimulatedCall, reason: str, retry_after_s: float | None) -> None:
+        call.state = OVER
+        call.owner.call_failed(call, reason, retry_after_s)
+
     def _learn(self, permit: Permit, error: EngineUnavailable | None) -> None:
-        """The router's own cooldown, which rests a model that refuses."""
         with suppress(EngineUnavailable), self._rest.observing(permit, self._rest_config):
             if error is not None:
                 raise error
 
-    def _end(self, call: Call) -> None:
+    def _end(self, call: SimulatedCall) -> None:
         if call.state != OVER:
             call.state = OVER
             call.owner.call_done(call)

@@ -1,69 +1,59 @@
-"""GPUs: who has which, what waits for one, and what all of it costs."""
+"""The GPUs of a cluster: which replica holds which, what waits for one, and what they cost."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from r2_serve.lab.simulate.clock import Clock
-from r2_serve.lab.simulate.hardware import Cluster, Nodes
+from r2_serve.lab.simulate.hardware import Cluster
 
 SECONDS_PER_HOUR = 3600.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Node:
     capacity: float
     free: float
     idle_since_s: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
-    """What a replica asked for, and the node that it got; None while it waits."""
+    """The GPUs that a replica asked for, and the node that it got; `node` is None while it waits."""
 
     gpus: float
-    placed: Callable[[], None]
+    on_placed: Callable[[], None]
     node: _Node | None = None
 
 
-@dataclass
 class Machines:
-    """The nodes of a cluster. Replicas are placed first come, first served, on the fullest node that has room."""
+    """The nodes of a cluster. Replicas are placed in the order in which they come, each on the fullest node with room."""
 
-    clock: Clock
-    config: Cluster
-    paid_gpu_seconds: float = 0.0
-    _nodes: list[_Node] = field(default_factory=list)
-    _waiting: deque[Place] = field(default_factory=deque)
-    _num_booting: int = 0
-    _num_used: float = 0.0
-    _counted_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        nodes = self.config.nodes
-        sizes = [nodes.gpus_per_node] * nodes.min_nodes if nodes else [self.config.gpus or math.inf]
+    def __init__(self, clock: Clock, config: Cluster) -> None:
+        self._clock, self._config = clock, config
+        nodes = config.nodes
+        sizes = [nodes.gpus_per_node] * nodes.min_nodes if nodes else [config.gpus or math.inf]
         self._nodes = [_Node(size, size, idle_since_s=0.0) for size in sizes]
+        self._waiting: deque[Place] = deque()
+        self._num_booting, self._num_used, self._counted_s = 0, 0.0, 0.0
+        self.paid_gpu_seconds = 0.0
 
     @property
     def num_nodes(self) -> int:
         return len(self._nodes)
 
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    def ask(self, gpus: float, placed: Callable[[], None]) -> Place:
-        """`placed()` is called when there is room: at once, or later."""
-        place = Place(gpus, placed)
+    def ask(self, gpus: float, on_placed: Callable[[], None]) -> Place:
+        """Asks for a place; `on_placed` is called as soon as there is room, which may be at once."""
+        place = Place(gpus, on_placed)
         self._waiting.append(place)
         self._place_waiting()
         return place
 
     def give_back(self, place: Place) -> None:
-        """The replica has stopped, or is no longer wanted."""
+        """Frees the place of a replica that has stopped or is no longer wanted."""
         self._count()
         if place.node is None:
             self._waiting.remove(place)
@@ -71,70 +61,62 @@ class Machines:
         self._num_used -= place.gpus
         place.node.free += place.gpus
         if place.node.free >= place.node.capacity:
-            place.node.idle_since_s = self.clock.now
+            place.node.idle_since_s = self._clock.now
             self._retire_later(place.node)
         self._place_waiting()
 
     def cost_usd(self) -> float:
-        """Until now."""
+        """Cost until now."""
         self._count()
-        return self.paid_gpu_seconds / SECONDS_PER_HOUR * self.config.gpu_usd_per_hour
+        return self.paid_gpu_seconds / SECONDS_PER_HOUR * self._config.gpu_usd_per_hour
 
     def _place_waiting(self) -> None:
         while self._waiting:
             place = self._waiting[0]
             node = min((n for n in self._nodes if n.free >= place.gpus), key=lambda n: n.free, default=None)
             if node is None:
-                self._boot()
-                return
+                return self._boot()
             self._count()
             self._waiting.popleft()
             node.free -= place.gpus
             node.idle_since_s = None if place.gpus else node.idle_since_s
             self._num_used += place.gpus
             place.node = node
-            place.placed()
+            place.on_placed()
+        return None
 
     def _boot(self) -> None:
-        """As many nodes as what waits would fill, as far as they are allowed."""
-        nodes = self.config.nodes
-        if nodes is None:
+        """Boots as many nodes as the waiting replicas would fill, within the limit."""
+        if (nodes := self._config.nodes) is None:
             return
-        wanted = (
-            math.ceil(sum(place.gpus for place in self._waiting) / nodes.gpus_per_node) - self._num_booting
-        )
-        allowed = nodes.max_nodes - len(self._nodes) - self._num_booting
-        for _ in range(min(wanted, allowed)):
+        asked = math.ceil(sum(place.gpus for place in self._waiting) / nodes.gpus_per_node)
+        for _ in range(min(asked, nodes.max_nodes - len(self._nodes)) - self._num_booting):
             self._count()
             self._num_booting += 1
-            self.clock.after(nodes.boot_s, self._booted, nodes)
+            self._clock.after(nodes.boot_s, self._booted, nodes.gpus_per_node)
 
-    def _booted(self, nodes: Nodes) -> None:
+    def _booted(self, num_gpus: float) -> None:
         self._count()
         self._num_booting -= 1
-        self._nodes.append(_Node(nodes.gpus_per_node, nodes.gpus_per_node, idle_since_s=self.clock.now))
+        self._nodes.append(_Node(num_gpus, num_gpus, idle_since_s=self._clock.now))
         self._retire_later(self._nodes[-1])
         self._place_waiting()
 
     def _retire_later(self, node: _Node) -> None:
-        if self.config.nodes is not None:
-            self.clock.after(self.config.nodes.idle_timeout_s, self._retire, (node, node.idle_since_s))
+        if self._config.nodes is not None:
+            self._clock.after(self._config.nodes.idle_timeout_s, self._retire, (node, node.idle_since_s))
 
     def _retire(self, due: tuple[_Node, float | None]) -> None:
+        """Lets an idle node go, unless it has worked since or is one of the least."""
         node, since_s = due
-        nodes = self.config.nodes
-        if (
-            nodes is not None
-            and since_s is not None
-            and node.idle_since_s == since_s
-            and len(self._nodes) > nodes.min_nodes
-        ):
+        is_idle = since_s is not None and node.idle_since_s == since_s
+        if is_idle and self._config.nodes is not None and len(self._nodes) > self._config.nodes.min_nodes:
             self._count()
             self._nodes.remove(node)
 
     def _count(self) -> None:
-        """Pays for the time since it was last called."""
-        nodes = self.config.nodes
+        """Pays for the time since the last count."""
+        nodes = self._config.nodes
         paid = (len(self._nodes) + self._num_booting) * nodes.gpus_per_node if nodes else self._num_used
-        self.paid_gpu_seconds += paid * (self.clock.now - self._counted_s)
-        self._counted_s = self.clock.now
+        self.paid_gpu_seconds += paid * (self._clock.now - self._counted_s)
+        self._counted_s = self._clock.now

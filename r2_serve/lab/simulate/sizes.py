@@ -1,7 +1,7 @@
-"""How large the calls of a request are: prompts are rendered by the router's own codecs, once per form of plan, and counted.
+"""Sizes of the calls of a request: the router's own codecs render each prompt once per form of plan, and words are counted.
 
-Tokens are words, as the scripted engine counts them, times `tokens_per_word`. Only requests that bring their plan can be
-simulated: what a real model would plan is not known here.
+A token is a word, as in the scripted engine, times `tokens_per_word`. Only requests that bring their plan can be
+simulated, as the plan of a real model is not known here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Self
 from r2_serve.config import ModelConfig, VirtualModelConfig
 from r2_serve.errors import ConfigError
 from r2_serve.lab.workload import Request, Step
-from r2_serve.prompts import Codec, get_codec
+from r2_serve.prompts import get_codec
 from r2_serve.types import Allocation, Message
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Who waits for whom. Position i is subtask i + 1."""
+    """The dependencies of a plan's subtasks. Position i is subtask i + 1."""
 
     inputs: tuple[tuple[int, ...], ...]
     num_waiting: tuple[int, ...]
@@ -27,35 +27,27 @@ class Edges:
     order: tuple[int, ...]
     """Positions, longest chain to the end first, as in `r2_serve.router.executor`."""
     rank: tuple[int, ...]
-    """Of each position, its place in `order`."""
+    """Place of each position in `order`."""
     roots: tuple[int, ...]
-    """Ranks of those that wait for nobody."""
+    """Ranks of the positions without inputs."""
 
     @classmethod
     def of(cls, depends_on: Sequence[Sequence[int]]) -> Self:
         inputs = tuple(tuple(subtask_id - 1 for subtask_id in needed) for needed in depends_on)
-        users = tuple(
-            tuple(i for i, needed in enumerate(inputs) if position in needed)
-            for position in range(len(inputs))
-        )
+        positions = range(len(inputs))
+        users = tuple(tuple(i for i in positions if position in inputs[i]) for position in positions)
         heights = [1] * len(users)
-        for position in reversed(range(len(users))):
+        for position in reversed(positions):
             heights[position] = 1 + max((heights[user] for user in users[position]), default=0)
-        order = sorted(range(len(inputs)), key=lambda i: (-heights[i], i))
-        roots = tuple(rank for rank, i in enumerate(order) if not inputs[i])
-        return cls(
-            inputs,
-            tuple(map(len, inputs)),
-            users,
-            tuple(order),
-            tuple(map(order.index, range(len(order)))),
-            roots,
-        )
+        order = tuple(sorted(positions, key=lambda i: (-heights[i], i)))
+        rank = tuple(map(order.index, positions))
+        roots = tuple(place for place, i in enumerate(order) if not inputs[i])
+        return cls(inputs, tuple(map(len, inputs)), users, order, rank, roots)
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """What requests have in common whose plans have the same edges and models. Counts in words, of a text without padding."""
+class PlanForm:
+    """The common part of requests whose plans have the same edges and models, in words of a text without padding."""
 
     models: tuple[str, ...]
     edges: Edges
@@ -65,26 +57,26 @@ class Form:
     pick_prompt: int
     pick_reply: int
     work_prompts: tuple[int, ...]
-    """Of each subtask, without the answers that it gets to read."""
+    """Prompt of each subtask without the answers that it reads."""
     max_replies: tuple[int, ...]
-    """Longest reply that each one's model is asked for, in tokens."""
+    """Longest reply that each subtask's model is asked for, in tokens."""
 
 
 @dataclass(slots=True)
 class Sizes:
-    """Of one request, in tokens; lists by position of the subtask."""
+    """Sizes of one request in tokens. Lists are by position of the subtask."""
 
-    form: Form
+    form: PlanForm
     prompts: list[float]
     replies: list[float]
-    plan_prompt: float
-    plan_reply: float
-    pick_prompt: float
-    pick_reply: float
     text: float
+    plan_prompt: float = 0.0
+    plan_reply: float = 0.0
+    pick_prompt: float = 0.0
+    pick_reply: float = 0.0
 
     def in_one_step(self) -> Sizes:
-        """The whole text to one model, which writes what the last subtask would have been asked for."""
+        """Gives the whole text to one model, which writes the reply of the last subtask."""
         form = replace(self.form, models=self.form.models[-1:], edges=Edges.of([()]))
         return replace(self, form=form, prompts=[self.text], replies=self.replies[-1:])
 
@@ -99,16 +91,12 @@ class Sizer:
         max_subtasks: int,
         tokens_per_word: float = 1.0,
     ) -> None:
-        self._virtual, self._models, self._max_subtasks, self._factor = (
-            virtual,
-            models,
-            max_subtasks,
-            tokens_per_word,
-        )
-        self._forms: dict[tuple[object, ...], Form] = {}
+        self._virtual, self._models = virtual, models
+        self._max_subtasks, self._factor = max_subtasks, tokens_per_word
+        self._forms: dict[tuple[object, ...], PlanForm] = {}
 
     def of(self, request: Request) -> Sizes:
-        """Raises: ConfigError where the request brings no plan, or names a model outside the pool."""
+        """Sizes of `request`. Raises: ConfigError if it brings no plan, or names a model outside the pool."""
         steps = brought_steps(request)
         key = tuple([(step.model, step.depends_on) for step in steps])
         form = self._forms.get(key)
@@ -116,39 +104,40 @@ class Sizer:
             form = self._forms[key] = self._form(steps)
         return self._sized(request.prompt_words, steps, form)
 
-    def _sized(self, prompt_words: int, steps: Sequence[Step], form: Form) -> Sizes:
+    def _sized(self, prompt_words: int, steps: Sequence[Step], form: PlanForm) -> Sizes:
         factor, padding = self._factor, max(0, prompt_words - form.text_words)
         words = [step.reply_tokens for step in steps]
         prompts = [
             (base + padding + sum([words[i] for i in inputs])) * factor
-            if inputs
-            else (base + padding) * factor
             for base, inputs in zip(form.work_prompts, form.edges.inputs)
         ]
         return Sizes(
             form,
             prompts,
             [min(count * factor, most) for count, most in zip(words, form.max_replies)],
+            (form.text_words + padding) * factor,
             (form.plan_prompt + padding) * factor,
             form.plan_reply * factor,
             (form.pick_prompt + padding) * factor,
             form.pick_reply * factor,
-            (form.text_words + padding) * factor,
         )
 
-    def _form(self, steps: Sequence[Step]) -> Form:
-        """Every prompt rendered as the router does, with empty answers."""
+    def _form(self, steps: Sequence[Step]) -> PlanForm:
+        """Renders every prompt as the router does, with empty answers."""
         virtual, models = self._virtual, tuple(step.model for step in steps)
         if unknown := sorted(set(models) - set(virtual.pool)):
-            raise ConfigError(
-                f"the workload gives subtasks to {unknown}, not in the pool {list(virtual.pool)}"
-            )
+            raise ConfigError(f"the workload asks for {unknown}, which the pool {list(virtual.pool)} lacks")
         bare = Request(0, 0.0, "", tuple(steps))
         plan, text = bare.plan, bare.text
-        assert plan is not None, "as it has steps"
-        planner, picker = (self._codec(section.model) for section in (virtual.decomposer, virtual.allocator))
+        assert plan is not None, "the request has steps"
+        codecs = {name: get_codec(card.codec) for name, card in self._models.items()}
+        planner, picker = codecs[virtual.decomposer.model], codecs[virtual.allocator.model]
         cards, messages = [self._models[name] for name in virtual.pool], [Message(role="user", content=text)]
-        return Form(
+        work_prompts = (
+            codecs[step.model].render_subtask(messages, plan, subtask, dict.fromkeys(step.depends_on, ""))
+            for step, subtask in zip(steps, plan.subtasks)
+        )
+        return PlanForm(
             models=models,
             edges=Edges.of([step.depends_on for step in steps]),
             text_words=_words(text),
@@ -156,30 +145,23 @@ class Sizer:
             plan_reply=_words(planner.format_plan(plan, text)),
             pick_prompt=_count(picker.render_allocate(text, plan, cards)),
             pick_reply=_words(picker.format_allocation(Allocation(models=models), cards)),
-            work_prompts=tuple(
-                _count(
-                    self._codec(step.model).render_subtask(
-                        messages, plan, subtask, dict.fromkeys(step.depends_on, "")
-                    )
-                )
-                for step, subtask in zip(steps, plan.subtasks)
-            ),
+            work_prompts=tuple(map(_count, work_prompts)),
             max_replies=tuple(self._models[step.model].max_tokens for step in steps),
         )
 
-    def _codec(self, model: str) -> Codec:
-        return get_codec(self._models[model].codec)
-
 
 def passed_through(request: Request, model: str, tokens_per_word: float) -> Sizes:
-    """Of a request that goes straight to a pool model, which answers what the last subtask asks for."""
+    """Sizes of a request that goes straight to a pool model, which writes the reply of the last subtask.
+
+    Raises: ConfigError if the request brings no plan.
+    """
     steps, text = brought_steps(request), request.prompt_tokens * tokens_per_word
-    form = Form((model,), Edges.of([()]), 0, 0, 0, 0, 0, (0,), (0,))
-    return Sizes(form, [text], [steps[-1].reply_tokens * tokens_per_word], 0.0, 0.0, 0.0, 0.0, text)
+    form = PlanForm((model,), Edges.of([()]), 0, 0, 0, 0, 0, (0,), (0,))
+    return Sizes(form, [text], [steps[-1].reply_tokens * tokens_per_word], text)
 
 
 def brought_steps(request: Request) -> tuple[Step, ...]:
-    """Raises: ConfigError where there are none."""
+    """The steps of `request`. Raises: ConfigError if it has none."""
     if request.steps is None:
         raise ConfigError(
             "tasks of a benchmark bring no plans, so their calls are not known: simulate `kind: synthetic` tasks"

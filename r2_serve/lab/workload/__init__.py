@@ -1,21 +1,10 @@
-"""What is asked of the router, and when: a workload file to a stream of requests, the same for real runs and for simulated ones.
+"""The requests to the router and their times: a workload file becomes a stream of requests, the same for real and simulated runs.
 
-Not a client and not a clock: nothing here sends or waits, imports Ray or speaks HTTP. The stream is a function of the file and
-its seed alone. Reading order: `request`, `arrivals`, `trace_file`, `tasks`, `workload`, `reader`.
+Nothing here sends or waits, imports Ray or speaks HTTP. The stream depends on the file and its seed alone. Reading order:
+`request`, `arrivals`, `trace_file`, `tasks`, `workload`.
 """
 
-from r2_serve.lab.workload.reader import EXAMPLES, SCRIPTED_POOL, example_names, example_path, load_workload
 from r2_serve.lab.workload.request import Request, Step
-from r2_serve.lab.workload.workload import Slo, Workload
+from r2_serve.lab.workload.workload import EXAMPLES, SCRIPTED_POOL, Slo, Workload, load_workload
 
-__all__ = [
-    "EXAMPLES",
-    "SCRIPTED_POOL",
-    "Request",
-    "Slo",
-    "Step",
-    "Workload",
-    "example_names",
-    "example_path",
-    "load_workload",
-]
+__all__ = ["EXAMPLES", "SCRIPTED_POOL", "Request", "Slo", "Step", "Workload", "load_workload"]

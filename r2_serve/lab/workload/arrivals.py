@@ -1,4 +1,4 @@
-"""When requests come: an open loop, in which nobody waits for an answer before the next one asks.
+"""Times of requests in an open loop, in which no user waits for an answer before the next one asks.
 
 All kinds but `trace` are one construction. Gaps of mean 1 are drawn in operational time, with a coefficient of variation `cv`
 (0: even, 1: a Poisson process, above: bursts; a gamma renewal process), and each point is moved to the time at which the
@@ -21,21 +21,21 @@ from r2_serve.config import Config
 
 Rate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Inverse = Callable[[float], float]
-"""From a number of expected arrivals to the time by which there are as many; infinite where there never are."""
+"""Turns a number of expected arrivals into the time at which it is reached; infinite if it never is."""
 _BISECTIONS = 60
 MAX_DURATION_S = 1e7
-"""Of a run: four months. What is longer is a mistake, of units most likely."""
+"""Longest run: four months. A longer one is a mistake, most likely of units."""
 
 
 class Shaped(Config):
-    """A rate that changes over the run. Base of three kinds."""
+    """A rate that changes over the run: the base of three kinds."""
 
     cv: float = Field(default=1.0, ge=0, le=20)
-    """Coefficient of variation of the gaps, were the rate constant: 0 even, 1 Poisson, above 1 bursts."""
+    """Coefficient of variation of the gaps at a constant rate: 0 even, 1 Poisson, above 1 bursts."""
 
 
 class ConstantArrivals(Config):
-    """Evenly spaced, the first at 0."""
+    """Evenly spaced arrivals, the first at 0."""
 
     kind: Literal["constant"]
     rate_per_s: Rate = Field(gt=0)
@@ -58,23 +58,23 @@ class GammaArrivals(Config):
 
 
 class RampArrivals(Shaped):
-    """From one rate to another, linearly over the run."""
+    """A rate that changes linearly over the run."""
 
     kind: Literal["ramp"]
     rate_per_s: Rate
-    """At the start."""
+    """Rate at the start."""
     to_rate_per_s: Rate
-    """At the end."""
+    """Rate at the end."""
 
     @model_validator(mode="after")
-    def _is_not_nothing(self) -> Self:
+    def _sends_something(self) -> Self:
         if self.rate_per_s == self.to_rate_per_s == 0:
             raise ValueError("rate_per_s and to_rate_per_s are both 0: nothing would be sent")
         return self
 
 
 class DiurnalArrivals(Shaped):
-    """A sine, from its trough at 0: the day of one time zone, as short as one likes."""
+    """A sine that starts at its trough: the day of one time zone, of any length."""
 
     kind: Literal["diurnal"]
     rate_per_s: Rate = Field(gt=0)
@@ -84,27 +84,27 @@ class DiurnalArrivals(Shaped):
 
 
 class OnOffArrivals(Shaped):
-    """Phases of load, the first at 0, with silence (or a lower rate) between them."""
+    """Phases of load, the first at 0, with silence or a lower rate between them."""
 
     kind: Literal["on_off"]
     rate_per_s: Rate = Field(gt=0)
-    """While on. The mean over a whole cycle is (rate_per_s * on_s + off_rate_per_s * off_s) / (on_s + off_s)."""
+    """Rate while on. The mean of a cycle is (rate_per_s * on_s + off_rate_per_s * off_s) / (on_s + off_s)."""
     off_rate_per_s: Rate = 0.0
     on_s: float = Field(gt=0)
     off_s: float = Field(gt=0)
 
 
 class TraceArrivals(Config):
-    """Times and token counts of a file: `r2_serve.lab.workload.trace_file`."""
+    """Times and token counts from a file (`r2_serve.lab.workload.trace_file`)."""
 
     kind: Literal["trace"]
     path: str
-    """CSV file, looked for beside the workload file."""
+    """CSV file, relative to the workload file."""
     format: Literal["burstgpt", "azure"]
     speedup: float = Field(default=1.0, gt=0)
-    """2: twice as fast, so at twice the rate."""
+    """Factor on the rate: 2 halves all times."""
     skip: int = Field(default=0, ge=0)
-    """Rows passed over at the start; the first one kept comes at 0."""
+    """Rows left out at the start; the first row after them comes at 0."""
     limit: int | None = Field(default=None, ge=1)
     """Most requests taken."""
 
@@ -116,9 +116,9 @@ Arrivals = Annotated[DrawnArrivals | TraceArrivals, Field(discriminator="kind")]
 
 
 def arrival_times(arrivals: DrawnArrivals, duration_s: float, draw: random.Random) -> Iterator[float]:
-    """Seconds from the start, in order, before `duration_s`."""
-    inverse, cv = _inverse(arrivals, duration_s), _cv(arrivals)
-    for point in accumulate(_unit_gaps(cv, draw)):
+    """Times in seconds from the start, in order, before `duration_s`."""
+    inverse = _inverse(arrivals, duration_s)
+    for point in accumulate(_unit_gaps(_cv(arrivals), draw)):
         time_s = inverse(point)
         if time_s >= duration_s:
             return
@@ -132,12 +132,9 @@ def rate_at(arrivals: DrawnArrivals, time_s: float, duration_s: float) -> float:
             return first + (last - first) * time_s / duration_s
         case DiurnalArrivals(rate_per_s=mean, period_s=period, peak_to_mean=peak):
             return mean * (1 - (peak - 1) * math.cos(2 * math.pi * time_s / period))
-        case OnOffArrivals():
-            return (
-                arrivals.rate_per_s
-                if time_s % (arrivals.on_s + arrivals.off_s) < arrivals.on_s
-                else arrivals.off_rate_per_s
-            )
+        case OnOffArrivals(on_s=on_s, off_s=off_s):
+            is_on = time_s % (on_s + off_s) < on_s
+            return arrivals.rate_per_s if is_on else arrivals.off_rate_per_s
         case _:
             return arrivals.rate_per_s
 
@@ -150,13 +147,13 @@ def _unit_gaps(cv: float, draw: random.Random) -> Iterator[float]:
 
 
 def _cv(arrivals: DrawnArrivals) -> float:
-    return (
-        0.0
-        if isinstance(arrivals, ConstantArrivals)
-        else 1.0
-        if isinstance(arrivals, PoissonArrivals)
-        else arrivals.cv
-    )
+    match arrivals:
+        case ConstantArrivals():
+            return 0.0
+        case PoissonArrivals():
+            return 1.0
+        case _:
+            return arrivals.cv
 
 
 def _inverse(arrivals: DrawnArrivals, duration_s: float) -> Inverse:
@@ -182,7 +179,7 @@ def _ramp_time(count: float, first: float, slope: float) -> float:
 
 
 def _diurnal_time(count: float, arrivals: DiurnalArrivals) -> float:
-    """By bisection within one period, as the integrated rate, t - sin, has no inverse in closed form."""
+    """Bisects within one period, as the integrated rate, t - sin, has no inverse in closed form."""
     mean, period, swing = arrivals.rate_per_s, arrivals.period_s, arrivals.peak_to_mean - 1
     periods, rest = divmod(count, mean * period)
     low, high = 0.0, period

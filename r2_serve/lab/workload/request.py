@@ -1,7 +1,7 @@
-"""One request of a workload: when it is to be sent, its text, and, where the text brings its own plan, that plan.
+"""One request of a workload: its time, its text, and the plan that the text may bring.
 
-Texts and plans are made when read, not when drawn: a stream of millions of requests stays cheap for whoever needs only
-times and token counts. Tokens are words here, as with the scripted engine; a real tokenizer counts a few more.
+Texts and plans are made when they are read, not when they are drawn: a stream of millions of requests stays cheap for a
+reader of times and token counts. Tokens are words here, as in the scripted engine; a real tokenizer counts a few more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from r2_serve.grading.rows import Task
 
 _FILLER = ("and", "then", "some", "more", "of", "the", "same", "text")
-"""Padding holds neither braces nor a number before the word `words`: scripted models read those."""
+"""Padding has neither braces nor a number before the word `words`, which scripted models read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Step:
     """One subtask of a request that brings its own plan."""
 
     model: str
-    """The pool model that its allocation names."""
+    """The pool model that the request's allocation names."""
     reply_tokens: int
     depends_on: tuple[int, ...] = ()
     """Ids from 1, as in `Plan`: the whole wave before it."""
@@ -32,20 +32,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. Synthetic ones have `steps`; those of a benchmark have a `task`, and the router plans as it likes."""
+    """One request. Synthetic ones have `steps`; those of a benchmark have a `task`, which the router plans by itself."""
 
     index: int
     start_s: float
-    """When it is to be sent, in seconds after the start of the run, whatever became of those before it."""
+    """Time at which it is to be sent, in seconds from the start of the run, whatever became of those before it."""
     model: str
     steps: tuple[Step, ...] | None = None
     prompt_words: int = 0
-    """The text is padded to as many words."""
+    """Number of words that the text is padded to."""
     task: Task | None = None
 
     @property
     def text(self) -> str:
-        """What the user says."""
+        """The user's message."""
         text = self._unpadded
         missing = self.prompt_words - len(text.split())
         if missing <= 0:
@@ -55,13 +55,13 @@ class Request:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan that the text brings; None where it brings none."""
+        """The plan that the text brings; None if it brings none."""
         if self.steps is None:
             return None
         return Plan(
             subtasks=tuple(
-                Subtask(id=i, text=_subtask_text(i, s), depends_on=s.depends_on)
-                for i, s in enumerate(self.steps, 1)
+                Subtask(id=i, text=_subtask_text(i, step), depends_on=step.depends_on)
+                for i, step in enumerate(self.steps, 1)
             )
         )
 
@@ -72,7 +72,7 @@ class Request:
 
     @property
     def reply_tokens(self) -> tuple[int, ...] | None:
-        """Of each subtask; None where only the model knows."""
+        """Reply length of each subtask; None if only the model knows."""
         return None if self.steps is None else tuple(step.reply_tokens for step in self.steps)
 
     @property
@@ -86,8 +86,8 @@ class Request:
             return self.task.query
         assert self.steps is not None, "a request has a task or steps"
         subtasks = [
-            {"id": i, "text": _subtask_text(i, s), "depends_on": s.depends_on}
-            for i, s in enumerate(self.steps, 1)
+            {"id": i, "text": _subtask_text(i, step), "depends_on": step.depends_on}
+            for i, step in enumerate(self.steps, 1)
         ]
         brought = {"plan": {"subtasks": subtasks}, "allocation": {"models": self.allocation}}
         return f"Synthetic task {self.index}.\n{json.dumps(brought, separators=(',', ':'))}"

@@ -1,8 +1,8 @@
-"""What requests ask: synthetic tasks, which bring their own plan and allocation, or those of a benchmark, which are graded.
+"""Contents of requests: synthetic tasks, which bring their own plan and allocation, or those of a benchmark, which are graded.
 
-A synthetic task's text holds its plan and its allocation as JSON. Scripted models read them off (`{json:plan}`,
+A synthetic task's text holds its plan and its allocation as JSON. Scripted models read them (`{json:plan}`,
 `{json:allocation}`, `{words}`: `r2_serve.engines.scripted`), so the router's real stages run with costs that the workload
-chose. Other models may be given the same text, and plan as they like.
+chose. Other models may get the same text and plan as they like.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from r2_serve.grading.rows import Benchmark, Task
 
 
-def _as_range(value: Any) -> Any:
+def _as_range(value: object) -> object:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -34,55 +34,52 @@ def _is_ordered(bounds: tuple[int, int]) -> tuple[int, int]:
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Range = Annotated[tuple[Size, Size], BeforeValidator(_as_range), AfterValidator(_is_ordered)]
-"""A number, or [low, high] of which each is as likely."""
-Padding = Annotated[
-    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]],
-    BeforeValidator(_as_range),
-    AfterValidator(_is_ordered),
-]
+"""A number, or [low, high], between which all numbers are equally likely."""
+Count = Annotated[int, Field(ge=0)]
+Padding = Annotated[tuple[Count, Count], BeforeValidator(_as_range), AfterValidator(_is_ordered)]
 
 
 class Wave(Config):
-    """Subtasks that run at the same time, once all of the wave before are answered."""
+    """Subtasks that run at the same time, once all subtasks of the wave before are answered."""
 
     model: str
-    """The pool model that its subtasks are given to."""
+    """The pool model that gets its subtasks."""
     count: Range = (1, 1)
-    """Subtasks."""
+    """Number of subtasks."""
     words: Range
-    """Length of each one's reply."""
+    """Length of each reply."""
 
 
 class Shape(Config):
     """One form of plan."""
 
     weight: float = Field(default=1.0, gt=0)
-    """How often it is drawn, relative to the others."""
+    """Frequency relative to the other shapes."""
     waves: tuple[Wave, ...] = Field(min_length=1)
 
 
 class SyntheticTasks(Config):
-    """Made-up tasks with costs that are known."""
+    """Invented tasks whose costs are known."""
 
     kind: Literal["synthetic"]
     model: str = "r2"
-    """What is asked for: a virtual model, or a pool model (which then answers alone, with the last subtask's words)."""
+    """A virtual model, or a pool model, which then answers alone with the last subtask's words."""
     shapes: tuple[Shape, ...] = Field(min_length=1)
     prompt_words: Padding = (0, 0)
-    """The text is padded to as many words; a number or [low, high]."""
+    """Number of words that the text is padded to: a number or [low, high]."""
 
 
 class BenchmarkTasks(Config):
-    """Tasks of a benchmark, shuffled, again from the first after the last; every answer is graded."""
+    """Tasks of a benchmark in random order, repeated after the last; every answer is graded."""
 
     kind: Literal["benchmark"]
     model: str = "r2"
     name: str
-    """math, csqa, p3, scan, champ, musique or words."""
+    """One of math, csqa, p3, scan, champ, musique and words."""
     dataset: str
-    """Official file or directory, `hf:NAME`, or a generated split, as for `r2-serve eval run --data`."""
+    """Official file or directory, `hf:NAME` or a generated split, as in `r2-serve eval run --data`."""
     limit: int | None = Field(default=None, ge=1)
-    """Tasks, drawn by id."""
+    """Number of tasks, chosen by id; None takes all."""
 
 
 Tasks = Annotated[SyntheticTasks | BenchmarkTasks, Field(discriminator="kind")]
@@ -90,7 +87,7 @@ Tasks = Annotated[SyntheticTasks | BenchmarkTasks, Field(discriminator="kind")]
 
 @dataclass(frozen=True, slots=True)
 class DrawnTask:
-    """What one request asks."""
+    """The content of one request."""
 
     steps: tuple[Step, ...] | None = None
     prompt_words: int = 0
@@ -98,20 +95,20 @@ class DrawnTask:
 
 
 def task_source(tasks: SyntheticTasks | BenchmarkTasks, draw: random.Random) -> Callable[[], DrawnTask]:
-    """A function that draws the next task. Raises: ConfigError or BenchmarkError where the benchmark's data cannot be read."""
+    """A function that draws the next task. Raises: ConfigError or BenchmarkError if the data cannot be read."""
     if isinstance(tasks, BenchmarkTasks):
         return _benchmark_source(load_benchmark(tasks), draw)
-    limits = list(accumulate(shape.weight for shape in tasks.shapes))
-    return lambda: DrawnTask(
-        _steps(
-            draw.choices(tasks.shapes, cum_weights=limits)[0] if len(limits) > 1 else tasks.shapes[0], draw
-        ),
-        _between(tasks.prompt_words, draw),
-    )
+    shapes, limits = tasks.shapes, list(accumulate(shape.weight for shape in tasks.shapes))
+
+    def next_task() -> DrawnTask:
+        shape = draw.choices(shapes, cum_weights=limits)[0] if len(shapes) > 1 else shapes[0]
+        return DrawnTask(_steps(shape, draw), _between(tasks.prompt_words, draw))
+
+    return next_task
 
 
 def load_benchmark(tasks: BenchmarkTasks) -> tuple[Task, ...]:
-    """Raises: ConfigError for an unknown benchmark; BenchmarkError."""
+    """The tasks to draw from. Raises: ConfigError for an unknown benchmark; BenchmarkError."""
     from r2_serve.errors import ConfigError
     from r2_serve.grading.rows import BENCHMARKS
     from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks

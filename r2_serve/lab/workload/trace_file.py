@@ -1,4 +1,4 @@
-"""Published traces of LLM services: when requests came, and how many tokens each had.
+"""Published traces of LLM services: the times of requests and their numbers of tokens.
 
 | format | columns used | times |
 |---|---|---|
@@ -6,14 +6,14 @@
 | azure | `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` (2023 and 2024) | ISO, with fractions of a second, with or without an offset |
 
 Source: github.com/HPMLL/BurstGPT (arXiv 2401.17644) and github.com/Azure/AzurePublicDataset (arXiv 2311.18677, 2408.00741).
-A row without generated tokens is a request that failed there; it is left out. Files are read as they are used, row by row:
-the larger ones hold millions. A row that cannot be read, or that is earlier than the one before it, is an error with its line.
+A row without generated tokens is a request that failed there, and is left out. Files are read row by row as they are used,
+as the larger ones hold millions. A row that cannot be read or is earlier than the one before it is an error with its line.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ class TraceRow:
     """One request of a trace."""
 
     time_s: float
-    """After the first row that is taken, at the pace asked for."""
+    """Time since the first row that is taken, at the chosen pace."""
     prompt_tokens: int
     reply_tokens: int
 
@@ -47,7 +47,7 @@ class _Columns:
 
 
 def _iso_seconds(text: str) -> float:
-    """A time without an offset is taken for UTC: in a machine's own an hour a year comes twice, and not everywhere the same one."""
+    """Reads a time without an offset as UTC: in local time one hour a year comes twice, and it depends on the machine."""
     time = datetime.fromisoformat(text.strip())
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
@@ -59,7 +59,7 @@ _FORMATS: dict[Literal["burstgpt", "azure"], _Columns] = {
 
 
 def trace_rows(arrivals: TraceArrivals) -> Iterator[TraceRow]:
-    """Rows of `arrivals.path`. Raises: ConfigError naming file and line."""
+    """The rows of `arrivals.path`. Raises: ConfigError naming file and line."""
     with closing(_located_rows(Path(arrivals.path), _FORMATS[arrivals.format])) as located:
         answered = (row for row in located if row.reply_tokens > 0)
         stop = None if arrivals.limit is None else arrivals.skip + arrivals.limit
@@ -69,8 +69,8 @@ def trace_rows(arrivals: TraceArrivals) -> Iterator[TraceRow]:
             start_s = (row.time_s - first_s) / arrivals.speedup
             if start_s > MAX_DURATION_S:
                 raise ConfigError(
-                    f"{arrivals.path}: a row comes {start_s:g} s after the first, and the longest run is {MAX_DURATION_S:g} s. "
-                    "Are its times in seconds? Else cut it with limit, or give a speedup"
+                    f"{arrivals.path}: a row comes {start_s:g} s after the first, and the longest run is "
+                    f"{MAX_DURATION_S:g} s. Are its times in seconds? If so, give a limit or a speedup"
                 )
             yield TraceRow(start_s, row.prompt_tokens, row.reply_tokens)
 
@@ -85,7 +85,8 @@ def _located_rows(path: Path, columns: _Columns) -> Generator[TraceRow, None, No
                 row = _row(f"{path}:{reader.line_num}", record, columns)
                 if row.time_s < last_s:
                     raise ConfigError(
-                        f"{path}:{reader.line_num}: earlier than the row before it: sort the file by {columns.time!r} first"
+                        f"{path}:{reader.line_num}: earlier than the row before it: "
+                        f"sort the file by {columns.time!r} first"
                     )
                 last_s = row.time_s
                 yield row
@@ -93,32 +94,24 @@ def _located_rows(path: Path, columns: _Columns) -> Generator[TraceRow, None, No
         raise ConfigError(f"trace {path} cannot be read: {e}") from e
 
 
-def _check_header(path: Path, header: object, columns: _Columns) -> None:
-    names = list(header) if isinstance(header, (list, tuple)) else []
+def _check_header(path: Path, names: Sequence[str], columns: _Columns) -> None:
     missing = [name for name in (columns.time, columns.prompt, columns.reply) if name not in names]
     if missing:
-        fits = [
-            name for name, other in _FORMATS.items() if {other.time, other.prompt, other.reply} <= set(names)
-        ]
-        hint = f"; it looks like `format: {fits[0]}`" if fits else ""
-        raise ConfigError(
-            f"{path}:1: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, names)) or 'nothing'}{hint}"
-        )
+        fits = (name for name, c in _FORMATS.items() if {c.time, c.prompt, c.reply} <= set(names))
+        hint = f"; it looks like `format: {fit}`" if (fit := next(fits, None)) else ""
+        found = ", ".join(map(repr, names)) or "nothing"
+        raise ConfigError(f"{path}:1: no column {', '.join(map(repr, missing))}; found {found}{hint}")
 
 
 def _row(where: str, record: dict[str, str], columns: _Columns) -> TraceRow:
     try:
-        row = TraceRow(
-            columns.seconds(record[columns.time]), int(record[columns.prompt]), int(record[columns.reply])
-        )
+        prompt, reply = int(record[columns.prompt]), int(record[columns.reply])
+        row = TraceRow(columns.seconds(record[columns.time]), prompt, reply)
     except (ValueError, TypeError, AttributeError) as e:
-        raise ConfigError(
-            f"{where}: {columns.time!r}, {columns.prompt!r} or {columns.reply!r} is not as it should be: {e}"
-        ) from e
+        names = f"{columns.time!r}, {columns.prompt!r} or {columns.reply!r}"
+        raise ConfigError(f"{where}: {names} cannot be read: {e}") from e
     if not isfinite(row.time_s):
         raise ConfigError(f"{where}: {columns.time!r} is {record[columns.time]!r}, which is no time")
-    if not (0 <= row.prompt_tokens <= MAX_TOKENS and 0 <= row.reply_tokens <= MAX_TOKENS):
-        raise ConfigError(
-            f"{where}: {row.prompt_tokens} and {row.reply_tokens} tokens; each may be 0 to {MAX_TOKENS:,}"
-        )
+    if not (0 <= prompt <= MAX_TOKENS and 0 <= reply <= MAX_TOKENS):
+        raise ConfigError(f"{where}: {prompt} and {reply} tokens; each may be 0 to {MAX_TOKENS:,}")
     return row

@@ -1,11 +1,13 @@
-"""A workload: arrivals, tasks and an objective; and the requests that they come to."""
+"""A workload file: arrivals, tasks and an objective; and the requests that they make."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -13,26 +15,31 @@ from pydantic import Field, model_validator
 from r2_serve.config import Config
 from r2_serve.lab.workload.arrivals import MAX_DURATION_S, Arrivals, TraceArrivals, arrival_times
 from r2_serve.lab.workload.request import Request
-from r2_serve.lab.workload.tasks import DrawnTask, SyntheticTasks, Tasks, task_source
+from r2_serve.lab.workload.tasks import BenchmarkTasks, DrawnTask, Tasks, task_source
 from r2_serve.lab.workload.trace_file import TraceRow, trace_rows
+from r2_serve.serve_config.sections import read_file
+
+EXAMPLES = Path(__file__).parent / "examples"
+SCRIPTED_POOL = EXAMPLES / "pool" / "serve_config.yaml"
+"""Serve config of the models that the synthetic examples name."""
 
 
 class Slo(Config):
-    """Service-level objective of one request. What is None does not count; without any, each request that is answered is good."""
+    """Service-level objective of one request. A limit of None does not count; without limits every answer is good."""
 
     latency_s: float | None = Field(default=None, gt=0)
-    """From when it was to be sent to its last token."""
+    """Time from the intended start to the last token."""
     ttft_s: float | None = Field(default=None, gt=0)
-    """From when it was to be sent to its first token."""
+    """Time from the intended start to the first token."""
 
 
 class Workload(Config):
-    """See the module's text."""
+    """A workload file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = 0
     duration_s: float | None = Field(default=None, gt=0, le=MAX_DURATION_S)
-    """Requests are sent before that; the run goes on until the last answer. Required but for a trace."""
+    """Time in which requests are sent; the run goes on until the last answer. Only a trace may leave it out."""
     arrivals: Arrivals
     tasks: Tasks
     slo: Slo = Slo()
@@ -40,43 +47,45 @@ class Workload(Config):
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.duration_s is None and not isinstance(self.arrivals, TraceArrivals):
-            raise ValueError(
-                f"duration_s is required with arrivals of kind {self.arrivals.kind!r}, which never end by themselves"
-            )
+            raise ValueError(f"duration_s is required: arrivals of kind {self.arrivals.kind!r} never end")
         return self
 
     def requests(self, seed: int | None = None) -> Iterator[Request]:
-        """In order of `start_s`, the same for the same seed (None: the workload's own); times and tasks are drawn from streams
-        of their own, so that a change to one leaves the other.
+        """Requests in order of `start_s`, the same for the same seed; None is the workload's own seed.
 
-        Raises: ConfigError, BenchmarkError where a file that it names cannot be read, or holds nothing of use.
+        Times and tasks are drawn from separate streams, so that a change to one leaves the other.
+
+        Raises: ConfigError, BenchmarkError if a file that it names cannot be read, or holds nothing of use.
         """
         seed = self.seed if seed is None else seed
         next_task = task_source(self.tasks, random.Random(f"{seed}/tasks"))
-        if isinstance(self.arrivals, TraceArrivals):
-            rows = trace_rows(self.arrivals)
-            if (duration_s := self.duration_s) is not None:
-                rows = takewhile(lambda row: row.time_s < duration_s, rows)
-            drawn = (
-                (
-                    row.time_s,
-                    _as_long_as(next_task(), row, is_synthetic=isinstance(self.tasks, SyntheticTasks)),
-                )
-                for row in rows
-            )
-        else:
-            assert self.duration_s is not None, "checked on construction"
-            times = arrival_times(self.arrivals, self.duration_s, random.Random(f"{seed}/arrivals"))
-            drawn = ((time_s, next_task()) for time_s in times)
-        for index, (start_s, task) in enumerate(drawn):
+        for index, (start_s, task) in enumerate(self._drawn(seed, next_task)):
             yield Request(index, start_s, self.tasks.model, task.steps, task.prompt_words, task.task)
 
+    def _drawn(self, seed: int, next_task: Callable[[], DrawnTask]) -> Iterator[tuple[float, DrawnTask]]:
+        duration_s = math.inf if self.duration_s is None else self.duration_s
+        if isinstance(self.arrivals, TraceArrivals):
+            rows = takewhile(lambda row: row.time_s < duration_s, trace_rows(self.arrivals))
+            return ((row.time_s, _as_long_as(next_task(), row)) for row in rows)
+        times = arrival_times(self.arrivals, duration_s, random.Random(f"{seed}/arrivals"))
+        return ((time_s, next_task()) for time_s in times)
 
-def _as_long_as(task: DrawnTask, row: TraceRow, *, is_synthetic: bool) -> DrawnTask:
-    """A synthetic task with the trace's prompt, whose last subtask writes the trace's reply. A benchmark's text stays as it is."""
-    if not is_synthetic or task.steps is None:
+
+def load_workload(path: Path) -> Workload:
+    """The workload at `path`; files that it names are relative to it. Raises: ConfigError listing every error."""
+    workload = read_file(path, Workload)
+    arrivals, tasks = workload.arrivals, workload.tasks
+    if isinstance(arrivals, TraceArrivals):
+        arrivals = arrivals.model_copy(update={"path": str(path.parent / arrivals.path)})
+    if isinstance(tasks, BenchmarkTasks) and (path.parent / tasks.dataset).exists():
+        tasks = tasks.model_copy(update={"dataset": str(path.parent / tasks.dataset)})
+    return workload.model_copy(update={"arrivals": arrivals, "tasks": tasks})
+
+
+def _as_long_as(task: DrawnTask, row: TraceRow) -> DrawnTask:
+    """A synthetic task gets the trace's prompt length, and its last subtask the trace's reply; a benchmark's text stays."""
+    if task.steps is None:
         return task
     *others, last = task.steps
-    return replace(
-        task, steps=(*others, replace(last, reply_tokens=row.reply_tokens)), prompt_words=row.prompt_tokens
-    )
+    steps = (*others, replace(last, reply_tokens=row.reply_tokens))
+    return replace(task, steps=steps, prompt_words=row.prompt_tokens)

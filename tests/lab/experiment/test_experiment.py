@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from r2_serve.cli import app
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ConfigError, PublishError
-from r2_serve.lab.experiment.cells import Cell, Plan, plan
+from r2_serve.lab.experiment.cells import Cell, ExperimentPlan, plan
 from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, command, is_at_rest
-from r2_serve.lab.experiment.config import Loaded, Variant, load_experiment
+from r2_serve.lab.experiment.config import LoadedExperiment, Variant, load_experiment
+from r2_serve.lab.experiment.report import DIFFERENCE_COLUMNS, ROW_COLUMNS, print_results
 from r2_serve.lab.experiment.runner import CellFailed, run_cell, run_cells, to_run
-from r2_serve.lab.experiment.session import print_results, write_results
-from r2_serve.lab.experiment.tables import DIFFERENCE_COLUMNS, ROW_COLUMNS
+from r2_serve.lab.experiment.session import write_results
 from r2_serve.lab.experiment.variants import merged, scaled_deployments, varied
 from r2_serve.lab.load.records import ReplicaCount, TimelineSample
 from r2_serve.lab.load.session import write_summary
@@ -56,7 +56,7 @@ def scaling(raw: dict[str, Any], app: str) -> dict[str, Any]:
     return dict(found)
 
 
-def experiment(directory: Path, **changes: Any) -> Loaded:
+def experiment(directory: Path, **changes: Any) -> LoadedExperiment:
     fields = {
         "name": "e", "config": "scripted", "workloads": ["on-off"], "seeds": [0, 1], "gpus": 4,
         "variants": {"stock": {}, "ahead": {"autoscaling_config": AHEAD}}, **changes,
@@ -243,7 +243,7 @@ def test_each_variant_is_deployed_to_a_running_cluster_before_its_load(tmp_path:
         )
 
     loaded = experiment(tmp_path)
-    planned: Plan = plan(loaded, tmp_path / "out", "http://head:8000/v1")
+    planned: ExperimentPlan = plan(loaded, tmp_path / "out", "http://head:8000/v1")
     dashboard = Dashboard(
         "http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"}
     )
@@ -283,7 +283,7 @@ def test_a_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp
     )
     site = ClusterSite(loaded.experiment, planned, "http://head:8000/v1", dashboard)
     site.prepare(planned.cells[1])
-    with pytest.raises(PublishError, match=r"not at their least: .*1 running"):
+    with pytest.raises(PublishError, match=r"not at their least number: .*1 running"):
         site.prepare(planned.cells[0])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from r2_serve.lab.load.cells import figure_rows, verdict
 from r2_serve.lab.load.page import page
-from r2_serve.lab.load.records import QueueState, ReplicaCount, RequestRecord, TimelineSample
+from r2_serve.lab.load.records import LoadRecord, QueueState, ReplicaCount, TimelineSample
 from r2_serve.lab.load.replicas import replica_counts
 from r2_serve.lab.load.summary import Distribution, RunInfo, deployment_use, summarize
 from r2_serve.lab.workload import Slo
@@ -29,13 +29,13 @@ def info(**fields: object) -> RunInfo:
 
 def record(
     index: int, start_s: float, latency_s: float, ttft_s: float | None = 0.5, **fields: object
-) -> RequestRecord:
+) -> LoadRecord:
     given = {
         "index": index, "intended_start_s": start_s, "sent_s": start_s + 0.001, "end_s": start_s + latency_s,
         "first_token_s": None if ttft_s is None else start_s + ttft_s, "outcome": "ok", "status": 200, "cost_usd": Decimal("0.001"),
         "prompt_tokens": 10, "completion_tokens": 5, "num_subtasks": 2, **fields,
     }  # fmt: skip
-    return RequestRecord.model_validate(given)
+    return LoadRecord.model_validate(given)
 
 
 def sample(

@@ -7,8 +7,8 @@ from itertools import count
 
 import pytest
 
-from r2_serve.lab.load.open_loop import OpenLoop, Reply
-from r2_serve.lab.load.records import RequestRecord
+from r2_serve.lab.load.open_loop import LoadReply, OpenLoop
+from r2_serve.lab.load.records import LoadRecord
 from r2_serve.lab.workload import Request
 from r2_serve.lab.workload.request import Step
 from tests.support import virtual_time
@@ -26,7 +26,7 @@ class StallingServer:
     def __init__(self, *, is_serial: bool = False) -> None:
         self._turn = asyncio.Semaphore(1 if is_serial else 10_000)
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    async def __call__(self, request: Request, reply: LoadReply) -> None:
         async with self._turn:
             reply.status = 200
             await asyncio.sleep(0.1)
@@ -37,8 +37,8 @@ class StallingServer:
 
 def run(
     requests: list[Request], server: StallingServer | None = None, *, max_open: int = 100
-) -> tuple[list[RequestRecord], OpenLoop]:
-    records: list[RequestRecord] = []
+) -> tuple[list[LoadRecord], OpenLoop]:
+    records: list[LoadRecord] = []
 
     async def main() -> OpenLoop:
         loop = OpenLoop(server or StallingServer(), max_open=max_open, on_end=records.append)
@@ -80,7 +80,7 @@ def test_with_every_connection_taken_requests_are_late_and_none_is_lost() -> Non
 def test_never_more_than_the_bound_are_under_way() -> None:
     under_way, most = 0, 0
 
-    async def send(request: Request, reply: Reply) -> None:
+    async def send(request: Request, reply: LoadReply) -> None:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -104,7 +104,7 @@ def test_the_workload_is_read_as_it_is_sent() -> None:
             drawn += 1
             yield Request(i, 0.001 * i, "r2", STEPS)
 
-    async def never(request: Request, reply: Reply) -> None:
+    async def never(request: Request, reply: LoadReply) -> None:
         await asyncio.Event().wait()
 
     async def main() -> None:
@@ -118,7 +118,7 @@ def test_the_workload_is_read_as_it_is_sent() -> None:
 
 
 def test_an_interrupted_run_tells_of_every_request_that_was_sent() -> None:
-    records: list[RequestRecord] = []
+    records: list[LoadRecord] = []
 
     async def main() -> None:
         loop = OpenLoop(StallingServer(), max_open=100, on_end=records.append)

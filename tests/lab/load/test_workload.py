@@ -14,7 +14,8 @@ import yaml
 
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import ConfigError
-from r2_serve.lab.workload import Request, Workload, example_names, example_path, load_workload
+from r2_serve.lab.examples import example_names, example_path
+from r2_serve.lab.workload import EXAMPLES, Request, Workload, load_workload
 from r2_serve.lab.workload.arrivals import rate_at
 from r2_serve.prompts.instruct import InstructCodec
 from r2_serve.router.decomposer import check_plan
@@ -317,16 +318,16 @@ def test_an_unknown_benchmark_is_named() -> None:
         next(workload({"kind": "constant", "rate_per_s": 1}, tasks=tasks).requests())
 
 
-@pytest.mark.parametrize("name", example_names())
+@pytest.mark.parametrize("name", example_names(EXAMPLES))
 def test_every_shipped_example_loads_and_sends(name: str) -> None:
-    load = load_workload(example_path(name))
+    load = load_workload(example_path(name, EXAMPLES))
     assert load.name == name
     assert len(list(load.requests())) > 40
 
 
 def test_the_shipped_example_sends_what_it_always_sent() -> None:
     """Golden values: figures in the docs hold for another Python and another machine only if these do."""
-    requests = list(itertools.islice(load_workload(example_path("bursts")).requests(), 3))
+    requests = list(itertools.islice(load_workload(example_path("bursts", EXAMPLES)).requests(), 3))
     assert [request.start_s for request in requests] == pytest.approx(
         [1.361127, 1.786657, 1.786844], abs=1e-6
     )

@@ -12,7 +12,7 @@ from r2_serve.cli import app
 from r2_serve.errors import ConfigError
 from r2_serve.lab.load.run_directory import RequestFile, read_timeline
 from r2_serve.lab.load.summary import LoadSummary, summarize
-from r2_serve.lab.simulate.compare import differences, read_summary
+from r2_serve.lab.simulate.compare import compare, read_summary
 from r2_serve.lab.simulate.hardware import load_hardware
 
 WORKLOAD = """
@@ -54,13 +54,13 @@ def test_beside_a_run_of_the_same_workload_every_figure_gets_its_error(tmp_path:
     assert summary.latency_s is not None
     slower = summary.latency_s.model_copy(update={"p95": summary.latency_s.p95 * 1.25})
     real = summary.model_copy(update={"latency_s": slower})
-    errors = {row.name: row.error for row in differences(real, summary)}
+    errors = {row.name: row.error for row in compare(real, summary)}
     assert errors["latency, p95, s"] == pytest.approx(-0.2)
     assert errors["latency, p50, s"] == 0
     assert "replica-seconds of m-small/Model" in errors
     other = summary.model_copy(update={"info": summary.info.model_copy(update={"seed": 9})})
     with pytest.raises(ConfigError, match="differ in their seed: 9 and 0"):
-        differences(other, summary)
+        compare(other, summary)
 
 
 def test_the_table_of_the_comparison_is_printed(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from r2_serve.config import CooldownConfig
 from r2_serve.errors import ConfigError
-from r2_serve.lab.simulate.calls import Call
+from r2_serve.lab.simulate.calls import SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.hardware import Hardware, HostedSpeed
-from r2_serve.lab.simulate.hosted import Hosted
+from r2_serve.lab.simulate.hosted import HostedModel
 from r2_serve.lab.simulate.simulation import simulate
 from r2_serve.serve_config import ServeConfig, load
 from tests.support.simulated import Caller, open_loop, scripted_pool, workload
@@ -21,8 +21,8 @@ from tests.support.simulated import Caller, open_loop, scripted_pool, workload
 NO_REST = CooldownConfig(first_s=0)
 
 
-def hosted(clock: Clock, **speed: Any) -> Hosted:
-    return Hosted(
+def hosted(clock: Clock, **speed: Any) -> HostedModel:
+    return HostedModel(
         clock,
         "api",
         HostedSpeed.model_validate({"ttft_s": 0.5, "tokens_per_s": 50, **speed}),
@@ -40,7 +40,7 @@ def test_no_more_is_answered_than_the_limit_says(limit: dict[str, int], expected
     api, caller = hosted(clock, **limit), Caller(clock)
 
     def send(number: int) -> None:
-        api.submit(Call(caller, number, 60, 40, clock.now))
+        api.submit(SimulatedCall(caller, number, 60, 40, clock.now))
 
     open_loop(clock, 6000, lambda: 0.1, send)
     clock.run()
@@ -52,13 +52,13 @@ def test_no_more_is_answered_than_the_limit_says(limit: dict[str, int], expected
 def test_a_call_takes_its_first_token_and_its_reply_and_the_spread_leaves_the_median() -> None:
     clock = Clock()
     api, caller = hosted(clock), Caller(clock)
-    api.submit(Call(caller, 0, 10, 100, 0.0))
+    api.submit(SimulatedCall(caller, 0, 10, 100, 0.0))
     clock.run()
     assert caller.done_s == {0: pytest.approx(0.5 + 2.0)}
     clock = Clock()
     api, caller = hosted(clock, spread=0.5), Caller(clock)
     for number in range(2001):
-        api.submit(Call(caller, number, 10, 100, 0.0))
+        api.submit(SimulatedCall(caller, number, 10, 100, 0.0))
     clock.run()
     assert sorted(caller.done_s.values())[1000] == pytest.approx(2.5, rel=0.05)
 

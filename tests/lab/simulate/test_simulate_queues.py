@@ -95,7 +95,7 @@ def test_a_cancelled_call_frees_its_place_wherever_it_is() -> None:
     clock.after(0.25, deployment.cancel, on_its_way)
     clock.after(0.75, deployment.cancel, at_replica)
     clock.after(0.25, deployment.cancel, in_queue)
-    clock.after(1.0, lambda _: caller.ask(deployment, 3, 0, 10))
+    clock.after(1.0, lambda n: caller.ask(deployment, n, 0, 10), 3)
     clock.run()
     assert caller.done_s == {3: pytest.approx(2.5)}
     assert (deployment.num_at_work, deployment.num_queued) == (0, 0)

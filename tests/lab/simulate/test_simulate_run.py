@@ -12,8 +12,8 @@ from r2_serve.config import ModelConfig, RouterConfig, RoutingConfig
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError
 from r2_serve.lab.simulate.hardware import Hardware
-from r2_serve.lab.simulate.results import Run
-from r2_serve.lab.simulate.simulation import Options, simulate
+from r2_serve.lab.simulate.results import SimulatedRun
+from r2_serve.lab.simulate.simulation import SimulationOptions, simulate
 from r2_serve.lab.workload import Workload
 from r2_serve.router.router import in_process
 from r2_serve.serve_config import ServeConfig
@@ -32,11 +32,11 @@ SCALING = {
 }
 
 
-def latencies_s(run: Run) -> dict[int, float]:
+def latencies_s(run: SimulatedRun) -> dict[int, float]:
     return {record.index: record.latency_s for record in run.queries.records() if record.outcome == "ok"}
 
 
-def statuses(run: Run) -> dict[int, int]:
+def statuses(run: SimulatedRun) -> dict[int, int]:
     return dict(zip(run.queries.index, run.queries.status))
 
 
@@ -156,7 +156,9 @@ def test_every_query_ends_once_however_it_ends(tmp_path: Path) -> None:
 def test_a_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     config = scripted_pool(tmp_path, small={"autoscaling_config": SCALING, "max_ongoing_requests": 8})
     asked = workload(arrivals={"kind": "poisson", "rate_per_s": 0.5})
-    first, again, other = (simulate(config, asked, Hardware(), Options(seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        simulate(config, asked, Hardware(), SimulationOptions(seed=seed)) for seed in (1, 1, 2)
+    )
     assert first.queries == again.queries and first.timeline == again.timeline
     assert first.queries != other.queries
 

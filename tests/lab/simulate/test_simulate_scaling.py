@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 
 from r2_serve.config import SpeedConfig
-from r2_serve.lab.simulate.autoscaler import Autoscaler, Scaled, serve_reads, with_delays
+from r2_serve.lab.simulate.autoscaler import Autoscaler, ScaledDeployment, serve_reads, with_delays
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
-from r2_serve.lab.simulate.forecasts import Forecasts, Sampling
+from r2_serve.lab.simulate.forecasts import Forecasts, WatchedShare
 from r2_serve.lab.simulate.hardware import Cluster, Hardware
 from r2_serve.lab.simulate.machines import Machines
 from r2_serve.lab.simulate.metrics_path import HandleReports
 from r2_serve.lab.simulate.replicas import EngineReplica
-from r2_serve.lab.simulate.results import Run
-from r2_serve.lab.simulate.simulation import Options, simulate
+from r2_serve.lab.simulate.results import SimulatedRun
+from r2_serve.lab.simulate.simulation import SimulationOptions, simulate
 from r2_serve.lab.simulate.system import own_policy
 from tests.support.simulated import Caller, one_model, open_loop, scripted_pool, workload
 
 SPEED = SpeedConfig(prefill_tokens_per_s=1000, decode_tokens_per_s=10, max_batch_size=4, batch_slowdown=0.2)
 
 
-def scaled_deployment(clock: Clock, **autoscaling: Any) -> Scaled:
+def scaled_deployment(clock: Clock, **autoscaling: Any) -> ScaledDeployment:
     from ray.serve.config import AutoscalingConfig
 
     config = AutoscalingConfig(
@@ -36,20 +36,14 @@ def scaled_deployment(clock: Clock, **autoscaling: Any) -> Scaled:
     deployment = one_model(
         clock, SPEED, initial_replicas=config.min_replicas, start_s=6.0, max_ongoing_requests=6
     )
-    reports = HandleReports(
-        clock,
-        deployment,
-        look_back_s=config.look_back_period_s,
-        push_s=config.metrics_interval_s,
-        aggregation="mean",
-    )
-    return Scaled("app", deployment, reports, config, with_delays(own_policy("app", config)))
+    reports = HandleReports.of(clock, deployment, config)
+    return ScaledDeployment("app", deployment, reports, config, with_delays(own_policy("app", config)))
 
 
 class ServesOwn:
     """`DeploymentAutoscalingState` of Ray Serve, fed with the reports of a simulated handle as a real handle sends them."""
 
-    def __init__(self, scaled: Scaled, clock: Clock, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, scaled: ScaledDeployment, clock: Clock, patch: pytest.MonkeyPatch) -> None:
         from ray.serve._private import autoscaling_state
         from ray.serve._private.common import DeploymentID
 
@@ -66,7 +60,7 @@ class ServesOwn:
     def take_report(self) -> None:
         from ray.serve._private.common import RUNNING_REQUESTS_KEY, HandleMetricReport, TimeStampedValue
 
-        notes = self._scaled.reports.notes_of_last_report()
+        notes = self._scaled.reports.last_report
         series: dict[str, list[Any]] = {}
         for note in notes:
             for replica, count in note.num_ongoing.items():
@@ -143,7 +137,7 @@ def test_delays_and_reports_put_off_a_second_replica_as_long_as_in_a_cluster() -
     )
     caller = Caller(clock)
     reached_s: list[float] = []
-    clock.after(0.0, lambda _: caller.ask(scaled.deployment, 0, 0, 1))
+    clock.after(0.0, lambda n: caller.ask(scaled.deployment, n, 0, 1), 0)
     for number in range(1, 16):
         clock.after(60.0, lambda n: caller.ask(scaled.deployment, n, 0, 1e4), number)
     clock.every(0.1, Autoscaler(clock, [scaled]).decide)
@@ -190,7 +184,9 @@ AHEAD = {
 }
 
 
-def run_with(tmp_path: Path, autoscaling: dict[str, Any], options: Options | None = None) -> Run:
+def run_with(
+    tmp_path: Path, autoscaling: dict[str, Any], options: SimulationOptions | None = None
+) -> SimulatedRun:
     config = scripted_pool(
         tmp_path, small={"autoscaling_config": autoscaling}, large={"autoscaling_config": autoscaling}
     )
@@ -198,14 +194,14 @@ def run_with(tmp_path: Path, autoscaling: dict[str, Any], options: Options | Non
     return simulate(config, asked, Hardware(), options)
 
 
-def replica_seconds(run: Run, app: str) -> float:
+def replica_seconds(run: SimulatedRun, app: str) -> float:
     return sum(
         sample.deployments[f"{app}/Model"].running + sample.deployments[f"{app}/Model"].starting
         for sample in run.timeline
     )
 
 
-def mean_latency_s(run: Run) -> float:
+def mean_latency_s(run: SimulatedRun) -> float:
     latencies = [record.latency_s for record in run.queries.records()]
     return sum(latencies) / len(latencies)
 
@@ -226,13 +222,13 @@ def test_the_plan_ahead_policy_of_the_config_scales_on_forecasts_before_the_wave
 
 def test_forecasts_of_a_sample_of_queries_stand_for_all(tmp_path: Path) -> None:
     """Of about fifteen at once, one in four is watched."""
-    whole, sampled = run_with(tmp_path, AHEAD), run_with(tmp_path, AHEAD, Options(most_watched=4))
+    whole, sampled = run_with(tmp_path, AHEAD), run_with(tmp_path, AHEAD, SimulationOptions(most_watched=4))
     assert sampled.queries != whole.queries
     assert replica_seconds(sampled, "m-small") == pytest.approx(replica_seconds(whole, "m-small"), rel=0.35)
     assert mean_latency_s(sampled) == pytest.approx(mean_latency_s(whole), rel=0.5)
 
 
-def planned_calls(sampling: Sampling) -> tuple[float, ...]:
+def planned_calls(sampling: WatchedShare) -> tuple[float, ...]:
     """Calls in progress that sixty allocated queries of two steps each are forecast to have, second by second."""
     clock = Clock()
     deployment = one_model(clock, SPEED)
@@ -257,13 +253,13 @@ class _Open:
 
 
 def test_a_forecast_from_one_query_in_three_by_two_routers_is_that_of_all_where_all_are_alike() -> None:
-    everything = planned_calls(Sampling())
+    everything = planned_calls(WatchedShare())
     assert everything[:3] == pytest.approx((60.0, 60.0, 0.0)), (
         "a step is taken to need a second, as none was seen"
     )
-    assert planned_calls(Sampling(stride=3, num_routers=2)) == pytest.approx(everything)
-    assert Sampling.of(15, 200, 1) == Sampling()
-    assert Sampling.of(100_000, 200, 100) == Sampling(stride=500, num_routers=20)
+    assert planned_calls(WatchedShare(stride=3, num_routers=2)) == pytest.approx(everything)
+    assert WatchedShare.of(15, 200, 1) == WatchedShare()
+    assert WatchedShare.of(100_000, 200, 100) == WatchedShare(stride=500, num_routers=20)
 
 
 def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -> tuple[Deployment, Machines]:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from r2_serve.cli import app
-from r2_serve.lab.simulate.compare import differences, read_summary
+from r2_serve.lab.simulate.compare import compare, read_summary
 from tests import ROOT
 
 BENCHMARKS = ROOT / "benchmarks" / "simulation"
@@ -33,7 +33,7 @@ def test_latency_and_replica_seconds_are_those_of_the_real_run(run: str, tmp_pat
     assert done.exit_code == 0, done.output
     errors = {
         d.name: d.error
-        for d in differences(read_summary(BENCHMARKS / "real" / run), read_summary(tmp_path / run))
+        for d in compare(read_summary(BENCHMARKS / "real" / run), read_summary(tmp_path / run))
     }
     assert {name: errors[name] for name in FIGURES} == pytest.approx(
         dict.fromkeys(FIGURES, 0.0), abs=PROMISED
