@@ -19,6 +19,10 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "aiohttp", "fastapi")
         ("r2_serve.engines", HEAVY),
         ("r2_serve.engines.scripted", HEAVY),
         ("r2_serve.cli", ("ray", "torch", "transformers", "vllm")),
+        (
+            "r2_serve.lab.demo",
+            ("torch", "transformers", "vllm", "pebble", "math_verify", "sympy", "matplotlib"),
+        ),
         ("r2_train.launch.launch", ("ray", "torch", "transformers", "deepspeed")),
     ],
 )

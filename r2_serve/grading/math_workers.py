@@ -18,7 +18,6 @@ import resource
 from collections.abc import Iterable
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
 from pydantic import BaseModel, ConfigDict
 
 from r2_serve.grading.grade_math import letters
@@ -50,12 +49,16 @@ class MathWorkers:
     """A pool of comparing processes, started with the first comparison."""
 
     def __init__(self, num_workers: int = 1, *, timeout_s: float = 10.0) -> None:
+        from pebble import ProcessPool  # of the extra `eval`, which other benchmarks do without
+
         self._timeout_s = timeout_s
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(max_workers=num_workers, initializer=_prepare_worker, context=context)
 
     async def compare(self, gold: str, answers: Iterable[str]) -> Comparison:
         """Compare `gold` with each reading of the answer, up to the first that is equal. Raises: MathTimeout."""
+        from pebble import ProcessExpired
+
         readings = [answer for answer in answers if len(answer) <= MAX_CHARS]
         future = self._pool.schedule(_compare, args=(gold, readings), timeout=self._timeout_s)
         try:
