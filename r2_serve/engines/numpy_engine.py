@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 class NumpyEngine:
     """An `Engine` over `NumpyModel`. Loading takes milliseconds.
 
-    Decoding is greedy unless `temperature` is above 0. Usage counts the end-of-sequence token. A reply may fill
-    the context if no `max_tokens` is set. `json_schema` is ignored and `response_format` is refused.
+    Decoding is greedy unless `temperature` is above 0. Usage counts the end token. A reply without
+    `max_tokens` may fill the context. `json_schema` is ignored and `response_format` is refused.
     """
 
     def __init__(self, config: NumpyEngineConfig) -> None:
@@ -90,7 +90,7 @@ class NumpyEngine:
         self._adapters.check_free(name)
         if (Path(path) / "adapter_config.json").is_file():
             raise ConfigError(
-                f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints only: use transformers or vllm"
+                f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints: use transformers or vllm"
             )
         self._adapters.add(name, self._loaded(path))
 
@@ -180,7 +180,7 @@ class Batch:
     def _new_row(self, call: EngineCall, is_streamed: bool) -> Row:
         if call.sampling.response_format is not None:
             raise EngineRefused(
-                "the numpy engine cannot hold a reply to a response_format: leave it out, or ask another model"
+                "this engine (numpy) cannot keep to a response_format: leave it out, or ask another model"
             )
         context_tokens = self._model.shape.max_position_embeddings
         prompt = prompt_ids(self._tokenizer, call.messages, context_tokens)
@@ -239,7 +239,7 @@ class Batch:
 def choose(rows: Sequence[Row], logits: Floats) -> tuple[list[int], Sequence[float | None]]:
     """The next token of each row, and its log-probability by the model alone if a row asks for it.
 
-    A row with a temperature draws by the Gumbel-max trick from its own generator, so that a seeded reply does not
+    A row with a temperature draws by the Gumbel-max trick from its own generator. So a seeded reply does not
     depend on the rest of the batch.
     """
     scores = logits.copy()

@@ -1,7 +1,8 @@
 """A small Qwen2 or Llama checkpoint in plain numpy: weights, key-value cache and one forward pass.
 
 It exists so that the shipped models need neither torch nor transformers. It computes in float32 and gives
-the greedy replies of the transformers engine (a test compares them). It suits models of up to a few million parameters.
+the greedy replies of the transformers engine (a test compares them). It suits models of up to a few million
+parameters.
 
 Sources: RMSNorm (arXiv 1910.07467), rotary positions (arXiv 2104.09864), grouped queries (arXiv 2305.13245),
 SwiGLU (arXiv 2002.05202), in the arrangement of Hugging Face's `modeling_qwen2` and `modeling_llama`.
@@ -170,7 +171,7 @@ class NumpyModel:
     def _remember(
         self, layer: Layer, hidden: Floats, rotation: tuple[Floats, Floats], starts: Ints, kept: Floats
     ) -> Floats:
-        """Writes keys and values into `kept` (2, B, heads, tokens, size); returns queries (B, heads, T, size)."""
+        """Queries (B, heads, T, size). Writes keys and values into `kept` (2, B, heads, tokens, size)."""
         batch, steps, _ = hidden.shape
         qkv = self._rms(hidden, layer.attention_norm) @ layer.qkv + layer.qkv_bias
         heads = qkv.reshape(batch, steps, -1, self.shape.head_size).transpose(0, 2, 1, 3)
