@@ -9,7 +9,7 @@ N       ?= 300
 PYTEST  ?=
 UPGRADE ?=
 BIN     := .venv/bin
-PIP     := $(BIN)/pip install -q --disable-pip-version-check
+PIP     := $(BIN)/pip install -qq --disable-pip-version-check
 UV      := VIRTUAL_ENV=.venv $(BIN)/uv pip
 BASE    := .venv/base-installed
 ALL     := .venv/all-installed
