@@ -62,15 +62,16 @@ retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=
 	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
 FAST := not ray and not engine and not train and not gpu and not sandbox
+SMOKE := smoke and not slow and not gpu
 SLOW := (ray or engine or sandbox or train) and not gpu
 
 test: $(ALL)  ## the default tier, with real Ray, a real engine, the sandbox and a training step
 	@.ci/system-packages
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m "($(FAST)) or smoke" $(PYTEST)
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m "($(FAST)) or ($(SMOKE))" $(PYTEST)
 
 test-rest: $(ALL)  ## the tests of the slow tiers that `make test` leaves out
 	@.ci/system-packages
-	$(BIN)/pytest -q -m "$(SLOW) and not smoke" $(PYTEST)
+	$(BIN)/pytest -q -m "$(SLOW) and not ($(SMOKE))" $(PYTEST)
 
 test-all: test test-rest  ## every tier that needs no GPU
 

@@ -37,6 +37,14 @@ def lack_of(program: str) -> str | None:
     return None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps each slow tier on one pytest-xdist worker, so that it starts one cluster at a time."""
+    for item in items:
+        for tier in ("ray", "engine", "train", "sandbox"):
+            if item.get_closest_marker(tier):
+                item.add_marker(pytest.mark.xdist_group(tier))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     needed = [marker.args[0] for marker in item.iter_markers("needs")]
     if item.get_closest_marker("sandbox"):

@@ -220,7 +220,7 @@ class Market:
 
 @pytest.fixture(
     scope="module",
-    params=[(1, False), (2, False), pytest.param((3, True), marks=pytest.mark.ray)],
+    params=[(1, False), (2, False), pytest.param((3, True), marks=[pytest.mark.ray, pytest.mark.smoke])],
     ids=["seed 1", "seed 2", "seed 3, stages elsewhere"],
 )
 def market(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Market:
@@ -373,7 +373,9 @@ def assert_prometheus_agrees(market: Market) -> None:
     assert {(direction, name): float(value) for direction, name, value in told} == tokens
 
 
-@pytest.mark.parametrize("is_elsewhere", [False, pytest.param(True, marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "is_elsewhere", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.smoke])]
+)
 @pytest.mark.parametrize(("stage", "num_before"), [("decomposer", 0), ("allocator", 1)])
 @pytest.mark.parametrize(
     ("failures", "max_calls", "status"),

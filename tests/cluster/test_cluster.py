@@ -17,7 +17,7 @@ from r2_serve.ops.local.cluster import free_port, local_cluster
 from r2_serve.serve_config import load
 from tests.support.scripted_pool import LARGE, SMALL, scripted_yaml
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.smoke]
 
 HI: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 

@@ -10,7 +10,7 @@ import pytest
 
 from r2_serve.config import RouterConfig
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.smoke]
 
 CONFIG = RouterConfig.model_validate(
     {

@@ -11,7 +11,7 @@ import pytest
 
 from r2_serve.types import EngineCall
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.smoke]
 pytest.importorskip("ray")
 
 from ray.exceptions import RayTaskError  # noqa: E402

@@ -45,6 +45,7 @@ async def together(engine: NumpyEngine, calls: list[EngineCall]) -> list[Complet
 
 
 @pytest.mark.engine
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 async def test_greedy_replies_and_their_confidence_equal_the_transformers_engine(name: str) -> None:
     from r2_serve.engines.transformers import TransformersEngine

@@ -17,7 +17,7 @@ from tests.support.engine_calls import engine_call
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.smoke]
 
 from r2_serve.config import TransformersEngineConfig  # noqa: E402
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter  # noqa: E402

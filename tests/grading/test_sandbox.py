@@ -18,7 +18,7 @@ from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits, Sand
 from tests.support.hostile import FAMILIES, PUZZLE, SECRET, programs
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.smoke]
 
 SOLVABLE = {"name": "Square:0", "sat": "def sat(x: int, n=49):\n    return x * x == n", "ans_type": "int"}
 
@@ -335,6 +335,7 @@ async def test_types_are_exact_and_only_true_counts(
     assert verdict.correct is is_correct
 
 
+@pytest.mark.slow
 async def test_a_thousand_hostile_programs_are_harmless_and_none_is_correct(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -307,7 +307,9 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
     assert later[-1].headers["x-should-retry"] == "false" and "retry-after" not in later[-1].headers
 
 
-@pytest.mark.parametrize("is_elsewhere", [False, pytest.param(True, marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "is_elsewhere", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.smoke])]
+)
 async def test_fifty_routed_requests_at_once_do_not_overspend(
     keys: Keys, tmp_path: Path, is_elsewhere: bool
 ) -> None:

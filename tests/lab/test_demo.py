@@ -18,6 +18,7 @@ from tests.support.scripted_evaluation import asker_of, configs, engines_of, scr
 
 
 @pytest.mark.ray
+@pytest.mark.smoke
 def test_demo_routes_held_out_commands_over_http_and_writes_its_summary(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "r2_serve.cli", "demo", "--domain", "scan", "--queries", "20"]
     done = subprocess.run(

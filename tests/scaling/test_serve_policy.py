@@ -9,7 +9,7 @@ import pytest
 
 from r2_serve.router.demand import NUM_BUCKETS, ModelDemand
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.smoke]
 
 WAVE = ModelDemand(planned=(0.0, 0.0, 8.0, 8.0, *(0.0,) * (NUM_BUCKETS - 4)), call_s=2.0)
 

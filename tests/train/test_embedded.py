@@ -14,7 +14,7 @@ from r2_serve.router import router
 from r2_serve.serve_config import load
 from r2_serve.types import Answer, Message, Plan, Query
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.smoke]
 
 NUM_TASKS = 100
 

@@ -23,7 +23,7 @@ from r2_train.stages.sft import SftStage, tokenized
 from r2_train.stages.sft import run as sft_stage
 from tests import EMBEDDED
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.smoke]
 
 QUIET = Console(quiet=True)
 SCAN: dict[str, Any] = {
@@ -146,6 +146,7 @@ def test_the_best_module_becomes_an_adapter_that_serving_accepts(
     assert manifest.data_sha256 == run.tasks.sha256 and manifest.metrics["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_a_lora_is_trained_by_sft_and_goes_on_by_grpo(tmp_path: Path) -> None:
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
     sft = {"lora": lora, "trainer": {"max_steps": 4, "per_device_train_batch_size": 8}}

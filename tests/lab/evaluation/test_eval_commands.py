@@ -76,7 +76,8 @@ def run_of(directory: Path, benchmark: str, *more: object) -> Result:
 
 
 @pytest.mark.parametrize(
-    "benchmark", [*sorted(set(FILES) - {"p3"}), pytest.param("p3", marks=pytest.mark.sandbox)]
+    "benchmark",
+    [*sorted(set(FILES) - {"p3"}), pytest.param("p3", marks=[pytest.mark.sandbox, pytest.mark.smoke])],
 )
 def test_every_benchmark_runs_from_its_official_file_to_a_report(tmp_path: Path, benchmark: str) -> None:
     ran = run_of(tmp_path, benchmark, "--policy", "r2")
