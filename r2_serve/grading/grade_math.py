@@ -1,58 +1,85 @@
-"""Text side of grading mathematics: find the final answer, compare two answers as strings, read CHAMP's plain notation.
+"""The text side of grading mathematics: find the answer, compare two as strings, read CHAMP's plain notation.
 
-Nothing here evaluates anything; symbolic comparison is `math_workers`'.
+Nothing here evaluates anything; `math_compare` does.
 """
 
 from __future__ import annotations
 
 import re
 
-_FINAL = re.compile(r"(?i)\b(?:final answer|answer)(?: is|:)\s*:?\s*(.+?)\s*$", re.MULTILINE)
+from r2_serve.grading.formula import formula
+from r2_serve.grading.reading import clean, closing, read_answer
+
 MAX_LINE_CHARS = 300
-"""A one-line reply up to this long is taken as the answer itself."""
+"""The longest text of one line that is taken as the answer itself."""
+MAX_WORDS = 8
+"""The most words of a name that is taken as the answer itself."""
+
+# -- the answer of a reply ------------------------------------------------------------------------------------------
+
+_TAIL = re.compile(r"(?i)(?:\b(?:is|are|equals|be)|'s|(?<![!<>\\])[:=])\s+(?!correct|right)(?=\S)")
+_VALUE = re.compile(r"\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]|(?<![\w.,])-?\d[\d,]*(?:\.\d+)?%?", re.DOTALL)
+_HEDGE = re.compile(
+    r"(?i)\b(?:not|or|either|neither|nor|maybe|perhaps|possibly|probably|about|approximately|around|roughly|almost"
+    r"|nearly|between|at (?:most|least)|(?:more|less|fewer|greater|other) than|unless|if|except|without|cannot"
+    r"|wrong|incorrect)\b|n't\b"
+)
+_REMARK = re.compile(r"(?i)(?:I hope|this is|note|let me know|hope)\b")
+_PROSE = re.compile(r"(?:(?:^|\s)[A-Za-z]{2,}\b.*?){3}", re.DOTALL)
+_STOP = re.compile(r"(?<=[\w$)\]}%])[.!]\s+(?=[A-Z])|(?:(?<=\$\$)|(?<=\\\]))\s+(?=[A-Z])")
 
 
-def last_boxed(text: str) -> str | None:
-    """Content of the last `\\boxed{...}` or `\\fbox{...}`, braces balanced; None without one.
+def math_answer(reply: str) -> str | None:
+    """The answer of a reply to a mathematical question; None if none is found.
 
-    Source: `last_boxed_only_string`, github.com/hendrycks/math modeling/dataset/util.py.
+    Where neither a wrapper nor a phrase marks it, a whole reply is one that is a formula or a name in a few
+    words; else what follows the last "is" or "=" of the last sentence, or the one value in it. A sentence
+    that hedges or denies holds none.
     """
-    start = max(text.rfind("\\boxed"), -1)
-    if start < 0:
-        start = text.rfind("\\fbox")
-    opening = text.find("{", start)
-    if start < 0 or opening < 0:
-        return None
-    depth = 0
-    for i in range(opening, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[opening + 1 : i]
+    reading = read_answer(reply)
+    text = reading.text.strip()
+    if not text or _is_bare(text):
+        return text or None
+    if reading.is_stated and (len(text) > MAX_LINE_CHARS or not _PROSE.search(text)):
+        return text
+    return _value_of_sentence(text) or (text if reading.is_stated else None)
+
+
+def _is_bare(text: str) -> bool:
+    """Whether all of a text is one formula, or a name in a few words."""
+    if len(text) > MAX_LINE_CHARS or ("\n" in text and "\\begin" not in text):
+        return False
+    is_name = (
+        re.fullmatch(r"[^\W\d](?:[^\W\d]|[ '().-])*", text) is not None and len(text.split()) <= MAX_WORDS
+    )
+    if is_name and not re.search(r"(?i)\b(?:is|are|i|it)\b|n't\b", text):
+        return True
+    read = formula(text)
+    return bool(read.latex or read.base)
+
+
+def _value_of_sentence(text: str) -> str | None:
+    text = text[-2 * MAX_LINE_CHARS :].strip()
+    block = text if re.search(r"\\begin|\\\[|\$\$", text) else text.splitlines()[-1]
+    sentences = [part for part in _STOP.split(block) if not _REMARK.match(part.strip())]
+    sentence = sentences[-1] if sentences else ""
+    tails = (sentence[match.end() :] for match in reversed(list(_TAIL.finditer(sentence))))
+    values = _VALUE.findall(sentence)
+    single = values if len(values) == 1 and not _HEDGE.search(sentence) else []
+    for part in (*(tail for tail in tails if tail.count("$") % 2 == 0), *single):
+        found = read_answer(part).text
+        read = formula(found)
+        if read.latex or read.base:
+            return found
     return None
-
-
-def final_answer(text: str) -> str | None:
-    """The stated answer: the last box, else what follows the last "answer is", else a reply of one line, else None."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip() or None
-    stated = _FINAL.findall(text)
-    found = stated[-1] if stated else text.strip()
-    if not found or "\n" in found or len(found) > MAX_LINE_CHARS:
-        return None
-    return _without_dollars(found.rstrip(".").strip()) or None
-
-
-def _without_dollars(text: str) -> str:
-    inner = re.fullmatch(r"\\\((.*)\\\)|\\\[(.*)\\\]|\$\$?([^$]*)\$?\$", text, re.DOTALL)
-    return next((group for group in inner.groups() if group is not None), text).strip() if inner else text
 
 
 # -- the string match of MATH -------------------------------------------------------------------------------------
 
 
 def is_equivalent(answer: str, gold: str) -> bool:
-    """Equal after MATH's own normalisation. Comparable with published MATH scores, and strict: 0.5 is 1/2, 0.25 not 1/4.
+    """Equal after MATH's own normalisation. It compares with published scores, and is lax: "5 \\text{ or } 7"
+    is 5.
 
     Source: `is_equiv`, github.com/hendrycks/math modeling/math_equivalence.py.
     """
@@ -65,18 +92,13 @@ def is_equivalent(answer: str, gold: str) -> bool:
 def normalise(text: str) -> str:
     """MATH's canonical spelling of an answer. Raises: ValueError where the original gives up."""
     for old, new in (
-        ("\n", ""),
-        ("\\!", ""),
-        ("\\\\", "\\"),
-        ("tfrac", "frac"),
-        ("dfrac", "frac"),
-        ("\\left", ""),
-        ("\\right", ""),
-    ):
+        ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
+        ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
+    ):  # fmt: skip
         text = text.replace(old, new)
-    for dropped in ("^{\\circ}", "^\\circ", "\\$"):
-        text = text.replace(dropped, "")
-    text = _without_unit(text)
+    text, *units = text.split("\\text{ ")
+    if len(units) > 1:
+        raise ValueError("two units")
     for old, new in (("\\%", ""), ("%", ""), (" .", " 0."), ("{.", "{0.")):
         text = text.replace(old, new)
     if text.startswith("."):
@@ -84,24 +106,12 @@ def normalise(text: str) -> str:
     left, equals, right = text.partition("=")
     if equals and "=" not in right and len(left) <= 2:
         text = right
-    text = _braced_fractions(_braced_roots(text).replace(" ", ""))
-    if text == "0.5":
-        return "\\frac{1}{2}"
-    return _slash_as_fraction(text)
-
-
-def _without_unit(text: str) -> str:
-    parts = text.split("\\text{ ")
-    if len(parts) > 2:
-        raise ValueError("two units")
-    return parts[0]
-
-
-def _braced_roots(text: str) -> str:
-    """\\sqrt3 as \\sqrt{3}."""
     if text.endswith("\\sqrt"):
         raise ValueError("nothing under the root")
-    return re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
+    text = _braced_fractions(re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", ""))
+    if text == "0.5":
+        return "\\frac{1}{2}"
+    return re.sub(r"^(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)\Z", r"\\frac{\1}{\2}", text)
 
 
 def _braced_fractions(text: str) -> str:
@@ -109,7 +119,7 @@ def _braced_fractions(text: str) -> str:
     head, *tails = text.split("\\frac")
     if any(not tail.startswith("{") and len(tail) < 2 for tail in tails):
         return text
-    return "".join([head, *("\\frac" + (tail if tail[0] == "{" else _braced_pair(tail)) for tail in tails)])
+    return "\\frac".join([head, *(tail if tail.startswith("{") else _braced_pair(tail) for tail in tails)])
 
 
 def _braced_pair(tail: str) -> str:
@@ -117,35 +127,24 @@ def _braced_pair(tail: str) -> str:
     return f"{{{numerator}}}{rest}" if rest[0] == "{" else f"{{{numerator}}}{{{rest[0]}}}{rest[1:]}"
 
 
-def _slash_as_fraction(text: str) -> str:
-    match = re.fullmatch(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)", text)
-    return f"\\frac{{{match[1]}}}{{{match[2]}}}" if match else text
-
-
 # -- CHAMP's plain notation ---------------------------------------------------------------------------------------
 
-_YES_NO = re.compile(r"(?i)\b(yes|no)\b")
-_MINUS = "\u2212"
-_VARIABLES = frozenset("abcdfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
-_COMMAND = re.compile(r"\\[a-zA-Z]+")
-_WORD = re.compile(r"[A-Za-z]{2,}")
 _CALLS = {
-    "floor": "{{\\lfloor {0} \\rfloor}}",
-    "ceil": "{{\\lceil {0} \\rceil}}",
-    "sqrt": "\\sqrt{{{0}}}",
+    "floor": "{{\\lfloor {0} \\rfloor}}", "ceil": "{{\\lceil {0} \\rceil}}", "sqrt": "\\sqrt{{{0}}}",
     "C": "\\binom{{{0}}}{{{1}}}",
-}
+}  # fmt: skip
 _CALL = re.compile(r"(?<![A-Za-z\\])(floor|ceil|sqrt|C)\(")
 
 
 def yes_or_no(text: str) -> str | None:
-    """The last "yes" or "no" of a text, in lower case."""
-    found = _YES_NO.findall(text)
+    """The last "yes" or "no" of a text, in small letters."""
+    found = re.findall(r"(?i)\b(yes|no)\b", text)
     return found[-1].lower() if found else None
 
 
 def plain_text(text: str) -> str:
-    """Two answers of one spelling are equal: case, spaces, dollars, \\cdot and trailing stops do not count."""
+    """Two answers of one spelling are equal: case, spaces, dollars, \\cdot and trailing stops do not
+    count."""
     for old, new in (
         ("\\cdot", "*"),
         ("\\times", "*"),
@@ -153,46 +152,35 @@ def plain_text(text: str) -> str:
         ("\\right", ""),
         ("≤", "<="),
         ("≥", ">="),
-        (_MINUS, "-"),
     ):
         text = text.replace(old, new)
-    return re.sub(r"[\s$]+", "", text).rstrip(".").lower()
+    return re.sub(r"[\s$]+", "", clean(text)).rstrip(".").lower()
 
 
 def alternatives(gold: str) -> list[str]:
-    """CHAMP's gold without its remarks: "100 (i.e., all values)" is 100; "A, or equivalently B" is A and is B."""
+    """CHAMP's gold without its remarks: "100 (i.e., all values)" is 100; "A, or equivalently B" is A and is
+    B."""
     bare = re.sub(r"\s*\(i\.e\.,?[^()]*\)", "", gold)
     return [part.strip() for part in re.split(r",?\s*\bor equivalently\b,?\s*", bare) if part.strip()]
 
 
 def as_formula(text: str) -> str | None:
-    """Plain notation as LaTeX: `2^(n-1)`, `floor(x)`, `sqrt(x)`, `C(n, k)`, `*`. None where words are left, as a
-    parser would read a word as a product of letters, or drop it, and compare what nobody wrote."""
-    text = text.replace(_MINUS, "-").replace("**", "^")
+    """Plain notation as LaTeX: `2^(n-1)`, `floor(x)`, `sqrt(x)`, `C(n, k)`, `*`. None if words are left in
+    it."""
+    text = clean(text).replace("**", "^")
     while (match := _CALL.search(text)) is not None:
-        end = _closing(text, match.end() - 1)
+        end = closing(text, match.end() - 1, "()")
         inner = text[match.end() : end].split(",")
         if end < 0 or len(inner) != (2 if match[1] == "C" else 1):
             return None
         text = text[: match.start()] + _CALLS[match[1]].format(*inner) + text[end + 1 :]
     while (start := text.find("^(")) >= 0:
-        end = _closing(text, start + 1)
+        end = closing(text, start + 1, "()")
         if end < 0:
             return None
         text = f"{text[:start]}^{{{text[start + 2 : end]}}}{text[end + 1 :]}"
-    return None if _WORD.search(_COMMAND.sub(" ", text)) else text.replace("*", " \\cdot ")
-
-
-def letters(formula: str) -> frozenset[str]:
-    """The variables of a formula: what a faithful reading of it must mention (e and i may be constants)."""
-    return frozenset(_COMMAND.sub(" ", formula)) & _VARIABLES
-
-
-def _closing(text: str, opening: int) -> int:
-    """Index of the parenthesis that closes the one at `opening`, or -1."""
-    depth = 0
-    for i in range(opening, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if depth == 0:
-            return i
-    return -1
+    return (
+        None
+        if re.search(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+", " ", text))
+        else text.replace("*", " \\cdot ")
+    )

@@ -10,8 +10,8 @@
 | musique | exact match with the answer or an alias; F1 beside it | `grade_text.span_scores` |
 | words | the last whole number | `grade_text.last_number` |
 
-`correct` is None where the grader cannot tell (`ungradable`, `error`, a comparison's own `timeout`): never silently
-False, and never dropped. An answer without a recognisable answer in it is `unparsed` and False.
+`correct` is None where the grader cannot tell (`ungradable`, `error`, a comparison's own `timeout`): never
+silently False, and never dropped. An answer without a recognisable answer in it is `unparsed` and False.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
 from pydantic import Field
 
 from r2_serve.config import Config
 from r2_serve.grading import grade_math, grade_text
-from r2_serve.grading.math_workers import Comparison, MathTimeout, MathWorkers
+from r2_serve.grading.math_workers import MathTimeout, MathWorkers
 from r2_serve.grading.p3 import grade_puzzle
+from r2_serve.grading.reading import read_answer
 from r2_serve.grading.rows import Benchmark, BenchmarkError, CsqaRow, parse_row
 from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits
 from r2_serve.types import Record
 
+if TYPE_CHECKING:
+    from r2_serve.grading.math_compare import Relation
+
 Status = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error"]
-"""`timeout`: the answer's program (p3: counts as False) or its comparison (math, champ: None) did not end in time.
+"""`timeout`: the answer's program (p3: counts as False) or its comparison (math, champ: None) did not end in
+time.
 `error`: the row is no row of its benchmark, or the grader itself failed."""
 
 
@@ -80,7 +85,8 @@ class Grader:
         await self.close()
 
     async def start(self, benchmark: Benchmark) -> None:
-        """Bring up what a benchmark needs, so that a missing sandbox is known before the first task. Raises: SandboxUnavailable."""
+        """Bring up what a benchmark needs, so that a missing sandbox is known before the first task. Raises:
+        SandboxUnavailable."""
         async with self._starting:
             if benchmark in ("math", "champ") and self._math is None:
                 self._math = MathWorkers(self._config.num_math_workers, timeout_s=self._config.math_timeout_s)
@@ -104,7 +110,9 @@ class Grader:
         parsed = parse_row(benchmark, row)
         await self.start(benchmark)
         verdict = await self._judge(benchmark, parsed, answer)
-        return verdict.model_copy(update={"id": task_id or parsed.task_id})
+        return verdict.model_copy(
+            update={"id": _printable(task_id or parsed.task_id), "detail": _printable(verdict.detail)}
+        )
 
     async def _judge(self, benchmark: Benchmark, row: Any, answer: str) -> Verdict:
         match benchmark:
@@ -119,57 +127,53 @@ class Grader:
             case "scan":
                 return grade_scan(row.actions, answer)
             case "musique":
-                return grade_musique((row.answer, *row.answer_aliases), answer)
+                golds = (row.answer, *row.answer_aliases)
+                return grade_musique(golds, answer) if row.answerable else grade_unanswerable(answer)
             case "words":
                 return grade_number(row.gold, answer)
 
-    async def _grade_math(self, gold: str, answer: str) -> Verdict:
-        final = grade_math.final_answer(answer)
-        is_same_text = final is not None and grade_math.is_equivalent(final, gold)
+    async def _grade_math(self, gold: str, reply: str) -> Verdict:
+        gold, answer = read_answer(gold).text, grade_math.math_answer(reply)
+        if answer is None:
+            return _verdict(
+                False, "no answer found", {"string_match": 0.0, "math_verify": 0.0}, status="unparsed"
+            )
+        is_same_text = grade_math.is_equivalent(answer, gold)
+        is_whole = is_same_text and "\\text{ " not in f"{answer}{gold}"
         scores = {"string_match": float(is_same_text)}
         try:
-            comparison = await self._compare(gold, _readings(final, answer))
+            relation = await self._compare(gold, answer)
         except MathTimeout as e:
-            return (
-                _verdict(True, str(e), scores)
-                if is_same_text
-                else _verdict(None, str(e), scores, status="timeout")
+            return _verdict(
+                True if is_whole else None, str(e), scores, status="correct" if is_whole else "timeout"
             )
-        scores["math_verify"] = float(comparison.is_equal)
-        if final is None and not comparison.is_answer_read:
-            return _verdict(False, "no answer found", scores, status="unparsed")
-        return _verdict(
-            is_same_text or comparison.is_equal,
-            f"answer {_short(final or answer)}, gold {_short(gold)}",
-            scores,
-        )
+        scores["math_verify"] = float(relation == "equal")
+        is_correct = relation == "equal" or (is_whole and relation == "unread")
+        return _verdict(is_correct, f"answer {_short(answer)}, gold {_short(gold)}", scores)
 
-    async def _grade_champ(self, gold: str, answer: str) -> Verdict:
-        final = grade_math.final_answer(answer)
+    async def _grade_champ(self, gold: str, reply: str) -> Verdict:
+        answer = grade_math.math_answer(reply)
         if grade_math.yes_or_no(gold) == gold.strip().lower():
-            return _choice(grade_math.yes_or_no(final or answer), gold.strip().lower())
-        if final is None:
+            return _choice(grade_math.yes_or_no(answer or read_answer(reply).text), gold.strip().lower())
+        if answer is None:
             return _verdict(False, "no answer found", status="unparsed")
         golds = grade_math.alternatives(gold)
-        if any(grade_math.plain_text(final) == grade_math.plain_text(text) for text in (gold, *golds)):
+        if any(grade_math.plain_text(answer) == grade_math.plain_text(text) for text in (gold, *golds)):
             return _verdict(True, "same text")
         formulas = [formula for text in golds if (formula := grade_math.as_formula(text)) is not None]
-        answer_formula = grade_math.as_formula(final)
+        answer_formula = grade_math.as_formula(answer)
+        detail = f"answer {_short(answer)}, gold {_short(gold)}"
         if not formulas or answer_formula is None:
-            return _verdict(None, f"answer {_short(final)}, gold {_short(gold)}", status="ungradable")
+            return _verdict(None, detail, status="ungradable")
         try:
-            comparisons = [await self._compare(formula, [f"${answer_formula}$"]) for formula in formulas]
+            relations = {await self._compare(formula, answer_formula) for formula in formulas}
         except MathTimeout as e:
             return _verdict(None, str(e), status="timeout")
-        if any(comparison.is_equal and comparison.is_faithful for comparison in comparisons):
+        if "equal" in relations:
             return _verdict(True, "equal by math-verify")
-        if all(comparison.is_different and comparison.is_faithful for comparison in comparisons):
-            return _verdict(False, f"answer {_short(final)}, gold {_short(gold)}")
-        return _verdict(
-            None,
-            f"neither equal nor proven different: answer {_short(final)}, gold {_short(gold)}",
-            status="ungradable",
-        )
+        if relations == {"different"}:
+            return _verdict(False, detail)
+        return _verdict(None, f"neither equal nor proven different: {detail}", status="ungradable")
 
     async def _grade_p3(self, sat: str, ans_type: str, answer: str) -> Verdict:
         assert self._sandbox is not None
@@ -179,9 +183,9 @@ class Grader:
         is_correct = None if outcome.status == "error" else outcome.status == "correct"
         return _verdict(is_correct, outcome.detail, status=outcome.status)
 
-    async def _compare(self, gold: str, answers: list[str]) -> Comparison:
+    async def _compare(self, gold: str, answer: str) -> Relation:
         assert self._math is not None
-        return await self._math.compare(gold, answers)
+        return await self._math.compare(gold, answer)
 
 
 # -- pure graders -------------------------------------------------------------------------------------------------
@@ -196,7 +200,8 @@ def grade_csqa(row: CsqaRow, answer: str) -> Verdict:
 
 
 def grade_scan(gold: str, answer: str) -> Verdict:
-    """The whole action sequence, after the names are made official. Raises: BenchmarkError where the gold is none."""
+    """The whole action sequence, after the names are made official. Raises: BenchmarkError where the gold is
+    none."""
     golds, actions = grade_text.scan_actions(gold), grade_text.scan_actions(answer)
     if golds is None:
         raise BenchmarkError(f"not a scan row: gold actions {gold[:60]!r}")
@@ -206,11 +211,19 @@ def grade_scan(gold: str, answer: str) -> Verdict:
 
 
 def grade_musique(golds: Iterable[str], answer: str) -> Verdict:
-    """Correct is exact match; F1 stands beside it."""
-    if not answer.strip():
+    """Correct is exact match; F1 stands next to it."""
+    if not read_answer(answer).text.strip():
         return _verdict(False, "empty answer", {"em": 0.0, "f1": 0.0}, status="unparsed")
     exact, f1 = grade_text.span_scores(answer, golds)
     return _verdict(exact == 1.0, f"F1 {f1:.3f}", {"em": exact, "f1": f1})
+
+
+def grade_unanswerable(answer: str) -> Verdict:
+    """Correct is a reply that gives no answer; the official script counts no answer text of such a row.
+
+    Source: `evaluate`, github.com/StonyBrookNLP/musique evaluate_v1.0.py.
+    """
+    return _verdict(grade_text.abstains(answer), "the row has no answer")
 
 
 def grade_number(gold: str, answer: str) -> Verdict:
@@ -240,12 +253,6 @@ def _verdict(
     )
 
 
-def _readings(final: str | None, answer: str) -> list[str]:
-    """What math-verify reads: the stated answer as a formula; the whole reply only where nothing was stated in a box."""
-    readings = [f"${final}$"] if final is not None else []
-    return readings if grade_math.last_boxed(answer) is not None else [*readings, answer]
-
-
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
@@ -256,10 +263,12 @@ def _short(text: str) -> str:
 def grade_lines(
     benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None
 ) -> Counter[str]:
-    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank; returns how many there were of each status.
+    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank; returns how many
+    there were of each status.
 
-    A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the short answer
-    (musique: or a list of accepted ones; p3: `{"sat", "ans_type"}`). A bad row gets a verdict of status `error`.
+    A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the
+    short answer (musique: or a list of accepted ones; p3: `{"sat", "ans_type"}`). A bad row gets a verdict of
+    status `error`.
     Raises: SandboxUnavailable (p3 only), before the first row.
     """
     return asyncio.run(_grade_lines(benchmark, lines, out, config))
@@ -278,7 +287,7 @@ async def _grade_lines(
     async with Grader(config) as grader, asyncio.TaskGroup() as group:
         await grader.start(benchmark)
         window: deque[asyncio.Task[Verdict]] = deque()
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate((line.removeprefix("\ufeff") for line in lines), 1):
             if not line.strip():
                 continue
             window.append(group.create_task(_grade_line(grader, benchmark, line, number)))
@@ -297,11 +306,20 @@ async def _grade_line(grader: Grader, benchmark: Benchmark, line: str, number: i
             task_id = str(record["id"])
         if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
             raise BenchmarkError("expected an object with a text in `answer`")
+        if task_id != (task_id := _printable(task_id)):
+            raise BenchmarkError("`id` holds half a surrogate pair, which is no text")
         return await grader.grade(
             benchmark, _official_row(benchmark, record, task_id), record["answer"], task_id=task_id
         )
     except (json.JSONDecodeError, BenchmarkError, RecursionError) as e:
-        return Verdict(id=task_id, correct=None, status="error", detail=f"line {number}: {e}"[:500])
+        return Verdict(
+            id=task_id, correct=None, status="error", detail=_printable(f"line {number}: {e}"[:500])
+        )
+
+
+def _printable(text: str) -> str:
+    """`text` with "?" in place of lone surrogates, which no file in UTF-8 can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _official_row(benchmark: Benchmark, record: dict[str, Any], task_id: str) -> dict[str, Any]:

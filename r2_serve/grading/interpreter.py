@@ -1,8 +1,9 @@
 """The Python that runs inside the sandbox: this very interpreter with its standard library, and nothing else.
 
-Mounted read-only at `/python`. An interpreter in a private home (pyenv as root: `/root` is 0700) cannot be mounted
-by the unprivileged user that starts bubblewrap, so it is copied once to a world-readable directory among the
-temporary files (about a second and 60 MB) and found there by later processes. Third-party packages are never visible.
+Mounted read-only at `/python`. An interpreter in a private home (pyenv as root: `/root` is 0700) cannot be
+mounted by the unprivileged user that starts bubblewrap, so it is copied once to a world-readable directory
+among the temporary files (about a second and 60 MB) and found there by later processes. Third-party packages
+are never visible.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _is_world_readable(path: Path) -> bool:
 
 
 def _staged_copy() -> Path:
-    """A world-readable copy of the interpreter in the temporary directory, made once and used by later processes."""
+    """A world-readable copy of the interpreter in the temporary directory, made once and used by later
+    processes."""
     prefix = Path(sys.base_prefix)
     version = hashlib.sha256(
         f"{prefix} {(prefix / 'bin' / VERSION).stat().st_mtime_ns}".encode()

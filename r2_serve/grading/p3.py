@@ -2,29 +2,38 @@
 
 Two stages, two sandboxes, so that no code of the model runs where the verdict is made:
 
-1. *Propose.* The answer (a function `sol`, or an expression) runs, and what comes out is text: a Python literal.
+1. *Propose.* The answer (a function `sol`, or an expression) runs, and what comes out is text: a Python
+   literal.
    Whatever the program forges, patches or prints, it can only propose another literal.
-2. *Check.* Trusted code alone reads the literal (`ast.literal_eval`), checks its exact type, and calls `sat`. Only
+2. *Check.* Trusted code alone reads the literal (`ast.literal_eval`), checks its exact type, and calls `sat`.
+   Only
    `True` itself counts, not 1. It runs in a sandbox too, as a literal may be huge and `sat` may not end.
 
-A few puzzles call `eval` on the answer (Quine, CardGame24). There, `eval` is replaced by one that takes expressions of
-literals, operators, indices, f-strings, lambdas, a few plain functions and the data of the calling `sat`, but no
-attributes: with the real one a string could run as code beside the verdict. `exec`, `compile` and `open` are gone.
+A few puzzles call `eval` on the answer (Quine, CardGame24). There, `eval` is replaced by one that takes
+expressions of literals, operators, indices, f-strings, lambdas, a few plain functions and the data of the
+calling `sat`, but no attributes: with the real one a string could run as code beside the verdict. `exec`,
+`compile` and `open` are gone.
 
-Source: `type_check` and `test_puzzle`, github.com/microsoft/PythonProgrammingPuzzles puzzle_generator.py; the official
-judge runs the model's code in its own process, which this does not.
+Source: `type_check` and `test_puzzle`, github.com/microsoft/PythonProgrammingPuzzles puzzle_generator.py; the
+official judge runs the model's code in its own process, which this does not.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
+from r2_serve.grading.reading import read_answer, read_envelope
 from r2_serve.grading.sandbox import Sandbox, SandboxResult
 
 MAX_ANSWER_CHARS = 1_000_000
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(
+    r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(```+|~~~+)[ \t]*[\w+.-]*[ \t]*\n(.*?)(?:^[ \t>]*\1|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+_NO_PROGRAM = 'import sys\nsys.stderr.write("no program in the answer")\nsys.exit()'
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,10 @@ async def grade_puzzle(
     sandbox: Sandbox, answer: str, *, sat: str, ans_type: str, timeout_s: float = 10.0
 ) -> PuzzleVerdict:
     """Run both stages, each within `timeout_s`. Raises: SandboxUnavailable."""
-    program = extract_program(answer)
-    if program is None:
+    programs = extract_programs(answer, ans_type)
+    if not programs:
         return PuzzleVerdict("unparsed", "no program in the answer")
-    proposal = await sandbox.run(_PROPOSE, stdin=_joined(sat, program), timeout_s=timeout_s)
+    proposal = await sandbox.run(_PROPOSE, stdin=_joined(sat, *programs), timeout_s=timeout_s)
     if proposal.status != "ok":
         return _failed(proposal, "the program")
     if not proposal.stdout:
@@ -53,19 +62,28 @@ async def grade_puzzle(
     return _parse_verdict(checked.stdout)
 
 
-def extract_program(answer: str) -> str | None:
-    """The last fenced block that defines `sol`, else the last fenced block, else the whole answer."""
+def extract_programs(answer: str, ans_type: str) -> list[str]:
+    """The programs that an answer may be, best first; the first that compiles is run. Empty if there is none.
+
+    It is the last fenced block that defines `sol`, else the last fenced block. Without a fence it is the
+    whole answer, or what `read_answer` takes for the answer, as in "The answer is `7`"; quotes are part of an
+    answer that is a string.
+    """
     if len(answer) > MAX_ANSWER_CHARS:
-        return None
-    blocks = [block for block in _FENCE.findall(answer) if block.strip()]
+        return []
+    text = read_envelope(answer)
+    blocks = [textwrap.dedent(block) for _, block in _FENCE.findall(text) if block.strip()]
     solutions = [block for block in blocks if "def sol" in block]
-    chosen = (solutions or blocks or [answer])[-1]
-    return chosen if chosen.strip() else None
+    if blocks:
+        return [(solutions or blocks)[-1]]
+    inner = read_answer(text).text
+    programs = [inner, text] if text.strip()[:1] in ("'", '"') and "str" not in ans_type else [text, inner]
+    return [*programs, _NO_PROGRAM] if text.strip() else []
 
 
 def _joined(*parts: str) -> bytes:
-    """Parts with a NUL between; only the last may hold one itself. (json costs 10 ms of start-up in every sandbox.)"""
-    return "\0".join([*(part.replace("\0", "") for part in parts[:-1]), parts[-1]]).encode(errors="replace")
+    """Parts with a NUL between. (Importing json costs 10 ms of start-up in every sandbox.)"""
+    return "\0".join(part.replace("\0", "") for part in parts).encode(errors="replace")
 
 
 def _failed(result: SandboxResult, what: str) -> PuzzleVerdict:
@@ -94,26 +112,38 @@ def _last_line(text: str) -> str:
 
 
 _NAMES = "{'Dict': dict, 'List': list, 'Set': set, 'Tuple': tuple}"
-"""What annotations of puzzles and solutions use without an import; the built-in types spare the import of typing."""
+"""What annotations of puzzles and solutions use without an import; the built-in types spare the import of
+typing."""
 
 _PROPOSE = """\
 import os, sys
 
-sat, _, program = sys.stdin.read().partition("\\0")
+sat, *programs = sys.stdin.read().split("\\0")
 channel = os.dup(1)
 os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
 names = {"__name__": "__main__", **NAMES}
 exec(sat, names)
-try:
-    expression = compile(program.strip(), "answer", "eval")
-except SyntaxError:
-    exec(compile(program, "answer", "exec"), names)
+
+def compiled(program, is_last):
+    try:
+        return "eval", compile(program.strip(), "answer", "eval")
+    except SyntaxError:
+        pass
+    try:
+        return "exec", compile(program, "answer", "exec")
+    except SyntaxError:
+        if is_last:
+            raise
+
+kind, code = next(filter(None, (compiled(program, program is programs[-1]) for program in programs)))
+if kind == "eval":
+    value = eval(code, names)
+else:
+    exec(code, names)
     if "sol" not in names:
         sys.stderr.write("the program defines no sol")
         sys.exit()
     value = names["sol"]()
-else:
-    value = eval(expression, names)
 with open(channel, "w") as out:
     out.write(repr(value))
 """.replace("NAMES", _NAMES)
@@ -130,7 +160,7 @@ def main():
 
 def judge(sat, ans_type, literal):
     try:
-        value = ast.literal_eval(literal)
+        value = ast.literal_eval(NamedFloats().visit(ast.parse(literal, mode="eval")))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as e:
         return f"unparsed the value is not a literal ({type(e).__name__}): {literal[:60]!r}"
     if not has_type(value, ans_type):
@@ -142,6 +172,10 @@ def judge(sat, ans_type, literal):
     except BaseException as e:
         return f"wrong sat raised {type(e).__name__}: {str(e)[:100]}"
     return "correct " if verdict is True else f"wrong sat returned {verdict!r:.60}"
+
+class NamedFloats(ast.NodeTransformer):
+    def visit_Name(self, node):
+        return ast.Constant(float(node.id)) if node.id in ("inf", "nan") else node
 
 def has_type(value, name):
     if name.startswith("List["):

@@ -1,7 +1,8 @@
 """One official row of each benchmark: what must be in it, the query it asks, and its gold answer.
 
-The models below check the fields that are used and keep the others; `Task.row` is the row as published, verbatim.
-A query is what a user would type. It never holds the gold answer, and nothing here is shown to a model but the query.
+The models below check the fields that are used and keep the others; `Task.row` is the row as published,
+verbatim. A query is what a user would type. It never holds the gold answer, and nothing here is shown to a
+model but the query.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r2_serve.errors import R2Error
-from r2_serve.grading.grade_math import last_boxed
+from r2_serve.grading.reading import boxed
 from r2_serve.types import Record
 
 Benchmark = Literal["math", "csqa", "p3", "scan", "champ", "musique", "words"]
@@ -48,7 +49,8 @@ class _Row(BaseModel):
 
 
 class MathRow(_Row):
-    """MATH: `problem`, `solution` (Hendrycks et al.) and `answer` (MATH-500), or `question` and a full `answer`.
+    """MATH: `problem`, `solution` (Hendrycks et al.) and `answer` (MATH-500), or `question` and a full
+    `answer`.
 
     The id is made from the problem's text, so that a problem has one id, and one split, in every format.
     """
@@ -63,7 +65,7 @@ class MathRow(_Row):
         if not isinstance(row, dict):
             return row
         solution = row.get("solution", row.get("answer"))
-        final = last_boxed(solution) if isinstance(solution, str) else None
+        final = (boxed(solution) or None) if isinstance(solution, str) else None
         if final is None and "solution" in row:
             final = row.get("answer")
         if final is None:

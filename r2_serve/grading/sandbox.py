@@ -4,16 +4,18 @@ One run is one chain of processes, each a fence of its own:
 
 1. `setpriv` gives up root for nobody, as the kernel does not count real root's processes (RLIMIT_NPROC).
 2. `prlimit` bounds CPU seconds, address space, processes, file size, open files and core dumps.
-3. `bwrap` (bubblewrap) makes new user, pid, network, IPC, UTS and cgroup namespaces, forbids further ones, drops
-   every capability, mounts the C library and the interpreter read-only and a small tmpfs at /tmp, and loads the
-   system call filter of `seccomp`. There is no /proc, no /dev but /dev/null, no home, no host file.
+3. `bwrap` (bubblewrap) makes new user, pid, network, IPC, UTS and cgroup namespaces, forbids further ones,
+   drops
+   every capability, mounts the C library and the interpreter read-only and a small tmpfs at /tmp, and loads
+   the system call filter of `seccomp`. There is no /proc, no /dev but /dev/null, no home, no host file.
 4. `python3 -I -S` without limit on the digits of an integer reads the program from a file descriptor.
 
 The chain starts with an empty environment: an environment cleared later, by bwrap itself, still stands in
-/proc/1/environ. The parent bounds the output and the wall clock, and kills the whole group at the end of every run,
-whereupon the kernel kills what is left in the pid namespace.
+/proc/1/environ. The parent bounds the output and the wall clock, and kills the whole group at the end of
+every run, whereupon the kernel kills what is left in the pid namespace.
 
-What it is not: a defence against a bug in the kernel, or against one program slowing its neighbours within its limits.
+What it is not: a defence against a bug in the kernel, or against one program slowing its neighbours within
+its limits.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ INSTALL_HINT = "install bubblewrap (apt-get install bubblewrap, dnf install bubb
 _TMP = "/tmp"  # of the sandbox, not of the host  # noqa: S108  # nosec B108
 _START_TIMEOUT_S = 60.0
 _MAX_HOST_PROCESSES = 4096
-"""RLIMIT_NPROC outside the namespace, shared by all sandboxes of one user: a backstop only. `num_processes` is what binds."""
+"""RLIMIT_NPROC outside the namespace, shared by all sandboxes of one user: a backstop only. `num_processes`
+is what binds."""
 
 
 class SandboxUnavailable(R2Error):
@@ -76,16 +79,19 @@ class SandboxConfig(Config):
     max_concurrent: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Programs run at once by one `Sandbox`; more wait."""
     allow_unsandboxed: bool = False
-    """Run without bubblewrap, as the calling user, with an empty environment and resource limits only: a program can then
-    read, write and connect to whatever the user can, and leave processes behind. For a machine with nothing to lose."""
+    """Run without bubblewrap, as the calling user, with an empty environment and resource limits only: a
+    program can then read, write and connect to whatever the user can, and leave processes behind. For a
+    machine with nothing to lose."""
 
 
 Status = Literal["ok", "failed", "timeout", "output_limit", "not_started"]
-"""`failed`: a non-zero exit or a signal. `not_started`: the sandbox itself failed, and the program never ran."""
+"""`failed`: a non-zero exit or a signal. `not_started`: the sandbox itself failed, and the program never
+ran."""
 
 
 class SandboxResult(Record):
-    """What became of one program. Nothing in it can be trusted but `status`, `duration_s` and the bound on lengths."""
+    """What became of one program. Nothing in it can be trusted but `status`, `duration_s` and the bound on
+    lengths."""
 
     status: Status
     exit_code: int | None
@@ -96,7 +102,8 @@ class SandboxResult(Record):
 
 @dataclass(frozen=True)
 class _Channel:
-    """File descriptors of one run. All are memory files, which nothing can block on, but for the pipe behind `ready`."""
+    """File descriptors of one run. All are memory files, which nothing can block on, but for the pipe behind
+    `ready`."""
 
     program: int
     filter: int
@@ -128,7 +135,8 @@ class Sandbox:
             )
 
     async def run(self, program: str, *, stdin: bytes = b"", timeout_s: float = 10.0) -> SandboxResult:
-        """Run `program` as `__main__`. Its own failures are results, never exceptions. Raises: SandboxUnavailable."""
+        """Run `program` as `__main__`. Its own failures are results, never exceptions. Raises:
+        SandboxUnavailable."""
         if self._mounts is None:
             await self.start()
         async with self._slots:
@@ -249,8 +257,8 @@ with open({program}, "rb") as file:
     source = file.read()
 exec(compile(source, "program.py", "exec"), {{"__name__": "__main__"}})
 """
-"""The first lines of every run. The limit on processes is set here, inside the user namespace, where the kernel
-(5.14 and later) counts this sandbox alone; before bwrap it would count all processes of the user."""
+"""The first lines of every run. The limit on processes is set here, inside the user namespace, where the
+kernel (5.14 and later) counts this sandbox alone; before bwrap it would count all processes of the user."""
 
 
 @contextlib.contextmanager
@@ -320,7 +328,8 @@ def _system_mounts() -> list[str]:
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:
-    """The child leads a group of its own, whose id nobody else can get while the leader is unreaped or members live."""
+    """The child leads a group of its own, whose id nobody else can get while the leader is unreaped or
+    members live."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -1,9 +1,9 @@
 """The system call filter of the sandbox: a deny list, compiled here to classic BPF for `bwrap --seccomp`.
 
-It is the second fence: namespaces, dropped capabilities and resource limits already hold a program. The filter
-takes away the calls that reach old kernel code, other processes, or memory that no resource limit counts. A denied
-call fails with EPERM, so ordinary Python carries on. It is not an allow list: libc and CPython change their calls
-between versions, and a sandbox that breaks on an upgrade gets switched off.
+It is the second fence: namespaces, dropped capabilities and resource limits already hold a program. The
+filter takes away the calls that reach old kernel code, other processes, or memory that no resource limit
+counts. A denied call fails with EPERM, so ordinary Python carries on. It is not an allow list: libc and
+CPython change their calls between versions, and a sandbox that breaks on an upgrade gets switched off.
 
 Source: instruction encoding, linux/bpf_common.h and linux/seccomp.h; call numbers, arch/x86/entry/syscalls/
 syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.1 (numbers are kernel ABI and never change).
@@ -54,7 +54,8 @@ DENIED: dict[str, tuple[int, int]] = {
 
 
 def compile_filter(machine: str | None = None) -> bytes:
-    """The filter as an array of `struct sock_filter`. Raises: ValueError on an architecture without a table."""
+    """The filter as an array of `struct sock_filter`. Raises: ValueError on an architecture without a
+    table."""
     machine = machine or platform.machine()
     if machine not in _AUDIT_ARCH:
         raise ValueError(f"no system call table for {machine!r}: the sandbox knows {sorted(_AUDIT_ARCH)}")

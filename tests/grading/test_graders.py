@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from r2_serve.grading.grade_math import alternatives, as_formula, final_answer, is_equivalent, last_boxed
+from r2_serve.grading.grade_math import alternatives, as_formula, is_equivalent, math_answer
 from r2_serve.grading.grade_text import last_letter, scan_actions, span_scores
 from r2_serve.grading.graders import (
     Grader,
@@ -23,6 +23,7 @@ from r2_serve.grading.graders import (
     grade_number,
     grade_scan,
 )
+from r2_serve.grading.reading import boxed
 from r2_serve.grading.rows import Benchmark, BenchmarkError
 
 CHOICES = {"A": "bank", "B": "library", "C": "department store", "D": "mall", "E": "new york"}
@@ -161,16 +162,17 @@ def test_musique_is_correct_by_exact_match_with_f1_beside_it() -> None:
 @pytest.mark.parametrize(
     ("text", "content"),
     [
-        ("\\boxed{1} and \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{1} and \\boxed{\\frac{1}{2}}", "1, \\frac{1}{2}"),
+        ("\\boxed{1}. So \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\fbox{3}", "3"),
         ("\\boxed {5}", "5"),
-        ("\\boxed{never closed", None),
+        ("\\boxed{never closed", ""),
         ("none", None),
         ("{} before \\boxed", None),
     ],
 )
 def test_the_last_box_with_balanced_braces(text: str, content: str | None) -> None:
-    assert last_boxed(text) == content
+    assert boxed(text) == content
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_the_last_box_with_balanced_braces(text: str, content: str | None) -> No
     ],
 )
 def test_the_stated_answer(text: str, answer: str | None) -> None:
-    assert final_answer(text) == answer
+    assert math_answer(text) == answer
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@
 | `lm-eval` | `r2_BENCHMARK.yaml`, `rows.jsonl`, `scoring.py` | lm-evaluation-harness, model `local-chat-completions` |
 | `inspect` | `r2_BENCHMARK.py`, `rows.jsonl`, `scoring.py` | inspect-ai, provider `openai-api` |
 
-`scoring.py` is `grade_text` as it stands, so a verdict is the same by construction and neither tool needs
-this package. Mathematics and P3 are not exported: their graders are processes and sandboxes; their answers go
+`scoring.py` is `grade_text` with the modules that it reads with, so a verdict is the same by construction and
+neither tool needs this package. Mathematics and P3 are not exported: their graders are processes and sandboxes; their answers go
 through `r2-serve eval grade`.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
-from r2_serve.grading import grade_text
+from r2_serve.grading.grade_text import standalone_source
 from r2_serve.grading.rows import Benchmark, CsqaRow, Task
 
 Format = Literal["lm-eval", "inspect"]
@@ -40,9 +40,7 @@ def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[
         (f"r2_{benchmark}.yaml", _LM_EVAL) if file_format == "lm-eval" else (f"r2_{benchmark}.py", _INSPECT)
     )
     where = json.dumps(str((directory / "rows.jsonl").resolve()))
-    scoring = Path(grade_text.__file__).read_text(encoding="utf-8") + (
-        _PROCESS_RESULTS if file_format == "lm-eval" else ""
-    )
+    scoring = standalone_source() + (_PROCESS_RESULTS if file_format == "lm-eval" else "")
     contents = {
         name: text.replace("BENCHMARK", benchmark).replace("ROWS", where),
         "rows.jsonl": rows,
@@ -67,7 +65,8 @@ def exported_row(task: Task) -> dict[str, Any]:
                 "choices": {choice.label: choice.text for choice in parsed.question.choices},
             }
         case "musique":
-            return {**row, "gold": [task.row["answer"], *task.row.get("answer_aliases", ())]}
+            golds = [task.row["answer"], *task.row.get("answer_aliases", ())]
+            return {**row, "gold": golds, "answerable": task.row.get("answerable", True)}
         case _:
             return {**row, "gold": task.row["gold"]}
 

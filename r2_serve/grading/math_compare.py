@@ -1,0 +1,260 @@
+"""Compares two mathematical answers by their values. It imports sympy, so only the worker processes load it.
+
+Each side is read in full by latex2sympy, or not at all. Numbers agree to the last digit, decimals to six;
+everything else is what math-verify calls equal, without its laxness about brackets, brackets' kinds and tiny
+numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import sympy  # type: ignore[import-untyped]
+from latex2sympy2_extended import is_expr_of_only_symbols, latex2sympy  # type: ignore[import-untyped]
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
+from latex2sympy2_extended.logic import And  # type: ignore[import-untyped]
+from math_verify import verify  # type: ignore[import-untyped]
+from sympy.core.relational import Relational  # type: ignore[import-untyped]
+
+from r2_serve.grading.formula import formula, same_unit
+
+Relation = Literal["equal", "different", "unknown", "unread"]
+"""`different`: proven, by values that differ somewhere. `unknown`: neither proven. `unread`: one side is no
+formula."""
+
+_DECIMALS, _EXACT = 1.01e-6, 1e-12
+"""Relative differences that count as equal: with a decimal on one side ("0.333333" for 1/3), and without."""
+_DIGITS = 30
+_POINTS = ((4, 1), (7, -1), (5, 2), (12, -3))
+
+
+def compare(gold: str, answer: str) -> Relation:
+    """How `answer` relates to `gold`; both without wrappers."""
+    golds, answers = formula(gold), formula(answer)
+    if golds.text and golds.text == answers.text:
+        return "equal"
+    if golds.base or answers.base:
+        return "equal" if golds.base == answers.base else "different"
+    if not (golds.latex and answers.latex):
+        return "unread"
+    if re.fullmatch(r"-?\d+\.\d+", golds.latex) and answers.latex == golds.latex.replace(".", ","):
+        return "equal"
+    is_complex = any(re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", side.latex) for side in (golds, answers))
+    one, other = (_read(side.latex, is_complex=is_complex) for side in (golds, answers))
+    if one is None or other is None:
+        return "unread"
+    if not same_unit(golds.unit, answers.unit):
+        return "different"
+    if _brackets(golds.latex, answers.latex) and _is_equal(one, other):
+        return "equal"
+    return "different" if _differ(one, other) else "unknown"
+
+
+def _read(latex: str, *, is_complex: bool) -> Any:
+    """The value of a formula; None if any of it cannot be read, or its parts contradict each other."""
+    try:
+        values = [
+            latex2sympy(
+                part, is_real=None if is_complex else True, normalization_config=None,
+                conversion_config=ConversionConfig(lowercase_symbols=False),
+            )
+            for part in re.split(r"\\approx", latex)
+        ]  # fmt: skip
+    except Exception:  # noqa: BLE001  # the parser raises whatever its grammar meets
+        return None
+    if is_complex:
+        values = [_with_imaginary_unit(value) for value in values]
+    if any(value in (sympy.nan, sympy.zoo) for value in values) or not all(map(_is_consistent, values)):
+        return None
+    if len(values) > 1 and isinstance(values[0], sympy.Symbol):
+        values = values[1:]
+    is_bare = _is_number(values[0])
+    return values[0] if all(not is_bare or _is_near(values[0], value, 1e-2) for value in values[1:]) else None
+
+
+def _with_imaginary_unit(value: Any) -> Any:
+    symbols = getattr(value, "free_symbols", ())
+    return value.subs({symbol: sympy.I for symbol in symbols if str(symbol) == "i"})
+
+
+def _is_consistent(value: Any) -> bool:
+    """False for "8 = 7". A chain that begins with a name, "x = 3 + 3 = 7", is read by its end."""
+    sides = _sides(value)
+    return not all(map(_is_number, sides)) or all(
+        _is_near(one, other, 1e-2) for one, other in pairwise(sides)
+    )
+
+
+def _sides(value: Any) -> list[Any]:
+    if isinstance(value, And):
+        return [side for part in value._unsorted_args for side in _sides(part)]
+    return [value.lhs, value.rhs] if isinstance(value, sympy.Eq) else []
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, sympy.Expr)
+        and not value.free_symbols
+        and not value.atoms(sympy.core.function.AppliedUndef)
+    )
+
+
+def _brackets(gold: str, answer: str) -> bool:
+    """False for braces on one side and parentheses on the other: a set is no point."""
+    kinds = {side.lstrip()[:2] == "\\{" for side in (gold, answer)}
+    others = {side.rpartition("=")[2].lstrip()[:1] in ("(", "[") and "," in side for side in (gold, answer)}
+    return not (kinds == {True, False} and True in others)
+
+
+def _is_equal(gold: Any, answer: Any) -> bool:
+    if any(_is_sum_equation(one) and not _sides(other) for one, other in ((gold, answer), (answer, gold))):
+        return False
+    if _is_number(gold) and _is_number(answer):
+        return _is_near(gold, answer) or _percent(gold, answer)
+    gold_set, answer_set = (_as_set(value) for value in (gold, answer))
+    if gold_set is not None and answer_set is not None and gold_set == answer_set:
+        return True
+    return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True)) and _agree(
+        gold, answer
+    )
+
+
+def _is_sum_equation(value: Any) -> bool:
+    """An equation of which neither side is a name: "x + z = 1" holds more than the 1."""
+    sides = _sides(value)
+    return bool(sides) and isinstance(sides[0], sympy.Add) and bool(sides[0].free_symbols)
+
+
+def _as_set(value: Any) -> Any:
+    """An inequality in one unknown as the set of its solutions; sets as they are."""
+    if isinstance(value, sympy.Set) and not isinstance(value, sympy.FiniteSet):
+        return value
+    if (
+        isinstance(value, sympy.FiniteSet)
+        and value.args
+        and all(isinstance(part, Relational) for part in value.args)
+    ):
+        parts = [_as_set(part) for part in value.args]
+        return (
+            None
+            if None in parts or any(isinstance(part, sympy.Eq) for part in value.args)
+            else sympy.Union(*parts)
+        )
+    if (
+        isinstance(value, sympy.Eq)
+        and isinstance(value.rhs, sympy.Set)
+        and isinstance(value.lhs, sympy.Symbol)
+    ):
+        return _as_set(value.rhs)
+    if (
+        isinstance(value, Relational | And)
+        and not isinstance(value, sympy.Eq)
+        and len(value.free_symbols) == 1
+    ):
+        try:
+            parts = value._unsorted_args if isinstance(value, And) else [value]
+            return sympy.Intersection(*(part.func(*part.args).as_set() for part in parts))
+        except Exception:  # noqa: BLE001  # sympy solves no set for it
+            return None
+    return None
+
+
+def _percent(gold: Any, answer: Any) -> bool:
+    """50\\% is 50, as in MATH's own string match, and is one half."""
+    hundredth = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+    bare = [
+        value.args[0] if isinstance(value, sympy.Mul) and hundredth in value.args else value
+        for value in (gold, answer)
+    ]
+    return bare != [gold, answer] and _is_near(*bare)
+
+
+def _is_near(one: Any, other: Any, tolerance: float | None = None) -> bool:
+    """Whether two numbers have one value, relative to their size."""
+    is_decimal = any(value.has(sympy.Float) for value in (one, other))
+    try:
+        left, right = (sympy.N(value.doit(), _DIGITS) for value in (one, other))
+        if not (left.is_number and right.is_number):
+            return False
+        if left.is_infinite or right.is_infinite:
+            return bool(left == right)
+        size = max(abs(left), abs(right))
+        return bool(
+            size == 0 or abs(left - right) <= (tolerance or (_DECIMALS if is_decimal else _EXACT)) * size
+        )
+    except Exception:  # noqa: BLE001  # no value: an unknown function, a division by zero
+        return False
+
+
+def _agree(gold: Any, answer: Any) -> bool:
+    """What math-verify calls equal holds part by part: it rounds to six places, and 1/3^40 there is
+    1/3^41."""
+    gold, answer = (_bare(value) for value in (gold, answer))
+    gold, answer = (
+        value.doit() if isinstance(value, sympy.MatrixExpr) else value for value in (gold, answer)
+    )
+    if _is_number(gold) and _is_number(answer):
+        return _is_near(gold, answer) or _percent(gold, answer)
+    if isinstance(gold, sympy.FiniteSet | sympy.Tuple | list) and isinstance(
+        answer, sympy.FiniteSet | sympy.Tuple | list
+    ):
+        return _parts_agree(gold, answer)
+    if isinstance(gold, sympy.Interval) and isinstance(answer, sympy.Interval):
+        return all(map(_agree, (gold.start, gold.end), (answer.start, answer.end)))
+    if isinstance(gold, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
+        return all(map(_agree, gold.flat(), answer.flat()))
+    return not _differ(gold, answer)
+
+
+def _bare(value: Any) -> Any:
+    """The right side of "x = 5"."""
+    sides = _sides(value)
+    return sides[-1] if sides and is_expr_of_only_symbols(sides[0]) else value
+
+
+def _parts_agree(gold: Any, answer: Any) -> bool:
+    """Each part has its own partner; the order counts between two tuples."""
+    golds, answers = list(gold.args if isinstance(gold, sympy.Basic) else gold), list(answer.args)
+    if len(golds) != len(answers):
+        return False
+    if isinstance(gold, sympy.Tuple) and isinstance(answer, sympy.Tuple):
+        return all(map(_agree, golds, answers))
+    for part in golds:
+        partner = next(
+            (other for other in answers if verify(part, other, timeout_seconds=None) and _agree(part, other)),
+            None,
+        )
+        if partner is None:
+            return False
+        answers.remove(partner)
+    return True
+
+
+def _differ(gold: Any, answer: Any) -> bool:
+    """Whether both are expressions, the answer in the symbols of the gold, and their values differ at a
+    point."""
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return False
+    symbols = sorted(gold.free_symbols, key=str)
+    if not answer.free_symbols <= set(symbols):
+        return False
+    return any(_values_differ(gold, answer, point) for point in _points(symbols))
+
+
+def _points(symbols: Sequence[Any]) -> list[dict[Any, int]]:
+    return [{symbol: start + step * i for i, symbol in enumerate(symbols)} for start, step in _POINTS]
+
+
+def _values_differ(gold: Any, answer: Any, point: dict[Any, int]) -> bool:
+    try:
+        values = [sympy.N(value.subs(point).doit(), _DIGITS) for value in (gold, answer)]
+        if not all(value.is_number and value.is_finite for value in values):
+            return False
+        is_decimal = gold.has(sympy.Float) or answer.has(sympy.Float)
+        size = max(map(abs, values))
+        return bool(abs(values[0] - values[1]) > (_DECIMALS if is_decimal else 1e-9) * size)
+    except Exception:  # noqa: BLE001  # no value at this point
+        return False
