@@ -248,6 +248,11 @@ def is_right(row: Mapping[str, object], answer: str) -> bool:
 def standalone_source() -> str:
     """This module, with those that it reads with, as the text of one file that needs the standard library alone."""
     here = Path(__file__)
-    sources = [here.with_name(f"{name}.py").read_text(encoding="utf-8") for name in ("json_answer", "reading", here.stem)]
+    sources = [
+        here.with_name(f"{name}.py").read_text(encoding="utf-8")
+        for name in ("json_answer", "reading", here.stem)
+    ]
     own_imports = r"(?m)^from (?:__future__|r2_serve\.[\w.]+) import .*\n"
-    return "from __future__ import annotations\n\n" + "\n".join(re.sub(own_imports, "", source) for source in sources)
+    return "from __future__ import annotations\n\n" + "\n".join(
+        re.sub(own_imports, "", source) for source in sources
+    )

@@ -16,8 +16,6 @@ import multiprocessing
 import resource
 from typing import TYPE_CHECKING
 
-from pebble import ProcessExpired, ProcessPool
-
 if TYPE_CHECKING:
     from r2_serve.grading.math_compare import Relation
 
@@ -32,12 +30,16 @@ class MathWorkers:
     """A pool of comparing processes, started with the first comparison."""
 
     def __init__(self, num_workers: int = 1, *, timeout_s: float = 10.0) -> None:
+        from pebble import ProcessPool  # of the extra `eval`, which other benchmarks do without
+
         self._timeout_s = timeout_s
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(max_workers=num_workers, initializer=_prepare_worker, context=context)
 
     async def compare(self, gold: str, answer: str) -> Relation:
         """How `answer` relates to `gold`. Raises: MathTimeout."""
+        from pebble import ProcessExpired
+
         future = self._pool.schedule(_compare, args=(gold, answer), timeout=self._timeout_s)
         try:
             return await asyncio.wrap_future(future)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from r2_serve.grading.json_answer import KEY, from_json
 
@@ -23,8 +23,7 @@ MAX_CHARS = 1_000_000
 """A longer reply holds no answer."""
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """The answer of a reply."""
 
     text: str
