@@ -1,4 +1,8 @@
-"""`r2-serve`: start the router, ask it, check a config, run the demo. Heavy imports wait for the command that needs them."""
+"""`r2-serve`: start the router, ask it, check a config, run the demo.
+
+Each command imports what is heavy itself. Every console of ours has markup off: text of users and models is
+printed as it is, where Rich's markup would swallow `list[int]` and fail on `[/a-z]`.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,12 @@ if TYPE_CHECKING:
 
     from r2_serve.serve_config import ServeConfig
 
+QUESTION = "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?"
 app = typer.Typer(
     help="R2: breaks a query into subtasks and gives each to the cheapest model able to solve it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Example: r2-serve up, then in another shell: r2-serve ask 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many in all?'",
+    epilog=f"Example: r2-serve up, then in another shell: r2-serve ask '{QUESTION}'",
 )
 
 app.add_typer(eval_app, name="eval")
@@ -52,12 +57,14 @@ app.command()(rollback)
 app.command()(kuberay)
 app.command()(monitoring)
 
-PortOption = Annotated[int, typer.Option("--port", "-p", help="Loopback port; 0 takes a free one.")]
+PortOption = Annotated[
+    int, typer.Option("--port", "-p", min=0, max=65535, help="Loopback port; 0 takes a free one.")
+]
 
 
 @app.callback()
 def _at_start() -> None:
-    """Before any command: output fits any terminal, and nothing that is logged holds a secret of the environment."""
+    """Makes output fit any terminal, and keeps secrets of the environment out of logs, before any command."""
     from r2_serve.http.redaction import Redactor, redact_logs
 
     replace_unprintable_characters()
@@ -77,18 +84,15 @@ def up(config: ConfigOption = EMBEDDED_CONFIG, port: PortOption = 8000) -> None:
     from r2_serve.ops.local.cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
-    console = Console()
+    console = Console(markup=False)
     loaded = _load(config)
     with _cluster(loaded, port, console) as url:
-        console.print(
-            f"models: {', '.join(loaded.routing.virtual_models)} (routed), {', '.join(m.name for m in loaded.router.models)}"
-        )
-        console.print(
-            f"try:    r2-serve ask --url {url} 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?'"
-        )
-        console.print("stop:   ctrl-C")
+        models = ", ".join(model.name for model in loaded.router.models)
+        typer.echo(f"models: {', '.join(loaded.routing.virtual_models)} (routed), {models}")
+        typer.echo(f"try:    r2-serve ask --url {url} '{QUESTION}'")
+        typer.echo("stop:   ctrl-C")
         wait_for_interrupt()
-        console.print("stopping: waiting for the requests at work; once more to cut them off")
+        typer.echo("stopping: waiting for the requests at work; once more to cut them off")
         with contextlib.suppress(KeyboardInterrupt):
             finish_requests(loaded)
 
@@ -131,8 +135,8 @@ def ask(
             f"\nIs an endpoint running at {url}? Start one with: r2-serve up" if e.http_status is None else ""
         )
         fail(f"{e.message}{hint}")
-    console, trace = Console(), reply.r2.trace if reply.r2 else None
-    console.print(f"[bold]{reply.text}[/]\n")
+    typer.echo(f"{reply.text}\n", color=True)  # as it came: `color` keeps escape sequences in a pipe
+    console, trace = Console(markup=False), reply.r2.trace if reply.r2 else None
     if trace is not None:
         if trace.plan is not None:
             console.print(dag_view(trace.plan))
@@ -143,24 +147,26 @@ def ask(
 def validate(
     config: Annotated[Path, typer.Argument(help="A Serve config, such as serve_config.yaml.")],
 ) -> None:
-    """Check a Serve config offline: every key, name and cross reference. Serve itself ignores keys it does not know.
+    """Check a Serve config offline: keys, values, names and what must hold between them.
+
+    Serve itself ignores keys that it does not know. Exit status: 0 without errors, 1 with errors, 2 if the
+    file cannot be read.
 
     \b
     Example:  r2-serve validate serve_config.yaml
     """
-    from rich.console import Console
-
+    from r2_serve.errors import ConfigError
     from r2_serve.serve_config import check
 
-    problems = check(config)
-    console = Console(soft_wrap=True, highlight=False)
+    try:
+        problems = check(config)
+    except ConfigError as e:
+        fail(e.message, status=2)
     for problem in problems:
-        console.print(str(problem), markup=False, style="red" if problem.severity == "error" else "yellow")
+        typer.secho(str(problem), fg="red" if problem.severity == "error" else "yellow")
     num_errors = sum(problem.severity == "error" for problem in problems)
-    num_warnings = len(problems) - num_errors
-    console.print(
-        f"{config}: {num_errors} errors, {num_warnings} warnings" + ("" if num_errors else " - valid")
-    )
+    result = f"{config}: {num_errors} errors, {len(problems) - num_errors} warnings"
+    typer.echo(result if num_errors else f"{result} - valid")
     raise typer.Exit(1 if num_errors else 0)
 
 
@@ -173,18 +179,21 @@ def models(config: ConfigOption = EMBEDDED_CONFIG) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     loaded = _load(config)
-    table = Table(title=f"{config.name}, prices as of {loaded.router.prices_as_of or 'an unstated date'}")
+    date = loaded.router.prices_as_of or "an unstated date"
+    table = Table(title=Text(f"{config.name}, prices as of {date}"))
     for column in ("model", "group", "USD per 1M tokens in", "out", "engine"):
         table.add_column(column)
     for name, virtual in loaded.routing.virtual_models.items():
-        table.add_row(f"[bold]{name}[/]", "virtual", "", "", "routes to " + ", ".join(virtual.pool))
-    for card in loaded.router.models:
         table.add_row(
-            card.name, card.group, f"{card.usd_per_mtok_in:f}", f"{card.usd_per_mtok_out:f}", card.engine.kind
+            Text(name, style="bold"), "virtual", "", "", Text(f"routes to {', '.join(virtual.pool)}")
         )
-    Console().print(table)
+    for card in loaded.router.models:
+        prices = f"{card.usd_per_mtok_in:f}", f"{card.usd_per_mtok_out:f}"
+        table.add_row(Text(card.name), card.group, *prices, card.engine.kind)
+    Console(markup=False).print(table)
 
 
 @app.command()
@@ -208,11 +217,11 @@ def demo(
     names = list(DOMAINS) if domain in ("both", "") else [domain]
     if unknown := [name for name in names if name not in DOMAINS]:
         fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
-    console = Console()
+    console = Console(markup=False)
     loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
     with _cluster(loaded, port, console) as url:
         summary = asyncio.run(run_demo(url, loaded, names, queries, console))
-    console.print(f"written: {write_summary(summary, out)}")
+    typer.echo(f"written: {write_summary(summary, out)}")
 
 
 @keys_app.command()
@@ -255,13 +264,15 @@ def _load(path: Path) -> ServeConfig:
 
 @contextlib.contextmanager
 def _cluster(config: ServeConfig, port: int, console: Console) -> Iterator[str]:
-    """A local cluster running `config`; its base URL. Our own errors end the command with their message alone."""
+    """A local cluster running `config`; its base URL. Our own errors end the command without a traceback."""
+    from rich.text import Text
+
     from r2_serve.ops.local.cluster import free_port, local_cluster
 
     with contextlib.ExitStack() as stack, plain_errors():
         with console.status(f"starting Ray and {len(config.model_apps)} models"):
             base_url = stack.enter_context(local_cluster(config, port=port or free_port()))
-        console.print(f"[bold green]ready[/]   {base_url}")
+        console.print(Text("ready", style="bold green"), f"  {base_url}")
         yield base_url
 
 

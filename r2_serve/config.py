@@ -11,6 +11,7 @@ Secrets are named by environment variable, never written here. Reading YAML is `
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -26,19 +27,24 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_CALLS = re.compile(r"/(chat/completions|completions|responses|embeddings|messages|models)/*$")
+
+
 def _is_address(url: str) -> str:
-    """A URL that can be logged: no user, no password, no query."""
+    """A URL that can be logged: no user, no password, no query. Paths of single calls are not a base."""
+    if url != "".join(url.split()):
+        raise ValueError(f"holds blanks: write {''.join(url.split())}")
     parts = urlsplit(url)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.username
-        or parts.password
-        or parts.query
-        or parts.fragment
-    ):
+    has_more = parts.username or parts.password or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or has_more:
         raise ValueError(
-            "must be http(s)://HOST[:PORT][/PATH] and nothing more: a key belongs in the variable that api_key_env names"
+            "must be http(s)://HOST[:PORT][/PATH] and nothing more: "
+            "a key belongs in the variable that api_key_env names"
+        )
+    _ = parts.port  # raises ValueError beyond 65535
+    if call := _CALLS.search(url):
+        raise ValueError(
+            f"names one call ({call[0]}), which the router adds itself: write {url[: call.start()]}"
         )
     return url
 

@@ -172,7 +172,11 @@ def retrain(
     from r2_train.tiny import ship as shipping
 
     domains = pipeline.domains_of(domain.value)
-    _guarded(lambda: pipeline.retrain(domains, out, seeds=range(seeds), console=Console(), num_test=num_test))
+    _guarded(
+        lambda: pipeline.retrain(
+            domains, out, seeds=range(seeds), console=Console(markup=False), num_test=num_test
+        )
+    )
     for name in domains if ship is not None else ():
         for place in _guarded(lambda name=name: shipping.ship(out / f"{name}-{ship}", name)):  # type: ignore[misc]
             typer.echo(f"shipped: {place}")
@@ -224,7 +228,7 @@ def _run(config: Path, out: Path) -> TrainingRun:
     from r2_train.config import load_config
     from r2_train.run import TrainingRun
 
-    return TrainingRun(load_config(config), out, Console())
+    return TrainingRun(load_config(config), out, Console(markup=False))
 
 
 def _guarded(work: Callable[[], T]) -> T:

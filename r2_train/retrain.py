@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
@@ -74,7 +75,7 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     done = directory / SUMMARY
     if done.exists():
         return dict(json.loads(done.read_text()))
-    console.rule(f"[bold]{domain}, seed {seed}")
+    console.rule(Text(f"{domain}, seed {seed}", style="bold"))
     watch = Stopwatch(directory / "cpu_seconds.json")
     run = TrainingRun(config_of(domain, seed), directory, console)
     pair, rows = train_pair(run, base_decomposer(domain, directory / "pretrain", seed, watch), watch)

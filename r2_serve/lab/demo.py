@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from r2_serve.client import new_client
 from r2_serve.config import RouterConfig
@@ -112,7 +113,7 @@ async def run_demo(
     async with new_client(base_url) as client, Grader() as grader:
         for name in names:
             domain = DOMAINS[name]
-            console.rule(f"[bold]{domain.title}")
+            console.rule(Text(domain.title, style="bold"))
             setting = setting_of(config.router, config.routing, domain.virtual_model)
             examiner = Examiner(HttpAsker(client), grader, setting)
             summary[name] = await measure(domain, examiner, config.router, num_queries, console)
@@ -167,11 +168,11 @@ def _print_tables(reports: Sequence[PolicyReport], reference: PolicyReport, cons
 def _print_example(traces: Sequence[Trace], console: Console) -> None:
     """Print the plan with the most models and steps: a picture of what routing does."""
     for trace in sorted(traces, key=lambda t: (len({s.model for s in t.results}), len(t.results)))[-1:]:
-        console.print(f"\n[bold]One query:[/] {trace.query}")
+        console.print(Text("\nOne query: ", style="bold") + Text(trace.query, style="not bold"))
         if trace.plan is not None:
             console.print(dag_view(trace.plan))
         console.print(trace_view(trace))
-        console.print(f"[bold]Answer:[/] {trace.answer}\n")
+        console.print(Text("Answer: ", style="bold") + Text(f"{trace.answer}\n", style="not bold"))
 
 
 def _print_verdict(
@@ -183,7 +184,8 @@ def _print_verdict(
     console.print(
         f"[bold]{percent(routed.accuracy)}[/] correct (reference {percent(reference.accuracy)}) at "
         f"[bold]{percent(worker)}[/] of the reference's cost for the workers, [bold]{percent(total)}[/] with the "
-        f"router's own calls ({percent(behind)} of the largest model behind the same router)."
+        f"router's own calls ({percent(behind)} of the largest model behind the same router).",
+        markup=True,
     )
 
 

@@ -5,8 +5,8 @@
     - {name: r2, import_path: r2_serve.app:build, args: RouterConfig,
        deployments: [{name: Router, user_config: RoutingConfig}, ...]}
 
-`serve deploy` takes the same file but drops keys that it does not know without a word, so check it here first: every
-key of Ray Serve's schema and of ours, then what must hold between sections (`checks`).
+`serve deploy` takes the same file but drops keys that it does not know without a word, so check it here
+first: every key of Ray Serve's schema and of ours, then what must hold between sections (`checks`).
 """
 
 from r2_serve.serve_config.document import Problem, parse_yaml, read_yaml

@@ -1,59 +1,61 @@
-"""The applications of a Ray Serve config file, as far as they can be read.
+"""The applications of a Serve config, as far as they can be read.
 
-What is wrong inside a section of ours is told while reading; what must hold between sections is
-`r2_serve.serve_config.checks`', and Ray Serve's own keys are `r2_serve.serve_config`'s.
+Reading reports problems inside our own sections. `checks` reports conflicts between sections, and `reader`
+problems of Ray Serve's own keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from r2_serve.config import ModelServerConfig, ModelTunables, RouterConfig, RoutingConfig
-from r2_serve.serve_config.document import Document, KeyPath, Problem
+from r2_serve.config import ModelServerConfig, ModelTunables, RouterConfig, RoutingConfig, ServedEngineConfig
+from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping
 from r2_serve.serve_config.sections import read_section
 
 ROUTER_IMPORT_PATH, MODEL_IMPORT_PATH = "r2_serve.app:build", "r2_serve.app:build_model"
+DEPLOYMENTS = {ROUTER_IMPORT_PATH: ("Router", "Decomposer", "Allocator"), MODEL_IMPORT_PATH: ("Model",)}
+"""Deployments of each application that `r2_serve.app` builds."""
 SERVE_AUTO_MAX_REPLICAS = 100
-"""Of `num_replicas: auto`. Source: `ray.serve.config.AutoscalingConfig.default`."""
+"""Most replicas with `num_replicas: auto`. Source: `ray.serve.config.AutoscalingConfig.default`."""
 
 
 @dataclass(frozen=True)
 class DeploymentEntry:
-    """An item of `deployments`: options on top of the code's."""
+    """An item of `deployments`: options that replace those of the code."""
 
     path: KeyPath
     name: str
-    options: Mapping[str, Any]
+    options: YamlMapping
 
 
 @dataclass(frozen=True)
 class ApplicationEntry:
-    """An item of `applications`. `other` is one that is not R2's, and left alone."""
+    """An item of `applications`. The kind `other` is not R2's, and is left alone."""
 
     path: KeyPath
     name: str
     kind: Literal["router", "model", "other"]
-    options: Mapping[str, Any]
+    options: YamlMapping
     deployments: tuple[DeploymentEntry, ...]
 
     def deployment(self, name: str) -> DeploymentEntry | None:
         return next((entry for entry in self.deployments if entry.name == name), None)
 
     def path_of(self, deployment: str) -> KeyPath:
-        """Of that deployment's entry, or the application's own where it has none."""
+        """The path of that deployment's entry, or of the application if it has none."""
         entry = self.deployment(deployment)
         return entry.path if entry else self.path
 
-    def option(self, deployment: str, key: str) -> Any:
-        """What the file says of `key`, None where it says nothing."""
+    def option(self, deployment: str, key: str) -> object:
+        """The value of `key` in the file, None if it has none."""
         entry = self.deployment(deployment)
         return entry.options.get(key) if entry else None
 
 
 def most_replicas(app: ApplicationEntry, deployment: str) -> int:
-    """To how many replicas Ray Serve may scale a deployment of `app`."""
+    """The number of replicas to which Ray Serve may scale a deployment of `app`."""
     fixed, scaling = app.option(deployment, "num_replicas"), app.option(deployment, "autoscaling_config")
     if fixed == "auto" or isinstance(scaling, dict):
         wanted = scaling.get("max_replicas") if isinstance(scaling, dict) else None
@@ -63,7 +65,8 @@ def most_replicas(app: ApplicationEntry, deployment: str) -> int:
 
 @dataclass(frozen=True)
 class ServeFile:
-    """A config file as far as it can be read; what is wrong with a section that is missing here is already told."""
+    """A config file as far as it can be read. The problems of a section that is missing here are already
+    reported."""
 
     document: Document
     applications: tuple[ApplicationEntry, ...]
@@ -72,7 +75,7 @@ class ServeFile:
     router: RouterConfig | None
     routing: RoutingConfig | None
     model_configs: Mapping[str, ModelServerConfig]
-    """By application name."""
+    """`args` of each local model, by application name."""
     tunables: Mapping[str, ModelTunables]
 
     @property
@@ -80,13 +83,34 @@ class ServeFile:
         return tuple(app for app in self.applications if app.kind == "model")
 
     @property
-    def http_options(self) -> Mapping[str, Any]:
+    def http_options(self) -> YamlMapping:
         options = self.document.raw.get("http_options")
         return options if isinstance(options, dict) else {}
 
+    @property
+    def deadline_s(self) -> float:
+        """The deadline of requests; 0 if the routing could not be read."""
+        return self.routing.limits.deadline_s if self.routing else 0.0
+
+    @property
+    def routing_path(self) -> KeyPath:
+        return (*self.router_app.path_of("Router"), "user_config") if self.router_app else ("applications",)
+
+    def served(self) -> Iterator[tuple[KeyPath, str, ServedEngineConfig]]:
+        """Path, name and engine of the router's local models."""
+        for index, model in enumerate(self.router.models if self.router else ()):
+            if self.router_app and isinstance(model.engine, ServedEngineConfig):
+                yield (*self.router_app.path, "args", "models", index), model.name, model.engine
+
+    def error(self, path: KeyPath, message: str) -> Problem:
+        return self.document.problem("error", path, message)
+
+    def warning(self, path: KeyPath, message: str) -> Problem:
+        return self.document.problem("warning", path, message)
+
 
 def read_serve_file(document: Document, environ: Mapping[str, str]) -> tuple[ServeFile, list[Problem]]:
-    """The R2 sections of `document`, and what is wrong inside each of them."""
+    """The R2 sections of `document`, and the problems inside each of them."""
     applications = tuple(_applications(document))
     models: dict[str, ModelServerConfig] = {}
     tunables: dict[str, ModelTunables] = {}
@@ -116,7 +140,7 @@ def _applications(document: Document) -> Iterator[ApplicationEntry]:
         )
 
 
-def _entries(document: Document, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+def _entries(document: Document, path: KeyPath) -> Iterator[tuple[KeyPath, YamlMapping]]:
     """The mappings in the list at `path`; anything else there is reported by Ray's schema."""
     items = document.value(path) if document.node(path) is not None else []
     for index, item in enumerate(items if isinstance(items, list) else []):
@@ -137,7 +161,7 @@ def _read_router(
         return None, None, []
     router, problems = read_section(document, RouterConfig, (*app.path, "args"))
     if app.option("Router", "user_config") is None:
-        message = "no `user_config` of deployment 'Router': it holds the virtual models and limits, and nothing is routed without"
+        message = "no `user_config` of deployment 'Router': it holds the virtual models and limits of routing"
         return router, None, [*problems, document.problem("error", app.path_of("Router"), message)]
     routing, found = read_section(document, RoutingConfig, (*app.path_of("Router"), "user_config"))
     return router, routing, problems + found

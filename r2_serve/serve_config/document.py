@@ -1,15 +1,20 @@
-"""A YAML file with the line of every key: what a validator needs to say where it hurts.
+"""A YAML file with the line of every key, which a validator needs to say where a fault is.
 
-Only plain data comes out (the safe loader, as in `serve deploy`). A key that stands twice in one mapping is a problem
-here, where YAML readers silently keep the last, and so is one that is not text, such as `on` or `1`. What keys mean is
-not known here: `r2_serve.serve_config.sections`.
+Only plain data comes out (the safe loader, as in `serve deploy`), with one difference: `2e-5` is a number,
+which YAML 1.1 reads as text. A key that stands twice in one mapping is a problem here, where YAML readers
+silently keep the last one, and so is a key that is not text, such as `on` or `1`.
+`r2_serve.serve_config.sections` knows what keys mean.
 """
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import re
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +24,33 @@ from r2_serve.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a file, such as `("applications", 3, "args")`."""
-TEXT_TAG, MERGE_TAG = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+YamlMapping = dict[str, Any]
+"""A YAML mapping as plain data."""
+TAG = "tag:yaml.org,2002:"
+TEXT_TAG, MERGE_TAG, BOOL_TAG, FLOAT_TAG = f"{TAG}str", f"{TAG}merge", f"{TAG}bool", f"{TAG}float"
+EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+"""Numbers that YAML 1.1 reads as text, as they have no dot."""
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1_000_000, 64, 100_000
+"""Bounds of a config file. Its largest part is a list of models; a file beyond these bounds is a mistake or
+an attack (aliases can make a few lines stand for billions of values), and would take minutes to read."""
 Severity = Literal["error", "warning"]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data, with every number that has an exponent."""
+
+
+_Loader.add_implicit_resolver(FLOAT_TAG, EXPONENT, list("-+0123456789"))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a file. `error`: it must not be deployed; `warning`: it may well be a mistake."""
+    """One fault of a file. `error`: the file must not be deployed; `warning`: it may well be a mistake."""
 
     severity: Severity
     where: str
-    """The key at fault, such as `applications[3].deployments[0].max_ongoing_request`; empty for the file itself."""
+    """The key at fault, such as `applications[3].deployments[0].max_ongoing_request`; empty for the file
+    itself."""
     line: int
     """Counted from 1."""
     message: str
@@ -44,13 +65,13 @@ class Document:
     """A file that is a YAML mapping."""
 
     root: yaml.MappingNode
-    raw: dict[str, Any]
+    raw: YamlMapping
     lines: tuple[str, ...]
     problems: tuple[Problem, ...]
     """Keys that stand twice, and keys that are not text."""
 
     def node(self, path: KeyPath) -> yaml.Node | None:
-        """The node at `path`, None where there is none."""
+        """The node at `path`, None if there is none."""
         node: yaml.Node | None = self.root
         for key in path:
             node = _step(node, key)[1]
@@ -58,13 +79,13 @@ class Document:
 
     def value(self, path: KeyPath) -> Any:
         """The plain data at `path`. Raises: LookupError."""
-        value: Any = self.raw
+        value: object = self.raw
         for key in path:
-            value = value[key]
+            value = value[key]  # type: ignore[index]
         return value
 
     def line(self, path: KeyPath) -> int:
-        """Where the key at `path` stands, or else the deepest part of `path` that exists."""
+        """The line of the key at `path`, or of the deepest part of `path` that exists."""
         node: yaml.Node | None = self.root
         line = 0
         for key in path:
@@ -79,33 +100,78 @@ class Document:
 
 
 def read_yaml(path: Path) -> Document | Problem:
-    """The file at `path`, or why it is no YAML mapping. Raises: ConfigError where it cannot be read at all."""
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"cannot read {path}: {e}") from e
+    """The file at `path`, or why it is no YAML mapping. Raises: ConfigError if it cannot be read at all."""
+    return parse_yaml(_text_of(path))
 
 
 def parse_yaml(text: str) -> Document | Problem:
     """`text` as a document, or why it is no YAML mapping."""
-    loader = yaml.SafeLoader(text)
+    try:
+        return _parsed(text)
+    except yaml.reader.ReaderError as e:
+        line = text.count("\n", 0, e.position) + 1
+        return _unreadable(f"the character {chr(e.character)!r} is not allowed in YAML", line)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        return _unreadable(str(e.problem or e.context), mark.line + 1 if mark else 1)
+    except yaml.YAMLError as e:
+        return _unreadable(str(e), 1)
+    except RecursionError:
+        return _unreadable(f"values are nested deeper than {MAX_DEPTH} levels", 1)
+
+
+def _text_of(path: Path) -> str:
+    """The text of a regular file in UTF-8. Raises: ConfigError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe without a writer would block for ever
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise ConfigError(f"cannot read {path}: it is {kind}; name a YAML file")
+        if status.st_size > MAX_BYTES:
+            raise ConfigError(
+                f"cannot read {path}: {status.st_size} bytes, and a config has at most {MAX_BYTES}"
+            )
+        data = path.read_bytes()
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise ConfigError(f"cannot read {path}: {reason}") from e
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        kind = "UTF-16 text" if is_utf16 else f"not text in UTF-8 (byte {e.start})"
+        raise ConfigError(f"cannot read {path}: it is {kind}; save it as UTF-8") from e
+
+
+def _parsed(text: str) -> Document | Problem:
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            return Problem("error", "", 1, "the file must be a mapping of keys to values")
-        problems = tuple(_prepare(root, (), loader, ()))
-        return Document(root, loader.construct_document(root), tuple(text.splitlines()), problems)
-    except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark or e.context_mark
-        return Problem("error", "", mark.line + 1 if mark else 1, f"not valid YAML: {e.problem or e.context}")
-    except yaml.YAMLError as e:
-        return Problem("error", "", 1, f"not valid YAML: {e}")
+            got = (
+                "nothing"
+                if root is None
+                else "a list"
+                if isinstance(root, yaml.SequenceNode)
+                else "one value"
+            )
+            return Problem("error", "", 1, f"the file must be a mapping of keys to values; it holds {got}")
+        problems = tuple(_prepare(root, (), loader, (), count(1)))
+        try:
+            raw = loader.construct_document(root)
+        except (ValueError, LookupError, TypeError, AttributeError) as e:  # such as 2026-02-31, or `!!bool x`
+            return _unreadable(f"a value is not what it looks like or is tagged as: {e}", 1)
+        return Document(root, raw, tuple(text.split("\n")), problems)
     finally:
         loader.dispose()
 
 
+def _unreadable(reason: str, line: int) -> Problem:
+    return Problem("error", "", line, f"not valid YAML: {' '.join(reason.split())}")
+
+
 def refusal(path: Path, problems: Collection[Problem]) -> ConfigError:
-    """What is raised for a file with `problems`: all of them, in the order of its lines."""
+    """The error for a file with `problems`: it lists all of them, in the order of the lines."""
     ordered = sorted(set(problems), key=lambda problem: (problem.line, problem.where, problem.message))
     return ConfigError(
         "\n".join([f"{path}: {len(ordered)} error(s)", *(f"  {problem}" for problem in ordered)])
@@ -141,25 +207,36 @@ def _step(node: yaml.Node | None, key: str | int) -> tuple[yaml.Node | None, yam
 
 
 def _prepare(
-    node: yaml.Node, path: KeyPath, loader: yaml.SafeLoader, parents: tuple[int, ...]
+    node: yaml.Node, path: KeyPath, loader: yaml.SafeLoader, parents: tuple[int, ...], numbers: Iterator[int]
 ) -> Iterator[Problem]:
-    """Reports what is wrong with keys and merges `<<`, depth first. Raises: ComposerError where a node contains itself."""
+    """Reports faults of keys and merges `<<`, depth first.
+
+    Raises: ComposerError if a node contains itself, or aliases or levels make too much of it.
+    """
+    fault = None
     if id(node) in parents:
-        raise yaml.composer.ComposerError(None, None, "a value contains itself", node.start_mark)
+        fault = "a value contains itself"
+    elif len(parents) > MAX_DEPTH:
+        fault = f"values are nested deeper than {MAX_DEPTH} levels"
+    elif next(numbers) > MAX_VALUES:
+        fault = f"aliases (*name) make more than {MAX_VALUES} values of it"
+    if fault is not None:
+        raise yaml.composer.ComposerError(None, None, fault, node.start_mark)
     parents = (*parents, id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _prepare(item, (*path, index), loader, parents)
+            yield from _prepare(item, (*path, index), loader, parents, numbers)
     elif isinstance(node, yaml.MappingNode):
         yield from _repeated_keys(node, path)
         yield from _keys_as_text(node, path)
         for key, value in node.value:
-            yield from _prepare(value, (*path, str(key.value)), loader, parents)
+            yield from _prepare(value, (*path, str(key.value)), loader, parents, numbers)
         loader.flatten_mapping(node)
 
 
 def _keys_as_text(node: yaml.MappingNode, path: KeyPath) -> Iterator[Problem]:
-    """Reports keys that YAML takes for a number, a date or yes and no, and makes them text for what reads them next."""
+    """Reports keys that YAML takes for a number, a date or yes and no, and makes them text for what reads
+    them next."""
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag not in (TEXT_TAG, MERGE_TAG):
             key.tag = TEXT_TAG
@@ -178,6 +255,7 @@ def _repeated_keys(node: yaml.MappingNode, path: KeyPath) -> Iterator[Problem]:
             continue
         line = key.start_mark.line + 1
         if key.value in first_lines:
-            message = f"the key stands twice (first on line {first_lines[key.value]}); readers would keep this one only"
+            first = f"first on line {first_lines[key.value]}"
+            message = f"the key stands twice ({first}); readers would keep this one only"
             yield Problem("error", path_text((*path, key.value)), line, message)
         first_lines.setdefault(key.value, line)

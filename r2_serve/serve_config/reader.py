@@ -1,12 +1,12 @@
-"""Reads a config file: `check` lists what is wrong with it, `load` gives it as typed sections. Ray is imported when needed."""
+"""Reads a Serve config: `check` lists its problems, `load` gives its typed sections. Both import Ray late."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -14,18 +14,20 @@ from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ServeFile, read_serve_file
 from r2_serve.serve_config.checks import cross_problems
-from r2_serve.serve_config.document import Document, Problem, read_yaml, refusal
+from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping, read_yaml, refusal
+from r2_serve.serve_config.imports import import_problems, without_imports
 from r2_serve.serve_config.sections import (
     NOT_A_MAPPING,
     Section,
     key_problems,
+    number_problems,
     sections,
     unknown_keys,
     value_problems,
 )
 
-IMPORTED_KEYS = ("policy_function", "request_router_class")
-"""Options whose value Ray imports as soon as it reads them."""
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ServeConfig:
     model_apps: dict[str, ModelServerConfig]
     """`args` of each local model, by application name."""
     router_app_name: str
-    raw: dict[str, Any]
+    raw: YamlMapping
     """The file as plain data, for `ray.serve.schema.ServeDeploySchema` and `serve deploy`."""
     http_host: str
     http_port: int
@@ -47,48 +49,60 @@ class ServeConfig:
 def load(path: Path) -> ServeConfig:
     """The config at `path`.
 
-    Raises: ConfigError listing every error, or where the file cannot be read or Ray Serve is not installed.
+    Raises: ConfigError, which lists every error, or says that the file cannot be read or Ray Serve is not
+    installed.
     """
     document = read_yaml(path)
+    if isinstance(document, Problem):
+        raise refusal(path, [document])
     file, problems = _inspect(document, os.environ)
     errors = [problem for problem in problems if problem.severity == "error"]
-    if errors or file is None:
+    if errors:
         raise refusal(path, errors)
     return _serve_config(file)
 
 
 def check(path: Path, *, environ: Mapping[str, str] | None = None) -> list[Problem]:
-    """Everything wrong with the config at `path`, in the order of its lines; nothing is started or fetched.
+    """The problems of the config at `path`, in the order of its lines; nothing is started or fetched.
 
-    Raises: ConfigError where the file cannot be read or Ray Serve is not installed.
+    Unlike `load` it imports the functions and classes that the file names, such as autoscaling policies.
+
+    Raises: ConfigError if the file is no YAML mapping or cannot be read, or if Ray Serve is not installed.
     """
-    return _inspect(read_yaml(path), os.environ if environ is None else environ)[1]
+    document = read_yaml(path)
+    if isinstance(document, Problem):
+        raise ConfigError(f"{path}, line {document.line}: {document.message}")
+    problems = _inspect(document, os.environ if environ is None else environ)[1]
+    reported = {problem.where for problem in problems}
+    imports = [problem for problem in import_problems(document) if problem.where not in reported]
+    return _in_order([*problems, *imports])
 
 
 def own_problems(document: Document, environ: Mapping[str, str]) -> tuple[ServeFile, list[Problem]]:
-    """The part of `check` that needs no Ray: repeated keys, our own sections, and what must hold between them."""
+    """The problems that need no Ray to be found: repeated keys, our own sections, and conflicts between
+    them."""
     file, problems = read_serve_file(document, environ)
     return file, [*document.problems, *problems, *cross_problems(file)]
 
 
-def _inspect(
-    document: Document | Problem, environ: Mapping[str, str]
-) -> tuple[ServeFile | None, list[Problem]]:
-    if isinstance(document, Problem):
-        return None, [document]
+def _inspect(document: Document, environ: Mapping[str, str]) -> tuple[ServeFile, list[Problem]]:
     file, problems = own_problems(document, environ)
-    told = {problem.where for problem in problems if problem.severity == "error"}
-    if any(where.endswith((".name", ".route_prefix")) for where in told):
-        told.add("applications")  # Ray Serve reports repeated names there, without saying which
-    problems += [problem for problem in _serve_problems(document) if problem.where not in told]
-    return file, sorted(set(problems), key=lambda problem: (problem.line, problem.where, problem.message))
+    reported = {problem.where for problem in problems if problem.severity == "error"}
+    if any(where.endswith((".name", ".route_prefix")) for where in reported):
+        reported.add("applications")  # Ray Serve reports repeated names there, without saying which
+    problems += [problem for problem in _serve_problems(document) if problem.where not in reported]
+    return file, _in_order(problems)
+
+
+def _in_order(problems: Iterable[Problem]) -> list[Problem]:
+    return sorted(set(problems), key=lambda problem: (problem.line, problem.where, problem.message))
 
 
 def _serve_config(file: ServeFile) -> ServeConfig:
     assert file.router is not None and file.routing is not None and file.router_app is not None, (
         "as there was no error"
     )
-    schema = _deploy_schema().model_validate(_without_code(file.document.raw))
+    schema = _deploy_schema().model_validate(without_imports(file.document.raw))
     return ServeConfig(
         router=file.router,
         routing=file.routing,
@@ -106,7 +120,8 @@ def _serve_problems(document: Document) -> list[Problem]:
     schema = _deploy_schema()
     problems = key_problems(document, schema, ())
     if any(problem.message == NOT_A_MAPPING for problem in problems):
-        return problems  # the schema's own validators would fall over it
+        return problems  # the schema's own validators would fail on it
+    problems += number_problems(document, schema, ())
     for section in sections(document, schema, ()):
         problems += _free_mapping_problems(document, section)
         if section.path == () or section.is_loose:
@@ -115,18 +130,49 @@ def _serve_problems(document: Document) -> list[Problem]:
 
 
 def _free_mapping_problems(document: Document, section: Section) -> list[Problem]:
-    """Unknown keys where Ray's schema says no more than `dict`, though Ray knows the keys."""
+    """Problems of mappings for which Ray's schema says no more than `dict`, though Ray knows their keys."""
     from ray.runtime_env import RuntimeEnv
     from ray.serve.config import AutoscalingPolicy
 
     known = {"runtime_env": RuntimeEnv.known_fields, "autoscaling_policy": AutoscalingPolicy.model_fields}
     keys = known.keys() & section.model.model_fields.keys()
-    return [problem for key in keys for problem in unknown_keys(document, (*section.path, key), known[key])]
+    found = [problem for key in keys for problem in unknown_keys(document, (*section.path, key), known[key])]
+    resources = _mapping_at(document, (*section.path, "resources"))
+    found += [
+        document.problem("error", (*section.path, "resources", name), f"got {amount!r}, expected a number")
+        for name, amount in resources.items()
+        if isinstance(amount, bool) or not isinstance(amount, int | float)
+    ]
+    return found + _runtime_env_problems(document, (*section.path, "runtime_env"))
+
+
+def _runtime_env_problems(document: Document, path: KeyPath) -> list[Problem]:
+    """Values of a runtime environment that Ray refuses when it starts a process in it."""
+    from ray.runtime_env import RuntimeEnv
+
+    variables = _mapping_at(document, (*path, "env_vars"))
+    problems = [
+        document.problem("error", (*path, "env_vars", name), "expected text: put the value in quotes")
+        for name, text in variables.items()
+        if not isinstance(text, str)
+    ]
+    for key, value in _mapping_at(document, path).items():
+        try:
+            if key in RuntimeEnv.known_fields and not (key == "env_vars" and problems):
+                RuntimeEnv(**{key: value})
+        except (TypeError, ValueError) as e:
+            problems.append(document.problem("error", (*path, key), f"Ray refuses this: {e}"))
+    return problems
+
+
+def _mapping_at(document: Document, path: KeyPath) -> YamlMapping:
+    found = document.value(path) if document.node(path) is not None else None
+    return found if isinstance(found, dict) else {}
 
 
 def _problems_against(document: Document, section: Section) -> list[Problem]:
     try:
-        section.model.model_validate(_without_code(document.value(section.path)))
+        section.model.model_validate(without_imports(document.value(section.path)))
     except ValidationError as e:
         return value_problems(document, section.path, e)
     except (AttributeError, TypeError) as e:
@@ -134,19 +180,13 @@ def _problems_against(document: Document, section: Section) -> list[Problem]:
     return []
 
 
-def _without_code(value: Any) -> Any:
-    """A copy, as Ray's validators write into what they check, without import paths, which they would run."""
-    if isinstance(value, dict):
-        return {key: _without_code(item) for key, item in value.items() if key not in IMPORTED_KEYS}
-    return [_without_code(item) for item in value] if isinstance(value, list) else value
-
-
-def _deploy_schema() -> Any:
-    """Imported late, as it takes seconds. Raises: ConfigError where Ray Serve is not installed."""
+def _deploy_schema() -> type[ServeDeploySchema]:
+    """Ray Serve's schema, whose import takes seconds. Raises: ConfigError if Ray Serve is not installed."""
     try:
         from ray.serve.schema import ServeDeploySchema
     except ImportError as e:
         raise ConfigError(
             f"checking a Serve config needs Ray Serve: pip install 'ray[default,serve]' ({e})"
         ) from e
-    return ServeDeploySchema
+    schema: type[ServeDeploySchema] = ServeDeploySchema
+    return schema

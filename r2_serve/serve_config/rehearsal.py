@@ -1,6 +1,8 @@
-"""A config with every model replaced by the scripted engine: the same applications, replicas and GPUs, and no model at all.
+"""A config with every model replaced by the scripted engine: the same applications, replicas and GPUs, and no
+model at all.
 
-For experiments on a machine without GPUs (`local_nodes` fakes them), and to try a config before it costs money.
+For experiments on a machine without GPUs (`local_nodes` fakes them), and to try a config before it costs
+money.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ USUAL_SPEEDS: Mapping[str, SpeedConfig] = {
     "mlm": SpeedConfig(start_s=8, prefill_tokens_per_s=4000, decode_tokens_per_s=60, batch_slowdown=0.03),
     "llm": SpeedConfig(start_s=12, prefill_tokens_per_s=2000, decode_tokens_per_s=40, batch_slowdown=0.05),
 }
-"""By group, where nothing better is known. Chosen for experiments of minutes, not measured on anything: real models start in minutes."""
+"""By group, where nothing better is known. Chosen for experiments of minutes, not measured on anything: real
+models start in minutes."""
 
 
 def rehearsed(config: ServeConfig, speeds: Mapping[str, SpeedConfig] | None = None) -> ServeConfig:

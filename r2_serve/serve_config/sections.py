@@ -1,7 +1,9 @@
-"""Sections of a YAML document against pydantic models: unknown keys and wrong values, each with its key and line.
+"""Sections of a YAML document against pydantic models: unknown keys and wrong values, each with its key and
+line.
 
-The keys come from the models themselves, ours and Ray Serve's, so that no list can fall behind. Unknown keys are
-errors also where a model ignores them, as most of Ray Serve's do.
+The keys come from the models themselves, ours and Ray Serve's, so that no list can fall behind. Unknown keys
+are errors even if a model ignores them, as most of Ray Serve's do. This is the one reader of our YAML files:
+of Serve configs, workloads, experiments, hardware and training.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ import re
 import types
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from r2_serve.serve_config.document import (
+    BOOL_TAG,
+    FLOAT_TAG,
     Document,
     KeyPath,
     Problem,
@@ -28,22 +34,27 @@ from r2_serve.serve_config.document import (
 )
 
 Model = TypeVar("Model", bound=BaseModel)
+Annotation = object
+"""The type of a field, as pydantic has it: a class, a union, `Annotated`, a generic."""
 NOT_A_MAPPING = "must be a mapping of keys to values"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A place of a document where the keys of `model` belong."""
+    """A place of a document for the keys of `model`."""
 
     model: type[BaseModel]
     path: KeyPath
     node: yaml.Node
     is_loose: bool = False
-    """True where the enclosing model takes any mapping here, so that it does not check the values."""
+    """True if the enclosing model takes any mapping here, so that it does not check the values."""
 
 
 def read_file(path: Path, model: type[Model]) -> Model:
-    """A YAML file that is one `model`. Raises: ConfigError listing every error with its line, or where it cannot be read."""
+    """The YAML file at `path` as a `model`.
+
+    Raises: ConfigError, which lists every error with its line, or says why the file cannot be read.
+    """
     document = read_yaml(path)
     if isinstance(document, Problem):
         raise refusal(path, [document])
@@ -55,17 +66,17 @@ def read_file(path: Path, model: type[Model]) -> Model:
 
 
 def read_section(document: Document, model: type[Model], path: KeyPath) -> tuple[Model | None, list[Problem]]:
-    """The section at `path` as a `model` without its unknown keys, None where a value is wrong; and all that is wrong with it."""
+    """The section at `path` as a `model` (None if a value is wrong), and its problems. Unknown keys are left
+    out."""
     if document.node(path) is None:
         return None, [document.problem("error", path, "missing")]
-    problems = key_problems(document, model, path)
+    problems = key_problems(document, model, path) + number_problems(document, model, path)
     try:
         return model.model_validate(_without_unknown_keys(document, model, path)), problems
     except ValidationError as e:
-        told = {problem.where for problem in problems}
-        return None, problems + [
-            problem for problem in value_problems(document, path, e) if problem.where not in told
-        ]
+        known = {problem.where for problem in problems}
+        wrong = value_problems(document, path, e)
+        return None, problems + [problem for problem in wrong if problem.where not in known]
 
 
 def key_problems(document: Document, model: type[BaseModel], path: KeyPath) -> list[Problem]:
@@ -84,57 +95,90 @@ def unknown_keys(document: Document, path: KeyPath, known: Collection[str]) -> I
 
 
 def value_problems(document: Document, path: KeyPath, error: ValidationError) -> list[Problem]:
-    """What `error` says of the values under `path`. Unknown keys are left to `key_problems`."""
-    found = [
-        details
+    """The errors of the values under `path`, without unknown keys, which `key_problems` reports."""
+    return [
+        document.problem("error", _path_of(document, path, details), _message(details))
         for details in error.errors(include_url=False)
         if details["type"] != "extra_forbidden" and not _is_echo(details)
-    ]
-    return [
-        document.problem("error", _place(document, path, details), _message(details)) for details in found
     ]
 
 
 def sections(document: Document, model: type[BaseModel], path: KeyPath) -> Iterator[Section]:
     """Every section under `path`, which is a `model`, outer ones first."""
+    for place in _places_under(document, model, path):
+        section_model = _model_for([option for option in place.options if _is_model(option)], place.node)
+        if section_model is not None and (
+            isinstance(place.node, yaml.MappingNode) or len(place.options) == 1
+        ):
+            is_loose = any((get_origin(option) or option) is dict for option in place.options)
+            yield Section(section_model, place.path, place.node, is_loose)
+
+
+def number_problems(document: Document, model: type[BaseModel], path: KeyPath) -> list[Problem]:
+    """Yes, no, true, false, infinity and "not a number" under `path` where `model` wants a number.
+
+    Pydantic would take `yes`, which YAML reads as true, for 1.
+    """
+    found = []
+    for place in _places_under(document, model, path):
+        if not isinstance(place.node, yaml.ScalarNode) or not _is_number(place.options):
+            continue
+        if place.node.tag == BOOL_TAG:
+            message = f"got {place.node.value}, which YAML reads as true or false: expected a number"
+            found.append(document.problem("error", place.path, message))
+        elif place.node.tag == FLOAT_TAG and place.node.value.lower().lstrip("+-") in (".inf", ".nan"):
+            message = f"got {place.node.value}, expected a finite number"
+            found.append(document.problem("error", place.path, message))
+    return found
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node, and the types that its value may have."""
+
+    options: list[Annotation]
+    node: yaml.Node
+    path: KeyPath
+
+
+def _places_under(document: Document, model: type[BaseModel], path: KeyPath) -> Iterator[_Place]:
     node = document.node(path)
     if node is not None:
-        yield from _sections(model, node, path)
+        yield from _places(model, node, path)
 
 
-def _sections(annotation: Any, node: yaml.Node, path: KeyPath) -> Iterator[Section]:
+def _places(annotation: Annotation, node: yaml.Node, path: KeyPath) -> Iterator[_Place]:
     options = _options(annotation)
-    is_loose = any((get_origin(option) or option) is dict for option in options)
-    models = [option for option in options if _is_model(option)]
-    model = _model_for(models, node)
-    if model is not None and (isinstance(node, yaml.MappingNode) or len(options) == 1):
-        yield Section(model, path, node, is_loose)
-        yield from _sections_of_fields(model, node, path)
-    for option in options:
-        yield from _sections_of_items(option, node, path)
-
-
-def _sections_of_fields(model: type[BaseModel], node: yaml.Node, path: KeyPath) -> Iterator[Section]:
-    if isinstance(node, yaml.MappingNode):
+    yield _Place(options, node, path)
+    model = _model_for([option for option in options if _is_model(option)], node)
+    if model is not None and isinstance(node, yaml.MappingNode):
         for key, (_, value) in children(node).items():
             if key in model.model_fields:
-                yield from _sections(model.model_fields[key].annotation, value, (*path, key))
+                yield from _places(model.model_fields[key].annotation, value, (*path, key))
+    for option in options:
+        yield from _places_of_items(option, node, path)
 
 
-def _sections_of_items(option: Any, node: yaml.Node, path: KeyPath) -> Iterator[Section]:
+def _places_of_items(option: Annotation, node: yaml.Node, path: KeyPath) -> Iterator[_Place]:
     origin, arguments = get_origin(option), get_args(option)
     if not arguments:
         return
     if origin in (list, tuple) and isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _sections(arguments[0], item, (*path, index))
+            yield from _places(arguments[0], item, (*path, index))
     if origin is dict and isinstance(node, yaml.MappingNode):
         for key, (_, value) in children(node).items():
-            yield from _sections(arguments[1], value, (*path, key))
+            yield from _places(arguments[1], value, (*path, key))
 
 
-def _options(annotation: Any) -> list[Any]:
-    """What a union allows, flat; the annotation itself where it is none."""
+def _is_number(options: list[Annotation]) -> bool:
+    """Whether a value must be a number, or may be one and may be no truth value."""
+    types_of = [option for option in options if isinstance(option, type)]
+    return bool not in types_of and any(issubclass(option, int | float | Decimal) for option in types_of)
+
+
+def _options(annotation: Annotation) -> list[Annotation]:
+    """The members of a union, flat; the annotation itself if it is none."""
     if get_origin(annotation) is Annotated:
         return _options(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -142,7 +186,7 @@ def _options(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _is_model(option: Any) -> bool:
+def _is_model(option: Annotation) -> TypeGuard[type[BaseModel]]:
     return isinstance(option, type) and issubclass(option, BaseModel)
 
 
@@ -154,7 +198,7 @@ def _model_for(models: list[type[BaseModel]], node: yaml.Node) -> type[BaseModel
     return models[0] if len(models) == 1 else None
 
 
-def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+def _kinds(model: type[BaseModel]) -> tuple[object, ...]:
     field = model.model_fields.get("kind")
     return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
 
@@ -166,7 +210,7 @@ def _key_problems(document: Document, section: Section) -> Iterator[Problem]:
         yield document.problem("error", section.path, NOT_A_MAPPING)
 
 
-def _without_unknown_keys(document: Document, model: type[BaseModel], path: KeyPath) -> Any:
+def _without_unknown_keys(document: Document, model: type[BaseModel], path: KeyPath) -> object:
     """So that one unknown key does not hide what else is wrong."""
     value = copy.deepcopy(document.value(path))
     for section in sections(document, model, path):
@@ -178,13 +222,14 @@ def _without_unknown_keys(document: Document, model: type[BaseModel], path: KeyP
     return value
 
 
-def _is_echo(details: Any) -> bool:
+def _is_echo(details: ErrorDetails) -> bool:
     """Whether pydantic calls a collection too short only because its items are wrong."""
     return bool(details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"])
 
 
-def _place(document: Document, path: KeyPath, details: Any) -> KeyPath:
-    """`path` and the keys of the error's location, of which pydantic puts some that are names of union members."""
+def _path_of(document: Document, path: KeyPath, details: ErrorDetails) -> KeyPath:
+    """`path` and the keys of the error's location, of which pydantic puts some that are names of union
+    members."""
     location = details["loc"]
     for key in location:
         if document.node((*path, key)) is not None:
@@ -192,8 +237,9 @@ def _place(document: Document, path: KeyPath, details: Any) -> KeyPath:
     return (*path, location[-1]) if details["type"] == "missing" else path
 
 
-def _message(details: Any) -> str:
-    """Pydantic's message, with a suggestion where it lists what is allowed. Never the input itself, which may be a secret."""
+def _message(details: ErrorDetails) -> str:
+    """Pydantic's message, with a suggestion where it lists what is allowed. Never the input itself, which may
+    be a secret."""
     message = str(details["msg"]).removeprefix("Value error, ")
     context = details.get("ctx", {})
     allowed = re.findall(r"'([^']*)'", str(context.get("expected_tags") or context.get("expected") or ""))

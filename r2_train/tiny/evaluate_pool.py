@@ -132,7 +132,7 @@ def print_report(domain: DomainName, report: RouterReport) -> None:
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     for row in report.rows:
         table.add_row(row.policy, f"{row.accuracy:.3f}", f"{row.worker_cost:.3f}")
-    console = Console(width=100)
+    console = Console(markup=False, width=100)
     console.print(table)
     console.print(
         f"exact plans {report.exact_plan_rate:.3f}, valid plans {report.valid_plan_rate:.3f}; router cost {report.router_cost:.3f} "

@@ -130,6 +130,33 @@ def test_unknown_key_at_every_level_of_serves_schema(
     ("old", "new", "where", "message"),
     [
         ("port: 8000", "port: http", "http_options.port", "valid integer"),
+        ("port: 8000", "port: yes", "http_options.port", "got yes, which YAML reads as true or false"),
+        ("max_replicas: 2", "max_replicas: true", f"{MODEL}.autoscaling_config.max_replicas", "got true"),
+        ("num_cpus: 1", "num_cpus: on", f"{MODEL}.ray_actor_options.num_cpus", "got on"),
+        (
+            "num_cpus: 1",
+            "num_cpus: 1\n      resources: {serve_gpu: yes}",
+            f"{MODEL}.ray_actor_options.resources.serve_gpu",
+            "expected a number",
+        ),
+        (
+            "num_cpus: 1",
+            "num_cpus: 1\n      runtime_env: {env_vars: {X: 1}}",
+            f"{MODEL}.ray_actor_options.runtime_env.env_vars.X",
+            "put the value in quotes",
+        ),
+        (
+            "  route_prefix: null",
+            "  route_prefix: null\n  runtime_env: {pip: 3}",
+            "applications[0].runtime_env.pip",
+            "must be of type str or List[str]",
+        ),
+        (
+            "max_replicas: 2",
+            "max_replicas: 2\n      policy: {policy_function: 'no_such_module:f'}",
+            f"{MODEL}.autoscaling_config.policy.policy_function",
+            "No module named 'no_such_module'",
+        ),
         (
             "max_ongoing_requests: 64",
             "max_ongoing_requests: 0",

@@ -47,10 +47,14 @@ def uncommented(text: str, *names: str) -> str:
     return text
 
 
-def read(text: str, environ: dict[str, str] = ENVIRON) -> tuple[ServeFile, list[Problem]]:
+def parsed(text: str) -> Document:
     document = parse_yaml(text)
     assert isinstance(document, Document), document
-    return serve_config.own_problems(document, environ)
+    return document
+
+
+def read(text: str, environ: dict[str, str] = ENVIRON) -> tuple[ServeFile, list[Problem]]:
+    return serve_config.own_problems(parsed(text), environ)
 
 
 def only_problem(text: str, environ: dict[str, str] = ENVIRON) -> Problem:

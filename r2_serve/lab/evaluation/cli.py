@@ -204,7 +204,7 @@ def report(
 
         with plain_errors():
             written = write_reports(
-                directories, html, json_out, Console(), reference=reference, is_brief=brief
+                directories, html, json_out, Console(markup=False), reference=reference, is_brief=brief
             )
     except ImportError as e:
         fail(f"reports need more packages: pip install 'route-and-reason[eval]' ({e})")
@@ -250,7 +250,7 @@ def _run(request: EvalRequest) -> None:
 
     from r2_serve.lab.evaluation.session import run_session
 
-    standing = finish(run_session(request, Console()))
+    standing = finish(run_session(request, Console(markup=False)))
     if standing.stopped_because is not None:
         fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
     typer.echo(

@@ -59,5 +59,7 @@ def experiment(
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order too
         loaded = load_experiment(path)
         directory = out or Path("runs/experiment") / loaded.experiment.name
-        run_experiment(loaded, directory, Console(), url=url, dashboard=dashboard, set_aside=set_aside)
+        run_experiment(
+            loaded, directory, Console(markup=False), url=url, dashboard=dashboard, set_aside=set_aside
+        )
     typer.echo(f"written: {directory / RESULTS}, {directory / REPORT}")

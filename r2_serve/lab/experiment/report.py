@@ -78,7 +78,7 @@ def _link(cell: CellFigures) -> str:
 def _print(console: Console, table: Table) -> None:
     """Prints the whole table, also if the terminal or the log is narrower."""
     needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
-    Console(file=console.file, width=max(console.width, needed)).print(table)
+    Console(markup=False, file=console.file, width=max(console.width, needed)).print(table)
 
 
 def _row_cells(row: VariantRow) -> tuple[str, ...]:

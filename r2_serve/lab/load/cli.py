@@ -114,7 +114,7 @@ def load(
             gpu_usd_per_hour=gpu_usd_per_hour,
             set_aside=set_aside,
         )
-        console = Console()
+        console = Console(markup=False)
         with _target(url, config, dashboard, nodes, gpus, console) as (base_url, replicas):
             _run(loaded, base_url, options, replicas, console)
 

@@ -88,11 +88,7 @@ def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: flo
     after = f"  after {' '.join(unnamed)}" if unnamed else ""
     bar = _bar(result.start_s, result.end_s, end_s, _LEVEL_COLORS[result.id % len(_LEVEL_COLORS)])
     took_ms = 1000 * (result.end_s - result.start_s)
-    text = (
-        Text(f"#{result.id} ", style="bold")
-        + Text(_short(subtask.text, 20), style="not bold")
-        + Text(after, style="dim")
-    )
+    text = Text(f"#{result.id} ", style="bold") + _short(subtask.text, 20) + Text(after, style="dim")
     table.add_row(
         text, _short(result.answer, 14), _short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd)
     )
@@ -104,9 +100,10 @@ def _bar(start_s: float, end_s: float, total_s: float, color: str) -> Text:
     return Text(" " * min(first, BAR_WIDTH - 1) + "█" * width, style=color)
 
 
-def _short(text: str, limit: int) -> str:
+def _short(text: str, limit: int) -> Text:
+    """`text` on one line, as text of users and models: Rich would read markup in a `str`."""
     line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return Text(line if len(line) <= limit else line[: limit - 1] + "…")
 
 
 def _summary(trace: Trace) -> str:

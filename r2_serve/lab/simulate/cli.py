@@ -70,7 +70,7 @@ def simulate(
     from r2_serve.lab.workload import EXAMPLES, SCRIPTED_POOL, load_workload
     from r2_serve.serve_config import load as load_config
 
-    console = Console()
+    console = Console(markup=False)
     with plain_errors():
         loaded = load_workload(chosen_file(workload, example, EXAMPLES))
         serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))

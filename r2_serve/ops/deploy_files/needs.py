@@ -13,16 +13,13 @@ from r2_serve.config import HostedEngineConfig
 from r2_serve.errors import ConfigError
 from r2_serve.ops.deploy_files.templates import Object
 from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.applications import DEPLOYMENTS
 
 SERVE_DEFAULT_CPUS = 1.0
 DEFAULT_SHUTDOWN_S = 120.0
 """Seconds for which `r2_serve.app` lets `Model` and `Router` finish."""
 Resources = Mapping[str, float]
 """Amounts by Ray's names: `CPU`, `GPU`, `memory` in bytes, and custom ones."""
-DEPLOYMENTS = {
-    "r2_serve.app:build": ("Router", "Decomposer", "Allocator"),
-    "r2_serve.app:build_model": ("Model",),
-}
 
 
 @dataclass(frozen=True)

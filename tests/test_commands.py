@@ -1,0 +1,74 @@
+"""The commands of `r2-serve` that talk to people: what they print is what users and models wrote."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from r2_serve.calls.pool import in_process_engines
+from r2_serve.cli import app
+from r2_serve.config import ModelConfig, RouterConfig, RoutingConfig, ServerConfig
+from r2_serve.http.api import create_app
+from r2_serve.router.router import in_process
+from tests import ROOT
+from tests.support.load_endpoint import serving
+
+ANSWER = (
+    "list[int] is [bold]not[/bold] [/a-z]; a line of more than eighty characters "
+    + "stays as it is, " * 9
+    + "whole."
+)
+"""Rich would swallow the first two brackets, fail on the third and break the line."""
+
+
+async def asked(answer: str) -> str:
+    """The output of `r2-serve ask` about a model that always replies `answer`."""
+    model = ModelConfig.model_validate(
+        {
+            "name": "small",
+            "usd_per_mtok_in": 1,
+            "usd_per_mtok_out": 1,
+            "engine": {"kind": "scripted", "replies": [answer]},
+        }
+    )
+    stage = {"model": "small"}
+    virtual = {"r2": {"pool": ["small"], "decomposer": stage, "allocator": stage}}
+    routing = RoutingConfig.model_validate({"virtual_models": virtual})
+    router = in_process(RouterConfig(models=(model,)), routing, in_process_engines({}))
+    async with serving(create_app(router, ServerConfig(), environment={})) as url:
+        arguments = ["ask", "--url", url, "what is [/x]?"]
+        done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def test_ask_prints_the_answer_as_the_model_wrote_it() -> None:
+    printed = asyncio.run(asked(ANSWER))
+    assert printed.startswith(f"{ANSWER}\n"), printed
+    assert "small" in printed, "the table of steps names the model"
+
+
+def test_every_console_prints_text_as_it_is() -> None:
+    """Rich reads markup unless a console is told not to."""
+    with_markup = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in sources()
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Console"
+        if not any(keyword.arg == "markup" for keyword in call.keywords)
+    ]
+    assert with_markup == []
+
+
+def sources() -> list[Path]:
+    return [path for package in ("r2_serve", "r2_train") for path in (ROOT / package).rglob("*.py")]
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_port_that_no_server_can_have_is_a_usage_error(port: str) -> None:
+    done = CliRunner().invoke(app, ["up", "--port", port])
+    assert done.exit_code == 2 and "--port" in done.stderr
