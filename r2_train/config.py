@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from r2_serve.config import Config, ScoreWeights
 from r2_serve.grading.rows import Benchmark
 from r2_serve.serve_config.sections import read_file
-from r2_train.launch.launch import LaunchConfig
+from r2_train.launch.stage_run import LaunchConfig
 
 Module = Literal["decomposer", "allocator"]
 MODULES: tuple[Module, ...] = ("decomposer", "allocator")

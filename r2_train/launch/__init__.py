@@ -1,0 +1,6 @@
+"""Where a training stage runs.
+
+Reading order: `stage_run` (what a stage is and what it is given), `launch` (in this process or on a cluster),
+`ray_stage` (on a Ray cluster), `checkpoints` and `deepspeed_worker` (what runs on each worker there), `zero`
+(DeepSpeed's configurations).
+"""

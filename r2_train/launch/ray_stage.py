@@ -1,7 +1,7 @@
-"""A stage on a Ray cluster: a `TorchTrainer` whose workers start again from the last checkpoint when one of them dies.
+"""A stage on a Ray cluster: a `TorchTrainer` whose workers start again from the last checkpoint if one dies.
 
-The run's directory is Ray Train's too (its snapshot of reported checkpoints lies there), so the same call after the
-driver itself died goes on as well.
+The run's directory is also Ray Train's, which keeps its list of reported checkpoints there. So the same call
+continues the run after the driver died.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypedDict
 
 import ray
 import ray.train
+from pydantic import JsonValue
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -28,21 +29,30 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from r2_serve.errors import ConfigError
 from r2_train.launch import zero
-from r2_train.launch.launch import C, LaunchConfig, Stage, StageRun, TrainingFailed
+from r2_train.launch.stage_run import C, LaunchConfig, Stage, StageRun, TrainingFailed
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 MAX_REASON_CHARS = 2_000
 
 
+class WorkerTask(TypedDict, Generic[C]):
+    """What Ray Train passes to each worker."""
+
+    stage: Stage[C]
+    config: C
+    launch: LaunchConfig
+    directory: Path
+
+
 def run_on_ray(stage: Stage[C], config: C, *, launch: LaunchConfig, directory: Path) -> None:
     """Runs `stage` on `launch.num_workers` workers. Raises: TrainingFailed, ConfigError."""
     if launch.deepspeed is not None:
-        zero.read_config(launch.deepspeed)  # a wrong file is found out here, not by every worker
-    os.environ.setdefault(START_TIMEOUT, str(launch.start_timeout_s))  # the only way to tell Ray Train
+        zero.read_config(launch.deepspeed)  # a wrong file is an error here, before any worker starts
+    os.environ.setdefault(START_TIMEOUT, str(launch.start_timeout_s))  # Ray Train reads it from here only
     with _connected(launch.ray_address):
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"stage": stage, "config": config, "launch": launch, "directory": directory},
+            train_loop_config=WorkerTask(stage=stage, config=config, launch=launch, directory=directory),
             torch_config=TorchConfig(backend="nccl" if launch.use_gpu else "gloo"),
             scaling_config=_scaling_config(launch),
             run_config=_run_config(launch, directory),
@@ -65,7 +75,7 @@ def _scaling_config(launch: LaunchConfig) -> ScalingConfig:
 
 
 def _run_config(launch: LaunchConfig, directory: Path) -> RunConfig:
-    """Shared: `directory` itself is the run's storage. Else a place of its own under `launch.storage`."""
+    """The run's storage is `directory` itself, or a place of its own under `launch.storage`."""
     run_id = f"{directory.name}-{hashlib.sha256(str(directory).encode()).hexdigest()[:12]}"
     return RunConfig(
         name=directory.name if launch.storage is None else run_id,
@@ -77,25 +87,24 @@ def _run_config(launch: LaunchConfig, directory: Path) -> RunConfig:
 
 
 def _worker_environment(launch: LaunchConfig, run_id: str) -> dict[str, str]:
-    """Compiled extensions have a directory of this run's own, so that its stale locks may be deleted."""
-    num_threads = max(1, int(launch.resources_per_worker.get("CPU", 1)))
+    """Compiled extensions have a directory of their own for each run, so that stale locks in it may be
+    deleted."""
+    extensions = Path(tempfile.gettempdir()) / f"r2-torch-extensions-{os.getuid()}" / run_id
     environment = {
-        "OMP_NUM_THREADS": str(num_threads),
+        "OMP_NUM_THREADS": str(max(1, int(launch.resources_per_worker.get("CPU", 1)))),
         "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_EXTENSIONS_DIR": str(
-            Path(tempfile.gettempdir()) / f"r2-torch-extensions-{os.getuid()}" / run_id
-        ),
+        "TORCH_EXTENSIONS_DIR": str(extensions),
     }
     if launch.deepspeed is not None:
         environment |= {"ACCELERATE_USE_CPU": "false"} | ({} if launch.use_gpu else {"DS_ACCELERATOR": "cpu"})
     return environment | launch.env
 
 
-def _train_worker(given: dict[str, Any]) -> None:
-    """Runs in each worker."""
+def _train_worker(given: WorkerTask[C]) -> None:
+    """The function that each worker runs."""
     from r2_train.launch.checkpoints import CheckTrainer, ReportCheckpoints
 
-    launch: LaunchConfig = given["launch"]
+    launch = given["launch"]
     is_shared = launch.storage is None
     context = ray.train.get_context()
     deepspeed = _deepspeed(launch)
@@ -115,8 +124,9 @@ def _train_worker(given: dict[str, Any]) -> None:
         _store_final(run.final)
 
 
-def _deepspeed(launch: LaunchConfig) -> dict[str, Any] | None:
-    """Starts DeepSpeed where it is asked for. Returns its configuration, for the trainer."""
+def _deepspeed(launch: LaunchConfig) -> dict[str, JsonValue] | None:
+    """Starts DeepSpeed if the configuration asks for it. Returns DeepSpeed's configuration for the
+    trainer."""
     if launch.deepspeed is None:
         return None
     from r2_train.launch.deepspeed_worker import start_deepspeed
@@ -128,7 +138,7 @@ def _deepspeed(launch: LaunchConfig) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _local(checkpoint: Checkpoint | None) -> Iterator[Path | None]:
-    """The checkpoint's own directory where it is on this machine's disks, else a copy, one per node."""
+    """The checkpoint's own directory if it lies on this machine's disks, else a copy (one per node)."""
     if checkpoint is None:
         yield None
         return
@@ -138,7 +148,7 @@ def _local(checkpoint: Checkpoint | None) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """A cluster this process is connected to already is used and left as it is."""
+    """Connects to a cluster. An existing connection of this process is used and stays open."""
     if ray.is_initialized():
         yield
         return
@@ -146,8 +156,9 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.init(address=address or "auto")
     except ConnectionError as e:
         raise ConfigError(
-            f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS') or 'this machine'}: start one (`ray start --head`), "
-            f"set `ray_address`, or train with `launcher: local` ({str(e).splitlines()[0]})"
+            f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS') or 'this machine'}: start one "
+            "(`ray start --head`), set `ray_address`, or train with `launcher: local` "
+            f"({str(e).splitlines()[0]})"
         ) from e
     try:
         yield
@@ -156,7 +167,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _reason(error: TrainingFailedError) -> str:
-    """Which rank failed of what, as short as it can be said."""
+    """The ranks that failed, each with its error in one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
         return str(error)[-MAX_REASON_CHARS:]
@@ -164,13 +175,14 @@ def _reason(error: TrainingFailedError) -> str:
 
 
 def _last_line(failure: Exception) -> str:
-    """Ray puts the worker's traceback into the text; its last line is the exception."""
+    """The exception alone: Ray puts the worker's whole traceback into the text, and the exception is its last
+    line."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     return lines[-1][:MAX_REASON_CHARS] if lines else type(failure).__name__
 
 
 def _store_final(final: Path) -> None:
-    """From the disk of rank 0's node to the run's storage."""
+    """Copies `final` from the disk of rank 0's node to the run's storage."""
     import pyarrow.fs
 
     storage = ray.train.get_context().get_storage()
@@ -180,11 +192,10 @@ def _store_final(final: Path) -> None:
 
 
 def _fetch_final(run_config: RunConfig, directory: Path) -> None:
-    """And from there to `directory` on this machine."""
+    """Copies `final` from the run's storage to `directory` on this machine."""
     import pyarrow.fs
 
     (directory / "final").mkdir(exist_ok=True)
     filesystem, path = pyarrow.fs.FileSystem.from_uri(run_config.storage_path)
-    pyarrow.fs.copy_files(
-        f"{path}/{run_config.name}/final", str(directory / "final"), source_filesystem=filesystem
-    )
+    source = f"{path}/{run_config.name}/final"
+    pyarrow.fs.copy_files(source, str(directory / "final"), source_filesystem=filesystem)

@@ -1,14 +1,14 @@
-"""DeepSpeed's ZeRO configurations: the shipped ones for a 7B model with LoRA, a user's own, and what a CPU needs of either.
+"""DeepSpeed's ZeRO configurations: the two shipped ones (for a 7B model with LoRA) and a user's own file.
 
-Not DeepSpeed itself, which only workers import. docs/training.md says what each value is for, as JSON has no comments.
+Only workers import DeepSpeed itself. JSON has no comments, so docs/training.md explains each value.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from r2_serve.errors import ConfigError
 
@@ -16,8 +16,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 OFFLOAD = ("offload_optimizer", "offload_param")
 
 
-def read_config(name: str | Path) -> dict[str, Any]:
-    """A shipped configuration (`zero2`, `zero3`) or a file. Raises: ConfigError where it is no DeepSpeed configuration."""
+def read_config(name: str | Path) -> dict[str, JsonValue]:
+    """A shipped configuration (`zero2`, `zero3`) or a file. Raises: ConfigError if the file is not one."""
     path = CONFIGS / f"{name}.json" if name in ("zero2", "zero3") else Path(name)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -27,16 +27,15 @@ def read_config(name: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the DeepSpeed configuration {path} is not JSON: {e}") from e
     if not isinstance(config, dict) or "zero_optimization" not in config:
         raise ConfigError(
-            f"{path} is no DeepSpeed configuration: expected a JSON object with `zero_optimization`"
+            f"{path} is no DeepSpeed configuration: it must be an object with `zero_optimization`"
         )
     return config
 
 
-def cpu_variant(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration without what needs a GPU: overlapping streams, and moving to the CPU what is there already."""
-    config = copy.deepcopy(config)
+def cpu_variant(config: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The same configuration without the parts that need a GPU: overlapping streams, and offloading to the
+    CPU."""
     zero = config["zero_optimization"]
-    zero["overlap_comm"] = False
-    for key in OFFLOAD:
-        zero.pop(key, None)
-    return config
+    assert isinstance(zero, dict)
+    kept = {key: value for key, value in zero.items() if key not in OFFLOAD}
+    return {**config, "zero_optimization": {**kept, "overlap_comm": False}}

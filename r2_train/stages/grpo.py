@@ -18,7 +18,7 @@ from r2_serve.config import Config
 from r2_serve.grading.graders import Grader
 from r2_serve.types import Message
 from r2_train.config import DataConfig, GrpoConfig, Module, PoolConfig
-from r2_train.launch.launch import StageRun
+from r2_train.launch.stage_run import StageRun
 from r2_train.rollouts.call_cache import CallCache
 from r2_train.rollouts.served_pool import Checkpoint, ServedPool, open_pool
 from r2_train.stages.examples import Example, read_examples

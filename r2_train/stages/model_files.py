@@ -8,7 +8,7 @@ from typing import Any
 
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
 from r2_serve.engines.prompting import GENERIC_CLASSES, check_chat_template, has_generic_tokenizer
-from r2_train.launch.launch import StageRun
+from r2_train.launch.stage_run import StageRun
 
 GENERIC = "PreTrainedTokenizerFast"
 """Tokenizer class of the tiny models, whose `tokenizer.json` is the whole truth about them; every version of transformers knows it."""

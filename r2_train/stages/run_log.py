@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r2_serve.lab.jsonl import whole_lines
-from r2_train.launch.launch import StageRun
+from r2_train.launch.stage_run import StageRun
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

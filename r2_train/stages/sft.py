@@ -12,7 +12,7 @@ from typing import Any
 from r2_serve.config import Config
 from r2_serve.errors import ConfigError
 from r2_train.config import SftConfig
-from r2_train.launch.launch import StageRun
+from r2_train.launch.stage_run import StageRun
 from r2_train.stages.examples import Example, read_examples
 from r2_train.stages.model_files import load_causal_lm, load_fresh, load_tokenizer, lora_config, save_final
 from r2_train.stages.run_log import attach_log, quiet_libraries

@@ -30,7 +30,7 @@ from r2_serve.errors import CodecError
 from r2_serve.lab.domains import scan
 from r2_serve.prompts import get_codec
 from r2_serve.types import Plan
-from r2_train.launch.launch import StageRun
+from r2_train.launch.stage_run import StageRun
 from r2_train.stages import grpo
 from r2_train.stages.grpo import GrpoStage
 from tests import EMBEDDED

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from r2_serve.config import Config
 from r2_serve.errors import ConfigError
 from r2_train.launch import zero
-from r2_train.launch.launch import LaunchConfig, StageRun, launch, newest_checkpoint
+from r2_train.launch.launch import launch, newest_checkpoint
+from r2_train.launch.stage_run import LaunchConfig, StageRun
 
 
 class Settings(Config):

@@ -14,7 +14,8 @@ from r2_serve.ops.local.cluster import free_port, local_cluster, only
 from r2_serve.prompts import get_codec
 from r2_serve.serve_config import load
 from r2_train.config import DataConfig, GrpoConfig, PoolConfig
-from r2_train.launch.launch import LaunchConfig, TrainingFailed, launch, newest_checkpoint
+from r2_train.launch.launch import launch, newest_checkpoint
+from r2_train.launch.stage_run import LaunchConfig, TrainingFailed
 from r2_train.rollouts.call_cache import CallCache
 from r2_train.stages.examples import plan_example, write_examples
 from r2_train.stages.grpo import GrpoStage

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from r2_serve.adapters import read_adapter
 from r2_train.config import Module, TrainConfig
-from r2_train.launch.launch import LaunchConfig, launch
+from r2_train.launch.launch import launch
+from r2_train.launch.stage_run import LaunchConfig
 from r2_train.publish import write_module
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.alternate import alternate
