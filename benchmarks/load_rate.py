@@ -1,10 +1,12 @@
-"""How many requests a second the load generator itself can send on time: `r2-serve load` against an endpoint that does next to nothing.
+"""How many requests a second the load generator itself can send on time: `r2-serve load` against an endpoint
+that does next to nothing.
 
     python -m benchmarks.load_rate --rates 50,100,200,400 --out runs/bench/load_rate.json
 
-The endpoint is `benchmarks.gateway_upstream` in a process of its own on the same machine (20 ms, then 32 pieces of a stream over 64 ms), so
-the two share its cores. Each rate is a Poisson workload, run by the shipped command; the figure is the generator's own lateness, from
-when a request was to be sent to when it was. Not what a router can take, and not the network.
+The endpoint is `benchmarks.gateway_upstream` in a process of its own on the same machine (20 ms, then 32
+pieces of a stream over 64 ms), so the two share its cores. Each rate is a Poisson workload, run by the
+shipped command; the figure is the generator's own lateness, from when a request was to be sent to when it
+was. Not what a router can take, and not the network.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Stock against plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second: cost against SLO attainment.
+"""Stock against plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second: cost against SLO
+attainment.
 
-    python benchmarks/simulation/study.py run --scale 1        every point not done yet, into runs/study/scale-1-cold-1.jsonl
-    python benchmarks/simulation/study.py run --scale 0.1      the same at a tenth of rate and GPUs
-    python benchmarks/simulation/study.py run --scale 0.1 --cold 0.2    and with replicas that start five times as fast
-    python benchmarks/simulation/study.py plot --scale 1       docs/simulation-study.svg and a table
+    python benchmarks/simulation/study.py run --scale 1        every point not done yet, into
+    runs/study/scale-1-cold-1.jsonl python benchmarks/simulation/study.py run --scale 0.1      the same at a
+    tenth of rate and GPUs python benchmarks/simulation/study.py run --scale 0.1 --cold 0.2    and with
+    replicas that start five times as fast python benchmarks/simulation/study.py plot --scale 1
+    docs/simulation-study.svg and a table
 
-A point is a policy and its settings; each policy is swept, so that frontiers are compared and not two points. Points are
-simulated one after another on one core and written as they end: a run that is broken off goes on where it was.
+A point is a policy and its settings; each policy is swept, so that frontiers are compared and not two points.
+Points are simulated one after another on one core and written as they end: a run that is broken off goes on
+where it was.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def example_path(name: str, directory: Path) -> Path:
 
 
 def chosen_file(file: Path | None, example: str | None, directory: Path) -> Path:
-    """The file that a command was given. `--example list` prints the names and ends the command. Raises: ConfigError."""
+    """The file to use; `list` prints the examples' names and ends the command. Raises: ConfigError."""
     from r2_serve.errors import ConfigError
 
     if example == "list":

@@ -1,4 +1,5 @@
-"""Endpoints on a loopback port for the load generator: the real router over scripted models, or any ASGI application."""
+"""Endpoints on a loopback port for the load generator: the real router over scripted models, or any ASGI
+application."""
 
 from __future__ import annotations
 

@@ -18,10 +18,12 @@ SMALL, LARGE, PLANNER, PICKER = "small", "large", "planner", "picker"
 
 
 def scripted_config(**changes: Any) -> dict[str, Any]:
-    """Two workers, a decomposer whose plan is a diamond's upper half, and an allocator that sends the last step to `large`.
+    """Two workers, a decomposer whose plan is a diamond's upper half, and an allocator that sends the last
+    step to `large`.
 
-    `replies` and `delay_s` by model name change what a model says and how long it takes, `dies_on` which text in a prompt kills it;
-    `limits` and `server` as in the config; `more_models` are further entries of `models`, `more_virtual` further virtual models by name.
+    `replies` and `delay_s` by model name change what a model says and how long it takes, `dies_on` which text
+    in a prompt kills it; `limits` and `server` as in the config; `more_models` are further entries of
+    `models`, `more_virtual` further virtual models by name.
     """
     replies = {
         SMALL: ["half"],

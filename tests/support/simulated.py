@@ -1,4 +1,5 @@
-"""Parts of a simulation for tests: a serve config of scripted models, and callers that record what became of their calls."""
+"""Parts of a simulation for tests: a serve config of scripted models, and callers that record what became of
+their calls."""
 
 from __future__ import annotations
 
@@ -86,8 +87,9 @@ def open_loop(
 
 
 def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
-    """Workers `small` and `large`, a planner and a picker of 0.1 s each, as applications; `changes` update, by name: `small` and
-    `large` their deployments, `speed` that of both, `routing` the virtual model, `limits`, `server`, `models` a card's fields."""
+    """Workers `small` and `large`, a planner and a picker of 0.1 s each, as applications; `changes` update,
+    by name: `small` and `large` their deployments, `speed` that of both, `routing` the virtual model,
+    `limits`, `server`, `models` a card's fields."""
     speed = {
         "start_s": 3,
         "prefill_tokens_per_s": FAST,

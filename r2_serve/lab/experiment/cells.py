@@ -78,7 +78,7 @@ class ExperimentPlan:
     """Every cell of an experiment, and its variants' configs as data."""
 
     cells: tuple[Cell, ...]
-    """Cells in their order: variants one after another, seed by seed, so that changes on the machine affect all alike."""
+    """Variants take turns, seed by seed, so that changes on the machine affect all alike."""
     configs: dict[str, Raw]
 
     @property
@@ -90,7 +90,8 @@ class ExperimentPlan:
 def plan(loaded: LoadedExperiment, out: Path, target: str) -> ExperimentPlan:
     """Writes configs and workloads under `out`. `target` distinguishes one cluster from another.
 
-    Raises: ConfigError if a variant makes no valid config, or names models that the workload asks for wrongly.
+    Raises: ConfigError if a variant makes no valid config, or names models that the workload asks for
+    wrongly.
     """
     base = read_yaml(loaded.config_path)
     if isinstance(base, Problem):

@@ -35,7 +35,8 @@ def experiment(
 ) -> None:
     """Put the same load on variants of a Serve config, over seeds, and compare results and replica time.
 
-    Locally, each run starts its own cluster. With --url and --dashboard, each variant is deployed to that cluster.
+    Locally, each run starts its own cluster. With --url and --dashboard, each variant is deployed to that
+    cluster.
 
     \b
     Example:  r2-serve experiment --example list

@@ -1,4 +1,4 @@
-"""The place of a cell's run: a local cluster that each starts for itself, or a running one that gets each variant."""
+"""The place of a cell's run: a local cluster of its own, or a running one that gets each variant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import PublishError
@@ -19,29 +18,11 @@ from r2_serve.lab.load.replicas import DashboardReplicas
 _POLL_S = 2.0
 
 
-class Site(Protocol):
-    """A place where cells run."""
-
-    @property
-    def target(self) -> str:
-        """The name that distinguishes it from another."""
-        ...
-
-    def prepare(self, cell: Cell) -> None:
-        """Makes it ready for a cell's load. Raises: PublishError."""
-        ...
-
-    def options(self, cell: Cell) -> list[str]:
-        """Options of `r2-serve load`."""
-        ...
-
-    def environment(self, cell: Cell) -> dict[str, str]: ...
-
-
 class LocalSite:
     """A cluster on this machine for each cell."""
 
     target = "local"
+    """The name that distinguishes this place from another."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -50,6 +31,7 @@ class LocalSite:
         """The command starts its cluster itself."""
 
     def options(self, cell: Cell) -> list[str]:
+        """Options of `r2-serve load`."""
         nodes, gpus = str(self._experiment.nodes), str(self._experiment.gpus)
         return ["--config", str(cell.config_path), "--nodes", nodes, "--gpus", gpus]
 
@@ -65,7 +47,7 @@ class ClusterSite:
         self._settle_s, self._plan, self.target, self._dashboard = experiment.settle_s, plan, url, dashboard
 
     def prepare(self, cell: Cell) -> None:
-        """Deploys the variant and waits until it is at rest: replicas left by the load before would be a head start."""
+        """Deploys the variant and waits until it is at rest: replicas already up would be a head start."""
         raw = self._plan.configs[cell.variant]
         self._dashboard.deploy(raw)
         for app in raw["applications"]:
@@ -89,8 +71,11 @@ class ClusterSite:
         return dict(os.environ)
 
 
+Site = LocalSite | ClusterSite
+
+
 def is_at_rest(counts: Mapping[str, ReplicaCount], least: Mapping[str, int]) -> bool:
-    """True if every deployment that scales has its least number of replicas, and none is starting or stopping."""
+    """True if every deployment that scales is at its least number of replicas, and none is changing."""
     return all(
         count.running == count.target == least[name] and not count.starting and not count.stopping
         for name, count in counts.items()

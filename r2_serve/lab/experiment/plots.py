@@ -42,7 +42,7 @@ def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
 
 
 def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Sequence[str]) -> str:
-    """Replicas of each deployment that scales, of every variant in one run of the same requests; "" if none scales."""
+    """Replicas of each deployment that scales, of every variant in one run; "" if none scales."""
     present = {name for timeline in timelines.values() for sample in timeline for name in sample.deployments}
     panels = [partial(_replicas, timelines=timelines, name=name) for name in scaled if name in present]
     x_label = "seconds from the start of the run (dotted: running alone)"

@@ -1,4 +1,4 @@
-"""An experiment's results as tables for the terminal and as a page; the pages of its runs lie below it and are linked."""
+"""An experiment's results as tables and as a page with links to the pages of its runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from r2_serve.lab.reports.terminal import figures_table
 Timelines = Mapping[str, Mapping[str, Sequence[TimelineSample]]]
 """Timelines of one seed by workload and variant."""
 ROW_COLUMNS = (
-    "workload", "variant", "seeds", "in time, %", "p50, s", "p95, s", "replica-s", "GPU $", "model $", "failed"
+    "workload", "variant", "seeds", "in time, %", "p50, s", "p95, s", "replica-s", "GPU $", "model $",
+    "failed",
 )  # fmt: skip
 DIFFERENCE_COLUMNS = ("workload", "variant", "less", "seeds", "in time, points", "p95, s", "replica-s, %")
 CELL_COLUMNS = (
-    "workload", "variant", "seed", "requests", "in time, %", "p50, s", "p95, s", "replica-s", "of it starting", "failed"
+    "workload", "variant", "seed", "requests", "in time, %", "p50, s", "p95, s", "replica-s",
+    "of it starting", "failed",
 )  # fmt: skip
 _WIDEST = 1_000
 

@@ -1,4 +1,5 @@
-"""The results of an experiment: a row for each workload and variant, and its difference from the first variant.
+"""The results of an experiment: a row for each workload and variant, and its difference from the first
+variant.
 
 Differences are paired: both runs have the same workload and seed, so the same requests at the same times.
 """

@@ -40,8 +40,8 @@ def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
     others = [cell for cell in cells if cell.is_other()]
     if others and not set_aside:
         raise ConfigError(
-            f"{len(others)} cells, such as {others[0].directory}, hold runs of another config, workload or code: "
-            "choose another --out, or run them again with --set-aside, which keeps those"
+            f"{len(others)} cells, such as {others[0].directory}, hold runs of another config, workload or "
+            "code: choose another --out, or run them again with --set-aside, which keeps those"
         )
     return [cell for cell in cells if cell in others or cell.summary() is None]
 
@@ -49,7 +49,7 @@ def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
 def run_cells(
     cells: Sequence[Cell], num_all: int, site: Site, experiment: Experiment, console: Console
 ) -> None:
-    """Runs `cells`. Raises: CellFailed, PublishError; KeyboardInterrupt after the running cell has written its results."""
+    """Runs `cells`. Raises: CellFailed, PublishError; KeyboardInterrupt once the running cell has ended."""
     with run_bars(console) as bars:
         for number, cell in enumerate(cells, num_all - len(cells) + 1):
             title, duration_s = f"{number}/{num_all} {cell.title}", cell.workload.duration_s

@@ -1,4 +1,4 @@
-"""One experiment: plan, run the cells that are not done, and write the results, also after an interruption."""
+"""One experiment: plan, run the cells that are not done, write the results, even if interrupted."""
 
 from __future__ import annotations
 

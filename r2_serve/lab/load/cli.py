@@ -83,8 +83,8 @@ def load(
 ) -> None:
     """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
 
-    Latency counts from the time at which a request was to be sent. Ctrl-C ends a run in order: its results so far are
-    written, and the status is 130.
+    Latency counts from the time at which a request was to be sent. Ctrl-C ends a run in order: its results so
+    far are written, and the status is 130.
 
     \b
     Example:  r2-serve load --example list

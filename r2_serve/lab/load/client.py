@@ -14,7 +14,7 @@ from r2_serve.serve_config.document import suggestion
 
 
 class LoadClient:
-    """A `Send`. `timeout_s` limits a whole answer by the clock, so that a stream that drips does not outlive it."""
+    """A `Send`. `timeout_s` limits a whole answer by the clock; a dripping stream does not outlive it."""
 
     def __init__(
         self, http: httpx.AsyncClient, *, timeout_s: float = 300.0, is_streamed: bool = True

@@ -40,19 +40,8 @@ class Monitor:
     async def look(self) -> None:
         """Takes one sample. Its time is that at which replicas were counted."""
         deployments = await self._deployments()
-        t_s, counts = self.loop.elapsed_s, self.loop.counts
-        self.on_sample(
-            TimelineSample(
-                t_s=round(t_s, 3),
-                num_sent=counts.num_sent,
-                num_done=counts.num_done,
-                num_failed=counts.num_failed,
-                num_open=counts.num_open,
-                spent_usd=counts.spent_usd,
-                queue=await self._queue(),
-                deployments=deployments,
-            )
-        )
+        t_s = self.loop.elapsed_s
+        self.on_sample(self.loop.counts.sample(t_s, await self._queue(), deployments))
 
     async def _deployments(self) -> dict[str, ReplicaCount]:
         if self.replicas is None:

@@ -1,7 +1,9 @@
-"""Sends each request at its time, whatever became of those before it, with bounded connections and bounded memory.
+"""Sends each request at its time, whatever became of those before it, with bounded connections and bounded
+memory.
 
-If all connections are taken, the next request waits, and those behind it wait in the workload, which is read as it is
-sent. That wait is the generator's lateness and is part of every latency. Times are those of the event loop's clock.
+If all connections are taken, the next request waits, and those behind it wait in the workload, which is read
+as it is sent. That wait is the generator's lateness and is part of every latency. Times are those of the
+event loop's clock.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
 
-from r2_serve.lab.load.records import LoadOutcome, LoadRecord
+from r2_serve.lab.load.records import LoadOutcome, LoadRecord, QueueState, ReplicaCount, TimelineSample
 from r2_serve.lab.workload import Request
 
 
@@ -52,6 +54,21 @@ class LoadCounts:
     @property
     def num_open(self) -> int:
         return self.num_sent - self.num_done
+
+    def sample(
+        self, t_s: float, queue: QueueState | None, deployments: dict[str, ReplicaCount]
+    ) -> TimelineSample:
+        """The counts now, with what else is known."""
+        return TimelineSample(
+            t_s=round(t_s, 3),
+            num_sent=self.num_sent,
+            num_done=self.num_done,
+            num_failed=self.num_failed,
+            num_open=self.num_open,
+            spent_usd=self.spent_usd,
+            queue=queue,
+            deployments=deployments,
+        )
 
 
 class OpenLoop:

@@ -13,7 +13,7 @@ from r2_serve.lab.reports.html import document, table
 
 
 def page(summary: LoadSummary, records: Iterable[LoadRecord], timeline: Sequence[TimelineSample]) -> str:
-    """The whole report. It reads `records` several times and never holds them: give a list, or `RequestFile`."""
+    """The whole report. It reads `records` several times: give a list, or `RequestFile`."""
     title = f"Load: {summary.info.workload}, seed {summary.info.seed}"
     return document(title, "\n".join(_sections(summary, records, timeline)))
 

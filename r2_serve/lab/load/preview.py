@@ -1,4 +1,4 @@
-"""The requests that a workload would send, as text: for `--dry-run`, and to look at a trace before it is replayed."""
+"""The requests that a workload would send, as text for `--dry-run`."""
 
 from __future__ import annotations
 

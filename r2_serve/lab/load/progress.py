@@ -21,7 +21,7 @@ _RECENT = 500
 
 
 def run_bars(console: Console) -> Progress:
-    """Bars over the time of a run, each with its `standing`. They are redrawn rarely, as drawing delays sending."""
+    """Bars over the time of a run with its `standing`, redrawn rarely, as drawing delays sending."""
     standing = TextColumn("{task.fields[standing]}")
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), standing)
     return Progress(*columns, console=console, refresh_per_second=2)

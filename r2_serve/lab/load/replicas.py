@@ -1,7 +1,7 @@
 """The number of replicas of each deployment: from a cluster's dashboard, or from the cluster of this process.
 
-Both give Serve's `ServeInstanceDetails`. A replica counts as starting from the controller's request for it, so also while
-it waits for a node.
+Both give Serve's `ServeInstanceDetails`. A replica counts as starting from the controller's request for it,
+so also while it waits for a node.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LocalReplicas:
 
 
 def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
-    """Counts by APPLICATION/DEPLOYMENT. Raises: PublishError if `applications` has another form than Serve's."""
+    """Counts by APPLICATION/DEPLOYMENT. Raises: PublishError if `applications` is not Serve's."""
     try:
         return {
             f"{app}/{name}": _count(deployment)

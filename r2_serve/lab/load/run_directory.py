@@ -1,4 +1,5 @@
-"""The directory of a run: its files, which are whole, and the claim on it, so that no other run writes over it.
+"""The directory of a run: its files, which are whole, and the claim on it, so that no other run writes over
+it.
 
 requests.jsonl   a line per request, as each ends; with grades once the run is over
 timeline.jsonl   a line per interval
@@ -38,7 +39,8 @@ class RunLogs:
 def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
     """Makes `directory`. One that holds a run is renamed if `set_aside`, and the new name returned.
 
-    Raises: ConfigError if it holds a run and `set_aside` is false, if a run is under way, or if it cannot be made.
+    Raises: ConfigError if it holds a run and `set_aside` is false, if a run is under way, or if it cannot be
+    made.
     """
     moved = None
     if any((directory / name).exists() for name in (REQUESTS, SUMMARY)):
@@ -57,7 +59,8 @@ def claim(directory: Path, *, set_aside: bool = False) -> Path | None:
 
 @contextmanager
 def under_way(directory: Path) -> Iterator[None]:
-    """Keeps others from claiming `directory`: the kernel holds the lock until the context or this process ends.
+    """Keeps others from claiming `directory`: the kernel holds the lock until the context or this process
+    ends.
 
     Raises: ConfigError if another process holds it.
     """
@@ -86,7 +89,7 @@ def _log(path: Path) -> JsonlLog:
 
 @dataclass(frozen=True)
 class RequestFile:
-    """The requests of a run in the order of their ends, read anew each time, as a run may be longer than memory."""
+    """The requests of a run in the order of their ends, read anew each time to save memory."""
 
     directory: Path
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import httpx
 
 from r2_serve.client import new_client
 from r2_serve.errors import ConfigError, R2Error
+from r2_serve.grading.graders import Grader
+from r2_serve.grading.rows import Task
+from r2_serve.lab.jsonl import replacing_jsonl
 from r2_serve.lab.load.client import LoadClient
-from r2_serve.lab.load.grading import grade_run
 from r2_serve.lab.load.monitor import Monitor
 from r2_serve.lab.load.open_loop import OpenLoop
 from r2_serve.lab.load.records import LoadRecord, TimelineSample
@@ -34,8 +36,7 @@ from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Request, Workload
 from r2_serve.lab.workload.tasks import BenchmarkTasks, load_benchmark
 
-OnSample = Callable[[TimelineSample], None]
-OnEnd = Callable[[LoadRecord], None]
+GRADED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class LoadOptions:
 class Watcher:
     """Is told of a run while it goes."""
 
-    on_sample: OnSample = field(default=lambda _: None)
-    on_end: OnEnd = field(default=lambda _: None)
+    on_sample: Callable[[TimelineSample], None] = field(default=lambda _: None)
+    on_end: Callable[[LoadRecord], None] = field(default=lambda _: None)
 
 
 async def run_load(
@@ -71,7 +72,8 @@ async def run_load(
     replicas: ReplicaSource | None = None,
     watcher: Watcher | None = None,
 ) -> LoadSummary:
-    """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others are reported.
+    """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others
+    are reported.
 
     Raises: ConfigError, RunError, BenchmarkError; PublishError if replicas cannot be counted at the start.
     """
@@ -96,11 +98,11 @@ async def run_load(
 
 
 async def _reported(workload: Workload, out: Path, info: RunInfo, fault: Exception | None) -> LoadSummary:
-    """Grades and sums up what there is. Raises: `fault`, or the error of the grading, once that is written."""
+    """Grades and sums up what there is, and then raises `fault` or the error of the grading."""
     end = "the run ended there"
     if isinstance(workload.tasks, BenchmarkTasks):
         try:
-            await grade_run(out, {task.id: task for task in load_benchmark(workload.tasks)})
+            await _grade(out, {task.id: task for task in load_benchmark(workload.tasks)})
         except R2Error as e:
             fault, end = fault or e, "nothing was graded"
     try:
@@ -113,6 +115,24 @@ async def _reported(workload: Workload, out: Path, info: RunInfo, fault: Excepti
     if fault is not None:
         raise fault
     return summary
+
+
+async def _grade(directory: Path, tasks: Mapping[str, Task]) -> None:
+    """Writes verdicts into `requests.jsonl`; `tasks` is by id. Raises: RunError, SandboxUnavailable."""
+
+    async def graded(record: LoadRecord) -> LoadRecord:
+        if record.answer is None or record.task_id is None:
+            return record
+        task = tasks[record.task_id]
+        verdict = await grader.grade(task.benchmark, task.row, record.answer, task_id=task.id)
+        return record.model_copy(update={"correct": verdict.correct})
+
+    records = iter(RequestFile(directory))
+    with replacing_jsonl(directory / REQUESTS) as write:
+        async with Grader() as grader:
+            while some := list(islice(records, GRADED_AT_ONCE)):
+                for record in await asyncio.gather(*map(graded, some)):
+                    write(record)
 
 
 @dataclass(frozen=True)
@@ -159,7 +179,7 @@ async def _send(
 
 
 def _first_fault(errors: list[BaseException | None]) -> Exception:
-    """The error that ended a run early: one of our own, such as a trace's bad row or a full disk, before any other."""
+    """The error that ended a run early: one of our own, such as a full disk, before any other."""
     group = BaseExceptionGroup("", [error for error in errors if error is not None])
     fault: BaseException = group.subgroup(R2Error) or group
     while isinstance(fault, BaseExceptionGroup):

@@ -1,7 +1,9 @@
-"""The figures of a run, computed from its lines alone: `requests.jsonl` and `timeline.jsonl` are enough to repeat it.
+"""The figures of a run, computed from its lines alone: `requests.jsonl` and `timeline.jsonl` are enough to
+repeat it.
 
-Latencies count from the intended start, of answered requests only; failed requests count against the objective. A request is
-good if it was answered within every limit of the workload's `slo` and, where answers are graded, correctly.
+Latencies count from the intended start, of answered requests only; failed requests count against the
+objective. A request is good if it was answered within every limit of the workload's `slo` and, where answers
+are graded, correctly.
 """
 
 from __future__ import annotations
@@ -193,7 +195,7 @@ def summarize(
 
 
 def deployment_use(timeline: Sequence[TimelineSample]) -> dict[str, DeploymentUse]:
-    """Integrates by trapezoids between the samples with counts; a deployment absent from one of them had no replica then."""
+    """Integrates by trapezoids between samples with counts; an absent deployment has no replica."""
     seen = [sample for sample in timeline if sample.deployments]
     names = sorted({name for sample in seen for name in sample.deployments})
     none = ReplicaCount(running=0, starting=0, target=0)
@@ -254,7 +256,8 @@ def _warnings(info: RunInfo, lateness: Distribution | None) -> Iterable[str]:
         return
     why = "its machine was too busy: use another one, or a lower rate"
     if info.blocked_s > LATE_S:
-        why = f"nothing was sent for {info.blocked_s:.1f} s as all {info.max_open} connections were taken (--max-open)"
+        taken = f"all {info.max_open} connections were taken (--max-open)"
+        why = f"nothing was sent for {info.blocked_s:.1f} s as {taken}"
     yield (
         f"the generator was late: {1000 * lateness.p99:.0f} ms at the 99th percentile; {why}. "
         "Latencies include it, and arrivals were smoother than in the workload"

@@ -1,7 +1,7 @@
 """Ray Serve's autoscaler on the simulated clock: its own code decides, on the numbers that it would have had.
 
-`_apply_autoscaling_config` is a private name of Ray, and its module's `time` is replaced while a simulation runs. Ray is
-pinned, and a test compares the decisions with those of `DeploymentAutoscalingState`.
+`_apply_autoscaling_config` is a private name of Ray, and its module's `time` is replaced while a simulation
+runs. Ray is pinned, and a test compares the decisions with those of `DeploymentAutoscalingState`.
 Source: Ray Serve 2.60, `autoscaling_policy.py` and `_private/autoscaling_state.py`.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 ScalingPolicy: TypeAlias = "Callable[[AutoscalingContext], tuple[float, dict[str, object]]]"
-"""Serve's policy of a deployment: it turns a context into a number of replicas, before delays and bounds, and a state."""
+"""A deployment's policy: it turns a context into a number of replicas, before bounds, and a state."""
 
 
 @dataclass

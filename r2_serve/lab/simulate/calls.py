@@ -1,4 +1,4 @@
-"""A simulated call, and the parts that it passes between: its owner, its target and the replica that works on it."""
+"""A simulated call and the parts that it passes between: its owner, its target and its replica."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Replica:
     """One replica of a deployment."""
 
     takes_s: float | None = None
-    """Time of every call, if it is constant. Such a replica is not told of arrivals: `end_of` is called at each end."""
+    """Constant time of every call. Such a replica does not see arrivals: `end_of` is called at each end."""
 
     def __init__(self) -> None:
         self.num_ongoing = 0

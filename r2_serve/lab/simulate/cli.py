@@ -51,8 +51,8 @@ def simulate(
 ) -> None:
     """Simulate a deployment under a workload: latency, cost and replicas, without the machines.
 
-    The command takes the same two files as a real run. A third holds what a config does not say: speeds of real models,
-    prices, nodes.
+    The command takes the same two files as a real run. A third holds what a config does not say: speeds of
+    real models, prices, nodes.
 
     \b
     Example:  r2-serve simulate --example on-off
@@ -99,7 +99,7 @@ def _print_speed(run: SimulatedRun, console: Console) -> None:
     facts, num_subtasks = run.facts, max(1, run.facts.num_subtasks)
     console.print(
         f"simulated {run.duration_s:,.0f} s with {facts.num_subtasks:,} subtasks in {facts.wall_s:,.1f} s "
-        f"({facts.wall_s / num_subtasks * 1e6:.0f} us and {facts.num_events / num_subtasks:.1f} events per subtask)",
+        f"({facts.wall_s / num_subtasks * 1e6:.0f} us and {facts.num_events / num_subtasks:.1f} events each)",
         highlight=False,
     )
 

@@ -24,7 +24,7 @@ class Clock:
         self._is_stopped = False
 
     def after(self, delay_s: float, action: Callable[[T], object], argument: T) -> None:
-        """Calls `action(argument)` in `delay_s`. Actions due at the same time run in the order in which they were asked for."""
+        """Calls `action(argument)` in `delay_s`. Actions due at the same time keep their order."""
         heappush(self._queue, (self.now + delay_s, next(self._numbers), action, argument))
 
     def every(self, interval_s: float, action: Callable[[], object], *, first_s: float | None = None) -> None:
@@ -37,7 +37,7 @@ class Clock:
         self.after(interval_s if first_s is None else first_s, tick, None)
 
     def run(self, until: float = math.inf) -> None:
-        """Runs every action that is due before `until`, or up to `stop`; `now` is `until` afterwards where that is finite."""
+        """Runs every action that is due before `until`, or up to `stop`."""
         queue = self._queue
         self._is_stopped = False
         while queue and queue[0][0] < until and not self._is_stopped:

@@ -1,4 +1,4 @@
-"""A simulated run against a real one of the same workload: the figures of both, and the error of the simulated ones."""
+"""A simulated run against a real one of the same workload: both figures, and the simulated one's error."""
 
 from __future__ import annotations
 

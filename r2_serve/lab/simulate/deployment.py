@@ -1,8 +1,10 @@
-"""One Serve deployment: the queue of its handles, the choice of a replica, and replicas that start, serve, drain and stop.
+"""One Serve deployment: the queue of its handles, the choice of a replica, and replicas that start, serve,
+drain and stop.
 
-All handles of a deployment count as one. That each process keeps its own queue shows only where a deployment is much
-smaller than the number of its callers.
-Source: Ray Serve 2.60, `_private/request_router/` (power of two choices, polling of full replicas) and `deployment_state.py`.
+All handles of a deployment count as one. That each process keeps its own queue shows only where a deployment
+is much smaller than the number of its callers.
+Source: Ray Serve 2.60, `_private/request_router/` (power of two choices, polling of full replicas) and
+`deployment_state.py`.
 """
 
 from __future__ import annotations
@@ -43,14 +45,6 @@ class DeploymentOptions:
     initial_replicas: int = 1
 
 
-@dataclass(eq=False)
-class _Start:
-    """A replica that is not running yet."""
-
-    place: Place | None = None
-    is_wanted: bool = True
-
-
 class Deployment:
     """A deployment with its replicas and the calls that wait for them."""
 
@@ -78,7 +72,7 @@ class Deployment:
         self._clock, self._machines, self._random = clock, machines, draw.random
         self._make_replica = make_replica
         self._queue: deque[SimulatedCall] = deque()
-        self._starting: list[_Start] = []
+        self._starting: list[Place] = []
         self._stopping: set[Replica] = set()
         self._places: dict[Replica, Place] = {}
         self._max_ongoing = options.max_ongoing_requests
@@ -212,37 +206,30 @@ class Deployment:
             self._stop_one()
 
     def _start(self) -> None:
-        start = _Start()
-        self._starting.append(start)
-        start_s = self.options.start_s
-        start.place = self._machines.ask(
-            self.options.gpus, lambda: self._clock.after(start_s, self._started, start)
-        )
+        self._starting.append(self._machines.ask(self.options.gpus, self._placed))
 
     def _start_now(self) -> None:
         """Starts a replica that runs from the beginning."""
-        start = _Start()
-        self._starting.append(start)
-        start.place = self._machines.ask(self.options.gpus, _nothing)
-        self._started(start)
+        place = self._machines.ask(self.options.gpus, lambda _: None)
+        self._starting.append(place)
+        self._started(place)
 
-    def _started(self, start: _Start) -> None:
-        if not start.is_wanted:
-            return
-        assert start.place is not None
-        self._starting.remove(start)
+    def _placed(self, place: Place) -> None:
+        self._clock.after(self.options.start_s, self._started, place)
+
+    def _started(self, place: Place) -> None:
+        if place not in self._starting:
+            return  # it was stopped meanwhile
+        self._starting.remove(place)
         replica = self._make_replica(self)
-        self._places[replica] = start.place
+        self._places[replica] = place
         self.running.append(replica)
         self.running_version += 1
         self._poll(None)
 
     def _stop_one(self) -> None:
         if self._starting:
-            start = self._starting.pop()
-            start.is_wanted = False
-            assert start.place is not None
-            self._machines.give_back(start.place)
+            self._machines.give_back(self._starting.pop())
             return
         replica = self.running.pop()
         self.running_version += 1

@@ -1,8 +1,10 @@
-"""Plan-ahead autoscaling in a simulation: the router's own `Demand` watches simulated queries and feeds the policy.
+"""Plan-ahead autoscaling in a simulation: the router's own `Demand` watches simulated queries and feeds the
+policy.
 
-Each router has its own `Demand`, which remembers the last few plans that it saw; the forecasts of all routers add up. One
-process cannot watch ten thousand queries a second: one query of every `stride` is then watched and stands for as many, and
-as many routers watch as still see enough. The number of calls under way is counted, not estimated.
+Each router has its own `Demand`, which remembers the last few plans that it saw; the forecasts of all routers
+add up. One process cannot watch ten thousand queries a second: one query of every `stride` is then watched
+and stands for as many, and as many routers watch as still see enough. The number of calls under way is
+counted, not estimated.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class WatchedShare:
 
     @classmethod
     def of(cls, num_open: float, most_watched: int, num_routers: int) -> Self:
-        """The share for about `num_open` queries at once: each router sees at least ten, or fewer routers watch."""
+        """The share for about `num_open` open queries: each watching router sees ten or more."""
         stride = max(1, round(num_open / most_watched))
         return cls(stride, max(1, min(num_routers, round(num_open / stride / LEAST_WATCHED))))
 

@@ -1,7 +1,8 @@
-"""The facts that a Serve config does not hold: speeds of real models, GPU prices, the cluster, provider limits, overheads.
+"""The facts that a Serve config does not hold: speeds of real models, GPU prices, the cluster, provider
+limits, overheads.
 
-They stand in one small YAML file, `--hardware`. Without it, scripted models run at their own speed on unlimited free
-machines without overheads.
+They stand in one small YAML file, `--hardware`. Without it, scripted models run at their own speed on
+unlimited free machines without overheads.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from r2_serve.serve_config.sections import read_file
 
 
 class Overheads(Config):
-    """Constant times between the events. The defaults are those of an idle system; docs/simulation.md says how to measure them."""
+    """Constant times between events. The defaults suit an idle system; docs/simulation.md measures them."""
 
     http_s: float = Field(default=0.0, ge=0)
-    """Time of a request outside its calls: proxy, parsing, the planner's own arithmetic, writing the reply."""
+    """Time of a request outside its calls: proxy, parsing, planning, writing the reply."""
     hop_s: float = Field(default=0.0, ge=0)
     """Time of a call from one deployment to another and back."""
     replica_start_s: float = Field(default=0.0, ge=0)
-    """Time from the autoscaler's decision to a new replica's first line of code; a model's `start_s` comes on top."""
+    """Time from the autoscaler's decision to a replica's first line of code, before its `start_s`."""
     replica_stop_s: float = Field(default=2.0, ge=0)
     """Shortest time that a replica takes to stop, idle or not (Serve's `graceful_shutdown_wait_loop_s`)."""
     control_interval_s: float = Field(default=0.1, gt=0)
-    """Time between the autoscaler's decisions (`RAY_SERVE_CONTROL_LOOP_INTERVAL_S` and the length of a round)."""
+    """Time between the autoscaler's decisions (Serve's control loop interval and a round's length)."""
 
 
 class Nodes(Config):
@@ -54,7 +55,7 @@ class Cluster(Config):
     """A fixed number that is up from the start. None without `nodes` means as many as are asked for."""
     nodes: Nodes | None = None
     gpu_usd_per_hour: float = Field(default=0.0, ge=0)
-    """Price from a replica's placement until it has stopped; with `nodes`, of each GPU of a node that is up or boots."""
+    """Price of a replica's GPU until it has stopped; with `nodes`, of each GPU that is up or boots."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -74,7 +75,7 @@ class HostedSpeed(Config):
     """Standard deviation of the logarithm of a call's time (log-normal); 0 gives every call the median."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
-    """Limit on prompt and reply tokens. A call beyond either limit is refused with the time after which it may come again."""
+    """Limit on prompt and reply tokens. A call beyond a limit is refused with a time to wait."""
     burst_s: float = Field(default=1.0, gt=0)
     """Seconds' worth of a limit that may be used at once."""
 

@@ -1,4 +1,4 @@
-"""A model behind an API as its callers see it: each call takes a time, and beyond its limits the answer is 429."""
+"""A model behind an API as its callers see it: each call takes a time; beyond its limits it answers 429."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Bucket:
         return max(0.0, (min(amount, self._capacity) - self._level) / self._per_s)
 
     def take(self, amount: float) -> None:
-        """Takes `amount`. The level may fall below zero, so that the limit holds on average for calls of any size."""
+        """Takes `amount`. The level may fall below zero, so that the limit holds on average."""
         self._level -= amount
 
 

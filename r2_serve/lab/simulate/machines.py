@@ -25,12 +25,12 @@ class Place:
     """The GPUs that a replica asked for, and the node that it got; `node` is None while it waits."""
 
     gpus: float
-    on_placed: Callable[[], None]
+    on_placed: Callable[[Place], None]
     node: _Node | None = None
 
 
 class Machines:
-    """The nodes of a cluster. Replicas are placed in the order in which they come, each on the fullest node with room."""
+    """The nodes of a cluster. Replicas are placed in order, each on the fullest node with room."""
 
     def __init__(self, clock: Clock, config: Cluster) -> None:
         self._clock, self._config = clock, config
@@ -45,8 +45,8 @@ class Machines:
     def num_nodes(self) -> int:
         return len(self._nodes)
 
-    def ask(self, gpus: float, on_placed: Callable[[], None]) -> Place:
-        """Asks for a place; `on_placed` is called as soon as there is room, which may be at once."""
+    def ask(self, gpus: float, on_placed: Callable[[Place], None]) -> Place:
+        """Asks for a place; `on_placed` is called with it as soon as there is room, which may be at once."""
         place = Place(gpus, on_placed)
         self._waiting.append(place)
         self._place_waiting()
@@ -82,7 +82,7 @@ class Machines:
             node.idle_since_s = None if place.gpus else node.idle_since_s
             self._num_used += place.gpus
             place.node = node
-            place.on_placed()
+            place.on_placed(place)
         return None
 
     def _boot(self) -> None:

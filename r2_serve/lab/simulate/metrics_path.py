@@ -1,8 +1,9 @@
-"""The numbers that the autoscaler sees, and when: a handle notes its calls at intervals and reports its notes at others.
+"""The numbers that the autoscaler sees, and when: a handle notes its calls at intervals and reports its notes
+at others.
 
-A decision therefore rests on a mean over the look-back period that may be one report old. That delay is half of what
-matters in reactive scaling, so it is modelled as it is. Ray Serve's own code computes the mean, as its controller calls it
-(`ray.serve._private.autoscaling_metrics_merge`), on simulated time.
+A decision therefore rests on a mean over the look-back period that may be one report old. That delay is half
+of what matters in reactive scaling, so it is modelled as it is. Ray Serve's own code computes the mean, as
+its controller calls it (`ray.serve._private.autoscaling_metrics_merge`), on simulated time.
 Source: Ray Serve 2.60, `_private/router.py` (`RouterMetricsManager`) and `_private/autoscaling_state.py`.
 """
 
@@ -139,7 +140,7 @@ class HandleReports:
 
 
 def _window_start_s(starts: list[float], times: Floats) -> float | None:
-    """Time from which every source has a note, as in `DeploymentAutoscalingState._merge_and_aggregate_timeseries`."""
+    """Time from which every source has a note, as in Serve's `_merge_and_aggregate_timeseries`."""
     if len(starts) < 2 or not times.size:
         return None
     aligned_s = max(starts)

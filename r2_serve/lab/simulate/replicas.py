@@ -1,4 +1,5 @@
-"""Three kinds of replica: a batching engine, a fixed delay, and a router stage that holds calls while others work.
+"""Three kinds of replica: a batching engine, a fixed delay, and a router stage that holds calls while others
+work.
 
 Replicas neither queue calls for one another nor scale: that is the deployment's part.
 """

@@ -1,8 +1,10 @@
-"""The router's work on a query as a state machine: admission, plan, allocation, the DAG as a ready queue, the end.
+"""The router's work on a query as a state machine: admission, plan, allocation, the DAG as a ready queue, the
+end.
 
-The steps are those of `router.pipeline`, `router.executor` and `calls.caller`, with their limits, timeouts, retries and
-fallbacks. The workload says what a model answers; only the time of the answer is simulated. All router replicas are taken
-together: their admission is that of one deployment, and their timeouts are checked in one sweep.
+The steps are those of `router.pipeline`, `router.executor` and `calls.caller`, with their limits, timeouts,
+retries and fallbacks. The workload says what a model answers; only the time of the answer is simulated. All
+router replicas are taken together: their admission is that of one deployment, and their timeouts are checked
+in one sweep.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class SimulatedQuery:
         self.place = SimulatedCall(self, ROUTER, 0.0, 0.0, self.intended_s)
         self.models = self.sizes.form.models
 
-    # -- what calls report ----------------------------------------------------------------------------------------
+    # -- what calls report -------------------------------------------------------------------------------
 
     def call_admitted(self, call: SimulatedCall) -> None:
         sizes = self.sizes
@@ -165,7 +167,7 @@ class SimulatedQuery:
             self.calls.discard(call)
             self._again(call, reason, retry_after_s)
 
-    # -- stages ---------------------------------------------------------------------------------------------------
+    # -- stages ------------------------------------------------------------------------------------------
 
     @property
     def _virtual(self) -> VirtualModelConfig:
@@ -215,7 +217,7 @@ class SimulatedQuery:
             self._execute()
 
     def _stage_failed(self) -> None:
-        """Goes on as the router does: one step without a plan, everything to the fallback model without an allocation."""
+        """Goes on as the router does: without a plan in one step, always with the fallback model."""
         self._leave()
         if self.stage == DECOMPOSE:
             self.sizes = self.sizes.in_one_step()
@@ -278,7 +280,7 @@ class SimulatedQuery:
         """Drops the place that holds this query: a cycle, which would stay in memory."""
         del self.place
 
-    # -- calls ----------------------------------------------------------------------------------------------------
+    # -- calls -------------------------------------------------------------------------------------------
 
     def _ask_stage_model(
         self,
@@ -302,7 +304,7 @@ class SimulatedQuery:
         pooled.target.submit(call)
 
     def _again(self, call: SimulatedCall, reason: str, retry_after_s: float | None) -> None:
-        """Asks the same model after a while, then its fallbacks, then gives up: as `r2_serve.calls.caller` does."""
+        """Asks the same model after a while, then its fallbacks, then gives up: as `calls.caller` does."""
         router = self.router
         asks_too_long = (retry_after_s or 0.0) > LONGEST_BACKOFF_S
         has_tried_enough = call.attempt >= router.system.limits.max_attempts

@@ -18,9 +18,9 @@ from r2_serve.lab.simulate.hardware import Hardware
 from r2_serve.lab.simulate.results import Recorder, SimulatedRun, SimulationFacts
 from r2_serve.lab.simulate.router import SimulatedRouter
 from r2_serve.lab.simulate.sizes import Sizer, Sizes, passed_through
-from r2_serve.lab.simulate.system import MakePolicy, System, SystemBuilder, own_policy
+from r2_serve.lab.simulate.system import System, SystemBuilder, own_policy
 from r2_serve.lab.workload import Request, Workload
-from r2_serve.lab.workload.arrivals import TraceArrivals, rate_at
+from r2_serve.lab.workload.arrivals import TraceArrivals
 from r2_serve.router.demand import ModelDemand
 from r2_serve.serve_config import ServeConfig
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 TIMEOUT_CHECKS_PER_TIMEOUT = 100
 LONGEST_CHECK_INTERVAL_S = 1.0
+SAMPLE_S = 1.0
+"""Simulated time between two lines of the timeline."""
+PROGRESS_S = 2.0
+"""Wall-clock time between two reports of progress."""
 EXPECTED_LATENCY_S = 10.0
 """Gives a rough number of queries that are open at once."""
 Progress = Callable[[float, int, int], None]
@@ -41,12 +45,8 @@ class SimulationOptions:
 
     seed: int | None = None
     """Seed in place of the workload's own."""
-    sample_s: float = 1.0
-    """Time between two lines of the timeline."""
     most_watched: int = 200
-    """Open queries, about, that plan-ahead forecasts are made from; if there are more, each stands for several."""
-    progress_s: float = 2.0
-    """Wall-clock time between two reports of progress."""
+    """Open queries, about, that forecasts watch; if there are more, each stands for several."""
 
 
 def simulate(
@@ -55,12 +55,10 @@ def simulate(
     hardware: Hardware,
     options: SimulationOptions | None = None,
     *,
-    make_policy: MakePolicy | None = None,
     progress: Progress | None = None,
 ) -> SimulatedRun:
     """Simulates a run. Raises: ConfigError if config, workload and hardware do not fit together."""
-    options = options or SimulationOptions()
-    return _Simulation(config, workload, hardware, options, make_policy, progress).run()
+    return _Simulation(config, workload, hardware, options or SimulationOptions(), progress).run()
 
 
 class _Simulation:
@@ -70,24 +68,20 @@ class _Simulation:
         workload: Workload,
         hardware: Hardware,
         options: SimulationOptions,
-        make_policy: MakePolicy | None,
         progress: Progress | None,
     ) -> None:
         seed, model = workload.seed if options.seed is None else options.seed, workload.tasks.model
-        self._hardware, self._options, self._progress = hardware, options, progress
+        self._hardware, self._progress, self._requests = hardware, progress, workload.requests(seed)
         self._clock, self._recorder = Clock(), Recorder(self._end_if_idle)
-        draw = random.Random(f"{seed}/simulation")
         self._forecasts: Forecasts | None = None
-        make_policy = make_policy or self._policy
-        system = SystemBuilder(config, hardware, self._clock, draw, make_policy).build(model)
-        self._router = SimulatedRouter(system, self._clock, draw, self._recorder.ended)
-        if any(reads_forecasts(scaled.config) for scaled in system.scaled):
-            forecasts = _forecasts(config, workload, system, self._clock, options.most_watched)
+        draw = random.Random(f"{seed}/simulation")
+        self._system = SystemBuilder(config, hardware, self._clock, draw, self._policy).build(model)
+        self._router = SimulatedRouter(self._system, self._clock, draw, self._recorder.ended)
+        if any(reads_forecasts(scaled.config) for scaled in self._system.scaled):
+            forecasts = _forecasts(config, workload, self._system, self._clock, options.most_watched)
             self._forecasts = self._router.listener = forecasts
-        self._size = _sizer(config, hardware, model, system)
-        self._requests = workload.requests(seed)
-        self._is_sending = True
-        self._reported_s = time.monotonic()
+        self._size = _sizer(config, hardware, model, self._system)
+        self._is_sending, self._reported_s = True, time.monotonic()
 
     def _policy(self, app: str, autoscaling: AutoscalingConfig) -> ScalingPolicy:
         """The policy that the config names; the plan-ahead policy reads the simulated forecasts."""
@@ -114,20 +108,16 @@ class _Simulation:
             clock.every(overheads.control_interval_s, Autoscaler(clock, system.scaled).decide)
         check_s = min(LONGEST_CHECK_INTERVAL_S, system.shortest_timeout_s / TIMEOUT_CHECKS_PER_TIMEOUT)
         clock.every(check_s, self._router.check_timeouts)
-        clock.every(self._options.sample_s, self._sample, first_s=0.0)
+        clock.every(SAMPLE_S, self._sample, first_s=0.0)
         with serve_reads(clock, system.scaled), _without_collection():
             clock.run()
         self._sample()
         facts = self._facts(time.monotonic() - began_s)
         return SimulatedRun(self._recorder.queries, self._recorder.timeline, clock.now, facts)
 
-    @property
-    def _system(self) -> System:
-        return self._router.system
-
     def _arrives(self, request: Request) -> None:
         """Brings a request to the router. All of the HTTP overhead is spent on the way there."""
-        self._recorder.num_came += 1
+        self._recorder.counts.num_sent += 1
         self._router.arrives(request.index, request.start_s, self._size(request))
         following = next(self._requests, None)
         if following is None:
@@ -139,12 +129,13 @@ class _Simulation:
 
     def _sample(self) -> None:
         self._recorder.sample(self._clock.now, self._router)
-        if self._progress is not None and time.monotonic() - self._reported_s >= self._options.progress_s:
+        if self._progress is not None and time.monotonic() - self._reported_s >= PROGRESS_S:
             self._reported_s = time.monotonic()
-            self._progress(self._clock.now, self._recorder.num_came, self._recorder.num_ended)
+            counts = self._recorder.counts
+            self._progress(self._clock.now, counts.num_sent, counts.num_done)
 
     def _end_if_idle(self) -> None:
-        if not self._is_sending and self._recorder.num_open == 0:
+        if not self._is_sending and self._recorder.counts.num_open == 0:
             self._clock.stop()
 
     def _facts(self, wall_s: float) -> SimulationFacts:
@@ -154,7 +145,7 @@ class _Simulation:
             paid_usd=machines.cost_usd(),
             paid_gpu_s=machines.paid_gpu_seconds,
             num_events=self._clock.num_actions(),
-            num_subtasks=sum(self._recorder.queries.num_subtasks),
+            num_subtasks=self._recorder.num_subtasks,
             wall_s=wall_s,
             hardware=self._hardware,
         )
@@ -174,7 +165,7 @@ def peak_rate_per_s(workload: Workload) -> float:
     arrivals, duration_s = workload.arrivals, workload.duration_s
     if isinstance(arrivals, TraceArrivals) or duration_s is None:
         return 0.0
-    return max(rate_at(arrivals, duration_s * i / 100, duration_s) for i in range(101))
+    return max(arrivals.rate_at(duration_s * i / 100, duration_s) for i in range(101))
 
 
 def _sizer(config: ServeConfig, hardware: Hardware, model: str, system: System) -> Callable[[Request], Sizes]:
@@ -186,7 +177,7 @@ def _sizer(config: ServeConfig, hardware: Hardware, model: str, system: System) 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Stops the search for reference cycles, which would take a third of the time: nearly nothing here is one."""
+    """Stops the search for reference cycles, which would take a third of the time and find few."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

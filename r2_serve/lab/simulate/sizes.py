@@ -1,7 +1,8 @@
-"""Sizes of the calls of a request: the router's own codecs render each prompt once per form of plan, and words are counted.
+"""Sizes of the calls of a request: the router's own codecs render each prompt once per form of plan, and
+words are counted.
 
-A token is a word, as in the scripted engine, times `tokens_per_word`. Only requests that bring their plan can be
-simulated, as the plan of a real model is not known here.
+A token is a word, as in the scripted engine, times `tokens_per_word`. Only requests that bring their plan can
+be simulated, as the plan of a real model is not known here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Edges:
 
 @dataclass(frozen=True, slots=True)
 class PlanForm:
-    """The common part of requests whose plans have the same edges and models, in words of a text without padding."""
+    """The common part of requests with the same edges and models, in words of a text without padding."""
 
     models: tuple[str, ...]
     edges: Edges
@@ -164,7 +165,7 @@ def brought_steps(request: Request) -> tuple[Step, ...]:
     """The steps of `request`. Raises: ConfigError if it has none."""
     if request.steps is None:
         raise ConfigError(
-            "tasks of a benchmark bring no plans, so their calls are not known: simulate `kind: synthetic` tasks"
+            "tasks of a benchmark bring no plans, and their calls are not known: use `kind: synthetic` tasks"
         )
     return request.steps
 

@@ -1,4 +1,4 @@
-"""The model of a deployment, built from its Serve config and the hardware file: every deployment, model and limit, once."""
+"""The model of a deployment, built from its Serve config and the hardware file."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class System:
     """None if queries go straight to one model."""
     limits: LimitsConfig
     stage_hop_s: float = 0.0
-    """Time from the router to the decomposer or the allocator and back; the calls that those make spend it on their way."""
+    """Time between the router and another stage, spent on the way of the calls that the stage makes."""
 
     @cached_property
     def shortest_timeout_s(self) -> float:
@@ -88,7 +88,7 @@ class System:
         return min(self.limits.deadline_s, *stages, *calls)
 
     def with_room(self, chosen: str, prompt_tokens: float, reply_tokens: float) -> str:
-        """The model that gets a subtask, as in `r2_serve.router.spill`; the cluster counts running replicas a second later."""
+        """The model that gets a subtask, as in `router.spill`, which sees new replicas a second later."""
         if self.virtual is None or self.virtual.spill is None:
             return chosen
         calls_each, price = self.virtual.spill.calls_per_replica, self.models[chosen].price
@@ -132,7 +132,7 @@ class SystemBuilder:
         self._machines = Machines(self.clock, self.hardware.cluster)
 
     def build(self, model: str) -> System:
-        """The system for `model`. Raises: ConfigError if the config lacks the model, or a speed is not known."""
+        """The system for `model`. Raises: ConfigError if the model or a speed is not known."""
         config, server = self.config, self.config.router.server
         models = {name: self._pooled(config.router.model(name)) for name in self._names_used(model)}
         for app in config.model_apps:
@@ -165,7 +165,7 @@ class SystemBuilder:
         )
         return list(dict.fromkeys([*first, *fallbacks]))
 
-    # -- models ---------------------------------------------------------------------------------------------------
+    # -- models ------------------------------------------------------------------------------------------
 
     def _pooled(self, card: ModelConfig) -> PooledModel:
         usd_in, usd_out = float(card.usd_per_mtok_in) / 1e6, float(card.usd_per_mtok_out) / 1e6
@@ -218,7 +218,7 @@ class SystemBuilder:
             return known.speed
         return engine.speed if isinstance(engine, ScriptedEngineConfig) else None
 
-    # -- deployments ----------------------------------------------------------------------------------------------
+    # -- deployments -------------------------------------------------------------------------------------
 
     def _stage(self, room: Room) -> MakeReplica:
         return lambda deployment: StageReplica(room, deployment.refused)

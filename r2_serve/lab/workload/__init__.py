@@ -1,7 +1,8 @@
-"""The requests to the router and their times: a workload file becomes a stream of requests, the same for real and simulated runs.
+"""The requests to the router and their times: a workload file becomes a stream of requests, the same for real
+and simulated runs.
 
-Nothing here sends or waits, imports Ray or speaks HTTP. The stream depends on the file and its seed alone. Reading order:
-`request`, `arrivals`, `trace_file`, `tasks`, `workload`.
+Nothing here sends or waits, imports Ray or speaks HTTP. The stream depends on the file and its seed alone.
+Reading order: `request`, `arrivals`, `trace_file`, `tasks`, `workload`.
 """
 
 from r2_serve.lab.workload.request import Request, Step

@@ -1,7 +1,8 @@
 """One request of a workload: its time, its text, and the plan that the text may bring.
 
-Texts and plans are made when they are read, not when they are drawn: a stream of millions of requests stays cheap for a
-reader of times and token counts. Tokens are words here, as in the scripted engine; a real tokenizer counts a few more.
+Texts and plans are made when they are read, not when they are drawn: a stream of millions of requests stays
+cheap for a reader of times and token counts. Tokens are words here, as in the scripted engine; a real
+tokenizer counts a few more.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. Synthetic ones have `steps`; those of a benchmark have a `task`, which the router plans by itself."""
+    """One request. Synthetic ones have `steps`; a benchmark's have a `task` and no plan."""
 
     index: int
     start_s: float
-    """Time at which it is to be sent, in seconds from the start of the run, whatever became of those before it."""
+    """Time at which it is to be sent, in seconds from the start of the run."""
     model: str
     steps: tuple[Step, ...] | None = None
     prompt_words: int = 0

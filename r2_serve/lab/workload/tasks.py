@@ -1,8 +1,9 @@
-"""Contents of requests: synthetic tasks, which bring their own plan and allocation, or those of a benchmark, which are graded.
+"""Contents of requests: synthetic tasks, which bring their own plan and allocation, or those of a benchmark,
+which are graded.
 
 A synthetic task's text holds its plan and its allocation as JSON. Scripted models read them (`{json:plan}`,
-`{json:allocation}`, `{words}`: `r2_serve.engines.scripted`), so the router's real stages run with costs that the workload
-chose. Other models may get the same text and plan as they like.
+`{json:allocation}`, `{words}`: `r2_serve.engines.scripted`), so the router's real stages run with costs that
+the workload chose. Other models may get the same text and plan as they like.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class DrawnTask:
 
 
 def task_source(tasks: SyntheticTasks | BenchmarkTasks, draw: random.Random) -> Callable[[], DrawnTask]:
-    """A function that draws the next task. Raises: ConfigError or BenchmarkError if the data cannot be read."""
+    """A function that draws the next task. Raises: ConfigError, BenchmarkError for unreadable data."""
     if isinstance(tasks, BenchmarkTasks):
         return _benchmark_source(load_benchmark(tasks), draw)
     shapes, limits = tasks.shapes, list(accumulate(shape.weight for shape in tasks.shapes))

@@ -2,12 +2,13 @@
 
 | format | columns used | times |
 |---|---|---|
-| burstgpt | `Timestamp`, `Request tokens`, `Response tokens` (releases 1 and 2; others are ignored) | seconds |
-| azure | `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` (2023 and 2024) | ISO, with fractions of a second, with or without an offset |
+| burstgpt | `Timestamp`, `Request tokens`, `Response tokens` (releases 1 and 2) | seconds |
+| azure | `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` (2023 and 2024) | ISO, with or without an offset |
 
-Source: github.com/HPMLL/BurstGPT (arXiv 2401.17644) and github.com/Azure/AzurePublicDataset (arXiv 2311.18677, 2408.00741).
-A row without generated tokens is a request that failed there, and is left out. Files are read row by row as they are used,
-as the larger ones hold millions. A row that cannot be read or is earlier than the one before it is an error with its line.
+Source: github.com/HPMLL/BurstGPT (arXiv 2401.17644) and github.com/Azure/AzurePublicDataset (arXiv
+2311.18677, 2408.00741). A row without generated tokens is a request that failed there, and is left out. Files
+are read row by row as they are used, as the larger ones hold millions. A row that cannot be read or is
+earlier than the one before it is an error with its line.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class _Columns:
 
 
 def _iso_seconds(text: str) -> float:
-    """Reads a time without an offset as UTC: in local time one hour a year comes twice, and it depends on the machine."""
+    """Reads a time without an offset as UTC: in local time one hour a year comes twice."""
     time = datetime.fromisoformat(text.strip())
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 

@@ -25,7 +25,7 @@ SCRIPTED_POOL = EXAMPLES / "pool" / "serve_config.yaml"
 
 
 class Slo(Config):
-    """Service-level objective of one request. A limit of None does not count; without limits every answer is good."""
+    """Service-level objective of one request. A limit of None does not count."""
 
     latency_s: float | None = Field(default=None, gt=0)
     """Time from the intended start to the last token."""
@@ -39,7 +39,7 @@ class Workload(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = 0
     duration_s: float | None = Field(default=None, gt=0, le=MAX_DURATION_S)
-    """Time in which requests are sent; the run goes on until the last answer. Only a trace may leave it out."""
+    """Time in which requests are sent; the run then waits for answers. Only a trace may leave it out."""
     arrivals: Arrivals
     tasks: Tasks
     slo: Slo = Slo()
@@ -72,7 +72,7 @@ class Workload(Config):
 
 
 def load_workload(path: Path) -> Workload:
-    """The workload at `path`; files that it names are relative to it. Raises: ConfigError listing every error."""
+    """The workload at `path`; its file names are relative to it. Raises: ConfigError listing every error."""
     workload = read_file(path, Workload)
     arrivals, tasks = workload.arrivals, workload.tasks
     if isinstance(arrivals, TraceArrivals):
@@ -83,7 +83,7 @@ def load_workload(path: Path) -> Workload:
 
 
 def _as_long_as(task: DrawnTask, row: TraceRow) -> DrawnTask:
-    """A synthetic task gets the trace's prompt length, and its last subtask the trace's reply; a benchmark's text stays."""
+    """A synthetic task with the lengths of the trace's prompt and reply; a benchmark's text stays."""
     if task.steps is None:
         return task
     *others, last = task.steps

@@ -191,7 +191,7 @@ def without_times(outcome: EvalOutcome) -> EvalOutcome:
     return outcome.model_copy(update={"calls": tuple(calls), "latency_s": 0.0})
 
 
-# -- the compact dialect ------------------------------------------------------------------------------------------
+# -- the compact dialect ---------------------------------------------------------------------------------
 
 PROBLEM = task_of("words", {"id": "p", "query": "Ann has 3 bags of 9 coins and 12 coins.", "gold": "39"})
 
@@ -235,7 +235,7 @@ async def test_compact_datashunt_judges_by_the_small_models_confidence() -> None
         assert [call.model for call in outcome.calls] == models
 
 
-# -- names, shapes, replies ---------------------------------------------------------------------------------------
+# -- names, shapes, replies ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

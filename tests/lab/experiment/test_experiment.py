@@ -1,4 +1,5 @@
-"""Experiments: what a variant deploys, which runs are done, what is compared with what. No Ray: the runs' figures are given."""
+"""Experiments: what a variant deploys, which runs are done, what is compared with what. No Ray: the runs'
+figures are given."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def experiment(directory: Path, **changes: Any) -> LoadedExperiment:
 
 
 def done(cell: Cell, *, latency_s: float = 1.0, replicas: int = 2) -> None:
-    """As if its run had ended: ten requests of that latency, and so many replicas of each model for ten seconds."""
+    """As if its run had ended: ten requests of that latency, and so many replicas of each model for ten
+    seconds."""
     cell.directory.mkdir(parents=True)
     records = [record(i, float(i), latency_s, ttft_s=0.5) for i in range(10)]
     (cell.directory / "requests.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
@@ -77,7 +79,7 @@ def done(cell: Cell, *, latency_s: float = 1.0, replicas: int = 2) -> None:
     cell.mark()
 
 
-# -- variants -----------------------------------------------------------------------------------------------------
+# -- variants --------------------------------------------------------------------------------------------
 
 
 def test_a_variant_is_merged_into_every_deployment_that_scales_and_into_no_other() -> None:
@@ -136,7 +138,7 @@ def test_wrong_keys_of_an_experiment_are_named(tmp_path: Path) -> None:
     assert "variants.stock.autoscaling: unknown key; did you mean 'autoscaling_config'?" in e.value.message
 
 
-# -- cells --------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------------
 
 
 def test_variants_take_turns_seed_by_seed_and_get_the_same_requests(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_run_that_fails_is_not_replaced_by_the_one_that_was_there(tmp_path: Pa
     assert len(to_run(planned.cells, set_aside=False)) == 4
 
 
-# -- a running cluster --------------------------------------------------------------------------------------------
+# -- a running cluster -----------------------------------------------------------------------------------
 
 
 def counted(running: int, starting: int = 0, stopping: int = 0, target: int | None = None) -> ReplicaCount:
@@ -287,7 +289,7 @@ def test_a_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp
         site.prepare(planned.cells[0])
 
 
-# -- results ------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------
 
 
 def test_results_are_means_over_seeds_and_differences_are_paired(tmp_path: Path) -> None:
@@ -332,7 +334,8 @@ def test_what_is_done_is_reported_while_the_rest_is_missing(tmp_path: Path) -> N
 
 
 def test_what_there_is_none_of_is_not_told_as_zero(tmp_path: Path) -> None:
-    """No request answered, no deployment that scales: no latency, no share, no picture of replicas, and a report all the same."""
+    """No request answered, no deployment that scales: no latency, no share, no picture of replicas, and a
+    report all the same."""
     pool = base()
     for deployment in (
         deployment for application in pool["applications"] for deployment in application["deployments"]
@@ -367,7 +370,7 @@ def test_nothing_to_run_starts_nothing(tmp_path: Path) -> None:
     run_cells([], 4, LocalSite(loaded.experiment), loaded.experiment, Console(quiet=True))
 
 
-# -- the command --------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------------
 
 
 def test_a_running_cluster_needs_both_addresses(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""`r2-serve load` over HTTP on a loopback port: the real client against the real router, and against servers that misbehave."""
+"""`r2-serve load` over HTTP on a loopback port: the real client against the real router, and against servers
+that misbehave."""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ async def test_replies_that_are_not_streamed_are_counted_as_well(tmp_path: Path)
 
 @pytest.mark.parametrize("max_open", [200, 1])
 async def test_a_server_that_stalls_cannot_hide_it(tmp_path: Path, max_open: int) -> None:
-    """The server answers nobody for 0.8 s. Whoever was to ask in that time waited, also where the one connection was taken."""
+    """The server answers nobody for 0.8 s. Whoever was to ask in that time waited, also where the one
+    connection was taken."""
     resumed = asyncio.Event()
 
     async def answer(number: int) -> list[bytes]:
@@ -231,7 +233,7 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent_or_written(tm
     assert not (tmp_path / "run").exists()
 
 
-# -- the command --------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------------
 
 
 def test_dry_run_says_what_would_be_sent(tmp_path: Path) -> None:

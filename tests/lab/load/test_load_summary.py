@@ -1,4 +1,5 @@
-"""Figures of a load run: percentiles as numpy's, goodput by hand, replica-seconds as an integral, and a page with all of it."""
+"""Figures of a load run: percentiles as numpy's, goodput by hand, replica-seconds as an integral, and a page
+with all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The load generator keeps its own time: what the server does never slows the load, and is never hidden by it."""
+"""The load generator keeps its own time: what the server does never slows the load, and is never hidden by
+it."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def test_requests_are_sent_at_their_times_while_the_server_stalls() -> None:
 
 @pytest.mark.parametrize("max_open", [100, 1])
 def test_a_stall_of_two_seconds_shows_in_every_request_that_was_to_come_in_it(max_open: int) -> None:
-    """Coordinated omission: a client that waits for its answers would see one slow request, with one connection as with many."""
+    """Coordinated omission: a client that waits for its answers would see one slow request, with one
+    connection as with many."""
     records, _ = run(every(0.25, 40), max_open=max_open)
     stalled = [record for record in records if 1.0 <= record.intended_start_s < 2.8]
     assert len(stalled) == 8

@@ -1,4 +1,5 @@
-"""Workload files: arrivals with the statistics they claim, tasks that bring their plan, traces as published, errors that help."""
+"""Workload files: arrivals with the statistics they claim, tasks that bring their plan, traces as published,
+errors that help."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from r2_serve.config import LimitsConfig
 from r2_serve.errors import ConfigError
 from r2_serve.lab.examples import example_names, example_path
 from r2_serve.lab.workload import EXAMPLES, Request, Workload, load_workload
-from r2_serve.lab.workload.arrivals import rate_at
+from r2_serve.lab.workload.arrivals import TraceArrivals
 from r2_serve.prompts.instruct import InstructCodec
 from r2_serve.router.decomposer import check_plan
 from r2_serve.types import ModelCard
@@ -44,7 +45,7 @@ def cv_of(points: list[float]) -> float:
     return statistics.stdev(gaps) / statistics.fmean(gaps)
 
 
-# -- arrivals -----------------------------------------------------------------------------------------------------
+# -- arrivals --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "cv"), [("poisson", 1.0), ("gamma", 3.0), ("gamma", 0.3)])
@@ -72,11 +73,13 @@ def test_constant_arrivals_are_even() -> None:
     ],
 )
 def test_arrivals_follow_the_rate_over_the_run(arrivals: dict[str, object]) -> None:
-    """In each twentieth of the run there are as many as the rate's integral says, within four standard deviations of a Poisson count."""
+    """In each twentieth of the run there are as many as the rate's integral says, within four standard
+    deviations of a Poisson count."""
     config = workload(arrivals).arrivals
+    assert not isinstance(config, TraceArrivals)
     points = times(arrivals)
     for first in range(0, 10_000, 500):
-        expected = sum(rate_at(config, first + i + 0.5, 10_000.0) for i in range(500))  # type: ignore[arg-type]
+        expected = sum(config.rate_at(first + i + 0.5, 10_000.0) for i in range(500))  # type: ignore[arg-type]
         found = sum(first <= point < first + 500 for point in points)
         assert abs(found - expected) <= 4 * math.sqrt(expected) + 1
 
@@ -107,7 +110,7 @@ def test_other_arrivals_leave_the_tasks_as_they_were() -> None:
     assert all(a.steps == b.steps for a, b in zip(poisson, even, strict=False))
 
 
-# -- tasks --------------------------------------------------------------------------------------------------------
+# -- tasks -----------------------------------------------------------------------------------------------
 
 
 def first_request(**tasks: object) -> Request:
@@ -168,7 +171,7 @@ def test_benchmark_tasks_come_shuffled_each_once_before_any_comes_again() -> Non
     )  # type: ignore[union-attr]
 
 
-# -- traces -------------------------------------------------------------------------------------------------------
+# -- traces ----------------------------------------------------------------------------------------------
 
 
 def burstgpt_csv(rows: list[tuple[float, int, int]], *, release: int = 1) -> str:
@@ -272,7 +275,7 @@ def test_a_long_trace_is_read_only_as_far_as_it_is_used(tmp_path: Path) -> None:
     assert len(trace_requests(tmp_path, text, "burstgpt", limit=50)) == 50
 
 
-# -- files --------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------------
 
 
 def test_every_wrong_key_is_named_with_its_line_and_what_was_meant(tmp_path: Path) -> None:

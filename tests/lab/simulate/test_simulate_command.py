@@ -1,4 +1,5 @@
-"""`r2-serve simulate`: its files are those of a real run, it lays itself beside one, and wrong input is told with its line."""
+"""`r2-serve simulate`: its files are those of a real run, it lays itself beside one, and wrong input is told
+with its line."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ NUM_CALLS = 30_000
 
 
 def mean_wait_s(num_servers: int, load: float, service_tokens: random.Random | None) -> float:
-    """Mean time in the queue of Poisson arrivals at servers that take 1 s on average; exponential, or always 1 s."""
+    """Mean time in the queue of Poisson arrivals at servers that take 1 s on average; exponential, or always
+    1 s."""
     clock, draw = Clock(), random.Random(num_servers)
     speed = SpeedConfig(prefill_tokens_per_s=FAST, decode_tokens_per_s=1.0, max_batch_size=num_servers)
     deployment, caller = one_model(clock, speed), Caller(clock)
@@ -54,7 +55,8 @@ def test_waits_are_half_as_long_where_all_calls_are_alike() -> None:
 
 
 def test_a_batch_that_slows_down_by_what_joins_shares_its_replica_fairly() -> None:
-    """A slowdown of 1 is processor sharing: M/M/1-PS takes 1 / (1 - load) service times, whatever their distribution."""
+    """A slowdown of 1 is processor sharing: M/M/1-PS takes 1 / (1 - load) service times, whatever their
+    distribution."""
     clock, draw = Clock(), random.Random(3)
     speed = SpeedConfig(
         prefill_tokens_per_s=FAST, decode_tokens_per_s=1.0, max_batch_size=100_000, batch_slowdown=1.0

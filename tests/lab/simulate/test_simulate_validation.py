@@ -1,4 +1,5 @@
-"""The simulator against real runs: `r2-serve load` on real local clusters, whose summaries are kept in benchmarks/simulation/real.
+"""The simulator against real runs: `r2-serve load` on real local clusters, whose summaries are kept in
+benchmarks/simulation/real.
 
 docs/simulation.md says how they were made and has the whole table.
 """
