@@ -1,0 +1,291 @@
+"""What an operator may set: every field with its meaning, its unit and the reason of its default.
+
+Ray Serve restarts an application when its `args` change, but not when `user_config` does. So there are two
+halves:
+
+- `RouterConfig`, the `args` of the router application: the pool's models with prices and engines, the server.
+- `RoutingConfig`, the `user_config` of its `Router` deployment: virtual models, adapters, limits.
+
+Each local model is an application of its own, whose `args` are a `ModelServerConfig`. Unknown keys are
+errors. Secrets are named by environment variable, never written here. `r2_serve.serve_config` reads the YAML
+file."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from r2_serve.config.engines import (
+    SAFE_LOAD_FORMATS,
+    Adapters,
+    Config,
+    EngineConfig,
+    EnvName,
+    HostedEngineConfig,
+    LocalEngineConfig,
+    NumpyEngineConfig,
+    ScriptedEngineConfig,
+    ServedEngineConfig,
+    SpeedConfig,
+    TransformersEngineConfig,
+    VllmEngineConfig,
+)
+from r2_serve.types import ModelCard
+
+__all__ = [
+    "SAFE_LOAD_FORMATS",
+    "Config",
+    "EngineConfig",
+    "EnvName",
+    "HostedEngineConfig",
+    "LocalEngineConfig",
+    "NumpyEngineConfig",
+    "ScriptedEngineConfig",
+    "ServedEngineConfig",
+    "SpeedConfig",
+    "TransformersEngineConfig",
+    "VllmEngineConfig",
+]
+
+
+class ModelConfig(ModelCard):
+    """A pool model: its card, and how to reach it."""
+
+    engine: EngineConfig
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that one call may take, without the time in which the client reads a stream."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest reply asked for if the request names none, which is also what is reserved in the budget."""
+    fallbacks: tuple[str, ...] = ()
+    """Models asked, in this order, when this one fails."""
+
+    @property
+    def sends_schema(self) -> bool:
+        """Whether a JSON schema for the reply goes to a provider, which bills it as a part of the prompt."""
+        return isinstance(self.engine, HostedEngineConfig) and self.engine.supports_json_schema
+
+
+class ModelServerConfig(Config):
+    """`args` of a local model's own application."""
+
+    engine: LocalEngineConfig
+
+
+class ModelTunables(Config):
+    """`user_config` of a local model's `Model` deployment, which changes live."""
+
+    adapters: Adapters = Field(default={})
+    """Adapters that the engine holds beyond those it started with."""
+
+
+class AdapterLoad(Config):
+    """`args` of the short-lived application that loads an adapter for `r2-serve publish`."""
+
+    app: str
+    """The model's application."""
+    name: str
+    """The adapter's name."""
+    path: str
+    """The adapter's directory, on the nodes of the model's replicas."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds for all replicas together; loading a large adapter from a network disk takes minutes."""
+
+
+class PlanAheadConfig(Config):
+    """`policy_kwargs` of the autoscaling policy `r2_serve.scaling.serve_policy:PlanAhead`."""
+
+    cold_start_s: float = Field(default=60.0, gt=0)
+    """Seconds from asking for a replica to its first call, on a node that is up.
+
+    Measure it: if it is too low, replicas come too late; if it is too high, they wait for work.
+    """
+    drain_s: float = Field(default=5.0, gt=0)
+    """Seconds in which a new replica should be through with the calls that wait for it."""
+    trend: float = Field(default=1.0, ge=0, le=1)
+    """Share of the present arrival rate that is expected to go on; 0 plans for present queries only."""
+
+
+class ServerConfig(Config):
+    """The HTTP endpoint."""
+
+    api_keys_env: EnvName | None = None
+    """Environment variable with comma-separated client keys, which may ask every model without a budget."""
+    keys_file: str | None = None
+    """File of hashed client keys, models and budgets (`r2-serve keys new`) on each router's node; read live.
+    This or `api_keys_env` is required to bind an address other than loopback."""
+    spend_file: str | None = None
+    """SQLite file of what each key has spent. None: each router replica counts from its own start."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Longest request body; the default holds `limits.max_query_chars` characters of any script."""
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds from a request's head to the end of its body, so that slow senders hold no place: then 408."""
+    max_running: int = Field(default=64, ge=1)
+    """Requests that one router replica works on at once."""
+    max_queued: int = Field(default=256, ge=0)
+    """Requests that wait in addition to those; more are refused with 429."""
+    heartbeat_s: float = Field(default=10.0, gt=0)
+    """Seconds between the SSE comments that keep a stream open; proxies close after 30 s of silence or more."""
+    trace_dir: str | None = None
+    """Directory of trace JSONL files, which hold queries and answers in clear; None writes none."""
+
+
+class RouterConfig(Config):
+    """`args` of the router application."""
+
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    """The pool: every model that may be called, in the order in which clients see them."""
+    prices_as_of: str = ""
+    """Date of the prices, for reports."""
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Self:
+        names = [model.name for model in self.models]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"models named twice: {repeated}")
+        for model in self.models:
+            unknown = [name for name in model.fallbacks if name not in names or name == model.name]
+            if unknown:
+                raise ValueError(
+                    f"fallbacks of {model.name!r} name {unknown}: must be other models of {names}"
+                )
+        return self
+
+    def model(self, name: str) -> ModelConfig:
+        """Raises: KeyError."""
+        return {model.name: model for model in self.models}[name]
+
+
+class ScoreWeights(Config):
+    """Weights of a plan's score, lower is better (R2-Reasoner, Eq. 1); the paper does not state its own."""
+
+    conciseness: float = Field(default=1 / 3, ge=0)
+    practicality: float = Field(default=1 / 3, ge=0)
+    coherence: float = Field(default=1 / 3, ge=0)
+
+
+class DecomposerConfig(Config):
+    """How queries become plans."""
+
+    model: str
+    """The model that decomposes: any of `models`."""
+    adapter: str | None = None
+    """Adapter of that model; None for the model itself."""
+    num_samples: int = Field(default=3, ge=1, le=16)
+    """Plans sampled at once, of which the best valid one is kept. The paper samples 3."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Temperature of the samples, so that they differ; a single sample is greedy."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest plan; it holds `limits.max_subtasks` steps of one sentence each."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds for all samples together; samples that are not back by then count as rejected."""
+    weights: ScoreWeights = ScoreWeights()
+
+
+class AllocatorConfig(Config):
+    """How subtasks get models."""
+
+    model: str
+    """The model that allocates: any of `models`."""
+    adapter: str | None = None
+    """Adapter of that model; None for the model itself."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest allocation; it holds a model name for each of `limits.max_subtasks` steps."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds for the allocation; after that every subtask goes to the default model."""
+
+
+class SpillConfig(Config):
+    """Sends a subtask whose model has no room to the next cheapest model of the pool that has."""
+
+    calls_per_replica: float = Field(gt=0)
+    """Calls in progress at which a replica of a local model has no room: `target_ongoing_requests` or more.
+    A model without a replica has no room; a hosted model has room unless it rests after failures."""
+
+
+class VirtualModelConfig(Config):
+    """A name clients may ask for that is routed, such as `r2`."""
+
+    pool: tuple[str, ...] = Field(min_length=1)
+    """Models that may answer subtasks, cheapest first: a compact allocator numbers them in this order."""
+    decomposer: DecomposerConfig
+    allocator: AllocatorConfig
+    default_model: str | None = None
+    """Model used if no plan or no allocation can be made; None for the last of the pool, the strongest."""
+    policy: str = "learned"
+    """How subtasks get models if the request names no policy: `learned`, `all:MODEL` or `random`."""
+    spill: SpillConfig | None = None
+    """None: subtasks wait for the model chosen for them."""
+    description: str = ""
+    """One line for clients that list the models."""
+
+    @property
+    def fallback_model(self) -> str:
+        return self.default_model or self.pool[-1]
+
+
+class CooldownConfig(Config):
+    """When a model that keeps failing is passed over in favour of its fallbacks, and for how long."""
+
+    after_failures: int = Field(default=3, ge=1)
+    """Failures in a row before a rest: no answer, 429, 5xx, a broken reply. Refusals do not count."""
+    first_s: float = Field(default=10.0, ge=0)
+    """Seconds of the first rest; each one after it is twice as long until a call is answered. 0: no rests."""
+    longest_s: float = Field(default=300.0, gt=0)
+    """Longest rest in seconds, also if the provider asks for more (Retry-After)."""
+
+
+class LimitsConfig(Config):
+    """Bounds of one request, checked before any call is made for it. A request may only lower them."""
+
+    deadline_s: float = Field(default=120.0, gt=0)
+    """Seconds for the whole request, its wait in the queue included."""
+    max_cost_usd: Decimal | None = Field(default=None, gt=0)
+    """Most USD that all calls of a request may cost together; None for no limit."""
+    max_calls: int = Field(default=64, ge=1)
+    """Most model calls of a request: 16 subtasks with retries and fallbacks."""
+    max_total_tokens: int = Field(default=500_000, ge=1)
+    """Most tokens of all calls together, prompts and replies."""
+    max_subtasks: int = Field(default=16, ge=1, le=256)
+    """Most steps of a plan."""
+    max_depth: int = Field(default=12, ge=1)
+    """Longest chain of steps that wait for each other."""
+    max_parallel: int = Field(default=16, ge=1)
+    """Most subtasks of one plan in progress at once."""
+    max_subtask_chars: int = Field(default=4_000, ge=1)
+    """Longest text of a step, and longest answer template, in characters."""
+    max_messages: int = Field(default=256, ge=1)
+    """Most messages of a request."""
+    max_query_chars: int = Field(default=200_000, ge=1)
+    """Most characters of all messages and the schema together, and of a step with answers filled in."""
+    max_tokens: int = Field(default=32_768, ge=1)
+    """Longest reply that a request may ask for, in tokens."""
+    max_answer_chars: int = Field(default=20_000, ge=1)
+    """Longest part of an answer that other subtasks get to read; the rest is cut off, with a mark."""
+    max_attempts: int = Field(default=2, ge=1, le=10)
+    """Tries of one call on one model, before its fallbacks are asked."""
+    cooldown: CooldownConfig = CooldownConfig()
+    """Rests of failing models; each process that calls models keeps its own."""
+
+
+class RoutingConfig(Config):
+    """`user_config` of the `Router` deployment. Each request keeps the version it started with."""
+
+    virtual_models: dict[str, VirtualModelConfig] = Field(min_length=1)
+    """Virtual models by the name that clients ask for."""
+    limits: LimitsConfig = LimitsConfig()
+
+    def check_against(self, models: tuple[ModelConfig, ...]) -> None:
+        """Raises: ValueError if a name is not one of `models`."""
+        known = {model.name for model in models}
+        for name, virtual in self.virtual_models.items():
+            used = {*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model}
+            if used - known:
+                raise ValueError(
+                    f"virtual model {name!r} names {sorted(used - known)}; choose among {sorted(known)}"
+                )
+            if name in known:
+                raise ValueError(f"{name!r} is both a virtual model and a pool model: rename one")
