@@ -67,7 +67,8 @@ def run(work: Coroutine[object, object, T]) -> T:
 
 
 def replace_unprintable_characters() -> None:
-    """Let standard output print `?` for characters that its encoding lacks, instead of failing (ASCII terminals)."""
+    """Let standard output print `?` for characters that its encoding lacks, instead of failing (ASCII
+    terminals)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

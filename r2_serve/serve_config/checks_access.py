@@ -65,8 +65,8 @@ def _budget_hole(num_routers: int, *, has_spend_file: bool) -> str | None:
         return "`server.spend_file` is not set: a restart of the router forgets what was spent"
     return (
         f"each of up to {num_routers} Router replicas counts for itself and from its start: a key could "
-        f"spend {num_routers} times its budget: set `server.spend_file`, which replicas on one machine share, "
-        "or `num_replicas: 1`"
+        f"spend {num_routers} times its budget: set `server.spend_file`, which replicas on one machine "
+        "share, or `num_replicas: 1`"
     )
 
 

@@ -101,7 +101,7 @@ class Document:
 
 def read_yaml(path: Path) -> Document | Problem:
     """The file at `path`, or why it is no YAML mapping. Raises: ConfigError if it cannot be read at all."""
-    return parse_yaml(_text_of(path))
+    return parse_yaml(read_text(path))
 
 
 def parse_yaml(text: str) -> Document | Problem:
@@ -120,8 +120,8 @@ def parse_yaml(text: str) -> Document | Problem:
         return _unreadable(f"values are nested deeper than {MAX_DEPTH} levels", 1)
 
 
-def _text_of(path: Path) -> str:
-    """The text of a regular file in UTF-8. Raises: ConfigError."""
+def read_text(path: Path) -> str:
+    """The text of a regular file in UTF-8, at most MAX_BYTES long. Raises: ConfigError."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe without a writer would block for ever

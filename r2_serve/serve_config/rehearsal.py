@@ -1,17 +1,16 @@
-"""A config with every model replaced by the scripted engine: the same applications, replicas and GPUs, and no
-model at all.
+"""A config with the scripted engine in place of every model: the same applications, replicas and GPUs.
 
-For experiments on a machine without GPUs (`local_nodes` fakes them), and to try a config before it costs
-money.
+It serves experiments on a machine without GPUs (`local_nodes` counts them), and trials of a config before it
+costs money.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from r2_serve.config import ModelConfig, ModelServerConfig, ScriptedEngineConfig, SpeedConfig
+from r2_serve.serve_config.document import YamlMapping
 from r2_serve.serve_config.reader import ServeConfig
 
 USUAL_SPEEDS: Mapping[str, SpeedConfig] = {
@@ -19,14 +18,14 @@ USUAL_SPEEDS: Mapping[str, SpeedConfig] = {
     "mlm": SpeedConfig(start_s=8, prefill_tokens_per_s=4000, decode_tokens_per_s=60, batch_slowdown=0.03),
     "llm": SpeedConfig(start_s=12, prefill_tokens_per_s=2000, decode_tokens_per_s=40, batch_slowdown=0.05),
 }
-"""By group, where nothing better is known. Chosen for experiments of minutes, not measured on anything: real
-models start in minutes."""
+"""Speeds by group for models of unknown speed. They are chosen for short experiments, not measured; real
+models take minutes to start."""
 
 
 def rehearsed(config: ServeConfig, speeds: Mapping[str, SpeedConfig] | None = None) -> ServeConfig:
-    """`config` with scripted engines, which need no CPU to speak of; `speeds` by model name.
+    """`config` with scripted engines, which need hardly any CPU; `speeds` are by model name.
 
-    Each replies with what a task of `r2_serve.lab.workload` asks for.
+    Each engine gives the reply that a task of `r2_serve.lab.workload` asks for.
     """
     speeds = speeds or {}
     served = {model.engine.app: model for model in config.router.models if model.engine.kind == "served"}
@@ -49,16 +48,14 @@ def rehearsed(config: ServeConfig, speeds: Mapping[str, SpeedConfig] | None = No
 
 
 def _with_engine(model: ModelConfig, speeds: Mapping[str, SpeedConfig]) -> ModelConfig:
-    """Hosted models, which no application serves, are scripted in the router itself."""
-    return (
-        model
-        if model.engine.kind == "served"
-        else model.model_copy(update={"engine": _scripted(model, speeds)})
-    )
+    """The router itself scripts hosted models, which no application serves."""
+    if model.engine.kind == "served":
+        return model
+    return model.model_copy(update={"engine": _scripted(model, speeds)})
 
 
-def _without_cpus(app: dict[str, Any]) -> dict[str, Any]:
-    """A model's application in the file, its replicas asking for GPUs alone."""
+def _without_cpus(app: YamlMapping) -> YamlMapping:
+    """A model's application, with replicas that ask for GPUs alone."""
     deployments = [
         {**deployment, "ray_actor_options": {**deployment.get("ray_actor_options", {}), "num_cpus": 0}}
         for deployment in app.get("deployments", [])

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
-from typing import Any
 
 import yaml
 
-Object = dict[str, Any]
-"""A YAML mapping, as PyYAML reads it."""
+from r2_serve.serve_config.document import YamlMapping
+
+Object = YamlMapping
 Values = Mapping[str, object]
 GAP = re.compile(r"@\{(\w+)\}")
 

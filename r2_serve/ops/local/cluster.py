@@ -1,7 +1,9 @@
-"""A Ray cluster of our own on this machine: loopback only, token authentication on, gone when the context ends.
+"""A Ray cluster of our own on this machine: on loopback, with token authentication, gone when the context
+ends.
 
-For `r2-serve up`, `demo` and the tests. It binds the same deployments as `serve deploy`, but in this process, as
-Serve starts a build process per application of a config file (13 of them would take a minute on two cores).
+`r2-serve up`, `demo` and the tests use it. It binds the same deployments as `serve deploy`, but in this
+process: Serve starts a build process per application of a config file, and 13 of them would take a minute on
+two cores.
 """
 
 from __future__ import annotations
@@ -24,34 +26,37 @@ from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
 
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.ops.local import haproxy
 from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.document import YamlMapping
 
 LOOPBACK = "127.0.0.1"
 LOGS = {"log_level": "INFO", "enable_access_log": False}
-"""Of a config without `logging_config`. Serve's access log would be one more line for each request beside the router's own."""
+"""Logging of a config without `logging_config`. Serve's access log would repeat the router's own line per
+request."""
 FLUSH_S = 1.0
-"""From a request's end to the last bytes of its reply, through Serve's proxy; an orderly end of Serve, which waits for them, takes 30 s."""
+"""Seconds from a request's end to the last bytes of its reply at the client; Serve's own orderly end takes 30
+s."""
 ANSWERING_S, ANSWERING_POLL_S = 60.0, 0.1
 PORTS = range(20_000, 30_000)
-"""For what is bound some time after its port is chosen, by another process. A port that the kernel chooses will not do: from the same range
-(from 32768 on Linux) it gives one to every connection that Ray's processes open meanwhile. And 10002 to 19999 are taken by the workers of
-`ray start`, 30000 to 31000 by Serve's replicas."""
+"""Ports for servers that bind some time after the choice, in another process. The kernel's own range (from
+32768 on Linux) will not do, as every connection of Ray's processes takes a port of it meanwhile; workers of
+`ray start` take 10002 to 19999, Serve's replicas 30000 to 31000."""
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that keeps Ray's own ports on loopback, on Linux too
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second of the default, on two cores
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # not 1,000 lines in memory first, as throughput mode has it
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a third of the CPU per request and less of Serve's own proxy: docs/performance.md
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray's own ports on loopback, on Linux too
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # 2.5 times the routed queries per second, on two cores
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # throughput mode would hold 1,000 lines back
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a third of the CPU of Serve's proxy (docs/performance.md)
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # 30 by default, for which every stopping model would keep its GPU
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it logs each request to a Python process; the router counts them itself
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",  # a first start compiles every module that the proxy imports
+    # By default every stopping model keeps its GPU for 30 s.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # the router counts requests itself
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",  # a first start compiles the proxy's modules
     "OMP_NUM_THREADS": "1",
 }
 
@@ -68,7 +73,10 @@ def free_port() -> int:
 
 
 def prepare_environment() -> None:
-    """To be called before anything imports ray, which reads these then and hands them to its processes. What the user has set stays."""
+    """Sets `ENVIRONMENT`; variables that are set already stay.
+
+    Call it before anything imports ray, which reads them then and hands them to its processes.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     directory = Path(tempfile.mkdtemp(prefix="r2-"))
@@ -81,35 +89,31 @@ def prepare_environment() -> None:
 def local_cluster(
     config: ServeConfig, *, port: int, num_cpus: int | None = None, num_gpus: int = 0, address: str = "local"
 ) -> Iterator[str]:
-    """The applications of `config`, running and answering at the base URL given; everything started here ends with the context.
+    """Runs the applications of `config`, and gives their base URL once they answer; all ends with the
+    context.
 
-    `address`: of nodes that run already (`local_nodes`), which then say how many CPUs and GPUs there are.
+    `address` names nodes that run already (`local_nodes`) and have CPUs and GPUs of their own.
 
-    Raises: ConfigError where the port is taken; EngineUnavailable where Ray does not start.
+    Raises: ConfigError if the port is taken; EngineUnavailable if Ray does not start.
     """
     _check_port_is_free(port)
     _check_environment()
     import ray
 
-    new_node = {
-        "include_dashboard": False,
-        "_node_ip_address": LOOPBACK,
-        "num_cpus": num_cpus,
-        "num_gpus": num_gpus,
-    }
+    own_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    own_node |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
     try:
-        _start(
-            port, address, new_node if address == "local" else {}, config.raw.get("logging_config") or LOGS
-        )
+        logs = config.raw.get("logging_config") or LOGS
+        _start(port, address, own_node if address == "local" else {}, logs)
         _run(config)
         _wait_until_answering(port)
         yield f"http://{LOOPBACK}:{port}/v1"
     finally:
-        ray.shutdown()  # ends every process of the cluster; an orderly end of Serve would take half a minute more
+        ray.shutdown()  # ends every process; Serve's orderly end would take half a minute more
 
 
-def _start(port: int, address: str, new_node: Mapping[str, Any], logs: Mapping[str, Any]) -> None:
-    """Ray and Serve, without applications. Raises: EngineUnavailable saying where to look."""
+def _start(port: int, address: str, new_node: YamlMapping, logs: YamlMapping) -> None:
+    """Starts Ray and Serve without applications. Raises: EngineUnavailable, which says where to look."""
     import ray
     from ray import serve
 
@@ -125,7 +129,7 @@ def _start(port: int, address: str, new_node: Mapping[str, Any], logs: Mapping[s
         reason = str(e).strip().splitlines() or [type(e).__name__]
         found_in = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
         raise EngineUnavailable(
-            f"Ray did not start: {reason[0]}. Is the machine overloaded? Try again; its logs are in {found_in}"
+            f"Ray did not start: {reason[0]}. Is the machine overloaded? Its logs are in {found_in}"
         ) from e
 
 
@@ -148,7 +152,7 @@ def only(config: ServeConfig, virtual_models: Sequence[str]) -> ServeConfig:
 
 
 def wait_for_interrupt() -> None:
-    """Until ctrl-C or SIGTERM; a second one raises KeyboardInterrupt."""
+    """Waits for ctrl-C or SIGTERM; a second one raises KeyboardInterrupt."""
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -162,7 +166,7 @@ def wait_for_interrupt() -> None:
 
 
 def finish_requests(config: ServeConfig) -> None:
-    """Takes no new requests, and returns when those at work in any router replica are answered or their deadline has passed."""
+    """Refuses new requests, and returns when all others are answered or their deadline has passed."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
@@ -173,15 +177,14 @@ def finish_requests(config: ServeConfig) -> None:
             await routers.broadcast("finish").results_async(return_exceptions=True)
             await asyncio.sleep(FLUSH_S)
 
-    logging.getLogger("ray.serve").setLevel(
-        logging.CRITICAL
-    )  # the handle's own loop ends with it, which Serve calls an error
+    # The handle's own loop ends with this one, which Serve logs as an error.
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
     with contextlib.suppress(TimeoutError, RayError, RayServeException):
         asyncio.run(finish())  # Serve's throughput mode has no handles outside an event loop
 
 
 def _run(config: ServeConfig) -> None:
-    """Every application, models and router at once; returns when all are running."""
+    """Starts models and router at once; returns when all are running."""
     from ray import serve
 
     from r2_serve.app import bind_model, bind_router
@@ -190,19 +193,14 @@ def _run(config: ServeConfig) -> None:
         serve.RunTarget(bind_model(server, _options(config, name)), name, None)
         for name, server in config.model_apps.items()
     ]
-    options = _options(config, config.router_app_name)
-    router = bind_router(
-        config.router,
-        {
-            **options,
-            "Router": {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")},
-        },
-    )
+    options = dict(_options(config, config.router_app_name))
+    options["Router"] = {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")}
+    router = bind_router(config.router, options)
     serve.run_many([*targets, serve.RunTarget(router, config.router_app_name, "/")])
 
 
 def _wait_until_answering(port: int) -> None:
-    """The proxy learns of the router some moments after it runs. Raises: EngineUnavailable."""
+    """Waits for the proxy, which learns of a running router moments later. Raises: EngineUnavailable."""
     until_s = time.monotonic() + ANSWERING_S
     while time.monotonic() < until_s:
         connection = HTTPConnection(LOOPBACK, port, timeout=ANSWERING_S)
@@ -216,11 +214,12 @@ def _wait_until_answering(port: int) -> None:
             connection.close()
         time.sleep(ANSWERING_POLL_S)
     raise EngineUnavailable(
-        f"the router runs, but nothing answers at port {port} after {ANSWERING_S:g} s. Is the machine overloaded?"
+        f"the router runs, but nothing answers at port {port} after {ANSWERING_S:g} s: "
+        "is the machine overloaded?"
     )
 
 
-def _options(config: ServeConfig, app: str) -> Mapping[str, Mapping[str, Any]]:
+def _options(config: ServeConfig, app: str) -> Mapping[str, YamlMapping]:
     """The `deployments` section of one application, by deployment name."""
     (section,) = (a for a in config.raw["applications"] if a["name"] == app)
     return {d["name"]: {k: v for k, v in d.items() if k != "name"} for d in section.get("deployments", [])}
@@ -240,6 +239,4 @@ def _check_port_is_free(port: int) -> None:
 def _check_environment() -> None:
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:
-        raise ConfigError(
-            f"{missing} not set: call prepare_environment() before anything imports ray, which reads them then"
-        )
+        raise ConfigError(f"{missing} not set: call prepare_environment() before anything imports ray")

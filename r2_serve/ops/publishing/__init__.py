@@ -1,9 +1,10 @@
-"""Publishing: a trained adapter into the running application, and back, without a restart or a lost request.
+"""Publishing: a trained adapter enters the running application, or leaves it, without a restart or a lost
+request.
 
-    adapter directory + config file ─▶ plan.py         which application, which virtual models, the file's next texts
-                                       config_file.py  a text changed with its comments kept, written atomically
-                                       dashboard.py    Serve's REST interface: deploy, and wait until it is so
-                                       steps.py        load everywhere, name it, route to it; undo what fails
+    adapter directory + config file ─▶ plan.py         application, virtual models, the file's next texts
+                                       config_file.py  changes a text, keeps its comments
+                                       steps.py        loads, names, routes; undoes failures
 
-The config file is the source of truth: what runs is what it says. Nothing here imports Ray.
+`r2_serve.cluster.serve_api` deploys the file and waits. The config file is the source of truth: the cluster
+runs what it says. Nothing here imports Ray.
 """

@@ -1,4 +1,4 @@
-"""`r2-serve publish` and `r2-serve rollback`. Two verbs: one needs an adapter on disk, the other, typed in a hurry, only a name."""
+"""`r2-serve publish` and `r2-serve rollback`: the first needs an adapter on disk, the second only a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from r2_serve.adapters import MANIFEST
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.ops.command_line import DEFAULT_CONFIG, fail, plain_errors
+from r2_serve.ops.command_line import DEFAULT_CONFIG, plain_errors
 from r2_serve.ops.publishing.plan import Module, Publication, plan_publication, plan_rollback
 from r2_serve.ops.publishing.steps import ConfigFile
 from r2_serve.ops.publishing.steps import publish as carry_out
@@ -52,24 +52,23 @@ def publish(
 ) -> None:
     """Load an adapter into the running application and route to it, without a restart or a lost request.
 
-    It is loaded on every replica of its base model first; routing changes only when that succeeded. The file keeps its comments,
-    its text before the change stays beside it as FILE.previous.
+    It is loaded on every replica of its base model first; routing changes only when that succeeded. The file
+    keeps its comments, its text before the change stays beside it as FILE.previous.
 
     \b
     Example:  r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --dry-run
               r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml
     """
     with plain_errors():
-        file = _read(config)
+        file = ConfigFile(config)
         plan = plan_publication(file.original, adapter, virtual_models=virtual_model or (), keep=keep)
         _describe(plan)
         if dry_run:
             _show_change(file, plan.routed)
             return
         carry_out(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
-    typer.echo(
-        f"published {plan.manifest.name}. Back: r2-serve rollback --config {config} --module {plan.manifest.module}"
-    )
+    back = f"r2-serve rollback --config {config} --module {plan.manifest.module}"
+    typer.echo(f"published {plan.manifest.name}. Back: {back}")
 
 
 def rollback(
@@ -84,14 +83,15 @@ def rollback(
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Route back to an earlier adapter that is still loaded: one live change of the router, nothing is loaded.
+    """Route back to an earlier adapter that is still loaded: one live change of the router, nothing is
+    loaded.
 
     \b
     Example:  r2-serve rollback --module decomposer --config serve_config.yaml
               r2-serve rollback --module allocator --to alloc-0001
     """
     with plain_errors():
-        file = _read(config)
+        file = ConfigFile(config)
         plan = plan_rollback(file.original, module, to=to, virtual_models=virtual_model or ())
         for name, (old, new) in plan.moves.items():
             typer.echo(f"{module} of {name}: {old} -> {new}")
@@ -100,23 +100,14 @@ def rollback(
             return
         carry_back(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
     ((old, _), *_) = plan.moves.values()
-    typer.echo(
-        f"rolled back. Forward again: r2-serve rollback --config {config} --module {module} --to {old}"
-    )
-
-
-def _read(config: Path) -> ConfigFile:
-    try:
-        return ConfigFile(config)
-    except (OSError, UnicodeDecodeError) as e:
-        fail(f"cannot read {config}: {e}")
+    forward = f"r2-serve rollback --config {config} --module {module} --to {old}"
+    typer.echo(f"rolled back. Forward again: {forward}")
 
 
 def _describe(plan: Publication) -> None:
     manifest = plan.manifest
-    typer.echo(
-        f"{manifest.name}: {manifest.kind} adapter of {manifest.base}, codec {manifest.codec} version {manifest.codec_version}, intact"
-    )
+    codec = f"codec {manifest.codec} version {manifest.codec_version}"
+    typer.echo(f"{manifest.name}: {manifest.kind} adapter of {manifest.base}, {codec}, intact")
     for name, old in zip(plan.virtual_models, plan.replaced, strict=True):
         typer.echo(f"{manifest.module} of {name}: {old} -> {manifest.name}")
     if plan.dropped:

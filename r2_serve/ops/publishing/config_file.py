@@ -1,36 +1,40 @@
-"""A Serve config file changed in two places only: adapters of a model's `user_config`, and who routes to which.
+"""Changes of a Serve config file: adapters in a model's `user_config`, and adapters that virtual models use.
 
-Comments, order and quotes stay (ruamel.yaml). A change is made twice, on the commented document and on its plain data,
-and both must come to the same: an anchor that stands in two places would otherwise change both.
+Comments, order and quotes stay (ruamel.yaml). A change is made twice, on the commented document and on its
+plain data, and both results must be equal: otherwise an anchor would change every place that shares it.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from r2_serve.errors import ConfigError
+from r2_serve.serve_config.document import YamlMapping
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[YamlMapping], None]
 
 
-def changed(text: str, change: Change) -> str:
-    """`text` after `change`. Raises: ConfigError where it cannot be made without changing something else."""
+def changed(text: str, *changes: Change) -> str:
+    """`text` after `changes`, in their order. Raises: ConfigError if they would change something else too."""
     plain = _unshared(yaml.safe_load(text))
-    change(plain)
     editor = _editor()
     document = editor.load(text)
-    change(document)
+    for change in changes:
+        change(plain)
+        change(document)
     out = io.StringIO()
     editor.dump(document, out)
     if yaml.safe_load(out.getvalue()) != plain:
         raise ConfigError(
-            "the file shares a part between sections (a YAML anchor): write the adapter there by hand, then `serve deploy`"
+            "the file shares a part between sections (a YAML anchor): write the adapter there by hand, "
+            "then `serve deploy`"
         )
     return out.getvalue()
 
@@ -38,9 +42,9 @@ def changed(text: str, change: Change) -> str:
 def with_adapter(
     app: str, name: str, directory: str, *, last: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> Change:
-    """Names the adapter in the `user_config` of `app`, after those of `last`, and no longer those of `drop`."""
+    """Adds the adapter to the `user_config` of `app`, after those of `last`, and removes those of `drop`."""
 
-    def change(config: dict[str, Any]) -> None:
+    def change(config: YamlMapping) -> None:
         adapters = _child(_child(_deployment(config, app, "Model"), "user_config"), "adapters")
         for gone in drop:
             adapters.pop(gone)
@@ -53,9 +57,9 @@ def with_adapter(
 
 
 def with_route(router_app: str, virtual_model: str, module: str, adapter: str | None) -> Change:
-    """Has `virtual_model` call `adapter` for `module`; None is the model itself."""
+    """Lets `virtual_model` use `adapter` for `module`; None is the model itself."""
 
-    def change(config: dict[str, Any]) -> None:
+    def change(config: YamlMapping) -> None:
         routing = _deployment(config, router_app, "Router")["user_config"]["virtual_models"]
         section = routing[virtual_model][module]
         if adapter is None:
@@ -64,16 +68,6 @@ def with_route(router_app: str, virtual_model: str, module: str, adapter: str | 
             section["adapter"] = adapter
         else:
             _insert_second(section, "adapter", adapter)
-
-    return change
-
-
-def all_of(changes: Sequence[Change]) -> Change:
-    """One after the other."""
-
-    def change(config: dict[str, Any]) -> None:
-        for one in changes:
-            one(config)
 
     return change
 
@@ -87,46 +81,48 @@ def _editor() -> YAML:
 
 
 class _KeepsNull(RoundTripRepresenter):
-    """ruamel.yaml writes nothing for null by default, which reads as a key that was forgotten."""
+    """Writes null, where ruamel.yaml writes nothing, which looks like a forgotten value."""
 
-    def represent_null(self, data: None) -> Any:
-        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+    def represent_null(self, data: None) -> ScalarNode:
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:null", "null")
+        return node
 
 
 _KeepsNull.add_representer(type(None), _KeepsNull.represent_null)
 
 
-def _unshared(value: Any) -> Any:
+def _unshared(value: YamlMapping) -> YamlMapping:
     """A copy in which no two places are the same object."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+    def copied(part: object) -> object:
+        if isinstance(part, dict):
+            return {key: copied(item) for key, item in part.items()}
+        return [copied(item) for item in part] if isinstance(part, list) else part
+
+    return {key: copied(item) for key, item in value.items()}
 
 
-def _deployment(config: dict[str, Any], app: str, name: str) -> dict[str, Any]:
-    """The entry of that deployment, made where the file has none."""
+def _deployment(config: YamlMapping, app: str, name: str) -> YamlMapping:
+    """The entry of that deployment, added if the file has none."""
     (section,) = (entry for entry in config["applications"] if entry["name"] == app)
-    entries: list[dict[str, Any]] = section.setdefault("deployments", [])
-    found = next((entry for entry in entries if entry["name"] == name), None)
-    if found is None:
+    entries: list[YamlMapping] = section.setdefault("deployments", [])
+    if not any(entry["name"] == name for entry in entries):
         entries.append({"name": name})
-        found = entries[-1]
-    return found
+    return next(entry for entry in entries if entry["name"] == name)
 
 
-def _child(section: dict[str, Any], key: str) -> dict[str, Any]:
-    """The mapping at `key`, made where there is none."""
+def _child(section: YamlMapping, key: str) -> YamlMapping:
+    """The mapping at `key`, added if there is none."""
     if section.get(key) is None:
         section.pop(key, None)
         _insert_second(section, key, {})
-    child: dict[str, Any] = section[key]
+    child: YamlMapping = section[key]
     return child
 
 
-def _insert_second(section: dict[str, Any], key: str, value: Any) -> None:
-    """After the first key: comments below the last one belong to what comes next in the file."""
-    insert = getattr(section, "insert", None)  # a commented mapping has it, a plain one no order that matters
-    if insert is not None:
-        insert(min(1, len(section)), key, value)
+def _insert_second(section: YamlMapping, key: str, value: object) -> None:
+    """Adds `key` after the first key: comments below the last one belong to the next part of the file."""
+    if isinstance(section, CommentedMap):
+        section.insert(min(1, len(section)), key, value)
     else:
         section[key] = value

@@ -1,4 +1,5 @@
-"""What to change for an adapter: found from the config file and the adapter's manifest, before anything is touched."""
+"""The changes that an adapter needs, found from the config file and the manifest before anything is
+touched."""
 
 from __future__ import annotations
 
@@ -18,18 +19,19 @@ from r2_serve.config import (
     VllmEngineConfig,
 )
 from r2_serve.errors import ConfigError
-from r2_serve.ops.publishing.config_file import all_of, changed, with_adapter, with_route
+from r2_serve.ops.publishing.config_file import changed, with_adapter, with_route
 from r2_serve.serve_config import Problem, own_problems, parse_yaml
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import suggestion
 from r2_serve.types import AdapterManifest
 
 Module = Literal["decomposer", "allocator"]
+_HOW_TO_LOAD = "`r2-serve publish` loads one"
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A new adapter: `loaded` is the file's text that names it on its model, `routed` the one that also uses it."""
+    """A new adapter, and the two next texts of the config file."""
 
     manifest: AdapterManifest
     directory: Path
@@ -37,28 +39,35 @@ class Publication:
     router_app: str
     virtual_models: tuple[str, ...]
     replaced: tuple[str, ...]
-    """What those virtual models used until now; `base` for the model itself."""
+    """The adapters that those virtual models used until now; `base` for the model itself."""
     dropped: tuple[str, ...]
+    """Adapters that are unloaded."""
     loaded: str
+    """The file's text in which the model has the adapter."""
     routed: str
+    """The file's text in which the virtual models also use it."""
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Back to adapters that are still loaded: by virtual model, from and to; `base` is the model itself."""
+    """A way back to adapters that are still loaded."""
 
     module: Module
     router_app: str
     moves: Mapping[str, tuple[str, str]]
+    """The adapter before and after, by virtual model; `base` is the model itself."""
     routed: str
+    """The next text of the config file."""
 
 
 def plan_publication(
     text: str, directory: Path, *, virtual_models: Sequence[str] = (), keep: int = 2
 ) -> Publication:
-    """`text` is the config file's, `directory` the adapter's. `keep` earlier adapters of its module stay loaded.
+    """The publication of the adapter in `directory`, for a config file with `text`.
 
-    Raises: ConfigError where the adapter does not fit, or the file is or would become wrong.
+    `keep` earlier adapters of its module stay loaded.
+
+    Raises: ConfigError if the adapter does not fit, or the file has or would get an error.
     """
     manifest = read_adapter(directory)
     pool = _Pool(text)
@@ -77,7 +86,7 @@ def plan_publication(
     dropped = tuple(idle[: len(idle) - room] if room else idle)
     load = with_adapter(app, manifest.name, str(directory.resolve()), last=replaced, drop=dropped)
     routes = [with_route(pool.router_app, name, manifest.module, manifest.name) for name in targets]
-    routed = changed(text, all_of([load, *routes]))
+    routed = changed(text, load, *routes)
     _Pool(routed)
     return Publication(
         manifest,
@@ -95,9 +104,9 @@ def plan_publication(
 def plan_rollback(
     text: str, module: Module, *, to: str | None = None, virtual_models: Sequence[str] = ()
 ) -> Rollback:
-    """To `to`, or to what was used before the adapter in use now.
+    """The way back to adapter `to`, or to the one used before the present one.
 
-    Raises: ConfigError where there is nothing to go back to, or it is not clear for which virtual model.
+    Raises: ConfigError if there is nothing to go back to, or it is not clear for which virtual model.
     """
     pool = _Pool(text)
     targets = virtual_models or pool.with_adapter(module, to)
@@ -113,33 +122,27 @@ def plan_rollback(
         )
     for name, (old, new) in moves.items():
         pool.check_move(name, module, old, new)
-    changes = [
+    routes = [
         with_route(pool.router_app, name, module, None if new == BASE else new)
         for name, (_, new) in moves.items()
     ]
-    routed = changed(text, all_of(changes))
+    routed = changed(text, *routes)
     _Pool(routed)
     return Rollback(module, pool.router_app, moves, routed)
 
 
 class _Pool:
-    """The config file's answers to what planning asks. Raises: ConfigError where the file has an error."""
+    """The config file's answers to the questions of a plan. Raises: ConfigError if the file has an error."""
 
     def __init__(self, text: str) -> None:
         document = parse_yaml(text)
         if isinstance(document, Problem):
             raise ConfigError(f"the config file: {document}")
         file, problems = own_problems(document, os.environ)
-        errors = [str(problem) for problem in problems if problem.severity == "error"]
+        errors = [f"  {problem}" for problem in problems if problem.severity == "error"]
         if errors:
-            raise ConfigError(
-                "\n".join(
-                    ["the config file has errors (r2-serve validate):", *(f"  {error}" for error in errors)]
-                )
-            )
-        assert file.router is not None and file.routing is not None and file.router_app is not None, (
-            "as there was no error"
-        )
+            raise ConfigError("\n".join(["the config file has errors (r2-serve validate):", *errors]))
+        assert file.router is not None and file.routing is not None and file.router_app is not None
         self._file: ServeFile = file
         self._router: RouterConfig = file.router
         self._routing: RoutingConfig = file.routing
@@ -147,39 +150,39 @@ class _Pool:
 
     def base_of(self, manifest: AdapterManifest) -> tuple[ModelConfig, str]:
         """The model that the adapter is for, and its application."""
-        names = [model.name for model in self._router.models]
+        adapter, names = f"adapter {manifest.name!r}", [model.name for model in self._router.models]
         if manifest.base not in names:
-            raise ConfigError(
-                f"adapter {manifest.name!r} is for base {manifest.base!r}, which the file does not have{suggestion(manifest.base, names)}"
-            )
+            close = suggestion(manifest.base, names)
+            raise ConfigError(f"{adapter} is for base {manifest.base!r}, which the file does not have{close}")
         card = self._router.model(manifest.base)
         check_adapter(manifest, card)
         if card.engine.kind != "served":
             raise ConfigError(
-                f"{card.name!r} is hosted ({card.engine.kind}): adapters can be published for local models only"
+                f"{card.name!r} is hosted ({card.engine.kind}): only local models take adapters"
             )
-        engine = self._file.model_configs[card.engine.app].engine
+        app = card.engine.app
+        engine = self._file.model_configs[app].engine
         if isinstance(engine, VllmEngineConfig):
             if manifest.kind != "lora":
                 raise ConfigError(
-                    f"adapter {manifest.name!r} is a whole checkpoint; vLLM takes LoRA: make it an application of its own"
+                    f"{adapter} is a whole checkpoint, and vLLM takes LoRA: make it an application of its own"
                 )
             if not (engine.engine_kwargs.get("enable_lora") or engine.adapters):
                 raise ConfigError(
-                    f"{card.engine.app!r} runs vLLM without LoRA: set `enable_lora: true` in its engine_kwargs and deploy that first"
+                    f"{app!r} runs vLLM without LoRA: set `enable_lora: true` in its engine_kwargs "
+                    "and deploy that first"
                 )
-        return card, card.engine.app
+        return card, app
 
     def module(self, virtual_model: str, module: Module) -> DecomposerConfig | AllocatorConfig:
         virtual = self._routing.virtual_models[virtual_model]
         return virtual.decomposer if module == "decomposer" else virtual.allocator
 
     def check_virtual_models(self, names: Sequence[str]) -> None:
+        known = self._routing.virtual_models
         for name in names:
-            if name not in self._routing.virtual_models:
-                raise ConfigError(
-                    f"no virtual model {name!r} in the file{suggestion(name, self._routing.virtual_models)}"
-                )
+            if name not in known:
+                raise ConfigError(f"no virtual model {name!r} in the file{suggestion(name, known)}")
 
     def targets(self, module: Module, base: str, asked: Sequence[str]) -> tuple[str, ...]:
         """The virtual models asked for, or else all whose `module` is the base."""
@@ -187,54 +190,46 @@ class _Pool:
         for name in asked:
             if (model := self.module(name, module).model) != base:
                 raise ConfigError(
-                    f"the {module} of virtual model {name!r} is {model!r}, but the adapter is for base {base!r}"
+                    f"the {module} of virtual model {name!r} is {model!r}, "
+                    f"but the adapter is for base {base!r}"
                 )
-        found = tuple(asked) or tuple(
-            name for name in self._routing.virtual_models if self.module(name, module).model == base
-        )
-        if not found:
-            raise ConfigError(
-                f"no virtual model has {base!r} as its {module}, so nothing would use the adapter"
-            )
-        return found
+        fitting = [name for name in self._routing.virtual_models if self.module(name, module).model == base]
+        if not fitting:
+            raise ConfigError(f"no virtual model has {base!r} as its {module}: nothing would use the adapter")
+        return tuple(asked or fitting)
 
     def with_adapter(self, module: Module, to: str | None) -> tuple[str, ...]:
-        """Virtual models that can go back: that use an adapter now, or whose model has `to` loaded."""
+        """Virtual models that can go back: they use an adapter now, or their model has `to` loaded."""
         names = self._routing.virtual_models
-        if to is not None and to != BASE:
-            found = tuple(
-                name for name in names if to in self.adapters(self.app_of(self.module(name, module).model))
-            )
-            known = {
-                adapter
-                for name in names
-                for adapter in self.adapters(self.app_of(self.module(name, module).model))
-            }
+        if to is None or to == BASE:
+            found = tuple(name for name in names if self.module(name, module).adapter is not None)
             if not found:
-                raise ConfigError(
-                    f"no adapter {to!r} is loaded for any {module}{suggestion(to, known)}; `r2-serve publish` loads one"
-                )
+                raise ConfigError(f"nothing to roll back: no virtual model uses an adapter for its {module}")
             return found
-        found = tuple(name for name in names if self.module(name, module).adapter is not None)
+        loaded = {name: self.adapters(self.app_of(self.module(name, module).model)) for name in names}
+        found = tuple(name for name in names if to in loaded[name])
         if not found:
-            raise ConfigError(f"nothing to roll back: no virtual model uses an adapter for its {module}")
+            close = suggestion(to, {adapter for adapters in loaded.values() for adapter in adapters})
+            raise ConfigError(f"no adapter {to!r} is loaded for any {module}{close}; {_HOW_TO_LOAD}")
         return found
 
     def app_of(self, model: str) -> str:
+        """The application of a local model; empty for a hosted one."""
         engine = self._router.model(model).engine
         return engine.app if engine.kind == "served" else ""
 
     def live_adapters(self, app: str) -> dict[str, str]:
-        """Those of `user_config`, the one used last at the end."""
+        """The adapters of `user_config`, the last used one at the end."""
         tunables = self._file.tunables.get(app)
         return dict(tunables.adapters) if tunables else {}
 
     def adapters(self, app: str) -> dict[str, str]:
-        """Those the application starts with, then those of `user_config`."""
+        """The adapters that the application starts with, then those of `user_config`."""
         config = self._file.model_configs.get(app)
         return {**(config.engine.adapters if config else {}), **self.live_adapters(app)}
 
     def in_use(self, app: str) -> set[str]:
+        """Adapters of `app` that some virtual model uses."""
         sections = [
             section
             for virtual in self._routing.virtual_models.values()
@@ -245,35 +240,36 @@ class _Pool:
         }
 
     def module_of(self, app: str, adapter: str) -> str | None:
-        """What it was trained as; None where it has no manifest here."""
+        """The module that the adapter was trained as; None if it has no manifest here."""
         directory = Path(self.adapters(app)[adapter])
         return read_adapter(directory).module if (directory / MANIFEST).is_file() else None
 
     def earlier(self, virtual_model: str, module: Module) -> str:
-        """The adapter used before the one in use."""
+        """The adapter used before the present one."""
         section = self.module(virtual_model, module)
         app = self.app_of(section.model)
         names = list(self.adapters(app))
         before = names[: names.index(section.adapter)] if section.adapter in names else []
         same = [name for name in before if self.module_of(app, name) == module]
         if not same:
-            loaded = ", ".join(names) or "none"
+            earliest = f"{section.adapter or BASE!r} is the earliest {module} adapter there is"
             raise ConfigError(
-                f"nothing to roll back to: {section.adapter or BASE!r} is the earliest {module} adapter there is (loaded: {loaded}); "
+                f"nothing to roll back to: {earliest} (loaded: {', '.join(names) or 'none'}); "
                 f"`--to {BASE}` goes back to the model itself"
             )
         return same[-1]
 
     def check_move(self, virtual_model: str, module: Module, old: str, new: str) -> None:
+        """Raises: ConfigError if `new` is in use already, is not loaded, or was trained as the other
+        module."""
         if old == new:
             raise ConfigError(f"the {module} of {virtual_model!r} is {new!r} already")
         if new == BASE:
             return
         app = self.app_of(self.module(virtual_model, module).model)
         if new not in self.adapters(app):
-            raise ConfigError(
-                f"no adapter {new!r} is loaded in {app!r}{suggestion(new, self.adapters(app))}; `r2-serve publish` loads one"
-            )
+            close = suggestion(new, self.adapters(app))
+            raise ConfigError(f"no adapter {new!r} is loaded in {app!r}{close}; {_HOW_TO_LOAD}")
         trained_as = self.module_of(app, new)
         if trained_as not in (None, module):
             raise ConfigError(f"adapter {new!r} was trained as {trained_as}, not as {module}")

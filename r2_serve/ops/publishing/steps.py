@@ -1,4 +1,5 @@
-"""Carries a plan out, step by step, each told with its time. What fails is undone, and the error says what is in force."""
+"""Carries a plan out and reports each step with its time. A failed step is undone, and the error says what is
+in force."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,26 +14,27 @@ from r2_serve.cluster.serve_api import Dashboard, check_deployed
 from r2_serve.errors import PublishError, R2Error
 from r2_serve.files import whole_file
 from r2_serve.ops.publishing.plan import Publication, Rollback
+from r2_serve.serve_config.document import YamlMapping, read_text
 
 LOADER_IMPORT_PATH = "r2_serve.app:build_adapter_load"
 Tell = Callable[[str], None]
 
 
 class ConfigFile:
-    """The file as it was read. It is written only while it still says what we wrote or read last."""
+    """The config file. It is written only if it still holds the text that we read or wrote last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.original = self._last = path.read_text(encoding="utf-8")
+        self.original = self._last = read_text(path)
 
     @property
     def previous(self) -> Path:
-        """Where the text before the change stays."""
+        """The file that keeps the text before the change."""
         return self.path.with_name(self.path.name + ".previous")
 
     def write(self, text: str) -> None:
-        """Raises: PublishError where somebody else has changed the file meanwhile."""
-        if self.path.read_text(encoding="utf-8") != self._last:
+        """Replaces the text. Raises: PublishError if somebody else has changed the file meanwhile."""
+        if read_text(self.path) != self._last:
             raise PublishError(
                 f"{self.path} was changed by somebody else meanwhile: look at it, then publish again"
             )
@@ -83,8 +84,9 @@ def roll_back(plan: Rollback, file: ConfigFile, dashboard: Dashboard, tell: Tell
         _route(plan.routed, plan.router_app, file, dashboard)
 
 
-def _load_everywhere(plan: Publication, config: dict[str, Any], dashboard: Dashboard) -> None:
-    """By an application whose building does it (`build_adapter_load`); it goes away with the next deploy."""
+def _load_everywhere(plan: Publication, config: YamlMapping, dashboard: Dashboard) -> None:
+    """Deploys an application whose builder loads the adapter (`build_adapter_load`); the next deploy removes
+    it."""
     (model_app,) = (app for app in config["applications"] if app["name"] == plan.app)
     loader = {
         "name": f"publish-{plan.manifest.name}",
@@ -118,7 +120,7 @@ def _route(text: str, router_app: str, file: ConfigFile, dashboard: Dashboard) -
 
 @contextmanager
 def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -> Iterator[None]:
-    """Puts `text` back, in the file and on the cluster, where the block fails; also when it is interrupted."""
+    """Puts `text` back, in the file and on the cluster, if the block fails or is interrupted."""
     try:
         yield
     except BaseException as e:
@@ -128,7 +130,8 @@ def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -
         except (R2Error, OSError) as failure:
             reason = getattr(e, "message", type(e).__name__)
             raise PublishError(
-                f"{reason}; putting {file.path} back failed too ({failure}): its earlier text is {file.previous}"
+                f"{reason}; putting {file.path} back failed too ({failure}): "
+                f"its earlier text is {file.previous}"
             ) from e
         if isinstance(e, PublishError):
             raise PublishError(f"{e.message}; {outcome}: {file.path} was put back and deployed") from e
