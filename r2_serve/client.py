@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from r2_serve.engines.events import DONE, EventReader
+from r2_serve.engines.chat_parts import ChatCompletion, Chunk, Tokens, first_fault, is_finished
+from r2_serve.engines.events import DONE, IGNORED_EVENTS, EventReader, EventStreamError
 from r2_serve.errors import R2Error
 from r2_serve.types import Query, Trace
 
@@ -37,13 +38,6 @@ class RequestFailed(R2Error):
         self.message, self.http_status, self.is_unworked = message, http_status, is_unworked
 
 
-class Tokens(BaseModel):
-    """`usage` of a reply, as far as the endpoint gives it."""
-
-    prompt_tokens: int | None = Field(default=None, ge=0)
-    completion_tokens: int | None = Field(default=None, ge=0)
-
-
 class Extras(BaseModel):
     """`r2` of a reply; endpoints other than R2's have none."""
 
@@ -60,31 +54,16 @@ class ChatReply:
     text: str
     usage: Tokens | None
     r2: Extras | None
+    is_finished: bool = True
+    """Whether the reply ends here."""
 
 
-class _Text(BaseModel):
-    content: str | None = None
+class _Completion(ChatCompletion):
+    r2: Annotated[Extras | None, Field(strict=False)] = None
 
 
-class _Choice(BaseModel):
-    message: _Text
-
-
-class _ChunkChoice(BaseModel):
-    delta: _Text
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Tokens | None = None
-    r2: Extras | None = None
-
-
-class _Chunk(BaseModel):
-    error: object = None
-    choices: list[_ChunkChoice] | None = None
-    usage: Tokens | None = None
-    r2: Extras | None = None
+class _Chunk(Chunk):
+    r2: Annotated[Extras | None, Field(strict=False)] = None
 
 
 class _Error(BaseModel):
@@ -150,11 +129,15 @@ async def ask(http: httpx.AsyncClient, body: dict[str, object], *, request_id: s
         response = await http.post("chat/completions", json=body, headers=headers)
         _check_status(response)
         reply = _read(_Completion, response.content, response.status_code)
-        return ChatReply(reply.choices[0].message.content or "", reply.usage, reply.r2)
+        return ChatReply(reply.choices[0].message.content or "", reply.tokens, reply.r2)
 
 
 async def ask_streamed(http: httpx.AsyncClient, body: dict[str, object]) -> AsyncGenerator[ChatReply, None]:
-    """The pieces of a streamed reply as they come. Raises: RequestFailed, also if `[DONE]` is missing."""
+    """The pieces of a streamed reply as they come.
+
+    Raises: RequestFailed, also if the stream ends with neither `[DONE]` nor a finish reason.
+    """
+    has_ended = False
     with _failures():
         async with http.stream("POST", "chat/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:
@@ -163,8 +146,11 @@ async def ask_streamed(http: httpx.AsyncClient, body: dict[str, object]) -> Asyn
             async for event in _events(response):
                 if event.strip() == DONE:
                     return
-                yield _piece(event, response.status_code)
-    raise RequestFailed("cut off: the stream ended without [DONE]", httpx.codes.OK)
+                piece = _piece(event, response.status_code)
+                has_ended |= piece.is_finished
+                yield piece
+    if not has_ended:
+        raise RequestFailed("cut off: the stream ended without [DONE] or a finish reason", httpx.codes.OK)
 
 
 async def list_models(http: httpx.AsyncClient, *, timeout_s: float = 30.0) -> list[str]:
@@ -202,16 +188,21 @@ async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
 
 
 def _piece(event: str, status: int) -> ChatReply:
-    """One event of a stream; `null` and a chunk with usage alone hold no text."""
-    if event.strip() == "null":
-        return ChatReply("", None, None)
+    """One event of a stream; an empty one, `null` and a chunk with usage alone hold no text."""
+    if event.strip() in IGNORED_EVENTS:
+        return ChatReply("", None, None, is_finished=False)
     chunk = _read(_Chunk, event, status)
     if chunk.error:
         raise _failed(status, event)
     if not chunk.model_fields_set & {"choices", "usage"}:
         raise RequestFailed("not a chat completion: an event has neither choices nor usage", status)
-    text = chunk.choices[0].delta.content if chunk.choices else None
-    return ChatReply(text or "", chunk.usage, chunk.r2)
+    if not chunk.choices:
+        return ChatReply("", chunk.tokens, chunk.r2, is_finished=False)
+    choice = chunk.choices[0]
+    if choice.delta is None and "delta" in choice.model_fields_set:
+        raise RequestFailed("not a chat completion: choices.0.delta is null", status)
+    text = choice.delta.content if choice.delta else None
+    return ChatReply(text or "", chunk.tokens, chunk.r2, is_finished(choice.finish_reason))
 
 
 def _check_status(response: httpx.Response) -> None:
@@ -232,9 +223,7 @@ def _read(kind: type[Body], content: bytes | str, status: int) -> Body:
     try:
         return kind.model_validate_json(content)
     except ValidationError as e:
-        fault = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the body"
-        raise RequestFailed(f"not a chat completion: {where}: {fault['msg']}", status) from e
+        raise RequestFailed(f"not a chat completion: {first_fault(e)}", status) from e
 
 
 @contextmanager
@@ -245,5 +234,5 @@ def _failures() -> Iterator[None]:
     except httpx.HTTPError as e:
         is_unworked = isinstance(e, httpx.ConnectError)
         raise RequestFailed(f"{type(e).__name__}: {e}", is_unworked=is_unworked) from e
-    except UnicodeDecodeError as e:
-        raise RequestFailed("not a chat completion: the stream is not UTF-8", httpx.codes.OK) from e
+    except EventStreamError as e:
+        raise RequestFailed(f"not a chat completion: {e}", httpx.codes.OK) from e

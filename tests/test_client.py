@@ -54,6 +54,9 @@ DONE = b"data: [DONE]\n\n"
         [chunk("a").replace(b"\n\n", b"\r\r"), b": keep-alive\n\n", chunk("b"), DONE],
         [event(None), chunk("a"), event({"choices": None, "usage": {"prompt_tokens": 1}}), chunk("b"), DONE],
         [event({"choices": [{"delta": {"content": "ab"}}], "error": None}), DONE],
+        [chunk("a"), event({"choices": [{"delta": {"content": "b"}, "finish_reason": "stop"}]})],
+        [event({"choices": [{"finish_reason": ""}]}), b"data:\n\n", chunk("ab"), b"data: [DONE] \n\n"],
+        [chunk("ab"), event({"choices": [{"delta": {}}], "usage": {"prompt_tokens": -1}}), DONE],
         [b'data: {"choices":\ndata: [{"delta": {"content": "ab"}}]}\n\n', DONE],
     ],
 )

@@ -10,7 +10,15 @@ import re
 
 DONE = "[DONE]"
 """Data of the event with which OpenAI's dialect ends a whole reply."""
+IGNORED_EVENTS = frozenset({"", "null"})
+"""Data of events that some servers send between the chunks of a reply."""
+MAX_EVENT_CHARS = 16_000_000
+"""Longer events are refused, so that an endless line does not fill the memory."""
 _LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+class EventStreamError(ValueError):
+    """The bytes are no event stream that can be read."""
 
 
 class EventReader:
@@ -25,12 +33,23 @@ class EventReader:
         self._line_start: list[str] = []
         self._is_after_cr = False
         self._data: list[str] = []
+        self._num_held_chars = 0
+        """Characters of the unfinished event and line."""
 
     def feed(self, chunk: bytes) -> list[str]:
-        """Data of the events that `chunk` completes. Raises: UnicodeDecodeError where the stream is not UTF-8."""
-        text = self._decoder.decode(chunk)
+        """Data of the events that `chunk` completes.
+
+        Raises: EventStreamError if the stream is not UTF-8 or an event is longer than `MAX_EVENT_CHARS`.
+        """
+        try:
+            text = self._decoder.decode(chunk)
+        except UnicodeDecodeError as e:
+            raise EventStreamError("the stream is not UTF-8") from e
         if not text:
             return []
+        self._num_held_chars += len(text)
+        if self._num_held_chars > MAX_EVENT_CHARS:
+            raise EventStreamError(f"an event is longer than {MAX_EVENT_CHARS} characters")
         if self._is_after_cr:
             text = text.removeprefix("\n")
         self._is_after_cr = text.endswith("\r")
@@ -50,5 +69,5 @@ class EventReader:
             if field == "data":
                 self._data.append(value.removeprefix(" "))
             return None
-        data, self._data = self._data, []
+        data, self._data, self._num_held_chars = self._data, [], 0
         return "\n".join(data) if data else None

@@ -24,6 +24,7 @@ import aiohttp
 from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
+from r2_serve.engines.roles import has_instructions, is_role_refusal, without_instruction_roles
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import (
     ConfigError,
@@ -42,6 +43,8 @@ MAX_ERROR_BYTES = 64_000
 """Of a body that comes with an error's status; what is beyond is not read."""
 MAX_CONNECTIONS, KEEP_ALIVE_S = 1000, 4.0
 """Idle connections go before the provider's end does: vLLM's and other uvicorn servers close them after 5 s."""
+MAX_HEADER_BYTES = 128 * 1024
+"""Longest line of a reply's head. Gateways send policies and traces of more than aiohttp's own 8,190 bytes."""
 DRAIN_S = 0.1
 USAGE_WAIT_S = 2.0
 """How long the usage of a streamed reply that is no answer is waited for: it comes last."""
@@ -64,6 +67,8 @@ class HostedEngine:
         self._session: aiohttp.ClientSession | None = None
         self._life: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._has_warned_of_usage = False
+        self._merges_instructions = False
+        """Whether the provider refused the system role and answered without it."""
 
     def __repr__(self) -> str:
         return f"HostedEngine({self._config.model!r} at {self._config.base_url!r})"
@@ -71,9 +76,8 @@ class HostedEngine:
     async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineUnavailable, EngineRefused, InvalidReply."""
         deadline = Deadline(call.timeout_s)
-        body = self._body(call, is_streamed=False)
         with self._redacted_errors():
-            async with bounded(deadline.at), self._response(body) as response:
+            async with bounded(deadline.at), self._response(call, is_streamed=False) as response:
                 content = bytearray()
                 while chunk := await response.content.readany():
                     content += chunk
@@ -81,8 +85,8 @@ class HostedEngine:
             parts = parse_completion(bytes(content))
         return Completion(
             text=parts.text,
-            usage=parts.usage or self._estimated(call, parts.text),
-            is_usage_estimated=parts.usage is None,
+            usage=parts.tokens.whole() or parts.tokens.completed(self._estimated(call, parts.text)),
+            is_usage_estimated=parts.tokens.whole() is None,
             finish_reason=parts.finish_reason,
             logprobs=parts.logprobs,
         )
@@ -90,10 +94,9 @@ class HostedEngine:
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The same, as it comes, and its usage when it is told. A stream that ends before its finish reason is an InvalidReply."""
         deadline = Deadline(call.timeout_s)
-        body = self._body(call, is_streamed=True)
         reader = StreamReader()
         text, told = "", None
-        async with aclosing(self._chunks(body, deadline)) as chunks:
+        async with aclosing(self._chunks(call, deadline)) as chunks:
             async for chunk in chunks:
                 pieces = reader.feed(chunk)
                 while (piece := self._next_piece(pieces)) is not None:
@@ -110,7 +113,7 @@ class HostedEngine:
                     break
         with self._redacted_errors():
             finish_reason = reader.finish()
-        usage = reader.usage or self._estimated(call, text)
+        usage = reader.usage or reader.tokens.completed(self._estimated(call, text))
         yield Delta(finish_reason=finish_reason, usage=usage, is_usage_estimated=reader.usage is None)
 
     async def aclose(self) -> None:
@@ -122,9 +125,9 @@ class HostedEngine:
         with self._redacted_errors():
             return next(pieces, None)
 
-    async def _chunks(self, body: dict[str, Any], deadline: Deadline) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, call: EngineCall, deadline: Deadline) -> AsyncGenerator[bytes, None]:
         """The body of a stream as it arrives. Each wait is bounded, never the consumer's time."""
-        opening = self._response(body)
+        opening = self._response(call, is_streamed=True)
         with self._redacted_errors():
             async with bounded(deadline.at):
                 response = await opening.__aenter__()
@@ -147,20 +150,28 @@ class HostedEngine:
             await opening.__aexit__(None, None, None)
 
     @asynccontextmanager
-    async def _response(self, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The opened reply. Raises: EngineError for any status but 200."""
-        sent = json.dumps(body).encode()
+    async def _response(
+        self, call: EngineCall, *, is_streamed: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The opened reply. Asks once more without a system role if the provider refuses that role.
+
+        Raises: EngineError for any status but 200.
+        """
         session = await self._client()
-        async with session.post(
-            self._url, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False
-        ) as response:
-            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                raise failure_from_status(
-                    response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES)
-                )
-            if response.status != HTTPStatus.OK:
-                raise InvalidReply(f"the provider answered with status {response.status}")
-            yield response
+        merges = self._merges_instructions
+        while True:
+            sent = json.dumps(self._body(call, is_streamed=is_streamed, merges_instructions=merges)).encode()
+            async with session.post(
+                self._url, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False
+            ) as response:
+                if response.status == HTTPStatus.OK:
+                    self._merges_instructions = merges
+                    yield response
+                    return
+                failure = await _failure(response)
+            if merges or not _is_refused_role(response.status, failure, call):
+                raise failure
+            merges = True
 
     async def _client(self) -> aiohttp.ClientSession:
         """Of the running event loop, to which connections belong; made on its first call."""
@@ -169,15 +180,16 @@ class HostedEngine:
             self._session = await anext(self._life)
         return self._session
 
-    def _body(self, call: EngineCall, *, is_streamed: bool) -> dict[str, Any]:
+    def _body(self, call: EngineCall, *, is_streamed: bool, merges_instructions: bool) -> dict[str, Any]:
         sampling = call.sampling
+        messages = without_instruction_roles(call.messages) if merges_instructions else call.messages
         if call.adapter is not None:
             raise EngineRefused(
                 f"adapter {call.adapter!r}: a hosted model takes no adapter; name the adapted model as a model of its own"
             )
         body: dict[str, Any] = {
             "model": self._config.model,
-            "messages": [{"role": m.role, "content": m.content} for m in call.messages],
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stop": list(sampling.stop) or None,
@@ -250,6 +262,8 @@ async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     ) as session:
         yield session
 
@@ -271,6 +285,18 @@ async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
         async with asyncio.timeout(DRAIN_S):
             async for _ in chunks:
                 pass
+
+
+async def _failure(response: aiohttp.ClientResponse) -> EngineError:
+    if response.status < HTTPStatus.MULTIPLE_CHOICES:
+        return InvalidReply(f"the provider answered with status {response.status}")
+    content = await _beginning(response.content, MAX_ERROR_BYTES)
+    return failure_from_status(response.status, response.headers, content)
+
+
+def _is_refused_role(status: int, failure: EngineError, call: EngineCall) -> bool:
+    is_bad_request = status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
+    return is_bad_request and has_instructions(call.messages) and is_role_refusal(failure.message)
 
 
 async def _beginning(content: aiohttp.StreamReader, max_bytes: int) -> bytes:

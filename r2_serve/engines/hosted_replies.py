@@ -5,17 +5,27 @@ Errors quote the provider in full: the caller redacts and shortens them.
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from r2_serve.engines.chat_parts import (
+    ChatCompletion,
+    Chunk,
+    Reported,
+    Text,
+    Tokens,
+    first_fault,
+    is_finished,
+    parse_finish_reason,
+)
+from r2_serve.engines.events import DONE, IGNORED_EVENTS, EventReader, EventStreamError
 from r2_serve.errors import (
     AnswerWithheld,
     EngineError,
@@ -27,204 +37,150 @@ from r2_serve.errors import (
 from r2_serve.types import FinishReason, Usage
 
 RETRIABLE_STATUSES = frozenset({408, 409, 429})
-"""Besides all of 5xx."""
-MAX_TOKENS = 10**9
-"""Of a usage that is believed."""
-_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-_REFUSALS = frozenset({"content_filter", "tool_calls", "function_call"})
-
-
-class _Wire(BaseModel):
-    """Only what is read, strictly typed; providers add fields of their own."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class _Usage(_Wire):
-    prompt_tokens: int = Field(ge=0, le=MAX_TOKENS)
-    completion_tokens: int = Field(ge=0, le=MAX_TOKENS)
-
-    def record(self) -> Usage:
-        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
-
-
-class _TokenLogprob(_Wire):
-    logprob: float = Field(allow_inf_nan=False)
-
-
-class _Logprobs(_Wire):
-    content: list[_TokenLogprob] | None = None
-
-
-class _Text(_Wire):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(_Wire):
-    message: _Text
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Completion(_Wire):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-class _ChunkChoice(_Wire):
-    delta: _Text | None = None
-    finish_reason: str | None = None
-
-
-class _Chunk(_Wire):
-    choices: list[_ChunkChoice] = []
-    usage: _Usage | None = None
+"""Statuses below 500 after which the same call may succeed. All of 5xx are retriable too."""
+QUOTA_ERRORS = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "exceeded_current_quota_error"}
+)
+"""Codes and types of errors that do not pass by waiting, although their status may be 429."""
 
 
 @dataclass(frozen=True)
 class ReplyParts:
-    """A checked reply; `usage` is None where the provider reported none."""
+    """A checked reply."""
 
     text: str
     finish_reason: FinishReason
-    usage: Usage | None
+    tokens: Tokens
     logprobs: tuple[float, ...] | None
 
 
 def parse_completion(content: bytes) -> ReplyParts:
     """The body of a 200 that was not streamed.
 
-    Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused (an error inside). Each with the usage that the body tells.
+    Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused for an error inside. Each carries the
+    usage that the body reports.
     """
     body = _json_object(content, "the reply")
     try:
         return _parts(body)
     except EngineError as e:
-        e.usage = _told_usage(body)
+        tokens = Reported.model_validate(body).tokens
+        e.usage = tokens.whole() if tokens else None
         raise
 
 
-def _parts(body: dict[str, Any]) -> ReplyParts:
+def _parts(body: dict[str, object]) -> ReplyParts:
     _check_error(body)
     try:
-        reply = _Completion.model_validate(body)
+        reply = ChatCompletion.model_validate(body)
     except ValidationError as e:
-        raise InvalidReply(f"the reply is no chat completion: {_where(e)}") from None
+        raise InvalidReply(f"the reply is no chat completion: {first_fault(e)}") from None
     choice = reply.choices[0]
+    _check_error({"error": choice.error})
     _check_refusal(choice.message)
     finish_reason = parse_finish_reason(choice.finish_reason)
-    if choice.message.content is None:
+    text = choice.message.content
+    if text is None and finish_reason != "length":
         raise InvalidReply("the reply has no content")
-    _check_text(choice.message.content)
-    tokens = choice.logprobs.content if choice.logprobs else None
+    _check_text(text or "")
+    logprobs = choice.logprobs.content if choice.logprobs else None
     return ReplyParts(
-        text=choice.message.content,
+        text=text or "",
         finish_reason=finish_reason,
-        usage=reply.usage.record() if reply.usage else None,
-        logprobs=tuple(token.logprob for token in tokens) if tokens else None,
+        tokens=reply.tokens or Tokens(),
+        logprobs=tuple(token.logprob for token in logprobs) if logprobs else None,
     )
 
 
 class StreamReader:
-    """Takes the bytes of an SSE body, gives the text in them. `finish` says whether it was whole.
+    """Takes the bytes of a streamed reply and gives its text. `finish` says whether the reply is whole.
 
-    Complete means that a finish reason came; `[DONE]` is not required after it, and does not stand in for it. A reply that is no answer
-    can be read on, as its usage comes after the finish reason that tells it.
+    A reply is whole once a finish reason came; `[DONE]` is neither required after it nor taken in its place. After
+    the reply has failed it can be read on for its usage, which comes last.
     """
 
     def __init__(self) -> None:
-        self.usage: Usage | None = None
+        self.tokens = Tokens()
         self.is_done = False
+        self._events = EventReader()
         self._failure: EngineError | None = None
         self._finish_reason: FinishReason | None = None
-        self._buffer = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._data: list[str] = []
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the provider reported so far; None if a count is missing."""
+        return self.tokens.whole()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the reply is known to be no answer: nothing but its usage is still read."""
+        return self._failure is not None
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """Text of each event that `chunk` completes; to be exhausted.
+        """The text of each event that `chunk` completes; to be exhausted.
 
-        Raises: InvalidReply; EngineUnavailable and EngineRefused (an error inside). Each with the usage told so far.
+        Raises: InvalidReply; EngineUnavailable and EngineRefused for an error inside. Each carries the usage so far.
         """
         try:
-            *lines, self._buffer = (self._buffer + self._decoder.decode(chunk)).split("\n")
-        except UnicodeDecodeError:
-            raise InvalidReply("the stream is not UTF-8") from None
-        for line in lines:
+            events = self._events.feed(chunk)
+        except EventStreamError as e:
+            raise InvalidReply(str(e)) from None
+        for data in events:
             try:
-                piece = self._line(line.removesuffix("\r"))
+                piece = self._event(data)
             except EngineError as e:
                 e.usage = self.usage
                 raise
             if piece:
                 yield piece
 
-    @property
-    def has_failed(self) -> bool:
-        """The reply is known to be no answer: nothing but its usage is still read."""
-        return self._failure is not None
-
     def finish(self) -> FinishReason:
-        """Raises: InvalidReply where the stream broke off or its finish reason is unknown, AnswerWithheld; with the usage told."""
-        failure = self._failure
-        if failure is None and self._finish_reason is None:
-            failure = InvalidReply("the stream ended before the reply did")
-        if failure is not None:
-            failure.usage = self.usage
-            raise failure
-        assert self._finish_reason is not None
-        return self._finish_reason
+        """The finish reason.
 
-    def _line(self, line: str) -> str:
-        if line.startswith("data:"):
-            self._data.append(line.removeprefix("data:").removeprefix(" "))
-        if line or not self._data or self.is_done:
-            return ""
-        data, self._data = "\n".join(self._data), []
-        if data.strip() == "[DONE]":
-            self.is_done = True
-            return ""
-        return self._event(data)
+        Raises: InvalidReply if the stream broke off or its finish reason is unknown, AnswerWithheld; with its usage.
+        """
+        if self._failure is None and self._finish_reason is not None:
+            return self._finish_reason
+        failure = self._failure or InvalidReply("the stream ended before the reply did")
+        failure.usage = self.usage
+        raise failure
 
     def _event(self, data: str) -> str:
+        stripped = data.strip()
+        if self.is_done or stripped in IGNORED_EVENTS:
+            return ""
+        if stripped == DONE:
+            self.is_done = True
+            return ""
         try:
             body = _json_object(data.encode(), "a stream event")
         except InvalidReply:
             if self.has_failed:
                 return ""
             raise
-        self.usage = _told_usage(body) or self.usage
-        if self.has_failed:
-            return ""
+        self.tokens = Reported.model_validate(body).tokens or self.tokens
+        return "" if self.has_failed else self._text(body)
+
+    def _text(self, body: dict[str, object]) -> str:
         _check_error(body)
         try:
-            chunk = _Chunk.model_validate(body)
+            chunk = Chunk.model_validate(body)
         except ValidationError as e:
-            raise InvalidReply(f"a stream event is no completion chunk: {_where(e)}") from None
+            raise InvalidReply(f"a stream event is no completion chunk: {first_fault(e)}") from None
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]
+        _check_error({"error": choice.error})
+        delta = choice.delta or Text()
         try:
-            if choice.delta is not None:
-                _check_refusal(choice.delta)
-            if choice.finish_reason is not None:
+            _check_refusal(delta)
+            if is_finished(choice.finish_reason):
                 self._finish_reason = parse_finish_reason(choice.finish_reason)
         except EngineError as e:
             self._failure = e
             return ""
-        text = (choice.delta.content or "") if choice.delta is not None else ""
-        _check_text(text)
-        return text
-
-
-def parse_finish_reason(reason: str | None) -> FinishReason:
-    """Raises: AnswerWithheld for a filtered reply or a tool call, InvalidReply for anything unknown."""
-    if reason in _REFUSALS:
-        raise AnswerWithheld(f"the provider gave no answer: finish_reason {reason}")
-    if reason not in _FINISH_REASONS:
-        raise InvalidReply(f"unknown finish_reason {str(reason)[:40]!r}")
-    return _FINISH_REASONS[reason]
+        _check_text(delta.content or "")
+        return delta.content or ""
 
 
 def failure_from_status(status: int, headers: Mapping[str, str], content: bytes) -> EngineError:
@@ -235,30 +191,39 @@ def failure_from_status(status: int, headers: Mapping[str, str], content: bytes)
         body = None
     failure = failure_from_body(status, body)
     if isinstance(failure, EngineUnavailable):
-        return type(failure)(failure.message, retry_after_s(headers.get("retry-after"), headers.get("date")))
+        return type(failure)(failure.message, asked_wait_s(headers))
     return failure
 
 
-def failure_from_body(status: int | None, body: Any) -> EngineError:
-    """Likewise where the error is inside a 200; `status` is then the error's own code, None if it names none."""
-    error = body.get("error", body) if isinstance(body, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    said = error.get("message") if isinstance(error, dict) else error
-    detail = f": {said}" if isinstance(said, str) else ""
+def failure_from_body(status: int | None, body: object) -> EngineError:
+    """The error that `body` describes. `status` is None if an error inside a 200 names no status of its own."""
+    error = body.get("error") or body if isinstance(body, dict) else None
+    fields = error if isinstance(error, dict) else {"message": error}
+    text = fields.get("message") or fields.get("detail")
+    detail = f": {text}" if isinstance(text, str) else ""
+    message = f"the provider answered {status}{detail}"
+    if not QUOTA_ERRORS.isdisjoint(str(fields.get(name)) for name in ("code", "type")):
+        return EngineRefused(f"the provider's quota is used up{detail}" if status is None else message)
     if status is None:
         return InvalidReply(f"the provider sent an error in place of a reply{detail}")
-    message = f"the provider answered {status}{detail}"
-    if code == "insufficient_quota":
-        return EngineRefused(message)
     if status in RETRIABLE_STATUSES:
         return NotStarted(message)
     return EngineUnavailable(message) if status >= 500 else EngineRefused(message)
 
 
-def retry_after_s(value: str | None, sent: str | None = None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None where it says nothing usable.
+def asked_wait_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the provider wants to be asked again; None if it does not say."""
+    try:
+        wait_s = float(headers.get("retry-after-ms", "")) / 1000
+    except ValueError:
+        return retry_after_s(headers.get("retry-after"), headers.get("date"))
+    return max(wait_s, 0.0) if math.isfinite(wait_s) else None
 
-    A date counts from `sent`, the reply's own Date header, where there is one: our clock may be wrong, or set just now.
+
+def retry_after_s(value: str | None, sent: str | None = None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None if it says nothing usable.
+
+    A date counts from `sent`, the reply's own Date header, if there is one: our clock may be wrong.
     """
     if value is None:
         return None
@@ -280,8 +245,8 @@ def _date(value: str) -> datetime | None:
     return date.replace(tzinfo=date.tzinfo or UTC)
 
 
-def _json_object(content: bytes, what: str) -> dict[str, Any]:
-    """Raises: InvalidReply where it is none."""
+def _json_object(content: bytes, what: str) -> dict[str, object]:
+    """Raises: InvalidReply if `content` is no JSON object."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -291,33 +256,21 @@ def _json_object(content: bytes, what: str) -> dict[str, Any]:
     return body
 
 
-def _check_error(body: dict[str, Any]) -> None:
-    """Raises: what `failure_from_body` says where a 200 carries an error."""
-    if body.get("error"):
-        code = body["error"].get("code") if isinstance(body["error"], dict) else None
-        raise failure_from_body(code if isinstance(code, int) and 400 <= code < 600 else None, body)
+def _check_error(body: dict[str, object]) -> None:
+    """Raises: what `failure_from_body` says if a 200 carries an error."""
+    error = body.get("error") or (body if body.get("object") == "error" else None)
+    if error:
+        code = str(error.get("code") if isinstance(error, dict) else None)
+        is_status = re.fullmatch("[45][0-9]{2}", code) is not None
+        raise failure_from_body(int(code) if is_status else None, {"error": error})
 
 
-def _told_usage(body: dict[str, Any]) -> Usage | None:
-    """Whatever else `body` holds; None where it tells none that can be true."""
-    try:
-        return _Usage.model_validate(body.get("usage")).record()
-    except ValidationError:
-        return None
-
-
-def _check_refusal(text: _Text) -> None:
+def _check_refusal(text: Text) -> None:
     if text.refusal:
         raise AnswerWithheld(f"the model refused: {text.refusal}")
 
 
 def _check_text(text: str) -> None:
-    """JSON can spell half of a surrogate pair, which no UTF-8 can hold: not a trace, not a reply."""
+    """Raises: InvalidReply for half of a surrogate pair, which JSON can spell but no UTF-8 text can hold."""
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidReply("the reply's text is not valid Unicode")
-
-
-def _where(error: ValidationError) -> str:
-    """Field and fault of the first failure, without the input, which might be long or hold the key."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"

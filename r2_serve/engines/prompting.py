@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from r2_serve.engines.roles import INSTRUCTION_ROLES, has_instructions, without_instruction_roles
 from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.types import Message
 
@@ -52,17 +53,10 @@ def check_chat_template(tokenizer: Tokenizer, path: str) -> None:
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int) -> list[int]:
     """Token ids of the rendered conversation, up to where the reply begins.
 
-    `developer` messages are rendered as `system`, the name that chat templates know.
-
-    Raises: EngineRefused where the template refuses the roles, a word is not in the vocabulary, or no token of the
+    Raises: EngineRefused if the template refuses the roles, a word is not in the vocabulary, or no token of the
     context is left for a reply.
     """
-    chat = [{"role": "system" if m.role == "developer" else m.role, "content": m.content} for m in messages]
-    try:
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    except TemplateError as e:
-        raise EngineRefused(f"the model's chat template refuses this conversation: {e}") from e
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(_rendered(tokenizer, messages), add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise EngineRefused(f"this model's vocabulary does not have {_unknown_words(tokenizer, messages)}")
     if len(ids) >= context_tokens:
@@ -70,6 +64,28 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens
             f"the prompt has {len(ids)} tokens; the model's context of {context_tokens} leaves none for a reply"
         )
     return ids
+
+
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The conversation as text. Where the template refuses or drops a system message, the user message carries it."""
+    try:
+        text = _templated(tokenizer, messages)
+    except EngineRefused:
+        if not has_instructions(messages):
+            raise
+    else:
+        if all(m.content.strip() in text for m in messages if m.role in INSTRUCTION_ROLES):
+            return text
+    return _templated(tokenizer, without_instruction_roles(messages))
+
+
+def _templated(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """`developer` messages are rendered as `system`, the name that chat templates know. Raises: EngineRefused."""
+    chat = [{"role": "system" if m.role == "developer" else m.role, "content": m.content} for m in messages]
+    try:
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    except TemplateError as e:
+        raise EngineRefused(f"the model's chat template refuses this conversation: {e}") from e
 
 
 def _unknown_words(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:

@@ -127,11 +127,6 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
         AnswerWithheld,
         "I will not",
     ),
-    "negative usage": (
-        said(completion(usage={"prompt_tokens": -1, "completion_tokens": 2})),
-        InvalidReply,
-        "prompt_tokens",
-    ),
     "400": (said(ERROR, 400), EngineRefused, "400: bad key"),
     "400 with half a character": (
         Script(status=400, body=[rb'{"error": "half of \ud83d"}']),
@@ -143,6 +138,41 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "408": (said(ERROR, 408), NotStarted, "408"),
     "409": (said(ERROR, 409), NotStarted, "409"),
     "429": (said(ERROR, 429), NotStarted, "429"),
+    "quota by its type": (
+        said({"error": {"message": "pay", "type": "insufficient_quota", "code": None}}, 429),
+        EngineRefused,
+        "pay",
+    ),
+    "quota in a 200": (
+        said({"error": {"message": "pay", "type": "insufficient_quota"}}),
+        EngineRefused,
+        "pay",
+    ),
+    "status as a text in a 200": (
+        said({"error": {"message": "slow down", "code": "429"}}),
+        NotStarted,
+        "429: slow down",
+    ),
+    "error object of vLLM": (
+        said({"object": "error", "message": "too long", "code": 400}),
+        EngineRefused,
+        "400: too long",
+    ),
+    "error of a choice": (
+        said({"choices": [{"message": {"content": "fo"}, "error": {"code": 502, "message": "gone"}}]}),
+        EngineUnavailable,
+        "502: gone",
+    ),
+    "filtered by Gemini": (
+        said(completion(finish_reason="SAFETY", message={"content": None})),
+        AnswerWithheld,
+        "SAFETY",
+    ),
+    "image part": (
+        said(completion(message={"content": [{"type": "image_url", "image_url": {}}]})),
+        InvalidReply,
+        "message.content",
+    ),
     "quota": (said({"error": {"message": "pay", "code": "insufficient_quota"}}, 429), EngineRefused, "pay"),
     "500": (said(ERROR, 500), EngineUnavailable, "500"),
     "529": (said(ERROR, 529), EngineUnavailable, "529"),
@@ -182,6 +212,31 @@ STREAM_FAULTS: dict[str, tuple[list[bytes], type[EngineError], str, str]] = {
     "html page": ([b"<html>oops</html>\n\n"], InvalidReply, "ended before", ""),
     "filtered": (sse(chunk("fo"), chunk(None, "content_filter")), AnswerWithheld, "content_filter", "fo"),
     "unknown finish reason": (sse(chunk("fo"), chunk(None, "tired")), InvalidReply, "tired", "fo"),
+    "quota event": (
+        sse(chunk("fo"), {"error": {"message": "pay", "type": "insufficient_quota"}}),
+        EngineRefused,
+        "pay",
+        "fo",
+    ),
+    "error event of vLLM": (
+        sse(chunk("fo"), {"object": "error", "message": "busy", "code": 503}, "[DONE]"),
+        EngineUnavailable,
+        "503: busy",
+        "fo",
+    ),
+    "error of OpenRouter within a choice": (
+        sse(chunk("fo"), {"choices": [{"delta": {}, "error": {"code": 502, "message": "gone"}}]}),
+        EngineUnavailable,
+        "502: gone",
+        "fo",
+    ),
+    "filtered by Gemini": (sse(chunk("fo"), chunk(None, "SAFETY")), AnswerWithheld, "SAFETY", "fo"),
+    "finish reason that never comes": (
+        sse(chunk("fo", ""), chunk("ur", "null"), "[DONE]"),
+        InvalidReply,
+        "ended before",
+        "four",
+    ),
     "choices of another type": (sse({"choices": "four"}), InvalidReply, "choices", ""),
 }
 

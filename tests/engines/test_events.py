@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2_serve.engines.events import EventReader
+from r2_serve.engines import events
+from r2_serve.engines.events import EventReader, EventStreamError
 
 
 def read(chunks: list[bytes]) -> list[str]:
@@ -63,5 +64,13 @@ def test_reader_agrees_with_the_standard_for_any_stream_and_any_cuts(text: str, 
 
 
 def test_stream_that_is_not_utf_8_is_an_error() -> None:
-    with pytest.raises(UnicodeDecodeError):
+    with pytest.raises(EventStreamError, match="not UTF-8"):
         read([b"data: \xff\n\n"])
+
+
+@pytest.mark.parametrize("piece", [b"x" * 1000, b"data: " + b"x" * 1000 + b"\n"])
+def test_an_endless_line_or_event_is_an_error(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_EVENT_CHARS", 10_000)
+    assert read([b"data: " + b"x" * 9_000 + b"\n\n"] * 3) == ["x" * 9_000] * 3
+    with pytest.raises(EventStreamError, match="longer than 10000 characters"):
+        read([piece] * 20)

@@ -1,0 +1,177 @@
+"""The parts of replies and stream chunks that are read, for hosted engines and for clients of our own endpoint.
+
+What would change the answer is checked strictly. Everything else is tolerated: null in place of a list, unknown
+fields, token counts and log-probabilities that make no sense.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+from r2_serve.errors import AnswerWithheld, InvalidReply
+from r2_serve.types import FinishReason, Usage
+
+MAX_TOKENS = 10**9
+"""The largest token count that is believed."""
+UNFINISHED = frozenset({"", "null", "none"})
+"""Texts that some servers send as `finish_reason` in place of null."""
+_FINISH_REASONS: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end", "end_turn", "complete"), "stop"),
+    **dict.fromkeys(("stop_sequence", "stop_token", "finish_reason_stop"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length", "max_output_tokens"), "length"),
+    **dict.fromkeys(("model_context_window_exceeded", "finish_reason_max_tokens"), "length"),
+}
+"""OpenAI's finish reason for each one that servers are known to send, in lower case."""
+_WITHHELD = frozenset(
+    {"content_filter", "content_filtered", "tool_calls", "tool_use", "function_call", "refusal", "safety"}
+    | {"recitation", "blocklist", "prohibited_content", "spii", "sensitive", "guardrail_intervened"}
+)
+_THOUGHT_PARTS = frozenset({"thinking", "reasoning"})
+T = TypeVar("T")
+
+
+def _none_if_odd(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+def _empty_if_null(value: object) -> object:
+    return [] if value is None else value
+
+
+def _joined_parts(content: object) -> object:
+    """The text of a content that comes as a list of text parts and thoughts; anything else unchanged."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind not in _THOUGHT_PARTS:
+            return content
+    return "".join(texts)
+
+
+Tolerated = Annotated[T | None, WrapValidator(_none_if_odd)]
+Count = Tolerated[Annotated[int, Field(ge=0, le=MAX_TOKENS)]]
+
+
+class Part(BaseModel):
+    """Base of what is read: strictly typed, with the fields that are used and no others."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Tokens(Part):
+    """`usage`. A count is None if the provider reports none that can be true."""
+
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+
+    def whole(self) -> Usage | None:
+        """Both counts; None if one is missing."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
+    def completed(self, estimate: Usage) -> Usage:
+        """These counts, with each missing one taken from `estimate`."""
+        return estimate.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class Text(Part):
+    """`message` or `delta`."""
+
+    content: Annotated[str | None, BeforeValidator(_joined_parts)] = None
+    refusal: str | None = None
+
+
+class ChunkChoice(Part):
+    """`choices[0]` of a chunk. Azure sends some without a delta."""
+
+    delta: Text | None = None
+    finish_reason: str | None = None
+    error: object = None
+
+
+class _GroqExtras(Part):
+    usage: Tolerated[Tokens] = None
+
+
+class Reported(Part):
+    """What both a whole reply and a chunk report of the call."""
+
+    usage: Tolerated[Tokens] = None
+    x_groq: Tolerated[_GroqExtras] = None
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """`usage`, which Groq puts into `x_groq`; None if there is none."""
+        return self.usage or (self.x_groq.usage if self.x_groq else None)
+
+
+class Chunk(Reported):
+    """One event of a streamed reply."""
+
+    choices: Annotated[list[ChunkChoice], BeforeValidator(_empty_if_null)] = []
+    error: object = None
+
+
+class _TokenLogprob(Part):
+    logprob: float = Field(allow_inf_nan=False)
+
+
+class Logprobs(Part):
+    content: list[_TokenLogprob] | None = None
+
+
+class Choice(Part):
+    """`choices[0]` of a whole reply."""
+
+    message: Text
+    finish_reason: str | None = None
+    logprobs: Tolerated[Logprobs] = None
+    error: object = None
+
+
+class ChatCompletion(Reported):
+    """A whole reply."""
+
+    choices: list[Choice] = Field(min_length=1)
+
+
+def is_finished(reason: str | None) -> bool:
+    """Whether a chunk's `finish_reason` ends the reply."""
+    return reason is not None and reason.strip().lower() not in UNFINISHED
+
+
+def parse_finish_reason(reason: str | None) -> FinishReason:
+    """OpenAI's name of `reason`.
+
+    Raises: AnswerWithheld for a filtered reply or a tool call, InvalidReply for anything unknown.
+    """
+    known = (reason or "").strip().lower()
+    if known in _WITHHELD:
+        raise AnswerWithheld(f"the provider gave no answer: finish_reason {reason}")
+    if known not in _FINISH_REASONS:
+        raise InvalidReply(f"unknown finish_reason {str(reason)[:40]!r}")
+    return _FINISH_REASONS[known]
+
+
+def first_fault(error: ValidationError) -> str:
+    """Field and fault of the first failure, without the input, which might be long or hold a key."""
+    fault = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'the body'}: {fault['msg']}"
