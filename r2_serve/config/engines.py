@@ -43,7 +43,9 @@ def _is_number(section: type[BaseModel], name: str) -> bool:
     return bool(kinds & {int, float, Decimal}) and bool not in kinds
 
 
-_CALLS = re.compile(r"/(chat/completions|completions|responses|embeddings|messages|models)/*$")
+_CALLS = re.compile(
+    r"(/openai/deployments/[^/]+)?/(chat/completions|completions|responses|embeddings|messages|models)/*$"
+)
 
 
 def _is_address(url: str) -> str:

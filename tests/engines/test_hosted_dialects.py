@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -171,7 +172,7 @@ def plain(**changes: Any) -> Script:
     [
         ({"prompt_tokens": 7, "completion_tokens": None}, Usage(prompt_tokens=7, completion_tokens=1)),
         ({"prompt_tokens": None, "completion_tokens": 2}, Usage(prompt_tokens=3, completion_tokens=2)),
-        ({"prompt_tokens": -1, "completion_tokens": 10**12}, Usage(prompt_tokens=3, completion_tokens=1)),
+        ({"prompt_tokens": -1, "completion_tokens": 10**400}, Usage(prompt_tokens=3, completion_tokens=1)),
         ({"prompt_tokens": "7", "completion_tokens": [2]}, Usage(prompt_tokens=3, completion_tokens=1)),
         ({}, Usage(prompt_tokens=3, completion_tokens=1)),
         ("many", Usage(prompt_tokens=3, completion_tokens=1)),
@@ -211,7 +212,16 @@ async def test_thinking_model_that_ran_out_of_tokens_gives_an_empty_answer(
 
 
 @pytest.mark.parametrize(
-    "logprobs", [None, {}, {"content": None}, {"content": [{"logprob": None}]}, {"tokens": ["four"]}, "none"]
+    "logprobs",
+    [
+        None,
+        {},
+        {"content": None},
+        {"content": [{"logprob": None}]},
+        {"content": [{"logprob": math.nan}]},
+        {"tokens": ["four"]},
+        "none",
+    ],
 )
 async def test_odd_logprobs_do_not_cost_the_answer(logprobs: object) -> None:
     reply, _ = await answered(plain(logprobs=logprobs))

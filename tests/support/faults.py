@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -140,8 +139,6 @@ PLAIN: dict[str, Fault] = {
     ),
     "missing finish_reason": told(wrong(finish_reason=None)),
     "unknown finish_reason": told(wrong(finish_reason="tired")),
-    "a logprob that is no number": told(wrong(logprobs={"content": [{"logprob": math.nan}]})),
-    "usage beyond belief": Fault(wrong(usage=usage_of(10**400)), INVALID),
     "filtered": told(wrong(finish_reason="content_filter"), REFUSED, 1),
     "filtered, no usage": Fault(wrong(finish_reason="content_filter", usage=None), REFUSED, 1),
     "tool calls": told(
