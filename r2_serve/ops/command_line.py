@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import typer
 
 from r2_serve.errors import R2Error
-
-T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 DEFAULT_CONFIG = Path("serve_config.yaml")
@@ -51,24 +48,21 @@ def fail(message: str, *, program: str = "r2-serve", status: int = 1) -> NoRetur
 
 @contextmanager
 def plain_errors(program: str = "r2-serve", *, interrupted: str = "interrupted") -> Iterator[None]:
-    """Print an error of ours as one message without a traceback; ctrl-C ends the command with status 130."""
+    """Print an error of ours, or of a file, as one message without a traceback; ctrl-C ends with status 130."""
     try:
         yield
     except R2Error as e:
         fail(e.message, program=program)
+    except OSError as e:
+        if e.filename is None:
+            raise
+        fail(f"{e.filename}: {e.strerror}", program=program)
     except KeyboardInterrupt:
         fail(interrupted, program=program, status=INTERRUPTED)
 
 
-def run(work: Coroutine[object, object, T]) -> T:
-    """Run `work`, which a second start continues, to its end under `plain_errors`."""
-    with plain_errors(interrupted=RESUMES):
-        return asyncio.run(work)
-
-
 def replace_unprintable_characters() -> None:
-    """Let standard output print `?` for characters that its encoding lacks, instead of failing (ASCII
-    terminals)."""
+    """Let output print `?` for characters that its encoding lacks, such as on ASCII terminals."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

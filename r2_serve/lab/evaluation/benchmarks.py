@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from r2_serve.grading.rows import Benchmark, BenchmarkError, Task, task_of
 from r2_serve.lab.domains import scan, words
@@ -31,6 +31,8 @@ _SCAN_SPLITS = ("train", "simple", "length")
 _HUB = "hf:"
 NUM_WORDS = 1000
 """Generated word problems of a split."""
+
+Split = Literal["all", "development", "test"]
 
 Located = tuple[str, Mapping[str, object]]
 """The place of a row ("file:line"), and the row."""

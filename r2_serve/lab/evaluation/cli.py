@@ -1,32 +1,24 @@
-"""`r2-serve eval` and `r2-serve sandbox`: typer sub-apps. Heavy imports wait for the command that needs them."""
+"""`r2-serve eval` and `r2-serve sandbox`. Heavy imports wait for the command that needs them."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, Literal
 
 import typer
 
 from r2_serve import EMBEDDED_CONFIG
-from r2_serve.ops.command_line import ConfigOption, KeyOption, SetAsideOption, fail, plain_errors
-from r2_serve.ops.command_line import run as finish
+from r2_serve.grading.rows import Benchmark
+from r2_serve.lab.evaluation.benchmarks import Split
+from r2_serve.ops.command_line import RESUMES, ConfigOption, KeyOption, SetAsideOption, fail, plain_errors
 
-if TYPE_CHECKING:
-    from r2_serve.grading.rows import Benchmark
-    from r2_serve.lab.evaluation.manifest import Split
-    from r2_serve.lab.evaluation.session import EvalRequest
-
-Name = TypeVar("Name", bound=str)
 eval_app = typer.Typer(
     help="Run benchmarks against the router and its baselines, grade, report.", no_args_is_help=True
 )
-sandbox_app = typer.Typer(help="Run Python that nobody has read.", no_args_is_help=True)
-
-SPLITS: tuple[Split, ...] = ("all", "development", "test")
-BENCHMARKS = "math, csqa, p3, scan, champ, musique or words"
+sandbox_app = typer.Typer(help="Run Python that a model wrote.", no_args_is_help=True)
 
 
 def _usd(text: str) -> Decimal:
@@ -36,7 +28,7 @@ def _usd(text: str) -> Decimal:
         raise typer.BadParameter(f"{text!r} is not an amount") from e
 
 
-BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help=f"{BENCHMARKS}.")]
+BenchmarkOption = Annotated[Benchmark, typer.Option("--benchmark", "-b", help="The benchmark.")]
 PolicyOption = Annotated[
     list[str], typer.Option("--policy", "-p", help="Repeatable; r2, single:MODEL, cot:MODEL, ..., or all.")
 ]
@@ -44,11 +36,10 @@ DataOption = Annotated[
     str, typer.Option("--data", "-d", help="Official file or directory, hf:NAME, or a generated split.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Tasks, drawn by id; default: all of the split.")
+    int | None, typer.Option(min=1, help="Number of tasks, drawn by id; default: all of the split.")
 ]
 SplitOption = Annotated[
-    str | None,
-    typer.Option(help="By task id: all, development, test. Default: test; all of a generated split."),
+    Split | None, typer.Option(help="A side by task id; default: test, but all of a generated split.")
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")
@@ -77,18 +68,18 @@ def run(
     at_once: Annotated[int, typer.Option(min=1, help="(policy, task) pairs under way.")] = 32,
     max_cost_usd: Annotated[
         Decimal | None,
-        typer.Option(parser=_usd, metavar="USD", help="Stop there; earlier runs of DIR count."),
+        typer.Option(parser=_usd, metavar="USD", help="Stop at this cost, earlier runs of DIR included."),
     ] = None,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Ask again where there was no answer.")
+        bool, typer.Option("--retry-errors", help="Ask again the tasks that got no answer.")
     ] = False,
     tau: Annotated[
         float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")
     ] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of every draw that a policy makes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every draw that a policy makes.")] = 0,
     set_aside: SetAsideOption = False,
     engine: Annotated[
-        str, typer.Option(help="asyncio, or ray-data (Ray Data on the cluster; needs --url).")
+        Literal["asyncio", "ray-data"], typer.Option(help="ray-data: Ray Data on the cluster; needs --url.")
     ] = "asyncio",
 ) -> None:
     """Answer and grade tasks under one or more policies; killed at any time, the same command goes on.
@@ -97,37 +88,42 @@ def run(
 
     \b
     Example:  r2-serve eval run -b scan -d length -p r2 -p single:scan-168k --limit 200 --out runs/scan
-              r2-serve eval run -b math -d MATH/test -p all --url http://127.0.0.1:8000/v1 -c serve_config.yaml --out runs/math
+              r2-serve eval run -b math -d MATH/test -p all -c serve_config.yaml --out runs/math
               r2-serve eval report runs/scan
     """
+    from rich.console import Console
+
     from r2_serve.lab.evaluation.policies import PolicyConfig
     from r2_serve.lab.evaluation.runner import RunOptions
-    from r2_serve.lab.evaluation.session import EvalRequest
+    from r2_serve.lab.evaluation.session import EvalRequest, run_session
 
-    request = EvalRequest.model_validate(
-        {
-            "benchmark": _chosen(benchmark, "benchmark", _benchmarks()),
-            "policies": tuple(policy),
-            "data": data,
-            "out": out,
-            "limit": limit,
-            "split": None if split is None else _chosen(split, "split", SPLITS),
-            "config": config,
-            "url": url,
-            "api_key": api_key,
-            "virtual_model": model,
-            "seed": seed,
-            "engine": _chosen(engine, "engine", ("asyncio", "ray-data")),
-            "policy_config": PolicyConfig(tau=tau),
-            "options": RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),
-            "set_aside_other_run": set_aside,
-        }
+    request = EvalRequest(
+        benchmark=benchmark,
+        policies=tuple(policy),
+        data=data,
+        out=out,
+        limit=limit,
+        split=split,
+        config=config,
+        url=url,
+        api_key=api_key,
+        virtual_model=model,
+        seed=seed,
+        engine=engine,
+        policy_config=PolicyConfig(tau=tau),
+        options=RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),
+        set_aside_other_run=set_aside,
     )
-    _run(request)
+    with plain_errors(interrupted=RESUMES):
+        standing = asyncio.run(run_session(request, Console(markup=False)))
+    if standing.stopped_because is not None:
+        fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
+    typer.echo(f"done: {standing.num_done} rows, {standing.num_failed} failed.", nl=False)
+    typer.echo(f" Now: r2-serve eval report {out}")
 
 
 @eval_app.command()
-def grade(benchmark: Annotated[str, typer.Argument(help=f"{BENCHMARKS}.")]) -> None:
+def grade(benchmark: Annotated[Benchmark, typer.Argument(help="The benchmark.")]) -> None:
     """Grade JSONL rows from standard input to JSONL verdicts on standard output, without any model.
 
     \b
@@ -138,17 +134,18 @@ def grade(benchmark: Annotated[str, typer.Argument(help=f"{BENCHMARKS}.")]) -> N
     from r2_serve.grading.graders import grade_lines
 
     with plain_errors():
-        counts = grade_lines(_chosen(benchmark, "benchmark", _benchmarks()), sys.stdin, sys.stdout)
-    typer.echo(
-        ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no rows", err=True
-    )
+        counts = grade_lines(benchmark, sys.stdin, sys.stdout)
+    told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    typer.echo(told or "no rows", err=True)
 
 
 @eval_app.command()
 def export(
     benchmark: BenchmarkOption,
     data: DataOption,
-    file_format: Annotated[str, typer.Option("--format", "-f", help="lm-eval or inspect.")],
+    file_format: Annotated[
+        Literal["lm-eval", "inspect"], typer.Option("--format", "-f", help="The tool that will read them.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the files.")],
     limit: LimitOption = None,
     split: SplitOption = None,
@@ -156,24 +153,20 @@ def export(
         str, typer.Option("--model", "-m", help="Model named in the command that is printed.")
     ] = "r2",
 ) -> None:
-    """Write tasks for lm-evaluation-harness or inspect-ai: the rows that `eval run` takes, scored by the same rules.
+    """Write tasks for lm-evaluation-harness or inspect-ai: the rows of `eval run`, scored by the same rules.
 
     \b
-    Example:  r2-serve eval export -b scan -d length --limit 200 --format lm-eval --out export/lm-eval -m r2-scan
+    Example:  r2-serve eval export -b scan -d length --limit 200 --format lm-eval --out export -m r2-scan
     """
-    from r2_serve.lab.evaluation.export import FORMATS, command
-    from r2_serve.lab.evaluation.export import export as write
+    from r2_serve.lab.evaluation import export as exporting
     from r2_serve.lab.evaluation.session import select_tasks
 
-    name = _chosen(benchmark, "benchmark", _benchmarks())
-    form = _chosen(file_format, "format", FORMATS)
     with plain_errors():
-        tasks, _ = select_tasks(name, data, None if split is None else _chosen(split, "split", SPLITS), limit)
-        paths = write(tasks, form, out)
-    typer.echo(
-        f"{len(tasks)} tasks written: {', '.join(map(str, paths))}\nnow, with an endpoint on port 8000:\n"
-    )
-    typer.echo(command(form, name, out, model))
+        tasks, _ = select_tasks(benchmark, data, split, limit)
+        paths = exporting.export(tasks, file_format, out)
+    typer.echo(f"{len(tasks)} tasks written: {', '.join(map(str, paths))}")
+    typer.echo("now, with an endpoint on port 8000:\n")
+    typer.echo(exporting.command(file_format, benchmark, out, model))
 
 
 @eval_app.command()
@@ -199,9 +192,9 @@ def report(
     """
     from rich.console import Console
 
-    try:
-        from r2_serve.lab.evaluation.session import write_reports
+    from r2_serve.lab.evaluation.session import write_reports
 
+    try:
         with plain_errors():
             written = write_reports(
                 directories, html, json_out, Console(markup=False), reference=reference, is_brief=brief
@@ -217,12 +210,12 @@ def sandbox_run(
     timeout: Annotated[float, typer.Option(min=0.1, help="Wall-clock seconds.")] = 10.0,
     allow_unsandboxed: Annotated[
         bool,
-        typer.Option(
-            "--allow-unsandboxed", help="Run even without bubblewrap: the program can do what you can."
-        ),
+        typer.Option("--allow-unsandboxed", help="Run without bubblewrap: the program can do what you can."),
     ] = False,
 ) -> None:
-    """Run a program in the sandbox that grades model-written code. Exit status: the program's; 124 at the timeout; 125 for anything else.
+    """Run a program in the sandbox that grades model-written code.
+
+    The exit status is the program's own, 124 at the timeout, and 125 if it ended in another way.
 
     \b
     Example:  echo 'print(6 * 7)' | r2-serve sandbox run -
@@ -233,40 +226,13 @@ def sandbox_run(
         code = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         fail(f"{file} cannot be read: {e}")
-    result = finish(run_python(code, timeout_s=timeout, allow_unsandboxed=allow_unsandboxed))
+    with plain_errors():
+        result = asyncio.run(run_python(code, timeout_s=timeout, allow_unsandboxed=allow_unsandboxed))
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     if result.status != "ok":
-        typer.echo(
-            f"r2-serve: the program ended as {result.status} after {result.duration_s:.1f} s", err=True
-        )
+        ended = f"the program ended as {result.status} after {result.duration_s:.1f} s"
+        typer.echo(f"r2-serve: {ended}", err=True)
     codes = {"ok": 0, "timeout": 124, "failed": result.exit_code}
     exit_code = codes.get(result.status, 125)
     raise typer.Exit(125 if exit_code is None or not 0 <= exit_code < 256 else exit_code)
-
-
-def _run(request: EvalRequest) -> None:
-    from rich.console import Console
-
-    from r2_serve.lab.evaluation.session import run_session
-
-    standing = finish(run_session(request, Console(markup=False)))
-    if standing.stopped_because is not None:
-        fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
-    typer.echo(
-        f"done: {standing.num_done} rows, {standing.num_failed} failed. Now: r2-serve eval report {request.out}"
-    )
-
-
-def _benchmarks() -> tuple[Benchmark, ...]:
-    from r2_serve.grading.rows import BENCHMARKS as names
-
-    return names
-
-
-def _chosen(value: str, what: str, known: Sequence[Name]) -> Name:
-    """`value` as one of `known`, or the end of the command."""
-    chosen = next((name for name in known if name == value), None)
-    if chosen is None:
-        fail(f"unknown {what} {value!r}; choose {', '.join(known)}")
-    return chosen

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
 from r2_serve.grading.rows import Benchmark, Task
+from r2_serve.lab.evaluation.benchmarks import Split
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.rows import ROWS
@@ -31,7 +32,6 @@ from r2_serve.types import ModelCard, ModelGroup, Record
 MANIFEST = "run.json"
 HOSTED_KINDS = ("openai", "azure")
 """Kinds of engines that send bills."""
-Split = Literal["all", "development", "test"]
 
 
 class PoolModel(Record):

@@ -29,12 +29,11 @@ from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Benchmark, Task
 from r2_serve.lab.evaluation.asker import Asker, HttpAsker, InProcessAsker
-from r2_serve.lab.evaluation.benchmarks import is_generated, load_tasks, sample_tasks, split_tasks
+from r2_serve.lab.evaluation.benchmarks import Split, is_generated, load_tasks, sample_tasks, split_tasks
 from r2_serve.lab.evaluation.desk import EvalPolicy, Setting
 from r2_serve.lab.evaluation.manifest import (
     HOSTED_KINDS,
     Manifest,
-    Split,
     config_sha256,
     data_sha256,
     default_virtual_model,

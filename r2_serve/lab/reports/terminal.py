@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from itertools import zip_longest
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
@@ -27,14 +28,23 @@ def usd(amount: Decimal) -> str:
 
 
 def figures_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_texts: int = 1, title: str | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    num_texts: int = 1,
+    title: str | None = None,
+    caption: str | None = None,
+    styles: Sequence[str] = (),
 ) -> Table:
-    """A table whose first `num_texts` columns are left-aligned and whose cells are never cut."""
-    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    """A table whose first `num_texts` columns are left-aligned and whose cells are never cut.
+
+    `styles` gives the style of each row, such as "bold"; without it all rows are plain.
+    """
+    table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < num_texts else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
+    for row, style in zip_longest(rows, styles):
+        table.add_row(*row, style=style)
     return table
 
 

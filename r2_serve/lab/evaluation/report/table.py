@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +15,7 @@ from rich.text import Text
 from r2_serve.lab.evaluation.policies import R2
 from r2_serve.lab.evaluation.report import cells
 from r2_serve.lab.evaluation.report.figures import PolicyReport, RunReport
-from r2_serve.lab.reports.terminal import usd
+from r2_serve.lab.reports.terminal import figures_table, usd
 
 NAME_CHARS = 21
 """Characters of a policy's name on one line."""
@@ -35,32 +34,21 @@ def print_report(report: RunReport, console: Console, *, is_brief: bool = False)
 
 def print_overview(reports: Sequence[RunReport], console: Console) -> None:
     """Print several runs, a line for each."""
-    console.print(figures_table(cells.OVERVIEW_COLUMNS, map(cells.overview_row, reports)))
+    console.print(_table(cells.OVERVIEW_COLUMNS, map(cells.overview_row, reports)))
     console.print(Text("r2's cost: in % of the reference's total cost\n"))
 
 
-def figures_table(
+def _table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
-    styles: Sequence[str] = (),
     caption: str | None = None,
+    styles: Sequence[str] = (),
 ) -> Table:
-    """A table whose first column holds names and the others figures."""
-    table = Table(
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        header_style="bold",
-        caption=caption,
-        caption_justify="left",
-    )
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for i, (name, *figures) in enumerate(rows):
-        table.add_row(broken_name(name), *figures, style=styles[i] if styles else "")
+    """A table without outer edges, for which 80 columns have no room; the first column holds names."""
+    broken = ((broken_name(name), *figures) for name, *figures in rows)
+    table = figures_table(columns, broken, caption=caption, styles=styles)
+    table.show_edge = table.pad_edge = False
     return table
 
 
@@ -93,12 +81,12 @@ def accuracy_table(
         for policy in policies
     ]
     columns = ("policy", "accuracy", "95 % CI", "total", "% of ref", "workers", "API")
-    return figures_table(columns, rows, styles=styles, caption=caption)
+    return _table(columns, rows, styles=styles, caption=caption)
 
 
 def usage_table(policies: Sequence[PolicyReport]) -> Table:
     """Calls, tokens, latency and plans of each policy."""
-    return figures_table(
+    return _table(
         ("policy", "calls", "tokens", "p50 s", "p95 s", "steps", "width", "depth", "router"),
         [
             (*cells.usage_cells(policy), cells.relative(policy.router_cost_usd, policy.total_cost_usd))
@@ -110,7 +98,7 @@ def usage_table(policies: Sequence[PolicyReport]) -> Table:
 
 def models_table(policies: Iterable[PolicyReport]) -> Table:
     """What each model did; the name of each policy stands on a line above its models."""
-    table = figures_table(cells.MODEL_COLUMNS[1:], ())
+    table = _table(cells.MODEL_COLUMNS[1:], ())
     for policy, *row in cells.model_rows(policies):
         if policy:
             table.add_row(Text(broken_name(policy), style="bold"))
@@ -129,9 +117,9 @@ def _tables(report: RunReport) -> Iterator[Table]:
         counts = [
             (policy.policy, *(str(policy.statuses[status] or "-") for status in found)) for policy in policies
         ]
-        yield figures_table(("policy", *found), counts)
+        yield _table(("policy", *found), counts)
     if report.comparisons:
-        yield figures_table(cells.COMPARISON_COLUMNS, cells.comparison_rows(report))
+        yield _table(cells.COMPARISON_COLUMNS, cells.comparison_rows(report))
     yield models_table(policies)
 
 
