@@ -72,14 +72,21 @@ class Workload(Config):
 
 
 def load_workload(path: Path) -> Workload:
-    """The workload at `path`; its file names are relative to it. Raises: ConfigError listing every error."""
+    """The workload at `path`; its file names are relative to it.
+
+    The first request is drawn, so that an unreadable data file is found before a run claims a directory.
+
+    Raises: ConfigError listing every error; BenchmarkError.
+    """
     workload = read_file(path, Workload)
     arrivals, tasks = workload.arrivals, workload.tasks
     if isinstance(arrivals, TraceArrivals):
         arrivals = arrivals.model_copy(update={"path": str(path.parent / arrivals.path)})
     if isinstance(tasks, BenchmarkTasks) and (path.parent / tasks.dataset).exists():
         tasks = tasks.model_copy(update={"dataset": str(path.parent / tasks.dataset)})
-    return workload.model_copy(update={"arrivals": arrivals, "tasks": tasks})
+    workload = workload.model_copy(update={"arrivals": arrivals, "tasks": tasks})
+    next(workload.requests(), None)
+    return workload
 
 
 def _as_long_as(task: DrawnTask, row: TraceRow) -> DrawnTask:

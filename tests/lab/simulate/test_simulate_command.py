@@ -93,6 +93,21 @@ def test_without_rows_the_figures_are_the_same_and_no_run_is_written_over(tmp_pa
     assert _figures(read_summary(out)) == _figures(whole)
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"TIMESTAMP\n1\n"])
+def test_trace_that_cannot_be_read_leaves_the_run_directory_unclaimed(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    trace = "arrivals: {kind: trace, path: trace.csv, format: azure}\n"
+    shapes = "tasks: {kind: synthetic, shapes: [{waves: [{model: small, count: 1, words: [4, 8]}]}]}\n"
+    (tmp_path / "traced.yaml").write_text(f"name: traced\n{trace}{shapes}")
+    if content is not None:
+        (tmp_path / "trace.csv").write_bytes(content)
+    files = [str(tmp_path / "traced.yaml"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["simulate", *files])
+    assert result.exit_code == 1 and "trace.csv" in result.output, result.output
+    assert not (tmp_path / "run").exists()
+
+
 def _figures(summary: LoadSummary) -> dict[str, object]:
     return summary.model_dump(exclude={"info"})
 
