@@ -1,4 +1,7 @@
-"""`r2-train`: the training pipeline, a command per stage. Torch and TRL are imported by the command that needs them."""
+"""The command `r2-train`: the training pipeline, with one command per stage.
+
+Each command imports torch and TRL only if it needs them.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from r2_serve.ops.command_line import RESUMES, plain_errors, replace_unprintable_characters
 
 if TYPE_CHECKING:
+    from r2_serve.types import Record
     from r2_train.run import TrainingRun
 
 app = typer.Typer(
-    help="R2 training: collect plans, search allocations, SFT, alternating GRPO; and the embedded models from nothing.",
+    help="Train routers: collect plans, search allocations, SFT, alternating GRPO; or pretrain tiny models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Example: r2-train retrain --domain scan --out runs/retrain",
@@ -33,14 +37,14 @@ class Domain(StrEnum):
 
 
 class Styles(StrEnum):
-    """What plans a decomposer is trained on."""
+    """The plans that a decomposer is trained on."""
 
     mixed = "mixed"
     reference = "reference"
 
 
 class ModuleName(StrEnum):
-    """What is trained."""
+    """The module that is trained."""
 
     decomposer = "decomposer"
     allocator = "allocator"
@@ -57,7 +61,7 @@ ModuleOption = Annotated[ModuleName, typer.Option("--module", help="decomposer o
 
 @app.callback()
 def _at_start() -> None:
-    """Before any command: output fits any terminal."""
+    """Makes the output of every command fit any terminal."""
     replace_unprintable_characters()
 
 
@@ -134,13 +138,16 @@ def adapter(
     config: ConfigOption,
     out: OutOption,
     module: ModuleOption,
-    name: Annotated[str, typer.Option(help="Of the adapter; never used again, as engines cache by name.")],
-    parent: Annotated[Path, typer.Option(help="Where its directory goes.")] = Path("adapters"),
+    name: Annotated[str, typer.Option(help="Name of the adapter. Never reuse one: engines cache by name.")],
+    parent: Annotated[Path, typer.Option(help="Folder that gets the adapter's directory.")] = Path(
+        "adapters"
+    ),
 ) -> None:
     """Write the best module of a run as an adapter with its manifest, for `r2-serve publish`.
 
     \b
-    Example:  r2-train adapter --module allocator --name alloc-0002 -c r2_train/configs/embedded-scan.yaml -o runs/scan
+    Example:  r2-train adapter --module allocator --name alloc-0002 -c r2_train/configs/embedded-scan.yaml -o
+    runs/scan
               r2-serve publish adapters/alloc-0002 --config serve_config.yaml
     """
     from r2_train.publish import write_module
@@ -158,10 +165,11 @@ def retrain(
     seeds: Annotated[int, typer.Option(min=1, help="Runs per domain, seeds 0, 1, ...")] = 1,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out tasks per split.")] = 1000,
     ship: Annotated[
-        int | None, typer.Option(min=0, help="Then put this seed in place of the shipped checkpoints.")
+        int | None, typer.Option(min=0, help="Seed whose checkpoints then replace the shipped ones.")
     ] = None,
 ) -> None:
-    """The embedded routers from nothing: pretrain, collect, search, SFT, alternate, test. Minutes on two cores.
+    """Train the embedded routers from nothing: pretrain, collect, search, SFT, alternate, test. It takes
+    minutes.
 
     \b
     Example:  r2-train retrain --domain scan --seeds 3
@@ -187,7 +195,7 @@ def retrain(
 def pretrain(
     domain: Annotated[Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")],
     out: Annotated[Path, typer.Option(help="Directory of the checkpoints and manifest.json.")],
-    seed: Annotated[int, typer.Option(help="Of data, weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of data, weights and order.")] = 0,
     only: Annotated[
         str | None, typer.Option(help="Train this model alone; others are read from --out where needed.")
     ] = None,
@@ -196,7 +204,7 @@ def pretrain(
     ] = 1.0,
     styles: Annotated[
         Styles,
-        typer.Option(help="Plans of the decomposer: every style (the base of RL), or reference plans alone."),
+        typer.Option(help="Plans of the decomposer: every style (the base of RL) or reference plans alone."),
     ] = Styles.mixed,
     evaluate: Annotated[
         int,
@@ -232,12 +240,12 @@ def _run(config: Path, out: Path) -> TrainingRun:
 
 
 def _guarded(work: Callable[[], T]) -> T:
-    """Our own errors end the command with their message alone."""
+    """The result of `work`. An error of ours ends the command with its message alone."""
     with plain_errors("r2-train", interrupted=RESUMES):
         return work()
 
 
-def _show(summary: Any) -> None:
+def _show(summary: Record) -> None:
     typer.echo(summary.model_dump_json(indent=2))
 
 

@@ -1,53 +1,61 @@
-"""What a training run may set: every weight, threshold and count with its default, its meaning and where it comes from.
+"""The settings of a training run: every weight, threshold and count with its default, meaning and source.
 
-A run is described by one YAML file (`r2_train/configs/*.yaml` are examples) and lives in one directory. Sources:
-[paper] R2-Reasoner (arXiv 2506.05901), [DoT] Division-of-Thoughts (arXiv 2502.04392), [ours] everything that neither states.
-Unknown keys are errors. TRL's own knobs pass through verbatim under `trainer`.
+One YAML file describes a run (`r2_train/configs/*.yaml` are examples), and one directory holds it. Sources:
+[paper] is R2-Reasoner (arXiv 2506.05901), [DoT] is Division-of-Thoughts (arXiv 2502.04392), [ours] is all
+that neither states. Unknown keys are errors. TRL's own settings pass through verbatim under `trainer`.
 """
 
 from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from r2_serve.config import Config, ScoreWeights
 from r2_serve.grading.rows import Benchmark
 from r2_serve.serve_config.sections import read_file
 from r2_train.launch.stage_run import LaunchConfig
+from r2_train.trainer_fields import known_field
 
 Module = Literal["decomposer", "allocator"]
 MODULES: tuple[Module, ...] = ("decomposer", "allocator")
+SftField = Annotated[str, AfterValidator(known_field("trl.SFTConfig"))]
+GrpoField = Annotated[str, AfterValidator(known_field("trl.GRPOConfig"))]
+LoraField = Annotated[str, AfterValidator(known_field("peft.LoraConfig"))]
 
 
 class PoolConfig(Config):
-    """The served pool that plans are run on, and how it is reached."""
+    """The served pool that carries out plans, and how training reaches it."""
 
     serve_config: Path | None = None
-    """Serve config with models, prices and routing; None: the embedded pool's."""
+    """Serve config with models, prices and routing. None takes the embedded pool's."""
     virtual_model: str
-    """Whose pool, decomposer and allocator are trained."""
+    """The virtual model whose decomposer and allocator are trained, on its pool."""
     reference: Literal["whole-query", "same-plans"] = "whole-query"
-    """What costs are divided by: the largest model on the whole query, or on every step of the plans that the run starts with."""
+    """The cost that others are divided by: that of the largest model on the whole query, or on every step of
+    the first plans."""
     reach: Literal["in-process", "serve", "http"] = "in-process"
-    """`in-process`: engines in this very process. `serve`: by deployment handle on the Ray cluster that this process has
-    joined. `http`: a running endpoint, pool models asked by name."""
+    """`in-process`: engines in this process. `serve`: deployment handles on the Ray cluster that this process
+    has joined. `http`: pool models by name at a running endpoint."""
     url: str | None = None
-    """Of the endpoint, with its /v1, for `http`."""
+    """URL of the endpoint with its /v1, for `reach: http`."""
     api_key_env: str | None = None
+    """Environment variable that holds the endpoint's key; None if it needs none."""
     module_device: str = "cpu"
-    """Device of the decomposer's and the allocator's checkpoints in training, which are run in this process."""
+    """Device of the decomposer's and the allocator's checkpoints, which training runs in this process."""
     module_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of these checkpoints."""
     num_at_once: int = Field(default=256, ge=1)
-    """Plans under way. [ours]"""
+    """Plans that run at the same time. [ours]"""
     call_timeout_s: float | None = Field(default=None, gt=0)
-    """Of one plan; None: the routing's own deadline."""
+    """Seconds until a plan is given up. None takes the routing's own deadline."""
     prices: dict[str, Decimal] = Field(default_factory=dict)
-    """Other prices than the file's, USD per 1M tokens both ways, by model: for experiments. [ours]"""
+    """Prices in USD per 1M tokens (prompt and reply alike) by model, in place of the file's, for experiments.
+    [ours]"""
     without: tuple[str, ...] = ()
-    """Models left out of the pool: for experiments. [ours]"""
+    """Models that are left out of the pool, for experiments. [ours]"""
 
     @model_validator(mode="after")
     def _url_where_needed(self) -> Self:
@@ -57,89 +65,108 @@ class PoolConfig(Config):
 
 
 class DataConfig(Config):
-    """Tasks to train on. None of them is ever evaluated on: a split by task id (`r2_serve.lab.evaluation.benchmarks`)."""
+    """Tasks to train on. They are split by task id from the tasks that evaluation uses
+    (`lab.evaluation.benchmarks`)."""
 
     benchmark: Benchmark
     data: str = "train"
-    """A generated split (`train`, `train@N`) or an official file or directory, of which the development side is used."""
+    """A generated split (`train`, `train@N`), or an official file or directory, whose development side is
+    used."""
     num_train: int = Field(default=2000, ge=1)
+    """Number of tasks to train on. [ours]"""
     num_validation: int = Field(default=300, ge=1)
-    """Held apart from training: thresholds, checkpoints and stopping are decided on them. [ours]"""
+    """Number of tasks that choose thresholds, checkpoints and the end of training. None is trained on.
+    [ours]"""
     seed: int = 0
+    """Seed of the choice of tasks."""
 
 
 class CollectConfig(Config):
-    """Candidate plans per task, run, graded and scored; the best correct one is kept. Source: paper, section on decomposer data."""
+    """Several plans per task are run, graded and scored; the best correct one is kept. [paper: decomposer
+    data]"""
 
     num_candidates: int = Field(default=8, ge=1)
-    """K plans sampled per task. [DoT stored 20; 8 is ours]"""
+    """Number of plans sampled per task, the paper's K. [DoT stored 20; 8 is ours]"""
     temperature: float = Field(default=1.0, ge=0, le=2)
+    """Sampling temperature of the plans."""
     teacher: str | None = None
-    """Model that plans; None: the virtual model's decomposer."""
+    """Model that writes the plans. None takes the virtual model's decomposer."""
     executor: str | None = None
-    """Model that carries out every step, and whose tokens are the plan's practicality (the paper's M_eval); None: the fallback model."""
+    """Model that carries out every step, the paper's M_eval. Its tokens are the plan's practicality. None
+    takes the fallback model."""
     judge: str | None = None
-    """Model that says how coherent dependent steps are, in [0, 1]; None: read off the text. [paper: judged; None is ours]"""
+    """Model that rates how coherent dependent steps are, from 0 to 1. None computes it from the text. [paper:
+    judged; None is ours]"""
     weights: ScoreWeights = ScoreWeights()
-    """w_c, w_p, w_d of the paper's Eq. 1. [values ours]"""
+    """Weights w_c, w_p, w_d of the paper's Eq. 1. [values ours]"""
 
 
 class SearchConfig(Config):
-    """Grouped allocation search. Source: paper (grouped search), [DoT] (confidence quantile)."""
+    """Grouped allocation search. [paper: grouped search; DoT: confidence quantile]"""
 
     probe: str | None = None
-    """Model with log-probabilities whose sureness says how hard a step is; None: the pool's cheapest of group `mlm`, else its middle."""
+    """Model whose confidence tells how hard a step is; it must give log-probabilities. None takes the
+    cheapest pool model of group `mlm`, or else the middle one."""
     alpha: float = Field(default=0.4, ge=0, le=1)
-    """Quantile of a step's token probabilities that stands for it. [DoT]"""
+    """Quantile of a step's token probabilities that is taken for its confidence. [DoT]"""
     num_thresholds: int = Field(default=8, ge=2)
-    """Quantiles tried for each threshold between two groups. [ours]"""
+    """Number of quantiles tried for each threshold between two groups. [ours]"""
     num_fit: int = Field(default=100, ge=1)
-    """Validation plans that thresholds are fitted on. [ours]"""
+    """Number of validation plans that fit the thresholds. [ours]"""
     max_accuracy_loss: float = Field(default=0.01, ge=0)
-    """Thresholds kept are the cheapest within this of the most accurate. [ours]"""
+    """The cheapest thresholds are kept whose accuracy is at most this far below the best, as a fraction.
+    [ours]"""
     num_executions: int = Field(default=1, ge=1)
-    """Runs that must all be correct for a scheme to count as correct: the first greedy, the others sampled. [ours]"""
+    """Number of runs that must all be correct for a scheme to count as correct. The first is greedy, the
+    others are sampled. [ours]"""
     temperature: float = Field(default=0.5, gt=0, le=2)
-    """Of the sampled runs. [ours]"""
+    """Temperature of the sampled runs. [ours]"""
     num_plans: int | None = Field(default=None, ge=1)
-    """Plans searched; None: every kept one. [ours]"""
+    """Number of plans that are searched; None searches every kept plan. [ours]"""
     max_schemes: int = Field(default=24, ge=1)
-    """Schemes run per plan. [ours; DoT's search took 1.2-2.5 on two tiers]"""
+    """Most schemes that are run per plan. [ours; DoT's search took 1.2 to 2.5 on two tiers]"""
 
 
 class SftConfig(Config):
-    """Supervised fine-tuning by TRL's SFTTrainer; the loss is on the target alone."""
+    """Supervised fine-tuning by TRL's SFTTrainer. The loss covers the target alone."""
 
     base: str | None = None
-    """Checkpoint to start from: a directory, `embedded:NAME` or a hub name; None: the module's model in the serve config."""
+    """Checkpoint to start from: a directory, `embedded:NAME` or a hub name. None takes the module's model in
+    the serve config."""
     fresh: bool = False
-    """Start from random weights of the base's shape and vocabulary instead: tiny models only. [ours]"""
-    lora: dict[str, Any] | None = None
-    """`peft.LoraConfig` verbatim; None trains every weight. [paper: LoRA; values ours]"""
-    trainer: dict[str, Any] = Field(default_factory=dict)
-    """`trl.SFTConfig` verbatim."""
+    """Starts from random weights in the shape and vocabulary of the base; for tiny models only. [ours]"""
+    lora: dict[LoraField, JsonValue] | None = None
+    """Fields of `peft.LoraConfig`; None trains every weight. [paper: LoRA; values ours]"""
+    trainer: dict[SftField, JsonValue] = Field(default_factory=dict)
+    """Fields of `trl.SFTConfig`."""
 
 
 class RewardConfig(Config):
-    """R = 1[correct] * (K - lambda * cost/cost_ref - mu * path/path_ref) + w_f * 1[well-formed]  (+ review). [ours; paper: correctness
-    and procedural review]"""
+    """The reward of one reply. [ours; paper: correctness and procedural review]
+
+    R = 1[correct] * (K - lambda * cost/cost_ref - mu * path/path_ref) + w_f * 1[well-formed]  (+ review)
+    """
 
     correct: float = Field(default=1.0, gt=0)
-    """K."""
+    """K, the reward of a correct answer before its cost."""
     cost: float = Field(default=0.3, ge=0)
-    """lambda, of the whole cost of a query (workers and the router's own calls) over the reference's."""
+    """lambda, the weight of the query's whole cost (workers and the router's own calls) over the
+    reference's."""
     critical_path: float = Field(default=0.0, ge=0)
-    """mu, of the completion tokens on the longest chain of steps over the reference's: a wide plan is a fast plan."""
+    """mu, the weight of the completion tokens on the longest chain of steps over the reference's. It favours
+    wide plans, which are fast."""
     well_formed: float = Field(default=0.2, ge=0)
-    """w_f: what a reply that parses and is within the limits earns, right or wrong."""
+    """w_f, the reward of a reply that parses and keeps the limits, right or wrong."""
     review: float = Field(default=0.0, ge=0)
     """Weight of the share of step answers that `reviewer` approves. [paper: procedural review]"""
     reviewer: str | None = None
-    """Strong model of the pool; needed where `review` is above 0."""
+    """Strong model of the pool that reviews; needed if `review` is above 0."""
     swap: float = Field(default=0.0, ge=0)
-    """Allocator only: weight of counterfactual credit, the share of steps that fail the query when given to the next cheaper model."""
+    """Weight of counterfactual credit, for the allocator only: the share of steps that fail the query if the
+    next cheaper model gets them."""
     max_failed_share: float = Field(default=0.25, ge=0, le=1)
-    """Failed calls are no verdicts (`None`); if more than this share of a step's rollouts failed, training stops."""
+    """A failed call gives no verdict (`None`). Training stops if more than this share of a step's rollouts
+    failed."""
 
     @model_validator(mode="after")
     def _reviewer_where_needed(self) -> Self:
@@ -152,12 +179,12 @@ class GrpoConfig(Config):
     """GRPO by TRL's GRPOTrainer."""
 
     reward: RewardConfig = RewardConfig()
-    lora: dict[str, Any] | None = None
-    """As in SFT, for a run that starts from a full checkpoint."""
+    lora: dict[LoraField, JsonValue] | None = None
+    """Fields of `peft.LoraConfig`, for a run that starts from a full checkpoint."""
     num_prompts: int | None = Field(default=None, ge=1)
-    """Training tasks that prompts are made of; None: all."""
-    trainer: dict[str, Any] = Field(default_factory=dict)
-    """`trl.GRPOConfig` verbatim, over the defaults of `r2_train.stages.grpo.DEFAULTS`."""
+    """Number of training tasks that prompts are made from; None takes all."""
+    trainer: dict[GrpoField, JsonValue] = Field(default_factory=dict)
+    """Fields of `trl.GRPOConfig`, over the defaults of `r2_train.stages.grpo.DEFAULTS`."""
 
 
 class ModuleConfig(Config):
@@ -168,17 +195,19 @@ class ModuleConfig(Config):
 
 
 class AlternateConfig(Config):
-    """Freeze one module, train the other, swap. [paper]"""
+    """One module is frozen while the other is trained; then they swap. [paper]"""
 
     num_rounds: int = Field(default=2, ge=0)
+    """Most rounds of `order`."""
     order: tuple[Module, ...] = ("allocator", "decomposer")
-    """Half-rounds of a round. [ours]"""
+    """The half-rounds of one round. [ours]"""
     cost_weight: float = Field(default=0.3, ge=0)
-    """Checkpoints are ranked on validation by accuracy - cost_weight * total cost - path_weight * critical path, both over the reference's.
-    [ours]"""
+    """Checkpoints are ranked on validation tasks by accuracy - cost_weight * total cost - path_weight *
+    critical path. Cost and path are divided by the reference's. [ours]"""
     path_weight: float = Field(default=0.0, ge=0)
+    """Weight of the critical path in this rank."""
     patience: int = Field(default=2, ge=1)
-    """Half-rounds without a better validation score after which the run stops. [ours]"""
+    """The run stops after this many half-rounds without a better validation score. [ours]"""
 
 
 class TrainConfig(Config):
@@ -194,7 +223,8 @@ class TrainConfig(Config):
     alternate: AlternateConfig = AlternateConfig()
     launch: LaunchConfig = LaunchConfig()
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
-    """Spend of the whole run directory on model calls; cached ones cost nothing."""
+    """Most that model calls of the whole run directory may cost; cached calls cost nothing. None sets no
+    limit."""
 
     def module(self, name: Module) -> ModuleConfig:
         return self.decomposer if name == "decomposer" else self.allocator

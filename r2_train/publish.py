@@ -1,7 +1,7 @@
-"""`r2-train adapter`: the best module of a run as an adapter on disk, ready for `r2-serve publish`.
+"""`r2-train adapter`: writes the best module of a run as an adapter that `r2-serve publish` takes.
 
-The manifest says what it was trained for: the base model's card by name, the codec and its version, the data, and what the
-router came to on validation tasks. Serving refuses it where any of that no longer fits.
+The manifest names what the adapter was trained for: the base model, the codec and its version, the data, and
+the score on validation tasks. Serving refuses the adapter if the model or the codec differs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from r2_train.stages.alternate import ROUNDS, RoundRow
 
 
 def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> Path:
-    """`best/` of the run, or what SFT left where there is no round yet. Raises: ConfigError."""
+    """Writes `best/` of the run, or the result of SFT if there is no round yet. Raises: ConfigError."""
     best = run.directory / "best" / module
     source = best if best.exists() else run.directory / module / "sft" / "final"
     if not source.exists():
@@ -45,7 +45,7 @@ def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> P
 
 
 def _metrics(directory: Path) -> dict[str, float]:
-    """Of the best pair on validation tasks."""
+    """The scores of the best pair on validation tasks."""
     kept = [row.score for row in read_jsonl(directory / ROUNDS, RoundRow) if row.is_kept]
     if not kept:
         return {}

@@ -1,9 +1,10 @@
-"""`r2-train retrain`: the embedded routers from nothing but the shipped workers; per domain, the whole pipeline.
+"""`r2-train retrain`: trains the embedded routers from nothing but the shipped workers.
 
-    pretrain a decomposer that writes plans of every style  ->  collect  ->  search  ->  SFT of both  ->  alternate (GRPO)  ->  test
-
-The base decomposer stands for what an instruct model knows before any training here: it can write plans, but not which pay.
-Test tasks are read once, at the end. `summary.json` holds the figures, a directory per domain and seed everything else.
+For each domain it runs the whole pipeline: it pretrains a decomposer that writes plans of every style, then
+runs collect, search, SFT of both modules, alternating GRPO and the test. The pretrained decomposer stands for
+an instruct model before training: it can write plans, but does not know which of them pay. Test tasks are
+read once, at the end.
+`summary.json` holds the figures; a directory per domain and seed holds the rest.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +25,9 @@ from rich.text import Text
 
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
-from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks
 from r2_serve.lab.runs import machine
+from r2_serve.types import Record
 from r2_train.config import TrainConfig, load_config
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.alternate import RoundRow, alternate
@@ -39,13 +39,13 @@ from r2_train.tiny.tiny_data import DomainName
 CONFIGS = Path(__file__).parent / "configs"
 DOMAINS: tuple[DomainName, ...] = ("words", "scan")
 TESTS: dict[DomainName, tuple[str, ...]] = {"words": ("test",), "scan": ("length", "simple")}
-"""Held-out splits; the first is the headline."""
+"""The held-out splits of each domain. The first one is the headline."""
 NUM_TEST_TASKS = 1000
 SUMMARY = "summary.json"
 
 
 def domains_of(name: str) -> tuple[DomainName, ...]:
-    """`words`, `scan` or `both`."""
+    """The domains that `words`, `scan` or `both` names."""
     return tuple(domain for domain in DOMAINS if name in (domain, "both"))
 
 
@@ -56,25 +56,41 @@ def retrain(
     seeds: Sequence[int],
     console: Console,
     num_test: int = NUM_TEST_TASKS,
-) -> dict[str, Any]:
-    """Every domain with every seed; the figures, which are also in `summary.json`. Goes on where it was stopped."""
-    summary: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
-    }
+) -> None:
+    """Runs every domain with every seed and writes the figures to `summary.json`. It continues a run that was
+    stopped."""
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    summary: dict[str, object] = {"date": date, "machine": machine()}
+    results: dict[DomainName, list[SeedResult]] = {}
     for domain in domains:
-        results = [_one(domain, out / f"{domain}-{seed}", seed, num_test, console) for seed in seeds]
-        summary[domain] = {**_means(results), "seeds": results}
+        results[domain] = [_one(domain, out / f"{domain}-{seed}", seed, num_test, console) for seed in seeds]
+        seed_rows = [result.model_dump(mode="json") for result in results[domain]]
+        summary[domain] = {**_means(results[domain]), "seeds": seed_rows}
         _write(out / SUMMARY, summary)
-    print_summary(summary, domains, console)
-    return summary
+    console.print(summary_table(results))
 
 
-def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console: Console) -> dict[str, Any]:
-    """One seed of one domain; a finished one is read."""
+class SeedResult(Record):
+    """The figures of one domain and seed. The first four repeat those of the headline split."""
+
+    seed: int
+    data_sha256: str
+    accuracy: float
+    worker_cost_ratio: float
+    total_cost_ratio: float
+    cpu_seconds: float
+    cpu_seconds_of: dict[str, float]
+    """CPU seconds of each stage."""
+    tests: dict[str, RouterScore]
+    """Score on each held-out split."""
+    rounds: tuple[RoundRow, ...]
+
+
+def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console: Console) -> SeedResult:
+    """Runs one seed of one domain, or reads its result if it is finished."""
     done = directory / SUMMARY
     if done.exists():
-        return dict(json.loads(done.read_text()))
+        return SeedResult.model_validate_json(done.read_text())
     console.rule(Text(f"{domain}, seed {seed}", style="bold"))
     watch = Stopwatch(directory / "cpu_seconds.json")
     run = TrainingRun(config_of(domain, seed), directory, console)
@@ -82,18 +98,18 @@ def _one(domain: DomainName, directory: Path, seed: int, num_test: int, console:
     draw_curves(directory)
     tests = {split: asyncio.run(test(run, pair, domain, split, num_test)) for split in TESTS[domain]}
     headline = tests[TESTS[domain][0]]
-    result = {
-        "seed": seed,
-        "data_sha256": run.tasks.sha256,
-        "accuracy": headline.accuracy,
-        "worker_cost_ratio": headline.worker_cost_ratio,
-        "total_cost_ratio": headline.total_cost_ratio,
-        "cpu_seconds": round(sum(watch.cpu_seconds.values()), 1),
-        "cpu_seconds_of": watch.cpu_seconds,
-        "tests": {split: score.model_dump() for split, score in tests.items()},
-        "rounds": [row.model_dump() for row in rows],
-    }
-    _write(done, result)
+    result = SeedResult(
+        seed=seed,
+        data_sha256=run.tasks.sha256,
+        accuracy=headline.accuracy,
+        worker_cost_ratio=headline.worker_cost_ratio,
+        total_cost_ratio=headline.total_cost_ratio,
+        cpu_seconds=round(sum(watch.cpu_seconds.values()), 1),
+        cpu_seconds_of=watch.cpu_seconds,
+        tests=tests,
+        rounds=tuple(rows),
+    )
+    _write(done, result.model_dump(mode="json"))
     return result
 
 
@@ -105,7 +121,10 @@ def config_of(domain: DomainName, seed: int) -> TrainConfig:
 
 @dataclass
 class Stopwatch:
-    """CPU seconds of this process by stage (wall time would tell what else the machine did), earlier tries at the run included."""
+    """CPU seconds of this process by stage, with earlier tries at the same run included.
+
+    Wall time would depend on the other work of the machine.
+    """
 
     path: Path
     cpu_seconds: dict[str, float] = field(default_factory=dict)
@@ -120,9 +139,8 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.cpu_seconds[name] = round(
-                self.cpu_seconds.get(name, 0.0) + time.process_time() - started_s, 1
-            )
+            spent_s = self.cpu_seconds.get(name, 0.0) + time.process_time() - started_s
+            self.cpu_seconds[name] = round(spent_s, 1)
             _write(self.path, self.cpu_seconds)
 
 
@@ -136,7 +154,7 @@ def base_decomposer(domain: DomainName, out: Path, seed: int, watch: Stopwatch) 
 
 
 def train_pair(run: TrainingRun, base: Path, watch: Stopwatch) -> tuple[Pair, list[RoundRow]]:
-    """Collect, search, SFT, alternate."""
+    """Runs collect, search, SFT and alternate. Returns the best pair and the table of half-rounds."""
     with watch.stage("collect"):
         run.console.print(asyncio.run(run.collect({"decomposer": base})))
     with watch.stage("search"):
@@ -148,37 +166,30 @@ def train_pair(run: TrainingRun, base: Path, watch: Stopwatch) -> tuple[Pair, li
 
 
 async def test(run: TrainingRun, pair: Pair, domain: DomainName, split: str, num_tasks: int) -> RouterScore:
-    """The pair on held-out tasks, costs over those of the reference on these very tasks."""
-    tasks = test_tasks(domain, split, num_tasks)
+    """The score of the pair on held-out tasks. Costs are divided by the reference's on the same tasks."""
+    tasks = sample_tasks(load_tasks(domain, split), num_tasks)
     with run.pool(pair) as pool:
         reference = await measure_reference(pool, tasks, run.config.pool.reference)
         return await measure(pool, tasks, Grader(), reference)
 
 
-def test_tasks(domain: DomainName, split: str, num_tasks: int) -> tuple[Task, ...]:
-    return sample_tasks(load_tasks(domain, split), num_tasks)
-
-
-def print_summary(summary: dict[str, Any], domains: Sequence[DomainName], console: Console) -> None:
+def summary_table(results: Mapping[DomainName, Sequence[SeedResult]]) -> Table:
+    """One row per domain, seed and split."""
     table = Table(title="held-out tasks, after training; costs over the reference")
     for heading in ("domain", "seed", "split", "accuracy", "workers", "+ router", "CPU s"):
         table.add_column(heading, justify="left" if heading in ("domain", "split") else "right")
-    for domain in domains:
-        for result in summary[domain]["seeds"]:
-            for split, score in result["tests"].items():
-                ratios = [
-                    f"{100 * score[name]:.1f} %"
-                    for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio")
-                ]
-                table.add_row(domain, str(result["seed"]), split, *ratios, f"{result['cpu_seconds']:.0f}")
-    console.print(table)
+    rows = ((domain, result) for domain, seeds in results.items() for result in seeds)
+    for domain, result in rows:
+        for split, score in result.tests.items():
+            ratios = (score.accuracy, score.worker_cost_ratio, score.total_cost_ratio)
+            percents = [f"{100 * ratio:.1f} %" for ratio in ratios]
+            table.add_row(domain, str(result.seed), split, *percents, f"{result.cpu_seconds:.0f}")
+    return table
 
 
-def _means(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {
-        name: fmean(result[name] for result in results)
-        for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio", "cpu_seconds")
-    }
+def _means(results: Sequence[SeedResult]) -> dict[str, float]:
+    names = ("accuracy", "worker_cost_ratio", "total_cost_ratio", "cpu_seconds")
+    return {name: fmean(getattr(result, name) for result in results) for name in names}
 
 
 def _write(path: Path, value: object) -> None:

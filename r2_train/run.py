@@ -1,12 +1,13 @@
-"""One training run: its directory, and its stages in order. Every stage can be run again: what is done is not done twice.
+"""One training run: its directory, and its stages in order. A stage that runs again does only what is
+missing.
 
-DIR/config.yaml                  what was asked for; another config is refused
-    calls/                       every model call by content
+DIR/config.yaml                  the settings of the run; another config is refused
+    calls/                       every model call, by its content
     collect/  search/            candidate plans; allocation schemes
     decomposer/sft/ allocator/sft/   examples.jsonl, metrics.jsonl, tensorboard/, final/
-    rounds/01-allocator/ ...     the same of each half-round, and its checkpoints
-    reference.json  rounds.jsonl what costs are divided by; the table, a line per half-round
-    best/decomposer best/allocator   the best pair by validation
+    rounds/01-allocator/ ...     the same files for each half-round, and its checkpoints
+    reference.json  rounds.jsonl  the reference's cost; the table, a line per half-round
+    best/decomposer  best/allocator   the best pair on validation tasks
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ Pair = dict[Module, Path]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Raises: ConfigError where the directory holds another run."""
+    """A run in its directory. Raises: ConfigError if the directory holds another run."""
 
     config: TrainConfig
     directory: Path
@@ -67,12 +68,13 @@ class TrainingRun:
             path.write_text(text)
         elif path.read_text() != text:
             raise ConfigError(
-                f"{path} is of another run: {_difference(path.read_text(), text)}. Choose another --out, or remove the directory"
+                f"{path} belongs to another run: {_difference(path.read_text(), text)}. "
+                "Choose another --out, or remove the directory"
             )
 
     @cached_property
     def tasks(self) -> TaskSplit:
-        """The data; what the run is made of is written down at their first reading."""
+        """The data. Their first reading writes `manifest.json`, which says what the run is made of."""
         tasks = TaskSplit.load(self.config.data)
         path = self.directory / "manifest.json"
         if not path.exists():
@@ -101,24 +103,22 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def pool(self, modules: Mapping[Module, Path] | None = None) -> Iterator[ServedPool]:
-        """The served pool behind this run's cache, `modules` in place of the configured ones."""
+        """The served pool behind this run's cache. `modules` replace the configured ones."""
+        checkpoints = {name: Checkpoint(path=path) for name, path in (modules or {}).items()}
         with CallCache(self.directory / "calls" / "calls-0.sqlite", self.config.max_cost_usd) as cache:
-            yield open_pool(
-                self.config.pool,
-                cache,
-                {name: Checkpoint(path=path) for name, path in (modules or {}).items()},
-            )
+            yield open_pool(self.config.pool, cache, checkpoints)
 
-    # -- data -----------------------------------------------------------------------------------------------------
+    # -- data
+    # -----------------------------------------------------------------------------------------------------
 
     async def collect(self, modules: Mapping[Module, Path] | None = None) -> CollectSummary:
-        """Plans of every training and validation task. `modules` may hold the teacher."""
+        """Collects plans for every training and validation task. `modules` may hold the teacher."""
         with self.pool(modules) as pool:
             collector = Collector(pool, self.config.collect, Grader(), self.directory / "collect")
             return await collector.run([*self.tasks.train, *self.tasks.validation], self.console)
 
     async def search(self) -> SearchSummary:
-        """Schemes of every kept plan of a training task; thresholds from those of validation tasks."""
+        """Searches schemes for the plans of training tasks, with thresholds fitted on validation tasks."""
         train, validation = self._kept_plans()
         with self.pool() as pool:
             searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
@@ -135,10 +135,11 @@ class TrainingRun:
 
         return planned(self.tasks.train), planned(self.tasks.validation)
 
-    # -- supervised -----------------------------------------------------------------------------------------------
+    # -- supervised
+    # -----------------------------------------------------------------------------------------------
 
     def sft(self, module: Module, base: str | None = None) -> Path:
-        """The module on what collect or search found; its checkpoint."""
+        """Fine-tunes the module on the results of collect or search. Returns its checkpoint."""
         directory = self.directory / module / "sft"
         config = self.config.module(module).sft
         if not has_final(directory):
@@ -149,7 +150,7 @@ class TrainingRun:
         return directory / "final"
 
     def sft_pair(self) -> Pair:
-        """Both modules as `sft` left them. Raises: ConfigError."""
+        """Both modules as `sft` left them. Raises: ConfigError if one is missing."""
         pair: Pair = {module: self.directory / module / "sft" / "final" for module in MODULES}
         missing = [module for module, path in pair.items() if not has_final(path.parent)]
         if missing:
@@ -176,12 +177,13 @@ class TrainingRun:
                 ]
         if not examples:
             raise ConfigError(
-                f"no example for the {module} in {self.directory}: run `r2-train collect` and `r2-train search` first"
+                f"no example for the {module} in {self.directory}: run `r2-train collect` and "
+                "`r2-train search` first"
             )
         return write_examples(self.directory / module / "sft" / "examples.jsonl", examples)
 
     def _served_base(self, module: Module) -> str:
-        """The checkpoint behind the module's model in the serve config. Raises: ConfigError where there is none."""
+        """The checkpoint of the module's model in the serve config. Raises: ConfigError if it has none."""
         served = load(self.config.pool.serve_config or EMBEDDED_CONFIG)
         virtual = served.routing.virtual_models[self.config.pool.virtual_model]
         name = virtual.decomposer.model if module == "decomposer" else virtual.allocator.model
@@ -192,10 +194,11 @@ class TrainingRun:
             raise ConfigError(f"{name!r} has no checkpoint to train: set {module}.sft.base")
         return str(base)
 
-    # -- measuring ------------------------------------------------------------------------------------------------
+    # -- measuring
+    # ------------------------------------------------------------------------------------------------
 
     async def reference(self, pair: Pair) -> Reference:
-        """What costs are divided by: measured once, with the pair that the run starts with, on validation tasks."""
+        """The cost that others are divided by. The first pair measures it once, on validation tasks."""
         path = self.directory / "reference.json"
         if not path.exists():
             with self.pool(pair) as pool:
@@ -204,12 +207,12 @@ class TrainingRun:
         return Reference.model_validate_json(path.read_text())
 
     async def validate(self, pair: Pair, reference: Reference) -> RouterScore:
-        """The pair on validation tasks."""
+        """The score of the pair on validation tasks."""
         with self.pool(pair) as pool:
             return await measure(pool, self.tasks.validation, Grader(), reference)
 
     def keep_best(self, pair: Pair) -> Pair:
-        """Copies the pair to `best/`, whole or not at all."""
+        """Copies the pair to `best/`, completely or not at all."""
         best, draft = self.directory / "best", self.directory / "best.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         for module, path in pair.items():

@@ -12,9 +12,11 @@ from r2_serve.lab.domains import scan
 from r2_train.config import TrainConfig, load_config
 from r2_train.run import TrainingRun
 from r2_train.stages.tasks import TaskSplit
+from r2_train.trainer_fields import field_names
 from tests import ROOT
 
 CONFIGS = ROOT / "r2_train" / "configs"
+VALID = "pool: {virtual_model: r2}\ndata: {benchmark: words}\n"
 SCAN = {
     "pool": {"virtual_model": "r2-scan"},
     "data": {"benchmark": "scan", "num_train": 50, "num_validation": 20},
@@ -35,6 +37,16 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
         ),
         ("pool: {virtual_model: r2, reach: http}\ndata: {benchmark: words}\n", "needs it"),
         ("data: {benchmark: chess}\n", "data.benchmark"),
+        (
+            f"{VALID}decomposer:\n  sft:\n    trainer: {{lerning_rate: 1}}\n",
+            "line 5: error: decomposer.sft.trainer.lerning_rate: trl.SFTConfig has no field 'lerning_rate'; "
+            "did you mean 'learning_rate'?",
+        ),
+        (
+            f"{VALID}allocator: {{grpo: {{trainer: {{num_generation: 8}}}}}}\n",
+            "did you mean 'num_generations'?",
+        ),
+        (f"{VALID}allocator: {{sft: {{lora: {{rank: 8}}}}}}\n", "peft.LoraConfig has no field 'rank'"),
         ("pool: [", "not valid YAML"),
         ("seed: 1\nseed: 2\n", "line 2: error: seed: the key stands twice"),
         ("", "file"),
@@ -46,6 +58,24 @@ def test_errors_name_the_file_and_the_key(tmp_path: Path, text: str, told: str) 
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert str(path) in error.value.message and told in error.value.message
+
+
+def test_a_learning_rate_with_an_exponent_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{VALID}decomposer: {{sft: {{trainer: {{learning_rate: 2e-5}}}}}}\n")
+    assert load_config(path).decomposer.sft.trainer == {"learning_rate": 2e-5}
+
+
+@pytest.mark.train
+def test_the_fields_read_from_source_are_those_of_the_classes() -> None:
+    import dataclasses
+
+    from peft import LoraConfig
+    from trl import GRPOConfig, SFTConfig
+
+    classes = {"trl.SFTConfig": SFTConfig, "trl.GRPOConfig": GRPOConfig, "peft.LoraConfig": LoraConfig}
+    for name, kind in classes.items():
+        assert field_names(name) == {field.name for field in dataclasses.fields(kind)}
 
 
 def test_training_and_validation_tasks_are_disjoint_and_hold_no_test_task() -> None:
