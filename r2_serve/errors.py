@@ -3,6 +3,7 @@
     R2Error
     |-- ConfigError            the configuration is wrong; says which key
     |-- PublishError           the running cluster did not take an adapter; says what is in force
+    |-- ServeApiError          Ray Serve's REST interface or controller refused, failed or did not answer
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
     |   `-- ModelNotFound      404
     |-- NotAllowed             403   the client's key may not ask for that model
@@ -64,6 +65,10 @@ class ConfigError(R2Error):
 
 class PublishError(R2Error):
     """The running cluster did not take an adapter or a routing; says what is in force now."""
+
+
+class ServeApiError(R2Error):
+    """Ray Serve's REST interface or controller refused, failed or did not answer."""
 
 
 class InvalidRequest(R2Error):

@@ -46,6 +46,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "R2Error": 500,
         "ConfigError": 500,
         "PublishError": 500,
+        "ServeApiError": 500,
         "InvalidRequest": 400,
         "ModelNotFound": 404,
         "NotAllowed": 403,

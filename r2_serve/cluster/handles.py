@@ -1,16 +1,16 @@
 """Clients of deployments: an engine, a decomposer and an allocator that live in other Ray Serve processes.
 
-Facts of Ray Serve 2.60 these stand on: cancelling the task that awaits a response does not stop the replica, so
-each response is cancelled by hand; a request whose replica dies is never tried again; a well-formed error arrives
-as a `RayTaskError` whose `cause` is the original.
+They rely on these facts of Ray Serve 2.60. Cancelling the task that awaits a response does not stop the
+replica, so each response is cancelled by hand. A request whose replica dies is never tried again. A
+well-formed error arrives as a `RayTaskError` whose `cause` is the original.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -36,11 +36,21 @@ from r2_serve.router.allocator import AllocationResult, AllocationTask, everythi
 from r2_serve.router.decomposer import Decomposition
 from r2_serve.types import CallRecord, CallStage, Completion, Delta, EngineCall, Plan
 
-MODEL_DEPLOYMENT = "Model"
+ROUTER, MODEL = "Router", "Model"
+"""Names of two of the deployments that `r2_serve.app` binds."""
+Result = TypeVar("Result")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Response(Protocol[T_co]):
+    """A response of Ray Serve's handle."""
+
+    def __await__(self) -> Generator[object, None, T_co]: ...
+    def cancel(self) -> None: ...
 
 
 class ServedEngine:
-    """A local model, by the name of its application. Lives in the process of the router, decomposer or allocator."""
+    """A local model, by the name of its application, as the router, decomposer or allocator calls it."""
 
     def __init__(self, app: str) -> None:
         self._app = app
@@ -48,12 +58,11 @@ class ServedEngine:
         self._stream_handle: DeploymentHandle | None = None
 
     async def generate(self, call: EngineCall) -> Completion:
-        response = self._handles()[0].generate.remote(call)
+        response: _Response[Completion] = self._handles()[0].generate.remote(call)
         try:
-            completion: Completion = await _awaited(response)
+            return await _awaited(response)
         except R2Error as e:
             raise _as_engine_error(e, self._app) from e
-        return completion
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         response = self._handles()[1].stream.remote(call)
@@ -71,10 +80,10 @@ class ServedEngine:
                 response.cancel()
 
     def _handles(self) -> tuple[DeploymentHandle, DeploymentHandle]:
-        """Made once: a new option set on the hot path would start a new router."""
+        """The handles for plain and streamed calls, made once, as new options would start a new router."""
         if self._handle is None or self._stream_handle is None:
             try:
-                self._handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, self._app)
+                self._handle = serve.get_deployment_handle(MODEL, self._app)
             except Exception as e:
                 raise NotStarted(f"application {self._app!r} is not deployed ({e})") from e
             self._stream_handle = self._handle.options(stream=True)
@@ -82,7 +91,7 @@ class ServedEngine:
 
 
 class ServedDecomposer:
-    """The `Decomposer` deployment. If it fails twice, the one-step plan: a query is worth more than its plan."""
+    """The `Decomposer` deployment. If it fails twice, the plan is the query itself as its only subtask."""
 
     def __init__(self, handle: DeploymentHandle, pool: Pool) -> None:
         self._handle, self._pool = handle, pool
@@ -91,23 +100,18 @@ class ServedDecomposer:
         self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
         member = self._pool[config.model]
-        messages, schema = (
-            member.codec.render_decompose(query, limits.max_subtasks),
-            member.codec.plan_schema(limits.max_subtasks),
-        )
-        prompt = Prompt.to(member.config, messages, schema)
-        stage = _Stage(self._handle.decompose, ledger, "decompose", config.max_tokens, config.num_samples)
+        messages = member.codec.render_decompose(query, limits.max_subtasks)
+        prompt = Prompt.to(member.config, messages, member.codec.plan_schema(limits.max_subtasks))
+        count = config.num_samples
+        stage = _Stage[Decomposition](self._handle.decompose, ledger, "decompose", config.max_tokens, count)
         try:
-            made: Decomposition = await stage.run(member, prompt, query, config, limits)
+            return await stage.run(member, prompt, query, config, limits)
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
-            fallback = f"no valid plan: decomposer_failed ({e.message[:200]})"
-            num_samples = config.num_samples
-            return Decomposition(
-                plan=Plan.single(query), num_samples=num_samples, num_rejected=num_samples, fallback=fallback
-            )
-        return made
+            reason = f"no valid plan: decomposer_failed ({e.message[:200]})"
+            plan = Plan.single(query)
+            return Decomposition(plan=plan, num_samples=count, num_rejected=count, fallback=reason)
 
 
 class ServedAllocator:
@@ -119,49 +123,46 @@ class ServedAllocator:
     async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
         member = self._pool[task.config.model]
         cards = [self._pool[name].config for name in task.names]
-        messages, schema = (
-            member.codec.render_allocate(task.query, task.plan, cards),
-            member.codec.allocation_schema(task.plan, cards),
-        )
-        prompt = Prompt.to(member.config, messages, schema)
-        stage = _Stage(self._handle.allocate, ledger, "allocate", task.config.max_tokens)
+        messages = member.codec.render_allocate(task.query, task.plan, cards)
+        prompt = Prompt.to(member.config, messages, member.codec.allocation_schema(task.plan, cards))
+        stage = _Stage[AllocationResult](self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:
-            made: AllocationResult = await stage.run(member, prompt, task)
+            return await stage.run(member, prompt, task)
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
             reason = f"allocator_failed ({e.message[:200]})"
             return AllocationResult(allocation=everything_to(task.fallback_model, task.plan), fallback=reason)
-        return made
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """A stage that keeps its ledger in another process, and hands over its calls with its result or error."""
+class _Stage(Generic[Result]):
+    """A stage that keeps its ledger in another process and reports its calls with its result or error."""
 
-    method: Any
+    method: DeploymentHandle
     ledger: Ledger
     name: CallStage
     max_tokens: int
     num_calls: int = 1
 
-    async def run(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
-        """The result, at the second try where the first was the death of a replica: decomposing and allocating are idempotent.
+    async def run(self, member: PoolMember, prompt: Prompt, *args: object) -> Result:
+        """The stage's result. If a replica dies it tries once more: a stage may safely run twice.
 
-        The calls of a try that does not return, be it cancelled or dead, are estimated: `num_calls` of `prompt` to `member`.
+        A try that dies or is cancelled is booked as an estimate: `num_calls` of `prompt` to `member`.
         """
         try:
             return await self._once(member, prompt, *args)
         except EngineUnavailable:
             return await self._once(member, prompt, *args)
 
-    async def _once(self, member: PoolMember, prompt: Prompt, *args: object) -> Any:
+    async def _once(self, member: PoolMember, prompt: Prompt, *args: object) -> Result:
         started_s, allowance = self.ledger.elapsed_s(), self.ledger.allowance
         budget = allowance.remaining()
         most_usd = self.num_calls * member.config.cost_usd(prompt.most_usage(self.max_tokens))
         try:
             with allowance.held(most_usd):
-                report: StageReport[Any] = await _awaited(self.method.remote(*args, budget))
+                response: _Response[StageReport[Result]] = self.method.remote(*args, budget)
+                report = await _awaited(response)
         except BaseException as e:
             lost = self._lost_call(member, prompt, e, self.ledger.elapsed_s() - started_s)
             self.ledger.absorb([lost] * self.num_calls, shift_s=started_s)
@@ -171,19 +172,20 @@ class _Stage:
             raise allowance.refusal(report.error) from report.error
         if report.error is not None:
             raise report.error
+        assert report.result is not None
         return report.result
 
     def _lost_call(
         self, member: PoolMember, prompt: Prompt, error: BaseException, duration_s: float
     ) -> CallRecord:
-        """A call that the other process made, or was about to make, when it failed or was cancelled."""
+        """A call that the other process made, or was about to make, when the try ended."""
         ledger = Ledger(Budget())
         ledger.reserve(member.config, prompt, self.max_tokens, stage=self.name).fail(error)
         return ledger.calls[0].model_copy(update={"start_s": 0.0, "end_s": duration_s})
 
 
-async def _awaited(response: Any) -> Any:
-    """The result. Raises: R2Error. Cancelled with the task that awaits it."""
+async def _awaited(response: _Response[Result]) -> Result:
+    """The result; the response is cancelled with the task that awaits it. Raises: R2Error."""
     try:
         return await response
     except asyncio.CancelledError:
@@ -194,7 +196,7 @@ async def _awaited(response: Any) -> Any:
 
 
 def unwrapped(error: Exception) -> R2Error:
-    """The `R2Error` raised in the replica, or what the failure of the replica means to us."""
+    """The `R2Error` that the replica raised, or one for the failure of the replica itself."""
     candidates = (error, getattr(error, "cause", None))
     for candidate in candidates:
         if isinstance(candidate, R2Error) and type(candidate).__module__ == R2Error.__module__:
@@ -209,8 +211,6 @@ def unwrapped(error: Exception) -> R2Error:
 
 
 def _as_engine_error(error: R2Error, app: str) -> EngineError:
-    return (
-        error
-        if isinstance(error, EngineError)
-        else EngineUnavailable(f"application {app!r}: {type(error).__name__}: {error.message}")
-    )
+    if isinstance(error, EngineError):
+        return error
+    return EngineUnavailable(f"application {app!r}: {type(error).__name__}: {error.message}")

@@ -1,7 +1,8 @@
-"""Serve's REST interface, as far as publishing needs it: deploy a config, and wait until an application follows.
+"""Serve's REST interface: what runs, deploying a config, and waiting until an application follows it.
 
-Not `ray.dashboard.modules.serve.sdk`: that client has no timeouts, answers with bare `RuntimeError`s, and importing it
-takes Ray. Authentication is Ray's: the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+Ray's own client (`ray.dashboard.modules.serve.sdk`) has no timeouts, raises bare `RuntimeError`s, and its
+import loads Ray. Authentication is Ray's: the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+~/.ray/auth_token.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import httpx
 
-from r2_serve.errors import PublishError
+from r2_serve.errors import PublishError, ServeApiError
 
 PATH = "/api/serve/applications/"
 POLL_S = 0.25
@@ -23,8 +24,18 @@ REQUEST_TIMEOUT_S = 30.0
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY", "DELETING", "NOT_STARTED")
 
 
+class Application(TypedDict, total=False):
+    """What this module reads of Serve's `ApplicationDetails`."""
+
+    status: str
+    message: str
+    source: str
+    deployed_app_config: dict[str, object] | None
+    deployments: dict[str, dict[str, object]]
+
+
 class Dashboard:
-    """The dashboard of a Ray cluster at `url`. `timeout_s` is how long an application may take to follow a change."""
+    """The dashboard of a Ray cluster at `url`. An application may take `timeout_s` to follow a change."""
 
     def __init__(
         self,
@@ -46,82 +57,81 @@ class Dashboard:
             trust_env=False,
         )
 
-    def applications(self) -> dict[str, Any]:
-        """What runs, by application name: Serve's `ApplicationDetails`. Raises: PublishError."""
+    def applications(self) -> dict[str, Application]:
+        """What runs, by application name. Raises: ServeApiError."""
         try:
-            found: dict[str, Any] = self._request("GET").json()["applications"]
+            found: dict[str, Application] = self._request("GET").json()["applications"]
         except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise PublishError(
-                f"{self.url} does not answer as a Ray dashboard: is it one? (--dashboard)"
-            ) from e
+            message = f"{self.url} does not answer as a Ray dashboard: is it one? (--dashboard)"
+            raise ServeApiError(message) from e
         return found
 
-    def deploy(self, config: Mapping[str, Any]) -> None:
-        """Make `config` the target, as `serve deploy` does. Raises: PublishError."""
-        self._request("PUT", json=config)
+    def deploy(self, config: Mapping[str, object]) -> None:
+        """Makes `config` the target, as `serve deploy` does. Raises: ServeApiError."""
+        self._request("PUT", config)
 
     def wait_for(self, app: str) -> None:
-        """Until every replica of `app` follows what was deployed last. Raises: PublishError with Serve's reason."""
+        """Waits until every replica of `app` follows the last deploy.
+
+        Raises: ServeApiError with Serve's reason.
+        """
         give_up_at = time.monotonic() + self.timeout_s
         status, message = "unknown", ""
         while time.monotonic() < give_up_at:
-            details = self.applications().get(app, {})
-            status, message = (
-                str(details.get("status", "NOT_STARTED")),
-                _reason(str(details.get("message", ""))),
-            )
+            details = self.applications().get(app, Application())
+            status, message = details.get("status", "NOT_STARTED"), _reason(details.get("message", ""))
             if status == "RUNNING":
                 return
             if status in FAILED:
-                raise PublishError(f"application {app!r} is {status}: {message or 'no reason given'}")
+                raise ServeApiError(f"application {app!r} is {status}: {message or 'no reason given'}")
             self._sleep(POLL_S)
-        raise PublishError(
-            f"application {app!r} is still {status} after {self.timeout_s:g} s {message}".rstrip()
-        )
+        waited = f"application {app!r} is still {status} after {self.timeout_s:g} s {message}"
+        raise ServeApiError(waited.rstrip())
 
-    def _request(self, method: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, body: Mapping[str, object] | None = None) -> httpx.Response:
         try:
-            response = self._http.request(method, PATH, **options)
+            response = self._http.request(method, PATH, json=body)
         except httpx.HTTPError as e:
-            raise PublishError(
-                f"no Ray dashboard answers at {self.url} ({type(e).__name__}: {e}). Give the head's with --dashboard; a local cluster of "
-                "`r2-serve up` has none: start one with `ray start --head` and `serve deploy` the file"
+            raise ServeApiError(
+                f"no Ray dashboard answers at {self.url} ({type(e).__name__}: {e}). Give the head's with "
+                "--dashboard; a local cluster of `r2-serve up` has none: start one with `ray start --head` "
+                "and `serve deploy` the file"
             ) from e
-        if response.status_code in (401, 403):
-            raise PublishError(
-                f"the dashboard at {self.url} refuses the token ({response.status_code}): set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token "
-                "from the cluster's head"
-            )
-        if response.status_code == 404:
-            raise PublishError(
-                f"{self.url} has no {PATH}: it does not answer as a Ray dashboard. Give the head's with --dashboard"
-            )
-        if response.status_code != 200:
-            raise PublishError(
-                f"{method} {self.url}{PATH} answered {response.status_code}: {response.text[:500]}"
-            )
-        return response
+        match response.status_code:
+            case 200:
+                return response
+            case 401 | 403:
+                hint = "set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token from the cluster's head"
+                refusal = f"the dashboard at {self.url} refuses the token ({response.status_code})"
+                raise ServeApiError(f"{refusal}: {hint}")
+            case 404:
+                hint = "it does not answer as a Ray dashboard. Give the head's with --dashboard"
+                raise ServeApiError(f"{self.url} has no {PATH}: {hint}")
+        answer = f"answered {response.status_code}: {response.text[:500]}"
+        raise ServeApiError(f"{method} {self.url}{PATH} {answer}")
 
 
-def check_deployed(config: Mapping[str, Any], running: Mapping[str, Any]) -> None:
-    """Raises: PublishError where deploying `config` would start or restart something: then publishing is not in place."""
+def check_deployed(config: Mapping[str, list[dict[str, object]]], running: Mapping[str, Application]) -> None:
+    """Raises: PublishError if deploying `config` would start or restart an application."""
     for app in config["applications"]:
-        fault = _fault(app, running.get(app["name"]))
+        fault = _fault(app, running.get(str(app["name"])))
         if fault:
             raise PublishError(f"application {app['name']!r} {fault}")
 
 
-def _fault(app: Mapping[str, Any], details: Mapping[str, Any] | None) -> str | None:
+def _fault(app: Mapping[str, object], details: Application | None) -> str | None:
     if details is None:
         return "of the file does not run on this cluster: `serve deploy` the file first"
     deployed = details.get("deployed_app_config")
     if details.get("source") == "imperative" or not deployed:
         return "was not deployed from a config file, so it cannot change in place: `serve deploy` the file"
     if details.get("status") != "RUNNING":
-        return f"is {details.get('status')}: {_reason(details.get('message', '')) or 'wait until it runs, or repair it'}"
+        reason = _reason(details.get("message", ""))
+        return f"is {details.get('status')}: {reason or 'wait until it runs, or repair it'}"
     differing = [key for key in ("import_path", "args") if deployed.get(key, {}) != app.get(key, {})]
     if differing:
-        return f"would restart, as its {differing} in the file are not what runs: `serve deploy` the file first, or take the change back"
+        hint = "`serve deploy` the file first, or take the change back"
+        return f"would restart, as its {differing} in the file are not what runs: {hint}"
     return None
 
 
@@ -133,7 +143,7 @@ def _reason(message: str) -> str:
 
 
 def _token(environ: Mapping[str, str]) -> str:
-    """As Ray looks for it; empty where there is none or authentication is off."""
+    """The token as Ray looks for it; empty if there is none or authentication is off."""
     if environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
         return ""
     if environ.get("RAY_AUTH_TOKEN"):

@@ -1,6 +1,8 @@
-"""A stage of the pipeline in a process of its own: it reports every call it made, whatever it came to.
+"""A stage of the pipeline in a process of its own, which reports every call it made, whether it succeeded or
+not.
 
-A result alone would leave the calls of a stage that raises in no ledger; an error is a part of the report, not raised across processes.
+The report holds the error instead of raising it across processes: otherwise no ledger would have the calls of
+a stage that fails.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageReport(Generic[Result]):
-    """What a stage came to: a result or an error, and its calls, settled in a ledger of its own."""
+    """The result of a stage or its error, and its calls, settled in a ledger of its own."""
 
     calls: tuple[CallRecord, ...]
     result: Result | None = None
     error: R2Error | None = None
-    """EngineUnavailable stands for any error that is none of ours."""
+    """EngineUnavailable stands for any error that is not an R2Error."""
 
 
 async def report_of(stage: Callable[[Ledger], Awaitable[Result]], budget: Budget) -> StageReport[Result]:
@@ -38,7 +40,7 @@ async def report_of(stage: Callable[[Ledger], Awaitable[Result]], budget: Budget
         return StageReport(tuple(ledger.calls), result)
     except R2Error as e:
         error = e
-    except Exception as e:  # noqa: BLE001  what it called must be told all the same
+    except Exception as e:  # noqa: BLE001  the calls it made must be reported in any case
         _log.error("a fault of ours in a stage: %s at %s", type(e).__name__, places(e))
         error = EngineUnavailable(f"{type(e).__name__}: {e}"[:200])
     return StageReport(tuple(ledger.calls), error=error)

@@ -1,6 +1,7 @@
-"""What the router sees of the applications it calls: which run, and on how many replicas. Asked of Serve's controller.
+"""The applications that the router calls, as Serve's controller sees them: which run, and on how many
+replicas.
 
-At most once a second, and in a thread, as the answer may take as long as the controller likes.
+It asks at most once a second, and in a thread, because the controller may take its time.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from collections.abc import Mapping
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from r2_serve.cluster.handles import MODEL_DEPLOYMENT
+from r2_serve.cluster.handles import MODEL, ROUTER
 from r2_serve.config import RouterConfig
 
 LOOK_S = 1.0
-ROUTER_DEPLOYMENT = "Router"
+_GOOD = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
 
 
 class ClusterView:
-    """Of one router process."""
+    """The view of one router process."""
 
     def __init__(self, config: RouterConfig, own_app: str) -> None:
         self.app_of = {
@@ -35,14 +36,15 @@ class ClusterView:
         self._looking: asyncio.Task[None] | None = None
 
     async def unready(self) -> str | None:
-        """None when every application runs, else why not."""
+        """The reason why not every application runs; None if all run."""
         await self._look()
         return self._trouble
 
     def replicas(self, model: str) -> float | None:
-        """Running replicas of a local model by the number of routers, as of the last look; None before it, or for a hosted model.
+        """Running replicas of a local model, divided by the number of routers, as of the last look.
 
-        Never waits: it has the next look begun where it is due.
+        None before the first look and for a hosted model. It never waits: it starts the next look if that is
+        due.
         """
         if time.monotonic() >= self._known_until_s and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -55,13 +57,12 @@ class ClusterView:
         self._known_until_s = time.monotonic() + LOOK_S
         try:
             applications = (await asyncio.to_thread(serve.status)).applications
-        except Exception as e:  # noqa: BLE001 - the controller is away: what is known of replicas stays
+        except Exception as e:  # noqa: BLE001 - while the controller is away the last counts stay
             self._trouble = f"Serve's controller does not answer: {type(e).__name__}"
             return
-        good = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
         apps = set(self.app_of.values())
         missing = sorted(
-            app for app in apps if app not in applications or applications[app].status not in good
+            app for app in apps if app not in applications or applications[app].status not in _GOOD
         )
         self._trouble = f"waiting for applications {missing}" if missing else None
         running = {
@@ -70,5 +71,5 @@ class ClusterView:
             if app in applications
             for name, deployment in applications[app].deployments.items()
         }
-        self._replicas = {app: running.get((app, MODEL_DEPLOYMENT), 0) for app in apps}
-        self._num_routers = max(1, running.get((self._own_app, ROUTER_DEPLOYMENT), 1))
+        self._replicas = {app: running.get((app, MODEL), 0) for app in apps}
+        self._num_routers = max(1, running.get((self._own_app, ROUTER), 1))

@@ -1,7 +1,8 @@
-"""The board between routers and autoscaling policy: an actor on which each router writes its forecast, by application.
+"""The board between routers and the autoscaling policy: an actor on which each router writes its forecast.
 
-The policy makes it, as it is the one that reads; where none does, routers write nothing. It lives in the cluster's
-Serve controller's name space and ends with it. What is on it is of the last seconds: losing it loses nothing.
+The policy makes the board, because it is the reader; without a policy routers write nothing. The board lives
+in the name space of the cluster's Serve controller and ends with it. It holds the last seconds only, so its
+loss costs nothing.
 """
 
 from __future__ import annotations
@@ -10,31 +11,36 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 
 from r2_serve.router.demand import ModelDemand, total
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ray.actor import ActorHandle
+
 NAME, NAMESPACE = "r2-demand-board", "serve"
 PUBLISH_S = 0.25
-"""Between two forecasts of a router that has queries."""
+"""Time between two forecasts of a router that has queries."""
 HEARTBEAT_S = 2.0
-"""And of one that has none."""
+"""Time between two forecasts of a router that has none."""
 STALE_S = 5.0
-"""A router not heard of for so long is gone."""
+"""A router that has written nothing for so long counts as gone."""
 LOOK_S = 5.0
-"""Between a router's looks for a board."""
+"""Time between a router's looks for a board."""
 READ_S = 0.2
-"""Between two reads of a policy's process."""
+"""Time between two reads of a policy's process."""
 _log = logging.getLogger(__name__)
 
 Forecasts = Mapping[str, ModelDemand]
-"""By application."""
+"""Demand by application."""
 
 
 class DemandBoard:
-    """Latest forecast of each router."""
+    """The latest forecast of each router."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -44,26 +50,26 @@ class DemandBoard:
         self._latest[router] = (self._clock(), forecasts)
 
     def read(self) -> dict[str, ModelDemand] | None:
-        """Of all routers together; None where none has written lately."""
+        """The sum over all routers; None if none has written lately."""
         oldest_s = self._clock() - STALE_S
         self._latest = {router: entry for router, entry in self._latest.items() if entry[0] >= oldest_s}
         return total([forecasts for _, forecasts in self._latest.values()]) if self._latest else None
 
 
 async def write_forecasts(router: str, forecasts: Callable[[], Forecasts]) -> None:
-    """Writes for ever, whatever fails: with a router that falls silent its part of the demand would be missing from the others'."""
+    """Writes for ever, over all failures: the demand of a silent router would be missing from the sum."""
     while True:
         try:
             board = await asyncio.to_thread(_find_board)
             if board is not None:
                 await _keep_writing(board, router, forecasts)
-        except Exception as e:  # noqa: BLE001 - it is tried again
+        except Exception as e:  # noqa: BLE001 - it tries again
             _log.warning("no forecast on the demand board: %s: %s", type(e).__name__, e)
         await asyncio.sleep(LOOK_S)
 
 
-async def _keep_writing(board: Any, router: str, forecasts: Callable[[], Forecasts]) -> None:
-    """Raises: whatever fails first."""
+async def _keep_writing(board: ActorHandle, router: str, forecasts: Callable[[], Forecasts]) -> None:
+    """Writes until something fails, and raises that."""
     written: Forecasts = {}
     written_s = -HEARTBEAT_S
     while True:
@@ -75,10 +81,10 @@ async def _keep_writing(board: Any, router: str, forecasts: Callable[[], Forecas
 
 
 class _Reader:
-    """Keeps what the board says, without ever waiting for it."""
+    """Keeps the board's latest forecasts, and never waits for it."""
 
     def __init__(self) -> None:
-        self._board: Any = None
+        self._board: ActorHandle | None = None
         self._forecasts: Forecasts | None = None
         self._read_s = self._asked_s = -STALE_S
         self._is_asking = False
@@ -97,14 +103,14 @@ class _Reader:
             if self._board is None:
                 self._board = _make_board()
             self._board.read.remote().future().add_done_callback(self._take)
-        except Exception as e:  # noqa: BLE001 - whatever it is, scaling goes on without the board
+        except Exception as e:  # noqa: BLE001 - scaling goes on without the board
             self._fail(e)
 
-    def _take(self, answer: Any) -> None:
-        """In a thread of Ray's."""
+    def _take(self, answer: Future[dict[str, ModelDemand] | None]) -> None:
+        """Runs in a thread of Ray."""
         try:
             self._forecasts = answer.result()
-        except Exception as e:  # noqa: BLE001 - whatever it is, scaling goes on without the board
+        except Exception as e:  # noqa: BLE001 - scaling goes on without the board
             self._fail(e)
             return
         self._read_s, self._is_asking = time.monotonic(), False
@@ -118,20 +124,21 @@ _reader = _Reader()
 
 
 def latest_demand(app: str) -> ModelDemand | None:
-    """Of an application, a moment ago; for the policies of one process, which never wait.
+    """The demand on an application a moment ago, for the policies of one process. It never waits.
 
-    None where no router has been heard of for some seconds; an application that none has plans for needs nothing.
+    None if no router has written for some seconds, or if this process is not part of a cluster, as when a
+    config is checked. An application for which no router has plans has an empty demand.
     """
-    return _reader.latest(app)
+    return _reader.latest(app) if ray.is_initialized() else None
 
 
-def _make_board() -> Any:
-    """The cluster's board, made where there is none."""
+def _make_board() -> ActorHandle:
+    """The cluster's board, made if there is none."""
     options = {"name": NAME, "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
     return ray.remote(DemandBoard).options(**options).remote()
 
 
-def _find_board() -> Any:
+def _find_board() -> ActorHandle | None:
     try:
         return ray.get_actor(NAME, NAMESPACE)
     except ValueError:

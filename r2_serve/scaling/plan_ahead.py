@@ -1,12 +1,14 @@
-"""How many replicas a forecast needs. Pure arithmetic, shared by the Serve policy and the simulator. No Ray.
+"""The number of replicas that a forecast needs.
 
-A replica asked for now serves in `lead_s`. So two questions, and the larger answer wins:
+Pure arithmetic, shared by the Serve policy and the simulator.
 
-- grow: when a new replica could serve, how much will still be to do? What is to be done until then is given to the
-  replicas that are there (a fluid queue); what is left over, the backlog, should be gone within `drain_s`. A burst that
-  those that are there finish before a new one could help starts none.
-- keep: how many of those that are there will be needed within `lead_s`? One let go sooner would be missed, as another
-  takes `lead_s`; one needed later can be started again in time.
+A replica asked for now serves after `lead_s`. So there are two questions, and the larger answer wins:
+
+- grow: how much work will be left when a new replica could serve? The work until then goes to the replicas
+  that are there (a fluid queue); the rest, the backlog, should be gone within `drain_s`. A burst that the
+  present replicas finish before a new one could help starts none.
+- keep: how many of the present replicas will be needed within `lead_s`? A replica stopped sooner would be
+  missed, as another one takes `lead_s`; one needed later can be started again in time.
 
 Source: ours. The fluid queue is the usual one (Newell, Applications of Queueing Theory, 1971).
 """
@@ -26,27 +28,25 @@ class Fleet:
     calls_each: float
     """Calls in progress that a replica handles well: `target_ongoing_requests`."""
     ready_in_s: tuple[float, ...] = ()
-    """Of each replica that is starting: seconds until it serves."""
+    """Seconds until each starting replica serves."""
 
     @property
     def num_wanted(self) -> int:
-        """Running and starting, those stopping not among them."""
         return self.num_running + len(self.ready_in_s)
 
     def replica_s(self, start_s: float, end_s: float) -> float:
-        """Replica-seconds from `start_s` to `end_s` from now."""
-        return self.num_running * (end_s - start_s) + sum(
-            max(0.0, end_s - max(start_s, ready_s)) for ready_s in self.ready_in_s
-        )
+        """Replica-seconds in the time from `start_s` to `end_s` after now."""
+        starting_s = sum(max(0.0, end_s - max(start_s, ready_s)) for ready_s in self.ready_in_s)
+        return self.num_running * (end_s - start_s) + starting_s
 
 
 def replicas_needed(
     demand: ModelDemand, fleet: Fleet, *, lead_s: float, drain_s: float, trend: float = 1.0
 ) -> float:
-    """Replicas to have from now on, a fraction that the caller rounds up.
+    """Replicas to have from now on, as a fraction that the caller rounds up.
 
-    `lead_s` is the time from asking for a replica to its first call; `drain_s` the time in which a backlog should go;
-    `trend` in [0, 1] how far the recent rate of queries is taken to go on.
+    `lead_s` is the time from asking for a replica to its first call, `drain_s` the time in which a backlog
+    should go. `trend` in [0, 1] says how far the recent rate of queries is expected to continue.
     """
     load = [planned + trend * coming for planned, coming in zip(demand.planned, demand.coming, strict=True)]
     load[0] = max(load[0], demand.num_active)
@@ -59,7 +59,7 @@ def replicas_needed(
 
 
 def _backlog_s(load: list[float], demand: ModelDemand, fleet: Fleet, lead_s: float) -> float:
-    """Seconds of calls left to do at `lead_s`: those that wait now, and those to come, less what the fleet does meanwhile."""
+    """Seconds of calls left at `lead_s`: waiting now or coming by then, less the fleet's work meanwhile."""
     busy_each = max(fleet.calls_each, demand.call_s / demand.share_s if demand.share_s else 0.0)
     num_at_work = fleet.num_running * busy_each
     left_s = max(0.0, demand.num_active - num_at_work) * demand.call_s

@@ -3,15 +3,14 @@
     autoscaling_config:
       policy: {policy_function: "r2_serve.scaling.serve_policy:PlanAhead", policy_kwargs: {cold_start_s: 60}}
 
-Serve applies its own delays, factors and bounds to what it returns. Facts of Ray Serve 2.60 it stands on: a class is made
-once per deployment, in the controller, and called every 0.1 s, so it must never wait; from zero replicas with requests
-waiting Serve starts one, whatever a policy says, so that a wave must be announced before it arrives to get more at once;
-this module is pickled by value, so what its policies share is in another (`demand_board`).
+Serve applies its own delays, factors and bounds to the result. The policy relies on these facts of Ray Serve
+2.60. A class is made once per deployment, in the controller, and called every 0.1 s, so it must never wait.
+From zero replicas with requests waiting Serve starts one replica, and ignores the policy, so a wave must be
+announced before it arrives to get more at once. This module is pickled by value, so the state that policies
+share is in `demand_board`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
@@ -22,31 +21,36 @@ from r2_serve.scaling.demand_board import latest_demand
 from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
 
 KNOWN = "r2_known"
-"""How many calls under way routers knew of, and when; of the time of which Serve's own count tells, those that no later one exceeds."""
+"""Key of (time, calls under way that routers knew of), for the time that Serve's own count covers."""
 OTHERS_SINCE = "r2_others_since"
 LATE_S = 1.0
-"""A router's word comes within this; what Serve counts beyond it for longer is not a router's."""
+"""A router reports a call within this time; calls that Serve counts beyond that are not a router's."""
 LOWER_SINCE = "r2_lower_since"
 ASKED_AT = "r2_asked_at"
-"""When each replica that is starting was asked for, the oldest first."""
+"""Key of the times at which the starting replicas were asked for, the oldest first."""
+State = dict[str, object]
+"""What Serve keeps for the policy until its next call."""
 
 
 class PlanAhead:
-    """Replicas by what plans will need. Calls that no router knows of, as those of a training job, count as Serve's own policy counts
-    them; so do all of them where no router has been heard of for some seconds."""
+    """Replicas by what plans will need. The arguments are those of `PlanAheadConfig`.
 
-    def __init__(self, **kwargs: Any) -> None:
-        self._config = PlanAheadConfig(**kwargs)
+    Calls that no router knows of, such as a training job's, count as in Serve's own policy. So do all calls
+    while no router has written its forecast for some seconds.
+    """
 
-    def __call__(self, ctx: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
+    def __init__(self, **kwargs: float) -> None:
+        self._config = PlanAheadConfig.model_validate(kwargs)
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[int | float, State]:
         demand = latest_demand(str(ctx.app_name))
         if demand is None:
-            desired: tuple[int | float, dict[str, Any]] = replica_queue_length_autoscaling_policy(ctx)
+            desired: tuple[int | float, State] = replica_queue_length_autoscaling_policy(ctx)
             return desired
         return self.decide(ctx, demand)
 
-    def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, dict[str, Any]]:
-        """Replicas for `demand`, and what to remember for the next time."""
+    def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, State]:
+        """Replicas for `demand`, and the state for the next call."""
         config = self._config
         num_others, seen = _others(ctx, demand.num_active)
         asked_at = _asked_at(ctx)
@@ -60,32 +64,32 @@ class PlanAhead:
         steadied, state = self._steadied(round(needed + num_others / fleet.calls_each, 3), ctx)
         return steadied, {ASKED_AT: asked_at, **seen, **state}
 
-    def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        """While no replica runs yet Serve follows a policy at once, and would stop in the middle what has begun to start.
+    def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, State]:
+        """Keeps the target for `downscale_delay_s` while no replica runs; Serve itself has no delay then.
 
-        For zero it has a delay there too, but one that a rise in between does not begin anew; so that comes on top of this one.
+        Serve's delay for zero replicas comes on top; a rise in between does not begin that one anew.
         """
         if ctx.current_num_replicas > 0 or needed > ctx.target_num_replicas - 1:
             return needed, {}
         since_s = ctx.policy_state.get(LOWER_SINCE, ctx.current_time)
-        is_over = (
-            not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s
-        )  # a clock set back ends it too
+        # A clock that was set back ends the delay too.
+        is_over = not 0 <= ctx.current_time - since_s < ctx.config.downscale_delay_s
         return needed if is_over else float(ctx.target_num_replicas), {LOWER_SINCE: since_s}
 
 
-def _others(ctx: AutoscalingContext, num_active: int) -> tuple[int, dict[str, Any]]:
-    """Calls under way that no router knows of, and what to remember.
+def _others(ctx: AutoscalingContext, num_active: int) -> tuple[int, State]:
+    """Calls under way that no router knows of, and the state to keep.
 
-    Serve's count is a mean over its look-back period, and reported late; so what is known is the most of all that time.
+    Serve's count is a late mean over its look-back period, so it is compared with the most that was known in
+    that time.
     """
-    told_of_s = ctx.config.look_back_period_s + ctx.config.metrics_interval_s
-    recent = [
+    covered_s = ctx.config.look_back_period_s + ctx.config.metrics_interval_s
+    known = [
         (at, calls)
         for at, calls in ctx.policy_state.get(KNOWN, ())
-        if 0 <= ctx.current_time - at <= told_of_s
+        if 0 <= ctx.current_time - at <= covered_s and calls > num_active
     ]
-    known = [*((at, calls) for at, calls in recent if calls > num_active), (ctx.current_time, num_active)]
+    known.append((ctx.current_time, num_active))
     num_others = round(ctx.total_num_requests - max(calls for _, calls in known))
     if num_others <= 0:
         return 0, {KNOWN: known}
@@ -94,7 +98,7 @@ def _others(ctx: AutoscalingContext, num_active: int) -> tuple[int, dict[str, An
 
 
 def _asked_at(ctx: AutoscalingContext) -> list[float]:
-    """Of the replicas that are starting now. Those asked for first are taken to be the first to come up."""
+    """Times at which the starting replicas were asked for; those asked for first are expected up first."""
     num_starting = max(0, ctx.target_num_replicas - ctx.current_num_replicas)
     known = list(ctx.policy_state.get(ASKED_AT, ()))
     return known[max(0, len(known) - num_starting) :] + [ctx.current_time] * (num_starting - len(known))

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from r2_serve.cluster.metric_pages import SILENT, labelled, merged
+from r2_serve.cluster.metrics import SILENT, labelled, merged
 from r2_serve.http.admission import Admission
 from r2_serve.http.metrics import Metrics
 from r2_serve.lab.load.monitor import queue_state

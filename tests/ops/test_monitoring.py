@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from r2_serve.cluster.metric_pages import SILENT
+from r2_serve.cluster.metrics import SILENT
 from r2_serve.errors import ConfigError
 from r2_serve.http.admission import Admission
 from r2_serve.http.metrics import Metrics

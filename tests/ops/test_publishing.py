@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from r2_serve.adapters import write_adapter
 from r2_serve.cli import app as r2_serve_command
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import ConfigError, PublishError
+from r2_serve.errors import ConfigError, PublishError, ServeApiError
 from r2_serve.files import whole_file
 from r2_serve.ops.publishing.config_file import changed, with_adapter
 from r2_serve.ops.publishing.plan import plan_publication, plan_rollback
@@ -375,7 +375,7 @@ def test_the_token_is_rays_and_its_refusal_is_told(path: Path, tmp_path: Path) -
         Dashboard("http://head:8265", transport=httpx.MockTransport(answer), environ=environ).applications()
     assert seen == ["Bearer abc", "Bearer from a file", None]
     for status in (401, 403):
-        with pytest.raises(PublishError, match=r"refuses the token.*RAY_AUTH_TOKEN"):
+        with pytest.raises(ServeApiError, match=r"refuses the token.*RAY_AUTH_TOKEN"):
             run_publish(path, FakeServe(path.read_text(), status=status), adapter(tmp_path, f"d{status}"))
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from r2_serve.cluster.metric_pages import SILENT
+from r2_serve.cluster.metrics import SILENT
 from r2_serve.ops.deploy_files.dashboard import WINDOW, dashboard
 from r2_serve.ops.deploy_files.monitoring import (
     alert_rules,

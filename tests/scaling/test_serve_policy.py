@@ -196,3 +196,14 @@ async def test_a_router_goes_on_writing_after_whatever_failed(monkeypatch: pytes
     with pytest.raises(asyncio.CancelledError):
         await demand_board.write_forecasts("router", latest)
     assert written == [{"m-large": WAVE}]
+
+
+def test_policy_can_be_tried_without_a_cluster() -> None:
+    """`r2-serve validate` calls a policy once; that must not start Ray."""
+    import ray
+
+    from r2_serve.scaling.demand_board import latest_demand
+
+    assert not ray.is_initialized()
+    assert latest_demand("m-large") is None
+    assert not ray.is_initialized()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import PublishError
+from r2_serve.errors import ServeApiError
 from r2_serve.lab.experiment.cells import Cell, ExperimentPlan
 from r2_serve.lab.experiment.config import Experiment
 from r2_serve.lab.experiment.variants import scaled_deployments
@@ -59,7 +59,7 @@ class ClusterSite:
                 found = ", ".join(
                     f"{name} {c.running} running, {c.starting} starting" for name, c in counts.items()
                 )
-                raise PublishError(
+                raise ServeApiError(
                     f"after {self._settle_s:g} s (settle_s) replicas are not at their least number: {found}"
                 )
             time.sleep(_POLL_S)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import PublishError
+from r2_serve.errors import ServeApiError
 from r2_serve.lab.load.records import ReplicaCount
 
 _STARTING, _STOPPING, _STOPPED = "STARTING", "STOPPING", "STOPPED"
@@ -21,7 +21,7 @@ class ReplicaSource(Protocol):
     """Counts replicas. It blocks: call it off the event loop."""
 
     def read(self) -> dict[str, ReplicaCount]:
-        """Replicas by APPLICATION/DEPLOYMENT. Raises: PublishError."""
+        """Replicas by APPLICATION/DEPLOYMENT. Raises: ServeApiError."""
         ...
 
 
@@ -45,12 +45,12 @@ class LocalReplicas:
         try:
             details: Mapping[str, Any] = _get_global_client().get_serve_details()
         except RayError as e:
-            raise PublishError(f"Serve's controller does not answer: {e}") from e
+            raise ServeApiError(f"Serve's controller does not answer: {e}") from e
         return replica_counts(details["applications"])
 
 
 def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
-    """Counts by APPLICATION/DEPLOYMENT. Raises: PublishError if `applications` is not Serve's."""
+    """Counts by APPLICATION/DEPLOYMENT. Raises: ServeApiError if `applications` is not Serve's."""
     try:
         return {
             f"{app}/{name}": _count(deployment)
@@ -58,7 +58,7 @@ def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
             for name, deployment in sorted(details["deployments"].items())
         }
     except (KeyError, TypeError, ValueError) as e:
-        raise PublishError(f"Serve's answer is not as expected: {type(e).__name__}: {e}") from e
+        raise ServeApiError(f"Serve's answer is not as expected: {type(e).__name__}: {e}") from e
 
 
 def _count(deployment: Mapping[str, Any]) -> ReplicaCount:

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from r2_serve.cluster.serve_api import Dashboard, check_deployed
-from r2_serve.errors import PublishError, R2Error
+from r2_serve.errors import PublishError, R2Error, ServeApiError
 from r2_serve.files import whole_file
 from r2_serve.ops.publishing.plan import Publication, Rollback
 from r2_serve.serve_config.document import YamlMapping, read_text
@@ -105,7 +105,7 @@ def _load_everywhere(plan: Publication, config: YamlMapping, dashboard: Dashboar
         dashboard.wait_for(loader["name"])
     except BaseException as e:
         dashboard.deploy(config)
-        if not isinstance(e, PublishError):
+        if not isinstance(e, PublishError | ServeApiError):
             raise
         raise PublishError(
             f"adapter {plan.manifest.name!r} was not published, file and routing are as before: {e.message}"
@@ -133,7 +133,7 @@ def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -
                 f"{reason}; putting {file.path} back failed too ({failure}): "
                 f"its earlier text is {file.previous}"
             ) from e
-        if isinstance(e, PublishError):
+        if isinstance(e, PublishError | ServeApiError):
             raise PublishError(f"{e.message}; {outcome}: {file.path} was put back and deployed") from e
         raise
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from r2_serve.cli import app
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import ConfigError, PublishError
+from r2_serve.errors import ConfigError, ServeApiError
 from r2_serve.lab.experiment.cells import Cell, ExperimentPlan, plan
 from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, command, is_at_rest
 from r2_serve.lab.experiment.config import LoadedExperiment, Variant, load_experiment
@@ -285,7 +285,7 @@ def test_a_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp
     )
     site = ClusterSite(loaded.experiment, planned, "http://head:8000/v1", dashboard)
     site.prepare(planned.cells[1])
-    with pytest.raises(PublishError, match=r"not at their least number: .*1 running"):
+    with pytest.raises(ServeApiError, match=r"not at their least number: .*1 running"):
         site.prepare(planned.cells[0])
 
 
