@@ -36,7 +36,7 @@ def client(base_url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_query_is_decomposed_allocated_executed_and_answered(client: openai.OpenAI) -> None:
+def test_query_is_decomposed_allocated_executed_and_answered(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model="r2", messages=HI, extra_body={"r2": {"trace": True}}
     )
@@ -56,7 +56,7 @@ def test_a_query_is_decomposed_allocated_executed_and_answered(client: openai.Op
     assert sum(Decimal(call["cost_usd"]) for call in trace["calls"]) == Decimal(trace["cost_usd"]) > 0
 
 
-def test_the_final_subtask_is_streamed_with_one_finish_reason_and_usage(client: openai.OpenAI) -> None:
+def test_final_subtask_is_streamed_with_one_finish_reason_and_usage(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="r2", messages=HI, stream=True, stream_options={"include_usage": True}
     )
@@ -70,7 +70,7 @@ def test_the_final_subtask_is_streamed_with_one_finish_reason_and_usage(client: 
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 0
 
 
-def test_a_pool_model_by_name_is_a_plain_pass_through(client: openai.OpenAI) -> None:
+def test_pool_model_by_name_is_a_plain_pass_through(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(model=SMALL, messages=HI)
     assert reply.choices[0].message.content == "half"
     assert {model.id for model in client.models.list()} >= {"r2", SMALL, LARGE}
@@ -126,8 +126,8 @@ def test_other_content_types_are_refused_through_serves_proxy(base_url: str) -> 
         assert response.status_code == 415 and response.json()["error"]["code"] == "unsupported_media_type"
 
 
-async def test_a_killed_model_replica_costs_no_query(base_url: str) -> None:
-    """Requests in flight on it are tried again, by its fallback if need be."""
+async def test_killed_model_replica_fails_no_query(base_url: str) -> None:
+    """Requests in flight on the replica are tried again, by the fallback if necessary."""
     async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0, timeout=120) as client:
 
         async def one() -> str | None:
@@ -141,7 +141,7 @@ async def test_a_killed_model_replica_costs_no_query(base_url: str) -> None:
 
 
 def _kill_replica_of(app: str) -> None:
-    """SIGKILL to the replica's own process, found by the actor's pid in Ray's state."""
+    """Sends SIGKILL to the replica's process, found by the actor's pid in Ray's state."""
     from ray._private.state import actors
 
     alive = [

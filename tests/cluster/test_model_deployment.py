@@ -1,4 +1,4 @@
-"""`ModelDeployment` as Serve calls it, without a cluster: a change of adapters is whole, off the event loop, and never fatal."""
+"""`ModelDeployment` as Serve calls it, without a cluster: adapters change all at once and never fatally."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def said(model: ModelDeployment, name: str | None) -> str:
     return (await model.generate(EngineCall(messages=HI, adapter=name))).text
 
 
-async def test_adapters_come_and_go_with_user_config(tmp_path: Path) -> None:
+async def test_user_config_loads_and_drops_adapters(tmp_path: Path) -> None:
     model, first, second = deployment(), adapter(tmp_path, "a1"), adapter(tmp_path, "a2")
     await model.reconfigure({"adapters": {"a1": str(first)}})
     await model.check_health()
@@ -48,7 +48,7 @@ async def test_adapters_come_and_go_with_user_config(tmp_path: Path) -> None:
         await said(model, "a1")
 
 
-async def test_a_change_of_which_one_part_fails_changes_nothing_on_a_replica_that_serves(
+async def test_failed_change_of_adapters_changes_nothing_on_a_serving_replica(
     tmp_path: Path,
 ) -> None:
     model, first, second = deployment(), adapter(tmp_path, "a1"), adapter(tmp_path, "a2")
@@ -63,7 +63,7 @@ async def test_a_change_of_which_one_part_fails_changes_nothing_on_a_replica_tha
     assert await said(model, "a2") == "by a2"
 
 
-async def test_a_replica_that_starts_with_a_broken_adapter_fails_with_the_reason(tmp_path: Path) -> None:
+async def test_replica_that_starts_with_a_broken_adapter_fails_with_the_reason(tmp_path: Path) -> None:
     model, broken = deployment(), adapter(tmp_path, "a1")
     (broken / "adapter_model.safetensors").write_bytes(b"changed")
     with pytest.raises(ConfigError, match="is not what was written"):
@@ -74,7 +74,7 @@ async def test_a_replica_that_starts_with_a_broken_adapter_fails_with_the_reason
     ("changes", "called", "message"),
     [({"codec_version": 99}, "a1", "version 99"), ({}, "other", "holds adapter 'a1', not 'other'")],
 )
-async def test_a_manifest_is_held_to_where_there_is_one(
+async def test_manifest_of_an_adapter_is_checked_if_there_is_one(
     tmp_path: Path, changes: dict[str, int], called: str, message: str
 ) -> None:
     path = adapter(tmp_path, "a1", **changes)
@@ -82,7 +82,7 @@ async def test_a_manifest_is_held_to_where_there_is_one(
         await deployment().load_adapter(called, str(path))
 
 
-async def test_the_same_name_from_another_directory_is_refused(tmp_path: Path) -> None:
+async def test_same_adapter_name_from_another_directory_is_refused(tmp_path: Path) -> None:
     model, first = deployment(), adapter(tmp_path / "one", "a1")
     await model.load_adapter("a1", str(first))
     await model.load_adapter("a1", str(first))
@@ -90,8 +90,8 @@ async def test_the_same_name_from_another_directory_is_refused(tmp_path: Path) -
         await model.load_adapter("a1", str(adapter(tmp_path / "two", "a1")))
 
 
-async def test_a_replica_passes_on_what_is_known_of_a_calls_usage() -> None:
-    """That it is estimated, and where the call failed."""
+async def test_replica_passes_on_the_usage_of_a_call() -> None:
+    """The usage is marked as estimated; the error of a failed call carries it too."""
 
     class Guessing(ScriptedEngine):
         async def generate(self, call: EngineCall) -> Completion:
@@ -112,8 +112,8 @@ async def test_a_replica_passes_on_what_is_known_of_a_calls_usage() -> None:
     assert isinstance(arrived, AnswerWithheld) and arrived.usage == withheld.usage
 
 
-async def test_a_reply_says_what_it_took_of_its_replica_plain_and_streamed() -> None:
-    """Two at once, half a second each: each was worked on for all of it, and had half of the replica."""
+async def test_reply_says_how_much_replica_time_it_used() -> None:
+    """Two calls at once of half a second each: each took half a second and half of the replica."""
     engine = ScriptedEngineConfig(kind="scripted", replies=("done",), delay_s=0.5)
     model = ModelDeployment(ModelServerConfig(engine=engine))
 

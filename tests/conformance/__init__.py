@@ -1,1 +1,1 @@
-"""Clients of other makers against a running endpoint: `make conformance`. What came out is in docs/conformance.md."""
+"""Clients of other makers against a running endpoint: `make conformance`. Results: docs/conformance.md."""

@@ -1,6 +1,7 @@
-"""The endpoint to be tested: the real HTTP layer and pipeline under uvicorn, over scripted models, with client keys. No Ray.
+"""The endpoint under test: the real HTTP layer and pipeline over scripted models, with client keys.
 
-Prints its base URL once it listens. A key that may ask for `r2` alone and one whose budget is spent are there to be refused.
+It prints its base URL when it listens. Two of its keys exist to be refused: one for `r2` alone, one with a
+spent budget.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ANSWER = REPLIES["large"]
 
 
 def main(folder: Path) -> None:
-    """Serves until it is ended. `folder` takes the keys file; the keys in clear go to the environment of the clients."""
+    """Serves until it is stopped. The keys file goes into `folder`, the keys in clear to the clients."""
     key, entry = new_key("tester")
     spent, spent_entry = new_key("spender", budget_usd="0.000000001")
     (folder / "keys.yaml").write_text(entry_text(entry) + entry_text(spent_entry))

@@ -1,9 +1,10 @@
-"""Runs every client of `clients/` against the endpoint of `endpoint.py`, and schemathesis against OpenAI's own description.
+"""Runs every client of `clients/` against the endpoint, and schemathesis against OpenAI's description.
 
-    python -m tests.conformance.run                  all of them; the first run installs the clients, about 1 GB
+    python -m tests.conformance.run                  all; the first run installs the clients, about 1 GB
     python -m tests.conformance.run openai_node schema
 
-Everything is installed under runs/conformance, and nothing but package registries is reached. Exit status 1 where a check failed.
+Everything is installed under runs/conformance; only package registries are reached. Exit status 1: a check
+failed.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ CLIENTS = {
     "inspect_model": "inspect-ai",
     "schema": "schemathesis",
 }
-"""Script, and the package whose version is shown."""
+"""The script, and the package whose version is shown."""
 CHECKS = ("chat", "stream", "usage", "models", "error")
 TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check of one client came to."""
+    """The result of one check of one client."""
 
     client: str
     check: str
@@ -48,7 +49,7 @@ class Outcome:
 
 
 def install() -> None:
-    """A virtual environment and node_modules, as the two lists beside this file say. Done once for each state of the lists."""
+    """Installs a virtual environment and node_modules from the lists in this folder, once for each state."""
     lists = [HERE / "requirements.txt", HERE / "package.json"]
     stamp, wanted = HOME / "installed", "".join(path.read_text() for path in lists)
     if stamp.exists() and stamp.read_text() == wanted:
@@ -69,7 +70,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def endpoint() -> Iterator[dict[str, str]]:
-    """The endpoint in a process of its own; what the clients need of it, as environment variables."""
+    """Starts the endpoint in a process of its own; gives the environment variables that the clients need."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.conformance.endpoint", folder]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -83,7 +84,7 @@ def endpoint() -> Iterator[dict[str, str]]:
 
 
 def run(client: str, where: dict[str, str]) -> list[Outcome]:
-    """Every check of one client, in an environment without proxies and keys of others."""
+    """Runs every check of one client, in an environment without proxies and keys of others."""
     script = next((HERE / "clients").glob(f"{client}.*"))
     interpreter = "node" if script.suffix == ".mjs" else str(HOME / "venv/bin/python")
     if shutil.which(interpreter) is None:
@@ -126,7 +127,7 @@ def version(package: str) -> str:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """As docs/conformance.md has it."""
+    """The table of docs/conformance.md."""
     marks = {"ok": "ok", "not offered by the client": "-"}
     lines = ["| client | version | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 2) + "|"]
     for client in dict.fromkeys(outcome.client for outcome in outcomes if outcome.client != "schema"):

@@ -1,4 +1,4 @@
-"""The queue on its own: no place is lost or given twice, whoever leaves when."""
+"""The queue on its own: no place is lost or given twice, no matter which request leaves when."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_places_are_given_in_order_of_arrival() -> None:
     assert (admission.num_running, admission.num_queued) == (0, 0)
 
 
-async def test_place_handed_to_a_waiter_cancelled_at_that_moment_is_passed_on() -> None:
+async def test_place_given_to_a_cancelled_waiter_goes_to_the_next_one() -> None:
     admission, gate = Admission(1, 10), asyncio.Event()
 
     async def visit(then: Callable[[], object] = bool) -> None:
@@ -48,7 +48,7 @@ async def test_place_handed_to_a_waiter_cancelled_at_that_moment_is_passed_on() 
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_random_comings_and_goings_never_exceed_the_places(seed: int) -> None:
+async def test_random_arrivals_and_cancellations_never_exceed_the_places(seed: int) -> None:
     rng, admission, num_inside = random.Random(seed), Admission(3, 5), 0
 
     async def visit() -> None:
@@ -91,7 +91,7 @@ async def test_retry_after_follows_the_measured_service_time() -> None:
     assert refused.value.retry_after_s == pytest.approx(20, abs=1)
 
 
-async def test_a_closed_door_lets_those_inside_finish_and_says_when_they_have() -> None:
+async def test_closed_queue_serves_admitted_requests_and_reports_when_idle() -> None:
     admission, gates = Admission(1, 1), [asyncio.Event(), asyncio.Event()]
 
     async def work(gate: asyncio.Event) -> str:

@@ -153,7 +153,7 @@ MALFORMED: list[tuple[str, bytes, str | None]] = [
 
 
 def error_of(response: Any) -> dict[str, Any]:
-    """The error of a response, which is checked to be an OpenAI one, with a request id."""
+    """The error of a response, after a check that it is an OpenAI error with a request id."""
     assert response.headers["x-request-id"]
     assert response.headers["content-type"] == "application/json"
     assert set(response.json()) == {"error"}
@@ -164,7 +164,7 @@ def error_of(response: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("body", "param"), [row[1:] for row in MALFORMED], ids=[row[0] for row in MALFORMED])
-async def test_malformed_request_is_refused_with_the_parameter_named(body: bytes, param: str | None) -> None:
+async def test_malformed_request_is_refused_and_its_parameter_named(body: bytes, param: str | None) -> None:
     backend = ScriptedBackend()
     async with make_client(backend) as client:
         response = await client.post(URL, content=body, headers=JSON)
@@ -176,7 +176,7 @@ async def test_malformed_request_is_refused_with_the_parameter_named(body: bytes
     assert not backend.queries
 
 
-async def test_misspelt_parameter_is_answered_with_the_right_one() -> None:
+async def test_refusal_of_a_misspelt_parameter_suggests_the_right_one() -> None:
     async with make_client(ScriptedBackend()) as client:
         misspelt = await client.post(URL, json=chat_body(temprature=1))
         misplaced = await client.post(URL, json=chat_body(max_cost_usd=1))
@@ -217,16 +217,19 @@ async def test_large_body_is_refused_unread() -> None:
     assert num_read <= 7
 
 
-async def test_plain_reply_byte_for_byte() -> None:
+async def test_plain_reply_has_exactly_these_bytes() -> None:
     async with make_client(ScriptedBackend(text='Grüße\u2028"x"')) as client:
         response = await client.post(URL, json=chat_body(), headers={"x-request-id": "mine-1"})
     assert response.status_code == 200
     assert response.content == (
         b'{"id":"chatcmpl-id1","object":"chat.completion","created":1750000000,"model":"r2",'
-        b'"choices":[{"index":0,"message":{"role":"assistant","content":"Gr\\u00fc\\u00dfe\\u2028\\"x\\"","refusal":null,"annotations":[]},'
-        b'"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":30,"completion_tokens":7,"total_tokens":37},'
-        b'"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01","models":["org/small"],"subtasks":2,'
-        b'"policy":"learned","plan_fallback":null,"allocation_fallback":null,"overhead_ms":12.5,"duration_ms":500.0}}'
+        b'"choices":[{"index":0,"message":{"role":"assistant",'
+        b'"content":"Gr\\u00fc\\u00dfe\\u2028\\"x\\"","refusal":null,"annotations":[]},'
+        b'"logprobs":null,"finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":30,"completion_tokens":7,"total_tokens":37},'
+        b'"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01",'
+        b'"models":["org/small"],"subtasks":2,"policy":"learned","plan_fallback":null,'
+        b'"allocation_fallback":null,"overhead_ms":12.5,"duration_ms":500.0}}'
     )
     assert dict(response.headers) == {
         "content-length": str(len(response.content)),
@@ -309,7 +312,7 @@ async def test_every_honoured_parameter_reaches_the_query() -> None:
     assert query.deadline_s == pytest.approx(9, abs=0.1)
 
 
-async def test_a_whole_number_may_be_written_with_a_point() -> None:
+async def test_whole_number_may_have_a_decimal_point() -> None:
     """JSON Schema, and so our own description, calls 5.0 an integer."""
     backend = ScriptedBackend()
     async with make_client(backend) as client:
@@ -321,7 +324,7 @@ async def test_a_whole_number_may_be_written_with_a_point() -> None:
     assert (query.sampling.max_tokens, query.sampling.seed, query.max_subtasks) == (5, 7, 3)
 
 
-async def test_a_response_format_goes_on_as_it_came_and_text_is_none() -> None:
+async def test_response_format_is_passed_on_unchanged_and_text_means_none() -> None:
     backend = ScriptedBackend()
     schema = {
         "type": "json_schema",
@@ -334,7 +337,7 @@ async def test_a_response_format_goes_on_as_it_came_and_text_is_none() -> None:
     assert [query.sampling.response_format for query in backend.queries] == [*asked[:2], None]
 
 
-async def test_trace_is_returned_where_asked() -> None:
+async def test_trace_is_returned_on_request() -> None:
     async with make_client(ScriptedBackend()) as client:
         asked = await client.post(URL, json=chat_body(r2={"trace": True}))
         unasked = await client.post(URL, json=chat_body())
@@ -342,7 +345,7 @@ async def test_trace_is_returned_where_asked() -> None:
     assert "trace" not in unasked.json()["r2"]
 
 
-async def test_confidence_is_returned_where_asked_and_where_there_is_one() -> None:
+async def test_confidence_is_returned_on_request_if_there_is_one() -> None:
     backend = ScriptedBackend(confidence=0.75)
     async with make_client(backend) as client:
         plain = await client.post(URL, json=chat_body())
@@ -359,7 +362,7 @@ async def test_plan_only_reaches_the_query() -> None:
     assert backend.queries[0].is_plan_only
 
 
-async def test_pass_through_takes_limits() -> None:
+async def test_pool_model_request_takes_limits() -> None:
     backend = ScriptedBackend()
     async with make_client(backend) as client:
         response = await client.post(
@@ -398,7 +401,7 @@ async def test_backend_errors_keep_their_status(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), ConfigError("secret"), ValueError("secret")])
-async def test_internal_errors_tell_nothing(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+async def test_internal_errors_reveal_nothing(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with make_client(ScriptedBackend(error=error)) as client:
         response = await client.post(URL, json=chat_body())
@@ -446,7 +449,7 @@ async def test_models_are_listed_with_prices() -> None:
         ("POST", URL + "/", 404),
     ],
 )
-async def test_wrong_routes_and_methods(method: str, path: str, status: int) -> None:
+async def test_wrong_routes_and_methods_get_typed_errors(method: str, path: str, status: int) -> None:
     async with make_client(ScriptedBackend()) as client:
         response = await client.request(method, path)
     assert response.status_code == status
@@ -467,7 +470,7 @@ async def test_readiness_gives_the_reason() -> None:
 
 
 @pytest.mark.parametrize("given", ["has space", "a" * 129, "umlaut-ü".encode("latin-1"), ""])
-async def test_request_id_is_made_where_the_clients_is_unsafe(given: Any) -> None:
+async def test_unsafe_request_id_is_replaced(given: Any) -> None:
     async with make_client(ScriptedBackend()) as client:
         response = await client.get("/health", headers={"x-request-id": given})
     assert re.fullmatch(r"req_id\d+", response.headers["x-request-id"])
@@ -492,7 +495,7 @@ KEYED = {"api_keys_env": "CLIENT_KEYS"}
 @pytest.mark.parametrize(
     "path", [URL, "/v1/models", "/v1/models/r2", "/metrics", "/v1/nothing", "//v1/models", "/health/"]
 )
-async def test_without_a_key_nothing_but_health_is_open(header: str | None, path: str) -> None:
+async def test_only_health_is_open_without_a_key(header: str | None, path: str) -> None:
     async with make_client(ScriptedBackend(), **KEYED) as client:
         response = await client.request(
             "POST" if path == URL else "GET", path, headers={"authorization": header} if header else {}
@@ -508,7 +511,7 @@ async def test_without_a_key_nothing_but_health_is_open(header: str | None, path
 
 
 @pytest.mark.parametrize("key", ["key-one", "key-two"])
-async def test_each_key_opens(key: str) -> None:
+async def test_every_configured_key_opens_the_endpoint(key: str) -> None:
     async with make_client(ScriptedBackend(), **KEYED) as client:
         response = await client.post(URL, json=chat_body(), headers={"authorization": f"bearer {key}"})
     assert response.status_code == 200
@@ -519,7 +522,7 @@ def test_named_but_empty_keys_do_not_open_the_endpoint() -> None:
         make_client(ScriptedBackend(), api_keys_env="NO_KEYS")
 
 
-async def test_one_log_line_per_request_without_prompt_or_key(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_request_logs_one_line_without_prompt_or_key(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "r2_serve")
     headers = {"authorization": "Bearer key-one", "x-request-id": "mine"}
     async with make_client(ScriptedBackend(), **KEYED) as client:
@@ -528,8 +531,9 @@ async def test_one_log_line_per_request_without_prompt_or_key(caplog: pytest.Log
         )
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    expected = r"request mine route=/v1/chat/completions key=env-1 model=r2 status=200 ms=[\d.]+ cost_usd=0.0000022 error=-"
-    assert re.fullmatch(expected, record.getMessage())
+    request = r"request mine route=/v1/chat/completions key=env-1 model=r2"
+    outcome = r" status=200 ms=[\d.]+ cost_usd=0.0000022 error=-"
+    assert re.fullmatch(request + outcome, record.getMessage())
 
 
 async def test_openapi_describes_what_is_honoured() -> None:

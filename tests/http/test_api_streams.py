@@ -1,4 +1,4 @@
-"""Streams byte for byte, heartbeats, late errors, clients that leave, and the queue: all held by events, no sleeps."""
+"""Streams byte for byte, heartbeats, late errors, clients that leave, and the queue, timed by events."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ from tests.support.waiting import until
 URL = "/v1/chat/completions"
 HEAD = '{"id":"chatcmpl-id2","object":"chat.completion.chunk","created":1750000000,"model":"r2",'
 R2 = (
-    '"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01","models":["org/small"],"subtasks":2,'
-    '"policy":"learned","plan_fallback":null,"allocation_fallback":null,"overhead_ms":12.5,"duration_ms":500.0}'
+    '"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01",'
+    '"models":["org/small"],"subtasks":2,"policy":"learned","plan_fallback":null,"allocation_fallback":null,'
+    '"overhead_ms":12.5,"duration_ms":500.0}'
 )
 
 
 def chunk(delta: str, finish_reason: str = "null", more: str = "") -> str:
-    return f'data: {HEAD}"choices":[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish_reason}}}]{more}}}\n\n'
+    choice = f'{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish_reason}}}'
+    return f'data: {HEAD}"choices":[{choice}]{more}}}\n\n'
 
 
 ROLE = '{"role":"assistant","content":"","refusal":null}'
 
 
-async def test_stream_byte_for_byte() -> None:
+async def test_stream_has_exactly_these_bytes() -> None:
     async with make_client(ScriptedBackend()) as client:
         response = await client.post(URL, json=chat_body(stream=True))
     parts = [
@@ -62,7 +64,7 @@ async def test_stream_byte_for_byte() -> None:
     assert dict(response.headers) == {**expected, "x-request-id": "req_id1"}
 
 
-async def test_stream_with_usage_byte_for_byte() -> None:
+async def test_stream_with_usage_has_exactly_these_bytes() -> None:
     async with make_client(ScriptedBackend()) as client:
         response = await client.post(URL, json=chat_body(stream=True, stream_options={"include_usage": True}))
     none = ',"usage":null'
@@ -97,7 +99,7 @@ def contents(body: str) -> list[str]:
         ((" one",), "one two", ["", " one", " two"]),
     ],
 )
-async def test_stream_amounts_to_the_whole_answer(
+async def test_joined_stream_is_the_whole_answer(
     pieces: tuple[str, ...], text: str, expected: list[str]
 ) -> None:
     async with make_client(ScriptedBackend(pieces=pieces, text=text)) as client:
@@ -107,20 +109,21 @@ async def test_stream_amounts_to_the_whole_answer(
     assert response.text.count('"finish_reason":"stop"') == 1
 
 
-async def test_stream_that_is_no_part_of_the_answer_ends_in_an_error() -> None:
+async def test_stream_that_differs_from_the_answer_ends_in_an_error() -> None:
     async with make_client(ScriptedBackend(pieces=("one",), text="two")) as client:
         response = await client.post(URL, json=chat_body(stream=True))
     assert '"code":"invalid_upstream_reply"' in response.text
     assert "[DONE]" not in response.text and '"finish_reason":"stop"' not in response.text
 
 
-async def test_error_after_text_is_an_event_and_no_done() -> None:
+async def test_error_after_text_is_an_event_without_done() -> None:
     backend = ScriptedBackend(pieces=("one",), error=SubtaskFailed("subtask 1 failed", 1, "org/small"))
     async with make_client(backend) as client:
         response = await client.post(URL, json=chat_body(stream=True))
         metrics = (await client.get("/metrics")).text
     assert response.status_code == 200
-    last = 'data: {"error":{"message":"subtask 1 failed","type":"api_error","param":null,"code":"subtask_failed"}}\n\n'
+    error = '{"message":"subtask 1 failed","type":"api_error","param":null,"code":"subtask_failed"}'
+    last = f'data: {{"error":{error}}}\n\n'
     assert response.text == chunk(ROLE) + chunk('{"content":"one"}') + last
     assert 'model="r2",route="/v1/chat/completions",status="502"' in metrics
 
@@ -157,10 +160,10 @@ async def test_error_after_a_heartbeat_is_an_event() -> None:
 
 
 @pytest.mark.parametrize("num_read", [1, 3, 5])
-def test_a_client_that_never_reads_is_ended_by_the_deadline_and_its_model_is_not_blamed(
+def test_deadline_ends_a_client_that_never_reads_and_does_not_blame_the_model(
     num_read: int,
 ) -> None:
-    """It has room for that many messages; a whole answer has six: its head, one for each word, and the end."""
+    """The client has room for that many messages; a whole answer has six: head, one for each word, end."""
 
     async def scenario() -> tuple[float, str, bool]:
         models = tuple(model(name, timeout_s=5) for name in ("small", "large", "decomposer", "allocator"))
@@ -199,7 +202,7 @@ async def test_client_that_leaves_cancels_the_work(stream: bool) -> None:
     assert "r2_requests_running 0.0" in metrics
 
 
-async def test_client_that_leaves_while_sending_is_forgotten() -> None:
+async def test_client_that_leaves_while_sending_costs_nothing() -> None:
     backend = ScriptedBackend()
     connection = Connection(make_app(backend), b'{"model"', is_whole=False)
     connection.disconnect()
@@ -235,7 +238,7 @@ async def fetch(app: Any, path: str) -> str:
     return b"".join(message.get("body", b"") for message in sent).decode()
 
 
-async def test_queue_overflow_is_refused_and_the_rest_is_served_in_turn() -> None:
+async def test_full_queue_refuses_and_serves_the_others_in_order() -> None:
     backend = ScriptedBackend(gate=asyncio.Event())
     app = make_app(backend, max_running=1, max_queued=1)
     first = connect(app)
@@ -254,7 +257,7 @@ async def test_queue_overflow_is_refused_and_the_rest_is_served_in_turn() -> Non
     assert len(backend.queries) == 2
 
 
-async def test_queued_client_that_leaves_gives_up_its_turn() -> None:
+async def test_queued_client_that_leaves_frees_its_place() -> None:
     backend = ScriptedBackend(gate=asyncio.Event())
     app = make_app(backend, max_running=1, max_queued=1)
     first = connect(app)
@@ -277,7 +280,9 @@ async def test_queued_client_that_leaves_gives_up_its_turn() -> None:
 
 @pytest.mark.parametrize(("own_s", "served_s"), [(2, 5), (None, 2), (9, 2)])
 def test_one_deadline_bounds_the_wait_in_the_queue_and_the_work(own_s: float | None, served_s: float) -> None:
-    """The request's own or the server's, whichever is sooner: a place got after 1.5 of 2 s leaves half a second."""
+    """The sooner deadline counts, the request's or the server's: a place after 1.5 of 2 s leaves half a
+    second.
+    """
 
     async def scenario() -> tuple[int, float, Query]:
         backend = ScriptedBackend(gate=asyncio.Event(), deadline_s=served_s)

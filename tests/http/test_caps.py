@@ -1,4 +1,4 @@
-"""Every bound of a request is a config field, and breaking it is told before any model is asked."""
+"""Every bound of a request is a config field; a request beyond it is refused before any model is asked."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def own_plan(
 
 
 def asking_for(title: str) -> dict[str, Any]:
-    """A message of 12 characters, and a response format of 87 and `title`."""
+    """The prompt has a message of 12 characters and a response format of 87 characters plus `title`."""
     schema = {"name": "reply", "schema": {"title": title + "-----"}}
     return {
         "messages": messages(1, "x" * 12),
@@ -100,7 +100,7 @@ def asking_for(title: str) -> dict[str, Any]:
         ("max_tokens", 7, {"max_completion_tokens": 7}, {"max_completion_tokens": 8}, "max_tokens"),
     ],
 )
-async def test_a_request_beyond_a_limit_costs_nothing(
+async def test_request_beyond_a_limit_costs_nothing(
     field: str, limit: int, within: Any, beyond: Any, param: str, asked: str
 ) -> None:
     endpoint = Endpoint(limits={field: limit})
@@ -120,7 +120,7 @@ async def test_a_request_beyond_a_limit_costs_nothing(
         ("max_subtask_chars", 5, own_plan(2, answer="#1 #2"), own_plan(2, answer="#1, #2")),
     ],
 )
-async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(
+async def test_client_plan_beyond_a_limit_costs_nothing(
     field: str, limit: int, within: Any, beyond: Any
 ) -> None:
     endpoint = Endpoint(limits={field: limit})
@@ -140,7 +140,7 @@ async def test_a_clients_own_plan_beyond_a_limit_costs_nothing(
         ),
     ],
 )
-async def test_references_to_a_long_answer_blow_nothing_up(plan: dict[str, Any], what: str) -> None:
+async def test_many_references_to_a_long_answer_stay_bounded(plan: dict[str, Any], what: str) -> None:
     endpoint = Endpoint(limits={"max_query_chars": 1000}, small=("y" * 100,))
     refused = await endpoint.ask(r2={"plan": plan, "policy": "all:small"})
     assert (refused.status_code, error_of(refused)["code"], endpoint.num_calls) == (400, "budget_exceeded", 1)
@@ -150,7 +150,7 @@ async def test_references_to_a_long_answer_blow_nothing_up(plan: dict[str, Any],
     )
 
 
-async def test_answers_joined_once_each_may_be_longer_than_a_prompt() -> None:
+async def test_answers_used_once_each_may_be_longer_than_a_prompt() -> None:
     endpoint = Endpoint(limits={"max_query_chars": 150}, small=("y" * 100,))
     plan = {"subtasks": [{"id": 1, "text": "x"}, {"id": 2, "text": "x"}], "answer": "#1 #2"}
     reply = await endpoint.ask(r2={"plan": plan, "policy": "all:small"})
@@ -158,7 +158,7 @@ async def test_answers_joined_once_each_may_be_longer_than_a_prompt() -> None:
 
 
 @pytest.mark.parametrize("is_plan_only", [False, True])
-async def test_an_answer_made_by_a_template_is_held_to_no_format_and_so_refused(is_plan_only: bool) -> None:
+async def test_response_format_with_a_template_answer_is_refused(is_plan_only: bool) -> None:
     plan = {"subtasks": [{"id": 1, "text": "x"}], "answer": "#1"}
     wanted = {"response_format": {"type": "json_object"}}
     if is_plan_only:
@@ -175,13 +175,13 @@ async def test_an_answer_made_by_a_template_is_held_to_no_format_and_so_refused(
 
 
 @pytest.mark.parametrize(("field", "plan"), [("max_subtasks", WIDE), ("max_depth", DEEP)])
-async def test_a_models_plan_beyond_a_limit_is_not_run(field: str, plan: str) -> None:
+async def test_model_plan_beyond_a_limit_is_not_run(field: str, plan: str) -> None:
     reply = (await Endpoint(limits={field: 3}, plan=plan).ask()).json()["r2"]
     assert reply["subtasks"] == 1 and reply["plan_fallback"]
     assert (await Endpoint(limits={field: 4}, plan=plan).ask()).json()["r2"]["subtasks"] == 4
 
 
-async def test_no_more_subtasks_run_at_once_than_allowed() -> None:
+async def test_subtasks_running_at_once_stay_within_the_limit() -> None:
     num_running, most = 0, 0
 
     class Counting(ScriptedEngine):
@@ -202,7 +202,7 @@ async def test_no_more_subtasks_run_at_once_than_allowed() -> None:
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2])
-async def test_a_model_is_tried_no_more_often_than_allowed(max_attempts: int) -> None:
+async def test_attempts_at_a_model_stay_within_the_limit(max_attempts: int) -> None:
     endpoint = Endpoint(limits={"max_attempts": max_attempts}, small=[EngineUnavailable("down", 0.001)])
     assert (await endpoint.ask(model="small")).status_code == 503
     assert endpoint.num_calls == max_attempts
@@ -218,7 +218,7 @@ async def test_a_model_is_tried_no_more_often_than_allowed(max_attempts: int) ->
     ids=["the server's cost", "the request's cost", "tokens, the prompt's among them"],
 )
 @pytest.mark.parametrize("asked", ["r2", "small"])
-async def test_a_request_that_could_cost_too_much_is_not_begun(
+async def test_request_that_could_cost_too_much_is_not_started(
     limits: dict[str, Any], r2: dict[str, Any], asked: str
 ) -> None:
     endpoint = Endpoint(limits=limits)
@@ -231,10 +231,8 @@ async def test_a_request_that_could_cost_too_much_is_not_begun(
     "limits", [{"max_cost_usd": Decimal("0.01")}, {"max_total_tokens": 10_000}], ids=["cost", "tokens"]
 )
 @pytest.mark.parametrize("asked", ["r2", "alone"])
-async def test_a_json_schema_counts_as_the_prompt_that_a_provider_bills(
-    limits: dict[str, Any], asked: str
-) -> None:
-    """`r2` is given its plan and model, so that the only call is the one with the schema."""
+async def test_json_schema_counts_as_part_of_the_prompt(limits: dict[str, Any], asked: str) -> None:
+    """The request brings plan and model, so the only call is the one with the schema."""
     plan = (
         {"plan": {"subtasks": [{"id": 1, "text": "add"}]}, "models": {"1": "alone"}} if asked == "r2" else {}
     )
@@ -251,7 +249,7 @@ async def test_a_json_schema_counts_as_the_prompt_that_a_provider_bills(
         assert stand.traces[-1].cost_usd == 0
 
 
-async def test_a_request_cannot_raise_the_servers_limits() -> None:
+async def test_request_cannot_raise_the_limits_of_the_server() -> None:
     endpoint = Endpoint(limits={"max_cost_usd": Decimal("0.00001"), "max_subtasks": 3})
     dear = await endpoint.ask(model="small", r2={"max_cost_usd": 1000})
     wide = await endpoint.ask(r2={**own_plan(4), "max_subtasks": 100})
@@ -259,7 +257,7 @@ async def test_a_request_cannot_raise_the_servers_limits() -> None:
     assert endpoint.num_calls == 0
 
 
-async def test_no_more_calls_are_made_for_a_request_than_allowed() -> None:
+async def test_calls_of_a_request_stay_within_the_limit() -> None:
     endpoint = Endpoint(limits={"max_calls": 4})
     refused = await endpoint.ask()
     assert error_of(refused)["code"] == "budget_exceeded"
@@ -267,19 +265,19 @@ async def test_no_more_calls_are_made_for_a_request_than_allowed() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 2, 128])
-async def test_one_choice_is_made_and_no_more(n: int) -> None:
+async def test_a_reply_has_exactly_one_choice(n: int) -> None:
     endpoint = Endpoint(limits={})
     refused = await endpoint.ask(n=n)
     assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "n", 0)
 
 
-async def test_a_body_is_read_no_further_than_allowed() -> None:
+async def test_body_is_not_read_beyond_its_limit() -> None:
     endpoint = Endpoint(limits={}, max_body_bytes=1_000)
     assert (await endpoint.ask(messages=messages(1, "x" * 1_000))).status_code == 413
     assert (await endpoint.ask(messages=messages(1, "x" * 900))).status_code == 200
 
 
-async def test_a_body_that_drips_is_not_waited_for() -> None:
+async def test_slow_body_is_refused_after_its_timeout() -> None:
     endpoint = Endpoint(limits={}, body_timeout_s=0.05)
 
     async def drip() -> AsyncIterator[bytes]:
@@ -296,7 +294,7 @@ async def test_a_body_that_drips_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/health", "/nowhere"])
-async def test_a_websocket_is_refused_before_it_is_accepted(path: str) -> None:
+async def test_websocket_is_refused_before_it_is_accepted(path: str) -> None:
     sent = []
 
     async def send(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a provider does, the client gets the right text from the fallback chain or one typed error, in time.
+"""For every fault of a provider the client gets a right answer or one typed error, in time.
 
 A reply that was cut is never reported as finished, and a provider is not asked more often than configured.
 """
@@ -22,19 +22,19 @@ from tests.support.upstream import Script
 MAX_ATTEMPTS = 2
 AT_ONCE = 24
 LATEST_S = 1.0
-"""After its deadline a reply must have come by then."""
+"""The longest time from the deadline to the reply."""
 NEVER_REST: dict[str, Any] = {"cooldown": {"first_s": 0}}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One fault, asked about in one way."""
+    """One fault and the kind of request that meets it."""
 
     name: str
     is_streamed: bool
     has_fallback: bool
     is_routed: bool = False
-    """As one of two steps of a plan: the first where the reply is plain, the last, which is streamed on, where it is not."""
+    """The fault is in one of two steps of a plan: the first for a plain reply, the last for a stream."""
 
     @property
     def fault(self) -> Fault:
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def code(self) -> str:
-        """`error.code` where no other model is left."""
+        """The `error.code` if no other model is left."""
         return "subtask_failed" if self.is_routed else self.fault.code
 
     @property
@@ -84,7 +84,7 @@ Outcomes = dict[Case, Outcome]
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    """Of all cases, asked beside each other, as most of their time is waiting; the slow ones first."""
+    """The outcomes of all cases. They run at once, as most of their time is waiting, the slow ones first."""
     return asyncio.run(
         ask_about_all(sorted([*WITH_FALLBACK, *ALONE], key=lambda case: not case.fault.is_slow))
     )
@@ -113,7 +113,7 @@ async def ask_about_all(cases: list[Case]) -> Outcomes:
 
 
 @pytest.mark.parametrize("case", WITH_FALLBACK, ids=str)
-def test_a_faulty_provider_costs_no_answer_where_another_is_left(case: Case, outcomes: Outcomes) -> None:
+def test_fallback_answers_when_a_provider_is_faulty(case: Case, outcomes: Outcomes) -> None:
     fault, came = case.fault, outcomes[case]
     assert came.reply.took_s < DEADLINE_S + LATEST_S
     assert came.num_hits == fault.num_hits <= MAX_ATTEMPTS
@@ -138,7 +138,7 @@ def test_a_faulty_provider_costs_no_answer_where_another_is_left(case: Case, out
 
 
 @pytest.mark.parametrize("case", ALONE, ids=str)
-def test_a_faulty_provider_alone_is_one_typed_error(case: Case, outcomes: Outcomes) -> None:
+def test_faulty_provider_without_fallback_gives_one_typed_error(case: Case, outcomes: Outcomes) -> None:
     fault, came = case.fault, outcomes[case]
     assert came.reply.took_s < DEADLINE_S + LATEST_S
     assert came.num_hits == fault.num_hits
@@ -155,7 +155,7 @@ def test_a_faulty_provider_alone_is_one_typed_error(case: Case, outcomes: Outcom
 
 
 def assert_cut(reply: Reply, case: Case) -> None:
-    """The text that had come, then the error; nothing that says it was whole."""
+    """The reply has the text so far and then the error; nothing says that it is whole."""
     assert fnmatchcase(reply.text, case.fault.streamed)
     assert (reply.status, reply.finish_reasons, reply.has_done) == (200, [], False)
     assert_typed(reply, case.code)
@@ -168,7 +168,7 @@ def assert_typed(reply: Reply, code: str) -> None:
 
 
 @pytest.mark.parametrize("case", [*WITH_FALLBACK, *ALONE], ids=str)
-def test_a_failed_call_costs_what_the_provider_told_or_an_estimate_and_nothing_where_it_was_refused(
+def test_failed_call_costs_the_reported_usage_or_an_estimate_and_a_refused_call_nothing(
     case: Case, outcomes: Outcomes
 ) -> None:
     calls = [call for call in outcomes[case].trace.calls if call.model == case.model]
@@ -187,7 +187,7 @@ def test_a_failed_call_costs_what_the_provider_told_or_an_estimate_and_nothing_w
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_routed_query_gets_over_a_faulty_provider_too(stream: bool) -> None:
+async def test_routed_query_survives_a_faulty_provider(stream: bool) -> None:
     async with standing(said({}, 500)) as stand:
         reply = await stand.ask(stream=stream, model="r2")
         (trace,) = stand.traces
@@ -201,7 +201,7 @@ HARMLESS = [(name, False) for name in HARMLESS_PLAIN] + [(name, True) for name i
 
 
 @pytest.mark.parametrize(("name", "stream"), HARMLESS)
-async def test_an_oddity_that_cuts_nothing_is_answered_at_the_first_try(name: str, stream: bool) -> None:
+async def test_harmless_oddity_is_answered_at_the_first_attempt(name: str, stream: bool) -> None:
     script: Script = (HARMLESS_STREAMED if stream else HARMLESS_PLAIN)[name]
     async with standing(script) as stand:
         reply = await stand.ask(stream=stream)
@@ -222,8 +222,8 @@ SILENT = [
 
 
 @pytest.mark.parametrize(("name", "stream"), SILENT)
-def test_the_deadline_ends_a_call_that_its_own_timeout_would_not(name: str, stream: bool) -> None:
-    """In virtual time, so that a starved machine is not taken for a late answer; endless is slow, as each gap costs real time."""
+def test_deadline_ends_a_call_with_a_longer_timeout(name: str, stream: bool) -> None:
+    """The clock is virtual, so that a slow machine causes no late answer."""
 
     async def scenario() -> Reply:
         async with standing(replace(fault.script, gap_s=0.2)) as stand:

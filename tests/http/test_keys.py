@@ -1,4 +1,6 @@
-"""Client keys: hashed, with models and budgets, changed without a restart, and never overspent by requests at once."""
+"""Client keys: hashed, with models and budgets, changed without a restart, and never overspent by requests at
+once.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,9 @@ from tests.support.waiting import until
 
 URL = "/v1/chat/completions"
 CALL_USD = Decimal("0.00003")
-"""10 tokens in at 1 USD per 1M, 10 out at 2: what each call of `Gated` costs."""
+"""The cost of each call of `Gated`: 10 tokens in at 1 USD per 1M, 10 out at 2 USD."""
 BOUND_USD = Decimal("0.000054")
-"""The most it could cost as the ledger sees it: 34 tokens in (2 bytes and the template's allowance), 10 out."""
+"""The ledger's bound of that cost: 34 tokens in (2 bytes and the template's allowance), 10 out."""
 
 
 class Gated:
@@ -103,10 +105,10 @@ async def ask(
     )
 
 
-# -- the file -----------------------------------------------------------------------------------------------------
+# -- the file --
 
 
-def test_a_new_key_is_shown_once_and_stored_as_a_digest(tmp_path: Path) -> None:
+def test_new_key_is_shown_once_and_stored_as_a_digest(tmp_path: Path) -> None:
     options = [
         "--name",
         "alice",
@@ -140,7 +142,7 @@ def test_a_new_key_is_shown_once_and_stored_as_a_digest(tmp_path: Path) -> None:
     ("option", "value"),
     [("--name", "a b"), ("--budget-usd", "0"), ("--budget-usd", "ten"), ("--period", "year")],
 )
-def test_a_key_that_makes_no_sense_is_refused_with_the_field(option: str, value: str) -> None:
+def test_wrong_field_of_a_key_is_refused_by_name(option: str, value: str) -> None:
     done = CliRunner().invoke(cli, ["keys", "new", "--name", "alice", option, value])
     assert done.exit_code == 1
     assert value in done.stderr and option.removeprefix("--").replace("-", "_") in done.stderr
@@ -163,7 +165,7 @@ def test_a_key_that_makes_no_sense_is_refused_with_the_field(option: str, value:
         ("- [", "cannot read"),
     ],
 )
-def test_a_wrong_keys_file_is_refused_without_showing_what_is_in_it(
+def test_wrong_keys_file_is_refused_without_showing_its_content(
     tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "keys.yaml"
@@ -174,12 +176,12 @@ def test_a_wrong_keys_file_is_refused_without_showing_what_is_in_it(
     assert "the-key-itself" not in refused.value.message
 
 
-def test_a_missing_keys_file_does_not_open_the_endpoint(tmp_path: Path) -> None:
+def test_missing_keys_file_does_not_open_the_endpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the keys file"):
         make_app(ScriptedBackend(), keys_file=str(tmp_path / "none.yaml"))
 
 
-def test_keys_are_added_and_revoked_without_a_restart_and_a_broken_file_changes_nothing(
+def test_keys_change_without_a_restart_and_a_broken_file_changes_nothing(
     keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     now_s = 0.0
@@ -200,7 +202,7 @@ def test_keys_are_added_and_revoked_without_a_restart_and_a_broken_file_changes_
 
 
 @pytest.mark.parametrize("asked", ["first", "last", "unknown"])
-def test_every_known_key_is_compared_in_constant_time_also_after_a_match(
+def test_every_key_is_compared_in_constant_time_even_after_a_match(
     keys: Keys, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     headers = {name: keys.add(name) for name in ("first", "second", "last")}
@@ -222,7 +224,7 @@ def test_every_known_key_is_compared_in_constant_time_also_after_a_match(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "fe80::1"])
-def test_an_address_that_others_reach_needs_keys(host: str, keys: Keys) -> None:
+def test_address_that_others_can_reach_needs_keys(host: str, keys: Keys) -> None:
     with pytest.raises(ConfigError, match="not a loopback address"):
         require_keys(host, ServerConfig())
     require_keys(host, ServerConfig(api_keys_env="CLIENT_KEYS"))
@@ -230,14 +232,14 @@ def test_an_address_that_others_reach_needs_keys(host: str, keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-def test_loopback_needs_none(host: str) -> None:
+def test_loopback_address_needs_no_keys(host: str) -> None:
     require_keys(host, ServerConfig())
 
 
-# -- models -------------------------------------------------------------------------------------------------------
+# -- models --
 
 
-async def test_a_key_asks_for_its_models_only_and_sees_no_others(keys: Keys) -> None:
+async def test_key_can_use_and_see_its_own_models_only(keys: Keys) -> None:
     limited, free = keys.add("limited", models=["r2"]), keys.add("free")
     async with serving(ScriptedBackend(), keys) as client:
         assert (await ask(client, limited, "r2")).status_code == 200
@@ -261,9 +263,7 @@ async def test_a_key_asks_for_its_models_only_and_sees_no_others(keys: Keys) -> 
 @pytest.mark.parametrize(
     "limits", [{"models": ["r2"]}, {"budget_usd": "1"}, {"models": ["r2"], "budget_usd": "1"}]
 )
-async def test_what_others_spend_is_shown_to_keys_without_limits_only(
-    keys: Keys, limits: dict[str, Any]
-) -> None:
+async def test_only_unrestricted_keys_see_the_spend_of_others(keys: Keys, limits: dict[str, Any]) -> None:
     limited, admin = keys.add("limited", **limits), keys.add("admin")
     async with serving(ScriptedBackend(), keys) as client:
         await ask(client, admin, "r2")
@@ -280,7 +280,7 @@ async def test_what_others_spend_is_shown_to_keys_without_limits_only(
     assert shown.status_code == 200 and "r2_requests_total" in shown.text
 
 
-# -- budgets ------------------------------------------------------------------------------------------------------
+# -- budgets --
 
 
 async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Keys) -> None:
@@ -313,7 +313,7 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
 async def test_fifty_routed_requests_at_once_do_not_overspend(
     keys: Keys, tmp_path: Path, is_elsewhere: bool
 ) -> None:
-    """Decomposer and allocator in this process and, as in a cluster, in others, where they know of no other request."""
+    """Decomposer and allocator run here or, as in a cluster, in processes that know no other request."""
     budget_usd = Decimal("0.02")
     key, book = keys.add("alice", budget_usd=str(budget_usd)), tmp_path / "spend.sqlite"
     plans, picks = [plan_json("left", "right #1")], [allocation_json("small", "large")]
@@ -335,9 +335,7 @@ async def test_fifty_routed_requests_at_once_do_not_overspend(
         assert decomposes.most_running > 1
 
 
-async def test_a_spent_key_is_refused_before_its_request_takes_a_place_in_the_queue(
-    keys: Keys, tmp_path: Path
-) -> None:
+async def test_spent_key_is_refused_before_its_request_is_queued(keys: Keys, tmp_path: Path) -> None:
     key, backend, book = keys.add("alice", budget_usd="1"), ScriptedBackend(), tmp_path / "spend.sqlite"
     SpendBook(book).add("alice", "", Decimal(1))
     async with serving(backend, keys, spend_file=str(book)) as client:
@@ -348,7 +346,7 @@ async def test_a_spent_key_is_refused_before_its_request_takes_a_place_in_the_qu
     assert not backend.queries
 
 
-async def test_a_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) -> None:
+async def test_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd=str(BOUND_USD)), Gated()
     engine.gate.set()
     async with serving(
@@ -362,7 +360,7 @@ async def test_a_call_that_could_cost_more_than_is_left_is_not_made(keys: Keys) 
     assert other
 
 
-async def test_what_a_cancelled_request_held_is_free_again(keys: Keys) -> None:
+async def test_cancelled_request_releases_what_it_held(keys: Keys) -> None:
     key, admin, engine = keys.add("alice", budget_usd=str(BOUND_USD)), keys.add("admin"), Gated()
     async with serving(
         router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]), keys
@@ -402,10 +400,12 @@ async def test_spend_survives_a_restart_and_is_shared_by_processes(keys: Keys, t
     assert SpendBook(tmp_path / "spend.sqlite").spent_usd("alice", "") == 2 * CALL_USD
 
 
-async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_calls_in_flight(
+async def test_two_routers_overspend_a_shared_budget_by_calls_in_flight_at_most(
     keys: Keys, tmp_path: Path
 ) -> None:
-    """Fifty at once on a budget for ten, half of them at each: neither sees what the other one holds, both see what is settled."""
+    """Each router gets half of fifty requests on a budget for ten; it sees settled spend of both, holds of
+    its own.
+    """
     key, engine, book = keys.add("alice", budget_usd=str(10 * BOUND_USD)), Gated(), tmp_path / "spend.sqlite"
     routers = [router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]) for _ in range(2)]
     async with (
@@ -423,7 +423,7 @@ async def test_two_routers_with_one_book_overspend_by_no_more_than_the_others_ca
     assert [response.status_code for response in later] == [429, 429]
 
 
-async def test_without_a_key_nothing_is_counted_and_all_is_open() -> None:
+async def test_open_endpoint_counts_no_spend() -> None:
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(make_app(ScriptedBackend())), base_url="http://r2"
     ) as client:
@@ -434,7 +434,7 @@ async def test_without_a_key_nothing_is_counted_and_all_is_open() -> None:
 @pytest.mark.parametrize(
     ("period", "refills"), [("day", [True, True]), ("month", [False, True]), ("total", [False, False])]
 )
-def test_a_budget_is_full_again_with_its_period(period: str, refills: list[bool]) -> None:
+def test_budget_is_full_again_in_its_next_period(period: str, refills: list[bool]) -> None:
     today = datetime.date(2026, 11, 29)
     key = ClientKey.model_validate(
         {"name": "a", "sha256": "0" * 64, "budget_usd": "1", "budget_period": period}
@@ -448,14 +448,14 @@ def test_a_budget_is_full_again_with_its_period(period: str, refills: list[bool]
         assert (purse.left_usd() == 1) == is_full
 
 
-def test_the_sum_of_many_small_amounts_is_exact(tmp_path: Path) -> None:
+def test_sum_of_many_small_amounts_is_exact(tmp_path: Path) -> None:
     book = SpendBook(tmp_path / "spend.sqlite")
     for _ in range(1000):
         book.add("alice", "", Decimal("0.0000001"))
     assert book.spent_usd("alice", "") == Decimal("0.0001")
 
 
-def test_a_book_that_cannot_be_written_costs_no_answer_and_loses_nothing(
+def test_unwritable_spend_file_does_not_fail_requests_and_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "spend.sqlite"
@@ -472,14 +472,14 @@ def test_a_book_that_cannot_be_written_costs_no_answer_and_loses_nothing(
     assert SpendBook(path).spent_usd("alice", "") == book.spent_usd("alice", "") == 7
 
 
-def test_a_book_of_spend_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_spend_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "spend.sqlite"
     path.write_text("nothing of the kind" * 100)
     with pytest.raises(ConfigError, match="spend_file"):
         SpendBook(path)
 
 
-async def test_openai_clients_are_told_of_the_quota_once(keys: Keys) -> None:
+async def test_openai_client_does_not_retry_a_spent_quota(keys: Keys) -> None:
     key, engine = keys.add("alice", budget_usd="0.00001"), Gated()
     app = create_app(
         router_of(small=engine, large=["ok"], decomposer=["x"], allocator=["x"]),

@@ -1,4 +1,4 @@
-"""What a scrape says of the queries observed."""
+"""The metrics of observed queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from r2_serve.types import CallRecord, Plan, Subtask, Trace, Usage
 from tests.support.scripted_backend import ScriptedBackend, chat_body, make_client
 
 
-def test_money_and_tokens_of_failed_queries_count_and_sum_exactly() -> None:
+def test_money_and_tokens_of_failed_queries_are_counted_exactly() -> None:
     metrics = Metrics()
     call = CallRecord(
         stage="execute",
@@ -31,7 +31,7 @@ def test_money_and_tokens_of_failed_queries_count_and_sum_exactly() -> None:
     assert "secret" not in text
 
 
-def test_plan_shape_and_fallbacks() -> None:
+def test_plan_shape_and_fallbacks_are_counted() -> None:
     metrics = Metrics()
     steps = [Subtask(id=i, text="a") for i in (1, 2, 3)] + [Subtask(id=4, text="b", depends_on=(1, 2))]
     trace = Trace(
@@ -44,7 +44,7 @@ def test_plan_shape_and_fallbacks() -> None:
     assert 'r2_fallbacks_total{stage="plan"} 1.0' in text
 
 
-async def test_metrics_count_requests_by_model_and_status() -> None:
+async def test_requests_are_counted_by_model_and_status() -> None:
     async with make_client(ScriptedBackend()) as client:
         await client.post("/v1/chat/completions", json=chat_body())
         await client.post("/v1/chat/completions", json=chat_body(model="x" * 50))

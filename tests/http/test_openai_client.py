@@ -53,7 +53,7 @@ async def client_of(backend: ScriptedBackend, key: str = "any", **server: Any) -
         yield client
 
 
-async def test_chat() -> None:
+async def test_openai_client_reads_a_plain_reply() -> None:
     async with client_of(ScriptedBackend()) as client:
         raw = await client.chat.completions.with_raw_response.create(
             model="r2", messages=HI, temperature=0, extra_body={"r2": {"trace": True}}
@@ -67,7 +67,7 @@ async def test_chat() -> None:
     assert extras["cost_usd"] == "0.0000022" and extras["trace"]["model"] == "r2"
 
 
-async def test_a_reply_can_be_sent_back_as_it_came() -> None:
+async def test_reply_can_be_sent_back_unchanged() -> None:
     backend = ScriptedBackend()
     async with client_of(backend) as client:
         reply = await client.chat.completions.create(model="r2", messages=HI)
@@ -78,7 +78,7 @@ async def test_a_reply_can_be_sent_back_as_it_came() -> None:
     assert [message.content for message in backend.queries[-1].messages] == ["hi", "Hello there", "go on"]
 
 
-async def test_stream() -> None:
+async def test_openai_client_reads_a_stream() -> None:
     async with client_of(ScriptedBackend()) as client:
         stream = await client.chat.completions.create(
             model="r2", messages=HI, stream=True, stream_options={"include_usage": True}
@@ -109,7 +109,7 @@ async def test_heartbeats_do_not_disturb_the_client() -> None:
         assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "late"
 
 
-async def test_models() -> None:
+async def test_openai_client_lists_models() -> None:
     async with client_of(ScriptedBackend()) as client:
         assert [model.id async for model in client.models.list()] == ["r2", "org/small"]
         assert (await client.models.retrieve("org/small")).owned_by == "r2"
@@ -144,7 +144,7 @@ async def test_refusals_are_typed() -> None:
     assert refused.value.param == "n"
 
 
-async def test_error_in_mid_stream_is_raised() -> None:
+async def test_error_in_the_middle_of_a_stream_is_raised() -> None:
     backend = ScriptedBackend(pieces=("one",), error=SubtaskFailed("subtask 1 failed", 1, "m"))
     async with client_of(backend) as client:
         stream = await client.chat.completions.create(model="r2", messages=HI, stream=True)

@@ -1,4 +1,4 @@
-"""No secret in what is written: logs, error replies, traces and `repr`."""
+"""No secret is written: logs, error replies, traces and `repr` have none."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CANARY = "canary-in-a-coal-mine"
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What a handler of this process writes, once logs are redacted. Ray keeps its records to itself once it has been used."""
+    """The text that a log handler of this process writes after `redact_logs`."""
     for name in ("ray", "ray.serve"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     before, written = logging.getLogRecordFactory(), io.StringIO()
@@ -54,7 +54,7 @@ class Talkative(Exception):
         return f"refused with {CANARY}"
 
 
-def test_a_log_record_of_any_logger_is_redacted_however_the_secret_got_in(log: io.StringIO) -> None:
+def test_log_record_of_any_logger_is_redacted(log: io.StringIO) -> None:
     for name in ("r2_serve.x", "httpx", "openai", "ray.serve"):
         logger = logging.getLogger(f"{name}.of-this-test")
         logger.error("key %s", CANARY)
@@ -69,13 +69,13 @@ def test_a_log_record_of_any_logger_is_redacted_however_the_secret_got_in(log: i
     assert log.getvalue().count(MARK) == 4 * (4 + 2), "four messages, and a traceback of two errors"
 
 
-def test_logs_without_a_secret_are_as_they_were(log: io.StringIO) -> None:
+def test_logs_without_a_secret_are_unchanged(log: io.StringIO) -> None:
     logging.getLogger("a").error("%d of %s", 1, "two")
     logging.getLogger("a").error("100%")
     assert log.getvalue() == "a 1 of two\na 100%\n"
 
 
-def test_redacting_again_takes_the_newer_secrets_and_is_no_second_layer(log: io.StringIO) -> None:
+def test_redacting_again_replaces_the_known_secrets(log: io.StringIO) -> None:
     redact_logs(Redactor(["another-secret"]))
     redact_logs(Redactor(["another-secret", CANARY]))
     logging.getLogger("a").error("%s another-secret", CANARY)
@@ -96,14 +96,14 @@ def test_secrets_are_known_by_the_name_of_their_variable() -> None:
     assert Redactor.of({"A_KEY": "1", "B_TOKEN": ""})("1 + 1") == "1 + 1"
 
 
-def test_of_two_secrets_the_longer_is_replaced_whole() -> None:
+def test_longer_of_two_overlapping_secrets_is_replaced_whole() -> None:
     assert Redactor(["secret-1", "secret-1-and-more"])("secret-1-and-more secret-1") == f"{MARK} {MARK}"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("pieces", [(), ("Hello",)])
-async def test_an_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, ...]) -> None:
-    """Here the client's own key: the environment of the application is `scripted_backend`'s."""
+async def test_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, ...]) -> None:
+    """The secret is the client's own key; `scripted_backend` sets the application's environment."""
     backend = ScriptedBackend(
         error=EngineUnavailable("the provider said: key-one-and-only is wrong"), pieces=pieces
     )
@@ -117,9 +117,7 @@ async def test_an_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, .
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("at_fault", ["decomposer", "allocator"])
-async def test_what_a_reply_says_of_its_making_holds_no_secret_and_the_answer_is_as_it_was(
-    stream: bool, at_fault: str
-) -> None:
+async def test_reply_details_hold_no_secret_and_the_answer_is_unchanged(stream: bool, at_fault: str) -> None:
     said = f"my favourite word is {CANARY}"
     replies: dict[str, list[Any]] = {
         "decomposer": [plan_json("one", "two #1")],
@@ -150,7 +148,7 @@ async def test_what_a_reply_says_of_its_making_holds_no_secret_and_the_answer_is
     assert text == r2["trace"]["answer"] == r2["trace"]["results"][-1]["answer"] == said
 
 
-def test_a_secret_that_json_escapes_is_found_in_json() -> None:
+def test_secret_that_json_escapes_is_found_in_json() -> None:
     secret = 'quo"ted\\and\tü-secret'
     redact = Redactor([secret])
     for is_ascii in (True, False):
@@ -161,7 +159,7 @@ def test_a_secret_that_json_escapes_is_found_in_json() -> None:
     assert redact(f"{secret}!") == f"{MARK}!"
 
 
-def test_a_secret_with_a_quote_is_in_no_trace(tmp_path: Path) -> None:
+def test_secret_with_a_quote_is_in_no_trace(tmp_path: Path) -> None:
     secret = 'coal"mine\\canary'
     write = TraceWriter(tmp_path, redact=Redactor([secret]))
     write(
@@ -173,7 +171,7 @@ def test_a_secret_with_a_quote_is_in_no_trace(tmp_path: Path) -> None:
     assert (trace.query, trace.error) == (MARK, f'EngineRefused: {{"error": "{MARK}"}}')
 
 
-def test_a_trace_holds_no_secret_and_can_still_be_read(tmp_path: Path) -> None:
+def test_trace_holds_no_secret_and_can_still_be_read(tmp_path: Path) -> None:
     write = TraceWriter(tmp_path, redact=Redactor([CANARY]))
     write(
         Trace(
@@ -212,8 +210,8 @@ def test_no_repr_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CANARY not in text and key[0] not in text
 
 
-def test_the_command_line_redacts_its_logs() -> None:
-    """As a user runs it: the callback comes before any command."""
+def test_command_line_redacts_its_logs() -> None:
+    """A user runs the command; its callback comes before any command of the app."""
     code = (
         "import logging, os, r2_serve.cli as cli\n"
         "logging.basicConfig()\n"
@@ -226,7 +224,7 @@ def test_the_command_line_redacts_its_logs() -> None:
     assert MARK in done.stderr and CANARY not in done.stderr
 
 
-async def test_a_fault_in_a_stage_is_logged_by_its_place_and_not_by_what_a_user_wrote(
+async def test_fault_in_a_stage_is_logged_by_its_place_without_user_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def stage(ledger: Ledger) -> None:

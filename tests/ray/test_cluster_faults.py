@@ -1,6 +1,8 @@
-"""Faults on a real local Ray cluster: replicas, controller and proxy killed, poison, overload, clients that leave.
+"""Faults on a real local Ray cluster: replicas, controller and proxy killed, poison, overload, clients that
+leave.
 
-Times are asserted only where an operator was promised them; a loaded machine of two cores keeps them with room.
+Times are asserted only where an operator was promised them; a loaded machine of two cores keeps them with
+room.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ ANSWER = "the whole answer of four"
 POISON = "poison"
 RECOVERY_S = 20.0
 PATIENCE_S = 120.0
-"""For what must come in the end, but was promised to nobody by a time."""
+"""The limit for events that must come, without a promise of their time."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The scripted pool, `remote` at a provider in this process, and a second, narrow router under /narrow."""
+    """The scripted pool with `remote` at a provider in this process, and a narrow router at /narrow."""
     with upstream_in_thread() as upstream:
         remote = {
             "name": "remote",
@@ -127,7 +129,10 @@ def answer_of(response: httpx.Response) -> tuple[str, Trace]:
 
 
 def error_of(response: httpx.Response) -> dict[str, str | None]:
-    """The error of a refusal. After a heartbeat a stream is a 200 already: then it is its last event, and no `[DONE]` follows."""
+    """The error of a refusal.
+
+    A stream with a heartbeat is a 200 already; its last event is the error then.
+    """
     if "event-stream" in response.headers["content-type"]:
         *_, last = response.text.removesuffix("\n\n").split("\n\n")
         reply = json.loads(last.removeprefix("data: "))
@@ -139,7 +144,7 @@ def error_of(response: httpx.Response) -> dict[str, str | None]:
 
 
 async def until(is_so: Callable[[], Awaitable[bool]], patience_s: float = PATIENCE_S) -> float:
-    """Seconds until it was. Raises: TimeoutError."""
+    """Waits for a condition; the seconds it took. Raises: TimeoutError."""
     start_s = time.monotonic()
     async with asyncio.timeout(patience_s):
         while True:
@@ -152,7 +157,7 @@ async def until(is_so: Callable[[], Awaitable[bool]], patience_s: float = PATIEN
 
 
 async def running(client: httpx.AsyncClient) -> int:
-    """Requests at work in the router."""
+    """The number of requests at work in the router."""
     text = (await client.get("/metrics")).text
     assert "r2_requests_running{" in text
     return int(total(text, "r2_requests_running"))
@@ -172,7 +177,7 @@ def kill(name_part: str) -> None:
 
 
 def kill_haproxy() -> None:
-    """The process that clients are connected to, a child of Serve's proxy actor."""
+    """The pid of the process that clients are connected to, a child of Serve's proxy actor."""
     children = [
         child
         for actor in actors("SERVE_PROXY_ACTOR")
@@ -183,13 +188,13 @@ def kill_haproxy() -> None:
 
 
 async def answers_itself(client: httpx.AsyncClient, model: str) -> bool:
-    """Whether `model`, and not a fallback of it, answers."""
+    """True if `model` answers and not its fallback."""
     response = await ask(client, model=model)
     return response.status_code == 200 and response.headers["x-r2-models"] == model
 
 
-async def test_killed_replicas_cost_no_query_and_no_subtask_is_answered_twice(cluster: Cluster) -> None:
-    """Five rounds, each with 20 queries in flight, half of them streamed."""
+async def test_killed_replicas_fail_no_query_and_no_subtask_runs_twice(cluster: Cluster) -> None:
+    """There are five rounds with 20 queries in flight, half of them streamed."""
     answered_s, recovered_s = list[float](), list[float]()
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
@@ -212,16 +217,15 @@ async def test_killed_replicas_cost_no_query_and_no_subtask_is_answered_twice(cl
             recovered_s.append(time.monotonic() - killed_s)
             assert recovered_s[-1] < RECOVERY_S
     shown = [", ".join(f"{seconds:.1f}" for seconds in series) for series in (answered_s, recovered_s)]
-    print(
-        f"kill -9 of a model replica: the 20 queries in flight answered after {shown[0]} s, the replica replaced after {shown[1]} s"
-    )
+    print(f"kill -9 of a model replica: the 20 queries in flight answered after {shown[0]} s,")
+    print(f"the replica replaced after {shown[1]} s")
 
 
 async def _at_least(client: httpx.AsyncClient, count: int) -> bool:
     return await running(client) >= count
 
 
-async def test_a_poisonous_prompt_kills_two_replicas_and_the_rest_of_the_traffic_goes_on(
+async def test_poisonous_prompt_kills_two_replicas_and_other_traffic_continues(
     cluster: Cluster,
 ) -> None:
     async with cluster.client() as client:
@@ -249,8 +253,8 @@ async def test_a_poisonous_prompt_kills_two_replicas_and_the_rest_of_the_traffic
         assert statuses[200] >= 0.95 * len(others), statuses
 
 
-async def test_a_poisonous_query_that_is_routed_ends_the_same_way(cluster: Cluster) -> None:
-    """The planner is not killed by it; the subtask with it in kills what works on it."""
+async def test_poisonous_routed_query_kills_two_replicas_at_most(cluster: Cluster) -> None:
+    """The planner survives the prompt; the subtask with the poison kills its replicas."""
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         await until(lambda: answers_itself(client, LARGE))
@@ -266,8 +270,8 @@ async def test_a_poisonous_query_that_is_routed_ends_the_same_way(cluster: Clust
         assert len(actors("#Model", "DEAD")) - dead_before <= 2
 
 
-async def test_calls_of_a_decomposer_that_ends_in_an_error_are_in_the_routers_books(cluster: Cluster) -> None:
-    """Its model dies twice while it decomposes; the decomposer itself lives, and reports both calls with the error."""
+async def test_calls_of_a_failed_decomposer_are_in_the_ledger_of_the_router(cluster: Cluster) -> None:
+    """The model dies twice while the decomposer works; the decomposer reports both calls with the error."""
 
     async def calls() -> float:
         return total(
@@ -283,8 +287,8 @@ async def test_calls_of_a_decomposer_that_ends_in_an_error_are_in_the_routers_bo
         assert await calls() == calls_before + 2
 
 
-async def test_an_overload_is_refused_politely_and_leaves_the_router_healthy(cluster: Cluster) -> None:
-    """200 at once for 8 at work and 8 in the queue."""
+async def test_overload_is_refused_and_leaves_the_router_healthy(cluster: Cluster) -> None:
+    """200 requests come at once; 8 may work and 8 may wait."""
     async with cluster.client("/narrow") as client:
         await until(lambda: answers_itself(client, LARGE))
         is_over = threading.Event()
@@ -310,15 +314,14 @@ async def test_an_overload_is_refused_politely_and_leaves_the_router_healthy(clu
             else:
                 assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
                 assert int(reply.headers["retry-after"]) >= 1
-        print(
-            f"overload: {dict(statuses)}, health p95 {sorted(latencies_s)[int(0.95 * len(latencies_s))]:.3f} s of {len(latencies_s)}"
-        )
-        assert sorted(latencies_s)[int(0.95 * len(latencies_s))] < 0.5
+        p95_s = sorted(latencies_s)[int(0.95 * len(latencies_s))]
+        print(f"overload: {dict(statuses)}, health p95 {p95_s:.3f} s of {len(latencies_s)}")
+        assert p95_s < 0.5
         assert answer_of(await ask(client, model=LARGE))[0] == ANSWER
 
 
-async def test_clients_that_leave_take_their_upstream_connections_with_them(cluster: Cluster) -> None:
-    """Streaming and not, at a model and at the first of a plan's two steps, all of them at work at the provider when they go."""
+async def test_upstream_connections_end_when_their_clients_leave(cluster: Cluster) -> None:
+    """The clients stream or not, ask a model or a plan, and leave while the provider works."""
     upstream, num_direct, num_routed = cluster.upstream, 50, 10
     steps = [{"id": 1, "text": "begin", "depends_on": []}, {"id": 2, "text": "end #1", "depends_on": [1]}]
     routed = {"r2": {"plan": {"subtasks": steps}, "models": {"1": "remote", "2": "remote"}}}
@@ -357,7 +360,7 @@ async def _none_running(client: httpx.AsyncClient) -> bool:
     return await running(client) == 0
 
 
-async def test_a_killed_controller_is_not_noticed_by_clients_and_the_new_one_replaces_what_dies(
+async def test_killed_controller_disturbs_no_client_and_the_new_one_replaces_dead_replicas(
     cluster: Cluster,
 ) -> None:
     async with cluster.client() as client:
@@ -377,7 +380,7 @@ async def test_a_killed_controller_is_not_noticed_by_clients_and_the_new_one_rep
         await until(lambda: answers_itself(client, SMALL))
 
 
-async def test_a_killed_decomposer_and_allocator_cost_a_plan_at_most(cluster: Cluster) -> None:
+async def test_killed_decomposer_and_allocator_fail_no_query(cluster: Cluster) -> None:
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         queries = [asyncio.create_task(ask(client)) for _ in range(10)]
@@ -389,8 +392,8 @@ async def test_a_killed_decomposer_and_allocator_cost_a_plan_at_most(cluster: Cl
             assert trace.cost_usd == sum((call.cost_usd for call in trace.calls), Decimal(0))
 
 
-async def test_a_killed_router_replica_cuts_its_requests_and_is_replaced(cluster: Cluster) -> None:
-    """Serve tries none of them again. No client may take what it got for a whole answer."""
+async def test_killed_router_replica_cuts_its_requests_and_is_replaced(cluster: Cluster) -> None:
+    """Serve retries none of the requests. No client may take a cut reply for a whole answer."""
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(10)]
@@ -404,8 +407,8 @@ async def test_a_killed_router_replica_cuts_its_requests_and_is_replaced(cluster
         await until(lambda: _answers(client))
 
 
-async def test_a_killed_proxy_cuts_its_connections_and_comes_back(cluster: Cluster) -> None:
-    """What documentation says of it: a client sees its connection break, never a whole-looking answer, and may ask again."""
+async def test_killed_proxy_cuts_its_connections_and_is_replaced(cluster: Cluster) -> None:
+    """As documented, a client sees a broken connection, never a whole-looking answer, and may ask again."""
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(10)]

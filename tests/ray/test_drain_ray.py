@@ -1,4 +1,4 @@
-"""What the manifest's `preStop` does to a Ray node, on two nodes of one machine."""
+"""The `preStop` hook of the manifest on a Ray node, with two nodes on one machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """A head without CPUs, and two nodes of which each has room for one replica of `large`."""
+    """A cluster of a head without CPUs and two nodes with room for one replica of `large` each."""
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
@@ -54,7 +54,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 
 def replica_of_large() -> dict[str, Any] | None:
-    """The one that takes requests."""
+    """The node of the replica that takes requests."""
     from ray._private.state import actors
 
     alive = [
@@ -65,7 +65,7 @@ def replica_of_large() -> dict[str, Any] | None:
     return alive[0] if len(alive) == 1 else None
 
 
-def test_a_drained_nodes_replica_starts_elsewhere_and_its_request_is_answered(url: str) -> None:
+def test_replica_of_a_drained_node_moves_and_its_request_is_answered(url: str) -> None:
     import ray
 
     before = replica_of_large()

@@ -1,4 +1,4 @@
-"""The reference application on several Ray nodes of this machine: scripted models, a counted GPU each, nodes that are killed."""
+"""The reference application on several Ray nodes of this machine, some of which are killed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def scaled_to_zero(config: ServeConfig, *apps: str) -> ServeConfig:
 
 
 def replicas(app: str, *states: str) -> int:
-    """In these states; running or starting if none is given."""
+    """Replicas in these states; running or starting ones if none is given."""
     from ray import serve
 
     counts = serve.status().applications[app].deployments["Model"].replica_states
@@ -100,7 +100,7 @@ def replicas(app: str, *states: str) -> int:
 
 
 async def until(found: Callable[[], Found], is_it: Callable[[Found], bool] = bool) -> Found:
-    """What was found, four times a second. Raises: AssertionError after two minutes."""
+    """Looks four times a second until something is found. Raises: AssertionError after two minutes."""
     for _ in range(480):
         seen = await asyncio.to_thread(found)
         if is_it(seen):
@@ -110,12 +110,12 @@ async def until(found: Callable[[], Found], is_it: Callable[[Found], bool] = boo
 
 
 async def until_replicas(app: str, count: int) -> None:
-    """At least so many; none where it is 0."""
+    """True if there are at least so many replicas; for 0, if there is none."""
     await until(lambda: replicas(app), lambda found: found >= count if count else found == 0)
 
 
 def nodes_of_replicas(nodes: Nodes, app: str) -> list[str]:
-    """Nodes that are still there with a replica on them that works."""
+    """The living nodes with a replica at work."""
     from ray._private.state import actors
 
     alive = [
@@ -125,7 +125,7 @@ def nodes_of_replicas(nodes: Nodes, app: str) -> list[str]:
     return [node for actor in alive if (node := actor["Address"]["NodeID"]) in there]
 
 
-async def test_a_plan_starts_a_model_before_its_first_call_and_an_end_of_plans_stops_it(nodes: Nodes) -> None:
+async def test_plan_starts_a_model_before_its_first_call_and_stops_it_afterwards(nodes: Nodes) -> None:
     async with httpx.AsyncClient() as http:
         assert (replicas(f"m-{SMALL}"), replicas(f"m-{LARGE}")) == (0, 0)
         first = await nodes.ask(http)
@@ -141,8 +141,8 @@ async def test_a_plan_starts_a_model_before_its_first_call_and_an_end_of_plans_s
         await asyncio.gather(*asked)
 
 
-async def test_nothing_is_lost_when_a_node_is_killed_under_load(nodes: Nodes) -> None:
-    """Twice, each time a node on which calls are under way; between the two another node joins."""
+async def test_killed_node_under_load_loses_no_query(nodes: Nodes) -> None:
+    """Two nodes with calls under way are killed, one after the other; between them another node joins."""
     async with httpx.AsyncClient() as http:
         await nodes.ask(http)
         asked = []

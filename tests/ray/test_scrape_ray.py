@@ -1,4 +1,4 @@
-"""Two router replicas behind one proxy, scraped by hand and, where it is installed, by Prometheus itself."""
+"""Two router replicas behind one proxy, scraped by hand and, if it is installed, by Prometheus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TwoRouters:
         self.config, self.root, self.num_asked = config, root, 0
 
     def ask(self, times: int) -> None:
-        """Each on a connection of its own, so that either replica may get it."""
+        """Each request has a connection of its own, so that either replica may get it."""
         body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}]}
         for _ in range(times):
             assert httpx.post(f"{self.root}/v1/chat/completions", json=body, timeout=60).status_code == 200
@@ -60,7 +60,7 @@ def routers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRouters]:
         yield TwoRouters(config, f"http://127.0.0.1:{port}")
 
 
-def test_any_scrape_shows_what_every_replica_counted(routers: TwoRouters) -> None:
+def test_any_scrape_shows_the_counts_of_every_replica(routers: TwoRouters) -> None:
     until(lambda: len(replicas_of(routers.page())) == 2)
     routers.ask(20)
     for _ in range(6):  # whichever replica the proxy picks
@@ -72,9 +72,7 @@ def test_any_scrape_shows_what_every_replica_counted(routers: TwoRouters) -> Non
 
 
 @pytest.mark.needs("prometheus")
-def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(
-    routers: TwoRouters, tmp_path: Path
-) -> None:
+def test_prometheus_gets_data_for_every_panel(routers: TwoRouters, tmp_path: Path) -> None:
     import ray
 
     nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
@@ -103,7 +101,7 @@ def test_prometheus_gets_data_for_every_panel_that_such_a_cluster_can_fill(
         assert {found["metric"]["job"]: found["value"][1] for found in query("up")} == {"r2": "1", "ray": "1"}
 
 
-def test_a_replica_that_dies_takes_its_samples_along_and_no_scrape_fails(routers: TwoRouters) -> None:
+def test_dead_replica_fails_no_scrape_and_its_samples_end(routers: TwoRouters) -> None:
     from ray._private.state import actors
 
     before = replicas_of(routers.page())
@@ -119,7 +117,7 @@ def test_a_replica_that_dies_takes_its_samples_along_and_no_scrape_fails(routers
 
 @contextmanager
 def prometheus(folder: Path) -> Iterator[Any]:
-    """A server on the files in `folder`, scraping each second; what it gives is asked by expression."""
+    """A Prometheus server on the files in `folder` that scrapes each second; gives a query function."""
     config = (folder / "prometheus.yml").read_text().replace("15s", "1s")
     (folder / "prometheus.yml").write_text(config)
     port = free_port()

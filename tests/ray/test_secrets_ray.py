@@ -1,6 +1,7 @@
-"""A session of faults on a real cluster writes no secret into any file: logs of Ray, of Serve, traces, the book of spend.
+"""A session of faults on a real cluster writes no secret into any file.
 
-The provider answers every request with its Authorization header wrapped into some fault: what a careless router logs.
+The files are the logs of Ray and Serve, traces and the spend file. The provider answers every request with
+its own Authorization header inside some fault, which a careless router would log.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ANSWERED = {
 
 
 class Careless(BaseHTTPRequestHandler):
-    """A provider that shows the key it was sent: each fault in turn."""
+    """A provider that shows the key it was sent, in one fault after the other."""
 
     turns = itertools.count()
 
@@ -77,7 +78,7 @@ class Careless(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def log_message(self, *args: Any) -> None:
-        """Quiet."""
+        """A handler that logs nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def provider() -> Iterator[str]:
 
 
 def config_of(provider: str, folder: Path) -> dict[str, Any]:
-    """The scripted pool with `small`, which has a fallback, and the planner at the careless provider."""
+    """The scripted pool, with `small` and the planner at the careless provider."""
     server = {
         "api_keys_env": "CLIENT_KEYS",
         "keys_file": str(folder / "keys.yaml"),
@@ -113,7 +114,7 @@ def config_of(provider: str, folder: Path) -> dict[str, Any]:
     return {**config, "applications": [app for app in config["applications"] if app["name"] not in gone]}
 
 
-def test_no_file_of_a_session_of_faults_holds_a_secret(
+def test_no_file_written_during_faults_holds_a_secret(
     provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
@@ -159,7 +160,7 @@ def test_no_file_of_a_session_of_faults_holds_a_secret(
 
 
 def ask_badly(url: str, keys: list[str]) -> tuple[set[int], str]:
-    """Statuses, and all that the clients were told, metrics and traces included."""
+    """The statuses and all replies, metrics and traces included."""
     statuses, told = set(), []
     with httpx.Client(base_url=url + "/", timeout=120) as client:
         for turn in range(8):

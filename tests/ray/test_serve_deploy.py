@@ -1,4 +1,6 @@
-"""A config file through `serve deploy`, as on a cluster: builders are imported by path, and routing changes live."""
+"""A config file through `serve deploy`, as on a cluster: builders are imported by path, and routing changes
+live.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedCluste
         yield cluster
 
 
-def test_a_deployed_file_answers_and_its_routing_changes_without_a_restart(cluster: DeployedCluster) -> None:
+def test_deployed_file_answers_and_its_routing_changes_without_a_restart(cluster: DeployedCluster) -> None:
     cluster.deploy(scripted_config())
     until(lambda: cluster.get("/health/ready").status_code == 200)
     first = cluster.ask("r2").json()
@@ -36,8 +38,8 @@ def test_a_deployed_file_answers_and_its_routing_changes_without_a_restart(clust
     assert replica_pids() == pids
 
 
-def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedCluster) -> None:
-    """A price is in `args`, so Serve replaces the router's replicas; the queries at work in the old ones are answered by them."""
+def test_restart_of_the_router_cuts_no_answer(cluster: DeployedCluster) -> None:
+    """A price is in `args`, so Serve replaces the router's replicas; the old ones finish their queries."""
     slow = {"delay_s": {LARGE: 3.0}}
     cluster.deploy(scripted_config(**slow))
     until(lambda: cluster.ask(LARGE).elapsed.total_seconds() >= 3)
@@ -53,9 +55,7 @@ def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedClust
         "the whole answer of four"
     }
     took_s = until(lambda: cluster.ask("r2").json()["r2"]["prices_as_of"] == "2027-01")
-    print(
-        f"redeploy of args: 8 of 8 answers at work whole, the new router answers {took_s:.1f} s after the last of them"
-    )
+    print(f"redeploy of args: 8 of 8 answers whole, the new router answers {took_s:.1f} s after the last")
     until(lambda: not {name for name in before if "#Router" in name} & replica_pids().keys())
     after = replica_pids()
     assert {(name, pid) for name, pid in before.items() if "#Model" in name} <= after.items(), (
@@ -63,7 +63,7 @@ def test_a_change_that_restarts_the_router_cuts_no_answer(cluster: DeployedClust
     )
 
 
-def test_the_dashboard_asks_for_the_token(cluster: DeployedCluster) -> None:
+def test_dashboard_asks_for_the_token(cluster: DeployedCluster) -> None:
     url = f"{cluster.dashboard}/api/jobs/"
     assert httpx.get(url, timeout=10).status_code == 401
     assert httpx.get(url, headers=cluster.headers, timeout=10).status_code == 200

@@ -26,11 +26,11 @@ pytestmark = pytest.mark.ray
 
 
 NUM_AT_WORK, NUM_REFUSED = 4, 6
-"""Queries at work at SIGTERM, and new ones refused in a row by then: with two router replicas in turn, by both."""
+"""The number of queries at work at SIGTERM, and of new ones refused in a row, so by both routers."""
 
 
-def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_path: Path) -> None:
-    """Queries under way at SIGTERM in either router replica are answered whole, new ones are refused, and no process is left."""
+def test_up_answers_until_sigterm_and_finishes_requests_at_work(tmp_path: Path) -> None:
+    """Both router replicas answer queries under way at SIGTERM and refuse new ones; no process is left."""
     path, port = tmp_path / "pool.yaml", free_port()
     config = scripted_config(delay_s={LARGE: 12.0})
     config["applications"][-1]["deployments"][0] |= {"num_replicas": 2}
@@ -88,7 +88,7 @@ def test_up_answers_until_it_is_told_to_stop_and_what_is_at_work_then_too(tmp_pa
 
 
 def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
-    """Router replicas, once `body` was asked of two in turn: the proxy learns of the second some moments after the first."""
+    """The router replicas, once two have answered `body`: the proxy learns of the second one later."""
     for _ in range(2):
         assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
     page, chat = httpx.get(f"{url}/metrics", timeout=60).text, "/v1/chat/completions"
@@ -100,7 +100,7 @@ def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
 
 
 def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
-    """What anybody on the network could connect to, but for one port of each replica, which Serve does not let us bind."""
+    """Addresses open to the network, without the one port of each replica that Serve does not let us bind."""
     found = []
     for process in processes:
         try:
@@ -113,7 +113,7 @@ def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
     return found
 
 
-def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_occupied_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     import socket
 
     path = tmp_path / "pool.yaml"

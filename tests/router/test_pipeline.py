@@ -72,7 +72,7 @@ async def ask(router: Router, asked: Query | None = None) -> tuple[Answer, list[
     return answer, pieces
 
 
-def test_a_query_is_decomposed_allocated_executed_and_answered() -> None:
+def test_query_is_decomposed_allocated_executed_and_answered() -> None:
     router = geographer()
     answer, pieces = run(ask(router))
     assert (answer.text, answer.finish_reason) == ("Mont Blanc is higher", "stop")

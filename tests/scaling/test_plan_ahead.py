@@ -1,4 +1,4 @@
-"""Replicas for a forecast: what the policy promises, as arithmetic."""
+"""The replicas for a forecast: the promises of the policy as arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
 
 
 def profile(*spans: tuple[float, float, float]) -> tuple[float, ...]:
-    """Calls in progress from, until (both edges of buckets), how many."""
+    """A demand from (start, end, number of calls in progress); start and end are edges of buckets."""
     return tuple(sum(n for a, b, n in spans if a <= EDGES_S[i] < b) for i in range(NUM_BUCKETS))
 
 
@@ -24,22 +24,22 @@ def needed(
     return math.ceil(round(replicas_needed(demand, fleet, **{"lead_s": 8.0, "drain_s": 2.0, **settings}), 6))
 
 
-def test_nothing_planned_needs_nothing() -> None:
+def test_no_demand_needs_no_replica() -> None:
     assert needed(ModelDemand(), running=5) == 0
 
 
-def test_a_wave_is_answered_when_a_replica_asked_for_now_would_just_be_ready() -> None:
+def test_wave_adds_replicas_just_in_time() -> None:
     wave = ModelDemand(planned=profile((12, 16, 8)))
     assert needed(wave, lead_s=8.0) == 0, "there is time: the next look will do"
     assert needed(wave, lead_s=12.0) == 4
 
 
-def test_from_zero_it_asks_for_all_at_once() -> None:
-    """Eight calls of two seconds that begin before anything could serve them are through two seconds after it does."""
+def test_all_replicas_of_a_wave_are_asked_for_at_once_from_zero() -> None:
+    """Eight calls of two seconds begin before a replica serves; they end two seconds after it does."""
     assert needed(ModelDemand(call_s=2.0, planned=profile((0, 2, 8)))) == 4
 
 
-def test_a_burst_that_the_fleet_finishes_first_starts_none() -> None:
+def test_burst_that_the_fleet_finishes_in_time_starts_no_replica() -> None:
     assert needed(ModelDemand(planned=profile((0, 1, 8))), running=2) == 2, (
         "16 calls at once, 8 s of 4 places"
     )
@@ -48,7 +48,7 @@ def test_a_burst_that_the_fleet_finishes_first_starts_none() -> None:
     )
 
 
-def test_a_replica_that_will_be_needed_before_another_could_start_is_kept() -> None:
+def test_replica_needed_before_another_could_start_is_kept() -> None:
     wave = ModelDemand(planned=profile((4, 8, 6)))
     assert needed(wave, running=3, lead_s=8.0) == 3
     assert needed(wave, running=3, lead_s=4.0) == 3, (
@@ -57,26 +57,31 @@ def test_a_replica_that_will_be_needed_before_another_could_start_is_kept() -> N
     assert needed(wave, running=3, lead_s=2.0) == 0
 
 
-def test_calls_under_way_keep_their_replicas_even_if_nobody_planned_them() -> None:
+def test_unplanned_calls_under_way_keep_their_replicas() -> None:
     assert needed(ModelDemand(num_active=5), running=3) == 3
 
 
-def test_calls_that_wait_are_a_backlog() -> None:
-    """20 calls of 4 s on one replica of two places: 72 s of calls wait, 16 of them are done in the 8 s that another takes."""
+def test_waiting_calls_are_a_backlog() -> None:
+    """20 calls of 4 s on one replica of two places: 72 s of calls wait, 16 s are done in the 8 s of a cold
+    start.
+    """
     queue = ModelDemand(num_active=20, call_s=4.0)
     assert needed(queue, running=1, drain_s=4.0) > 1
     assert needed(queue, running=1, drain_s=4.0) > needed(queue, running=1, drain_s=16.0)
 
 
-def test_a_replica_that_is_nearly_up_is_counted_on() -> None:
-    """One replica of two places does them in the 8 s that another would take, if it is there by now."""
+def test_nearly_ready_replica_counts() -> None:
+    """One replica of two places finishes the calls in the 8 s of a cold start if it serves now."""
     queue = ModelDemand(num_active=8, call_s=1.0)
     assert needed(queue, ready_in_s=(0.1,)) == 1
     assert needed(queue, ready_in_s=(7.0,)) > 1
 
 
-def test_a_busy_replica_does_what_it_was_seen_to_do_at_once_whatever_its_target() -> None:
-    """40 calls of 2 s wait: 80 s of calls. At two at once 8 s are 16 of them; at eight at once nearly all."""
+def test_busy_replica_counts_with_its_measured_concurrency() -> None:
+    """40 calls of 2 s are 80 s of work.
+
+    In 8 s a replica does 16 s of it at two calls at once, 64 s at eight.
+    """
     queue = ModelDemand(num_active=40, call_s=2.0)
     assert needed(queue, running=1) > needed(queue.model_copy(update={"share_s": 0.25}), running=1)
     assert needed(queue.model_copy(update={"share_s": 2.0}), running=1) == needed(queue, running=1), (
@@ -84,7 +89,7 @@ def test_a_busy_replica_does_what_it_was_seen_to_do_at_once_whatever_its_target(
     )
 
 
-def test_a_trend_is_followed_as_far_as_it_is_trusted() -> None:
+def test_trend_counts_by_its_weight() -> None:
     steady = ModelDemand(coming=(4.0,) * NUM_BUCKETS)
     assert needed(steady, running=2, trend=1.0) == 2
     assert needed(steady, running=2, trend=0.0) == 0

@@ -1,4 +1,4 @@
-"""The policy under Ray Serve's own wrapper of delays and bounds, on a clock of the test's own. No cluster, but Ray's code."""
+"""The policy inside Ray Serve's own wrapper of delays and bounds, on a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class Scaler:
         return self.target
 
 
-def test_a_planned_wave_starts_all_its_replicas_at_once_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planned_wave_starts_all_its_replicas_at_once_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     scaler = Scaler(monkeypatch)
     scaler.demand = WAVE
     assert scaler.tick(running=0) == 4
 
 
 @pytest.mark.parametrize("less", [ModelDemand(), ModelDemand(num_active=1)], ids=["nothing", "a little"])
-def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(
+def test_dip_of_the_forecast_stops_no_starting_replica(
     less: ModelDemand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaler = Scaler(monkeypatch)
@@ -90,8 +90,8 @@ def test_a_dip_of_the_forecast_stops_nothing_that_is_starting(
     )
 
 
-def test_calls_that_no_router_knows_of_are_scaled_by_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training job asks a model by its handle while routers are there and have nothing for it."""
+def test_calls_unknown_to_routers_count_as_in_the_stock_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training job calls a model by its handle while routers have no calls for it."""
     scaler = Scaler(monkeypatch, downscale_delay_s=0)
     scaler.demand = ModelDemand()
     scaler.target = 3
@@ -100,7 +100,9 @@ def test_calls_that_no_router_knows_of_are_scaled_by_as_they_are(monkeypatch: py
     assert [scaler.tick(running=5, requests=0.0) for _ in range(2)] == [1, 0]
 
 
-def test_calls_of_routers_count_once_though_serve_tells_of_them_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_of_routers_count_once_although_serve_reports_them_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scaler = Scaler(monkeypatch, downscale_delay_s=0, look_back_period_s=2, metrics_interval_s=1)
     scaler.demand, scaler.target = ModelDemand(num_active=6, call_s=1.0), 3
     assert scaler.tick(running=3, requests=4.0) == 3
@@ -109,15 +111,17 @@ def test_calls_of_routers_count_once_though_serve_tells_of_them_late(monkeypatch
     assert [scaler.tick(running=3, requests=5.0) for _ in range(20)][-1] == 3, "those are others"
 
 
-def test_what_a_router_has_not_told_of_yet_is_none_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_that_a_router_reports_late_is_not_an_unknown_call(monkeypatch: pytest.MonkeyPatch) -> None:
     scaler = Scaler(monkeypatch)
     scaler.demand, scaler.target = ModelDemand(num_active=2), 1
     assert scaler.tick(running=1) == 1
     assert [scaler.tick(running=1, requests=6.0) for _ in range(5)] == [1] * 5
 
 
-def test_a_replica_that_is_about_to_serve_spares_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes four seconds to start: asked for just now it is not enough for the queue, up in a moment it is."""
+def test_replica_that_is_about_to_serve_makes_another_needless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica starts in four seconds: just asked for, it is too late for the queue; nearly up, it is
+    enough.
+    """
     queue = ModelDemand(num_active=4, call_s=1.0)
     for waited_s, expected in ((0.1, 2), (3.9, 1)):
         scaler = Scaler(monkeypatch, upscale_delay_s=0)
@@ -127,7 +131,7 @@ def test_a_replica_that_is_about_to_serve_spares_another(monkeypatch: pytest.Mon
         assert scaler.tick(running=0, seconds=waited_s) == expected
 
 
-def test_a_step_of_the_clock_leaves_the_policy_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policy_works_on_after_a_step_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     for step_s in (-3600.0, 3600.0):
         scaler = Scaler(monkeypatch)
         scaler.demand = WAVE
@@ -137,7 +141,7 @@ def test_a_step_of_the_clock_leaves_the_policy_at_work(monkeypatch: pytest.Monke
         assert [scaler.tick(running=0) for _ in range(150)][-1] == 0
 
 
-def test_no_plan_no_replica_after_serves_own_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_go_to_zero_after_the_delay_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     scaler = Scaler(monkeypatch)
     scaler.demand = WAVE
     scaler.tick(running=0)
@@ -148,13 +152,13 @@ def test_no_plan_no_replica_after_serves_own_delay(monkeypatch: pytest.MonkeyPat
     assert scaler.tick(running=1, seconds=3.0) == 0
 
 
-def test_without_word_from_a_router_it_is_the_stock_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_policy_decides_when_no_router_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     scaler = Scaler(monkeypatch)
     assert scaler.tick(running=0, requests=6) == 1, "Serve's own cold start"
     assert scaler.tick(running=1, requests=6) == 3
 
 
-def test_a_wrong_setting_fails_where_it_is_made() -> None:
+def test_wrong_setting_fails_when_the_policy_is_made() -> None:
     from pydantic import ValidationError
 
     from r2_serve.scaling.serve_policy import PlanAhead
@@ -163,7 +167,7 @@ def test_a_wrong_setting_fails_where_it_is_made() -> None:
         PlanAhead(cold_start=4)
 
 
-async def test_a_router_goes_on_writing_after_whatever_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_router_continues_to_write_forecasts_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     from r2_serve.scaling import demand_board
 
     written: list[dict[str, ModelDemand]] = []

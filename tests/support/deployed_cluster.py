@@ -1,4 +1,6 @@
-"""A Ray head of our own with its dashboard, and config files deployed on it by `serve deploy`, as on a cluster."""
+"""A Ray head of our own with its dashboard, and config files deployed on it by `serve deploy`, as on a
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ DEPLOY_TIMEOUT_S = 180
 
 
 class DeployedCluster:
-    """What `serve deploy` and the HTTP clients of a test talk to."""
+    """The addresses for `serve deploy` and for the HTTP clients of a test."""
 
     def __init__(self, folder: Path) -> None:
         self.dashboard_port, self.http_port = free_port(), free_port()
@@ -33,7 +35,7 @@ class DeployedCluster:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the dashboard asks for."""
+        """The token that the dashboard asks for."""
         return {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
 
     def deploy(self, config: Mapping[str, Any], host: str = LOOPBACK) -> None:
@@ -73,7 +75,7 @@ def running_cluster(folder: Path) -> Iterator[DeployedCluster]:
 
 
 def replica_pids() -> dict[str, int]:
-    """Of every replica that is alive, by its actor's name."""
+    """The pid of every living replica, by its actor's name."""
     from ray._private.state import actors
 
     alive = (actor for actor in actors().values() if actor["State"] == "ALIVE" and "#" in actor["Name"])
@@ -81,7 +83,10 @@ def replica_pids() -> dict[str, int]:
 
 
 def until(is_so: Callable[[], bool]) -> float:
-    """Asks twice a second until it holds; the seconds it took. Raises: AssertionError after `DEPLOY_TIMEOUT_S`."""
+    """Asks twice a second until `holds` is true; the seconds it took.
+
+    Raises: AssertionError after the limit.
+    """
     pause, start_s = threading.Event(), time.monotonic()
     for _ in range(2 * DEPLOY_TIMEOUT_S):
         try:

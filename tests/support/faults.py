@@ -1,7 +1,7 @@
-"""Every way in which a provider has been seen to fail, as bytes on a wire, and what the router must make of each.
+"""The faults of real providers, as bytes on a wire, and the right outcome of each.
 
-`PLAIN` are replies to a request without `stream`, `STREAMED` to one with it; faults of the status line are in both. The
-model at fault answers "wrong" where it says anything: no client may ever see that word from a broken reply that was not streamed.
+`PLAIN` are replies to a request without `stream`, `STREAMED` to one with it; faults of the status line are in
+both. The faulty model answers "wrong": no client may see that word from a broken plain reply.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ UNAVAILABLE, INVALID, REFUSED = "upstream_unavailable", "invalid_upstream_reply"
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: `script` is what the provider does, the rest what must come of it."""
+    """One fault: `script` is what the provider does, the other fields are the right outcome."""
 
     script: Script
     code: str
-    """`error.code` of the reply where no other model is left."""
+    """The `error.code` of the reply if no other model is left."""
     num_hits: int = 2
-    """Requests to the model at fault, of the two attempts configured: 1 where a second is pointless."""
+    """Requests to the faulty model, of two attempts configured; 1 if a second attempt is pointless."""
     streamed: str = ""
-    """Text that the client has by then: nobody else may answer after it."""
+    """Text that the client has before the error; no other model may answer after it."""
     is_slow: bool = False
-    """Told by a timeout alone, after which the same model is not asked again."""
+    """True if only a timeout shows the fault; the same model is not asked again then."""
     cost: Literal["told", "estimated", "free"] = "estimated"
-    """`told`: the provider says what the call took, `TOLD`. `free`: it did no work."""
+    """`told` if the provider reports the usage `TOLD`, `free` if it did no work."""
 
 
 def refused(script: Script) -> Fault:
-    """Before any work."""
+    """A refusal before any work."""
     return Fault(script, REFUSED, num_hits=1, cost="free")
 
 
@@ -54,7 +54,7 @@ def wrong(**changes: Any) -> Script:
 
 
 def events(*items: Any, **how: Any) -> Script:
-    """A stream of `items`."""
+    """A stream of the events `items`."""
     return Script(sse(*items), headers=SSE, **how)
 
 
@@ -74,9 +74,9 @@ END = chunk(None, "stop")
 FILTERED = chunk(None, "content_filter")
 USAGE = {"id": "x", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
 TOLD = (7, 2)
-"""Tokens in and out."""
+"""Tokens in and out that the provider reports."""
 DEEP = b'{"a":' * 100_000
-"""More than a recursive parser can take."""
+"""A depth that no recursive parser can take."""
 NO_DATE = {"retry-after": "Wed, 21 Oct 99999999999 07:28:00 GMT"}
 SURROGATE = rb'{"error": {"message": "half of \ud83d, no more", "type": "server_error"}}'
 

@@ -1,7 +1,7 @@
-"""The real endpoint over hosted models at loopback providers: HTTP app, pipeline, ledger and hosted engine, in this process.
+"""The real endpoint in this process, over hosted models at loopback providers.
 
-`first` falls back on `second`, `alone` on nothing; both are at the provider that the test scripts, `second` at a healthy one.
-`first-slow` and `alone-slow` are the same with a short timeout, for faults that nothing but a timeout tells.
+`first` falls back on `second`, `alone` on nothing; both are at the provider that the test scripts, `second`
+at a healthy one. `first-slow` and `alone-slow` have a short timeout, for faults that only a timeout shows.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tests.support.upstream import Script, Upstream, chunk, completion, running_
 
 RIGHT = "the right answer"
 TIMEOUT_S, SLOW_TIMEOUT_S = 60.0, 3.0
-"""Of a call: long where something else must end it, so that a starved machine changes no outcome."""
+"""Timeout of a call; long, so that a slow machine changes no outcome."""
 DEADLINE_S = 120.0
 
 
 @dataclass
 class Reply:
-    """What a client got, streamed or not."""
+    """A reply as a client got it, streamed or not."""
 
     status: int
     text: str
@@ -87,7 +87,7 @@ class Stand:
 
 @asynccontextmanager
 async def standing(script: Any, **limits: Any) -> AsyncIterator[Stand]:
-    """`script` is the faulty provider's, or chooses it by a request's body."""
+    """`script` is the behaviour of the faulty provider, or chooses it by a request's body."""
     async with AsyncExitStack() as stack:
         upstream, other = [await stack.enter_async_context(running_upstream()) for _ in range(2)]
         upstream.script, other.script = script, healthy
@@ -100,7 +100,7 @@ async def standing(script: Any, **limits: Any) -> AsyncIterator[Stand]:
 
 
 def routing(**limits: Any) -> RoutingConfig:
-    """`r2` sends everything to `first`; no plan can be made of what `second` says, so it has one step."""
+    """`r2` sends everything to `first`; the text of `second` is no plan, so each plan has one step."""
     pool = ["first", "second", "alone", "first-slow", "alone-slow"]
     virtual = {
         "pool": pool,
@@ -123,7 +123,7 @@ def healthy(request: dict[str, Any]) -> Script:
 
 
 def asked(upstream: Upstream, text: str) -> int:
-    """How often a provider was asked for something that holds `text`."""
+    """The number of requests to a provider that contain `text`."""
     return sum(text in request["messages"][-1]["content"] for request in upstream.requests)
 
 

@@ -1,7 +1,8 @@
-"""1,000 answers to P3 puzzles that must not be graded correct, nor harm the machine, in 30 families.
+"""1,000 hostile answers to P3 puzzles in 30 families. None may be graded correct or harm the machine.
 
-Each family is a template with a number in it, so that no two programs are the same text. `SECRET` is planted in the
-environment of the process that grades; programs look for it and for host files, and write what they find to stdout.
+Each family is a template with a number in it, so that no two programs are the same text. `SECRET` is planted
+in the environment of the process that grades; programs look for it and for host files, and write what they
+find to stdout.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import textwrap
 from collections.abc import Iterator
 
 PUZZLE = {"name": "Hostile:0", "sat": "def sat(x: int):\n    return x * x == 1234321 * 7", "ans_type": "int"}
-"""No integer solves it: the square root is irrational."""
+"""A puzzle without a solution: the square root is irrational."""
 QUINE = {
     "name": "Quine:0",
     "sat": "def sat(quine: str):\n    return eval(quine) == quine and len(quine) > 10**6",
     "ans_type": "str",
 }
-"""Calls `eval` on the answer, as the official Quine does, and asks for more than the text limit allows."""
+"""A puzzle that calls `eval` on the answer, as the official Quine does, and asks for too long a text."""
 TRUTH = {"name": "Truthy:0", "sat": "def sat(x: int):\n    return x", "ans_type": "int"}
-"""Returns its argument: 1 is truthy, and not True."""
+"""A puzzle that returns its argument: 1 is truthy, but not True."""
 
 SECRET = "canary-5f0c1d"
 
@@ -236,7 +237,8 @@ _FAMILIES: dict[str, tuple[dict[str, str], str]] = {
             import glob, os
             def sol():
                 found = [dict(os.environ)]
-                places = ["/proc/1/environ", "/proc/self/environ", "/etc/shadow", "/etc/passwd", "/etc/hostname"]
+                etc = ["/etc/shadow", "/etc/passwd", "/etc/hostname"]
+                places = ["/proc/1/environ", "/proc/self/environ", *etc]
                 for folder in ("/root", "/home", "/proc", "/sys", "/var"):
                     places += glob.glob(folder + "/*")
                 for place in places:
@@ -312,7 +314,7 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def programs(num_programs: int = 1000) -> Iterator[tuple[str, dict[str, str], str]]:
-    """(family, official row, answer), the families in turn."""
+    """Tuples of (family, official row, answer), the families in turn."""
     for i in range(num_programs):
         family = FAMILIES[i % len(FAMILIES)]
         row, template = _FAMILIES[family]

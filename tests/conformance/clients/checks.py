@@ -1,4 +1,4 @@
-"""What the scripts beside this one share: where the endpoint is, and one JSON line per check on standard output."""
+"""Shared by the clients: the address of the endpoint, and one JSON line per check on standard output."""
 
 from __future__ import annotations
 

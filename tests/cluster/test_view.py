@@ -1,4 +1,4 @@
-"""What a router knows of the applications it calls, with Serve's answers made by the test. No cluster, but Ray's code."""
+"""The router's view of the applications it calls; the test makes Serve's answers, without a cluster."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def seen(monkeypatch: pytest.MonkeyPatch, answer: Any) -> Any:
     return ClusterView(CONFIG, "r2")
 
 
-async def test_running_replicas_are_shared_among_the_routers_once_they_are_known(
+async def test_running_replicas_are_divided_by_the_number_of_routers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     view = await seen(monkeypatch, status(small=3, routers=2))
@@ -70,14 +70,14 @@ async def test_running_replicas_are_shared_among_the_routers_once_they_are_known
     assert view.replicas("small") == 1.5 and view.replicas("hosted") is None
 
 
-async def test_an_application_that_is_not_there_or_failed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_or_failed_application_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     view = await seen(monkeypatch, status(small=0, routers=1, state="DEPLOY_FAILED"))
     assert await view.unready() == "waiting for applications ['m-small']"
     view = await seen(monkeypatch, SimpleNamespace(applications={}))
     assert "m-small" in str(await view.unready())
 
 
-async def test_a_controller_that_is_away_is_told_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_absent_controller_is_reported_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     view = await seen(monkeypatch, RuntimeError("gone"))
     assert await view.unready() == "Serve's controller does not answer: RuntimeError"
     assert view.replicas("small") is None
