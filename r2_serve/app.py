@@ -23,8 +23,8 @@ from r2_serve.cluster.deployments import (
     RouterDeployment,
     load_on_every_replica,
 )
-from r2_serve.cluster.handles import MODEL, ROUTER
 from r2_serve.config import AdapterLoad, ModelServerConfig, RouterConfig
+from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
 
 Options = Mapping[str, Mapping[str, object]]
 """Ray Serve options by deployment name, as the `deployments` of a config file give them."""
@@ -38,8 +38,8 @@ Model: Deployment = serve.deployment(
     health_check_timeout_s=60,
     graceful_shutdown_timeout_s=120,
 )
-Decomposer: Deployment = serve.deployment(DecomposerDeployment, name="Decomposer", max_ongoing_requests=256)
-Allocator: Deployment = serve.deployment(AllocatorDeployment, name="Allocator", max_ongoing_requests=256)
+Decomposer: Deployment = serve.deployment(DecomposerDeployment, name=DECOMPOSER, max_ongoing_requests=256)
+Allocator: Deployment = serve.deployment(AllocatorDeployment, name=ALLOCATOR, max_ongoing_requests=256)
 Router: Deployment = serve.deployment(RouterDeployment, name=ROUTER, graceful_shutdown_timeout_s=120)
 AdapterLoader: Deployment = serve.deployment(
     AdapterLoadDeployment,
@@ -72,8 +72,8 @@ def build_adapter_load(args: AdapterLoad) -> Application:
 def bind_router(config: RouterConfig, options: Options) -> Application:
     """The router's application with `options` on top of the defaults."""
     room = config.server.max_running + config.server.max_queued + SPARE_REQUESTS
-    decomposer = Decomposer.options(**options.get("Decomposer", {})).bind(config)
-    allocator = Allocator.options(**options.get("Allocator", {})).bind(config)
+    decomposer = Decomposer.options(**options.get(DECOMPOSER, {})).bind(config)
+    allocator = Allocator.options(**options.get(ALLOCATOR, {})).bind(config)
     router = Router.options(**{"max_ongoing_requests": room, **options.get(ROUTER, {})})
     return router.bind(config, decomposer, allocator)
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from r2_serve.calls.budget import Budget
 from r2_serve.calls.pool import build_pool
 from r2_serve.cluster.adapter_slots import AdapterSlots
-from r2_serve.cluster.handles import MODEL, ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
+from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.cluster.metrics import ReplicaMetrics
 from r2_serve.cluster.stages import StageReport, report_of
 from r2_serve.cluster.view import ClusterView
@@ -48,6 +48,7 @@ from r2_serve.router.demand import Demand, ModelDemand, total
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
+from r2_serve.serve_config.applications import MODEL
 from r2_serve.traces import TraceWriter
 from r2_serve.types import Completion, Delta, Engine, EngineCall
 

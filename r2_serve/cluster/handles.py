@@ -34,10 +34,9 @@ from r2_serve.errors import (
 )
 from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to
 from r2_serve.router.decomposer import Decomposition
+from r2_serve.serve_config.applications import MODEL
 from r2_serve.types import CallRecord, CallStage, Completion, Delta, EngineCall, Plan
 
-ROUTER, MODEL = "Router", "Model"
-"""Names of two of the deployments that `r2_serve.app` binds."""
 Result = TypeVar("Result")
 T_co = TypeVar("T_co", covariant=True)
 

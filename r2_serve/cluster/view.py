@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from r2_serve.cluster.handles import MODEL, ROUTER
 from r2_serve.config import RouterConfig
+from r2_serve.serve_config.applications import MODEL, ROUTER
 
 LOOK_S = 1.0
 _GOOD = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)

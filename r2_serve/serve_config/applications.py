@@ -15,7 +15,9 @@ from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMappi
 from r2_serve.serve_config.sections import read_section
 
 ROUTER_IMPORT_PATH, MODEL_IMPORT_PATH = "r2_serve.app:build", "r2_serve.app:build_model"
-DEPLOYMENTS = {ROUTER_IMPORT_PATH: ("Router", "Decomposer", "Allocator"), MODEL_IMPORT_PATH: ("Model",)}
+ROUTER, DECOMPOSER, ALLOCATOR, MODEL = "Router", "Decomposer", "Allocator", "Model"
+"""Names of the deployments that `r2_serve.app` binds."""
+DEPLOYMENTS = {ROUTER_IMPORT_PATH: (ROUTER, DECOMPOSER, ALLOCATOR), MODEL_IMPORT_PATH: (MODEL,)}
 """Deployments of each application that `r2_serve.app` builds."""
 SERVE_AUTO_MAX_REPLICAS = 100
 """Most replicas with `num_replicas: auto`. Source: `ray.serve.config.AutoscalingConfig.default`."""
@@ -94,7 +96,7 @@ class ServeFile:
 
     @property
     def routing_path(self) -> KeyPath:
-        return (*self.router_app.path_of("Router"), "user_config") if self.router_app else ("applications",)
+        return (*self.router_app.path_of(ROUTER), "user_config") if self.router_app else ("applications",)
 
     def served(self) -> Iterator[tuple[KeyPath, str, ServedEngineConfig]]:
         """Path, name and engine of the router's local models."""
@@ -160,14 +162,14 @@ def _read_router(
     if app is None:
         return None, None, []
     router, problems = read_section(document, RouterConfig, (*app.path, "args"))
-    if app.option("Router", "user_config") is None:
+    if app.option(ROUTER, "user_config") is None:
         message = "no `user_config` of deployment 'Router': it holds the virtual models and limits of routing"
-        return router, None, [*problems, document.problem("error", app.path_of("Router"), message)]
-    routing, found = read_section(document, RoutingConfig, (*app.path_of("Router"), "user_config"))
+        return router, None, [*problems, document.problem("error", app.path_of(ROUTER), message)]
+    routing, found = read_section(document, RoutingConfig, (*app.path_of(ROUTER), "user_config"))
     return router, routing, problems + found
 
 
 def _read_tunables(document: Document, app: ApplicationEntry) -> tuple[ModelTunables | None, list[Problem]]:
-    if app.option("Model", "user_config") is None:
+    if app.option(MODEL, "user_config") is None:
         return None, []
-    return read_section(document, ModelTunables, (*app.path_of("Model"), "user_config"))
+    return read_section(document, ModelTunables, (*app.path_of(MODEL), "user_config"))

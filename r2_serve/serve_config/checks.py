@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from r2_serve.serve_config.applications import (
     DEPLOYMENTS,
+    MODEL,
     MODEL_IMPORT_PATH,
     ROUTER_IMPORT_PATH,
     ServeFile,
@@ -143,15 +144,15 @@ def _named_models(file: ServeFile) -> Iterator[tuple[KeyPath, str]]:
 def _check_concurrency(file: ServeFile) -> Iterator[Problem]:
     burst = file.routing.limits.max_parallel if file.routing else 0
     for app in file.model_apps:
-        if app.option("Model", "max_ongoing_requests") is None:
+        if app.option(MODEL, "max_ongoing_requests") is None:
             message = "`max_ongoing_requests` is not set: a default (Serve's own is 5) may be far below"
-            yield file.warning(app.path_of("Model"), f"{message} what an engine batches")
-        queued = app.option("Model", "max_queued_requests")
+            yield file.warning(app.path_of(MODEL), f"{message} what an engine batches")
+        queued = app.option(MODEL, "max_queued_requests")
         if isinstance(queued, int) and 0 <= queued < burst:
             message = (
                 f"{queued} is below limits.max_parallel ({burst}): Serve would refuse the steps of one plan,"
             )
-            path = (*app.path_of("Model"), "max_queued_requests")
+            path = (*app.path_of(MODEL), "max_queued_requests")
             yield file.warning(path, f"{message} which arrive at once")
 
 

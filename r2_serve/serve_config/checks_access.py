@@ -9,7 +9,7 @@ from pathlib import Path
 from r2_serve.config import HostedEngineConfig
 from r2_serve.errors import ConfigError
 from r2_serve.http.keys import read_keys_file, require_keys
-from r2_serve.serve_config.applications import ServeFile, most_replicas
+from r2_serve.serve_config.applications import ROUTER, ServeFile, most_replicas
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 
 SERVE_DEFAULT_HOST = "0.0.0.0"  # what is checked for, not bound  # noqa: S104  # nosec B104
@@ -45,7 +45,7 @@ def check_keys_file(file: ServeFile) -> Iterator[Problem]:
         for name in set(key.models or ()) - known:
             message = f"key {key.name!r} may ask for {name!r}, which is no model"
             yield file.error(where, message + suggestion(name, known))
-    num_routers = most_replicas(file.router_app, "Router")
+    num_routers = most_replicas(file.router_app, ROUTER)
     hole = _budget_hole(num_routers, has_spend_file=file.router.server.spend_file is not None)
     if hole is not None and any(key.budget_usd is not None for key in keys):
         yield file.warning(where, f"keys have budgets, but {hole}")

@@ -13,7 +13,7 @@ from r2_serve.adapters import MANIFEST, check_adapter, read_adapter
 from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.errors import ConfigError
-from r2_serve.serve_config.applications import ApplicationEntry, ServeFile
+from r2_serve.serve_config.applications import MODEL, ApplicationEntry, ServeFile
 from r2_serve.serve_config.document import EXPONENT, KeyPath, Problem, suggestion
 from r2_serve.types import ModelCard
 
@@ -43,7 +43,7 @@ def check_gpus(file: ServeFile) -> Iterator[Problem]:
         gpus, path = _num_gpus(app), (*app.path, "args", "engine", "engine_kwargs")
         if gpus == 0:
             message = "vLLM without a GPU: set `ray_actor_options: {num_gpus: 1}` (fine for vLLM's CPU build)"
-            yield file.warning(app.path_of("Model"), message)
+            yield file.warning(app.path_of(MODEL), message)
             continue
         kwargs = config.engine_kwargs
         share = _number(kwargs.get("gpu_memory_utilization", VLLM_GPU_MEMORY))
@@ -127,10 +127,10 @@ def _number(value: object) -> float | None:
 
 def _num_gpus(app: ApplicationEntry) -> float:
     """GPUs of one replica of the model, also those that a placement group holds for its workers."""
-    bundles = app.option("Model", "placement_group_bundles")
+    bundles = app.option(MODEL, "placement_group_bundles")
     if isinstance(bundles, list) and bundles:
         return sum(_number(bundle.get("GPU")) or 0 for bundle in bundles if isinstance(bundle, dict))
-    options = app.option("Model", "ray_actor_options")
+    options = app.option(MODEL, "ray_actor_options")
     return (_number(options.get("num_gpus")) or 0) if isinstance(options, dict) else 0
 
 
@@ -196,7 +196,7 @@ def _adapter_directories(file: ServeFile, app_name: str) -> Iterator[tuple[KeyPa
     config, tunables = file.model_configs.get(app_name), file.tunables.get(app_name)
     loaded: dict[KeyPath, Mapping[str, str]] = {
         (*app.path, "args", "engine", "adapters"): config.engine.adapters if config else {},
-        (*app.path_of("Model"), "user_config", "adapters"): tunables.adapters if tunables else {},
+        (*app.path_of(MODEL), "user_config", "adapters"): tunables.adapters if tunables else {},
     }
     for path, adapters in loaded.items():
         yield from (((*path, name), name, directory) for name, directory in adapters.items())

@@ -49,7 +49,7 @@ def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
 def run_cells(
     cells: Sequence[Cell], num_all: int, site: Site, experiment: Experiment, console: Console
 ) -> None:
-    """Runs `cells`. Raises: CellFailed, PublishError; KeyboardInterrupt once the running cell has ended."""
+    """Runs `cells`. Raises: CellFailed, ServeApiError; KeyboardInterrupt once the running cell has ended."""
     with run_bars(console) as bars:
         for number, cell in enumerate(cells, num_all - len(cells) + 1):
             title, duration_s = f"{number}/{num_all} {cell.title}", cell.workload.duration_s

@@ -32,7 +32,7 @@ def run_experiment(
 ) -> Results:
     """Runs an experiment; finished cells are reported even if it ends with an error.
 
-    Raises: ConfigError, CellFailed, PublishError, RunError; KeyboardInterrupt.
+    Raises: ConfigError, CellFailed, ServeApiError, RunError; KeyboardInterrupt.
     """
     planned = plan(loaded, out, url or LocalSite.target)
     site: Site = LocalSite(loaded.experiment)

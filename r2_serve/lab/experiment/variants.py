@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from r2_serve.errors import ConfigError
 from r2_serve.lab.experiment.config import Raw, Variant
+from r2_serve.serve_config.applications import ROUTER
 from r2_serve.serve_config.document import suggestion
-
-ROUTER = "Router"
 
 
 def varied(raw: Raw, name: str, variant: Variant) -> Raw:

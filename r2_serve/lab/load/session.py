@@ -75,7 +75,7 @@ async def run_load(
     """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others
     are reported.
 
-    Raises: ConfigError, RunError, BenchmarkError; PublishError if replicas cannot be counted at the start.
+    Raises: ConfigError, RunError, BenchmarkError; ServeApiError if replicas cannot be counted at the start.
     """
     if workload.slo.ttft_s is not None and not options.is_streamed:
         raise ConfigError("the workload's slo.ttft_s needs streamed replies: leave --no-stream out")

@@ -29,6 +29,7 @@ from r2_serve.lab.simulate.machines import Machines
 from r2_serve.lab.simulate.metrics_path import HandleReports
 from r2_serve.lab.simulate.replicas import DelayReplica, EngineReplica, Room, StageReplica
 from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig
@@ -39,10 +40,10 @@ MakePolicy = Callable[[str, "AutoscalingConfig"], ScalingPolicy]
 """Makes the policy of an application, without Serve's delays, from its name and its `AutoscalingConfig`."""
 
 CODE_OPTIONS: Mapping[str, Mapping[str, int]] = {
-    "Model": {"max_ongoing_requests": 64},
-    "Decomposer": {"max_ongoing_requests": 256},
-    "Allocator": {"max_ongoing_requests": 256},
-    "Router": {},
+    MODEL: {"max_ongoing_requests": 64},
+    DECOMPOSER: {"max_ongoing_requests": 256},
+    ALLOCATOR: {"max_ongoing_requests": 256},
+    ROUTER: {},
 }
 """Options that `r2_serve.app` sets if a config file does not."""
 
@@ -139,9 +140,9 @@ class SystemBuilder:
             self._model_deployment(app, None)  # idle ones cost, too
         app = config.router_app_name
         return System(
-            router=self._deploy(app, "Router", self._stage(Room(server.max_running, server.max_queued))),
-            decomposer=self._deploy(app, "Decomposer", self._stage(Room())),
-            allocator=self._deploy(app, "Allocator", self._stage(Room())),
+            router=self._deploy(app, ROUTER, self._stage(Room(server.max_running, server.max_queued))),
+            decomposer=self._deploy(app, DECOMPOSER, self._stage(Room())),
+            allocator=self._deploy(app, ALLOCATOR, self._stage(Room())),
             deployments=self._deployments,
             models=models,
             scaled=self._scaled,
@@ -197,7 +198,7 @@ class SystemBuilder:
             engine = self.config.model_apps[app].engine
             speed = self._speed(card, engine)
             start_s, hop_s = speed.start_s if speed else 0.0, self.hardware.overheads.hop_s
-            self._deploy(app, "Model", self._engine(card, engine), start_s=start_s, hop_s=hop_s)
+            self._deploy(app, MODEL, self._engine(card, engine), start_s=start_s, hop_s=hop_s)
         return self._deployments[name]
 
     def _engine(self, card: ModelConfig | None, engine: LocalEngineConfig) -> MakeReplica:

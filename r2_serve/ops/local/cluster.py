@@ -173,7 +173,7 @@ def finish_requests(config: ServeConfig) -> None:
 
     async def finish() -> None:
         async with asyncio.timeout(config.routing.limits.deadline_s):
-            routers = serve.get_deployment_handle("Router", config.router_app_name)
+            routers = serve.get_deployment_handle(ROUTER, config.router_app_name)
             await routers.broadcast("finish").results_async(return_exceptions=True)
             await asyncio.sleep(FLUSH_S)
 
