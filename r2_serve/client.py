@@ -24,13 +24,13 @@ UNWORKED_STATUSES = frozenset({401, 404, 413, 415, 429})
 """R2 answers with these before any model is called."""
 MAX_SHOWN_CHARS = 500
 """How much of a reply an error quotes."""
-Body = TypeVar("Body", bound=BaseModel)
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class RequestFailed(R2Error):
     """The endpoint gave no answer. The message is `KIND: text`; the same sort of failure has the same KIND.
 
-    `http_status` is None where no reply came. `is_unworked` says that surely no model was called.
+    `http_status` is None if no reply came. `is_unworked` says that surely no model was called.
     """
 
     def __init__(self, message: str, http_status: int | None = None, is_unworked: bool = False) -> None:
@@ -219,7 +219,7 @@ def _failed(status: int, content: bytes | str) -> RequestFailed:
     return RequestFailed(f"{kind}: {text}", status, status in UNWORKED_STATUSES)
 
 
-def _read(kind: type[Body], content: bytes | str, status: int) -> Body:
+def _read(kind: type[Parsed], content: bytes | str, status: int) -> Parsed:
     try:
         return kind.model_validate_json(content)
     except ValidationError as e:

@@ -41,7 +41,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 def new_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill, which becomes `path` when the block ends without an error.
 
-    Raises: OSError where `path` exists by then and is not empty.
+    Raises: OSError if `path` exists by then and is not empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft_of(path)

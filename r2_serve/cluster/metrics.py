@@ -62,7 +62,7 @@ def labelled(page: bytes, replica: str) -> bytes:
 def merged(pages: Sequence[bytes], num_silent: int) -> bytes:
     """One page of labelled `pages`, with the samples of a family together as the format demands.
 
-    `num_silent` replicas gave no page. The page says so, so that gaps can be told from idleness.
+    `num_silent` replicas gave no page. The page says so, so that a gap does not look like idleness.
     """
     families: dict[bytes, list[bytes]] = {}
     for page in pages:

@@ -71,10 +71,7 @@ class Dashboard:
         self._request("PUT", config)
 
     def wait_for(self, app: str) -> None:
-        """Waits until every replica of `app` follows the last deploy.
-
-        Raises: ServeApiError with Serve's reason.
-        """
+        """Waits until all of `app` follows the last deploy. Raises: ServeApiError with Serve's reason."""
         give_up_at = time.monotonic() + self.timeout_s
         status, message = "unknown", ""
         while time.monotonic() < give_up_at:

@@ -23,7 +23,7 @@ from r2_serve.http.openai_replies import Json, ReplyBuilder, event, extra_header
 from r2_serve.http.openai_wire import ChatRequest, parse_chat
 from r2_serve.http.redaction import redacted
 from r2_serve.http.spend import Purses
-from r2_serve.http.sse import ClientGone, EventStream, beside, raise_when_gone
+from r2_serve.http.sse import ClientGone, EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import ModelListing, RouterBackend
 from r2_serve.types import Answer, OnDelta, Query
 
@@ -64,7 +64,7 @@ class ChatCompletions:
             stream = EventStream(send, server.heartbeat_s)
             await _Streamed(self, chat, query, purse, reply, exchange, stream).run(receive)
             return
-        answer = await beside([raise_when_gone(receive)], self.work(query, purse))
+        answer = await run_with([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
         body = reply.completion(answer, self.extras(chat, answer, exchange))
         response = Response(body, headers=extra_headers(answer), media_type="application/json")
@@ -92,10 +92,7 @@ class ChatCompletions:
         return purse
 
     def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Json:
-        """The `r2` field.
-
-        Fallback reasons quote providers, so they are redacted; answers of models are not.
-        """
+        """The `r2` field, redacted except for answers: reasons of fallbacks quote providers."""
         shown = extras(
             answer,
             self.backend.prices_as_of,
@@ -123,7 +120,7 @@ class _Streamed:
         deadline = clock() + self.endpoint.deadline_s(self.query)
         try:
             work = self.endpoint.work(self.query, self.purse, self._send_text)
-            answer = await beside([raise_when_gone(receive), self.stream.beat()], work)
+            answer = await run_with([raise_when_gone(receive), self.stream.beat()], work)
             rest = text_after(self.sent, answer.text)
         except ClientGone:
             raise

@@ -104,12 +104,9 @@ class KeyRing:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fixed, self._path, self._clock = fixed, path, clock
-        self._from_file: tuple[ClientKey, ...] = ()
-        self._stamp: tuple[int, int] | None = None
+        self._stamp = _stamp(path) if path is not None else None
+        self._from_file = read_keys_file(path) if path is not None else ()
         self._look_again = 0.0
-        if path is not None:
-            self._stamp = _stamp(path)
-            self._from_file = read_keys_file(path)
 
     @classmethod
     def of(cls, server: ServerConfig, environment: Mapping[str, str] = os.environ) -> KeyRing:

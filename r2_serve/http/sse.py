@@ -28,7 +28,7 @@ class ClientGone(Exception):
     """The client closed the connection, or does not read what it is sent."""
 
 
-async def beside(
+async def run_with(
     companions: Sequence[Coroutine[object, object, None]], work: Coroutine[object, object, T]
 ) -> T:
     """The result of `work`, while `companions` run; one that raises stops `work` and waits for its end.

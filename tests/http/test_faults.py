@@ -1,4 +1,4 @@
-"""For every fault of a provider the client gets a right answer or one typed error, in time.
+"""The client gets a right answer or one typed error in time, for every fault of a provider.
 
 A reply that was cut is never reported as finished, and a provider is not asked more often than configured.
 """

@@ -408,7 +408,7 @@ async def test_killed_router_replica_cuts_its_requests_and_is_replaced(cluster: 
 
 
 async def test_killed_proxy_cuts_its_connections_and_is_replaced(cluster: Cluster) -> None:
-    """As documented, a client sees a broken connection, never a whole-looking answer, and may ask again."""
+    """A client sees a broken connection, as documented, never a whole-looking answer, and may ask again."""
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
         queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(10)]

@@ -28,7 +28,7 @@ def chat() -> None:
 
 
 def status_told(model: str, key: str) -> int:
-    """Of the HTTP error that it gave up on."""
+    """The status of the HTTP error that it gave up on."""
     error = raised((RetryError, HTTPError), lambda: ask(model, key))
     found = error.last_attempt.exception() if isinstance(error, RetryError) else error
     return found.response.status_code

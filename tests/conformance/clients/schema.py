@@ -85,7 +85,7 @@ def served(own: Json) -> Json:
 
 
 def reachable(root: object, schemas: Json) -> Json:
-    """Of `schemas`, those that `root` refers to."""
+    """The schemas that `root` refers to."""
     found: Json = {}
     waiting = [root]
     while waiting:
