@@ -38,7 +38,7 @@ class RequestFailed(R2Error):
         self.message, self.http_status, self.is_unworked = message, http_status, is_unworked
 
 
-class Extras(BaseModel):
+class ReplyExtras(BaseModel):
     """`r2` of a reply; endpoints other than R2's have none."""
 
     cost_usd: Decimal | None = None
@@ -53,17 +53,17 @@ class ChatReply:
 
     text: str
     usage: Tokens | None
-    r2: Extras | None
+    r2: ReplyExtras | None
     is_finished: bool = True
     """Whether the reply ends here."""
 
 
 class _Completion(ChatCompletion):
-    r2: Annotated[Extras | None, Field(strict=False)] = None
+    r2: Annotated[ReplyExtras | None, Field(strict=False)] = None
 
 
 class _Chunk(Chunk):
-    r2: Annotated[Extras | None, Field(strict=False)] = None
+    r2: Annotated[ReplyExtras | None, Field(strict=False)] = None
 
 
 class _Error(BaseModel):

@@ -30,6 +30,7 @@ from pathlib import Path
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.ops.local import haproxy
 from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.applications import ROUTER
 from r2_serve.serve_config.document import YamlMapping
 
 LOOPBACK = "127.0.0.1"
@@ -194,7 +195,7 @@ def _run(config: ServeConfig) -> None:
         for name, server in config.model_apps.items()
     ]
     options = dict(_options(config, config.router_app_name))
-    options["Router"] = {**options.get("Router", {}), "user_config": config.routing.model_dump(mode="json")}
+    options[ROUTER] = {**options.get(ROUTER, {}), "user_config": config.routing.model_dump(mode="json")}
     router = bind_router(config.router, options)
     serve.run_many([*targets, serve.RunTarget(router, config.router_app_name, "/")])
 

@@ -16,6 +16,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from r2_serve.errors import ConfigError
+from r2_serve.serve_config.applications import MODEL, ROUTER
 from r2_serve.serve_config.document import YamlMapping
 
 Change = Callable[[YamlMapping], None]
@@ -45,7 +46,7 @@ def with_adapter(
     """Adds the adapter to the `user_config` of `app`, after those of `last`, and removes those of `drop`."""
 
     def change(config: YamlMapping) -> None:
-        adapters = _child(_child(_deployment(config, app, "Model"), "user_config"), "adapters")
+        adapters = _child(_child(_deployment(config, app, MODEL), "user_config"), "adapters")
         for gone in drop:
             adapters.pop(gone)
         for moved in last:
@@ -60,7 +61,7 @@ def with_route(router_app: str, virtual_model: str, module: str, adapter: str | 
     """Lets `virtual_model` use `adapter` for `module`; None is the model itself."""
 
     def change(config: YamlMapping) -> None:
-        routing = _deployment(config, router_app, "Router")["user_config"]["virtual_models"]
+        routing = _deployment(config, router_app, ROUTER)["user_config"]["virtual_models"]
         section = routing[virtual_model][module]
         if adapter is None:
             section.pop("adapter", None)
