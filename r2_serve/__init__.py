@@ -1,4 +1,4 @@
-"""R2 (Route-and-Reason): a router that breaks a query into subtasks and gives each to the cheapest model able to solve it.
+"""R2 (Route-and-Reason): a router that gives each subtask of a query to the cheapest model able to solve it.
 
 The folders tell the path of a request, from the top down:
 

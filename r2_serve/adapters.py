@@ -1,12 +1,11 @@
 """Adapters on disk: what training writes and serving loads. No Ray, no torch.
 
-    NAME/   adapter.json              AdapterManifest: base, codec and its version, data, metrics, SHA-256 of each file
+    NAME/   adapter.json              AdapterManifest: base, codec, data, metrics, hashes of the files
             adapter_config.json, adapter_model.safetensors               kind lora
             config.json, model.safetensors, tokenizer.json, ...          kind full: a whole tiny checkpoint
 
-A directory is complete or absent: it is written beside its place and renamed. A name is used once, as engines cache by
-name. Weights are safetensors; pickles, which can run code when loaded, are refused.
-"""
+A directory is complete or absent: it is written beside its place and renamed. A name is used once, as engines
+cache by name. Weights are safetensors; pickles, which can run code when loaded, are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from r2_serve.types import AdapterManifest, ModelCard
 
 MANIFEST = "adapter.json"
 BASE = "base"
-"""Says "the model itself, without adapter" on the command line, so no adapter may be called so."""
+"""Stands for the model without adapter on the command line, so no adapter may have this name."""
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 CONFIGS = {"lora": "adapter_config.json", "full": "config.json"}
 TOKENIZER_FILES = (
@@ -35,16 +34,16 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 OTHER_FILES = {"lora": (), "full": ("generation_config.json", *TOKENIZER_FILES)}
-"""Copied where they exist, beside weights and config."""
+"""Files copied if they exist, in addition to weights and config."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def write_adapter(source: Path, parent: Path, manifest: AdapterManifest) -> Path:
-    """Copy what serving needs of `source` to `parent/NAME`, with `manifest` and the files' hashes; the new directory.
+    """Copy what serving needs from `source` to the new directory `parent/NAME`, with `manifest` and hashes.
 
-    It appears whole or not at all, also when the process is killed or the machine fails meanwhile.
+    The directory appears whole or not at all, even if the process is killed or the machine fails.
 
-    Raises: ConfigError where the name is taken or reserved, a file is missing, or the weights are a pickle.
+    Raises: ConfigError if the name is taken or reserved, a file is missing, or the weights are a pickle.
     """
     if manifest.name == BASE:
         raise ConfigError(f"adapter name {BASE!r} is reserved: it stands for the model without adapter")
@@ -65,7 +64,7 @@ def write_adapter(source: Path, parent: Path, manifest: AdapterManifest) -> Path
 
 
 def read_adapter(directory: Path) -> AdapterManifest:
-    """The manifest of the adapter in `directory`, after every file it lists was found unchanged.
+    """The manifest of the adapter in `directory`, once every file that it lists was found unchanged.
 
     Raises: ConfigError saying which file is missing, changed or not allowed.
     """
@@ -78,12 +77,12 @@ def read_adapter(directory: Path) -> AdapterManifest:
     ]
     if missing:
         raise ConfigError(
-            f"adapter {directory}: its {MANIFEST} lists no {missing}, which an adapter of kind {manifest.kind!r} has"
+            f"adapter {directory}: its {MANIFEST} lists no {missing}, which kind {manifest.kind!r} needs"
         )
     foreign = [name for name in manifest.files if Path(name).name != name or Path(name).suffix in PICKLES]
     if foreign:
         raise ConfigError(
-            f"adapter {directory}: its {MANIFEST} lists {foreign}; allowed are plain file names, and no pickles"
+            f"adapter {directory}: its {MANIFEST} lists {foreign}; allowed are plain file names, no pickles"
         )
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected)
@@ -91,31 +90,33 @@ def read_adapter(directory: Path) -> AdapterManifest:
 
 
 def check_adapter(manifest: AdapterManifest, base: ModelCard) -> None:
-    """Raises: ConfigError where the adapter was made for another base, or another codec than `base` speaks now."""
+    """Raises: ConfigError if the adapter was made for another base, or another codec than `base` has now."""
     if manifest.base != base.name:
         raise ConfigError(
-            f"adapter {manifest.name!r} was trained for base {manifest.base!r}, not {base.name!r}: publish it for its own base"
+            f"adapter {manifest.name!r} was trained for base {manifest.base!r}, not {base.name!r}: "
+            "publish it for its own base"
         )
     if manifest.codec != base.codec:
         raise ConfigError(
-            f"adapter {manifest.name!r} was trained with codec {manifest.codec!r}, but {base.name!r} speaks {base.codec!r}: "
-            "retrain it with that codec, or correct `codec` of the model"
+            f"adapter {manifest.name!r} was trained with codec {manifest.codec!r}, but {base.name!r} speaks "
+            f"{base.codec!r}: retrain it with that codec, or correct `codec` of the model"
         )
     check_codec_version(manifest)
 
 
 def check_codec_version(manifest: AdapterManifest) -> None:
-    """Raises: ConfigError where this software writes prompts differently from what the adapter was trained on."""
+    """Raises: ConfigError if this software writes other prompts than the adapter was trained on."""
     try:
         version = get_codec(manifest.codec).version
     except KeyError as e:
         raise ConfigError(
-            f"adapter {manifest.name!r} was trained with codec {manifest.codec!r}, which this version does not have"
+            f"adapter {manifest.name!r} was trained with codec {manifest.codec!r}, which this version lacks"
         ) from e
     if manifest.codec_version != version:
         raise ConfigError(
-            f"adapter {manifest.name!r} was trained with version {manifest.codec_version} of codec {manifest.codec!r}; this software has "
-            f"version {version}, whose prompts differ: retrain it and publish the result under a new name"
+            f"adapter {manifest.name!r} was trained with version {manifest.codec_version} of codec "
+            f"{manifest.codec!r}; this software has version {version}, whose prompts differ: "
+            "retrain it and publish the result under a new name"
         )
 
 
@@ -125,14 +126,16 @@ def _read_manifest(directory: Path) -> AdapterManifest:
         manifest = AdapterManifest.model_validate_json(path.read_bytes())
     except OSError as e:
         raise ConfigError(
-            f"no adapter in {directory}: cannot read {MANIFEST} ({e.strerror}); r2_serve.adapters.write_adapter makes it"
+            f"no adapter in {directory}: cannot read {MANIFEST} ({e.strerror}); "
+            "r2_serve.adapters.write_adapter makes it"
         ) from e
     except ValidationError as e:
         first = e.errors(include_input=False)[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from e
     if manifest.name != directory.resolve().name:
         raise ConfigError(
-            f"{path} says name {manifest.name!r}, but the directory is {directory.resolve().name!r}: they must be the same"
+            f"{path} says name {manifest.name!r}, but the directory is {directory.resolve().name!r}: "
+            "they must be the same"
         )
     return manifest
 
@@ -146,8 +149,8 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
         raise ConfigError(f"adapter {directory}: cannot read {name} ({e.strerror})") from e
     if found != expected:
         raise ConfigError(
-            f"adapter {directory}: {name} is not what was written: its SHA-256 is {found[:12]}..., {MANIFEST} says {expected[:12]}...; "
-            "write the adapter anew, under a new name"
+            f"adapter {directory}: {name} is not what was written: its SHA-256 is {found[:12]}..., "
+            f"{MANIFEST} says {expected[:12]}...; write the adapter anew, under a new name"
         )
 
 

@@ -21,8 +21,8 @@
         |   |-- EngineTimeout        no whole reply in time: not retried on the same model
         |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
-        `-- EngineRefused            other 4xx, context overflow, quota: not retried on the same model; costs nothing
-            `-- AnswerWithheld       a filtered reply, the model's own refusal, a tool call: the same, but billed
+        `-- EngineRefused            other 4xx, context overflow, quota: not retried here; costs nothing
+            `-- AnswerWithheld       a filtered reply, the model's refusal, a tool call: the same, but billed
 
 Positional arguments equal `args`, so each one pickles across Ray unchanged (keyword-only arguments would
 arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
@@ -37,7 +37,7 @@ from r2_serve.types import Usage
 
 
 def places(error: BaseException) -> str:
-    """The lines that `error` passed, the innermost first: what a log may say of it, as its message may hold what a user wrote."""
+    """The lines that `error` passed, innermost first, for logs: its message may quote users."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     return " < ".join(
         f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)
@@ -113,7 +113,7 @@ class BudgetExceeded(R2Error):
 
 
 class QuotaExceeded(BudgetExceeded):
-    """The next call could overspend the budget of the client's key. Another try helps only when the budget does."""
+    """The next call could overspend the budget of the client's key. To retry does not help."""
 
     status = 429
     kind = "insufficient_quota"
@@ -129,7 +129,7 @@ class DeadlineExceeded(R2Error):
 
 
 class Overloaded(R2Error):
-    """Refused before any work was done, as the queue is full."""
+    """The request was refused before any work, as the queue is full."""
 
     status = 429
     kind = "rate_limit_error"
@@ -141,7 +141,7 @@ class Overloaded(R2Error):
 
 
 class Stopping(Overloaded):
-    """Refused as the server is about to stop, once those at work are answered."""
+    """The request was refused, as the server stops once the requests at work are answered."""
 
     status = 503
     kind = "api_error"
@@ -149,9 +149,9 @@ class Stopping(Overloaded):
 
 
 class PoisonousRequest(R2Error):
-    """One of the request's calls was at work on each of several replicas that died: it is not sent to another.
+    """One of the request's calls was at work on several replicas when they died; it is not sent to another.
 
-    No 5xx, which client libraries send again by themselves.
+    The status is not 5xx, as client libraries send such requests again by themselves.
     """
 
     status = 422
@@ -190,7 +190,7 @@ class EngineError(R2Error):
 
 
 class EngineUnavailable(EngineError):
-    """A broken connection, a timeout, 5xx or a dead replica: the same call may succeed later or on another model."""
+    """A broken connection, a timeout, 5xx or a dead replica: the call may succeed later."""
 
     status = 503
     code = "upstream_unavailable"
@@ -201,17 +201,17 @@ class EngineUnavailable(EngineError):
 
 
 class NotStarted(EngineUnavailable):
-    """No connection (refused, DNS, TLS) or 408/409/429: the model did no work, and may be asked again later."""
+    """No connection (refused, DNS, TLS) or 408/409/429: the model did no work, and may be asked again."""
 
     is_free = True
 
 
 class EngineTimeout(EngineUnavailable):
-    """No whole reply within the call's timeout. The same model would take as long again; another may be in time."""
+    """The reply was not whole within the call's timeout. Another model may be faster."""
 
 
 class ReplicaDied(EngineUnavailable):
-    """The replica at work on the call died. `replica` tells one death from another: many calls may report the same."""
+    """The replica at work on the call died. Many calls may report the death of the same `replica`."""
 
     def __init__(self, message: str, retry_after_s: float | None = None, replica: str = "") -> None:
         Exception.__init__(self, message, retry_after_s, replica)
@@ -219,19 +219,19 @@ class ReplicaDied(EngineUnavailable):
 
 
 class InvalidReply(EngineError):
-    """The provider's reply breaks its own protocol (no choices, cut JSON, an HTML page, a truncated stream)."""
+    """The reply breaks the protocol (no choices, cut JSON, an HTML page, a truncated stream)."""
 
     code = "invalid_upstream_reply"
 
 
 class EngineRefused(EngineError):
-    """The provider refused this very call (other 4xx, context overflow, quota) and did no work for it: another model may do."""
+    """The provider refused this call (4xx, context overflow, quota) before any work."""
 
     code = "upstream_refused"
     is_free = True
 
 
 class AnswerWithheld(EngineRefused):
-    """The model was at work, but its reply holds no answer: filtered, a refusal of its own, a tool call. Billed like any other."""
+    """The reply holds no answer (filtered, a refusal, a tool call), but is billed like any other."""
 
     is_free = False

@@ -1,8 +1,7 @@
-"""Traces as JSON lines: the only writer and the only reader.
+"""The only writer and the only reader of traces, which are JSON lines.
 
-One file per process and day, `YYYY-MM-DD-PID.jsonl`, mode 0600: a trace holds the query and its answers in clear, but
-for the values that `redact` replaces.
-"""
+One file per process and day, `YYYY-MM-DD-PID.jsonl`, mode 0600: a trace holds the query and its answers in
+clear, but for the values that `redact` replaces."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def _today() -> str:
 
 
 class TraceWriter:
-    """Appends traces. A disk that fails costs traces, never answers: it is logged and counted."""
+    """Appends traces. A failing disk loses traces but fails no query; it is logged and counted."""
 
     def __init__(
         self, directory: Path, *, redact: Callable[[str], str] = str, today: Callable[[], str] = _today
@@ -47,9 +46,9 @@ class TraceWriter:
 
 
 def read_traces(path: Path) -> Iterator[Trace]:
-    """Traces of a file, or of every `*.jsonl` of a directory by name. A torn last line (a killed writer) is skipped.
+    """Traces of a file, or of every `*.jsonl` in a directory, sorted by name. A torn last line is skipped.
 
-    Raises: ValueError naming file and line where any other line is not a trace.
+    Raises: ValueError with file and line if any other line is not a trace.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     for file in files:
@@ -64,7 +63,7 @@ def read_traces(path: Path) -> Iterator[Trace]:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """One write to the end. Raises: OSError also where the disk took only a part, which is undone."""
+    """Append in one write. Raises: OSError, also if the disk took only a part, which is undone."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = drop_torn_line(descriptor)

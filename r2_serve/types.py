@@ -1,4 +1,4 @@
-"""The nouns of the router, and the `Engine` protocol. Imports nobody.
+"""The nouns of the router, and the protocol of engines. It imports no other module of ours.
 
 Records are frozen and validate on construction, so an invalid `Plan` cannot exist. Money is `Decimal`
 USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers as `#1`, `#2`, ...
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 REFERENCE = re.compile(r"#([1-9][0-9]{0,5})(?![0-9])")
-"""`#k` in a text stands for the answer of subtask `k`; a longer number is plain text (`int` refuses thousands of digits)."""
+"""`#k` in a text stands for the answer of subtask k; a number of seven or more digits is plain text."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["system", "developer", "user", "assistant"]
@@ -49,15 +49,15 @@ class Sampling(Record):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     json_schema: dict[str, Any] | None = None
-    """A JSON schema that the reply should satisfy: engines without structured outputs ignore it, as who sets it parses and checks."""
+    """JSON schema that the reply should satisfy. Engines that cannot enforce it ignore it."""
     response_format: dict[str, Any] | None = None
-    """A client's own, as OpenAI has it (`json_object` or `json_schema`): engines hold to it or refuse."""
+    """The client's format (OpenAI's `json_object` or `json_schema`): engines keep to it or refuse."""
     logprobs: bool = False
     """Ask for the log-probability of each generated token."""
 
     @property
     def format_sent(self) -> dict[str, Any] | None:
-        """What of them is sent along with a prompt: no call has both."""
+        """The schema sent with the prompt: `response_format` if set, else `json_schema`."""
         return self.response_format or self.json_schema
 
 
@@ -79,12 +79,12 @@ class Usage(Record):
 
 
 class Work(Record):
-    """What one call took of the replica that answered it, in seconds."""
+    """Time that one call took of the replica that answered it, in seconds."""
 
     service_s: float
-    """From its arrival there to the end of the reply."""
+    """Time from the arrival of the call to the end of the reply."""
     share_s: float
-    """Of the replica's time, which it shared with the calls beside it (`r2_serve.engines.sharing`)."""
+    """Share of that time, divided among the calls that ran together (`r2_serve.engines.sharing`)."""
 
 
 class Completion(Record):
@@ -93,16 +93,16 @@ class Completion(Record):
     text: str
     usage: Usage
     is_usage_estimated: bool = False
-    """True where the model's own count is not known."""
+    """True if the model has not reported its own count."""
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None = None
-    """Natural log-probability of each generated token, where asked and available."""
+    """Natural log-probability of each generated token; None if not asked or not available."""
     work: Work | None = None
-    """Of a replica; None where nobody said."""
+    """Replica time used by this call; None for hosted models."""
 
 
 class Delta(Record):
-    """A piece of a streamed reply. The last one carries `finish_reason`, `usage` and `work`; `usage` may come before it too."""
+    """A piece of a streamed reply. The last has `finish_reason` and `usage`; `usage` may come earlier too."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -115,18 +115,18 @@ ModelGroup = Literal["slm", "mlm", "llm"]
 
 
 class ModelCard(Record):
-    """What the router knows of a pool model: its name, price and ability, not how it is run."""
+    """A pool model as the router sees it: name, price and ability, but not how it is run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=100)
     codec: Literal["instruct", "compact"] = "instruct"
-    """Dialect of its prompts: `r2_serve.prompts`."""
+    """Dialect of the model's prompts (`r2_serve.prompts`)."""
     group: ModelGroup = "slm"
-    """Capability group: small, medium or large."""
+    """Capability group: small, medium or large language model."""
     usd_per_mtok_in: Decimal = Field(ge=0)
     usd_per_mtok_out: Decimal = Field(ge=0)
     context_tokens: int = Field(default=32_768, ge=1)
     description: str = ""
-    """One line on what it is good at, shown to an instruct allocator."""
+    """One line on what the model is good at, shown to an instruct allocator."""
 
     def cost_usd(self, usage: Usage) -> Decimal:
         """Exact cost of `usage` in USD."""
@@ -145,7 +145,8 @@ class Subtask(Record):
     def _depends_on_earlier_ids(self) -> Self:
         if any(not 1 <= dependency < self.id for dependency in self.depends_on):
             raise ValueError(
-                f"subtask {self.id} depends on {list(self.depends_on)}: only ids from 1 to {self.id - 1} may be named"
+                f"subtask {self.id} depends on {list(self.depends_on)}: "
+                f"only ids from 1 to {self.id - 1} may be named"
             )
         missing = references(self.text) - set(self.depends_on)
         if missing:
@@ -156,14 +157,11 @@ class Subtask(Record):
 
 
 class Plan(Record):
-    """A query's subtasks, ids 1..n in order, acyclic by construction.
-
-    `answer` is a template over subtask answers (`"#2 #1"`), filled without a model call; `None` means that
-    the last subtask's answer is the plan's.
-    """
+    """The subtasks of a query, with ids 1..n in order; acyclic by construction."""
 
     subtasks: tuple[Subtask, ...] = Field(min_length=1)
     answer: str | None = None
+    """Template over subtask answers (`"#2 #1"`), filled without a call; None for the last answer as it is."""
 
     @model_validator(mode="after")
     def _ids_are_consecutive(self) -> Self:
@@ -179,7 +177,7 @@ class Plan(Record):
 
     @classmethod
     def single(cls, query: str) -> Plan:
-        """The one-step plan: the query itself, its own subtask. `#k` in a user's text is not a reference."""
+        """The plan whose only subtask is the query itself. `#k` in a user's text is not a reference."""
         return cls(subtasks=(Subtask(id=1, text=REFERENCE.sub(r"# \1", query) or "(empty)"),))
 
     @property
@@ -207,7 +205,7 @@ class Plan(Record):
 
     @property
     def final_id(self) -> int | None:
-        """The subtask whose tokens are the answer, or None where a template makes it."""
+        """The subtask whose reply is the answer; None if a template makes the answer."""
         return self.subtasks[-1].id if self.answer is None else None
 
 
@@ -219,20 +217,20 @@ def references(text: str) -> set[int]:
 def substitute(text: str, answers: Mapping[int, str]) -> str:
     """`text` with each `#k` replaced by the answer of subtask k; an answer is never rescanned.
 
-    Raises: KeyError where an answer is missing.
+    Raises: KeyError if an answer is missing.
     """
     return REFERENCE.sub(lambda match: answers[int(match.group(1))], text)
 
 
 def substituted_chars(text: str, answers: Mapping[int, str]) -> int:
-    """Length of `substitute(text, answers)`, without making it: a few characters may refer to one long answer a thousand times."""
+    """Length of `substitute(text, answers)`, computed without building it, as it may be huge."""
     return len(text) + sum(
         len(answers[int(match.group(1))]) - len(match.group()) for match in REFERENCE.finditer(text)
     )
 
 
 class Allocation(Record):
-    """One pool model per subtask, in plan order."""
+    """One pool model for each subtask, in the order of the plan."""
 
     models: tuple[str, ...] = Field(min_length=1)
 
@@ -252,18 +250,18 @@ class CallRecord(Record):
     usage: Usage = Usage()
     cost_usd: Decimal = Decimal(0)
     is_estimated: bool = False
-    """True where nobody told the usage, as of most failed and cancelled calls: estimated from what was sent and received."""
+    """True if no usage was reported, so that it is estimated from what was sent and received."""
     passed_over: tuple[str, ...] = ()
-    """Models that the call would have gone to before this one, but for their rest after failures (`r2_serve.calls.cooldown`)."""
+    """Models that come before this one but rest after failures (`r2_serve.calls.cooldown`)."""
     start_s: float = 0.0
     """Seconds after the request's start."""
     end_s: float = 0.0
     work: Work | None = None
-    """Of a replica; the rest of the time was the wait for it. None of hosted models and of calls that failed."""
+    """Replica time used by this call; None for hosted models and failed calls."""
 
 
 class SubtaskResult(Record):
-    """What one subtask came to."""
+    """The outcome of one subtask."""
 
     id: int
     model: str
@@ -272,17 +270,17 @@ class SubtaskResult(Record):
     cost_usd: Decimal
     num_attempts: int = 1
     ready_s: float
-    """When its last dependency was answered, in seconds after the request's start."""
+    """Seconds from the request's start to the answer of the last subtask that it depends on."""
     start_s: float
     end_s: float
 
 
 class Trace(Record):
-    """Everything about one query, answered or failed: the record that serving writes and training reads."""
+    """The record of one query, answered or failed, which serving writes and training reads."""
 
     request_id: str
     model: str
-    """What the client asked for: a virtual model, or a pool model (pass-through: no plan)."""
+    """The model that the client asked for: a virtual one, or a pool model (pass-through, without a plan)."""
     query: str
     plan: Plan | None = None
     allocation: Allocation | None = None
@@ -290,82 +288,82 @@ class Trace(Record):
     calls: tuple[CallRecord, ...] = ()
     answer: str | None = None
     error: str | None = None
-    """Type and message of what the client was told; None where it was answered."""
+    """Type and message of the error; None if the query was answered."""
     plan_fallback: str | None = None
-    """Why the one-step plan was used; None when the decomposer's plan was."""
+    """Why the one-step plan was used; None if the decomposer's plan was."""
     allocation_fallback: str | None = None
-    """Why the default model was used; None when the allocator's choice was."""
+    """Why the default model was used; None if the allocator's choice was."""
     policy: str = "learned"
     num_plan_samples: int = 0
     num_plan_rejected: int = 0
     duration_s: float = 0.0
     overhead_s: float = 0.0
-    """Wall time in which no subtask ran: decomposing, allocating and scheduling."""
+    """Seconds in which no subtask ran: decomposing, allocating and scheduling."""
     cost_usd: Decimal = Decimal(0)
     worker_cost_usd: Decimal = Decimal(0)
-    """Cost of the `execute` stage alone, without the router's own calls."""
+    """Cost of the calls that worked on the query, without the router's own (`decompose`, `allocate`)."""
 
 
 class Query(Record):
-    """One client request, already checked: what `Pipeline.answer` takes."""
+    """One request of a client, already parsed: what `Pipeline.answer` takes."""
 
     request_id: str
     model: str
     """A virtual model (routed) or a pool model (plain pass-through)."""
     messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling = Sampling()
-    """Honoured on the final step."""
+    """Applied to the final step; inner steps are greedy."""
     policy: str | None = None
-    """`learned`, `all:MODEL` or `random`; None: the virtual model's own."""
+    """An allocation policy (`r2_serve.router.policies`); None for the virtual model's own."""
     plan: Plan | None = None
-    """The client's own plan: nothing is decomposed."""
+    """The client's own plan, which is not decomposed."""
     pinned: dict[int, str] = {}
-    """Models the client chose for subtasks of its own plan."""
+    """Models that the client chose for subtasks of its own plan, by subtask id."""
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     max_subtasks: int | None = Field(default=None, ge=1)
     deadline_s: float | None = Field(default=None, gt=0)
     is_plan_only: bool = False
-    """Decompose and stop: the answer is the plan as JSON. For virtual models."""
+    """Whether to decompose and stop, so that the answer is the plan as JSON; for virtual models only."""
 
 
 class Answer(Record):
-    """What a query came to, for the client."""
+    """The answer to a query, for the client."""
 
     text: str
     finish_reason: FinishReason
     usage: Usage
-    """Of every call made for it."""
+    """Sum over every call made for the query."""
     cost_usd: Decimal
     models: tuple[str, ...]
-    """Pool models that worked on it, in order of first use, router modules not among them."""
+    """Pool models that worked on the query, in order of first use; decomposer and allocator are left out."""
     num_subtasks: int = 0
-    """0 for a pass-through."""
+    """Number of subtasks answered; 0 for a pass-through."""
     overhead_s: float = 0.0
     confidence: float | None = None
-    """0.4-quantile of the token probabilities of the final call, where `Sampling.logprobs` asked for it."""
+    """The 0.4-quantile of the final call's token probabilities; None unless `Sampling.logprobs` is set."""
     trace: Trace
 
 
 class AdapterManifest(Record):
-    """What an adapter on disk is, and for which base and codec: `adapter.json` in its directory (`r2_serve.adapters`)."""
+    """The `adapter.json` of an adapter on disk: what it is, and which base and codec it was trained for."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """Also the directory's name. Never used again: engines cache by name."""
+    """Also the name of the directory. A name is never used again, as engines cache by name."""
     kind: Literal["lora", "full"] = "lora"
-    """LoRA weights on top of `base`, or a whole tiny checkpoint called in its place."""
+    """LoRA weights on top of `base`, or a whole tiny checkpoint that is called in its place."""
     base: str
-    """Name of the model (its card) that the adapter was trained for and is called through."""
+    """Name of the pool model that the adapter was trained for and is called through."""
     module: Literal["decomposer", "allocator"]
     codec: str
     codec_version: int
     data_sha256: Sha256
-    """Of the training data."""
+    """SHA-256 of the training data."""
     metrics: dict[str, float] = {}
     created: AwareDatetime
     trainer: str = ""
-    """Command that made it."""
+    """The command that made the adapter."""
     files: dict[str, Sha256] = {}
-    """SHA-256 of each file beside the manifest; `write_adapter` fills it in."""
+    """SHA-256 of each other file in the directory; `write_adapter` fills it in."""
 
 
 class EngineCall(Record):
@@ -390,7 +388,8 @@ class Engine(Protocol):
         ...
 
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """The reply in pieces; the last `Delta` has `finish_reason` and `usage`. Closing it stops the generation.
+        """The reply in pieces; the last `Delta` has `finish_reason` and `usage`. Closing it stops the
+        generation.
 
         Raises: `EngineError` and its subclasses; nothing else.
         """

@@ -63,7 +63,7 @@ def test_a_taken_or_reserved_name_is_refused_and_what_has_it_stays(tmp_path: Pat
 def test_a_writer_killed_halfway_leaves_nothing_that_can_be_read_and_the_name_free(
     tmp_path: Path, killed_in: str
 ) -> None:
-    """Killed by the process itself in the call named: between two files, or after all of them and before the rename."""
+    """The process kills itself in the named call: between two files, or after all and before the rename."""
     module, _, function = killed_in.rpartition(".")
     code = f"""
 import os, pathlib, signal, sys

@@ -1,4 +1,4 @@
-"""One request to one engine: bounded by the model's own timeout, and settled in the ledger however it ends."""
+"""One request to one engine: bounded by the model's timeout, and settled in the ledger however it ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Attempt:
     """Usage that the engine has reported so far in a stream."""
 
     async def run(self) -> Completion:
-        """The reply. Raises: EngineError, and whatever `on_delta` raises."""
+        """The reply. Raises: EngineError, and what `on_delta` raises."""
         try:
             async with self._bounded() as limit:
                 completion = await (
@@ -68,7 +68,7 @@ class Attempt:
     async def _bounded(self) -> AsyncGenerator[asyncio.Timeout, None]:
         """End the call at the model's timeout, which must be `paused` while the client takes a piece.
 
-        Raises: EngineTimeout then; EngineUnavailable if the engine's own work was cancelled but this task was not.
+        Raises: EngineTimeout then; EngineUnavailable if the engine cancelled its work but this task goes on.
         """
         config, task = self.member.config, asyncio.current_task()
         try:

@@ -100,7 +100,7 @@ class Allowance:
             self._purse.settle(held_usd, Decimal(0))
 
     def refusal(self, error: BudgetExceeded) -> BudgetExceeded:
-        """`error`, which ended a stage in another process, or the purse's own error if the purse was narrower."""
+        """`error` of a stage in another process, or the purse's own error if the purse was narrower."""
         is_purse = self._is_purse_narrower(self._left_of_budget(), self._purse.left_usd())
         return self._purse.refusal() if is_purse else error
 

@@ -35,7 +35,7 @@ class CallSpec:
     adapter: str | None = None
     """Adapter of the model asked first; fallbacks are asked without one."""
     on_delta: OnDelta | None = None
-    """Takes the pieces of the reply as they come; None if nobody reads along."""
+    """Takes the pieces of the reply as they come; None for a reply that is read as a whole."""
 
     def prompt_for(self, member: PoolMember) -> Prompt:
         return Prompt.to(member.config, self.render(member.codec), self.sampling.format_sent)
@@ -129,7 +129,7 @@ class _Chain:
         return sum(self._num_tried.values())
 
     def _check_may_go_on(self, error: EngineError) -> None:
-        """Raises: `error` if the client has seen a part of the reply; PoisonousRequest if replicas keep dying."""
+        """Raises: `error` if the client has seen part of a reply; PoisonousRequest if replicas keep dying."""
         self.last_error = error
         if self._has_shown:
             raise error

@@ -1,17 +1,16 @@
-"""Rest for a model that keeps failing: its calls go elsewhere for a while, then one call finds out whether it is back.
+"""Rest for a model that keeps failing: its calls go to other models for a while, then one call probes it.
 
-Of one process and in its memory: each router, decomposer and allocator replica finds out for itself. No background task: a
-rest is over when its time has passed and a call asks. Whether a model is called all the same, where nothing else is
-left, is `r2_serve.calls.caller`' to say.
+The state lives in the memory of one process: each router, decomposer and allocator replica finds out for
+itself. There is no background task: a rest is over when its time has passed and a call asks.
+`r2_serve.calls.caller` decides whether a resting model is called all the same because no other is left.
 
     closed --- failures in a row, or a Retry-After ---> resting --- time over, a call asks ---> probed
        ^                                                   |  ^                                    |
        +------------ a call was answered ------------------+  +------- failed: twice as long ------+
        +----------------------------------- answered ----------------------------------------------+
 
-Source of the defaults: Envoy's outlier detection (failures in a row, growing ejection, 300 s at most) and LiteLLM's
-cooldowns (three failures, Retry-After kept).
-"""
+Source of the defaults: Envoy's outlier detection (failures in a row, growing ejection, 300 s at most) and
+LiteLLM's cooldowns (three failures, Retry-After kept)."""
 
 from __future__ import annotations
 
@@ -28,48 +27,48 @@ GRAIN_S = 0.001
 
 
 def event_loop_time_s() -> float:
-    """Monotonic, whatever is done to the machine's clock."""
+    """Monotonic time in seconds, which no change of the machine's clock affects."""
     return asyncio.get_running_loop().time()
 
 
 class Permit:
-    """Leave to make one call. What became of it counts only if the model's state is still that in which it was given."""
+    """Leave to make one call. Its outcome counts only if the state of the model has not changed since."""
 
     def __init__(self, *, state: int, is_probe: bool) -> None:
         self.state, self.is_probe = state, is_probe
 
 
 class Cooldown:
-    """Of one model. How many failures and how long a rest come with each call, as they may change at any time."""
+    """The rests of one model. The settings come with each call, as they may change at any time."""
 
     def __init__(self, clock: Callable[[], float] = event_loop_time_s) -> None:
         self.num_rests = 0
-        """Since the process started."""
+        """Number of rests since the process started."""
         self._clock = clock
         self._rests_until: float | None = None
         self._is_probed = False
         self._state = 0
-        """Counts the beginnings and ends of rests: calls made before one know nothing of what came after."""
+        """Number of beginnings and ends of rests; the outcome of a call from an earlier state is ignored."""
         self._num_failures = 0
         self._num_rests_in_a_row = 0
 
     @property
     def is_resting(self) -> bool:
-        """From its failures until a call is answered."""
+        """Whether a rest has begun and no call was answered since."""
         return self._rests_until is not None
 
     def heed(self, config: CooldownConfig) -> None:
-        """Before a call asks: where rests have been turned off, the one under way is over."""
+        """End the rest in progress if rests have been turned off. Called before a call asks."""
         if config.first_s == 0 and self.is_resting:
             self._end_rest()
 
     def left_s(self) -> float:
-        """Seconds until a call may find out; 0 where there is no rest."""
+        """Seconds until a call may probe the model; 0 if it does not rest."""
         left_s = 0.0 if self._rests_until is None else self._rests_until - self._clock()
         return left_s if left_s > GRAIN_S else 0.0
 
     def ask(self) -> Permit | None:
-        """None: go elsewhere. The first to ask when a rest is over is the probe, and the others still go elsewhere."""
+        """None: ask another model. The first call after a rest is the probe; the others still get None."""
         if self._rests_until is None:
             return Permit(state=self._state, is_probe=False)
         if self._is_probed or self.left_s() > 0:
@@ -78,12 +77,12 @@ class Cooldown:
         return Permit(state=self._state, is_probe=True)
 
     def insist(self) -> Permit:
-        """For a call that has nowhere else to go."""
+        """A permit in any case, for a call that no other model can take."""
         return self.ask() or Permit(state=self._state, is_probe=False)
 
     @contextmanager
     def observing(self, permit: Permit, config: CooldownConfig) -> Iterator[None]:
-        """Learns from what becomes of the call inside. A refusal is an answer; a cancelled call tells nothing."""
+        """Learn from the call inside. A refusal counts as an answer; a cancelled call tells nothing."""
         try:
             yield
         except EngineError as e:
@@ -119,7 +118,7 @@ class Cooldown:
             self._state += 1
 
     def _rest(self, config: CooldownConfig, asked_s: float | None) -> None:
-        """For as long as the provider asked, else for twice as long as last time."""
+        """Rest for as long as the provider asked, else for twice as long as last time."""
         if asked_s is None:
             asked_s = config.first_s * 2.0 ** min(self._num_rests_in_a_row, 64)
             self._num_rests_in_a_row += 1

@@ -1,8 +1,7 @@
 """The calls of one request: each is reserved before it starts, settled to its actual usage, and added up.
 
-A reservation holds the most that a call can cost, so calls that run at once cannot overspend a limit between them.
-Amounts are exact `Decimal` USD; nothing is summed in floats.
-"""
+A reservation holds the most that a call can cost, so calls that run at once cannot overspend a limit between
+them. Amounts are exact `Decimal` USD; nothing is summed in floats."""
 
 from __future__ import annotations
 
@@ -34,10 +33,9 @@ class Reservation:
     def fail(self, error: BaseException, *, received_bytes: int = 0, reported: Usage | None = None) -> None:
         """The call failed or was cancelled.
 
-        It costs the usage that the provider reported, with the error or before (`reported`). Without a report, a
-        call that was refused before any work costs nothing. Every other one may have been billed (cut streams,
-        timeouts, 5xx, cancelled calls): it is estimated from what was sent and received.
-        """
+        It costs the usage that the provider reported, with the error or before (`reported`). Without a
+        report, a call that was refused before any work costs nothing. Every other one may have been billed
+        (cut streams, timeouts, 5xx, cancelled calls): it is estimated from what was sent and received."""
         usage = error.usage if isinstance(error, EngineError) and error.usage is not None else reported
         is_free = isinstance(error, EngineError) and error.is_free and not received_bytes
         is_estimated = usage is None and not is_free

@@ -1,7 +1,7 @@
 """The model pool: each model's config, the engine that runs it, and what is known of its failures.
 
-Engines are made on their first call. A hosted model whose key is missing must not keep the others from serving, so
-a failure to make an engine is a refused call of that model, which its fallbacks may take over.
+Engines are made on their first call. A hosted model whose key is missing must not keep the others from
+serving, so a failure to make an engine is a refused call of that model, which its fallbacks may take over.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def build_pool(models: Iterable[ModelConfig], engine_for: EngineFor) -> Pool:
 
 
 def in_process_engines(model_apps: Mapping[str, ModelServerConfig]) -> EngineFor:
-    """Engines in this very process: models served by an application run here by that application's own config."""
+    """Makes engines in this process; a served model runs here by the config of its application."""
 
     def engine_for(model: ModelConfig) -> Engine:
         config: EngineConfig = model.engine

@@ -1,9 +1,9 @@
-"""Calls whose replica died are tried again one at a time, so that the one that kills replicas takes no other down with it twice.
+"""Calls whose replica died are tried again one at a time, so that a deadly call takes no other with it twice.
 
-When a replica dies with twenty calls in flight, one of them may have killed it; which one, nobody can say. Let
-loose together they would all be in flight again at the second death, and all would look guilty. A turn is waited for no longer
-than `PATIENCE_S`: an honest crash (a node lost) should cost its calls a delay, not their deadline.
-"""
+When a replica dies with twenty calls in progress, one of them may have killed it, and it is not known which.
+If all were sent again together, all would be in progress at the second death and look guilty. A call waits
+for its turn no longer than `PATIENCE_S`: the crash of a node should cost its calls a delay, not their
+deadline."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 MAX_DEATHS = 2
-"""Replicas that one call may take with it; it is not sent to a third."""
+"""Replicas that may die while they work on a call; it is not sent to another."""
 PATIENCE_S = 30.0
-"""A new replica of a small model is up by then; larger ones have several replicas."""
+"""Longest wait for a turn. A new replica of a small model is up by then."""
 
 
 class Quarantine:
-    """Of one model, in one process."""
+    """The turns of one model's suspect calls, in one process."""
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
@@ -26,7 +26,7 @@ class Quarantine:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """The block, alone among suspects where that is possible in time."""
+        """Runs the block alone among the suspects, if its turn comes in time."""
         is_alone = False
         try:
             async with asyncio.timeout(self._patience_s):

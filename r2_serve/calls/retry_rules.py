@@ -1,7 +1,7 @@
 """What follows a failed model call: the rules of the project's only retry loop, `r2_serve.calls.caller`.
 
-Hosted clients are told not to retry, and Ray Serve never does. Two more rules stand in the loop itself: a call
-is given up once the client has seen a part of its reply, and once it has killed `MAX_DEATHS` replicas.
+Hosted clients are told not to retry, and Ray Serve never does. Two more rules stand in the loop itself: a
+call is given up once the client has seen a part of its reply, and once it has killed `MAX_DEATHS` replicas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from r2_serve.errors import (
 
 FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 4.0
-"""Longest wait for one model. If the provider asks for more, the next model is the better choice."""
+"""Longest wait for one model. If the provider asks for more, the next model is asked."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RetryRule:
 
     error: type[EngineError]
     is_retried: bool
-    """Whether the same model is asked again, `limits.max_attempts` times in all; if not, the next model is."""
+    """Whether the same model is asked again, at most `limits.max_attempts` times; else the next one is."""
     is_failure: bool
     """Whether the model comes closer to a rest (`r2_serve.calls.cooldown`)."""
 
@@ -65,10 +65,10 @@ def is_retried(error: EngineError) -> bool:
 
 
 def backoff_s(num_tried: int, error: EngineError, jitter: float) -> float:
-    """Seconds until the model may be asked again: what it asked for, else exponential with full jitter.
+    """Seconds until the model may be asked again: what it asked for, else exponential, full jitter.
 
-    `jitter` is drawn evenly from [0, 1). Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-    """
+    `jitter` is drawn evenly from [0, 1). Source: "Exponential Backoff And Jitter", AWS Architecture Blog,
+    2015."""
     asked_s = asked_wait_s(error)
     if asked_s is not None:
         return asked_s

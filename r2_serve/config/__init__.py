@@ -126,7 +126,7 @@ class ServerConfig(Config):
     max_queued: int = Field(default=256, ge=0)
     """Requests that wait in addition to those; more are refused with 429."""
     heartbeat_s: float = Field(default=10.0, gt=0)
-    """Seconds between the SSE comments that keep a stream open; proxies close after 30 s of silence or more."""
+    """Seconds between the SSE comments that keep a stream open; proxies close after 30 s or more."""
     trace_dir: str | None = None
     """Directory of trace JSONL files, which hold queries and answers in clear; None writes none."""
 

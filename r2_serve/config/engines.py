@@ -196,8 +196,8 @@ class ScriptedEngineConfig(Config):
     replies: tuple[str, ...] = ("ok",)
     """Replies given in turn, again from the first after the last. Four marks are filled in.
     `{prompt}`: the last message. `{words}`: as many words as the last "N words" in it asks for.
-    `{json:KEY}`: the value of KEY in the first JSON object in it that has KEY. `{asked}`: the first JSON object
-    in it that has the keys of the JSON schema asked for, else `{words}`; so one model can serve every stage."""
+    `{json:KEY}`: KEY in the first JSON object in it that has KEY. `{asked}`: the first JSON object in it
+    with the keys of the JSON schema asked for, else `{words}`; so one model can serve every stage."""
     delay_s: float = Field(default=0.0, ge=0)
     """Seconds that a call takes; a streamed reply spreads them over its words."""
     speed: SpeedConfig | None = None

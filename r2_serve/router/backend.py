@@ -1,4 +1,4 @@
-"""What the HTTP layer needs of the router behind it. Implemented by the pipeline's ingress, and by fakes in tests."""
+"""What the HTTP layer needs of a router. `r2_serve.router.router.Router` implements it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class RouterBackend(Protocol):
 
     @property
     def deadline_s(self) -> float:
-        """The longest that a query may take now, its wait in the queue included, whatever deadline it names itself."""
+        """Seconds that a query may take at most, its wait in the queue included."""
         ...
 
     def models(self) -> Sequence[ModelListing]:
-        """Every name `answer` takes now, in the order in which to show them. Called for each request: must be cheap."""
+        """Every name that `answer` takes now, in the order to show. Each request calls this."""
         ...
 
     async def answer(
         self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
     ) -> Answer:
-        """The answer to `query`, every call of which is paid out of `purse`.
+        """The answer to `query`. Every call made for it is paid from `purse`.
 
         The pieces given to `on_delta`, joined, begin `Answer.text` (outer white space aside).
 
@@ -50,5 +50,5 @@ class RouterBackend(Protocol):
         ...
 
     async def ready(self) -> tuple[bool, str]:
-        """Whether queries can be answered now and, where not, why."""
+        """Whether queries can be answered now and, if not, why."""
         ...

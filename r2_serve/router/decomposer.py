@@ -1,8 +1,8 @@
-"""A query into a plan: sample N, parse, reject the invalid, keep the best by score.
+"""The first stage: sample plans of a query, reject the invalid ones, keep the one with the best score.
 
-Source of the score: R2-Reasoner (arXiv 2506.05901), Eq. 1: conciseness, practicality, coherence, lower is better.
-There, practicality is the tokens a baseline model uses to solve the subtasks and coherence is judged by a model;
-at test time both would cost calls, so ours are estimates from the text (`docs/architecture.md`).
+Source of the score: R2-Reasoner (arXiv 2506.05901), Eq. 1: conciseness, practicality, coherence, lower is
+better. There, practicality is the tokens a baseline model uses to solve the subtasks and coherence is judged
+by a model; at test time both would cost calls, so ours are estimates from the text (`docs/architecture.md`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 
 
 class Decomposition(Record):
-    """The plan kept, and what it took to get it."""
+    """The plan that was kept, and how it was found."""
 
     plan: Plan
     num_samples: int
     num_rejected: int
     fallback: str | None = None
-    """Why the plan is the one-step plan; None when a sample was kept."""
+    """Why the plan is the one-step plan; None if a sample was kept."""
 
 
 class Decomposes(Protocol):
@@ -53,9 +53,9 @@ class Decomposer:
     async def decompose(
         self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
-        """A valid plan within `limits`, always. Its calls are in `ledger`.
+        """A valid plan within `limits`: the best sample, or the one-step plan.
 
-        Raises: BudgetExceeded where not even one sample is affordable; PoisonousRequest.
+        Raises: BudgetExceeded if the budget allows no sample at all; PoisonousRequest.
         """
         samples = await self._sample(query, config, limits, ledger)
         plans = [sample for sample in samples if isinstance(sample, Plan)]
@@ -70,7 +70,7 @@ class Decomposer:
     async def _sample(
         self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> list[Plan | str]:
-        """Plans, or a slug of why there is none, in the order asked."""
+        """One entry for each sample: its plan, or the reason why it has none."""
         caller = Caller(self.pool, ledger, limits)
         samples: list[Plan | str] = ["timeout"] * config.num_samples
         too_dear: list[BudgetExceeded] = []
@@ -117,7 +117,7 @@ class Decomposer:
 
 
 def check_plan(plan: Plan, limits: LimitsConfig) -> None:
-    """Raises: CodecError where a well-formed plan breaks a limit."""
+    """Raises: CodecError if a well-formed plan breaks a limit."""
     if len(plan.subtasks) > limits.max_subtasks:
         raise CodecError(
             f"the plan has {len(plan.subtasks)} subtasks; the limit is {limits.max_subtasks}",
@@ -160,7 +160,7 @@ def weighted_scores(
     practicality: Sequence[float],
     incoherence: Sequence[float],
 ) -> list[float]:
-    """Weighted sum of conciseness (number of subtasks) and the two given terms, each divided by its mean over the candidates."""
+    """Weighted sums of conciseness (number of subtasks) and the two given terms, each divided by its mean."""
     terms = (
         (weights.conciseness, [float(len(plan.subtasks)) for plan in plans]),
         (weights.practicality, practicality),
@@ -175,7 +175,7 @@ def weighted_scores(
 
 
 def _estimated_tokens(plan: Plan) -> float:
-    """Prompt tokens of all subtasks: each reads its own text and that of the subtasks it depends on (4 bytes a token)."""
+    """Prompt tokens of all subtasks: each reads its own text and those it depends on (4 bytes a token)."""
     length = {subtask.id: len(subtask.text.encode()) / 4 for subtask in plan.subtasks}
     return sum(length[s.id] + sum(length[d] for d in s.depends_on) for s in plan.subtasks)
 
@@ -194,7 +194,7 @@ def num_unused(plan: Plan) -> int:
 
 
 def _coherence(earlier: Subtask, later: Subtask) -> float:
-    """In [0, 1]: 1 where the later text names the earlier answer, else the share of content words in common."""
+    """1 if the later text names the earlier answer, else the share of common words, in [0, 1]."""
     if earlier.id in references(later.text):
         return 1.0
     a, b = (set(_WORD.findall(s.text.lower())) for s in (earlier, later))

@@ -1,14 +1,14 @@
-"""What queries will ask of each model, and when: known from their plans before the calls are made. No Ray.
+"""Forecasts what queries will ask of each model, from their plans, before the calls are made. No Ray.
 
-A `Demand` watches the queries of one router process. For each open query it knows the plan, the models and what runs
-now; how long a call of a model takes, it has seen. From that, `forecast` says how many calls of each model will be in
-progress, bucket by bucket over the next minutes, in two parts:
+A `Demand` watches the queries of one router process. It knows the plan and the models of each open query,
+what runs now, and how long the latest calls of each model took. `forecast` says how many calls of each model
+will be in progress, bucket by bucket over the next minutes, in two parts:
 
-- planned: of the queries that are here. One without a plan yet counts as the mean of the latest plans of its virtual model.
-- coming: of queries that will come, if they go on coming at the rate of the last seconds.
+- planned: calls of open queries. A query without a plan counts as the mean of its model's latest plans.
+- coming: calls of queries that will arrive if the rate of the last seconds continues.
 
-Forecasts of several routers add up. Source: ours; a call in progress is Little's law read backwards, rate times duration.
-"""
+Forecasts of several routers add up. Source: ours; the number of calls in progress is Little's law, rate times
+duration."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from dataclasses import dataclass, field
 from r2_serve.types import Allocation, CallRecord, Plan, Record
 
 EDGES_S = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0)
-"""Between each and the next lies a bucket: seconds from now."""
+"""Edges of the buckets, in seconds from now."""
 NUM_BUCKETS = len(EDGES_S) - 1
 RATE_WINDOW_S = 10.0
 NUM_PLANS_KEPT = 8
 NUM_DURATIONS_KEPT = 64
 UNKNOWN_CALL_S = 1.0
-"""Taken for the duration of a call to a model that has answered none yet."""
+"""Assumed duration of a call to a model that has answered none yet."""
 LEAST_LEFT = 0.25
-"""Of its usual duration: what a call that is overdue is taken to need still."""
+"""Share of its usual duration that an overdue call is assumed to need still."""
 
 
 class ModelDemand(Record):
-    """Of one model. Buckets are those of `EDGES_S`; their values are mean numbers of calls in progress."""
+    """The demand for one model. The value of a bucket (`EDGES_S`) is a mean number of calls in progress."""
 
     num_active: int = 0
-    """Calls under way now, waiting ones among them, also where another model stands in for this one."""
+    """Calls meant for this model now, also waiting ones and those that another model takes in its place."""
     call_s: float = UNKNOWN_CALL_S
-    """How long a replica works on a call."""
+    """Seconds that a replica works on a call."""
     share_s: float | None = None
-    """Of its time, when it is busy: what it does at once is `call_s / share_s` calls. None where that was not seen yet."""
+    """Seconds of a busy replica per call, so it does `call_s / share_s` calls at once; None if unknown."""
     planned: tuple[float, ...] = (0.0,) * NUM_BUCKETS
     coming: tuple[float, ...] = (0.0,) * NUM_BUCKETS
 
@@ -55,7 +55,7 @@ class ModelDemand(Record):
 
 
 class Demand:
-    """Watches the queries of one process; `clock` is any monotonic one, in seconds."""
+    """Watches the queries of one process; `clock` is monotonic and in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -69,7 +69,7 @@ class Demand:
 
     @contextmanager
     def query(self, name: str) -> Iterator[QueryDemand]:
-        """A query that asks for model `name`, until it is answered."""
+        """Registers a query that asks for model `name` while it runs."""
         history = self._history.setdefault(name, _History())
         query = QueryDemand(self, history, opened_s=self._clock())
         number, self._num_opened = self._num_opened, self._num_opened + 1
@@ -92,7 +92,7 @@ class Demand:
         return self._num_sent.get(model, 0)
 
     def forecast(self) -> dict[str, ModelDemand]:
-        """Of every model ever called or planned for, from now on."""
+        """The demand from now on, by model, for every model ever called or planned for."""
         now_s = self._clock()
         planned: _Profiles = {}
         for query in self._open.values():
@@ -113,12 +113,12 @@ class Demand:
         }
 
     def call_s(self, model: str) -> float:
-        """How long a call of `model` usually takes, once a replica works on it."""
+        """Seconds that a replica usually works on a call of `model`."""
         usual = self._call_s.get(model)
         return usual.value() if usual is not None else UNKNOWN_CALL_S
 
     def learn(self, call: CallRecord) -> None:
-        """A call was settled. How long a model takes, only those that it answered say."""
+        """Learn the duration of a settled call; failed calls say nothing about it."""
         if call.outcome != "ok":
             return
         service_s = call.work.service_s if call.work is not None else call.end_s - call.start_s
@@ -128,7 +128,7 @@ class Demand:
 
     @contextmanager
     def calling(self, model: str, sent_to: str | None = None, *, num_calls: int = 1) -> Iterator[None]:
-        """Calls that are meant for `model`, for as long as they take; `sent_to` stands in for it where it has no room."""
+        """Counts calls that are meant for `model` while they run; `sent_to` is the model that takes them."""
         sent_to = sent_to or model
         self._num_active[model] = self.num_active(model) + num_calls
         self._num_sent[sent_to] = self.num_sent(sent_to) + num_calls
@@ -141,7 +141,7 @@ class Demand:
 
 @dataclass(slots=True)
 class QueryDemand:
-    """One open query. Until `plan` is told it is expected to be like others of its name."""
+    """One open query. Until its plan is known, it is expected to be like others of its name."""
 
     demand: Demand
     history: _History
@@ -152,7 +152,7 @@ class QueryDemand:
     _ended: set[int] = field(default_factory=set)
 
     def plan(self, plan: Plan, allocation: Allocation) -> None:
-        """It will be worked on like this, from now on."""
+        """Note how the query will be worked on from now on."""
         self._plan, self._models = plan, allocation.models
         now_s = self.demand.now_s()
         spans = [
@@ -162,7 +162,7 @@ class QueryDemand:
 
     @contextmanager
     def calling(self, subtask_id: int, sent_to: str) -> Iterator[None]:
-        """The call of a subtask, for as long as it takes."""
+        """Counts the call of a subtask while it runs."""
         self._started_s[subtask_id] = self.demand.now_s()
         try:
             with self.demand.calling(self._models[subtask_id - 1], sent_to):
@@ -171,7 +171,7 @@ class QueryDemand:
             self._ended.add(subtask_id)
 
     def add_to(self, profiles: _Profiles, now_s: float) -> None:
-        """Adds what is still to be done for it."""
+        """Add the calls that the query still needs to `profiles`."""
         if self._plan is None:
             self.history.add_one(profiles, max(0.0, self.opened_s + self.history.planning_s.value() - now_s))
             return
@@ -206,7 +206,7 @@ class _Span:
 
 
 class _Usual:
-    """A duration that is seldom beaten: the first quartile of the latest, as waiting and cold starts only ever add."""
+    """The first quartile of the latest durations, as waiting and cold starts only ever add time."""
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=NUM_DURATIONS_KEPT)
@@ -228,12 +228,12 @@ class _History:
 
     def __init__(self) -> None:
         self.planning_s = _Usual()
-        """From a query's coming to its allocation."""
+        """Seconds from the arrival of a query to its allocation."""
         self._arrivals_s: deque[float] = deque()
         self._plans: deque[Sequence[_Span]] = deque(maxlen=NUM_PLANS_KEPT)
 
     def came(self, now_s: float) -> None:
-        """Another one. Those of long ago are forgotten here too, as where no policy asks nobody forecasts."""
+        """Note an arrival and forget old ones, also if no forecast is ever asked for."""
         self._arrivals_s.append(now_s)
         self._forget(now_s)
 
@@ -246,14 +246,14 @@ class _History:
         self._plans.append(spans)
 
     def add_one(self, profiles: _Profiles, after_s: float) -> None:
-        """A query like the latest ones, allocated in `after_s`."""
+        """Add a query like the latest ones, which is allocated in `after_s`."""
         for spans in self._plans:
             for span in spans:
                 start_s = after_s + span.start_s
                 _add(profiles, span.model, start_s, start_s + span.call_s, 1.0 / len(self._plans))
 
     def add_coming(self, profiles: _Profiles, now_s: float) -> None:
-        """Queries that come at the rate of the last seconds: at time t those have a call in progress that came its duration or less ago."""
+        """Add queries that arrive at the rate of the last seconds. A call is in progress for its duration."""
         self._forget(now_s)
         per_s = len(self._arrivals_s) / RATE_WINDOW_S
         if not per_s:
@@ -272,7 +272,7 @@ _Profiles = dict[str, list[float]]
 
 
 def _add(profiles: _Profiles, model: str, start_s: float, end_s: float, weight: float) -> None:
-    """A call in progress from `start_s` to `end_s` from now, spread over the buckets in between."""
+    """Add a call that runs from `start_s` to `end_s` from now to the buckets in between."""
     profile = profiles.setdefault(model, [0.0] * NUM_BUCKETS)
     for i in range(NUM_BUCKETS):
         overlap_s = min(end_s, EDGES_S[i + 1]) - max(start_s, EDGES_S[i])
@@ -281,7 +281,7 @@ def _add(profiles: _Profiles, model: str, start_s: float, end_s: float, weight: 
 
 
 def total(forecasts: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
-    """Of several routers together."""
+    """The sum of the forecasts of several routers."""
     summed: dict[str, ModelDemand] = {}
     for forecast in forecasts:
         for model, demand in forecast.items():

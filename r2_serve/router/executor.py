@@ -1,8 +1,8 @@
 """Runs a plan as a ready queue over its DAG: a subtask starts the moment its last dependency is answered.
 
-Pure scheduling: what a subtask does is the caller's `run`. No levels, no barriers. Where more subtasks are ready
-than may run at once, those with the longest chain of subtasks behind them go first.
-"""
+This module only schedules: the caller's `run` does the work of a subtask. There are no levels and no
+barriers. If more subtasks are ready than may run at once, those with the longest chain of subtasks after them
+go first."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from r2_serve.types import Plan, Subtask
 
 Result = TypeVar("Result")
 Run = Callable[[Subtask, dict[int, Result]], Awaitable[Result]]
-"""`await run(subtask, results of those it depends on)`."""
+"""Works on a subtask, given the results of the subtasks that it depends on, by id."""
 
 
 async def execute(plan: Plan, run: Run[Result], *, max_parallel: int) -> dict[int, Result]:
     """Results by subtask id.
 
-    The first failure cancels every subtask under way, starts no other, and is raised as it is once they have ended;
-    so is a cancellation from outside.
-    """
+    The first failure cancels every running subtask, starts no other, and is raised unchanged once they have
+    ended; a cancellation from outside is handled alike."""
     schedule = _Schedule(plan, run, max_parallel)
     cancels_before = _num_cancels()
     try:
@@ -43,7 +42,7 @@ async def execute(plan: Plan, run: Run[Result], *, max_parallel: int) -> dict[in
 
 
 class _Schedule(Generic[Result]):
-    """Who waits for whom, and who may start now."""
+    """Which subtasks wait for which, and which may start now."""
 
     def __init__(self, plan: Plan, run: Run[Result], max_parallel: int) -> None:
         self.results: dict[int, Result] = {}
@@ -78,19 +77,19 @@ class _Schedule(Generic[Result]):
         self.start_ready(group)
 
     async def _result(self, subtask: Subtask, inputs: dict[int, Result]) -> Result:
-        """What `run` returns, unless this task was told to stop; a `run` that cancels itself has failed."""
+        """The result of `run`, unless this task was told to stop. A `run` that cancels itself has failed."""
         try:
             result = await self._run(subtask, inputs)
         except asyncio.CancelledError as e:
             if not _num_cancels():
-                raise RuntimeError(f"subtask {subtask.id} was cancelled from elsewhere") from e
+                raise RuntimeError(f"subtask {subtask.id} was cancelled, but not by the executor") from e
             raise
         if _num_cancels():
             raise asyncio.CancelledError
         return result
 
     def _heights(self) -> dict[int, int]:
-        """Subtasks on the longest chain from each one to the end; ids are in topological order."""
+        """Length of the longest chain from each subtask to the end, itself included, by id."""
         heights: dict[int, int] = {}
         for subtask_id in sorted(self._subtasks, reverse=True):
             heights[subtask_id] = 1 + max((heights[user] for user in self._users[subtask_id]), default=0)
@@ -98,7 +97,7 @@ class _Schedule(Generic[Result]):
 
 
 def _num_cancels() -> int:
-    """Cancellations asked of the current task and not taken back."""
+    """Number of cancellations that the current task was asked for and that were not taken back."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 

@@ -1,8 +1,7 @@
 """The story of a query: decompose, allocate, execute, synthesize. No Ray, no torch.
 
-`Pipeline.answer` is the whole of it: `route` for a virtual model, `pass_through` for a pool model. Decomposer and
-allocator are protocols, so the same code runs them in this process and as Ray Serve deployments.
-"""
+`Pipeline.answer` is the whole of it: `route` for a virtual model, `pass_through` for a pool model. Decomposer
+and allocator are protocols, so the same code runs them in this process and as Ray Serve deployments."""
 
 from __future__ import annotations
 
@@ -131,7 +130,7 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
         plan = draft.plan = await _decompose(context, virtual)
         if plan.answer is not None and query.sampling.response_format is not None:
             raise InvalidRequest(
-                "the answer of this plan is made by a template, and only a model's answer can be held to a format",
+                "a template makes the answer of this plan, and only a model's answer can be held to a format",
                 "response_format",
             )
         draft.allocation = await _allocate(context, virtual, plan, policy)

@@ -1,4 +1,4 @@
-"""Allocation policies by name: the learned allocator, or a rule that gives models to subtasks without a call."""
+"""Allocation policies: the learned allocator, or a rule that gives models to subtasks without a call."""
 
 from __future__ import annotations
 

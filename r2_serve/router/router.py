@@ -1,7 +1,7 @@
 """The router as the HTTP layer sees it: a pipeline with its names, prices and readiness. No Ray, no torch.
 
-`in_process` builds one without a cluster, every engine in this very process: for batch evaluation and dry runs.
-"""
+`in_process` builds one without a cluster, with every engine in this process, for batch evaluation and dry
+runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.types import Answer, OnDelta, Query
 
 Readiness = Callable[[], Awaitable[str | None]]
-"""None when ready, else why not."""
+"""Says why the router is not ready; None if it is."""
 
 
 class Router:
-    """A `RouterBackend`. Until it has a routing it is not ready and answers nothing."""
+    """A `RouterBackend`. Until it has a routing, it is not ready and answers no query."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Router:
         self._listings: tuple[ModelListing, ...] = ()
 
     def route_by(self, routing: RoutingConfig) -> None:
-        """Take `routing` for the queries to come. Raises: ConfigError, and the old one stays."""
+        """Use `routing` for all later queries. Raises: ConfigError, and the old routing stays."""
         try:
             routing.check_against(self._config.models)
         except ValueError as e:
@@ -75,7 +75,7 @@ class Router:
 
 
 def parse_routing(user_config: object) -> RoutingConfig:
-    """Raises: ConfigError naming the key at fault."""
+    """Raises: ConfigError with the key at fault."""
     try:
         return RoutingConfig.model_validate(user_config)
     except ValidationError as e:
@@ -86,7 +86,7 @@ def parse_routing(user_config: object) -> RoutingConfig:
 def in_process(
     config: RouterConfig, routing: RoutingConfig, engine_for: EngineFor, sinks: Sequence[Sink] = ()
 ) -> Router:
-    """A router whose decomposer, allocator and engines all live in this process."""
+    """A router whose decomposer, allocator and engines live in this process."""
     pool = build_pool(config.models, engine_for)
     router = Router(config, lambda given: Pipeline(pool, given, Decomposer(pool), Allocator(pool), sinks))
     router.route_by(routing)

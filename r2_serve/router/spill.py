@@ -1,8 +1,7 @@
-"""Capacity-aware allocation: a subtask whose model has no room goes to the next cheapest of the pool that has. No Ray.
+"""Spill: a subtask whose model has no room goes to the next cheapest pool model that has. No Ray.
 
-Late, when the subtask starts, as room changes by the second; early, when the plan is made, its own model is already told of it
-(`demand`), so that a model whose work spills still grows.
-"""
+The stand-in is chosen when the subtask starts, as room changes by the second. Its own model has heard of the
+subtask when the plan was made (`demand`), so a model whose work spills still gets more replicas."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from r2_serve.config import SpillConfig
 from r2_serve.router.demand import Demand
 
 Replicas = Callable[[str], float | None]
-"""Running replicas of a model that count for this router process; None where that is not known, or the model is hosted."""
+"""Number of running replicas of a model for this router process; None if unknown or for a hosted model."""
 
 
 def no_replicas(model: str) -> None:
-    """Where nothing is known of any: nothing spills."""
+    """The number of replicas if none is known, so that no subtask spills."""
 
 
 def with_room(
@@ -31,7 +30,7 @@ def with_room(
     replicas: Replicas,
     config: SpillConfig,
 ) -> str:
-    """`chosen`, or the cheapest of `names` that costs no less, has room and can read the prompt; `chosen` again where none is so."""
+    """`chosen`, or if it has no room the cheapest of `names` that costs no less and has room."""
 
     def has_room(name: str) -> bool:
         running = replicas(name)

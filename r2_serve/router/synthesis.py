@@ -1,4 +1,4 @@
-"""The last stage: the answer's text out of the subtasks' answers, and how sure it is."""
+"""The last stage: make the answer from the answers of the subtasks, and say how sure the model is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIDENCE_ALPHA = 0.4
 
 @dataclass(frozen=True)
 class Final:
-    """The answer's text, however it was made."""
+    """The answer of a query."""
 
     text: str
     finish_reason: FinishReason
@@ -26,7 +26,7 @@ class Final:
 
 
 def synthesize(plan: Plan, calls: Mapping[int, CallResult], sampling: Sampling) -> Final:
-    """The plan's template filled in, or the answer of its last subtask. `calls` by subtask id."""
+    """The plan's template filled in, or the answer of its last subtask; `calls` are by subtask id."""
     if plan.answer is None:
         return Final.of(calls[len(plan.subtasks)])
     joined = substitute(plan.answer, {i: call.answer for i, call in calls.items()})
@@ -34,7 +34,7 @@ def synthesize(plan: Plan, calls: Mapping[int, CallResult], sampling: Sampling) 
 
 
 def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA) -> float | None:
-    """alpha-quantile of the tokens' probabilities, in [0, 1]; None where there are none.
+    """The alpha-quantile of the tokens' probabilities, in [0, 1]; None without log-probabilities.
 
     Source: the difficulty of a subtask in Division-of-Thoughts (arXiv 2502.04392), alpha = 0.4.
     """
@@ -45,7 +45,7 @@ def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA
 
 
 def cut_to_chars(answer: str, max_chars: int) -> str:
-    """The beginning of an answer that is too long to be another subtask's input."""
+    """`answer`, cut with a mark if it is too long to be the input of another subtask."""
     return (
         answer
         if len(answer) <= max_chars
@@ -54,7 +54,7 @@ def cut_to_chars(answer: str, max_chars: int) -> str:
 
 
 def cut_to_sampling(text: str, sampling: Sampling) -> tuple[str, FinishReason]:
-    """An answer made by a template, cut where the client's `stop` and `max_tokens` (here: words) would have cut a model's."""
+    """A template's `text`, cut where the client's `stop` and `max_tokens` (words here) say."""
     for stop in sampling.stop:
         text = text.partition(stop)[0]
     words = text.split(" ")

@@ -29,7 +29,7 @@ DOWN, REFUSED = EngineUnavailable("down"), EngineRefused("prompt too long")
 
 
 class Streaming:
-    """An engine that streams what the test says: deltas, an exception, or `None` to hang. Notes when it is closed."""
+    """An engine that streams the script: deltas, an error, or `None` to hang. It notes when it is closed."""
 
     def __init__(self, *script: Delta | BaseException | None) -> None:
         self.script = script
@@ -243,7 +243,7 @@ def test_a_stream_cancelled_after_it_told_its_usage_costs_that() -> None:
 
 @pytest.mark.parametrize("end", ["finished", "cancelled", "client gone", "timeout"])
 def test_a_stream_is_always_closed(end: str) -> None:
-    """An open generator would hold its connection, or its row of a batch, until the garbage collector comes."""
+    """An open generator would hold its connection, or its place in a batch, until garbage collection."""
     script = {"finished": [Delta(finish_reason="stop", usage=Usage()), None]}.get(
         end, [Delta(text="a"), None]
     )
@@ -293,7 +293,7 @@ def asked_by(reader: SlowReader) -> CallSpec:
 
 @pytest.mark.parametrize("speed", [None, SpeedConfig(prefill_tokens_per_s=1, decode_tokens_per_s=1)])
 def test_a_client_that_reads_slowly_costs_the_model_no_time(speed: SpeedConfig | None) -> None:
-    """The model needs 4 s of its 5; the client takes 300 in between. `speed`: it writes on meanwhile, as real engines do."""
+    """The model needs 4 s of its 5; the client takes 300 s in between, while a paced engine writes on."""
     engine, reader = (
         ScriptedEngine(["one two three"], delay_s=0.0 if speed else 4.0, speed=speed),
         SlowReader(100),

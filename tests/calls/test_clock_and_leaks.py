@@ -70,7 +70,7 @@ def _step(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
 
 
 async def test_two_thousand_requests_a_fifth_of_them_at_fault_leave_nothing_behind() -> None:
-    """Neither tasks nor descriptors nor objects. A leak grows in both stretches of 800; what other tests left behind does not."""
+    """No task, descriptor or object leaks: a leak would grow in both stretches of 800."""
     async with standing(_fault_or_not(random.Random(5)), max_attempts=2, cooldown={"first_s": 0}) as stand:
         statuses = await _ask_many(stand, 400)
         held = [_held(stand)]

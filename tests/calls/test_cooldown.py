@@ -1,4 +1,4 @@
-"""A model that keeps failing is rested, its calls go elsewhere, and one call finds out when it is back. In virtual time."""
+"""A model that keeps failing is rested, other models take its calls, and one call probes it later."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_turned_off_during_a_rest_the_model_is_asked_again_at_once_and_whatever_
 
 
 def test_turned_off_while_the_probe_waits_its_failure_ends_the_rests() -> None:
-    """It waits as its provider asked, and others put the model to rest meanwhile, by the limits that were in force before."""
+    """The call waits as its provider asked, and others put the model to rest meanwhile, by the old limits."""
     pool = Pool([EngineUnavailable("busy", 3.0), *[DOWN] * 4, "back"])
 
     async def check() -> None:
@@ -301,7 +301,7 @@ async def test_a_provider_that_is_down_is_left_alone_and_taken_back_when_it_answ
         assert len(stand.upstream.requests) < 8
         stand.upstream.script = said(completion())
         async with asyncio.timeout(20):
-            while (await stand.ask(stream=False, text="again")).text != "four":  # noqa: ASYNC110  what is tested is the polling
+            while (await stand.ask(stream=False, text="again")).text != "four":  # noqa: ASYNC110  polls
                 await asyncio.sleep(0.05)
         assert asked(stand.upstream, "again") == 1
         assert (await stand.ask(stream=False)).text == "four"

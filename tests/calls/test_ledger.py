@@ -48,7 +48,7 @@ budgets = st.builds(
 
 @given(budgets, st.data())
 def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> None:
-    """Any interleaving of starts, ends, failures and cancellations, each call using anything up to its bound."""
+    """Starts, ends, failures and cancellations interleave; each call uses anything up to its bound."""
     ledger = Ledger(budget)
     under_way: list[Reservation] = []
     for _ in range(data.draw(st.integers(0, 25))):
@@ -210,7 +210,7 @@ def test_cost_by_stage_adds_up_to_the_whole() -> None:
 
 
 def test_reserving_stays_cheap_as_calls_add_up() -> None:
-    """256 subtasks with retries make hundreds of reservations: each must not walk through all earlier calls' records."""
+    """256 subtasks with retries make hundreds of reservations; none may walk through all earlier calls."""
     ledger = Ledger(Budget(max_calls=10_000, max_tokens=10**9, max_cost_usd=Decimal(1_000)))
     for _ in range(5_000):
         reserve(ledger).settle(Usage(prompt_tokens=3, completion_tokens=1))

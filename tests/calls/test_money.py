@@ -1,8 +1,8 @@
-"""Not a cent is lost or made up: 10,000 calls by clients and models of every mood, on three seeds, in virtual time.
+"""No cent is lost or made up in 10,000 calls by clients and models of every mood, on three seeds, in virtual
+time.
 
-Six accounts are kept, by different code: the engines' own count, the ledger in the trace, the reply's body, its header,
-Prometheus, and the keys' book of spend. They must agree exactly.
-"""
+Six accounts are kept, by different code: the engines' own count, the ledger in the trace, the reply's body,
+its header, Prometheus, and the keys' book of spend. They must agree exactly."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LIMITS = LimitsConfig(deadline_s=120, max_calls=40, max_attempts=3)
 
 
 class Moody:
-    """An engine that answers, fails, hangs or breaks off, and counts how often it was asked and what it told of its work."""
+    """An engine that answers, fails, hangs or breaks off, and counts its calls and the usage it reported."""
 
     def __init__(self, rng: random.Random, replies: Sequence[str]) -> None:
         self.num_asked, self.told = 0, Counter[Usage]()
@@ -203,7 +203,7 @@ class Market:
         return [connection.outbox.get_nowait() for _ in range(connection.outbox.qsize())]
 
     def lost(self) -> tuple[list[CallRecord], Counter[str]]:
-        """Calls that stages elsewhere could not report, as they were cancelled, and the models of the estimates in their place."""
+        """Calls that cancelled remote stages could not report, and how many estimates replace them."""
         estimates = Counter[str]()
         for stage, name, num_calls in zip(
             self.stages, ("decomposer", "allocator"), (self.num_samples, 1), strict=False

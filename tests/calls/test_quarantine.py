@@ -1,4 +1,4 @@
-"""A prompt that kills its replica takes two with it, not more, and no honest call fails for having been beside it."""
+"""A prompt that kills replicas kills two at most, and no honest call fails with them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMITS = LimitsConfig(max_attempts=3, cooldown={"first_s": 0})
 
 
 class Deployment:
-    """One replica at a time: a poison call kills it 0.1 s after it came, with all that it is at work on; the next is up 5 s later."""
+    """One replica, which a poison call kills after 0.1 s with all its calls; the next is up 5 s later."""
 
     def __init__(self, *, reply: str = "ok", service_s: float = 1.0) -> None:
         self.num_deaths = 0
@@ -173,7 +173,8 @@ from r2_serve.config import ScriptedEngineConfig
 from r2_serve.engines import make_engine
 from r2_serve.types import EngineCall, Message
 engine = make_engine(ScriptedEngineConfig(kind="scripted", dies_on="poison"))
-print(asyncio.run(engine.generate(EngineCall(messages=[Message(role="user", content="hello")]))).text, flush=True)
+call = EngineCall(messages=[Message(role="user", content="hello")])
+print(asyncio.run(engine.generate(call)).text, flush=True)
 asyncio.run(engine.generate(EngineCall(messages=[Message(role="user", content="the poison in it")])))
 print("survived")
 """

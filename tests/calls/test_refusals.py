@@ -1,4 +1,4 @@
-"""A call that was refused before any work costs nothing; one that may have been worked on is booked as an estimate."""
+"""A call refused before any work costs nothing; one that may have been worked on is booked as an estimate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model for each subtask, always: the allocator's choice, the policy's, or the fallback with the reason why."""
+"""Each subtask gets a model: the allocator's choice, or the fallback model with the reason."""
 
 import asyncio
 import time

@@ -144,7 +144,7 @@ def test_a_plan_at_the_limit_is_accepted_and_one_above_it_refused(
     check_plan(plan, LimitsConfig(**{name: limit + 1}))
 
 
-# -- the score ----------------------------------------------------------------------------------------------------
+# -- the score ----
 
 texts = st.lists(
     st.text("abc #1", min_size=1, max_size=12).filter(lambda t: "#" not in t), min_size=1, max_size=6

@@ -47,7 +47,7 @@ def answered(
 
 
 def seconds(profile: tuple[float, ...]) -> float:
-    """Of calls in progress, all in all."""
+    """Total number of calls in progress."""
     return sum(calls * (EDGES_S[i + 1] - EDGES_S[i]) for i, calls in enumerate(profile))
 
 
@@ -109,7 +109,7 @@ def test_a_failed_call_teaches_no_duration(demand: Demand) -> None:
 
 
 def test_waiting_for_a_replica_is_no_part_of_how_long_a_model_takes(demand: Demand) -> None:
-    """In a burst from zero every call has waited for the cold start."""
+    """Every call of a burst from zero has waited for the cold start."""
     for _ in range(100):
         demand.learn(answered("small", 2.0, waited_s=30.0))
     assert demand.call_s("small") == 2.0
@@ -145,7 +145,7 @@ def test_a_query_without_a_plan_yet_counts_as_those_before_it(demand: Demand, cl
 
 
 def test_a_steady_stream_of_queries_is_expected_to_go_on_and_to_end(demand: Demand, clock: Clock) -> None:
-    """Little's law: a call of 2 s in every query, two of them, five queries in ten seconds: two calls in progress."""
+    """Little's law: two calls of 2 s in each query, five queries in ten seconds, so two calls in progress."""
     for _ in range(5):
         with demand.query("r2") as query:
             query.plan(CHAIN, MODELS)

@@ -1,4 +1,4 @@
-"""The ready queue, step by step against an independent model of it, and what failures and cancellations do."""
+"""The ready queue agrees with an independent model of it; failures and cancellations stop the rest."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class Stage:
 
 
 class Expected:
-    """What the executor promises, written as plainly as possible: all ready subtasks run, longest chain first."""
+    """The promise of the executor, written plainly: all ready subtasks run, longest chain first."""
 
     def __init__(self, plan: Plan, max_parallel: int) -> None:
         self.needs = {s.id: set(s.depends_on) for s in plan.subtasks}
@@ -244,7 +244,7 @@ def test_a_subtask_cancelled_from_elsewhere_is_a_failure_not_a_hang() -> None:
         broken.cancel()
         return await broken
 
-    with pytest.raises(RuntimeError, match="subtask 1 was cancelled from elsewhere"):
+    with pytest.raises(RuntimeError, match="subtask 1 was cancelled, but not by the executor"):
         run(execute(plan_of((), (1,)), work, max_parallel=4))
 
 

@@ -147,7 +147,7 @@ def test_a_first_subtask_that_waits_for_a_free_place_was_ready_all_along() -> No
     assert first.ready_s == second.ready_s < first.end_s <= second.start_s
 
 
-# -- fallbacks ----------------------------------------------------------------------------------------------------
+# -- fallbacks ----
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_subtask_falls_back_and_the_trace_says_who_answered() -> None:
     assert set(router.trace.allocation.models) == {"small"}
 
 
-# -- the client's own plan, pins and policies ---------------------------------------------------------------------
+# -- the client's own plan, pins and policies ----
 
 OWN = plan_of("find it", "use #1")
 
@@ -303,7 +303,7 @@ def test_a_pool_models_name_is_a_plain_pass_through() -> None:
     assert (router.trace.plan, router.trace.policy) == (None, "pass_through")
 
 
-# -- limits and failures ------------------------------------------------------------------------------------------
+# -- limits and failures ----
 
 
 def failed(router: Router, asked: Query | None = None) -> R2Error:

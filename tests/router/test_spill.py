@@ -1,4 +1,4 @@
-"""Where a chosen model has no room: who takes the subtask, and who never does."""
+"""A subtask whose model has no room goes to a model that may take it, and to no other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answered_by(
     asked: Query | None = None,
     cards: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[str]:
-    """The model that answered each step of a plan of four at once and a join, all given to `small`. Those without `replicas` are hosted."""
+    """The model that answered each step of a plan (four steps and a join), all allocated to `small`."""
     priced = {
         name: {"usd_per_mtok_in": usd, "usd_per_mtok_out": usd, **(cards or {}).get(name, {})}
         for name, usd in PRICES.items()

@@ -1,4 +1,4 @@
-"""Decomposer and allocator as a cluster has them, without one: ledgers of their own, and reports that are pickled on their way."""
+"""Decomposer and allocator as in other processes: they keep ledgers of their own, and reports are pickled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Elsewhere:
     def __init__(self, stage: Any) -> None:
         self._stage, self.num_running, self.most_running = stage, 0, 0
         self.lost: list[list[Ledger]] = []
-        """One for each report that the router did not wait for, so that its own ledger has an estimate; empty where nothing had begun."""
+        """Ledgers of each report that the router did not wait for; empty if no call had begun."""
 
     def remote(self, *args: Any) -> _Response:
         return _Response(self, args)
@@ -40,7 +40,7 @@ class Elsewhere:
 
 
 class _Response:
-    """As of a deployment's handle: at work from the start, and awaited once."""
+    """A deployment handle's response: it works from the start, and is awaited once."""
 
     def __init__(self, method: Elsewhere, args: tuple[Any, ...]) -> None:
         self._method, self._ledgers = method, list[Ledger]()
@@ -56,13 +56,14 @@ class _Response:
 
 
 def move_stages_elsewhere(router: Router) -> list[Elsewhere]:
-    """From now on `router` has its decomposer and its allocator, returned in this order, behind a deployment's handle."""
+    """Put the decomposer and allocator of `router` behind a deployment's handle; returned in this order."""
     from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer  # it takes Ray, though no cluster
 
     pipeline: Any = router._pipeline
     decomposes, allocates = stages = [
         Elsewhere(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate)
     ]
-    pipeline.decomposer = ServedDecomposer(SimpleNamespace(decompose=decomposes), pipeline.pool)  # type: ignore[arg-type]
-    pipeline.allocator = ServedAllocator(SimpleNamespace(allocate=allocates), pipeline.pool)  # type: ignore[arg-type]
+    handle: Any = SimpleNamespace(decompose=decomposes, allocate=allocates)
+    pipeline.decomposer = ServedDecomposer(handle, pipeline.pool)
+    pipeline.allocator = ServedAllocator(handle, pipeline.pool)
     return stages

@@ -1,6 +1,6 @@
-"""An event loop whose clock jumps to the next timer instead of waiting: delays and timeouts are exact and cost no time.
+"""An event loop whose clock jumps to the next timer instead of waiting, so delays are exact and cost no time.
 
-`run` is for work within the process; `run_with_sockets` lets bytes arrive before it jumps, so that a slow machine is no late answer.
+`run` is for work within the process; `run_with_sockets` lets bytes arrive before the clock jumps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 class _QuietSelector(selectors.DefaultSelector):
-    """Jumps when nothing has been ready for `QUIET_S` of real time: what was sent on loopback has arrived by then."""
+    """Jumps after `QUIET_S` of real time without events: bytes sent on loopback have arrived by then."""
 
     QUIET_S, PATIENCE_S = 0.05, 30.0
     now_s = 0.0
@@ -49,7 +49,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._jumping.now_s
 
     def pass_time(self, seconds: float) -> None:
-        """As if the process had been busy: no timer fires meanwhile."""
+        """Let time pass while no timer fires, as if the process were busy."""
         self._jumping.now_s += seconds
 
 
@@ -60,7 +60,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def run_with_sockets(main: Coroutine[Any, Any, T]) -> T:
-    """The same, for work that talks to itself over loopback sockets. Each jump costs `_QuietSelector.QUIET_S`."""
+    """Like `run`, for work over loopback sockets. Each jump costs `_QuietSelector.QUIET_S`."""
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(_QuietSelector())) as runner:
         return runner.run(main)
 

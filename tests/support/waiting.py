@@ -1,4 +1,4 @@
-"""Waiting for what tells nobody that it has come: asked every millisecond, and never for ever."""
+"""Waits for states that send no event: they are polled every millisecond, up to a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 PATIENCE_S = 60.0
-"""Of a test on a starved machine. Nothing here measures how fast anything is."""
+"""Longest wait in a test, for a starved machine. No test measures speed with it."""
 
 
 async def until(is_so: Callable[[], bool | Awaitable[bool]], patience_s: float = PATIENCE_S) -> None:
