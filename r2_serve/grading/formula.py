@@ -73,7 +73,8 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         (r"(?i)\\text\{\s*(?:percent(?:age)?|per cent|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|per cent|pct)\b", r"\\%"),
         (r"(?<!\\)%", r"\\%"),
         # numbers and functions
-        (r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?", lambda match: _repeating(*match.groups())),
+        (r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))",
+         lambda match: _repeating(match[1], match[2], match[3] or match[4])),
         (r"(?i)(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty"),
         (rf"(?<![a-zA-Z\\])({_FUNCTIONS}){_END}", r"\\\1"),
         (r"\\(frac|sqrt)\s+(?=[\d{])", r"\\\1"), (r"\\sqrt\s*(\d|[a-z])", r"\\sqrt{\1}"),
@@ -98,7 +99,7 @@ _COMMAND = re.compile(r"\\(?:begin|end)\{\w+\}|\\[a-zA-Z]+|_\{[^{}]*\}")
 _WORD = re.compile(
     r"[A-Za-z]{4,}|(?<![A-Za-z])(?:or|to|not|if|is|are|the|an|and|for|by|of|at|we|it|no|yes)(?![A-Za-z])"
 )
-_DROPPED = re.compile(r"\\text\b|\d \d|\d\.\d+\.\d|\d_|\?|\d:\d\d:")
+_DROPPED = re.compile(r"\\text\b|\d \d|\d\.\d+\.\d|[\d})]_|\?|\d:\d\d:|dots|\.\.|\u2026")
 """What the parser would drop or read as a product: text, two numbers side by side, a base, "12:00:00"."""
 
 

@@ -36,7 +36,7 @@ _REFUSAL = re.compile(
     r"(?i)(?:\bnot|n't|neither|nor|except|instead of|rather than|than|eliminat\w+|rul\w+ out)\s*(?:be\s+)?"
     r"(?:option\s+|choice\s+)?[(\[*]*$"
 )
-_OTHER = r"\W*(?i:option |choice )?[(\[*]*[A-Z]\b(?!['\u2019])"
+_OTHER = r"\W*(?i:maybe |perhaps |possibly |even |else )?(?i:option |choice )?[(\[*]*[A-Z]\b(?!['\u2019])"
 _SECOND = re.compile(rf"(?:(?i:or|and(?:/or)?|vs)\b|[/&+,|(\[]){_OTHER}|[A-Z]\W*$|[^.\n]*?\b(?i:or){_OTHER}")
 """What follows a letter where a reply names two."""
 
@@ -129,6 +129,7 @@ def scan_actions(answer: str) -> tuple[str, ...] | None:
     text = read_answer(text[leads[-1].end() :], is_rest=True).text if leads else text
     text = _BULLET.sub(" ", text.replace("\\_", "_"))
     text = re.sub(r"(?<![\w*])\*{1,3}(?=\w)|(?<=\w)\*{1,3}(?![\w*])", "", text)
+    text = text.replace("...", "\u2026")
     text = re.sub(r"->|→|\\(?:rightarrow|to|quad|text\w*)(?![a-z])", " ", text.lower())
     numbers = re.findall(r"(?<!\S)([0-9]+)[.):](?=\s+\S)", text)
     first = int(numbers[0][:9]) if numbers else 1
@@ -136,6 +137,8 @@ def scan_actions(answer: str) -> tuple[str, ...] | None:
         text = re.sub(r"(?<!\S)[0-9]+[.):](?=\s+\S)", " ", text)
     text = re.sub(r"[,;.\"'`\[\](){}\n\t$]", " ", text)
     text = re.sub(r"\b(turn|left|right)[ -]+(left|right|turn)\b", r"\1_\2", text)
+    if "\u2026" in text:
+        return None
     names = [token.removeprefix("i_") for token in text.split()]
     if not names or any(name not in SCAN_WORDS for name in names):
         return None

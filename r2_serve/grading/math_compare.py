@@ -20,6 +20,7 @@ from math_verify import verify  # type: ignore[import-untyped]
 from sympy.core.relational import Relational  # type: ignore[import-untyped]
 
 from r2_serve.grading.formula import formula, same_unit
+from r2_serve.grading.reading import closing
 
 Relation = Literal["equal", "different", "unknown", "unread"]
 """`different`: proven, by values that differ somewhere. `unknown`: neither proven. `unread`: one side is no
@@ -46,11 +47,34 @@ def compare(gold: str, answer: str) -> Relation:
     one, other = (_read(side.latex, is_complex=is_complex) for side in (golds, answers))
     if one is None or other is None:
         return "unread"
+    if _is_point(golds.latex) != _is_point(answers.latex) and not _is_same_list(golds.latex, answers.latex):
+        return "different"
     if not same_unit(golds.unit, answers.unit):
         return "different"
     if _brackets(golds.latex, answers.latex) and _is_equal(one, other):
         return "equal"
     return "different" if _differ(one, other) else "unknown"
+
+
+def _is_point(latex: str) -> bool:
+    """Whether all of a formula is one pair of parentheses around a list, whose order counts."""
+    text = latex.rpartition("=")[2].strip()
+    return text.startswith("(") and "," in text and closing(text, 0, "()") == len(text) - 1
+
+
+def _is_same_list(one: str, other: str) -> bool:
+    """True unless one side is a point, the other a bare list, and their elements differ in the order as written."""
+    lists = [_ELEMENT.findall(side.rpartition("=")[2].strip().strip("()")) for side in (one, other)]
+    if any(
+        re.search(r"[(\[{]", side.partition("(")[2] if _is_point(side) else side) for side in (one, other)
+    ):
+        return True
+    return len(lists[0]) != len(lists[1]) or all(
+        compare(*pair) == "equal" for pair in zip(*lists, strict=True)
+    )
+
+
+_ELEMENT = re.compile(r"[^,;]+")
 
 
 def _read(latex: str, *, is_complex: bool) -> Any:
@@ -173,18 +197,20 @@ def _percent(gold: Any, answer: Any) -> bool:
 
 
 def _is_near(one: Any, other: Any, tolerance: float | None = None) -> bool:
-    """Whether two numbers have one value, relative to their size."""
+    """Whether two numbers have one value: exactly if they are rational, else relative to their size."""
     is_decimal = any(value.has(sympy.Float) for value in (one, other))
     try:
-        left, right = (sympy.N(value.doit(), _DIGITS) for value in (one, other))
+        values = [value.doit() for value in (one, other)]
+        if tolerance is None and not is_decimal and all(value.is_Rational for value in values):
+            return bool(values[0] == values[1])
+        left, right = (sympy.N(value, _DIGITS) for value in values)
         if not (left.is_number and right.is_number):
             return False
         if left.is_infinite or right.is_infinite:
             return bool(left == right)
         size = max(abs(left), abs(right))
-        return bool(
-            size == 0 or abs(left - right) <= (tolerance or (_DECIMALS if is_decimal else _EXACT)) * size
-        )
+        allowed = tolerance or (_DECIMALS if is_decimal else _EXACT)
+        return bool(size == 0 or abs(left - right) <= allowed * size)
     except Exception:  # noqa: BLE001  # no value: an unknown function, a division by zero
         return False
 

@@ -19,6 +19,8 @@ from r2_serve.grading.json_answer import KEY, from_json
 
 MAX_LAYERS = 40
 """Wrappers that are opened; real replies have three or four."""
+MAX_RUN = 40
+"""A longer run of one mark, as in a reply that repeats itself, is shortened: patterns take long to read it."""
 MAX_CHARS = 1_000_000
 """A longer reply holds no answer."""
 
@@ -38,34 +40,40 @@ def read_answer(reply: str, *, is_rest: bool = False) -> Reading:
     alone."""
     if len(reply) > MAX_CHARS:
         return Reading("", is_stated=False)
-    text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]{3,}", "  ", clean(reply)))
-    is_stated = is_formula = False
+    text, is_stated, is_formula = reply, False, False
     for _ in range(MAX_LAYERS):
-        text = without_reasoning(text)
-        inner = _opened(text, is_rest=is_rest)
-        if inner is not None:
+        text = without_reasoning(re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]{3,}", "  ", clean(text))))
+        inner = _marked(text)
+        if inner is None:
+            peeled = _peeled(text, is_formula=is_formula)
+            is_formula = is_formula or text.strip()[:1] in ("$", "\\")
+            inner = _after_lead(text, is_rest=is_rest) if peeled == text else None
+            if inner is None and peeled == text:
+                break
+            is_stated = is_stated or inner is not None
+            text = peeled if inner is None else inner
+        else:
             is_formula = is_formula or boxed(text) == inner
             text, is_stated = inner, True
-            continue
-        peeled = _peeled(text, is_formula=is_formula)
-        is_formula = is_formula or text.strip()[:1] in ("$", "\\")
-        if peeled == text:
-            break
-        text = peeled
     return Reading(text, is_stated)
 
 
-def _opened(text: str, *, is_rest: bool) -> str | None:
-    """The content of the outermost wrapper that marks an answer; None if there is none."""
-    for inner in (_tagged(text), from_json(text), _final_formula(text), boxed(text)):
-        if inner is not None:
-            return inner
-    return _after_lead(text, is_rest=is_rest)
+def _marked(text: str) -> str | None:
+    """The content of an answer tag, of a JSON field or of a box; of a tag inside a field, the field's."""
+    tag = _ANSWER_TAG.search(text)
+    key = KEY.search(text) if tag is not None else None
+    is_inside = (
+        key is not None and tag is not None and key.start() < tag.start() < tag.end() <= text.rfind("}")
+    )
+    for open_layer in (from_json, _tagged) if is_inside else (_tagged, from_json):
+        found = open_layer(text)
+        if found is not None:
+            return found
+    return boxed(text) if (final := _final_formula(text)) is None else final
 
 
 def read_envelope(reply: str) -> str:
-    """The reply without reasoning, answer tags, JSON and marks of its end; what is left is as the model wrote
-    it."""
+    """The reply without reasoning, answer tags, JSON and marks of its end; what is left is as the model wrote it."""
     text = without_reasoning(reply.replace("\r\n", "\n").removeprefix("\ufeff"))
     for _ in range(MAX_LAYERS):
         inner = _tagged(text)
@@ -94,9 +102,13 @@ _CHARACTERS: dict[int, str | None] = {
 go."""
 
 
+_RUN = re.compile(r"([^\w\s]{1,2}?)\1{40,}")
+
+
 def clean(text: str) -> str:
     """`text` with ASCII in place of full-width characters, one minus sign, plain spaces and line ends."""
     text = text.encode(errors="replace").decode().replace("\r\n", "\n").replace("\r", "\n")
+    text = _RUN.sub(lambda run: run[0][: MAX_RUN * len(run[1])], text)
     if text.isascii():
         return text
     text = re.sub("[\U0001d400-\U0001d7ff]+", lambda styled: unicodedata.normalize("NFKC", styled[0]), text)
@@ -117,6 +129,11 @@ _START = re.compile(
     r"(?i)\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|im_start\|>\s*assistant\b|<\|start\|>assistant"
     r"|<\|channel\|>final<\|message\|>|<\|start_header_id\|>assistant<\|end_header_id\|>|<\|?assistant\|?>)"
 )
+_CHANNEL = re.compile(r"<\|start\|>assistant|<\|channel\|>final<\|message\|>")
+_CLOSERS = re.compile(
+    r"(?:\s|\\n?|</\w+>|`{3}|~{3}|[\"'`}\]*_$.\u201c\u201d\u2019\u00bb\u300d]|\[/\w+\]|<\|end_of_\w+\|>)*"
+)
+"""The ends of wrappers around a mark, which then ends the text inside them."""
 _END = re.compile(
     r"(?i)<\|(?!begin_of|end_of_(?:thought|solution|answer|box))[^<>|\n]{1,40}\|>|</s>|<eos>|<eot>|<end_of_turn>"
     r"|<end_of_utterance>|\[/?(?:eos|inst)\]|\[end of text\]"
@@ -143,9 +160,15 @@ def without_reasoning(text: str) -> str:
     opening = _OPENS.search(text)
     if opening is not None and _ANSWER_TAG.search(text, opening.end()) is None:
         text = text[: opening.start()]
+    text = _CHANNEL.sub("", text)
     while (start := _START.match(text)) is not None:
         text = text[start.end() :]
-    return _END.split(text, maxsplit=1)[0]
+    kept, *turns = _END.split(text)
+    for turn in turns:
+        if not _CLOSERS.fullmatch(turn):
+            break
+        kept += turn
+    return kept
 
 
 def _tagged(text: str) -> str | None:
@@ -219,10 +242,11 @@ _VERB = (
     r"(?:is|are|was|(?:must|should|would|will|has to|have to|can only)(?:[ \t]+\w+ly)?[ \t]+be|equals?)(?![\w'])"
     r"|\u662f|\u4e3a"
 )
+_CLOSING = r"(?:[*_]+(?=\s|$))?"
 _FORMULA_NEXT = r"(?=\$\$|\\\[|\$[^$\n]+\$|\\\([^\n]+?\\\))"
 _LEAD = re.compile(
     rf"(?i)(?:{_NOUN})(?:[ \t]+(?:to|of|for)[ \t][^\n.:=]{{1,80}}?)?[*_\"'`)\]]*\s*"
-    rf"(?:(?:{_VERB})(?:[ \t]*[:=]+[*_]*)?|[:=][*_]*|->|\u2192|{_FORMULA_NEXT})"
+    rf"(?:(?:{_VERB})(?:[ \t]*[:=]+{_CLOSING})?|[:=]{_CLOSING}|->|\u2192|{_FORMULA_NEXT})"
     r"|^[ \t]*\#{4}[ \t](?!.*(?:answer|step))|^[ \t*_\#]*(?:the[ \t]+)?final[ \t]+answer[ \t*_:]*$",
     re.MULTILINE,
 )
@@ -247,6 +271,8 @@ def _after_lead(text: str, *, is_rest: bool) -> str | None:
         rest = text[lead.end() :].strip()
         if not rest or _NO_ANSWER.match(rest):
             continue
+        if rest.endswith(("```", "~~~")) and rest.count(rest[-3:]) % 2:
+            rest = rest[:-3].rstrip()
         if is_rest or rest.startswith(("```", "~~~", "{", "[")):
             return rest
         line, _, below = rest.partition("\n")
@@ -263,10 +289,22 @@ def _first_sentence(line: str) -> str:
     line = _REASON.split(line, maxsplit=1)[0] if not line.startswith(("because", "since")) else line
     for stop in _SENTENCE.finditer(line):
         head = line[: stop.start()]
-        is_inside = head.count("$") % 2 or head.count("{") > head.count("}") or head.count('"') % 2
-        if not is_inside and not _ABBREVIATION.search(head):
+        if not _is_open(head) and not _ABBREVIATION.search(head):
             return head.strip()
     return line.strip()
+
+
+def _is_open(head: str) -> bool:
+    """Whether a quote, a formula, a brace or an HTML element that begins in `head` ends after it."""
+    if len(re.findall(r"<[a-z]+>", head)) > head.count("</"):
+        return True
+    if head.count("{") > head.count("}") or (head.startswith("'") and head.count("'") == 1):
+        return True
+    return any(
+        head.count(start) % 2 if start == end else head.count(start) > head.count(end)
+        for start, end in _PAIRS
+        if start not in ("'", "_", "*", "\u2019", "\u201d")
+    )
 
 
 _FINAL = re.compile(
@@ -304,7 +342,7 @@ _STYLE = re.compile(
 )
 _HTML = re.compile(r"(?is)\s*<(\w+)(?:\s[^<>]*)?>((?:(?!<\1\b).)*)</\1\s*>\s*")
 _BULLET = re.compile(
-    r"\s*(?:[-*+\u2022\u2023\u25aa\u25e6\u00b7\u25cf\u2013\u2014]\s+|>\s*|\#{1,6}\s+|1[.)]\s+)(?=\S)"
+    r"(?m)^\s*(?:[-*+\u2022\u2023\u25aa\u25e6\u00b7\u25cf\u2013\u2014]\s+|>\s*|\#{1,6}\s+|1[.)]\s+)(?=\S)"
 )
 
 
@@ -317,7 +355,8 @@ def _peeled(text: str, *, is_formula: bool = False) -> str:
         return text[fence.end() : -len(fence[1])]
     if html := _HTML.fullmatch(text):
         return html[2]
-    bullet = _BULLET.match(text) if not is_formula and "\n" not in text else None
+    is_list = len(_BULLET.findall(text)) > 1
+    bullet = _BULLET.match(text) if not is_formula and not is_list else None
     if start := bullet or _STYLE.match(text):
         return text[start.end() :]
     for opening, end in _PAIRS:
@@ -340,8 +379,7 @@ def _stands_around(inner: str, start: str, end: str) -> bool:
     rest = rest.replace("\\$", "") if start == "$" else rest
     if start not in rest and end not in rest:
         return bool(inner.strip())
-    if start in ("*", "_") or rest.count(end) % 2:
+    if start in ("*", "_", "**", "__") or (start == end and rest.count(end) % 2):
         return False
-    if start == end:
-        return rest.startswith(start) and rest.endswith(end)
-    return rest.count(start) == rest.count(end)
+    is_nested = any(inner.startswith(opening) and inner.endswith(close) for opening, close in _PAIRS)
+    return is_nested if start == end else is_nested or rest.count(start) == rest.count(end)

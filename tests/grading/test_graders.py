@@ -404,6 +404,33 @@ def test_blank_lines_are_no_rows_and_lines_keep_their_numbers() -> None:
     assert [verdict.id for verdict in graded("csqa", "", good, "  ", good)] == ["line 2", "line 4"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "a\\ud800", "gold": "B", "answer": "(B)"}',
+        '{"id": "a\\udfff", "gold": 5, "answer": "(B)"}',
+    ],
+)
+def test_lone_surrogate_in_an_id_is_an_error_verdict_and_the_rest_is_graded(line: str) -> None:
+    bad, good = graded("csqa", line, {"id": "good", "gold": "B", "answer": "(B)"})
+    assert (bad.id, bad.status, bad.correct) == ("a?", "error", None)
+    assert good.correct is True
+
+
+def test_lone_surrogate_in_an_answer_or_a_gold_is_graded() -> None:
+    lines = [
+        '{"id": "1", "gold": "x\\ud800", "answer": "y\\udc00"}',
+        '{"id": "2", "gold": "Paris", "answer": "Paris"}',
+    ]
+    assert [verdict.correct for verdict in graded("musique", *lines)] == [False, True]
+    assert [verdict.correct for verdict in graded("math", *lines)] == [False, True]
+
+
+def test_byte_order_mark_before_the_first_line_is_no_part_of_it() -> None:
+    (verdict,) = graded("csqa", '\ufeff{"id": "x", "gold": "B", "answer": "(B)"}')
+    assert (verdict.id, verdict.correct) == ("x", True)
+
+
 def test_every_row_of_one_id_is_graded() -> None:
     assert [
         v.correct
