@@ -1,13 +1,14 @@
-"""Tasks per second of the evaluation runner over scripted models of zero latency: what the harness itself costs.
+"""Tasks per second of the evaluation runner over scripted models without latency: the cost of the harness.
 
     python benchmarks/eval_throughput.py --tasks 2000 --out runs/bench/eval_throughput.json
 
-Each task goes through the real router, grader and row file, in one process: query, plan of three steps parsed and checked,
-allocation, ready queue, ledger, trace, verdict, checked write. `single` is one call per task, `r2` five. Beside them, in the same
-process and in turn, what one would write by hand: a loop of asyncio tasks under a semaphore that asks the same router for the same
-answers and compares them as text, without runner, grader, ledger of the run, or rows (nothing of it survives a crash); and the
-models' calls alone. The models take no time, so wall time per task is overhead; *CPU* is what the process used, whatever else
-the machine did.
+Each task goes through the real router, grader and row file, in one process: query, plan of three steps parsed
+and checked, allocation, ready queue, ledger, trace, verdict, checked write. `single` is one call per task,
+`r2` five. Beside them, in the same process and in turn, what one would write by hand: a loop of asyncio tasks
+under a semaphore that asks the same router for the same answers and compares them as text, without runner,
+grader, ledger of the run, or rows (nothing of it survives a crash); and the models' calls alone. The models
+take no time, so wall time per task is overhead; *CPU* is what the process used, whatever else the machine
+did.
 """
 
 from __future__ import annotations
@@ -116,10 +117,23 @@ def make_runner(directory: Path, num_tasks: int, policy: str, num_at_once: int) 
     router, routing = configs()
     tasks = sums(num_tasks)
     manifest = Manifest(
-        benchmark="words", data="sums", data_sha256=data_sha256(tasks), num_tasks=num_tasks, split="all", limit=None, policies=(policy,),
-        policy_config=PolicyConfig(), seed=0, virtual_model="r2", pool=("worker",), models=pool_models(router), prices_as_of="",
-        endpoint=None, config_sha256="-", code_version="-",
-    )  # fmt: skip
+        benchmark="words",
+        data="sums",
+        data_sha256=data_sha256(tasks),
+        num_tasks=num_tasks,
+        split="all",
+        limit=None,
+        policies=(policy,),
+        policy_config=PolicyConfig(),
+        seed=0,
+        virtual_model="r2",
+        pool=("worker",),
+        models=pool_models(router),
+        prices_as_of="",
+        endpoint=None,
+        config_sha256="-",
+        code_version="-",
+    )
     asker = InProcessAsker(router, routing, make_engine)
     return Runner(
         directory,
@@ -216,7 +230,8 @@ def main(
     """Exits with 1 where the runner stays below 200 tasks/s."""
     measured = {policy: measure_all(policy, tasks, at_once, rounds) for policy in ("single:worker", "r2")}
     table = Table(
-        title=f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {tasks} tasks, {at_once} at once, median of {rounds}",
+        title=f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {tasks} tasks, {at_once} at once, "
+        f"median of {rounds}",
         box=SIMPLE,
     )
     for column in ("policy", "what", "tasks/s", "ms/task", "CPU ms/task", "CPU"):

@@ -74,10 +74,11 @@ DOMAINS = {
 
 @dataclass(frozen=True)
 class Routed:
-    """The virtual model as clients ask it; traces are kept by task id, so that their plans can be run again."""
+    """The virtual model as clients ask it; the traces are kept, so that their plans can be run again."""
 
     name: str = "r2, routed"
     traces: dict[str, Trace] = field(default_factory=dict)
+    """Traces by task id."""
 
     async def answer(self, task: Task, desk: Desk) -> Solved:
         asked = await desk.ask(desk.setting.virtual_model, user(task.query), sampling=Sampling())
@@ -154,7 +155,7 @@ async def measure(
 
 def _print_tables(reports: Sequence[PolicyReport], reference: PolicyReport, console: Console) -> None:
     caption = (
-        f"{reports[0].num_tasks} tasks, {AT_ONCE} at once; % of ref, workers: cost in % of “{reference.policy}”,\n"
+        f"{reports[0].num_tasks} tasks, {AT_ONCE} at once; % of ref, workers: in % of “{reference.policy}”;\n"
         "tokens x price, price proportional to parameters, not wall time"
     )
     styles = ["bold", *[""] * (len(reports) - 1)]
@@ -183,8 +184,8 @@ def _print_verdict(
     behind = _ratio(routed.total_cost_usd, same_plans.worker_cost_usd + routed.router_cost_usd)
     console.print(
         f"[bold]{percent(routed.accuracy)}[/] correct (reference {percent(reference.accuracy)}) at "
-        f"[bold]{percent(worker)}[/] of the reference's cost for the workers, [bold]{percent(total)}[/] with the "
-        f"router's own calls ({percent(behind)} of the largest model behind the same router).",
+        f"[bold]{percent(worker)}[/] of the reference's cost for the workers, [bold]{percent(total)}[/] with "
+        f"the router's own calls ({percent(behind)} of the largest model behind the same router).",
         markup=True,
     )
 

@@ -1,4 +1,4 @@
-"""A run of sums as a process of its own, for tests that kill it: `python -m tests.support.evaluation_driver DIR NUM_TASKS POLICY...`.
+"""A run of sums as a process of its own, for tests that kill it: `evaluation_driver DIR NUM_TASKS POLICY...`.
 
 Prints `row` after each row, and `done` at the end.
 """

@@ -1,7 +1,8 @@
-"""Sums as an evaluation: tasks, scripted models that solve them in the open, and runners over both. No model is real.
+"""Sums as an evaluation: tasks, scripted models that solve them, and runners over both.
 
-`small` gets the sum of a whole question wrong where the first number is divisible by 3, and is unsure of it then; every
-single step it gets right. `large` gets everything right. So each policy has an answer that can be told beforehand.
+`small` gets the sum of a whole question wrong where the first number is divisible by 3, and is unsure of it
+then; every single step it gets right. `large` gets everything right. So each policy has an answer that can be
+told beforehand.
 """
 
 from __future__ import annotations
@@ -28,9 +29,17 @@ from tests.support.in_process import allocation_json, model, plan_json
 NAMES = ("small", "large", "decomposer", "allocator")
 PAIR = "small,large"
 POLICIES = (
-    "r2", "single:small", "single:large", "cot:large", "tot:small", f"datashunt:{PAIR}", f"dot:{PAIR}", "random",
-    f"final-only:{PAIR}", f"cascade:{PAIR}",
-)  # fmt: skip
+    "r2",
+    "single:small",
+    "single:large",
+    "cot:large",
+    "tot:small",
+    f"datashunt:{PAIR}",
+    f"dot:{PAIR}",
+    "random",
+    f"final-only:{PAIR}",
+    f"cascade:{PAIR}",
+)
 Script = Callable[[Sequence[Message], Sampling], Reply]
 
 
@@ -117,10 +126,23 @@ def setting(**cards: Any) -> Setting:
 def manifest_of(tasks: Sequence[Task], policies: Sequence[str], **changed: Any) -> Manifest:
     router, _ = configs()
     fields: dict[str, Any] = {
-        "benchmark": "words", "data": "sums", "data_sha256": data_sha256(tasks), "num_tasks": len(tasks), "split": "all", "limit": None,
-        "policies": tuple(policies), "policy_config": PolicyConfig(), "seed": 0, "virtual_model": "r2", "pool": ("small", "large"),
-        "models": pool_models(router), "prices_as_of": "", "endpoint": None, "config_sha256": "-", "code_version": "-",
-    }  # fmt: skip
+        "benchmark": "words",
+        "data": "sums",
+        "data_sha256": data_sha256(tasks),
+        "num_tasks": len(tasks),
+        "split": "all",
+        "limit": None,
+        "policies": tuple(policies),
+        "policy_config": PolicyConfig(),
+        "seed": 0,
+        "virtual_model": "r2",
+        "pool": ("small", "large"),
+        "models": pool_models(router),
+        "prices_as_of": "",
+        "endpoint": None,
+        "config_sha256": "-",
+        "code_version": "-",
+    }
     return Manifest(**{**fields, **changed})
 
 

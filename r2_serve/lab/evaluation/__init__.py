@@ -1,11 +1,10 @@
-"""Evaluation: the six benchmarks as published, and the graders that nobody can talk into a wrong verdict.
+"""Evaluation: official benchmarks under many ways of answering, graded, with accuracy and cost compared.
 
-In reading order: `rows` (one official row), `benchmarks` (files to tasks), `graders` (row and answer to
-verdict; `grade_text`, `grade_math` and `p3` hold the rules), `sandbox` (where model-written Python runs, with
-`interpreter` and `seccomp`). Then how answers are come by: `asker` (in process or over HTTP), `desk` (one
-task, one ledger), `policies` (what is compared; `judging` holds its prompts), `runner` (with `manifest` and
-`rows`; `ray_data` for clusters), `report` (`report_table`, `plots`, `page`), and `session` and `cli`, which
-put all this together.
+In reading order: `benchmarks` (files to tasks; `r2_serve.grading` has the rows and the graders), `asker` (a
+router in this process, or an endpoint), `desk` (one task, one ledger), `policies` (what is compared;
+`judging` has its prompts), `rows` and `manifest` (what a run directory holds), `runner` (`ray_data` for
+clusters), `report/` (figures, cells, table, plots, page), and `session` and `cli`, which put all this
+together. `export` writes tasks for other tools.
 
 Nothing here needs torch, only `ray_data` needs Ray, and no grader sees which model answered.
 """

@@ -1,8 +1,7 @@
-"""Who answers a query during an evaluation: a router in this process, or an endpoint over HTTP.
+"""Answers queries during an evaluation: a router in this process, or an endpoint over HTTP.
 
 A policy sees neither, only `Asker`: one query in, a reply with its trace out, or `AskFailed` with the calls
-it cost. Over HTTP a failed request tells nothing of its calls, so its cost is marked as unknown, never as
-zero.
+it cost. A request that fails over HTTP does not report its calls, so its cost is unknown, which is not zero.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from r2_serve.types import CallRecord, Query, Trace
 
 @dataclass(frozen=True)
 class Asked:
-    """What came back."""
+    """The answer to one query, with its trace."""
 
     text: str
     confidence: float | None
-    """As `Answer.confidence`, where the query's `sampling.logprobs` asked for it."""
+    """`Answer.confidence`, if the query's `sampling.logprobs` asked for it."""
     trace: Trace
 
 
 class AskFailed(R2Error):
-    """No answer; `calls` is what was spent on it, complete where `is_cost_known`."""
+    """There is no answer; `calls` is what was spent, and all of it if `is_cost_known`."""
 
     def __init__(self, message: str, calls: tuple[CallRecord, ...] = (), is_cost_known: bool = True) -> None:
         Exception.__init__(self, message, calls, is_cost_known)
@@ -39,7 +38,7 @@ class AskFailed(R2Error):
 
 
 class Asker(Protocol):
-    """One query at a time, many at once."""
+    """Answers queries, many at once."""
 
     async def ask(self, query: Query) -> Asked:
         """Raises: AskFailed."""
@@ -47,7 +46,7 @@ class Asker(Protocol):
 
 
 class InProcessAsker:
-    """A router of this very process, its engines included."""
+    """A router and its engines in this process."""
 
     def __init__(self, config: RouterConfig, routing: RoutingConfig, engine_for: EngineFor) -> None:
         self._failed: dict[str, Trace] = {}
@@ -69,15 +68,15 @@ class InProcessAsker:
 
 
 class HttpAsker:
-    """An endpoint; `client` (from `r2_serve.client.new_client`) knows where and with which key."""
+    """An endpoint; `client` (from `r2_serve.client.new_client`) holds its URL and key."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
         self._formless: set[str] = set()
-        """Models that refuse a response format, which of ours is a hint and of an endpoint's client a demand."""
+        """Models that refuse a response format: endpoints take as a demand what is a hint for the router."""
 
     async def ask(self, query: Query) -> Asked:
-        """Where a format is the reason to refuse, once more without."""
+        """A query that was refused because of its response format is sent once more without it."""
         has_hint = query.sampling.json_schema is not None
         if has_hint and query.model in self._formless:
             return await self._ask(_without_hint(query))

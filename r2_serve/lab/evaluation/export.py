@@ -1,13 +1,13 @@
-"""Tasks as files for two other evaluation tools, so that they can score an endpoint on the very rows that ours scored.
+"""Tasks as files for two other evaluation tools, which can then score an endpoint on the very same rows.
 
 | format | files | run by |
 |---|---|---|
-| `lm-eval` | `r2_BENCHMARK.yaml`, `rows.jsonl`, `scoring.py` | lm-evaluation-harness, model `local-chat-completions` |
-| `inspect` | `r2_BENCHMARK.py`, `rows.jsonl`, `scoring.py` | inspect-ai, provider `openai-api` |
+| `lm-eval` | `r2_BENCHMARK.yaml`, `rows.jsonl`, `scoring.py` | lm-evaluation-harness |
+| `inspect` | `r2_BENCHMARK.py`, `rows.jsonl`, `scoring.py` | inspect-ai |
 
 `scoring.py` is `grade_text` with the modules that it reads with, so a verdict is the same by construction and
-neither tool needs this package. Mathematics and P3 are not exported: their graders are processes and sandboxes; their answers go
-through `r2-serve eval grade`.
+neither tool needs this package. Mathematics and P3 are not exported, because their graders are processes and
+sandboxes; their answers go through `r2-serve eval grade`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
@@ -28,14 +28,17 @@ EXPORTABLE: tuple[Benchmark, ...] = ("scan", "csqa", "musique", "words")
 
 
 def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[Path]:
-    """Write the files; those that are there are replaced. Raises: ConfigError for a benchmark whose grader is no function of text."""
+    """Write the files; files of the same name are replaced.
+
+    Raises: ConfigError for a benchmark whose grader is not a function of text.
+    """
     benchmark = tasks[0].benchmark
     if benchmark not in EXPORTABLE:
         raise ConfigError(
-            f"{benchmark} cannot be exported, only {', '.join(EXPORTABLE)}: its grader runs in processes of its own"
+            f"{benchmark} cannot be exported, only {', '.join(EXPORTABLE)}: its grader needs more than text"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    rows = "\n".join(json.dumps(exported_row(task), ensure_ascii=False) for task in tasks)
+    rows = "\n".join(json.dumps(exported_row(task)) for task in tasks)
     name, text = (
         (f"r2_{benchmark}.yaml", _LM_EVAL) if file_format == "lm-eval" else (f"r2_{benchmark}.py", _INSPECT)
     )
@@ -51,9 +54,9 @@ def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[
     return [directory / file for file in contents]
 
 
-def exported_row(task: Task) -> dict[str, Any]:
-    """`benchmark`, `id`, `query`, `gold`, and csqa's `choices`: what the tools show, and what `grade_text.is_right` reads."""
-    row: dict[str, Any] = {"benchmark": task.benchmark, "id": task.id, "query": task.query}
+def exported_row(task: Task) -> dict[str, object]:
+    """The fields that the tools show and `grade_text.is_right` reads; `choices` for csqa alone."""
+    row: dict[str, object] = {"benchmark": task.benchmark, "id": task.id, "query": task.query}
     match task.benchmark:
         case "scan":
             return {**row, "gold": task.row["actions"]}
@@ -72,15 +75,18 @@ def exported_row(task: Task) -> dict[str, Any]:
 
 
 def command(file_format: Format, benchmark: str, directory: Path, model: str) -> str:
-    """What to type then, in an environment that has the tool."""
+    """The command that scores the files, for an environment that has the tool."""
     if file_format == "lm-eval":
-        endpoint = "base_url=http://127.0.0.1:8000/v1/chat/completions,num_concurrent=16,max_retries=1,tokenized_requests=False"
+        url = "http://127.0.0.1:8000/v1/chat/completions"
+        options = f"base_url={url},num_concurrent=16,max_retries=1,tokenized_requests=False"
         return (
-            f"lm_eval --model local-chat-completions --model_args model={model},{endpoint} "
-            f"--include_path {directory} --tasks r2_{benchmark} --apply_chat_template --log_samples --output_path {directory}/results"
+            f"lm_eval --model local-chat-completions --model_args model={model},{options} "
+            f"--include_path {directory} --tasks r2_{benchmark} --apply_chat_template --log_samples "
+            f"--output_path {directory}/results"
         )
     return (
-        f"cd {directory} && R2_BASE_URL=http://127.0.0.1:8000/v1 R2_API_KEY=unused inspect eval r2_{benchmark}.py "
+        f"cd {directory} && R2_BASE_URL=http://127.0.0.1:8000/v1 R2_API_KEY=unused "
+        f"inspect eval r2_{benchmark}.py "
         f"--model openai-api/r2/{model} --max-connections 16 --log-dir logs"
     )
 
@@ -148,5 +154,6 @@ def as_r2():
 @task
 def r2_BENCHMARK():
     rows = json_dataset(str(Path(__file__).parent / "rows.jsonl"), to_sample)
-    return Task(dataset=rows, solver=generate(), scorer=as_r2(), config=GenerateConfig(temperature=0.0, max_tokens=1024))
+    config = GenerateConfig(temperature=0.0, max_tokens=1024)
+    return Task(dataset=rows, solver=generate(), scorer=as_r2(), config=config)
 '''

@@ -25,7 +25,7 @@ MAX_SCORE = 10
 
 
 def difficulty_prompt(question: str) -> tuple[Message, ...]:
-    """Source: DataShunt (difficulty decides between a small and a large model), as a baseline of arXiv 2502.04392."""
+    """Source: DataShunt, as a baseline of arXiv 2502.04392: difficulty decides between two models."""
     return (
         Message(role="system", content=_EASY_OR_HARD),
         Message(role="user", content=f"<question>\n{question}\n</question>"),

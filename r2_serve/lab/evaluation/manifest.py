@@ -1,4 +1,4 @@
-"""`run.json`: what a run directory holds the results of. A directory goes on only with the very same manifest.
+"""`run.json`: what a run directory holds the results of. A run goes on only under the very same manifest.
 
 Two runs whose manifests agree may share rows: same tasks, policies, prices, code and models. Anything else is
 refused with the name of what differs, because a table whose rows come from two programs says nothing about

@@ -4,9 +4,9 @@
 |---|---|---|
 | `r2` | the virtual model, as clients ask it | |
 | `single:MODEL` | MODEL is asked directly | |
-| `cot:MODEL` | MODEL decomposes, then answers step by step, each step after all before it | virtual model's decomposer plans |
-| `tot:MODEL` | as `cot`, N answers per step, the best kept by a scoring prompt | the more confident answer is kept |
-| `datashunt:SMALL,LARGE` | SMALL judges the task; the whole of it to one of them, step by step | SMALL answers; LARGE where unsure |
+| `cot:MODEL` | MODEL decomposes, then answers each step after all before it | the router's decomposer plans |
+| `tot:MODEL` | `cot` with N answers per step, the best by a scoring prompt | the most confident is kept |
+| `datashunt:SMALL,LARGE` | SMALL judges which of them gets the whole task | SMALL answers; LARGE if unsure |
 | `dot:SMALL,LARGE` | router's plan as a DAG; a step on which SMALL is unsure goes to LARGE | |
 | `random` | router's plan, models drawn with the shares that `r2` had in the same run | |
 | `final-only:SMALL,LARGE` | router's plan, LARGE for the last step alone | |
@@ -173,9 +173,12 @@ class DivisionOfThoughts:
 
         async def run(subtask: Subtask, inputs: dict[int, str]) -> str:
             asked = await desk.ask(
-                self.small, made.step_messages(self.small, task, desk.setting, subtask, inputs),
-                sampling=_PROBE, stage="execute", subtask=subtask.id,
-            )  # fmt: skip
+                self.small,
+                made.step_messages(self.small, task, desk.setting, subtask, inputs),
+                sampling=_PROBE,
+                stage="execute",
+                subtask=subtask.id,
+            )
             models[subtask.id] = self.small
             if confidence_of(asked) < self.config.tau:
                 messages = made.step_messages(self.large, task, desk.setting, subtask, inputs)
@@ -239,7 +242,7 @@ class _Planned:
 
 
 async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
-    """The plan of `model`, or the router's if `model` is compact; the one-step plan if the reply is not a plan."""
+    """The plan of `model`, or the router's if `model` is compact; one step if the reply is not a plan."""
     setting = desk.setting
     if _is_compact(model, setting):
         return await _plan_by_router(task, desk)
@@ -283,7 +286,7 @@ def _is_compact(model: str, setting: Setting) -> bool:
 
 
 def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolicy:
-    """The policy called `name`. Raises: ConfigError if there is none, or if it may not use a model it names."""
+    """The policy called `name`. Raises: ConfigError if there is none, or if it names an unknown model."""
     kind, _, details = name.partition(":")
     models = tuple(details.split(",")) if details else ()
     known = tuple(setting.cards) if kind in ("single", "cascade", "datashunt") else setting.pool
@@ -319,13 +322,13 @@ FORMS = (
 
 
 def random_policy(shares: dict[str, float]) -> EvalPolicy:
-    """Each subtask goes to a model drawn with these shares; without shares, all models of the pool are alike."""
+    """Each subtask goes to a model drawn with these shares; without shares, uniformly from the pool."""
     weights = ",".join(f"{model}={share:.6g}" for model, share in shares.items())
     return Routed(RANDOM, f"random:{weights}" if weights else "random")
 
 
 def all_policies(setting: Setting) -> tuple[str, ...]:
-    """`all`: every kind of policy on a pool. SMALL is its third-largest model or the smallest, LARGE its largest."""
+    """`all`: every kind of policy on a pool; SMALL is its third-largest model or the smallest one."""
     pool = setting.pool
     small, large = pool[max(0, len(pool) - 3)], pool[-1]
     pair = f"{small},{large}"

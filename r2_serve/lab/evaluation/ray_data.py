@@ -1,4 +1,4 @@
-"""`--engine ray-data`: the same run with its asking and grading spread over a Ray cluster, against an endpoint.
+"""`--engine ray-data`: the same run, with asking and grading spread over a Ray cluster, against an endpoint.
 
 Ray Data hands (policy, task) pairs in small blocks to a pool of asynchronous actors, each with its own HTTP
 client and grader; rows come back to the driver, which alone writes `rows.jsonl`. So resume, limits and
@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from r2_serve.client import new_client
 from r2_serve.errors import EngineUnavailable
@@ -30,7 +29,7 @@ from r2_serve.lab.evaluation.runner import Examiner, Work
 JOIN_HINT = (
     "Start one with ray start --head; for that of r2-serve up, see docs/evaluation.md, On a Ray cluster"
 )
-Batch = dict[str, Any]
+Batch = dict[str, list[bytes]]
 """Column name to values, as Ray Data passes them."""
 
 
@@ -44,7 +43,7 @@ class RayDataRows:
     num_at_once: int
     num_actors: int = 2
     num_cpus: float = 0.5
-    """Of each actor: it waits for replies most of the time."""
+    """CPUs that each actor reserves: it waits for replies most of the time."""
 
     async def __call__(self, pending: Sequence[Work]) -> AsyncGenerator[EvalRow, None]:
         """Raises: EngineUnavailable where no cluster runs, or Ray Data gave up."""
@@ -66,7 +65,7 @@ class RayDataRows:
             compute=ray.data.ActorPoolStrategy(size=self.num_actors),
             num_cpus=self.num_cpus,
         )
-        return (EvalRow.model_validate_json(str(found["row"])) for found in data.iter_rows())
+        return (EvalRow.model_validate_json(found["row"]) for found in data.iter_rows())
 
 
 def _join_cluster() -> None:
@@ -81,7 +80,7 @@ def _join_cluster() -> None:
 
 
 def check_cluster(timeout_s: float = 120.0) -> None:
-    """Join the cluster once in a process that can be killed, as Ray waits minutes for one that does not answer, at its exit too.
+    """Join the cluster once in a process that can be killed: Ray waits minutes for one that does not answer.
 
     Raises: EngineUnavailable.
     """
@@ -97,7 +96,7 @@ def check_cluster(timeout_s: float = 120.0) -> None:
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise EngineUnavailable(
-            f"--engine ray-data needs a running Ray cluster that this process may join: {reason[:300]}. {JOIN_HINT}"
+            f"--engine ray-data needs a running Ray cluster that it may join: {reason[:300]}. {JOIN_HINT}"
         )
 
 
@@ -112,6 +111,7 @@ class _Actor:
         if self._examiner is None:  # made here, because the client belongs to the event loop of the calls
             asker = HttpAsker(new_client(self._url, api_key=self._api_key))
             self._examiner = Examiner(asker, Grader(), self._setting)
-        work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # our own, from the driver  # noqa: S301  # nosec B301
+        # the pickles are our own, from the driver
+        work: list[Work] = [pickle.loads(item) for item in batch["work"]]  # noqa: S301  # nosec B301
         for row in asyncio.as_completed([self._examiner.row(item) for item in work]):
-            yield {"row": [(await row).model_dump_json()]}
+            yield {"row": [(await row).model_dump_json().encode()]}

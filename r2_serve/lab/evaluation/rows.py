@@ -20,7 +20,7 @@ from r2_serve.lab.jsonl import read_jsonl
 from r2_serve.types import Record
 
 RowStatus = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error", "failed"]
-"""The status of a verdict, where `error` is a fault of the grader; or `failed`, without an answer to grade."""
+"""The status of a verdict, where `error` is a fault of the grader; or `failed`, if there is no answer."""
 STATUSES: tuple[RowStatus, ...] = get_args(RowStatus)
 ROWS = "rows.jsonl"
 Key = tuple[str, str]
@@ -67,7 +67,7 @@ def read_rows(directory: Path) -> Iterator[EvalRow]:
 
 
 def merged(rows: Iterable[EvalRow]) -> dict[Key, EvalRow]:
-    """One row per key: the last one, with the calls of all before it, because a failed try was paid for too."""
+    """One row per key: the last one, with the calls of all before it, because failed tries were paid too."""
     last: dict[Key, EvalRow] = {}
     for row in rows:
         earlier = last.get(row.key)

@@ -180,7 +180,7 @@ class Runner:
     async def _work_off(
         self, pending: Sequence[Work], log: JsonlLog, done: dict[Key, EvalRow], standing: Standing
     ) -> None:
-        """Append row by row to `log`, until all is done or the run must stop; rows written before an error stay."""
+        """Append each row to `log` until all is done or the run must stop; rows before an error stay."""
         standing.stopped_because = standing.stopped_because or self._why_stop(standing)
         if not pending or standing.stopped_because is not None:
             return
@@ -213,7 +213,7 @@ class Runner:
         return None
 
     def _shares(self, rows: Iterable[EvalRow]) -> dict[str, float]:
-        """The share of subtasks that each model had under `r2`, fixed when `random` begins; empty without `r2`."""
+        """The share of subtasks that each model had under `r2` when `random` began; empty without `r2`."""
         path = self.directory / SHARES
         if not path.exists():
             counts = Counter(

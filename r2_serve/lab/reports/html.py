@@ -1,4 +1,4 @@
-"""The frame of our reports: one HTML page that needs nothing else, no script, no font, no request. Texts are escaped.
+"""The frame of our reports: one HTML page without scripts, fonts or requests. Texts are escaped.
 
 What a report says is its own module's (`lab.evaluation.page`, `lab.load.page`); its pictures are
 `lab.reports.svg`.
@@ -10,22 +10,31 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 _CSS = """
-:root { color-scheme: light dark; --text: #1b2530; --soft: #55606b; --line: #d9dfe5; --strong: #9aa5b1; --ours: #fbeeec; --page: #fff; }
+:root {
+  color-scheme: light dark; --text: #1b2530; --soft: #55606b;
+  --line: #d9dfe5; --strong: #9aa5b1; --ours: #fbeeec; --page: #fff;
+}
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e4e8ec; --soft: #9aa6b2; --line: #313a44; --strong: #5b6673; --ours: #43251f; --page: #15191e; }
+  :root {
+    --text: #e4e8ec; --soft: #9aa6b2; --line: #313a44; --strong: #5b6673; --ours: #43251f; --page: #15191e;
+  }
 }
 body {
   font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
   max-width: 1080px; margin: 2rem auto; padding: 0 1rem;
 }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 3rem; border-top: 2px solid var(--text); padding-top: .8rem; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.2rem; margin-top: 3rem; border-top: 2px solid var(--text); padding-top: .8rem; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } a { color: inherit; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { border-bottom: 2px solid var(--strong); } th:first-child, td:first-child, td.text, th.text { text-align: left; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { white-space: nowrap; }
+th { border-bottom: 2px solid var(--strong); }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
 tr.ours { font-weight: 600; background: var(--ours); } tr.beaten { color: var(--soft); }
-svg { width: 100%; min-width: 720px; height: auto; } p.note { margin: .3rem 0; } .small { color: var(--soft); font-size: 12px; }
+svg { width: 100%; min-width: 720px; height: auto; }
+p.note { margin: .3rem 0; } .small { color: var(--soft); font-size: 12px; }
 """
 
 
@@ -41,7 +50,7 @@ def document(title: str, body: str) -> str:
 def table(
     columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], texts: Sequence[str] = ()
 ) -> str:
-    """A table that scrolls by itself where it is too wide; each row with its CSS class. Columns of `texts` are left-aligned."""
+    """A table that scrolls if it is too wide; rows have a CSS class, columns of `texts` are left-aligned."""
     kinds = ['class="text"' if column in texts else "" for column in columns]
     head = "".join(f"<th {kind}>{escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
     body = "\n".join(f'<tr class="{style}">{_cells(row, kinds)}</tr>' for row, style in rows)

@@ -1,4 +1,4 @@
-"""Pictures of our reports, as SVG text for an HTML page. matplotlib without a display; import it only where a report is made.
+"""Pictures of reports, as SVG text for an HTML page. Import it only to make a report: matplotlib is heavy.
 
 Texts, axes and grid take the page's text colour, and the background is the page's, so that they fit light and
 dark.
@@ -15,10 +15,15 @@ from matplotlib.figure import Figure
 _INK = "#010203"
 """Stands for the page's text colour."""
 STYLE: Any = {
-    "svg.fonttype": "path", "svg.hashsalt": "r2", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK),
-}  # fmt: skip
-"""For `matplotlib.rc_context`."""
+    "svg.fonttype": "path",
+    "svg.hashsalt": "r2",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), _INK),
+}
+"""Settings for `matplotlib.rc_context`."""
 
 
 def svg(figure: Figure, label: str) -> str:

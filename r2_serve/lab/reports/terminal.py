@@ -1,4 +1,4 @@
-"""Traces and money as text pictures, for terminals: the DAG of one query with who did what, when, at what cost."""
+"""Tables, money and traces as text for terminals: the DAG of one query, its models, times and costs."""
 
 from __future__ import annotations
 

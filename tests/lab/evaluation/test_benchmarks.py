@@ -1,4 +1,4 @@
-"""Official file formats to tasks, errors that name file and line, and the split by id. No real benchmark data is used."""
+"""Official files become tasks, errors name file and line, ids decide the split. All data is made up."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ CSQA = {
     },
 }
 P3 = {
-    "name": "Study_1:0", "sat": "def sat(x: int):\n    return x == 1", "ans_type": "int", "sol_header": "def sol():",
-    "sol_docstring": '    """One."""', "sol_bodies": ["    return 1"], "module": "study.py", "notes": "", "weight": 1.0,
-}  # fmt: skip
+    "name": "Study_1:0",
+    "sat": "def sat(x: int):\n    return x == 1",
+    "ans_type": "int",
+    "sol_header": "def sol():",
+    "sol_docstring": '    """One."""',
+    "sol_bodies": ["    return 1"],
+    "module": "study.py",
+    "notes": "",
+    "weight": 1.0,
+}
 CHAMP = {"ids": 0, "problem_identifier": "P_1", "problem_text": "How many?", "problem_answer": "144"}
 MUSIQUE = {
     "id": "2hop__1_2",

@@ -1,4 +1,4 @@
-"""`r2-serve eval` as it is typed: official files in, a run directory and a report out. The models are scripted."""
+"""`r2-serve eval` as it is typed: files in, a run directory and a report out; models are scripted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported files have the shape that the other tools read, and their scoring is the grader's own, in a file that needs no package."""
+"""Exported files have the shape that other tools read; their scoring is the grader's own."""
 
 from __future__ import annotations
 
@@ -41,9 +41,23 @@ TASKS: dict[Benchmark, Task] = {
     "words": task_of("words", {"id": "w", "query": "?", "gold": "1200"}),
 }
 ANSWERS = (
-    "I_TURN_LEFT I_JUMP", "turn left, jump", "JUMP", "(B)", "B", "the answer is A", "y z", "The Eiffel tower!", "tower of eiffel", "Rome",
-    "1,200", "about 1200.", "-1200", "1200.5", "", "\\boxed{B}",
-)  # fmt: skip
+    "I_TURN_LEFT I_JUMP",
+    "turn left, jump",
+    "JUMP",
+    "(B)",
+    "B",
+    "the answer is A",
+    "y z",
+    "The Eiffel tower!",
+    "tower of eiffel",
+    "Rome",
+    "1,200",
+    "about 1200.",
+    "-1200",
+    "1200.5",
+    "",
+    "\\boxed{B}",
+)
 
 
 def scoring_of(path: Path) -> Any:
@@ -69,7 +83,10 @@ def test_exported_scoring_agrees_with_the_grader(tmp_path: Path, benchmark: Benc
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_exported_scoring_needs_no_package(tmp_path: Path, file_format: Any) -> None:
     export([TASKS["scan"]], file_format, tmp_path)
-    program = "import sys; sys.path.insert(0, '.'); from scoring import is_right; print({'r2_serve', 'pydantic'} & set(sys.modules))"
+    program = (
+        "import sys; sys.path.insert(0, '.'); from scoring import is_right; "
+        "print({'r2_serve', 'pydantic'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"set()\n")
 

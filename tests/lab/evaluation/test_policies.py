@@ -1,4 +1,4 @@
-"""What each policy asks of whom, what it answers, and that every call of it is counted, in process and over HTTP."""
+"""Each policy asks the right models and has every call counted, in process and over HTTP."""
 
 from __future__ import annotations
 

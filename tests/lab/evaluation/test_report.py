@@ -141,8 +141,10 @@ def test_equal_accuracy_is_bought_by_the_cheapest_mixture(tmp_path: Path) -> Non
 def test_policy_that_gets_nothing_right_is_neither_on_the_front_nor_in_a_mixture(tmp_path: Path) -> None:
     costs = {"r2": "1", "single:small": "0.1", "single:large": "2"}
     statuses: dict[str, tuple[RowStatus, RowStatus]] = {
-        "r2": ("correct", "wrong"), "single:small": ("failed", "failed"), "single:large": ("correct", "correct"),
-    }  # fmt: skip
+        "r2": ("correct", "wrong"),
+        "single:small": ("failed", "failed"),
+        "single:large": ("correct", "correct"),
+    }
     rows = [
         row(name, i, statuses[name][i], call("large", cost)) for name, cost in costs.items() for i in range(2)
     ]

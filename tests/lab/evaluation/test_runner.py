@@ -145,7 +145,7 @@ def test_second_driver_on_a_directory_is_refused_and_the_first_goes_on(tmp_path:
 
 
 def test_full_disk_loses_nothing_and_says_what_to_do(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: the kernel cuts a write at it, and refuses the next."""
+    """A limit on file sizes stands for the full disk: the kernel cuts a write at it and refuses the next."""
     limit = 30_000
     full = start_driver(
         tmp_path,

@@ -1,4 +1,4 @@
-"""The figures of a report as texts, for the terminal and the page alike: titles, notes, and the rows of tables."""
+"""The figures of a report as texts, for the terminal and the page alike: title, notes, rows of tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Cells = tuple[str, ...]
 def title(report: RunReport) -> str:
     manifest = report.manifest
     side = "" if manifest.split == "all" else f", {manifest.split} side"
-    return f"{manifest.benchmark} · {manifest.data}{side} · {manifest.num_tasks} tasks · {manifest.virtual_model}"
+    parts = (manifest.benchmark, manifest.data + side, f"{manifest.num_tasks} tasks", manifest.virtual_model)
+    return " · ".join(parts)
 
 
 # -- notes under the tables ----------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ ACCURACY_COLUMNS = (
 
 
 def accuracy_cells(policy: PolicyReport, report: RunReport) -> Cells:
-    """In the order of `ACCURACY_COLUMNS`."""
+    """Cells in the order of `ACCURACY_COLUMNS`."""
     return (
         policy.policy,
         percent(policy.accuracy),
@@ -170,7 +171,7 @@ USAGE_COLUMNS = ("policy", "calls/task", "tokens/task", "p50 s", "p95 s", "steps
 
 
 def usage_cells(policy: PolicyReport) -> Cells:
-    """In the order of `USAGE_COLUMNS`."""
+    """Cells in the order of `USAGE_COLUMNS`."""
     return (
         policy.policy,
         per_task(sum(use.num_calls for use in policy.models.values()), policy),
@@ -184,7 +185,7 @@ COMPARISON_COLUMNS = ("r2 against", "accuracy (95 % CI)", "r2 is", "total saved"
 
 
 def comparison_rows(report: RunReport) -> list[Cells]:
-    """In the order of `COMPARISON_COLUMNS`."""
+    """Cells in the order of `COMPARISON_COLUMNS`."""
     return [
         (c.baseline, difference(c), c.verdict, saved(c.total_cost_reduction), saved(c.api_cost_reduction))
         for c in report.comparisons
@@ -195,7 +196,7 @@ MODEL_COLUMNS = ("policy", "model", "calls", "tokens in", "tokens out", "cost", 
 
 
 def model_rows(policies: Iterable[PolicyReport]) -> list[Cells]:
-    """In the order of `MODEL_COLUMNS`; the name of a policy stands in its first row only."""
+    """Cells in the order of `MODEL_COLUMNS`; the name of a policy stands in its first row only."""
     return [
         (
             policy.policy if i == 0 else "",

@@ -113,7 +113,7 @@ class RunReport(Record):
     policies: tuple[PolicyReport, ...]
     comparisons: tuple[Comparison, ...]
     at_equal_accuracy: EqualAccuracy | None
-    """By total cost. None without `r2`, or if no baseline gets as much right, or if one does for nothing."""
+    """The cheapest by total cost. None without `r2`, or if no baseline is as good, or one is free."""
     at_equal_accuracy_api: EqualAccuracy | None
     """The same by API cost."""
     reference: str
@@ -218,7 +218,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def bootstrap_accuracy(num_correct: int, num_tasks: int) -> Interval:
-    """95 % percentile bootstrap. A resample of n marks holds Binomial(n, p) correct ones, so it is drawn as that.
+    """95 % percentile bootstrap. A resample of n marks holds Binomial(n, p) correct ones and is drawn so.
 
     If none or all are correct, every resample is alike, which is no certainty: then Wilson's interval is
     given.
@@ -298,7 +298,7 @@ def _reduction(ours: Decimal, theirs: Decimal) -> float | None:
 
 
 def pareto(policies: Sequence[PolicyReport]) -> tuple[str, ...]:
-    """Names of the policies that no other beats in accuracy or cost without losing in the other, cheapest first.
+    """The policies that no other beats in accuracy or cost without losing in the other, cheapest first.
 
     A policy that gets nothing right is not among them, however cheap it is.
     """

@@ -35,12 +35,15 @@ def _overview_cells(report: RunReport, anchor: str) -> str:
 
 def _section(report: RunReport, anchor: str) -> str:
     manifest = report.manifest
-    where = manifest.endpoint or "in one process"
-    origin = f"{report.directory}; {where}; code {manifest.code_version}; config {manifest.config_sha256[:12]}; data {manifest.data_sha256[:12]}"
+    origin = (
+        f"{report.directory}; {manifest.endpoint or 'in one process'}; code {manifest.code_version}; "
+        f"config {manifest.config_sha256[:12]}; data {manifest.data_sha256[:12]}; "
+        f"prices: {manifest.prices_as_of or 'undated'}"
+    )
     return "\n".join(
         [
             f'<h2 id="{anchor}">{escape(cells.title(report))}</h2>',
-            f'<p class="small">{escape(origin)}; prices: {escape(manifest.prices_as_of or "undated")}</p>',
+            f'<p class="small">{escape(origin)}</p>',
             *(f'<p class="note">{escape(note)}</p>' for note in cells.notes(report)),
             "<h3>Accuracy against cost</h3>",
             f'<div class="scroll">{pareto_plot(report)}</div>',

@@ -90,15 +90,22 @@ def _point(axes: Axes, policy: PolicyReport, number: int, front: Sequence[str]) 
     accuracy, (low, high) = 100 * policy.accuracy, (100 * bound for bound in policy.accuracy_ci95)
     bars = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
     axes.errorbar(
-        [_usd_per_task(policy)], [accuracy], yerr=bars, fmt="o", ms=6 if policy.policy == R2 else 4, color=_color(policy, front),
-        capsize=2, lw=1, label=f"{number}  {policy.policy}",
-    )  # fmt: skip
+        [_usd_per_task(policy)],
+        [accuracy],
+        yerr=bars,
+        fmt="o",
+        ms=6 if policy.policy == R2 else 4,
+        color=_color(policy, front),
+        capsize=2,
+        lw=1,
+        label=f"{number}  {policy.policy}",
+    )
 
 
 def _number_points(
     figure: Figure, axes: Axes, policies: Sequence[PolicyReport], front: Sequence[str]
 ) -> None:
-    """Each number beside its point, at the nearest of a few places where it covers no point and no other number."""
+    """Write each number near its point, where it covers no point and no other number."""
     figure.draw_without_rendering()  # places the axes, and so the points
     scale = 72 / figure.dpi
 
@@ -123,9 +130,13 @@ def _number_points(
         )
         taken.append(box)
         axes.annotate(
-            str(number), (_usd_per_task(policy), 100 * policy.accuracy), xytext=(dx, dy), textcoords="offset points",
-            color=_color(policy, front), weight="bold" if policy.policy == R2 else "normal",
-        )  # fmt: skip
+            str(number),
+            (_usd_per_task(policy), 100 * policy.accuracy),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            color=_color(policy, front),
+            weight="bold" if policy.policy == R2 else "normal",
+        )
 
 
 def _places(width: float) -> Iterator[tuple[float, float]]:
@@ -140,7 +151,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:
-    """Logarithmic where costs span more than a decade; free policies then stand at the left end of a short linear stretch."""
+    """Make the axis logarithmic if costs span over a decade; free policies then stand on a linear stretch."""
     paid = [cost for cost in costs if cost > 0]
     if not paid or max(paid) <= 10 * min(paid):
         axes.set_xlim(-0.04 * max(costs) if min(costs) == 0 else 0, 1.15 * max(costs) or 1)

@@ -67,7 +67,7 @@ def broken_name(name: str, width: int = NAME_CHARS) -> str:
 def accuracy_table(
     policies: Sequence[PolicyReport], reference: PolicyReport, *, styles: Sequence[str], caption: str
 ) -> Table:
-    """What each policy got right and what it cost; `total` and `workers` also in % of the reference's total cost."""
+    """What each policy got right and cost; all costs and those of workers in % of the reference's total."""
     rows = [
         (
             policy.policy,
