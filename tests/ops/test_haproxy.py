@@ -150,7 +150,10 @@ def is_listening(address: str) -> bool:
 
 
 def test_no_option_stays_that_hides_a_client_who_left() -> None:
-    deaf = "defaults\n    option abortonclose\n    option splice-request\n    option splice-response\nbackend b\n    http-reuse always\n"
+    deaf = (
+        "defaults\n    option abortonclose\n    option splice-request\n    option splice-response\n"
+        "backend b\n    http-reuse always\n"
+    )
     assert [line for line in narrowed(deaf).splitlines() if "http-error" not in line] == [
         "defaults",
         "    option abortonclose",
@@ -168,7 +171,8 @@ def test_what_serve_may_add_some_day_is_on_loopback_too() -> None:
 def test_the_program_narrows_the_file_and_becomes_haproxy(tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     config.write_text(
-        "listen stats\n  bind *:8404\n  mode http\n  timeout client 1s\n  timeout server 1s\n  timeout connect 1s\n"
+        "listen stats\n  bind *:8404\n  mode http\n"
+        "  timeout client 1s\n  timeout server 1s\n  timeout connect 1s\n"
     )
     settings = private_environment(tmp_path, lambda: 1)
     program = settings["RAY_SERVE_HAPROXY_BINARY_PATH"]

@@ -126,7 +126,7 @@ def test_the_manifest_has_no_key_that_kuberay_does_not_know() -> None:
         )
 
 
-def test_without_client_keys_there_is_no_manifest_but_what_to_set() -> None:
+def test_without_client_keys_the_error_says_what_to_set() -> None:
     with pytest.raises(ConfigError) as caught:
         manifest(OPEN)
     assert (
@@ -254,7 +254,7 @@ def test_client_keys_are_mounted_where_the_router_reads_them_and_every_pod_has_s
     )
 
 
-def test_what_must_outlive_a_pod_must_be_on_a_claim() -> None:
+def test_files_that_outlive_a_pod_must_be_on_a_claim() -> None:
     text = TEXT.replace("    server:\n", "    server:\n      spend_file: /var/lib/r2/spend.sqlite\n")
     with pytest.raises(ConfigError, match=r"--claim NAME=/var/lib/r2"):
         manifest(text)
@@ -270,7 +270,7 @@ def test_ray_in_the_manifest_is_the_ray_that_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("at_most", [False, True])
-def test_cluster_yaml_has_room_for_what_the_reference_asks(at_most: bool) -> None:
+def test_cluster_yaml_has_room_for_the_reference_config(at_most: bool) -> None:
     types = yaml.safe_load(CLUSTER.read_text())["available_node_types"]
     replicas = replicas_of(config_of(uncommented(OPEN, "training")))
     for kind in ("cpu", "gpu"):

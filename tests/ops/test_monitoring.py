@@ -120,7 +120,7 @@ def test_panels_have_numbers_of_their_own_do_not_overlap_and_ask_the_chosen_sour
     assert all(target["expr"] and target["legendFormat"] for panel in plots for target in panel["targets"])
 
 
-def test_an_endpoint_with_keys_is_scraped_with_one_or_not_set_up_at_all() -> None:
+def test_endpoint_with_keys_is_scraped_with_a_key_or_refused() -> None:
     with pytest.raises(ConfigError, match="--key-file"):
         prometheus_config(config(TEXT), None, None, RAY_TARGETS)
     made = prometheus_config(config(TEXT), "gateway:80", "/etc/prometheus/r2.key", RAY_TARGETS)
@@ -130,7 +130,7 @@ def test_an_endpoint_with_keys_is_scraped_with_one_or_not_set_up_at_all() -> Non
     assert ray["file_sd_configs"] == [{"files": [RAY_TARGETS]}]
 
 
-def test_without_a_word_on_it_prometheus_asks_where_the_config_says_the_endpoint_is() -> None:
+def test_prometheus_asks_the_endpoint_of_the_config_by_default() -> None:
     router = prometheus_config(config(), None, None, RAY_TARGETS)["scrape_configs"][0]
     assert router["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
 
@@ -158,7 +158,7 @@ def test_objects_for_the_operator_hold_the_same_rules_and_dashboard_and_find_the
     assert "authorization" not in operator_objects(config(), expected, "r2", "ai", "key")[1]["spec"]
 
 
-# -- by Prometheus' own tool --------------------------------------------------------------------------------------
+# -- by Prometheus' own tool -----------------------------------------------------------------------------
 
 
 def promtool(*arguments: str) -> str:
@@ -184,6 +184,14 @@ def test_prometheus_accepts_the_query_of_every_panel(tmp_path: Path) -> None:
 
 
 CHAT = 'route="/v1/chat/completions"'
+
+
+def started(application: str, deployment: str, replica: str) -> str:
+    """The series that tells of one replica's start."""
+    labels = f'application="{application}",deployment="{deployment}",replica="{replica}"'
+    return f"ray_serve_deployment_replica_starts_total{{{labels}}}"
+
+
 FINE: dict[str, str] = {
     'up{job="r2"}': "1x40",
     f'r2_requests_total{{{CHAT},status="200"}}': "0+60x40",
@@ -206,7 +214,7 @@ FINE: dict[str, str] = {
         ["0 0 4 4 4"] * 8
     ),
     **{
-        f'ray_serve_deployment_replica_starts_total{{application="m-small",deployment="Model",replica="{start}-{i}"}}': f"_x{start} 1x2"
+        started("m-small", "Model", f"{start}-{i}"): f"_x{start} 1x2"
         for start in range(2, 40, 5)
         for i in range(4)
     },
@@ -214,7 +222,8 @@ FINE: dict[str, str] = {
     'ray_node_mem_total{instance="n"}': "100x40",
     'ray_node_disk_utilization_percentage{instance="n"}': "50x40",
 }
-"""A cluster that is well, one sample a minute; 3 USD an hour. One of its models goes to zero and back to four every five minutes."""
+"""A cluster that is well, one sample a minute; 3 USD an hour. One of its models goes to zero and back to four
+every five minutes."""
 FAULTS = {
     "R2Down": {'up{job="r2"}': "1x5 0x34"},
     "R2Errors": {f'r2_requests_total{{{CHAT},status="503"}}': "0+10x40"},
@@ -228,8 +237,7 @@ FAULTS = {
         'ray_serve_autoscaling_target_replicas{application="r2",deployment="Router"}': "3x40"
     },
     "R2ReplicasRestart": {
-        f'ray_serve_deployment_replica_starts_total{{application="r2",deployment="Router",replica="{number}"}}': f"_x{2 * number} 1x2"
-        for number in range(1, 18)
+        started("r2", "Router", str(number)): f"_x{2 * number} 1x2" for number in range(1, 18)
     },
     "R2NodeMemory": {'ray_node_mem_used{instance="n"}': "95x40"},
     "R2NodeDisk": {'ray_node_disk_utilization_percentage{instance="n"}': "95x40"},
@@ -242,7 +250,7 @@ def test_every_alert_is_tried() -> None:
 
 
 @needs_promtool
-def test_each_alert_fires_on_its_fault_and_none_on_a_cluster_that_is_well(tmp_path: Path) -> None:
+def test_each_alert_fires_on_its_fault_and_none_on_a_healthy_cluster(tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(alert_rules(config(), max_usd_per_hour=5)))
 
     def case(series: dict[str, str], firing: set[str]) -> dict[str, Any]:

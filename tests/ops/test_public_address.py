@@ -1,4 +1,5 @@
-"""An address that others reach, through `serve deploy`: no router starts there without client keys. No proxy runs, so no port is open."""
+"""An address that others reach, through `serve deploy`: no router starts there without client keys. No proxy
+runs, so no port is open."""
 
 from __future__ import annotations
 

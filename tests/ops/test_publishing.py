@@ -1,4 +1,5 @@
-"""Publishing without a cluster: what changes in the file, what is refused, what is undone. Serve's REST side is a small fake."""
+"""Publishing without a cluster: what changes in the file, what is refused, what is undone. Serve's REST side
+is a small fake."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def published(text: str, parent: Path, *names: str, **options: Any) -> str:
     return text
 
 
-# -- the file -----------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------------
 
 
 def removed_and_added(before: str, after: str) -> tuple[list[str], list[str]]:
@@ -78,7 +79,10 @@ def test_a_change_of_the_reference_adds_four_lines_and_touches_no_other(tmp_path
 
 
 def test_new_keys_stand_above_the_heading_of_the_next_section() -> None:
-    text = "applications:\n- name: a\n  deployments:\n  - name: Model\n    num_replicas: 1\n\n# -- the router --\n- name: r2\n"
+    text = (
+        "applications:\n- name: a\n  deployments:\n  - name: Model\n    num_replicas: 1\n\n"
+        "# -- the router --\n- name: r2\n"
+    )
     after = changed(text, with_adapter("a", "d1", "/adapters/d1"))
     assert after.index("/adapters/d1") < after.index("# -- the router --")
     assert after.endswith("\n\n# -- the router --\n- name: r2\n")
@@ -119,7 +123,7 @@ def test_a_shared_part_of_the_file_is_refused_rather_than_changed_twice() -> Non
         changed(text, with_adapter("a", "dec-0001", "/adapters/dec-0001"))
 
 
-def test_the_text_before_stays_beside_the_file_and_foreign_changes_are_kept(tmp_path: Path) -> None:
+def test_previous_text_is_kept_and_changes_by_others_are_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "serve_config.yaml"
     path.write_text("first")
     path.chmod(0o640)
@@ -146,7 +150,7 @@ def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "link.yaml").is_symlink() and (tmp_path / "real.yaml").read_text() == "second"
 
 
-# -- planning -----------------------------------------------------------------------------------------------------
+# -- planning --------------------------------------------------------------------------------------------
 
 
 def test_two_earlier_adapters_stay_loaded_and_rollback_goes_to_the_one_used_before(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_decomposer_and_allocator_share_a_base_and_do_not_push_each_other_out(tm
         plan_rollback(text, "decomposer", to="a2")
 
 
-def test_nothing_to_roll_back_to_is_told_with_the_way_to_the_base(tmp_path: Path) -> None:
+def test_missing_earlier_adapter_is_an_error_that_names_the_way_to_the_base(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="nothing to roll back: no virtual model uses an adapter for its decomposer"
     ):
@@ -212,7 +216,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
         plan_publication(text_of(), adapter(tmp_path, "d1", **changes))
 
 
-def test_a_name_that_is_loaded_and_a_virtual_model_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_loaded_name_and_unknown_virtual_model_are_refused(tmp_path: Path) -> None:
     text = published(text_of(), tmp_path, "d1")
     with pytest.raises(
         ConfigError, match=r"'d1' is loaded in 'm-planner' already.*rollback --module decomposer --to d1"
@@ -222,7 +226,7 @@ def test_a_name_that_is_loaded_and_a_virtual_model_that_is_not_there_are_refused
         plan_publication(text, adapter(tmp_path, "d2"), virtual_models=["r3"])
 
 
-def test_vllm_without_lora_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_vllm_without_lora_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     without = REFERENCE.replace("enable_lora: true, max_loras: 4, max_lora_rank: 64", "max_num_seqs: 64")
     with pytest.raises(ConfigError, match="runs vLLM without LoRA"):
         plan_publication(without, adapter(tmp_path, "d1", base="router-base"))
@@ -230,12 +234,13 @@ def test_vllm_without_lora_is_told_before_anything_is_loaded(tmp_path: Path) -> 
         plan_publication(REFERENCE, adapter(tmp_path, "d2", base="gpt-4o"))
 
 
-# -- carrying it out ----------------------------------------------------------------------------------------------
+# -- carrying it out -------------------------------------------------------------------------------------
 
 
 @dataclass
 class FakeServe:
-    """Takes configs as Serve does; `failing` maps an application's name to the message with which its deploy fails."""
+    """Takes configs as Serve does; `failing` maps an application's name to the message with which its deploy
+    fails."""
 
     text: str
     failing: dict[str, str] = field(default_factory=dict)
@@ -289,7 +294,7 @@ def names(config: dict[str, Any]) -> list[str]:
     return [app["name"] for app in config["applications"]]
 
 
-def test_it_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> None:
+def test_adapter_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> None:
     serve = FakeServe(path.read_text())
     told = run_publish(path, serve, adapter(tmp_path, "d1"))
     loading, named, used = serve.deployed
@@ -319,7 +324,7 @@ def test_it_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> 
         ("r2", "loaded but not used.*put back and deployed"),
     ],
 )
-def test_what_fails_is_undone_and_the_error_says_what_is_in_force(
+def test_failed_step_is_undone_and_the_error_says_what_is_in_force(
     path: Path, tmp_path: Path, failing: str, message: str
 ) -> None:
     before = path.read_text()
@@ -342,7 +347,7 @@ def test_rolling_back_is_one_deploy(path: Path, tmp_path: Path) -> None:
     assert (routed_to(path.read_text()), routed_to(file.previous.read_text())) == ("d1", "d2")
 
 
-def test_a_cluster_that_runs_something_else_is_left_alone(path: Path, tmp_path: Path) -> None:
+def test_cluster_that_runs_another_config_is_left_alone(path: Path, tmp_path: Path) -> None:
     directory = adapter(tmp_path, "d1")
     for change, message in (
         (lambda config: config["applications"].pop(0), "does not run on this cluster: `serve deploy`"),
@@ -359,7 +364,7 @@ def test_a_cluster_that_runs_something_else_is_left_alone(path: Path, tmp_path: 
         assert serve.deployed == []
 
 
-def test_the_token_is_rays_and_its_refusal_is_told(path: Path, tmp_path: Path) -> None:
+def test_rays_token_is_sent_and_its_refusal_is_reported(path: Path, tmp_path: Path) -> None:
     seen: list[str | None] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -379,7 +384,7 @@ def test_the_token_is_rays_and_its_refusal_is_told(path: Path, tmp_path: Path) -
             run_publish(path, FakeServe(path.read_text(), status=status), adapter(tmp_path, f"d{status}"))
 
 
-# -- the command line ---------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------------
 
 
 def run(words: Iterable[str]) -> tuple[int, str]:

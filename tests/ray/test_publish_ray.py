@@ -1,4 +1,5 @@
-"""`r2-serve publish` and `rollback` on a real cluster, under requests: nothing fails, nothing restarts, answers change."""
+"""`r2-serve publish` and `rollback` on a real cluster, under requests: nothing fails, nothing restarts,
+answers change."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ PROBLEM = "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they h
 
 
 def config() -> dict[str, Any]:
-    """The scripted pool, whose planner says which adapter planned, and a real tiny decomposer with two replicas."""
+    """The scripted pool, whose planner says which adapter planned, and a real tiny decomposer with two
+    replicas."""
     plan = {"subtasks": [{"id": 1, "text": "by {adapter}", "depends_on": []}]}
     config = scripted_config(
         replies={PLANNER: [json.dumps(plan)]}, delay_s={PLANNER: 0.02}, model_options={"num_replicas": 1}
@@ -99,7 +101,8 @@ def command(cluster: DeployedCluster, *words: str, **environment: str) -> subpro
 
 @dataclass
 class Traffic:
-    """What requests, asked one after another by each of several clients, came to: (asked at, status, adapter)."""
+    """What requests, asked one after another by each of several clients, came to: (asked at, status,
+    adapter)."""
 
     answers: list[tuple[float, int, str]] = field(default_factory=list)
 
@@ -173,7 +176,8 @@ def test_publishing_and_rolling_back_under_requests(cluster: DeployedCluster, tm
 
 
 def real_adapter(folder: Path, name: str, *, weights: bytes | None = None) -> Path:
-    """The embedded decomposer as a whole checkpoint to be called in its own place; `weights` in place of its own."""
+    """The embedded decomposer as a whole checkpoint to be called in its own place; `weights` in place of its
+    own."""
     source = folder / f"{name}-trained"
     shutil.copytree(SHIPPED, source)
     if weights is not None:
@@ -227,7 +231,8 @@ def test_another_codec_version_is_refused_before_anything_happens(
 def test_a_user_config_with_a_broken_adapter_costs_no_replica(
     cluster: DeployedCluster, tmp_path: Path
 ) -> None:
-    """By hand, without `publish`: Serve stops replicas whose `reconfigure` raises, so ours keep what they have."""
+    """By hand, without `publish`: Serve stops replicas whose `reconfigure` raises, so ours keep what they
+    have."""
     text, pids = cluster.path.read_text(), replica_pids()
     wrong = yaml.safe_load(text)
     (planner,) = (app for app in wrong["applications"] if app["name"] == f"m-{PLANNER}")

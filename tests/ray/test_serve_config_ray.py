@@ -1,4 +1,5 @@
-"""The strict reader of Serve configs against the schema of the installed Ray Serve, and cluster.yaml against the launcher's.
+"""The strict reader of Serve configs against the schema of the installed Ray Serve, and cluster.yaml against
+the launcher's.
 
 No cluster is started; the tier is `ray` as importing its schema takes seconds.
 """
@@ -207,7 +208,9 @@ def test_wrong_value_in_serves_sections(check: Check, old: str, new: str, where:
         ("route_prefix: null", "route_prefix: /", "applications[1].route_prefix"),
     ],
 )
-def test_repeated_application_is_told_once_and_where(check: Check, old: str, new: str, where: str) -> None:
+def test_repeated_application_is_reported_once_with_its_place(
+    check: Check, old: str, new: str, where: str
+) -> None:
     assert [
         problem.where
         for problem in errors(check(edited(old, new)))

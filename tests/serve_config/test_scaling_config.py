@@ -55,7 +55,7 @@ def test_a_delay_that_undoes_the_plans_is_a_warning() -> None:
     assert default.severity == "warning" and "upscale_delay_s: 0" in default.message
 
 
-def test_the_policy_of_somebody_else_is_theirs() -> None:
+def test_policies_of_others_are_not_judged_here() -> None:
     assert problems(policy={"policy_function": "my.module:policy"}, upscale_delay_s=30) == []
 
 

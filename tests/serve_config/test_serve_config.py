@@ -322,7 +322,7 @@ def test_vllm_with_a_gpu_is_no_problem() -> None:
     assert read(text.replace("num_cpus: 1", "num_gpus: 1"))[1] == []
 
 
-def test_a_taken_route_names_who_has_it() -> None:
+def test_taken_route_names_its_application() -> None:
     problem = only_problem(
         edited("  route_prefix: null\n", "")
         .replace("applications:\n", "applications:\n- {name: x, import_path: 'y:z'}\n", 1)
@@ -365,7 +365,7 @@ def with_keys(
     return read(config.replace("name: Router", router))[1]
 
 
-def test_keys_file_is_read_where_it_is_here(tmp_path: Path) -> None:
+def test_keys_file_on_this_machine_is_checked(tmp_path: Path) -> None:
     entry, sha256 = "- {name: alice, sha256: '%s', models: [%s]}", "0" * 64
     (missing,) = with_keys(tmp_path, None)
     assert missing.severity == "warning" and "each node" in missing.message
@@ -472,7 +472,7 @@ def test_adapter_whose_weights_were_changed_is_an_error(tmp_path: Path) -> None:
     assert "is not what was written" in only_problem(with_adapters(d1=directory)).message
 
 
-# -- the YAML itself ----------------------------------------------------------------------------------------------
+# -- the YAML itself -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("twice", ["http_options", "name", "max_ongoing_requests", "deadline_s"])
@@ -554,14 +554,15 @@ def test_without_ray_serve_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_importing_the_module_loads_neither_ray_nor_torch() -> None:
-    code = "import sys, r2_serve.serve_config; print([m for m in ('ray', 'torch', 'transformers', 'vllm', 'openai') if m in sys.modules])"
+    heavy = ("ray", "torch", "transformers", "vllm", "openai")
+    code = f"import sys, r2_serve.serve_config; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert loaded.stdout.strip() == "[]"
 
 
-# -- the shipped files --------------------------------------------------------------------------------------------
+# -- the shipped files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alternatives", [[], *([name] for name in ALTERNATIVES), ALTERNATIVES], ids="+".join)
@@ -619,7 +620,7 @@ def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
         )
 
 
-def test_beside_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
+def test_with_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
     apps = yaml.safe_load(uncommented(REFERENCE.read_text(), "training"))["applications"]
     asked = [app["deployments"][0]["ray_actor_options"] for app in apps if app["name"] != "r2"]
     assert asked == [{"num_gpus": 1, "resources": {"serve_gpu": 1}}] * 4

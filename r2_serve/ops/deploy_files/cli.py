@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from r2_serve.errors import ConfigError
 from r2_serve.ops.command_line import DEFAULT_CONFIG, plain_errors
@@ -18,34 +19,25 @@ from r2_serve.ops.deploy_files.templates import documents
 if TYPE_CHECKING:
     from r2_serve.serve_config import ServeConfig
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="The Serve config; it stays the source of truth.")
-]
-ImageOption = Annotated[
-    str, typer.Option(help="Image with this package, Ray and the engines, built from Dockerfile.")
-]
-NameOption = Annotated[str, typer.Option(help="Name of the RayService.")]
-NamespaceOption = Annotated[str, typer.Option(help="Kubernetes namespace.")]
-SecretOption = Annotated[
-    str, typer.Option(help="Secret with the provider keys, under the names of the config's variables.")
-]
-KeysSecretOption = Annotated[str, typer.Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")]
-AuthSecretOption = Annotated[
-    str | None, typer.Option(help="Secret with Ray's own token; default: KubeRay makes one.")
-]
-SizeOption = Annotated[
-    str,
-    typer.Option(help="Size of such a pod, as 8cpu,16gi or 4cpu,16gi,1gpu; `auto`: what a replica needs."),
-]
-CountOption = Annotated[
-    str | None, typer.Option(help="FEWEST:MOST such pods; default: what the replicas need.")
-]
-SelectorOption = Annotated[
-    list[str] | None, typer.Option(help="LABEL=VALUE of Kubernetes nodes for GPU pods; repeat for more.")
-]
-ClaimOption = Annotated[
-    list[str] | None, typer.Option(help="CLAIM=DIRECTORY: a PersistentVolumeClaim mounted in all pods.")
-]
+ConfigOption = Annotated[Path, Option("--config", "-c", help="The Serve config, the source of truth.")]
+ImageOption = Annotated[str, Option(help="Image built from Dockerfile, with Ray and the engines.")]
+NameOption = Annotated[str, Option(help="Name of the RayService.")]
+NamespaceOption = Annotated[str, Option(help="Kubernetes namespace.")]
+SecretOption = Annotated[str, Option(help="Secret with the provider keys, by the names of the variables.")]
+KeysSecretOption = Annotated[str, Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")]
+AuthSecretOption = Annotated[str | None, Option(help="Secret with Ray's token; default: KubeRay makes one.")]
+SizeOption = Annotated[str, Option(help="Size of such a pod, as 4cpu,16gi,1gpu; `auto`: a replica's needs.")]
+CountOption = Annotated[str | None, Option(help="FEWEST:MOST such pods; default: the replicas' needs.")]
+SelectorOption = Annotated[list[str] | None, Option(help="LABEL=VALUE of nodes for GPU pods; repeatable.")]
+ClaimOption = Annotated[list[str] | None, Option(help="CLAIM=DIRECTORY: a volume claim for all pods.")]
+OutOption = Annotated[Path, Option(help="Directory to write to; files of the same name are replaced.")]
+EndpointOption = Annotated[str | None, Option(help="The router's HOST:PORT; default: the config's.")]
+KeyFileOption = Annotated[str | None, Option(help="File with a client key, if the endpoint asks for one.")]
+RayTargetsOption = Annotated[str, Option(help="The list of nodes that Ray keeps up to date on its head.")]
+SpendOption = Annotated[float | None, Option(min=0, help="Alert above this spend.")]
+KubernetesOption = Annotated[bool, Option("--kubernetes", help="Write objects of Prometheus' operator.")]
+MetricsSecretOption = Annotated[str, Option(help="With --kubernetes: Secret with a client key as `key`.")]
+RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # noqa: S108  # nosec B108
 METRICS_SECRET = "r2-metrics-key"  # noqa: S105
 BOUNDS = re.compile(r"(\d+):(\d+)")
 
@@ -93,28 +85,16 @@ def kuberay(
 
 
 def monitoring(
-    out: Annotated[Path, typer.Option(help="Directory to write to; files of the same name are replaced.")],
+    out: OutOption,
     config: ConfigOption = DEFAULT_CONFIG,
-    endpoint: Annotated[
-        str | None, typer.Option(help="The router's HOST:PORT for Prometheus; default: the config's.")
-    ] = None,
-    key_file: Annotated[
-        str | None,
-        typer.Option(help="File with a client key on Prometheus' machine, if the endpoint has keys."),
-    ] = None,
-    ray_targets: Annotated[
-        str, typer.Option(help="The list of nodes that Ray keeps up to date on its head.")
-    ] = "/tmp/ray/prom_metrics_service_discovery.json",  # noqa: S108  # nosec B108
-    max_usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Alert above this spend.")] = None,
-    kubernetes: Annotated[
-        bool,
-        typer.Option("--kubernetes", help="Write objects of Prometheus' operator for a KubeRay service."),
-    ] = False,
+    endpoint: EndpointOption = None,
+    key_file: KeyFileOption = None,
+    ray_targets: RayTargetsOption = RAY_TARGETS,
+    max_usd_per_hour: SpendOption = None,
+    kubernetes: KubernetesOption = False,
     name: NameOption = Options.name,
     namespace: NamespaceOption = Options.namespace,
-    metrics_secret: Annotated[
-        str, typer.Option(help="With --kubernetes: Secret whose `key` is a client key.")
-    ] = METRICS_SECRET,
+    metrics_secret: MetricsSecretOption = METRICS_SECRET,
 ) -> None:
     """Write what Prometheus and Grafana need: scraping, alert rules and a dashboard.
 

@@ -104,14 +104,10 @@ def _deployments(app: Object) -> Iterator[Replicas]:
     entries = {entry["name"]: entry for entry in app.get("deployments", ())}
     for name in dict.fromkeys([*DEPLOYMENTS.get(app["import_path"], ()), *entries]):
         options = entries.get(name, {})
-        yield Replicas(
-            app["name"],
-            name,
-            _takes(app["name"], name, options),
-            *_bounds(options),
-            max_per_node=int(options.get("max_replicas_per_node") or 0),
-            shutdown_s=float(options.get("graceful_shutdown_timeout_s", DEFAULT_SHUTDOWN_S)),
-        )
+        max_per_node = int(options.get("max_replicas_per_node") or 0)
+        shutdown_s = float(options.get("graceful_shutdown_timeout_s", DEFAULT_SHUTDOWN_S))
+        takes = _takes(app["name"], name, options)
+        yield Replicas(app["name"], name, takes, *_bounds(options), max_per_node, shutdown_s)
 
 
 def _bounds(options: Object) -> tuple[int, int]:
