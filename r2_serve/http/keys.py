@@ -83,14 +83,12 @@ def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
         where = ".".join(map(str, first["loc"])) or "the whole file"
         hint = "a keys file is a YAML list of entries as `r2-serve keys new` prints them"
         raise ConfigError(f"{path}: {where}: {first['msg']}; {hint}") from None
-    for kind in ("name", "sha256"):
-        value, count = (
-            Counter(getattr(entry, kind) for entry in entries).most_common(1)[0] if entries else ("", 0)
-        )
-        if count > 1:
-            raise ConfigError(f"{path}: {kind} {value!r} stands twice")
     if not entries:
         raise ConfigError(f"{path} holds no key: add the entry that `r2-serve keys new --name NAME` prints")
+    for kind in ("name", "sha256"):
+        ((value, count),) = Counter(getattr(entry, kind) for entry in entries).most_common(1)
+        if count > 1:
+            raise ConfigError(f"{path}: {kind} {value!r} stands twice")
     return entries
 
 
