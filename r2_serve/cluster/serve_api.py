@@ -76,7 +76,7 @@ class Dashboard:
         status, message = "unknown", ""
         while time.monotonic() < give_up_at:
             details = self.applications().get(app, Application())
-            status, message = details.get("status", "NOT_STARTED"), _reason(details.get("message", ""))
+            status, message = details.get("status", "NOT_STARTED"), _reason(details.get("message") or "")
             if status == "RUNNING":
                 return
             if status in FAILED:
@@ -123,7 +123,7 @@ def _fault(app: Mapping[str, object], details: Application | None) -> str | None
     if details.get("source") == "imperative" or not deployed:
         return "was not deployed from a config file, so it cannot change in place: `serve deploy` the file"
     if details.get("status") != "RUNNING":
-        reason = _reason(details.get("message", ""))
+        reason = _reason(details.get("message") or "")
         return f"is {details.get('status')}: {reason or 'wait until it runs, or repair it'}"
     differing = [key for key in ("import_path", "args") if deployed.get(key, {}) != app.get(key, {})]
     if differing:
