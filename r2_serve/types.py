@@ -61,6 +61,15 @@ class Sampling(Record):
         return self.response_format or self.json_schema
 
 
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes of a token, typical of English text; used only for calls that reported no usage."""
+
+
+def likely_tokens(num_bytes: int) -> int:
+    """An estimate of the tokens in a text of `num_bytes`, rounded up."""
+    return -(-num_bytes // BYTES_PER_TOKEN)
+
+
 class Usage(Record):
     """Tokens of one or many calls."""
 

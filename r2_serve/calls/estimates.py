@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from r2_serve.config import ModelConfig
-from r2_serve.types import Message, Usage
+from r2_serve.types import Message, Usage, likely_tokens
 
 TEMPLATE_TOKENS_PER_MESSAGE = 16
 """Allowance for the chat template around each message."""
-BYTES_PER_TOKEN = 4
-"""Typical of English text; used only for calls that reported no usage."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Prompt:
     def likely_usage(self, received_bytes: int, max_tokens: int) -> Usage:
         """An estimate within that bound, for a call that was sent but reported no usage."""
         return Usage(
-            prompt_tokens=sum(map(_likely_tokens, self._sizes())),
-            completion_tokens=min(_likely_tokens(received_bytes), max_tokens),
+            prompt_tokens=sum(map(likely_tokens, self._sizes())),
+            completion_tokens=min(likely_tokens(received_bytes), max_tokens),
         )
 
     def _sizes(self) -> list[int]:
@@ -50,7 +48,3 @@ class Prompt:
 def format_chars(format_sent: Mapping[str, object] | None) -> int:
     """Length of a schema or response format as JSON, in the ASCII that it is sent in."""
     return 0 if format_sent is None else len(json.dumps(format_sent))
-
-
-def _likely_tokens(num_bytes: int) -> int:
-    return -(-num_bytes // BYTES_PER_TOKEN)

@@ -1,10 +1,12 @@
-"""A continuously batching engine as arithmetic: sequences that prefill, decode together, and wait for a place.
+"""Continuous batching as arithmetic: sequences prefill, decode together, and wait for a place.
 
-The one model of batching of this project: the scripted engine runs it in real time, the simulator on a virtual clock.
-What it leaves out: the interference of prefills with decoding, memory of the key-value cache, preemption.
+The scripted engine runs this model in real time, the simulator on a virtual clock. It leaves out how prefills
+slow down decoding, the memory of the key-value cache, and preemption.
 
-All decoding sequences advance at one rate, so "tokens that each has decoded since the start" is a single number, the
-work W. A sequence that joins at W0 with n tokens to write ends at W = W0 + n: a heap on that, O(log n) per operation.
+All decoding sequences advance at one rate, so the tokens that each has decoded since the start are one
+number, the work W. A sequence that joins at W0 with n tokens to write ends at W = W0 + n. A heap holds these
+ends, so that each operation takes O(log n).
+
 Source: the virtual time of processor sharing (Demers et al., 1989, fair queueing).
 """
 
@@ -56,11 +58,11 @@ class Batch:
         self._sequences: dict[int, _Sequence] = {}
         self._waiting: deque[int] = deque()
         self._prefilling: list[tuple[float, int]] = []
-        """By the time of its end."""
+        """Heap of (time of the prefill's end, sequence)."""
         self._decoding: list[tuple[float, int]] = []
-        """By the work at its end. Below their heads both heaps may hold sequences that have left: their ids are no longer known."""
+        """Heap of (work at the end, sequence). Below the heads there may be sequences that have left."""
         self._has_gone = False
-        """Whether any sequence ever left."""
+        """Whether a sequence ever left early."""
         self._ended: list[Finished] = []
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class Batch:
         return len(self._sequences)
 
     def arrive(self, now_s: float, prompt_tokens: float, reply_tokens: float) -> int:
-        """A new sequence; it waits where `max_batch_size` are at work."""
+        """Adds a sequence, which waits while `max_batch_size` others are at work. Returns its id."""
         self._run_to(now_s)
         sequence = self._next_id
         self._next_id = sequence + 1
@@ -78,7 +80,7 @@ class Batch:
         return sequence
 
     def leave(self, now_s: float, sequence: int) -> None:
-        """Cancelled by its client: its place is free. Nothing where it has ended."""
+        """Frees the place of a cancelled sequence. Does nothing if the sequence has ended."""
         self._run_to(now_s)
         gone = self._sequences.pop(sequence, None)
         if gone is None:
@@ -94,22 +96,23 @@ class Batch:
         self._admit()
 
     def advance(self, now_s: float) -> list[Finished]:
-        """Those that ended by `now_s` and were not told of yet, in order."""
+        """The sequences that ended by `now_s` and were not returned before, in order."""
         self._run_to(now_s)
         ended, self._ended = self._ended, []
         return ended
 
     def next_event_s(self) -> float | None:
-        """When a sequence next begins or ends decoding, if nobody comes or leaves; None where none is at work."""
+        """When a sequence next begins or ends decoding if none comes or leaves; None if none is at work."""
         if self._ended:
             return self._ended[0].end_s
         next_s = min(self._prefilling[0][0] if self._prefilling else math.inf, self._decode_end_s())
         return None if next_s == math.inf else next_s
 
     def no_end_before_s(self) -> float | None:
-        """A time before which no sequence ends, whoever comes, if nobody leaves; None where none is at work.
+        """A time before which no sequence ends if none leaves; None if none is at work.
 
-        Often later than `next_event_s`, so that whoever needs ends alone looks less often. It is exact where none prefills.
+        It is often later than `next_event_s`, so that callers who only need ends look less often. It is exact
+        while no sequence prefills.
         """
         if self._ended:
             return self._ended[0].end_s
@@ -122,7 +125,7 @@ class Batch:
         return None if earliest_s == math.inf else earliest_s
 
     def num_decoded(self, now_s: float, sequence: int) -> float:
-        """Tokens that a sequence has written by `now_s`; infinity where it has ended."""
+        """Tokens that a sequence has written by `now_s`; infinity if it has ended."""
         self._run_to(now_s)
         known = self._sequences.get(sequence)
         if known is None:
@@ -130,7 +133,7 @@ class Batch:
         return self._work - known.work_at_start if known.decode_start_s >= 0 else 0.0
 
     def tokens_per_s(self) -> float:
-        """Of each sequence that decodes now."""
+        """Rate of each sequence that decodes now."""
         return self._rates[self._num_decoding]
 
     def _run_to(self, now_s: float) -> None:
@@ -178,7 +181,7 @@ class Batch:
             heapq.heappush(self._prefilling, (self._now_s + self._sequences[sequence].prefill_s, sequence))
 
     def _decode_end_s(self) -> float:
-        """Of the first, at the rate of now; infinite where none decodes."""
+        """When the first decoding sequence ends at the present rate; infinity if none decodes."""
         if not self._decoding:
             return math.inf
         left = self._decoding[0][0] - self._work

@@ -1,7 +1,7 @@
-"""The parts of replies and stream chunks that are read, for hosted engines and for clients of our own endpoint.
+"""The parts of replies and stream chunks that hosted engines and clients of our own endpoint read.
 
-What would change the answer is checked strictly. Everything else is tolerated: null in place of a list, unknown
-fields, token counts and log-probabilities that make no sense.
+What would change the answer is checked strictly. Everything else is tolerated: null in place of a list,
+unknown fields, token counts and log-probabilities that make no sense.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Checkpoints in memory, ready for `generate`: a model with its own tokenizer, loaded from a directory or from an adapter.
+"""Checkpoints in memory: a model with its own tokenizer, loaded from a directory or from an adapter.
 
-Loading seconds at a time may happen beside a batch of another checkpoint, so nothing here touches one that is loaded: a
-LoRA adapter is merged into a copy of its base. That costs a base's memory per adapter, which suits tiny models; large ones
-are vLLM's, which shares the base.
+A batch of another checkpoint may run while one loads, so nothing here changes a loaded checkpoint: a LoRA
+adapter is merged into a copy of its base. Each adapter takes the memory of a base, which suits tiny models;
+vLLM, for large ones, shares the base.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What one call decodes with. Compared by identity."""
+    """A model and its tokenizer, compared by identity."""
 
     tokenizer: Any
     model: Any
@@ -40,11 +40,11 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
-    """The model at `path`, with plain greedy decoding as its default: what a checkpoint sets is not mixed in.
+    """The model at `path`. Its default is greedy decoding; generation settings of the checkpoint are ignored.
 
-    Raises: ConfigError where something is missing or cannot be loaded.
+    Raises: ConfigError if a file is missing or cannot be loaded.
     """
-    # Its one warning, that the padded batch is longer than the context, is expected here: rows are bounded one by one.
+    # It warns that the padded batch is longer than the context, which is expected: each row is bounded.
     logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
     folder = resolve_checkpoint(path)
     tokenizers = PreTrainedTokenizerFast if has_generic_tokenizer(folder) else AutoTokenizer
@@ -55,7 +55,7 @@ def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **options
             )
-    except Exception as e:  # a broken file makes the libraries raise whatever they like, safetensors its own
+    except Exception as e:  # the libraries raise many types for a broken file
         raise ConfigError(f"cannot load the model {path!r}: {str(e)[:500]}") from e
     check_chat_template(tokenizer, path)
     eos = model.generation_config.eos_token_id
@@ -72,15 +72,16 @@ def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
 
 
 def load_adapter(name: str, path: str, base: Checkpoint, config: TransformersEngineConfig) -> Checkpoint:
-    """The adapter in the directory `path`: a whole checkpoint with its own tokenizer, or LoRA on a copy of `base`.
+    """The adapter in the directory `path`: a whole checkpoint, or LoRA merged into a copy of `base`.
 
-    Raises: ConfigError where it is neither, cannot be loaded, or is LoRA and peft is not installed.
+    Raises: ConfigError if it is neither, cannot be loaded, or is LoRA and peft is not installed.
     """
     if (Path(path) / "adapter_config.json").is_file():
         return replace(base, model=_merged(name, path, base.model))
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(
-            f"adapter {name!r}: {path!r} is no directory with an adapter_config.json (LoRA) or config.json (a checkpoint)"
+            f"adapter {name!r}: {path!r} is no directory with an adapter_config.json (LoRA) "
+            "or config.json (a checkpoint)"
         )
     return load_checkpoint(path, config)
 

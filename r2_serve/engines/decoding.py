@@ -1,8 +1,9 @@
 """One `generate` batch, row by row: each row samples, streams and ends in its own way.
 
-transformers' `generate` decodes a batch under one set of options. Here it always decodes greedily, and two hooks make
-the rows independent: `RowSampler` (a logits processor) perturbs the rows that sample, so that their argmax is a draw;
-`RowStops` (a stopping criterion) sees every new token, hands it to the row's `Reply` and says which rows are done.
+transformers' `generate` decodes a batch under one set of options. Here it always decodes greedily, and two
+hooks make the rows independent: `RowSampler` (a logits processor) adds noise to the rows that sample, so that
+their argmax is a draw; `RowStops` (a stopping criterion) hands every new token to the row's `Reply` and says
+which rows are done.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from r2_serve.types import Sampling
 
 @dataclass
 class Row:
-    """One row of a batch. `on_token` is told, in the worker's thread, after each token of the unfinished reply."""
+    """One row of a batch. The worker's thread calls `on_token` after each token of the unfinished reply."""
 
     prompt: list[int]
     sampling: Sampling
@@ -42,10 +43,10 @@ class Row:
 
 
 class RowSampler:
-    """Logits processor. A sampled row's logits become log-probabilities plus Gumbel noise, whose argmax is a draw.
+    """Logits processor. A sampled row's logits become log-probabilities plus Gumbel noise.
 
-    The noise comes from the row's own generator: a seeded reply does not depend on what else is in the batch (up to
-    float rounding). `chosen_logprobs` are the model's own, before temperature, penalties and noise.
+    The noise comes from the row's own generator, so that a seeded reply does not depend on the rest of the
+    batch (up to float rounding). `chosen_logprobs` are the model's own, before penalties and noise.
     """
 
     def __init__(self, rows: Sequence[Row], num_prompt_positions: int) -> None:
@@ -78,7 +79,7 @@ class RowSampler:
         return scores
 
     def chosen_logprobs(self, tokens: torch.Tensor) -> list[float] | None:
-        """Natural log-probability of each row's new token (B,); None where no row asks."""
+        """Natural log-probability of each row's new token (B,); None if no row asks."""
         if self._logprobs is None:
             return None
         chosen: list[float] = self._logprobs.gather(1, tokens[:, None])[:, 0].tolist()
@@ -88,16 +89,15 @@ class RowSampler:
         logprobs = torch.log_softmax(logits / self._temperatures.to(logits.device), dim=-1)
         if bool((self._top_ps < 1).any()):
             logprobs = _within_top_p(logprobs, self._top_ps.to(logits.device))
-        noise = torch.empty(
-            logprobs.shape, dtype=torch.float32
-        )  # not the default type, which loading a model may change for a moment
+        # Loading a model may change the default type for a moment, so the type is given.
+        noise = torch.empty(logprobs.shape, dtype=torch.float32)
         for row, i in zip(noise, self._sampled, strict=True):
             row.exponential_(generator=self._rows[i].generator)
         return logprobs - noise.clamp_min(1e-30).log().to(logits.device)
 
     @staticmethod
     def _penalty(sampling: Sampling, generated: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """OpenAI's: frequency times the count of each token (V,), plus presence for those that occur."""
+        """OpenAI's penalty (V,): frequency times the count of each token, plus presence if it occurs."""
         counts = torch.bincount(generated, minlength=vocabulary)
         return (sampling.frequency_penalty or 0.0) * counts + (sampling.presence_penalty or 0.0) * (
             counts > 0
@@ -105,7 +105,7 @@ class RowSampler:
 
 
 def _within_top_p(logprobs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
-    """(B, V) with everything outside the smallest set of tokens whose probability reaches `top_ps` (B, 1) at -inf."""
+    """(B, V) with all tokens outside the smallest set whose probability reaches `top_ps` (B, 1) at -inf."""
     ordered, positions = logprobs.sort(dim=-1, descending=True)
     probabilities = ordered.exp()
     is_outside = probabilities.cumsum(dim=-1) - probabilities >= top_ps

@@ -24,8 +24,8 @@ class EventStreamError(ValueError):
 class EventReader:
     """Takes the bytes of a stream as they come and gives the data of each event that is complete.
 
-    Lines end with LF, CR or both. A byte order mark, comments and fields other than `data` are passed over; several
-    `data` lines of an event are joined by LF. An event that the stream's end cuts off is never given.
+    Lines end with LF, CR or both. A byte order mark, comments and fields other than `data` are ignored.
+    Several `data` lines of an event are joined by LF. An event that the stream's end cuts off is never given.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,10 @@
 """A model behind an OpenAI-compatible API: OpenAI, Azure OpenAI, DeepSeek, Qwen, a vLLM server.
 
-One POST of aiohttp's client per call and nothing more: no retries (the router has its own), no redirects, no timeout but ours,
-which bounds the whole call. Replies are read as bytes and validated here (`hosted_replies`). Not the openai client: it takes a
-truncated stream for a complete one and an error object for a completion, and costs five times the CPU (docs/performance.md).
-The key never leaves the request's header: texts from the provider are redacted before they go into an error.
+A call is one POST of aiohttp's client: no redirects, no retries (the router has its own), and one timeout
+that bounds the whole call. Replies are read as bytes and checked in `hosted_replies`. The openai client is
+not used: it takes a cut stream for a whole one and an error object for a completion, and costs five times the
+CPU (docs/performance.md). The key stays in the request's header: it is removed from the provider's texts
+before they go into an error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -34,28 +34,28 @@ from r2_serve.errors import (
     InvalidReply,
     NotStarted,
 )
-from r2_serve.types import Completion, Delta, EngineCall, Usage
+from r2_serve.types import Completion, Delta, EngineCall, Usage, likely_tokens
 
 MAX_REPLY_BYTES = 16_000_000
 MAX_MESSAGE_CHARS = 300
-"""Of an error, most of which is the provider's own text."""
+"""Longest error message, most of which is the provider's own text."""
 MAX_ERROR_BYTES = 64_000
-"""Of a body that comes with an error's status; what is beyond is not read."""
+"""How much is read of the body of an error status."""
 MAX_CONNECTIONS, KEEP_ALIVE_S = 1000, 4.0
-"""Idle connections go before the provider's end does: vLLM's and other uvicorn servers close them after 5 s."""
+"""Idle connections close before the provider closes them: uvicorn servers such as vLLM's do so after 5 s."""
 MAX_HEADER_BYTES = 128 * 1024
-"""Longest line of a reply's head. Gateways send policies and traces of more than aiohttp's own 8,190 bytes."""
+"""Longest line of a reply's head. Some gateways send more than aiohttp's default of 8,190 bytes."""
 DRAIN_S = 0.1
 USAGE_WAIT_S = 2.0
-"""How long the usage of a streamed reply that is no answer is waited for: it comes last."""
+"""How long a failed stream is read on for its usage, which comes last."""
 _log = logging.getLogger(__name__)
 
 
 class HostedEngine:
-    """An `Engine` over HTTP. Where a reply reports no usage it is estimated, UTF-8 bytes / 4 rounded up, with one warning.
+    """An `Engine` over HTTP. If a reply reports no usage, it is estimated from its bytes, with one warning.
 
-    `stall_s` is how long a stream may be silent once it has begun; the wait for its beginning is bounded by the call's
-    timeout alone.
+    `stall_s` is how long a stream may be silent after its first bytes. Only the call's timeout bounds the
+    wait for these.
     """
 
     def __init__(self, config: HostedEngineConfig, *, stall_s: float = 30.0) -> None:
@@ -92,7 +92,7 @@ class HostedEngine:
         )
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """The same, as it comes, and its usage when it is told. A stream that ends before its finish reason is an InvalidReply."""
+        """Raises: as `generate`; InvalidReply also if the stream ends before its finish reason."""
         deadline = Deadline(call.timeout_s)
         reader = StreamReader()
         text, told = "", None
@@ -126,7 +126,7 @@ class HostedEngine:
             return next(pieces, None)
 
     async def _chunks(self, call: EngineCall, deadline: Deadline) -> AsyncGenerator[bytes, None]:
-        """The body of a stream as it arrives. Each wait is bounded, never the consumer's time."""
+        """The body of a stream as it arrives. Each wait is bounded; the consumer's time is not counted."""
         opening = self._response(call, is_streamed=True)
         with self._redacted_errors():
             async with bounded(deadline.at):
@@ -174,20 +174,21 @@ class HostedEngine:
             merges = True
 
     async def _client(self) -> aiohttp.ClientSession:
-        """Of the running event loop, to which connections belong; made on its first call."""
+        """The session of the running event loop, to which its connections belong; made on the first call."""
         if self._session is None or self._session.closed:
             self._life = _session_for_the_loop()
             self._session = await anext(self._life)
         return self._session
 
-    def _body(self, call: EngineCall, *, is_streamed: bool, merges_instructions: bool) -> dict[str, Any]:
+    def _body(self, call: EngineCall, *, is_streamed: bool, merges_instructions: bool) -> dict[str, object]:
         sampling = call.sampling
         messages = without_instruction_roles(call.messages) if merges_instructions else call.messages
         if call.adapter is not None:
             raise EngineRefused(
-                f"adapter {call.adapter!r}: a hosted model takes no adapter; name the adapted model as a model of its own"
+                f"adapter {call.adapter!r}: a hosted model takes no adapter; "
+                "name the adapted model as a model of its own"
             )
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": self._config.model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
             "temperature": sampling.temperature,
@@ -202,7 +203,8 @@ class HostedEngine:
         if sampling.response_format is not None:
             if not self._config.supports_json_schema:
                 raise EngineRefused(
-                    "this model is configured with supports_json_schema: false, so it is not asked for a response_format"
+                    "this model is configured with supports_json_schema: false, "
+                    "so it is not asked for a response_format"
                 )
             body["response_format"] = sampling.response_format
         elif sampling.json_schema is not None and self._config.supports_json_schema:
@@ -218,15 +220,17 @@ class HostedEngine:
     def _estimated(self, call: EngineCall, text: str) -> Usage:
         if not self._has_warned_of_usage:
             self._has_warned_of_usage = True
-            _log.warning("%r reports no usage: tokens are estimated as bytes / 4", self)
+            _log.warning("%r reports no usage: tokens are estimated from the length of the texts", self)
         prompt_bytes = sum(len(m.content.encode()) for m in call.messages)
         if call.sampling.format_sent is not None and self._config.supports_json_schema:
             prompt_bytes += len(json.dumps(call.sampling.format_sent))
-        return Usage(prompt_tokens=-(-prompt_bytes // 4), completion_tokens=-(-len(text.encode()) // 4))
+        return Usage(
+            prompt_tokens=likely_tokens(prompt_bytes), completion_tokens=likely_tokens(len(text.encode()))
+        )
 
     @contextmanager
     def _redacted_errors(self) -> Iterator[None]:
-        """Whatever goes wrong inside as an EngineError without the key, and without the original in its traceback."""
+        """Raises: any failure inside as an EngineError without the key or a cause that might hold it."""
         failure: EngineError
         try:
             yield
@@ -242,7 +246,7 @@ class HostedEngine:
         raise self._redacted(failure) from None
 
     def _redacted(self, error: EngineError) -> EngineError:
-        """Without the key, then cut short: the other way round half a key could stay at the end. In valid Unicode, unlike JSON's texts."""
+        """The error in valid Unicode without the key; cut short after that, so that no half key remains."""
         message = error.message.encode(errors="replace").decode()
         message = message.replace(self._key, "[key]") if self._key else message
         message = message[:MAX_MESSAGE_CHARS]
@@ -256,7 +260,7 @@ class HostedEngine:
 
 
 async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]:
-    """A session that ends with the event loop, which closes the async generators begun in it, if nobody ends it before."""
+    """A session that ends at the latest with the event loop, which closes its async generators."""
     connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
     async with aiohttp.ClientSession(
         connector=connector,
@@ -269,7 +273,7 @@ async def _session_for_the_loop() -> AsyncGenerator[aiohttp.ClientSession, None]
 
 
 async def _read_on(reader: StreamReader, chunks: AsyncGenerator[bytes, None]) -> None:
-    """For the usage of a reply that is known to have failed, which says no more than that."""
+    """Reads the rest of a failed reply for its usage."""
     with suppress(EngineError, TimeoutError):
         async with asyncio.timeout(USAGE_WAIT_S):
             async for chunk in chunks:
@@ -280,7 +284,7 @@ async def _read_on(reader: StreamReader, chunks: AsyncGenerator[bytes, None]) ->
 
 
 async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
-    """Reads what follows `[DONE]`, which should be nothing: a connection is used again only if its body was read to the end."""
+    """Reads to the end of the body: only then the connection can be used again."""
     with suppress(EngineError, TimeoutError):
         async with asyncio.timeout(DRAIN_S):
             async for _ in chunks:
@@ -317,7 +321,8 @@ def _key(config: HostedEngineConfig) -> str | None:
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
         raise ConfigError(
-            f"environment variable {config.api_key_env} is not set: it must hold the key for model {config.model!r}"
+            f"environment variable {config.api_key_env} is not set: "
+            f"it must hold the key for model {config.model!r}"
         )
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
@@ -327,20 +332,19 @@ def _key(config: HostedEngineConfig) -> str | None:
 
 
 def _address(config: HostedEngineConfig, key: str | None) -> tuple[str, dict[str, str]]:
-    """Where completions are asked for, and the headers that go there."""
-    base, headers = (
-        config.base_url.rstrip("/"),
-        {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"},
-    )
+    """The URL of completions and the headers of a request."""
+    base = config.base_url.rstrip("/")
+    headers = {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
     if config.kind == "openai":
         return f"{base}/chat/completions", {**headers, "Authorization": f"Bearer {key}"} if key else headers
     if key is None or config.api_version is None:
         raise ConfigError(f"model {config.model!r}: Azure needs api_key_env and api_version")
-    path = f"openai/deployments/{quote(config.model, safe='')}/chat/completions?api-version={quote(config.api_version)}"
+    deployment, version = quote(config.model, safe=""), quote(config.api_version)
+    path = f"openai/deployments/{deployment}/chat/completions?api-version={version}"
     return f"{base}/{path}", {**headers, "api-key": key}
 
 
 def _proxy(url: str) -> str | None:
-    """As HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say. Looked up once: aiohttp itself would ask a thread at each request."""
+    """The proxy by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. aiohttp would look at each request."""
     target, proxies = urlsplit(url), getproxies()
     return None if proxy_bypass(target.netloc) else proxies.get(target.scheme, proxies.get("all"))

@@ -57,8 +57,8 @@ class ReplyParts:
 def parse_completion(content: bytes) -> ReplyParts:
     """The body of a 200 that was not streamed.
 
-    Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused for an error inside. Each carries the
-    usage that the body reports.
+    Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused for an error inside. Each
+    carries the usage that the body reports.
     """
     body = _json_object(content, "the reply")
     try:
@@ -95,8 +95,8 @@ def _parts(body: dict[str, object]) -> ReplyParts:
 class StreamReader:
     """Takes the bytes of a streamed reply and gives its text. `finish` says whether the reply is whole.
 
-    A reply is whole once a finish reason came; `[DONE]` is neither required after it nor taken in its place. After
-    the reply has failed it can be read on for its usage, which comes last.
+    A reply is whole once a finish reason came; `[DONE]` is neither required after it nor taken in its place.
+    A failed reply can be read on for its usage, which comes last.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class StreamReader:
     def feed(self, chunk: bytes) -> Iterator[str]:
         """The text of each event that `chunk` completes; to be exhausted.
 
-        Raises: InvalidReply; EngineUnavailable and EngineRefused for an error inside. Each carries the usage so far.
+        Raises: InvalidReply; EngineUnavailable and EngineRefused for an error inside. Each carries the usage.
         """
         try:
             events = self._events.feed(chunk)
@@ -137,7 +137,7 @@ class StreamReader:
     def finish(self) -> FinishReason:
         """The finish reason.
 
-        Raises: InvalidReply if the stream broke off or its finish reason is unknown, AnswerWithheld; with its usage.
+        Raises: InvalidReply if the stream broke off or its finish reason is unknown; AnswerWithheld.
         """
         if self._failure is None and self._finish_reason is not None:
             return self._finish_reason
@@ -196,7 +196,7 @@ def failure_from_status(status: int, headers: Mapping[str, str], content: bytes)
 
 
 def failure_from_body(status: int | None, body: object) -> EngineError:
-    """The error that `body` describes. `status` is None if an error inside a 200 names no status of its own."""
+    """The error that `body` describes. `status` is None if an error inside a 200 names none."""
     error = body.get("error") or body if isinstance(body, dict) else None
     fields = error if isinstance(error, dict) else {"message": error}
     text = fields.get("message") or fields.get("detail")

@@ -72,7 +72,7 @@ class NumpyEngine:
         await asyncio.to_thread(self._add_adapter, name, path)
 
     async def unload_adapter(self, name: str) -> None:
-        """Forgets the adapter; calls that have begun keep it. Raises: EngineRefused if the name is unknown."""
+        """Forgets the adapter; running calls keep it. Raises: EngineRefused if the name is unknown."""
         self._adapters.pop(name)
 
     async def check_health(self) -> None:
@@ -90,7 +90,7 @@ class NumpyEngine:
         self._adapters.check_free(name)
         if (Path(path) / "adapter_config.json").is_file():
             raise ConfigError(
-                f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints: use transformers or vllm"
+                f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints: use transformers, vllm"
             )
         self._adapters.add(name, self._loaded(path))
 

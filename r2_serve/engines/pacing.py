@@ -1,4 +1,4 @@
-"""Takes as long as a real engine would: `Batch` in real time, for the scripted engine."""
+"""`Batch` in real time: the scripted engine takes as long as a real one would."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from r2_serve.engines.batching import Batch
 
 
 class BatchPace:
-    """Calls of one engine, each held for as long as its batch takes. Belongs to the event loop of its first call."""
+    """Holds each call of one engine for as long as its batch takes. Bound to the loop of its first call."""
 
     def __init__(self, speed: SpeedConfig) -> None:
         self._batch = Batch(speed)

@@ -1,11 +1,11 @@
-"""From chat messages to the prompt's token ids, alike for every engine that has the tokenizer itself."""
+"""Token ids of a prompt, for every engine that has the tokenizer itself."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jinja2 import TemplateError
 
@@ -18,23 +18,24 @@ GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used."""
 
-    chat_template: Any
+    chat_template: object
     unk_token_id: int | None
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
     ) -> str: ...
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
 
 
 def has_generic_tokenizer(path: str) -> bool:
-    """Whether `path` is a directory whose `tokenizer.json` is the whole truth about its tokenizer.
+    """Whether `path` is a directory whose `tokenizer.json` alone describes its tokenizer.
 
-    transformers 5.17 ignores that for model type `qwen2`: `AutoTokenizer` takes Qwen2's own byte-level BPE whatever
-    `tokenizer_class` says (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`), which turns a word-level vocabulary to nothing.
+    transformers 5.17 ignores that file for model type `qwen2`: `AutoTokenizer` takes Qwen2's own byte-level
+    BPE for any `tokenizer_class` (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`), which breaks a word-level
+    vocabulary.
     """
     config = Path(path) / "tokenizer_config.json"
     if not config.is_file() or not (Path(path) / "tokenizer.json").is_file():
@@ -43,7 +44,7 @@ def has_generic_tokenizer(path: str) -> bool:
 
 
 def check_chat_template(tokenizer: Tokenizer, path: str) -> None:
-    """Raises: ConfigError where the checkpoint brings no chat template."""
+    """Raises: ConfigError if the checkpoint has no chat template."""
     if not tokenizer.chat_template:
         raise ConfigError(
             f"the tokenizer of {path!r} has no chat template: chat messages cannot be rendered for it"
@@ -53,21 +54,22 @@ def check_chat_template(tokenizer: Tokenizer, path: str) -> None:
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int) -> list[int]:
     """Token ids of the rendered conversation, up to where the reply begins.
 
-    Raises: EngineRefused if the template refuses the roles, a word is not in the vocabulary, or no token of the
-    context is left for a reply.
+    Raises: EngineRefused if the template refuses the roles, a word is not in the vocabulary, or no token of
+    the context is left for a reply.
     """
     ids: list[int] = tokenizer(_rendered(tokenizer, messages), add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise EngineRefused(f"this model's vocabulary does not have {_unknown_words(tokenizer, messages)}")
     if len(ids) >= context_tokens:
         raise EngineRefused(
-            f"the prompt has {len(ids)} tokens; the model's context of {context_tokens} leaves none for a reply"
+            f"the prompt has {len(ids)} tokens; "
+            f"the model's context of {context_tokens} leaves none for a reply"
         )
     return ids
 
 
 def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """The conversation as text. Where the template refuses or drops a system message, the user message carries it."""
+    """The conversation as text. A system message that the template refuses or drops joins the user's."""
     try:
         text = _templated(tokenizer, messages)
     except EngineRefused:
@@ -80,7 +82,7 @@ def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
 
 
 def _templated(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """`developer` messages are rendered as `system`, the name that chat templates know. Raises: EngineRefused."""
+    """Renders `developer` messages as `system`, the name that templates know. Raises: EngineRefused."""
     chat = [{"role": "system" if m.role == "developer" else m.role, "content": m.content} for m in messages]
     try:
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)

@@ -21,7 +21,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class ReplyLimits:
-    """Where a reply ends. `max_tokens` counts the end-of-sequence token too."""
+    """The rules by which a reply ends. `max_tokens` counts the end-of-sequence token too."""
 
     max_tokens: int
     eos_ids: frozenset[int]
@@ -29,7 +29,7 @@ class ReplyLimits:
 
 
 class Reply:
-    """Tokens and text of one row while they are generated. Text is decoded token by token only if it must be."""
+    """Tokens and text of one row while they are generated. Text is decoded only when it is needed."""
 
     def __init__(self, decoder: Decoder, limits: ReplyLimits, *, is_streamed: bool) -> None:
         self.finish_reason: FinishReason | None = None
@@ -41,7 +41,7 @@ class Reply:
         self._ids: list[int] = []
         self._text = ""
         self._num_sent = 0
-        # The text of a token depends on its neighbours: ids[start:read] are those shown, decoded again as context.
+        # The text of a token depends on its neighbours: ids[start:read] are shown and give context.
         self._start = self._read = 0
 
     def push(self, token: int) -> None:

@@ -28,7 +28,7 @@ def is_role_refusal(message: str) -> bool:
 def without_instruction_roles(messages: Sequence[Message]) -> list[Message]:
     """The conversation with its instructions at the start of the first user message.
 
-    Neighbours of the same role become one message, as templates that refuse a system role want the roles to alternate.
+    Neighbours of the same role become one message: such templates often want the roles to alternate.
     """
     instructions = [message.content for message in messages if message.role in INSTRUCTION_ROLES]
     merged = [Message(role="user", content="\n\n".join(instructions))] if instructions else []

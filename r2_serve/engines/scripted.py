@@ -1,8 +1,7 @@
-"""The shipped fake: replies come from a list or a function, after a fixed delay or at a real engine's pace.
+"""The scripted engine: replies come from a list or a function, at a fixed delay or a real engine's pace.
 
-For tests, dry runs, benchmarks and autoscaling experiments.
-
-Not a model: "tokens" are words, so usage, `max_tokens` and streaming are counted in words.
+It serves tests, dry runs, benchmarks and autoscaling experiments. Its tokens are words: usage, `max_tokens`
+and streaming count words.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from r2_serve.config import ScriptedEngineConfig, SpeedConfig
 from r2_serve.engines.named_adapters import NamedAdapters
@@ -26,7 +25,7 @@ from r2_serve.errors import ConfigError, EngineTimeout
 from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling, Usage
 
 Reply = str | Completion | Exception
-"""A text (cut to `max_tokens` words and at stop strings), a completion given as it is, or an exception to raise."""
+"""A text (cut to `max_tokens` words and at stop strings), a whole completion, or an exception to raise."""
 ReplyFunction = Callable[[Sequence[Message], Sampling], Reply]
 Sleep = Callable[[float], Awaitable[object]]
 
@@ -36,12 +35,12 @@ _NUM_WORDS = re.compile(r"(\d{1,6}) words")
 
 
 class ScriptedEngine:
-    """Replies in turn, from the first again after the last, or as a function says. `calls` lists what was asked.
+    """Gives its replies in turn, again from the first after the last, or by a function. `calls` lists all.
 
-    `ScriptedEngineConfig` says what stands for what in a listed text. A call takes `delay_s`, a stream spreads it over its
-    words; `sleep` does the waiting. Or it takes what `speed` says. A call that would take longer than its `timeout_s` fails
-    when that is over. Made in code, the engine takes any adapter until one is added. A prompt with `dies_on` in it kills
-    the process.
+    `ScriptedEngineConfig` documents the placeholders in a listed text. A call takes `delay_s`, which a stream
+    spreads over its words and `sleep` waits for, or the time by `speed`. A call that would take longer than
+    its `timeout_s` fails at that time. An engine made in code takes any adapter until one is loaded. A prompt
+    that holds `dies_on` kills the process.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ScriptedEngine:
 
     @classmethod
     def from_config(cls, config: ScriptedEngineConfig) -> Self:
-        """Knows the adapters of `config` alone: calls that name others are refused, as by a real engine. Returns after `start_s`."""
+        """An engine that knows the adapters of `config` and no others. It takes the speed's `start_s`."""
         engine = cls(config.replies, delay_s=config.delay_s, speed=config.speed, dies_on=config.dies_on)
         engine._adapters = NamedAdapters()
         for name, path in config.adapters.items():
@@ -98,7 +97,7 @@ class ScriptedEngine:
         self._adapters.add(name, path)
 
     async def generate(self, call: EngineCall) -> Completion:
-        """The next reply. Raises: what the script says; EngineTimeout after `timeout_s`."""
+        """The next reply. Raises: the script's exception; EngineTimeout after `timeout_s`."""
         reply = self._next_reply(call)
         deadline = Deadline(call.timeout_s)
         if self._pace is None:
@@ -126,7 +125,7 @@ class ScriptedEngine:
     async def _paced(
         self, pieces: Sequence[str], prompt_tokens: int, deadline: Deadline
     ) -> AsyncGenerator[str, None]:
-        """Each piece at its time."""
+        """Each piece when it is due."""
         if self._pace is None:
             for piece in pieces:
                 await self._wait(self._delay_s / len(pieces), deadline)
@@ -165,7 +164,7 @@ class ScriptedEngine:
 
 
 def _filled(text: str, call: EngineCall) -> str:
-    """`text` with what stands in its places."""
+    """`text` with its placeholders filled in."""
     prompt = call.messages[-1].content
 
     def value(place: re.Match[str]) -> str:
@@ -191,18 +190,18 @@ def _filled(text: str, call: EngineCall) -> str:
 
 
 def _as_many_words(prompt: str) -> str:
-    """As the last "N words" in it asks for; one where nothing does."""
+    """As many words as the last "N words" in `prompt` asks for; one if there is none."""
     asked = _NUM_WORDS.findall(prompt)
     return " ".join(["word"] * int(asked[-1] if asked else 1))
 
 
-def _dumped(found: Iterator[Any]) -> str:
-    """The first as JSON; empty where there is none."""
+def _dumped(found: Iterator[object]) -> str:
+    """The first as JSON; empty if there is none."""
     return next((json.dumps(value) for value in found), "")
 
 
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every JSON object in `text` in the order in which they begin, those within others too."""
+def _json_objects(text: str) -> Iterator[dict[str, object]]:
+    """All JSON objects in `text`, nested ones too, in the order in which they begin."""
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         with suppress(ValueError, RecursionError):

@@ -1,9 +1,10 @@
-"""A replica's busy time, divided among the calls that it works on: at each moment equally.
+"""A replica's busy time, divided equally at each moment among the calls that it works on.
 
-So a call's share is what it cost the replica: alone it is its whole duration, in a batch of eight about an eighth, and the shares of
-all calls add up to the time in which there was one. Pure arithmetic on a clock, for replicas and the simulator alike.
+A call's share is what the call cost the replica: its whole duration if it is alone, about an eighth in a
+batch of eight. The shares of all calls add up to the replica's busy time. Replicas and the simulator use it.
 
-Source: the virtual time of processor sharing (Parekh and Gallager, A generalized processor sharing approach to flow control, 1993).
+Source: the virtual time of processor sharing (Parekh and Gallager, "A generalized processor sharing approach
+to flow control in integrated services networks", 1993).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from r2_serve.types import Work
 
 
 class SharedTime:
-    """Of one replica; `clock` is any monotonic one, in seconds."""
+    """The shared time of one replica. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._num_calls = 0
         self._shared_s = 0.0
-        """What a call that was always there would have got by `_until_s`."""
+        """Share at `_until_s` of a call that was always there."""
         self._until_s = clock()
 
     @contextmanager
     def call(self) -> Iterator[Callable[[], Work]]:
-        """For as long as a call is worked on. Gives what says, inside, what it has taken so far."""
+        """Counts a call as at work inside the block. Yields a function that gives its work so far."""
         start_s, mark = self._clock(), self.begin()
         try:
             yield lambda: Work(service_s=self._clock() - start_s, share_s=self.share_s(mark))
@@ -35,18 +36,18 @@ class SharedTime:
             self.end()
 
     def begin(self) -> float:
-        """A call comes. Returns its mark, for `share_s`."""
+        """Counts a call as at work. Returns its mark, for `share_s`."""
         self._advance()
         self._num_calls += 1
         return self._shared_s
 
     def share_s(self, mark: float) -> float:
-        """Of a call that has not gone yet."""
+        """Seconds that a call at work has had of the replica since its `mark`."""
         self._advance()
         return self._shared_s - mark
 
     def end(self) -> None:
-        """A call goes, answered or not."""
+        """Counts a call as gone, answered or not."""
         self._advance()
         self._num_calls -= 1
 

@@ -1,4 +1,4 @@
-"""The limit of one call: `timeout_s` becomes a deadline once, and every wait is bounded by it. A consumer's time is not the model's."""
+"""The time limit of one call. The time that the consumer of a stream takes does not count."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from r2_serve.errors import EngineTimeout
 
 
 class Deadline:
-    """When a call must have ended: `timeout_s` from now, and later by what the consumer of a stream holds it up."""
+    """The time at which a call must have ended: `timeout_s` from now, plus the pauses."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self.at: float | None = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        """On the event loop's clock; None is no limit."""
+        """Time of the event loop's clock; None for no limit."""
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around the `yield` of a stream."""
+        """Moves the deadline by the time inside the block: put it around the `yield` of a stream."""
         clock = asyncio.get_running_loop().time
         began = clock()
         yield
@@ -28,9 +28,9 @@ class Deadline:
 
 @asynccontextmanager
 async def bounded(until: float | None) -> AsyncIterator[None]:
-    """Ends the block at the event loop's time `until`. Never `yield` from an async generator inside it: it would cancel the consumer.
+    """Ends the block at the event loop's time `until`. Do not `yield` inside: it would cancel the consumer.
 
-    Raises: EngineTimeout then.
+    Raises: EngineTimeout at that time.
     """
     try:
         async with asyncio.timeout_at(until):
@@ -41,7 +41,7 @@ async def bounded(until: float | None) -> AsyncIterator[None]:
 
 @contextmanager
 def paused(limit: asyncio.Timeout) -> Iterator[None]:
-    """The time inside does not count against `limit`."""
+    """Moves `limit` by the time inside the block."""
     clock = asyncio.get_running_loop().time
     until, began = limit.when(), clock()
     limit.reschedule(None)

@@ -1,14 +1,14 @@
-"""A checkpoint run in the process by transformers: the default on a machine without GPU.
+"""A checkpoint run in this process by transformers, for machines without GPU.
 
-Concurrent calls are decoded together: one worker thread takes whatever waits and runs `generate` on it, while the event
-loop stays free. A call that arrives during a batch waits for the next one; a row's reply is handed over the moment the
-row ends. Not continuous batching: vLLM is for that.
+Concurrent calls are decoded together: one worker thread runs `generate` on all calls that wait, while the
+event loop stays free. A call that arrives during a batch waits for the next one; a reply is handed over when
+its row ends. vLLM batches continuously, this engine does not.
 
-Adapters are checkpoints held by name beside the base (`checkpoints`). Calls for different ones wait together; a batch
-holds calls of one, the one that the oldest call asks for.
+Adapters are checkpoints held by name next to the base (`checkpoints`). A batch holds calls of one checkpoint,
+the one that the oldest call asks for.
 
-Limits of this engine: `json_schema` is ignored and a `response_format` refused; positions in the padding
-may pass the model's context, which rotary models bear and models with a learned position table do not.
+Limits: `json_schema` is ignored and `response_format` refused. Positions in the padding may pass the model's
+context, which works for rotary models but not for models with a learned position table.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _Event = Delta | Completion | EngineError
 
 @dataclass
 class _Call:
-    """One call: made on the event loop, worked on by the thread, which answers through `events`."""
+    """One call, made on the event loop. The worker thread answers it through `events`."""
 
     checkpoint: Checkpoint
-    """The adapter's or the base; kept until the call ends, even if the adapter is removed meanwhile."""
+    """The adapter's or the base; the call keeps it even if the adapter is unloaded."""
     messages: Sequence[Message]
     sampling: Sampling
     is_streamed: bool
@@ -53,7 +53,7 @@ class _Call:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def post(self, event: _Event) -> None:
-        """From the worker's thread. A caller whose loop is gone counts as cancelled."""
+        """Sends an event from the worker's thread. A caller whose loop has ended counts as cancelled."""
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:
@@ -70,8 +70,8 @@ class _Call:
 class TransformersEngine:
     """An `Engine` over `generate`. Loading takes seconds; `aclose` ends the worker thread.
 
-    Decoding is greedy unless `temperature` is above 0. Usage counts the prompt without padding, and in the reply
-    the end-of-sequence token, as it was generated too. A reply without `max_tokens` may fill the context.
+    Decoding is greedy unless `temperature` is above 0. Usage counts the prompt without padding, and the reply
+    with its end-of-sequence token. A reply without `max_tokens` may fill the context.
     """
 
     def __init__(self, config: TransformersEngineConfig) -> None:
@@ -83,14 +83,14 @@ class TransformersEngine:
             self._add_adapter(name, folder)
         self._waiting: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._put_back: deque[_Call] = deque()
-        """Taken from `_waiting` but for another checkpoint than the batch: the worker's own, in order of arrival."""
+        """Calls taken from `_waiting` for another checkpoint than the batch's, in order of arrival."""
         self._closing = threading.Event()
         self._submit_lock = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
         self._worker.start()
 
     async def generate(self, call: EngineCall) -> Completion:
-        """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
+        """Raises: EngineRefused for an unknown adapter or word, or too long a prompt; EngineUnavailable."""
         deadline = Deadline(call.timeout_s)
         submitted = self._submitted(
             _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=False)
@@ -103,7 +103,7 @@ class TransformersEngine:
         return reply
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """The same, token by token. Closing the iterator ends the row."""
+        """Raises: as `generate`. Closing the iterator ends the row."""
         deadline = Deadline(call.timeout_s)
         submitted = self._submitted(
             _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=True)
@@ -121,7 +121,7 @@ class TransformersEngine:
         await asyncio.to_thread(self._add_adapter, name, path)
 
     async def unload_adapter(self, name: str) -> None:
-        """Forgets the adapter; calls that have begun keep it. Raises: EngineRefused if the name is unknown."""
+        """Forgets the adapter; running calls keep it. Raises: EngineRefused if the name is unknown."""
         self._adapters.pop(name)
 
     async def check_health(self) -> None:
@@ -130,7 +130,7 @@ class TransformersEngine:
             raise EngineUnavailable("the engine is closed")
 
     async def aclose(self) -> None:
-        """Ends the worker, which takes about one decoding step; calls that still run get EngineUnavailable."""
+        """Ends the worker within about one decoding step; calls that still run get EngineUnavailable."""
         with self._submit_lock:
             self._closing.set()
             self._waiting.put(None)
@@ -146,7 +146,8 @@ class TransformersEngine:
     def _submitted(self, call: _Call) -> _Call:
         if call.sampling.response_format is not None:
             raise EngineRefused(
-                "this engine (transformers) cannot hold a reply to a response_format: leave it out, or ask another model"
+                "this engine (transformers) cannot hold a reply to a response_format: "
+                "leave it out, or ask another model"
             )
         with self._submit_lock:
             if self._closing.is_set():
@@ -154,7 +155,7 @@ class TransformersEngine:
             self._waiting.put(call)
         return call
 
-    # -- the worker's thread ------------------------------------------------------------------------------------------
+    # -- the worker's thread ---------------------------------------------------------------------------
 
     def _work(self) -> None:
         while calls := self._next_calls():
@@ -166,7 +167,7 @@ class TransformersEngine:
                     call.post(EngineUnavailable(f"the model failed: {type(e).__name__}: {str(e)[:200]}"))
 
     def _next_calls(self) -> list[_Call]:
-        """The oldest call and all that wait for the same checkpoint, up to a full batch; empty when the engine closes."""
+        """The oldest call and others for the same checkpoint, up to a full batch; empty at the end."""
         waiting = self._drained()
         if waiting is None:
             return []
@@ -181,7 +182,7 @@ class TransformersEngine:
         return calls
 
     def _drained(self) -> list[_Call] | None:
-        """Every call that waits and is still wanted, at least one, oldest first; None when the engine closes."""
+        """All waiting calls that are not cancelled, at least one, oldest first; None at the end."""
         calls: list[_Call] = []
         while True:
             if self._put_back:
@@ -222,7 +223,7 @@ class TransformersEngine:
         return Row(prompt, call.sampling, reply, partial(_pass_on, call, reply, len(prompt)), is_cancelled)
 
     def _decode(self, rows: Sequence[Row], checkpoint: Checkpoint) -> None:
-        """Left-padded, as each row goes on at its right end."""
+        """Decodes the rows to their ends, padded on the left, as each goes on at its right end."""
         model = checkpoint.model
         width = max(len(row.prompt) for row in rows)
         pad = model.generation_config.pad_token_id

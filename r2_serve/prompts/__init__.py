@@ -1,13 +1,13 @@
 """Codecs: each renders a prompt, parses its reply, and formats the target text that trains it.
 
-`parse(format(x, query), query) == x` for plans, and likewise for allocations (property tests). A model's card names its codec; the
-decomposer's, the allocator's and each worker's may differ.
+`parse(format(x, query), query) == x` holds for plans and for allocations (property tests). A model's card
+names its codec; those of the decomposer, the allocator and each worker may differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from r2_serve.prompts.compact import CompactCodec
 from r2_serve.prompts.instruct import InstructCodec
@@ -19,16 +19,16 @@ class Codec(Protocol):
 
     name: str
     version: int
-    """Raised whenever a prompt or a format changes: adapters trained with another version are refused."""
+    """Number that grows with each change of a prompt or format. Adapters of another version are refused."""
     is_streamable: bool
-    """Whether a reply's text is the answer as it stands, so that its pieces may be shown as they come."""
+    """Whether the reply's text is the answer unchanged, so that its pieces may be shown as they come."""
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]: ...
 
-    def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None: ...
+    def plan_schema(self, max_subtasks: int) -> dict[str, object] | None: ...
 
     def format_plan(self, plan: Plan, query: str) -> str:
-        """The reply that `parse_plan` reads as `plan`; a dialect may write the query's numbers by their place in it."""
+        """The reply that `parse_plan` reads as `plan`; it may refer to the query's numbers by position."""
         ...
 
     def parse_plan(self, text: str, query: str) -> Plan:
@@ -37,7 +37,7 @@ class Codec(Protocol):
 
     def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]: ...
 
-    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None: ...
+    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None: ...
 
     def format_allocation(self, allocation: Allocation, pool: Sequence[ModelCard]) -> str: ...
 
@@ -48,11 +48,11 @@ class Codec(Protocol):
     def render_subtask(
         self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
     ) -> list[Message]:
-        """Prompt of one subtask; `messages` is the client's conversation, `answers` those it depends on."""
+        """The prompt of one subtask, from the client's conversation and the answers it depends on."""
         ...
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:
-        """Prompt of a whole query given straight to a model (pass-through, one-step plans)."""
+        """The prompt of a whole query to one model (pass-through, one-step plans)."""
         ...
 
     def parse_answer(self, text: str) -> str: ...
@@ -62,5 +62,5 @@ _CODECS: dict[str, Codec] = {"instruct": InstructCodec(), "compact": CompactCode
 
 
 def get_codec(name: str) -> Codec:
-    """The codec called `name`; `ModelCard.codec` admits no other."""
+    """The codec of that name; `ModelCard.codec` allows no other names."""
     return _CODECS[name]

@@ -6,12 +6,13 @@
     allocate    d1 * d1 ; d3 - d2 ; #1 + #2        ->  @1 @3 @2         (@k: k-th model of the pool)
     subtask     5 4 6 - 2 1                        ->  3 3 6            (least significant digit first)
 
-The decomposer sees the query's numbers as `n1 n2 ...`, by position, writes those, and the codec fills the numbers back in:
-nothing is copied digit by digit, and a plan is short. Source: number mapping of Wang, Liu and Shi, "Deep Neural Solver for Math
-Word Problems" (EMNLP 2017). Punctuation says nothing that the words do not, so it is left out. A number that is not
-the query's stands in a plan as digits. The allocator sees how many digits a number has (`d3`), which is what makes a
-step hard. Workers see digits as separate tokens, least significant first, the order in which carries are computed. `|` opens
-the answer template. The chat template shipped with each model appends the arrow that asks for the reply.
+The decomposer sees the query's numbers as `n1 n2 ...`, by position, and writes these names; the codec fills
+the numbers back in. So no number is copied digit by digit, and a plan is short. Source: number mapping of
+Wang, Liu and Shi, "Deep Neural Solver for Math Word Problems" (EMNLP 2017). Punctuation is left out. A number
+that the query does not hold stands in a plan as digits. The allocator sees how many digits a number has
+(`d3`), which makes a step hard or easy. Workers see digits as separate tokens, least significant first, the
+order in which carries are computed. `|` opens the answer template. The chat template of each shipped model
+appends the arrow that asks for the reply.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from r2_serve.errors import CodecError
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask, references, substitute
@@ -38,7 +38,7 @@ MAX_REPLY_CHARS = 20_000
 
 
 class CompactCodec:
-    """See the module's text."""
+    """The `compact` dialect; the module's docstring describes it."""
 
     name = "compact"
     version = 2
@@ -54,11 +54,11 @@ class CompactCodec:
                 words.append(token)
         return [Message(role="user", content=" ".join(words))]
 
-    def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None:
+    def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
         return None
 
     def format_plan(self, plan: Plan, query: str) -> str:
-        """Where a number occurs several times in the query, its first use is taken to mean the first, its second the second."""
+        """The plan as text. The n-th use of a number that the query repeats refers to its n-th occurrence."""
         places: dict[str, list[int]] = defaultdict(list)
         for place, number in enumerate(_numbers(query), 1):
             places[number].append(place)
@@ -96,7 +96,7 @@ class CompactCodec:
         )
         return [Message(role="user", content=" ; ".join(steps))]
 
-    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None:
+    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None:
         return None
 
     def format_allocation(self, allocation: Allocation, pool: Sequence[ModelCard]) -> str:
@@ -141,7 +141,7 @@ def _rewritten(step: str, rewrite: Callable[[str], str]) -> str:
 
 
 def _filled(step: str, numbers: Sequence[str]) -> str:
-    """The reverse. Raises: CodecError rather than give a number that was not meant."""
+    """The reverse of `_rewritten`. Raises: CodecError for a name that stands for no number."""
     joined = _joined(step)
     if match := _SIDE_BY_SIDE.search(joined):
         raise CodecError(f"two numbers side by side in a step: {match.group()[:40]!r}", "adjacent_numbers")
@@ -158,7 +158,7 @@ def _filled(step: str, numbers: Sequence[str]) -> str:
 
 
 def _joined(text: str) -> str:
-    """Single spaces, and numbers put together: `6 4 5` is 645."""
+    """The text with single spaces and its digits joined to numbers: `6 4 5` is 645."""
     return _DIGIT_GAP.sub(lambda match: match.group().replace(" ", ""), " ".join(text.split()))
 
 

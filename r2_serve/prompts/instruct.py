@@ -1,7 +1,7 @@
 """The dialect of instruct chat models: JSON plans and allocations, under structured outputs where possible.
 
-What other models wrote (subtask texts, answers) and what the user wrote is data: it stands between tags in a
-user message, never in a system role, and nothing is read from it but text.
+Texts of the user and of other models (subtasks, answers) are data: they stand between tags in a user message,
+never in a system message.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import heapq
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,8 @@ _DECOMPOSE = """You split a question into subtasks for other models to solve, an
 - Subtasks that do not need one another must not depend on one another: they run at the same time.
 - The last subtask states the final answer to the question."""
 
-_ALLOCATE = """You give each subtask of a plan to one model of a pool: the cheapest that will solve it correctly. Reply with JSON only:
+_ALLOCATE = """You give each subtask of a plan to one model of a pool: the cheapest that will solve it \
+correctly. Reply with JSON only:
 {"models": ["name for subtask 1", "name for subtask 2", ...]}, exactly one pool name per subtask, in order."""
 
 _WORK = """You carry out one step of a larger question. Use the answers of earlier steps as given.
@@ -57,7 +58,7 @@ class _AllocationReply(BaseModel):
 
 
 class InstructCodec:
-    """See the module's text."""
+    """The `instruct` dialect; the module's docstring describes it."""
 
     name = "instruct"
     version = 1
@@ -70,7 +71,7 @@ class InstructCodec:
             Message(role="user", content=_tagged("question", query)),
         ]
 
-    def plan_schema(self, max_subtasks: int) -> dict[str, Any] | None:
+    def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
         step = _closed_object(
             id={"type": "integer"},
             text={"type": "string"},
@@ -81,7 +82,7 @@ class InstructCodec:
         )
 
     def format_plan(self, plan: Plan, query: str) -> str:
-        reply: dict[str, Any] = {
+        reply: dict[str, object] = {
             "subtasks": [
                 {"id": s.id, "text": s.text, "depends_on": list(s.depends_on)} for s in plan.subtasks
             ]
@@ -91,15 +92,14 @@ class InstructCodec:
         return json.dumps(reply, ensure_ascii=False)
 
     def parse_plan(self, text: str, query: str) -> Plan:
-        reply = _parsed(text, _PlanReply, "plan")
-        return _in_topological_order(reply)
+        return _in_topological_order(_parsed(text, _PlanReply, "plan"))
 
     def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
         system = "\n".join([_ALLOCATE, "Pool, in the operator's order:", *map(_pool_line, pool)])
         body = f"{_tagged('question', query)}\n{_tagged('plan', self.format_plan(plan, query))}"
         return [Message(role="system", content=system), Message(role="user", content=body)]
 
-    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, Any] | None:
+    def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None:
         count = len(plan.subtasks)
         names = {"type": "string", "enum": [card.name for card in pool]}
         return _closed_object(models={"type": "array", "items": names, "minItems": count, "maxItems": count})
@@ -142,14 +142,14 @@ class InstructCodec:
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """A conversation as the text of one query: a lone user message is itself."""
+    """The conversation as one text; a single message is left as it is."""
     if len(messages) == 1:
         return messages[0].content
     return "\n".join(f"[{message.role}] {message.content}" for message in messages)
 
 
 def _tagged(tag: str, text: str) -> str:
-    """`text` between tags; tags of ours inside it are defused, so that data neither ends its own frame nor begins another."""
+    """`text` between tags. Our own tags inside it are escaped, so that data cannot end or begin a frame."""
     body = _TAG.sub(lambda match: f"<\\{match.group(1)}", text)
     return f"<{tag}>\n{body}\n</{tag}>"
 
@@ -159,7 +159,7 @@ def _pool_line(card: ModelCard) -> str:
     return f"- {card.name} ({card.group}; {price}) {card.description}".rstrip()
 
 
-def _closed_object(**properties: Any) -> dict[str, Any]:
+def _closed_object(**properties: object) -> dict[str, object]:
     return {
         "type": "object",
         "properties": properties,
@@ -169,7 +169,7 @@ def _closed_object(**properties: Any) -> dict[str, Any]:
 
 
 def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
-    """The first JSON object in `text` (models like to fence it or to talk before it), checked against `shape`."""
+    """The first JSON object in `text`, which may have other text around it, checked against `shape`."""
     if len(text) > MAX_REPLY_CHARS:
         raise CodecError(f"a {what} of {len(text)} characters (limit {MAX_REPLY_CHARS})", "too_long")
     start = text.find("{")
@@ -188,7 +188,7 @@ def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
 
 
 def _in_topological_order(reply: _PlanReply) -> Plan:
-    """Ids renumbered 1..n so that each subtask comes after those it depends on, otherwise in the model's order."""
+    """The plan with ids 1..n, each subtask after those it depends on, otherwise in the model's order."""
     steps = {step.id: step for step in reply.subtasks}
     if len(steps) != len(reply.subtasks):
         raise CodecError("the plan repeats a subtask id", "duplicate_id")
@@ -220,7 +220,7 @@ def _in_topological_order(reply: _PlanReply) -> Plan:
 
 
 def _topological(needs: dict[int, set[int]]) -> list[int]:
-    """The earliest ready step of the given order, repeatedly: a valid order is kept. Raises: CodecError on a cycle."""
+    """A topological order that keeps a valid given order. Raises: CodecError on a cycle."""
     position = {step_id: i for i, step_id in enumerate(needs)}
     waiting = {step_id: len(needed) for step_id, needed in needs.items()}
     users: dict[int, list[int]] = {step_id: [] for step_id in needs}

@@ -19,7 +19,7 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.errors import BudgetExceeded, CodecError, EngineError
-from r2_serve.types import Plan, Record, Sampling, Subtask, references
+from r2_serve.types import BYTES_PER_TOKEN, Plan, Record, Sampling, Subtask, references
 
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -175,8 +175,8 @@ def weighted_scores(
 
 
 def _estimated_tokens(plan: Plan) -> float:
-    """Prompt tokens of all subtasks: each reads its own text and those it depends on (4 bytes a token)."""
-    length = {subtask.id: len(subtask.text.encode()) / 4 for subtask in plan.subtasks}
+    """Prompt tokens of all subtasks: each reads its own text and those it depends on."""
+    length = {subtask.id: len(subtask.text.encode()) / BYTES_PER_TOKEN for subtask in plan.subtasks}
     return sum(length[s.id] + sum(length[d] for d in s.depends_on) for s in plan.subtasks)
 
 
