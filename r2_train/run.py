@@ -154,9 +154,8 @@ class TrainingRun:
         pair: Pair = {module: self.directory / module / "sft" / "final" for module in MODULES}
         missing = [module for module, path in pair.items() if not has_final(path.parent)]
         if missing:
-            raise ConfigError(
-                f"{self.directory} has no trained {missing[0]}: run `r2-train sft --module {missing[0]}` first"
-            )
+            command = f"r2-train sft --module {missing[0]}"
+            raise ConfigError(f"{self.directory} has no trained {missing[0]}: run `{command}` first")
         return pair
 
     def write_sft_examples(self, module: Module) -> Path:

@@ -1,8 +1,10 @@
-"""Model calls kept by their content, so that a rerun of a stage costs nothing; and what the calls not yet kept have cost.
+"""A cache of model calls by their content, so that a stage can run again for free. It also counts what calls
+cost.
 
-A call's key is what decides its reply: the model's identity (its engine's configuration and, for a checkpoint on this
-machine, its weights), the messages, the sampling and the adapter. Replies live in one SQLite file per run directory;
-failed calls are not kept, as they may succeed next time. The same call made twice at once is made once.
+The key of a call holds all that decides its reply: the model's identity (its engine's configuration and, for
+a checkpoint on this machine, its weights), the messages, the sampling and the adapter. One SQLite file per
+run directory holds the replies. A failed call is not kept, because it may succeed next time. Two equal calls
+at the same time are made once.
 """
 
 from __future__ import annotations
@@ -24,17 +26,19 @@ from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 COMMIT_EVERY = 500
-"""Replies between two commits: what a killed run may have to ask again."""
+"""Number of replies between two commits. A killed run may lose so many, and asks for them again."""
 LOCK_TIMEOUT_S = 1.0
 
 
 class SpendLimitReached(EngineRefused):
-    """The run's `max_cost_usd` is spent: no further call is made. To the router it is one more refusal; `check_spend` tells."""
+    """The run has spent its `max_cost_usd`, so no further call is made. The router takes it for an ordinary
+    refusal."""
 
 
 @dataclass
 class CallCache:
-    """Replies by key, in memory and in `path`. Spend counts calls that were really made, earlier runs of the directory included."""
+    """Replies by key, in memory and in the file `path`. Spend counts the calls that were made, in earlier
+    runs too."""
 
     path: Path
     max_cost_usd: Decimal | None = None
@@ -46,12 +50,12 @@ class CallCache:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(
-            self.path, check_same_thread=False, timeout=LOCK_TIMEOUT_S
-        )  # TRL runs rewards on a thread of their own
+        # TRL computes rewards on a thread of its own.
+        self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=LOCK_TIMEOUT_S)
         self._lock()
         self._db.execute(
-            "create table if not exists calls (key text primary key, reply text not null, cost_usd text not null)"
+            "create table if not exists calls "
+            "(key text primary key, reply text not null, cost_usd text not null)"
         )
         rows = self._db.execute("select key, reply, cost_usd from calls").fetchall()
         self._replies.update((key, Completion.model_validate_json(reply)) for key, reply, _ in rows)
@@ -59,7 +63,7 @@ class CallCache:
         return self
 
     def _lock(self) -> None:
-        """Holds the file until it is closed. Raises: ConfigError where another process does."""
+        """Locks the file until it is closed. Raises: ConfigError if another process holds it."""
         self._db.execute("pragma locking_mode = exclusive")
         try:
             self._db.execute("begin exclusive")
@@ -67,7 +71,7 @@ class CallCache:
         except sqlite3.OperationalError as e:
             self._db.close()
             raise ConfigError(
-                f"{self.path} is in use by another process: wait for it, or choose another --out"
+                f"another process uses {self.path}: wait for it, or choose another --out"
             ) from e
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +81,7 @@ class CallCache:
     async def completed(
         self, key: str, model: ModelConfig, call: Callable[[], asyncio.Task[Completion]]
     ) -> Completion:
-        """The kept reply, or that of `call`, which is then kept. Raises: SpendLimitReached; what the call raises."""
+        """The kept reply, or else the reply of `call`. Raises: SpendLimitReached; the error of the call."""
         if key in self._replies:
             self.num_hits += 1
             return self._replies[key]
@@ -86,7 +90,8 @@ class CallCache:
             return await asyncio.shield(self._under_way[key])
         if self.max_cost_usd is not None and self.spent_usd >= self.max_cost_usd:
             self._refusal = SpendLimitReached(
-                f"{self.spent_usd:f} USD spent of max_cost_usd {self.max_cost_usd:f}; raise it to go on"
+                f"the run has spent {self.spent_usd:f} USD of max_cost_usd {self.max_cost_usd:f}: "
+                "raise the limit to continue"
             )
             raise self._refusal
         task = self._under_way[key] = call()
@@ -98,7 +103,8 @@ class CallCache:
         return reply
 
     def check_spend(self) -> None:
-        """Raises: SpendLimitReached where a call was refused for it, so that nothing made of that refusal is taken for a result."""
+        """Raises SpendLimitReached if a call was refused for it, so that such a refusal never counts as a
+        result."""
         if self._refusal is not None:
             raise self._refusal
 
@@ -115,7 +121,7 @@ class CallCache:
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """An engine behind a cache. Streams are not cached: training asks for none."""
+    """An engine behind a cache. Streams are not cached, because training asks for none."""
 
     engine: Engine
     model: ModelConfig
@@ -146,7 +152,7 @@ def cached_engines(
 
 
 def call_key(identity: str, call: EngineCall) -> str:
-    """Source: content addressing; the fields are those that decide a reply."""
+    """The hash of everything that decides the reply."""
     parts = [
         identity,
         [[m.role, m.content] for m in call.messages],
@@ -157,22 +163,19 @@ def call_key(identity: str, call: EngineCall) -> str:
 
 
 def identity_of(model: ModelConfig, apps: Mapping[str, ModelServerConfig]) -> str:
-    """What runs under this model's name: the engine's configuration, a checkpoint on this machine by its weights."""
+    """The model's name and its engine's configuration. A checkpoint on this machine is named by its
+    weights."""
     engine = model.engine
     config = apps[engine.app].engine if engine.kind == "served" and engine.app in apps else engine
     for field_name in ("path", "model"):
-        path = getattr(config, field_name, None)
-        if (
-            path is not None
-            and config.kind in ("numpy", "transformers", "vllm")
-            and is_local_checkpoint(path)
-        ):
+        path = getattr(config, field_name, "") if config.kind in ("numpy", "transformers", "vllm") else ""
+        if path and is_local_checkpoint(path):
             config = config.model_copy(update={field_name: _weights_sha256(Path(resolve_checkpoint(path)))})
     return f"{model.name}|{config.model_dump_json()}"
 
 
 def _weights_sha256(directory: Path) -> str:
-    """Read anew each time: a directory's weights change while a run trains."""
+    """The hash of the weights. It is computed each time, because training changes a directory's weights."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):
         digest.update(file.read_bytes())

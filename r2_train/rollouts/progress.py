@@ -1,4 +1,4 @@
-"""Many asynchronous pieces of work with a bound on how many are under way, and a bar that says how far they are."""
+"""Asynchronous work on many items: a limited number at a time, with a progress bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 async def map_all(items: Sequence[T], work: Callable[[T], Awaitable[R]], *, num_at_once: int) -> list[R]:
-    """`work` on every item, results in their order. The first exception cancels the rest and is raised as it is."""
+    """The results of `work` on every item, in order. The first exception cancels the rest and is raised."""
     results: dict[int, R] = {}
     waiting = iter(enumerate(items))
 
@@ -47,9 +47,10 @@ async def map_with_bar(
     console: Console,
     note: Callable[[], str],
 ) -> list[R]:
-    """`map_all` under a progress bar; `note` gives the text beside it."""
+    """`map_all` with a progress bar. `note` gives the text next to the bar."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:

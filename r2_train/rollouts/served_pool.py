@@ -1,8 +1,8 @@
-"""The pool as training sees it: a plan and its models in, what came of it out. The router's own pipeline runs the plan.
+"""The pool as training uses it: it takes a plan and its models, and the router's own pipeline runs the plan.
 
-However the pool is reached (in this process, by Serve handle, over HTTP), calls go through the cache of the run directory, and
-decomposer and allocator can be replaced by checkpoints in training. A plan that failed is an `Outcome` with its error, never
-an exception: the reward decides what that means.
+All calls go through the cache of the run directory, whether the pool is reached in this process, by Serve
+handles or over HTTP. Checkpoints in training can replace the decomposer and the allocator. A failed plan is a
+`Rollout` with its error, never an exception; the reward decides what it means.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ from r2_train.config import Module, PoolConfig
 from r2_train.rollouts.call_cache import CallCache, cached_engines
 
 BATCH_SIZE = 512
-"""Calls that an engine in this process decodes together."""
+"""Number of calls that an engine in this process decodes together."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a query came to. `error` is None where it was answered."""
+class Rollout:
+    """One query that was run on the pool. `error` is None if it was answered."""
 
     answer: str | None
     trace: Trace | None
     calls: tuple[CallRecord, ...]
     error: str | None = None
     is_refused: bool = False
-    """Failed for what was asked (a limit, a word no model knows), and so will again: the plan's fault, no outage."""
+    """True if the query failed because of the plan (a limit, an unknown word), so that it would fail again.
+    An outage is not a refusal."""
 
     @property
     def cost_usd(self) -> Decimal:
@@ -69,21 +70,20 @@ class Outcome:
 
     @property
     def critical_path_tokens(self) -> int:
-        """Completion tokens on the longest chain of steps: decoding them is what cannot be done at the same time."""
+        """Completion tokens on the longest chain of steps. They cannot be decoded at the same time."""
         if self.trace is None or self.trace.plan is None:
             return 0
         tokens = {result.id: result.usage.completion_tokens for result in self.trace.results}
         ends: dict[int, int] = {}
         for subtask in self.trace.plan.subtasks:
-            ends[subtask.id] = tokens.get(subtask.id, 0) + max(
-                (ends[d] for d in subtask.depends_on), default=0
-            )
+            before = max((ends[d] for d in subtask.depends_on), default=0)
+            ends[subtask.id] = before + tokens.get(subtask.id, 0)
         return max(ends.values())
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A module in training: a checkpoint on this machine, run in this process, or an adapter of the served model."""
+    """A module in training: a checkpoint that this process runs, or an adapter of the served model."""
 
     path: Path | None = None
     adapter: str | None = None
@@ -110,7 +110,8 @@ class ServedPool:
         return build_pool(self.config.models, self.engine_for)
 
     def sampled(self, temperature: float, seed: int) -> ServedPool:
-        """The same pool, its engines asked at a temperature: for runs of a plan with given models, whose calls are greedy otherwise."""
+        """The same pool with a temperature in every call. Runs of a plan with given models are greedy
+        otherwise."""
 
         def engine_for(model: ModelConfig) -> Engine:
             return _SampledEngine(self.engine_for(model), temperature, seed)
@@ -119,12 +120,12 @@ class ServedPool:
 
     @property
     def pool(self) -> tuple[str, ...]:
-        """Names, cheapest first."""
+        """Names of the pool's models, cheapest first."""
         return self.routing.virtual_models[self.virtual_model].pool
 
     @property
     def cards(self) -> list[ModelCard]:
-        """Of the pool, in its order."""
+        """Cards of the pool's models, in the order of `pool`."""
         return [self.config.model(name) for name in self.pool]
 
     @property
@@ -143,8 +144,9 @@ class ServedPool:
         plan: Plan | None = None,
         models: Sequence[str] = (),
         policy: str | None = None,
-    ) -> Outcome:
-        """`query` by `plan` (None: the decomposer's) and `models` (none: the policy's, or the allocator's).
+    ) -> Rollout:
+        """Runs `query`. Without `plan` the decomposer makes it; without `models` the policy or the allocator
+        decides.
 
         Raises: SpendLimitReached.
         """
@@ -160,34 +162,30 @@ class ServedPool:
             reply = await self._asker.ask(asked)
         except AskFailed as e:
             self.cache.check_spend()
-            return Outcome(None, None, e.calls, e.message, is_refused=_is_refused(e.__cause__))
+            return Rollout(None, None, e.calls, e.message, is_refused=_is_refused(e.__cause__))
         self.cache.check_spend()
-        return Outcome(reply.text, reply.trace, reply.trace.calls)
+        return Rollout(reply.text, reply.trace, reply.trace.calls)
 
     async def ask(
         self, model: str, messages: Sequence[Message], sampling: Sampling, adapter: str | None = None
     ) -> Completion:
         """One plain call. Raises: EngineError, SpendLimitReached."""
         member = self.members[model]
-        return await member.engine.generate(
-            EngineCall(
-                messages=tuple(messages),
-                sampling=sampling,
-                adapter=adapter,
-                timeout_s=member.config.timeout_s,
-            )
-        )
+        timeout_s = member.config.timeout_s
+        call = EngineCall(messages=tuple(messages), sampling=sampling, adapter=adapter, timeout_s=timeout_s)
+        return await member.engine.generate(call)
 
 
 def described(config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
-    """Models and routing as `config` has them, without anything to ask. Raises: ConfigError."""
+    """The models and the routing that `config` describes; no engine is made. Raises: ConfigError."""
     return _with_experiments(load(config.serve_config or EMBEDDED_CONFIG), config)
 
 
 def open_pool(
     config: PoolConfig, cache: CallCache, modules: Mapping[Module, Checkpoint] | None = None
 ) -> ServedPool:
-    """The pool that `config` describes, decomposer and allocator being `modules` where given. Raises: ConfigError."""
+    """The pool that `config` describes; `modules` replace its decomposer and allocator. Raises:
+    ConfigError."""
     served = load(config.serve_config or EMBEDDED_CONFIG)
     router, routing = _with_experiments(served, config)
     apps = served.model_apps
@@ -199,7 +197,7 @@ def open_pool(
 
 @dataclass(frozen=True)
 class _SampledEngine:
-    """Asks at a temperature whatever is asked."""
+    """An engine that sets the temperature and the seed of every call."""
 
     engine: Engine
     temperature: float
@@ -217,7 +215,7 @@ class _SampledEngine:
 
 
 def _made_once(engine_for: EngineFor) -> EngineFor:
-    """One engine per model, however many pools are built of it."""
+    """Makes one engine per model, for any number of pools."""
     made: dict[str, Engine] = {}
 
     def engine(model: ModelConfig) -> Engine:
@@ -239,9 +237,10 @@ def _engines(config: PoolConfig, apps: Mapping[str, ModelServerConfig]) -> Engin
 
 
 def _engines_of_endpoint(config: PoolConfig) -> EngineFor:
-    """Served and hosted models by name at a running endpoint, which also holds the providers' keys; a checkpoint in training runs here."""
+    """Served and hosted models by name at a running endpoint. A checkpoint in training runs in this
+    process."""
     url, key = config.url, config.api_key_env
-    assert url is not None, "checked by PoolConfig"
+    assert url is not None  # PoolConfig checks it
     if key is not None and key not in os.environ:
         raise ConfigError(f"pool.api_key_env names {key}, which is not set")
 
@@ -250,8 +249,8 @@ def _engines_of_endpoint(config: PoolConfig) -> EngineFor:
             return make_engine(model.engine)
         if model.codec == "compact":
             raise ConfigError(
-                f"{model.name!r} speaks the compact dialect, which an endpoint renders and reads itself: train on it with "
-                "`reach: in-process` or `serve`"
+                f"{model.name!r} speaks the compact dialect, which an endpoint renders and reads itself: "
+                "train on it with `reach: in-process` or `serve`"
             )
         return make_engine(HostedEngineConfig(kind="openai", model=model.name, base_url=url, api_key_env=key))
 
@@ -265,11 +264,11 @@ def _in_large_batches(app: ModelServerConfig) -> ModelServerConfig:
 
 
 def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
-    """The file's models at other prices, and the pool without some. Raises: ConfigError for unknown names."""
+    """Applies `prices`, `without` and `call_timeout_s`. Raises: ConfigError for unknown names."""
     router, routing = served.router, served.routing
     if config.virtual_model not in routing.virtual_models:
         raise ConfigError(
-            f"pool.virtual_model {config.virtual_model!r}: the serve config has {list(routing.virtual_models)}"
+            f"pool.virtual_model is {config.virtual_model!r}; the serve config has {[*routing.virtual_models]}"
         )
     virtual = routing.virtual_models[config.virtual_model]
     known = [model.name for model in router.models]
@@ -278,26 +277,18 @@ def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterCo
         raise ConfigError(f"pool.prices or pool.without names {unknown}; the models are {known}")
     models = tuple(_priced(model, config) for model in router.models)
     kept = tuple(name for name in virtual.pool if name not in config.without)
-    limits = (
-        routing.limits
-        if config.call_timeout_s is None
-        else routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
-    )
-    virtual = virtual.model_copy(
-        update={
-            "pool": kept,
-            "default_model": virtual.default_model if virtual.default_model in kept else None,
-        }
-    )
-    return (
-        router.model_copy(update={"models": models}),
-        routing.model_copy(
-            update={
-                "virtual_models": {**routing.virtual_models, config.virtual_model: virtual},
-                "limits": limits,
-            }
-        ),
-    )
+    default = virtual.default_model if virtual.default_model in kept else None
+    routing = _with_virtual(routing, config, {"pool": kept, "default_model": default})
+    if config.call_timeout_s is not None:
+        limits = routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
+        routing = routing.model_copy(update={"limits": limits})
+    return router.model_copy(update={"models": models}), routing
+
+
+def _with_virtual(routing: RoutingConfig, config: PoolConfig, update: dict[str, object]) -> RoutingConfig:
+    virtual = routing.virtual_models[config.virtual_model].model_copy(update=update)
+    models = {**routing.virtual_models, config.virtual_model: virtual}
+    return routing.model_copy(update={"virtual_models": models})
 
 
 def _priced(model: ModelConfig, config: PoolConfig) -> ModelConfig:
@@ -310,15 +301,12 @@ def _priced(model: ModelConfig, config: PoolConfig) -> ModelConfig:
 def _with_module(
     router: RouterConfig, routing: RoutingConfig, config: PoolConfig, module: Module, checkpoint: Checkpoint
 ) -> tuple[RouterConfig, RoutingConfig]:
-    """The module run from its checkpoint in this process, or by its adapter on the served model."""
+    """Replaces a module by its checkpoint in this process, or by its adapter on the served model."""
     virtual = routing.virtual_models[config.virtual_model]
     section = virtual.decomposer if module == "decomposer" else virtual.allocator
     if checkpoint.adapter is not None:
         named = section.model_copy(update={"adapter": checkpoint.adapter})
-        virtual = virtual.model_copy(update={module: named})
-        return router, routing.model_copy(
-            update={"virtual_models": {**routing.virtual_models, config.virtual_model: virtual}}
-        )
+        return router, _with_virtual(routing, config, {module: named})
     assert checkpoint.path is not None
     engine = TransformersEngineConfig(
         kind="transformers",

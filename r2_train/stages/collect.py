@@ -27,7 +27,7 @@ from r2_serve.types import Plan, Record, Sampling
 from r2_train.config import CollectConfig
 from r2_train.rollouts.call_cache import SpendLimitReached
 from r2_train.rollouts.progress import map_with_bar
-from r2_train.rollouts.served_pool import Outcome, ServedPool
+from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.tasks import is_correct
 
 PLANS = "plans.jsonl"
@@ -192,7 +192,7 @@ class Collector:
             error=outcome.error,
         )
 
-    async def _incoherence(self, task: Task, plan: Plan, outcome: Outcome) -> float:
+    async def _incoherence(self, task: Task, plan: Plan, outcome: Rollout) -> float:
         """The paper's third term: sum over dependent pairs of 1 - coherence, judged by a model where one is configured."""
         if self.config.judge is None or outcome.trace is None:
             return incoherence(plan)

@@ -15,7 +15,7 @@ from r2_serve.grading.rows import Task
 from r2_serve.types import Message, Record, Sampling
 from r2_train.config import AlternateConfig
 from r2_train.rollouts.progress import map_all
-from r2_train.rollouts.served_pool import Outcome, ServedPool
+from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.rewards import Reference
 from r2_train.stages.tasks import is_correct
 
@@ -50,7 +50,7 @@ async def measure(
 ) -> RouterScore:
     """Every task through the whole router. Raises: SpendLimitReached."""
 
-    async def one(task: Task) -> tuple[Outcome, bool]:
+    async def one(task: Task) -> tuple[Rollout, bool]:
         outcome = await pool.run(f"measure-{task.id}", task.query)
         return outcome, bool(await is_correct(grader, task, outcome.answer))
 

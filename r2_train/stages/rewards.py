@@ -23,7 +23,7 @@ from r2_serve.types import Message, Plan, Record, Sampling, Usage, substitute
 from r2_train.config import Module, RewardConfig
 from r2_train.rollouts.call_cache import SpendLimitReached
 from r2_train.rollouts.progress import map_all
-from r2_train.rollouts.served_pool import Outcome, ServedPool
+from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.collect import checked_plan
 from r2_train.stages.tasks import is_correct
 
@@ -120,7 +120,7 @@ class Judge:
             return judged.model_copy(update={"swap": await self._swap_credit(task, plan, models)})
         return judged
 
-    async def _judged(self, task: Task, plan: Plan, outcome: Outcome, own_cost_usd: float) -> Judged:
+    async def _judged(self, task: Task, plan: Plan, outcome: Rollout, own_cost_usd: float) -> Judged:
         has_failed = outcome.error is not None and not outcome.is_refused
         trace = outcome.trace
         return Judged(
@@ -147,7 +147,7 @@ class Judge:
             needed += (await is_correct(self.grader, task, outcome.answer)) is False
         return needed / asked if asked else 1.0
 
-    async def _review(self, task: Task, plan: Plan, outcome: Outcome) -> float:
+    async def _review(self, task: Task, plan: Plan, outcome: Rollout) -> float:
         """Share of step answers that the reviewer thinks right."""
         assert self.config.reviewer is not None
         if outcome.trace is None:

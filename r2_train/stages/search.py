@@ -24,7 +24,7 @@ from r2_serve.router.synthesis import confidence
 from r2_serve.types import Message, ModelGroup, Plan, Record, Sampling
 from r2_train.config import SearchConfig
 from r2_train.rollouts.progress import map_all, map_with_bar
-from r2_train.rollouts.served_pool import Outcome, ServedPool
+from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.tasks import is_correct
 
 SCHEMES = "schemes.jsonl"
@@ -96,7 +96,7 @@ class Searcher:
     grader: Grader
     directory: Path
     thresholds: tuple[float, ...] = field(default=(), init=False)
-    _executed: dict[tuple[str, Plan, Models], tuple[Outcome, bool | None]] = field(
+    _executed: dict[tuple[str, Plan, Models], tuple[Rollout, bool | None]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -278,21 +278,21 @@ class Searcher:
 
     # -- execution ------------------------------------------------------------------------------------------------
 
-    async def execute(self, item: PlannedTask, models: Models) -> tuple[Outcome, bool | None]:
+    async def execute(self, item: PlannedTask, models: Models) -> tuple[Rollout, bool | None]:
         """The plan under a scheme, and whether all `num_executions` runs are right: the first greedy, the others sampled."""
         key = (item.task.id, item.plan, models)
         if key not in self._executed:
             self._executed[key] = await self._execute(item, models)
         return self._executed[key]
 
-    async def _execute(self, item: PlannedTask, models: Models) -> tuple[Outcome, bool | None]:
+    async def _execute(self, item: PlannedTask, models: Models) -> tuple[Rollout, bool | None]:
         first, is_right = await self._once(self.pool, item, models)
         for pool in self._sampled:
             if is_right:
                 _, is_right = await self._once(pool, item, models)
         return first, is_right
 
-    async def _once(self, pool: ServedPool, item: PlannedTask, models: Models) -> tuple[Outcome, bool | None]:
+    async def _once(self, pool: ServedPool, item: PlannedTask, models: Models) -> tuple[Rollout, bool | None]:
         outcome = await pool.run(f"search-{item.task.id}", item.task.query, plan=item.plan, models=models)
         if outcome.error is not None and not outcome.is_refused:
             return outcome, None
