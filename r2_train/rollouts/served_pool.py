@@ -268,7 +268,7 @@ def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterCo
     router, routing = served.router, served.routing
     if config.virtual_model not in routing.virtual_models:
         raise ConfigError(
-            f"pool.virtual_model is {config.virtual_model!r}; the serve config has {[*routing.virtual_models]}"
+            f"pool.virtual_model  {config.virtual_model!r}: the config has {[*routing.virtual_models]}"
         )
     virtual = routing.virtual_models[config.virtual_model]
     known = [model.name for model in router.models]

@@ -76,7 +76,7 @@ async def test_calls_are_found_again_where_the_rows_were_lost(tmp_path: Path) ->
 
 
 async def test_the_spend_limit_stops_the_run_and_a_higher_one_goes_on(tmp_path: Path) -> None:
-    with pytest.raises(SpendLimitReached, match="raise it"):
+    with pytest.raises(SpendLimitReached, match="raise the limit"):
         await collected(tmp_path, engines(), max_cost_usd=Decimal("0.0005"))
     summary = await collected(tmp_path, engines(), max_cost_usd=Decimal(1))
     assert summary.num_kept == 6
