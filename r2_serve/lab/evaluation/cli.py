@@ -135,8 +135,8 @@ def grade(benchmark: Annotated[Benchmark, typer.Argument(help="The benchmark.")]
 
     with plain_errors():
         counts = grade_lines(benchmark, sys.stdin, sys.stdout)
-    told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    typer.echo(told or "no rows", err=True)
+    summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    typer.echo(summary or "no rows", err=True)
 
 
 @eval_app.command()

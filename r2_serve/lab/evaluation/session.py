@@ -78,7 +78,24 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     setting = setting_of(config.router, config.routing, virtual_model, request.seed)
     tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit)
     names = policy_names(request.policies, setting, request.policy_config)
-    manifest = _manifest(request, config, setting, tasks, split, names)
+    manifest = Manifest(
+        benchmark=request.benchmark,
+        data=request.data,
+        data_sha256=data_sha256(tasks),
+        num_tasks=len(tasks),
+        split=split,
+        limit=request.limit,
+        policies=names,
+        policy_config=request.policy_config,
+        seed=request.seed,
+        virtual_model=virtual_model,
+        pool=setting.pool,
+        models=pool_models(config.router),
+        prices_as_of=config.router.prices_as_of,
+        endpoint=request.url,
+        config_sha256=config_sha256(config.router, config.routing, config.model_apps),
+        code_version=code_version(),
+    )
     source = _source(request, setting)
     _say(console, f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}")
     if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
@@ -114,34 +131,6 @@ def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -
     for name in names:
         parse_policy(name, setting, config)
     return names
-
-
-def _manifest(
-    request: EvalRequest,
-    config: ServeConfig,
-    setting: Setting,
-    tasks: Sequence[Task],
-    split: Split,
-    names: tuple[str, ...],
-) -> Manifest:
-    return Manifest(
-        benchmark=request.benchmark,
-        data=request.data,
-        data_sha256=data_sha256(tasks),
-        num_tasks=len(tasks),
-        split=split,
-        limit=request.limit,
-        policies=names,
-        policy_config=request.policy_config,
-        seed=request.seed,
-        virtual_model=setting.virtual_model,
-        pool=setting.pool,
-        models=pool_models(config.router),
-        prices_as_of=config.router.prices_as_of,
-        endpoint=request.url,
-        config_sha256=config_sha256(config.router, config.routing, config.model_apps),
-        code_version=code_version(),
-    )
 
 
 def _source(request: EvalRequest, setting: Setting) -> RowSource | None:

@@ -322,7 +322,7 @@ def test_costs_are_told_relative_to_the_largest_model_or_to_the_policy_asked_for
     other = report_of(tmp_path, "cot:large")
     assert other.reference == "cot:large"
     place = ACCURACY_COLUMNS.index("% of ref")
-    shares = [accuracy_cells(policy, other)[place] for policy in other.policies]
+    shares = [accuracy_cells(policy, other.reference_report)[place] for policy in other.policies]
     assert shares == ["50.0 %", "25.0 %", "200.0 %", "100.0 %"]
     with pytest.raises(RunError, match=r"no policy 'cot:huge' in the run.*it has r2, "):
         report_of(tmp_path, "cot:huge")

@@ -154,7 +154,7 @@ ACCURACY_COLUMNS = (
 )
 
 
-def accuracy_cells(policy: PolicyReport, report: RunReport) -> Cells:
+def accuracy_cells(policy: PolicyReport, reference: PolicyReport) -> Cells:
     """Cells in the order of `ACCURACY_COLUMNS`."""
     return (
         policy.policy,
@@ -162,7 +162,7 @@ def accuracy_cells(policy: PolicyReport, report: RunReport) -> Cells:
         interval(policy.accuracy_ci95),
         not_correct(policy),
         usd(policy.total_cost_usd),
-        relative(policy.total_cost_usd, report.reference_report.total_cost_usd),
+        relative(policy.total_cost_usd, reference.total_cost_usd),
         *map(usd, (policy.api_cost_usd, policy.worker_cost_usd, policy.router_cost_usd)),
     )
 

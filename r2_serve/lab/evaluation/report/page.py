@@ -66,7 +66,7 @@ def _policies(report: RunReport) -> list[str]:
         "ours" if policy.policy == R2 else "" if policy.policy in report.pareto else "beaten"
         for policy in report.policies
     ]
-    accuracy = [cells.accuracy_cells(policy, report) for policy in report.policies]
+    accuracy = [cells.accuracy_cells(policy, report.reference_report) for policy in report.policies]
     usage = [cells.usage_cells(policy) for policy in report.policies]
     return [
         table(cells.ACCURACY_COLUMNS, zip(accuracy, styles, strict=True), texts=("not correct",)),

@@ -15,7 +15,7 @@ from rich.text import Text
 from r2_serve.lab.evaluation.policies import R2
 from r2_serve.lab.evaluation.report import cells
 from r2_serve.lab.evaluation.report.figures import PolicyReport, RunReport
-from r2_serve.lab.reports.terminal import figures_table, usd
+from r2_serve.lab.reports.terminal import figures_table
 
 NAME_CHARS = 21
 """Characters of a policy's name on one line."""
@@ -68,18 +68,11 @@ def accuracy_table(
     policies: Sequence[PolicyReport], reference: PolicyReport, *, styles: Sequence[str], caption: str
 ) -> Table:
     """What each policy got right and cost; all costs and those of workers in % of the reference's total."""
-    rows = [
-        (
-            policy.policy,
-            cells.percent(policy.accuracy),
-            cells.interval(policy.accuracy_ci95),
-            usd(policy.total_cost_usd),
-            cells.relative(policy.total_cost_usd, reference.total_cost_usd),
-            cells.relative(policy.worker_cost_usd, reference.total_cost_usd),
-            usd(policy.api_cost_usd),
-        )
-        for policy in policies
-    ]
+    rows = []
+    for policy in policies:
+        name, accuracy, interval, _, total, share, api, *_ = cells.accuracy_cells(policy, reference)
+        workers = cells.relative(policy.worker_cost_usd, reference.total_cost_usd)
+        rows.append((name, accuracy, interval, total, share, workers, api))
     columns = ("policy", "accuracy", "95 % CI", "total", "% of ref", "workers", "API")
     return _table(columns, rows, styles=styles, caption=caption)
 
