@@ -13,10 +13,6 @@ from hypothesis import HealthCheck, settings
 
 from r2_serve.ops.local.cluster import prepare_environment
 
-prepare_environment()  # before any test imports ray, which reads its settings then
-# Ray's own niceness of workers is 15, which starves replicas on a machine that does other work.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
 # A shared machine draws examples slowly at times, which says nothing about the code under test.
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded")
@@ -37,6 +33,16 @@ def lack_of(program: str) -> str | None:
     return None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the environment of Ray before any test imports it, with ports of its own in each test process."""
+    if getattr(config.option, "numprocesses", None):
+        return  # this process only hands tests to others, which would inherit its ports
+    prepare_environment()
+    # Ray's own niceness of workers is 15, which starves replicas on a machine that does other work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps each slow tier on one pytest-xdist worker, so that it starts one cluster at a time."""
     for item in items:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
 
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.calls.pool import in_process_engines
+from r2_serve.grading.graders import Grader
+from r2_serve.grading.rows import Task
 from r2_serve.lab import demo
 from r2_serve.router import router
 from r2_serve.serve_config import load
@@ -31,8 +34,8 @@ async def test_scan_commands_longer_than_any_in_training_are_routed_at_a_twentie
     tasks = demo.DOMAINS["scan"].tasks(NUM_TASKS)
     routed = await _answers(embedded, [_query("r2-scan", task.query) for task in tasks])
     alone = await _answers(embedded, [_query("scan-168k", task.query) for task in tasks])
-    assert _accuracy(routed, [task.gold for task in tasks]) >= 0.90
-    assert _accuracy(alone, [task.gold for task in tasks]) <= 0.20
+    assert await _accuracy(routed, tasks) >= 0.90
+    assert await _accuracy(alone, tasks) <= 0.20
     assert _worker_cost(routed) <= Decimal("0.05") * _worker_cost(alone)
     assert _router_cost(routed) <= Decimal("0.10") * _worker_cost(alone)
 
@@ -52,7 +55,7 @@ async def test_word_problems_are_routed_at_a_third_of_the_cost_of_the_largest_mo
         ],
     )
     assert len(largest) == NUM_TASKS
-    assert _accuracy(routed, [task.gold for task in tasks]) >= 0.75
+    assert await _accuracy(routed, tasks) >= 0.75
     assert _worker_cost(routed) <= Decimal("0.35") * _worker_cost(largest)
     assert _router_cost(routed) <= Decimal("0.10") * _worker_cost(largest)
 
@@ -78,10 +81,13 @@ async def _answers(embedded: router.Router, queries: list[Query]) -> list[Answer
     return [task.result() for task in tasks]
 
 
-def _accuracy(answers: list[Answer], golds: list[str]) -> float:
-    return sum(
-        answer.text.split() == gold.split() for answer, gold in zip(answers, golds, strict=True)
-    ) / len(golds)
+async def _accuracy(answers: list[Answer], tasks: Sequence[Task]) -> float:
+    async with Grader() as grader:
+        verdicts = [
+            await grader.grade(task.benchmark, task.row, answer.text)
+            for answer, task in zip(answers, tasks, strict=True)
+        ]
+    return sum(verdict.correct is True for verdict in verdicts) / len(verdicts)
 
 
 def _worker_cost(answers: list[Answer]) -> Decimal:
