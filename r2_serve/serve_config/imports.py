@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from r2_serve.serve_config.document import Document, KeyPath, Problem, suggestion
+from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping, suggestion
 
 IMPORTED_KEYS = ("policy_function", "request_router_class")
 """Keys whose value Ray imports."""
@@ -23,10 +23,16 @@ OUR_OWN = ("args", "user_config")
 
 def import_problems(document: Document) -> Iterator[Problem]:
     """Import paths in `document` that cannot be imported here, or that Ray could not call."""
-    for path, import_path, options in _imports(document.raw, ()):
+    for path, fault in import_faults(document.raw):
+        yield document.problem("error", path, fault)
+
+
+def import_faults(raw: YamlMapping) -> Iterator[tuple[KeyPath, str]]:
+    """Place of each such import path in the data of a Serve config, and what is wrong with it."""
+    for path, import_path, options in _imports(raw, ()):
         fault = _fault(import_path, options if path[-1] == "policy_function" else None)
         if fault is not None:
-            yield document.problem("error", path, fault)
+            yield path, fault
 
 
 def without_imports(value: object) -> object:

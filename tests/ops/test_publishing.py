@@ -285,9 +285,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def run_publish(path: Path, serve: FakeServe, directory: Path) -> list[str]:
-    file, told = ConfigFile(path), []
-    publish(plan_publication(file.original, directory), file, dashboard(serve), told.append)
-    return told
+    file, reported = ConfigFile(path), []
+    publish(plan_publication(file.original, directory), file, dashboard(serve), reported.append)
+    return reported
 
 
 def names(config: dict[str, Any]) -> list[str]:
@@ -296,7 +296,7 @@ def names(config: dict[str, Any]) -> list[str]:
 
 def test_adapter_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> None:
     serve = FakeServe(path.read_text())
-    told = run_publish(path, serve, adapter(tmp_path, "d1"))
+    reported = run_publish(path, serve, adapter(tmp_path, "d1"))
     loading, named, used = serve.deployed
     assert loading["applications"][-1]["import_path"] == "r2_serve.app:build_adapter_load"
     assert loading["applications"][-1]["args"] == {
@@ -309,7 +309,7 @@ def test_adapter_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path
     assert [loaded_in(text, "m-planner") for text in texts] == [[], ["d1"], ["d1"]]
     assert [routed_to(text) for text in texts] == [None, None, "d1"]
     assert used == yaml.safe_load(path.read_text())
-    assert [line.split("  ")[-1] for line in told] == [
+    assert [line.split("  ")[-1] for line in reported] == [
         "loaded on every replica of m-planner",
         "named in user_config of m-planner",
         "decomposer of r2 routed to d1",

@@ -231,8 +231,8 @@ def test_another_codec_version_is_refused_before_anything_happens(
 def test_a_user_config_with_a_broken_adapter_costs_no_replica(
     cluster: DeployedCluster, tmp_path: Path
 ) -> None:
-    """By hand, without `publish`: Serve stops replicas whose `reconfigure` raises, so ours keep what they
-    have."""
+    """The file is changed by hand, without `publish`: Serve stops replicas whose `reconfigure` raises, so
+    ours keep what they have."""
     text, pids = cluster.path.read_text(), replica_pids()
     wrong = yaml.safe_load(text)
     (planner,) = (app for app in wrong["applications"] if app["name"] == f"m-{PLANNER}")

@@ -14,7 +14,7 @@ PLAN_AHEAD = "r2_serve.scaling.serve_policy:PlanAhead"
 
 
 def problems(*, policy: dict[str, Any], **scaling: Any) -> list[Problem]:
-    """Of a config whose models scale like this."""
+    """Problems of a config whose models scale like this."""
     options = {"min_replicas": 0, "max_replicas": 4, "upscale_delay_s": 0, **scaling, "policy": policy}
     document = parse_yaml(
         yaml.safe_dump(scripted_config(model_options={"autoscaling_config": options}), sort_keys=False)

@@ -31,7 +31,8 @@ from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.ops.local import haproxy
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import ROUTER
-from r2_serve.serve_config.document import YamlMapping
+from r2_serve.serve_config.document import YamlMapping, path_text
+from r2_serve.serve_config.imports import import_faults
 
 LOOPBACK = "127.0.0.1"
 LOGS = {"log_level": "INFO", "enable_access_log": False}
@@ -95,10 +96,12 @@ def local_cluster(
 
     `address` names nodes that run already (`local_nodes`) and have CPUs and GPUs of their own.
 
-    Raises: ConfigError if the port is taken; EngineUnavailable if Ray does not start.
+    Raises: ConfigError if the port is taken or a policy of the config cannot be imported; EngineUnavailable
+    if Ray does not start.
     """
     _check_port_is_free(port)
     _check_environment()
+    _check_imports(config)
     import ray
 
     own_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK}
@@ -241,3 +244,11 @@ def _check_environment() -> None:
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:
         raise ConfigError(f"{missing} not set: call prepare_environment() before anything imports ray")
+
+
+def _check_imports(config: ServeConfig) -> None:
+    """Raises: ConfigError for a policy that Serve's controller would fail on, again and again, in its log
+    alone."""
+    faults = [f"{path_text(path)}: {fault}" for path, fault in import_faults(config.raw)]
+    if faults:
+        raise ConfigError("\n".join(faults))

@@ -9,7 +9,7 @@ address in a section other than `FRONTENDS` becomes loopback, and lines that nee
 HAProxy's own answers, such as those while no router is there, become OpenAI errors with their true status:
 Serve lets it answer "Internal Server Error" as text, with 500. Headers in `SERVES_OWN` end here. Options in
 `DEAF` are left out: with them HAProxy (2.8) does not tell the replica that the client of an unanswered
-request has left, in spite of `option abortonclose`, and the models work on for nobody
+request has left, in spite of `option abortonclose`, and the models go on working in vain
 (`tests/ray/test_cluster_faults.py`).
 """
 

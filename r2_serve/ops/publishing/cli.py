@@ -52,8 +52,8 @@ def publish(
 ) -> None:
     """Load an adapter into the running application and route to it, without a restart or a lost request.
 
-    It is loaded on every replica of its base model first; routing changes only when that succeeded. The file
-    keeps its comments, its text before the change stays beside it as FILE.previous.
+    First every replica of its base model loads it; routing changes only after that. The file keeps its
+    comments, and FILE.previous keeps the text before the change.
 
     \b
     Example:  r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --dry-run
