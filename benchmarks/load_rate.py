@@ -1,32 +1,30 @@
-"""How many requests a second the load generator itself can send on time: `r2-serve load` against an endpoint
-that does next to nothing.
+"""The highest rate at which the load generator sends on time: `r2-serve load` against a trivial endpoint.
 
     python -m benchmarks.load_rate --rates 50,100,200,400 --out runs/bench/load_rate.json
 
 The endpoint is `benchmarks.gateway_upstream` in a process of its own on the same machine (20 ms, then 32
 pieces of a stream over 64 ms), so the two share its cores. Each rate is a Poisson workload, run by the
-shipped command; the figure is the generator's own lateness, from when a request was to be sent to when it
-was. Not what a router can take, and not the network.
+shipped command. The figure is the generator's own lateness, from the intended start of a request to its
+sending. It says nothing about the router or the network.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
 import yaml
 
-from r2_serve.lab.load.summary import LATE_S
+from r2_serve.lab.load.summary import LATE_S, LoadSummary
+from r2_serve.lab.runs import machine_line
 from r2_serve.ops.local.cluster import free_port
 
 START_S = 30.0
@@ -50,60 +48,47 @@ def main(
     finally:
         upstream.terminate()
         upstream.wait()
-    machine = f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}"
+    result = {
+        "machine": machine_line(),
+        "date": datetime.date.today().isoformat(),
+        "is_streamed": not no_stream,
+        "rows": rows,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
-    date = datetime.date.today().isoformat()
-    out.write_text(
-        json.dumps({"machine": machine, "date": date, "is_streamed": not no_stream, "rows": rows}, indent=2)
-        + "\n"
-    )
+    out.write_text(json.dumps(result, indent=2) + "\n")
     typer.echo(f"written: {out}")
 
 
-def _measure(rate_per_s: float, duration_s: float, url: str, *, no_stream: bool) -> dict[str, Any]:
+def _measure(rate_per_s: float, duration_s: float, url: str, *, no_stream: bool) -> dict[str, float]:
+    shapes = [{"waves": [{"model": "worker", "words": 32}]}]
     workload = {
         "name": "rate",
         "duration_s": duration_s,
         "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
-        "tasks": {
-            "kind": "synthetic",
-            "model": "worker",
-            "shapes": [{"waves": [{"model": "worker", "words": 32}]}],
-        },
+        "tasks": {"kind": "synthetic", "model": "worker", "shapes": shapes},
     }
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "rate.yaml", Path(folder) / "run"
         path.write_text(yaml.safe_dump(workload))
-        load = [
-            sys.executable,
-            "-m",
-            "r2_serve.cli",
-            "load",
-            str(path),
-            "--url",
-            url,
-            "--out",
-            str(run),
-            *["--no-stream"] * no_stream,
-        ]
-        subprocess.run(load, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-        summary = json.loads((run / "summary.json").read_text())
-    late, latency = summary["lateness_s"], summary["latency_s"]
+        load = [sys.executable, "-m", "r2_serve.cli", "load", str(path), "--url", url, "--out", str(run)]
+        subprocess.run([*load, *["--no-stream"] * no_stream], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        summary = LoadSummary.model_validate_json((run / "summary.json").read_bytes())
+    late, latency = summary.lateness_s, summary.latency_s
+    assert late is not None and latency is not None, "some requests were answered"
     row = {
         "rate_per_s": rate_per_s,
-        "num_sent": summary["num_sent"],
-        "num_failed": summary["num_failed"],
-        "late_p50_ms": 1000 * late["p50"],
-        "late_p99_ms": 1000 * late["p99"],
-        "latency_p50_ms": 1000 * latency["p50"],
-        "latency_p99_ms": 1000 * latency["p99"],
-        "is_on_time": late["p99"] <= LATE_S,
+        "num_sent": summary.num_sent,
+        "num_failed": summary.num_failed,
+        "late_p50_ms": 1000 * late.p50,
+        "late_p99_ms": 1000 * late.p99,
+        "latency_p50_ms": 1000 * latency.p50,
+        "latency_p99_ms": 1000 * latency.p99,
+        "is_on_time": late.p99 <= LATE_S,
     }
-    late_told = f"late p50 {row['late_p50_ms']:.1f} p99 {row['late_p99_ms']:.1f} ms"
-    latency_told = f"latency p50 {row['latency_p50_ms']:.0f} p99 {row['latency_p99_ms']:.0f} ms"
-    typer.echo(
-        f"{rate_per_s:>6g}/s: {row['num_sent']} sent, {row['num_failed']} failed, {late_told}, {latency_told}"
-    )
+    lateness = f"late p50 {row['late_p50_ms']:.1f} p99 {row['late_p99_ms']:.1f} ms"
+    latencies = f"latency p50 {row['latency_p50_ms']:.0f} p99 {row['latency_p99_ms']:.0f} ms"
+    counts = f"{row['num_sent']} sent, {row['num_failed']} failed"
+    typer.echo(f"{rate_per_s:>6g}/s: {counts}, {lateness}, {latencies}")
     return row
 
 

@@ -259,7 +259,7 @@ def _load(path: Path) -> ServeConfig:
     from r2_serve.serve_config import load
 
     with plain_errors():
-        return load(path)
+        return load(path, with_imports=True)
 
 
 @contextlib.contextmanager

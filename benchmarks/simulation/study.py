@@ -1,15 +1,14 @@
-"""Stock against plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second: cost against SLO
-attainment.
+"""Stock against plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second.
 
-    python benchmarks/simulation/study.py run --scale 1        every point not done yet, into
-    runs/study/scale-1-cold-1.jsonl python benchmarks/simulation/study.py run --scale 0.1      the same at a
-    tenth of rate and GPUs python benchmarks/simulation/study.py run --scale 0.1 --cold 0.2    and with
-    replicas that start five times as fast python benchmarks/simulation/study.py plot --scale 1
-    docs/simulation-study.svg and a table
+    STUDY=benchmarks/simulation/study.py
+    python $STUDY run --scale 1                simulate every point that is not done
+    python $STUDY run --scale 0.1              the same at a tenth of rate and GPUs
+    python $STUDY run --scale 0.1 --cold 0.2   the same with replicas that start five times as fast
+    python $STUDY plot --scale 1               docs/simulation-study.svg and a table
 
-A point is a policy and its settings; each policy is swept, so that frontiers are compared and not two points.
-Points are simulated one after another on one core and written as they end: a run that is broken off goes on
-where it was.
+A point is a policy with its settings. Each policy is swept, so that frontiers of cost and attainment are
+compared and not two points. Points are simulated one after another on one core and written to runs/study as
+they end; a run that is interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import yaml
 from r2_serve.lab.jsonl import whole_lines
 from r2_serve.lab.load.summary import RunInfo, summarize
 from r2_serve.lab.simulate.hardware import Hardware, load_hardware
+from r2_serve.lab.simulate.results import SimulatedRun
 from r2_serve.lab.simulate.simulation import simulate
 from r2_serve.lab.workload import Workload, load_workload
 from r2_serve.serve_config import ServeConfig, load
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent / "study"
 RUNS, PICTURE = Path("runs/study"), Path("docs/simulation-study.svg")
 COLD_START_S = {"m-small": 20.0, "m-large": 30.0}
 TARGETS = {"m-small": 40.0, "m-large": 30.0}
-"""Calls in progress for each replica, at factor 1."""
+"""Target of calls in progress for each replica, at factor 1."""
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 Scale = Annotated[float, typer.Option(min=0.001, max=1, help="Share of the full rate, GPUs and replicas.")]
@@ -63,7 +63,7 @@ class Point:
         )
 
     def autoscaling(self, app_name: str, cold: float) -> dict[str, Any]:
-        """What it sets in the `autoscaling_config` of an application."""
+        """The settings in the `autoscaling_config` of an application."""
         common = {"target_ongoing_requests": TARGETS[app_name] * self.target_factor}
         if self.policy == "plan-ahead":
             kwargs = {"cold_start_s": COLD_START_S[app_name] * cold, **dict(self.settings)}
@@ -73,7 +73,7 @@ class Point:
 
 
 def points() -> Iterator[Point]:
-    """Stock as shipped, stock tuned to be quick, and plan-ahead, each over how full replicas may be."""
+    """Stock as shipped, stock tuned to be quick, and plan-ahead, each at several targets."""
     quick = (
         ("upscale_delay_s", 0),
         ("downscale_delay_s", 10),
@@ -115,10 +115,8 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
     began_s = time.monotonic()
 
     def progress(simulated_s: float, num_came: int, num_ended: int) -> None:
-        typer.echo(
-            f"\r  {simulated_s:.0f} s, {num_came:,} came, {num_ended:,} ended, {time.monotonic() - began_s:.0f} s",
-            nl=False,
-        )
+        counts, wall_s = f"{num_came:,} came, {num_ended:,} ended", time.monotonic() - began_s
+        typer.echo(f"\r  {simulated_s:.0f} s, {counts}, {wall_s:.0f} s", nl=False)
 
     result = simulate(scaled_config(point, scale, cold), workload, hardware, progress=progress)
     typer.echo("")
@@ -142,18 +140,18 @@ def simulated(point: Point, scale: float, cold: float) -> dict[str, Any]:
         "most_gpus": max(
             sum((d.running + d.starting) * d.gpus for d in s.deployments.values()) for s in result.timeline
         ),
-        "replicas": {
-            name: [
-                sample.deployments[name].running + sample.deployments[name].starting
-                for sample in result.timeline
-            ]
-            for name in ("m-small/Model", "m-large/Model")
-        },
+        "replicas": {name: replicas(result, name) for name in ("m-small/Model", "m-large/Model")},
         "num_open": [sample.num_open for sample in result.timeline],
         "num_subtasks": result.facts.num_subtasks,
         "num_events": result.facts.num_events,
         "wall_s": result.facts.wall_s,
     }
+
+
+def replicas(run: SimulatedRun, name: str) -> list[int]:
+    """Running and starting replicas of a deployment in each second."""
+    counts = [sample.deployments[name] for sample in run.timeline]
+    return [count.running + count.starting for count in counts]
 
 
 def scaled_config(point: Point, scale: float, cold: float) -> ServeConfig:
@@ -209,7 +207,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @app.command()
 def plot(scale: Scale = 1.0, cold: Cold = 1.0, out: Path = PICTURE) -> None:
-    """The frontiers, the replicas over time of one point each, and a table."""
+    """Draw the frontiers and the replicas over time of one point each, and print a table."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -218,50 +216,31 @@ def plot(scale: Scale = 1.0, cold: Cold = 1.0, out: Path = PICTURE) -> None:
     found = rows(rows_path(scale, cold))
     figure, (frontier, timeline) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for policy in dict.fromkeys(row["policy"] for row in found):
-        chosen = sorted(
-            (row for row in found if row["policy"] == policy), key=lambda row: row["target_factor"]
-        )
-        xs, ys = (
-            [row["usd_per_1000_queries"] for row in chosen],
-            [100 * row["slo_attainment"] for row in chosen],
-        )
+        chosen = [row for row in found if row["policy"] == policy]
+        chosen.sort(key=lambda row: row["target_factor"])
+        xs = [row["usd_per_1000_queries"] for row in chosen]
+        ys = [100 * row["slo_attainment"] for row in chosen]
         frontier.plot(xs, ys, marker="o", label=policy)
         for x, y, row in zip(xs, ys, chosen):
-            frontier.annotate(
-                f"x{row['target_factor']:g}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7
-            )
-        middle = next((row for row in chosen if row["target_factor"] == 1.0), chosen[0])
-        totals = [
-            small + large
-            for small, large in zip(middle["replicas"]["m-small/Model"], middle["replicas"]["m-large/Model"])
-        ]
-        timeline.plot(totals, label=policy)
-    frontier.set(
-        xlabel="USD of GPUs per 1,000 queries",
-        ylabel="% of queries within the objective",
-        title="cost against attainment",
-    )
-    timeline.set(
-        xlabel="seconds", ylabel="GPUs (running and starting)", title="what was asked for, at target x1"
-    )
+            text, offset = f"x{row['target_factor']:g}", (5, -9)
+            frontier.annotate(text, (x, y), textcoords="offset points", xytext=offset, fontsize=7)
+        middle = next((row for row in chosen if row["target_factor"] == 1.0), chosen[0])["replicas"]
+        timeline.plot([a + b for a, b in zip(middle["m-small/Model"], middle["m-large/Model"])], label=policy)
+    frontier.set(xlabel="USD of GPUs per 1,000 queries", ylabel="% of queries within the objective")
+    frontier.set(title="cost against attainment")
+    timeline.set(xlabel="seconds", ylabel="GPUs (running and starting)", title="GPUs asked for, at target x1")
     frontier.legend(fontsize=8)
     timeline.legend(fontsize=7, loc="lower center")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     typer.echo(f"written: {out}\n")
-    typer.echo(
-        "| policy | target | in time | p50 s | p95 s | USD per 1,000 | most GPUs | wall s |\n|---|---|---|---|---|---|---|---|"
-    )
+    typer.echo("| policy | target | in time | p50 s | p95 s | USD per 1,000 | most GPUs | wall s |")
+    typer.echo("|---|---|---|---|---|---|---|---|")
     for row in found:
-        cells = (
-            f"{row['slo_attainment']:.1%}",
-            f"{row['p50_s']:.1f}",
-            f"{row['p95_s']:.1f}",
-            f"{row['usd_per_1000_queries']:.4f}",
-        )
-        typer.echo(
-            f"| {row['policy']} | x{row['target_factor']:g} | {' | '.join(cells)} | {row['most_gpus']:.0f} | {row['wall_s']:.0f} |"
-        )
+        latencies = f"{row['p50_s']:.1f} | {row['p95_s']:.1f}"
+        costs = f"{row['usd_per_1000_queries']:.4f} | {row['most_gpus']:.0f} | {row['wall_s']:.0f}"
+        in_time = f"{row['slo_attainment']:.1%}"
+        typer.echo(f"| {row['policy']} | x{row['target_factor']:g} | {in_time} | {latencies} | {costs} |")
 
 
 if __name__ == "__main__":

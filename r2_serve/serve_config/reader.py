@@ -46,8 +46,8 @@ class ServeConfig:
     proxy_location: str
 
 
-def load(path: Path) -> ServeConfig:
-    """The config at `path`.
+def load(path: Path, *, with_imports: bool = False) -> ServeConfig:
+    """The config at `path`; `with_imports` also imports the functions that it names, as Ray does at its start.
 
     Raises: ConfigError, which lists every error, or says that the file cannot be read or Ray Serve is not
     installed.
@@ -56,7 +56,8 @@ def load(path: Path) -> ServeConfig:
     if isinstance(document, Problem):
         raise refusal(path, [document])
     file, problems = _inspect(document, os.environ)
-    errors = [problem for problem in problems if problem.severity == "error"]
+    imports = import_problems(document) if with_imports else ()
+    errors = [problem for problem in (*problems, *imports) if problem.severity == "error"]
     if errors:
         raise refusal(path, errors)
     return _serve_config(file)

@@ -1,5 +1,4 @@
-"""Endpoints on a loopback port for the load generator: the real router over scripted models, or any ASGI
-application."""
+"""Endpoints on a loopback port: the real router over scripted models, or any ASGI application."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from r2_serve.serve_config import load
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """The base URL at which `app` is served."""
+    """Serves `app` and gives its base URL."""
     listening = socket.socket(proto=socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     listening.listen(512)
@@ -38,7 +37,7 @@ async def serving(app: Any) -> AsyncIterator[str]:
 
 
 def router_app() -> Any:
-    """The pool of the examples in this very process, without its cold starts and at once."""
+    """The pool of the examples in this process, without cold starts and delays."""
     config = load(SCRIPTED_POOL)
     apps = {
         name: app.model_copy(update={"engine": app.engine.model_copy(update={"speed": None, "delay_s": 0.0})})
@@ -49,8 +48,18 @@ def router_app() -> Any:
     return create_app(router, ServerConfig(max_running=64, max_queued=1000), metrics=metrics, environment={})
 
 
-def sse_app(answer: Callable[[int], Awaitable[list[bytes]]], *, model: str = "r2", status: int = 200) -> Any:
-    """Request number N, from 0, gets the pieces of a body that `answer(N)` gives when it is done."""
+async def _whole(_: object) -> list[bytes]:
+    return whole()
+
+
+def sse_app(
+    answer: Callable[[int], Awaitable[list[bytes]]] = _whole,
+    *,
+    answer_to: Callable[[str], Awaitable[list[bytes]]] | None = None,
+    model: str = "r2",
+    status: int = 200,
+) -> Any:
+    """Request number N, from 0, gets the pieces of a body that `answer(N)`, or `answer_to(text)`, gives."""
     count = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -61,10 +70,15 @@ def sse_app(answer: Callable[[int], Awaitable[list[bytes]]], *, model: str = "r2
         if scope["path"] != "/v1/chat/completions":
             await _send(send, 404, b"text/plain", [b"no"])
             return
-        while (await receive()).get("more_body"):
-            pass
-        number, count = count, count + 1
-        pieces = await answer(number)
+        number, count, body = count, count + 1, b""
+        while (message := await receive()).get("more_body") or message.get("body"):
+            body += message["body"]
+            if not message.get("more_body"):
+                break
+        if answer_to is None:
+            pieces = await answer(number)
+        else:
+            pieces = await answer_to(json.loads(body)["messages"][-1]["content"])
         await _send(send, status, b"text/event-stream" if status == 200 else b"application/json", pieces)
 
     return app

@@ -1,4 +1,4 @@
-"""A Serve config of scripted models, as text: what cluster tests deploy. Nothing in it is a real model."""
+"""A Serve config of scripted models, as text, for cluster tests. None of them is a real model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SMALL, LARGE, PLANNER, PICKER = "small", "large", "planner", "picker"
 
 
 def scripted_config(**changes: Any) -> dict[str, Any]:
-    """Two workers, a decomposer whose plan is a diamond's upper half, and an allocator that sends the last
-    step to `large`.
+    """Two workers, a decomposer that plans two subtasks and their join, and an allocator that sends the join
+    to `large`.
 
-    `replies` and `delay_s` by model name change what a model says and how long it takes, `dies_on` which text
-    in a prompt kills it; `limits` and `server` as in the config; `more_models` are further entries of
-    `models`, `more_virtual` further virtual models by name.
+    By model name, `replies` and `delay_s` change a model's answers and their time, and `dies_on` names a text
+    in a prompt that kills it. `limits` and `server` are as in the config; `more_models` are further entries
+    of `models`, and `more_virtual` further virtual models by name.
     """
     replies = {
         SMALL: ["half"],

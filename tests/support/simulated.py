@@ -1,5 +1,5 @@
-"""Parts of a simulation for tests: a serve config of scripted models, and callers that record what became of
-their calls."""
+"""Parts of a simulation for tests: a Serve config of scripted models, and callers that record their calls'
+ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAST = 1e12
 
 @dataclass
 class Caller:
-    """Makes calls of its own and remembers their ends."""
+    """Makes calls and remembers their ends."""
 
     clock: Clock
     done_s: dict[int, float] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Caller:
 
 
 def one_model(clock: Clock, speed: SpeedConfig, **options: Any) -> Deployment:
-    """A deployment of one replica, unless `options` say otherwise."""
+    """A deployment of one replica; `options` change it."""
     fields: dict[str, Any] = {
         "name": "m/Model",
         "max_ongoing_requests": 1_000_000,
@@ -76,7 +76,7 @@ def one_model(clock: Clock, speed: SpeedConfig, **options: Any) -> Deployment:
 def open_loop(
     clock: Clock, num_calls: int, gap_s: Callable[[], float], send: Callable[[int], object]
 ) -> None:
-    """`send(0)`, `send(1)`, ... with gaps between them."""
+    """Calls `send(0)`, `send(1)`, ... with gaps between them."""
 
     def next_one(number: int) -> None:
         send(number)
@@ -87,9 +87,11 @@ def open_loop(
 
 
 def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
-    """Workers `small` and `large`, a planner and a picker of 0.1 s each, as applications; `changes` update,
-    by name: `small` and `large` their deployments, `speed` that of both, `routing` the virtual model,
-    `limits`, `server`, `models` a card's fields."""
+    """Workers `small` and `large`, a planner and a picker of 0.1 s each, as applications.
+
+    `changes` update, by name: `small` and `large` their deployments, `speed` that of both, `routing` the
+    virtual model, `limits`, `server`, and `models` the fields of every card.
+    """
     speed = {
         "start_s": 3,
         "prefill_tokens_per_s": FAST,
@@ -146,7 +148,7 @@ def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
 
 
 def workload(**fields: Any) -> Workload:
-    """Two small steps at once, then a large one, a query every ten seconds, unless `fields` say otherwise."""
+    """Two small steps at once, then a large one, a query every ten seconds; `fields` change it."""
     waves = [{"model": "small", "count": 2, "words": 20}, {"model": "large", "words": 10}]
     tasks = {"kind": "synthetic", "shapes": [{"waves": waves}]}
     given = {
@@ -156,3 +158,8 @@ def workload(**fields: Any) -> Workload:
         "tasks": tasks,
     }
     return Workload.model_validate({**given, **fields})
+
+
+def failing_policy(context: object) -> tuple[int, dict[str, object]]:
+    """An autoscaling policy that raises."""
+    raise RuntimeError("no decision today")

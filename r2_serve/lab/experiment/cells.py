@@ -127,7 +127,7 @@ def _cells(loaded: LoadedExperiment, out: Path, configs: dict[str, Raw], target:
 def _write_config(path: Path, variant: str, raw: Raw) -> None:
     _write_yaml(path, raw)
     try:
-        load(path)
+        load(path, with_imports=True)
     except ConfigError as e:
         raise ConfigError(f"variant {variant!r} makes no valid config: {e.message}") from e
 

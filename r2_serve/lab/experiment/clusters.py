@@ -13,7 +13,7 @@ from r2_serve.lab.experiment.cells import Cell, ExperimentPlan
 from r2_serve.lab.experiment.config import Experiment
 from r2_serve.lab.experiment.variants import scaled_deployments
 from r2_serve.lab.load.records import ReplicaCount
-from r2_serve.lab.load.replicas import DashboardReplicas
+from r2_serve.lab.load.replicas import dashboard_replicas
 
 _POLL_S = 2.0
 
@@ -52,9 +52,9 @@ class ClusterSite:
         self._dashboard.deploy(raw)
         for app in raw["applications"]:
             self._dashboard.wait_for(app["name"])
-        replicas, give_up_at = DashboardReplicas(self._dashboard), time.monotonic() + self._settle_s
+        read, give_up_at = dashboard_replicas(self._dashboard), time.monotonic() + self._settle_s
         least = scaled_deployments(raw)
-        while not is_at_rest(counts := replicas.read(), least):
+        while not is_at_rest(counts := read(), least):
             if time.monotonic() >= give_up_at:
                 found = ", ".join(
                     f"{name} {c.running} running, {c.starting} starting" for name, c in counts.items()

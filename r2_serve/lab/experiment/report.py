@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -14,27 +15,67 @@ from r2_serve.lab.load.records import TimelineSample
 from r2_serve.lab.load.run_directory import REPORT
 from r2_serve.lab.reports.terminal import figures_table
 
+T = TypeVar("T")
 Timelines = Mapping[str, Mapping[str, Sequence[TimelineSample]]]
 """Timelines of one seed by workload and variant."""
-ROW_COLUMNS = (
-    "workload", "variant", "seeds", "in time, %", "p50, s", "p95, s", "replica-s", "GPU $", "model $",
-    "failed",
-)  # fmt: skip
-DIFFERENCE_COLUMNS = ("workload", "variant", "less", "seeds", "in time, points", "p95, s", "replica-s, %")
-CELL_COLUMNS = (
-    "workload", "variant", "seed", "requests", "in time, %", "p50, s", "p95, s", "replica-s",
-    "of it starting", "failed",
-)  # fmt: skip
 _WIDEST = 1_000
+
+
+def _range(spread: Spread | None, factor: float, digits: int, sign: str = "") -> str:
+    if spread is None:
+        return "-"
+    values = (spread.mean, spread.low, spread.high)
+    mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in values)
+    return mean if low == high else f"{mean} [{low}, {high}]"
+
+
+ROW: Mapping[str, Callable[[VariantRow], str]] = {
+    "workload": lambda row: row.workload,
+    "variant": lambda row: row.variant,
+    "seeds": lambda row: str(row.num_seeds),
+    "in time, %": lambda row: _range(row.slo_attainment, 100, 1),
+    "p50, s": lambda row: seconds(row.p50_s.mean if row.p50_s else None),
+    "p95, s": lambda row: seconds(row.p95_s.mean if row.p95_s else None),
+    "replica-s": lambda row: _range(row.replica_s, 1, 0),
+    "GPU $": lambda row: f"{row.gpu_usd.mean:.4f}",
+    "model $": lambda row: f"{row.model_usd.mean:.4f}",
+    "failed": lambda row: str(row.num_failed),
+}
+"""Columns of the table of variants, each with its cell."""
+DIFFERENCE: Mapping[str, Callable[[PairedDifference], str]] = {
+    "workload": lambda difference: difference.workload,
+    "variant": lambda difference: difference.variant,
+    "less": lambda difference: difference.against,
+    "seeds": lambda difference: str(difference.num_seeds),
+    "in time, points": lambda difference: _range(difference.slo_attainment, 100, 1, sign="+"),
+    "p95, s": lambda difference: _range(difference.p95_s, 1, 2, sign="+"),
+    "replica-s, %": lambda difference: _range(difference.replica_s, 100, 1, sign="+"),
+}
+CELL: Mapping[str, Callable[[CellFigures], str]] = {
+    "workload": lambda cell: cell.workload,
+    "variant": lambda cell: cell.variant,
+    "seed": lambda cell: str(cell.seed),
+    "requests": lambda cell: str(cell.num_requests),
+    "in time, %": lambda cell: f"{100 * cell.slo_attainment:.1f}",
+    "p50, s": lambda cell: seconds(cell.p50_s),
+    "p95, s": lambda cell: seconds(cell.p95_s),
+    "replica-s": lambda cell: f"{cell.replica_s:.0f}",
+    "of it starting": lambda cell: f"{cell.starting_s:.0f}",
+    "failed": lambda cell: str(cell.num_failed),
+}
+
+
+def _cells(columns: Mapping[str, Callable[[T], str]], rows: Iterable[T]) -> Iterator[list[str]]:
+    return ([cell(row) for cell in columns.values()] for row in rows)
 
 
 def print_results(results: Results, console: Console) -> None:
     """Prints the tables of rows and differences."""
-    rows, differences = map(_row_cells, results.rows), map(_difference_cells, results.differences)
     if results.rows:
-        _print(console, figures_table(ROW_COLUMNS, rows, num_texts=2))
+        _print(console, figures_table(list(ROW), _cells(ROW, results.rows), num_texts=2))
     if results.differences:
-        _print(console, figures_table(DIFFERENCE_COLUMNS, differences, num_texts=3))
+        differences = _cells(DIFFERENCE, results.differences)
+        _print(console, figures_table(list(DIFFERENCE), differences, num_texts=3))
 
 
 def page(results: Results, timelines: Timelines) -> str:
@@ -52,15 +93,14 @@ def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
     yield small(f"{results.target}; {results.machine}; code {results.code_version}; {done}")
     if warned := sum(bool(cell.warnings) for cell in results.cells):
         yield note(f"Warning: {warned} runs have warnings; see their pages.")
-    yield rows_table(ROW_COLUMNS, map(_row_cells, results.rows), "variant")
+    yield rows_table(list(ROW), _cells(ROW, results.rows), "variant")
     yield small(
         "Means over seeds [lowest, highest]. In time: answered within the objective, of all requests."
     )
     yield small("Replica-seconds: running and starting, of the deployments that scale, until the last reply.")
     if results.differences:
         yield "<h3>Paired differences</h3>"
-        differences = map(_difference_cells, results.differences)
-        yield rows_table(DIFFERENCE_COLUMNS, differences, "variant", "less")
+        yield rows_table(list(DIFFERENCE), _cells(DIFFERENCE, results.differences), "variant", "less")
         yield small("The runs of a pair have the same seed, so the same requests at the same times.")
     variants = list(dict.fromkeys(cell.variant for cell in results.cells))
     for workload, by_variant in timelines.items():
@@ -68,7 +108,7 @@ def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
         yield picture(trade_plot([cell for cell in results.cells if cell.workload == workload], variants))
         yield picture(replicas_plot(by_variant, results.scaled))
     yield "<h3>Runs</h3>"
-    yield rows_table(CELL_COLUMNS, map(_cell_cells, results.cells), "variant")
+    yield rows_table(list(CELL), _cells(CELL, results.cells), "variant")
     yield f'<p class="small">{", ".join(map(_link, results.cells))}</p>'
 
 
@@ -81,53 +121,3 @@ def _print(console: Console, table: Table) -> None:
     """Prints the whole table, also if the terminal or the log is narrower."""
     needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
     Console(markup=False, file=console.file, width=max(console.width, needed)).print(table)
-
-
-def _row_cells(row: VariantRow) -> tuple[str, ...]:
-    return (
-        row.workload,
-        row.variant,
-        str(row.num_seeds),
-        _range(row.slo_attainment, 100, 1),
-        seconds(row.p50_s.mean if row.p50_s else None),
-        seconds(row.p95_s.mean if row.p95_s else None),
-        _range(row.replica_s, 1, 0),
-        f"{row.gpu_usd.mean:.4f}",
-        f"{row.model_usd.mean:.4f}",
-        str(row.num_failed),
-    )
-
-
-def _difference_cells(difference: PairedDifference) -> tuple[str, ...]:
-    return (
-        difference.workload,
-        difference.variant,
-        difference.against,
-        str(difference.num_seeds),
-        _range(difference.slo_attainment, 100, 1, sign="+"),
-        _range(difference.p95_s, 1, 2, sign="+"),
-        _range(difference.replica_s, 100, 1, sign="+"),
-    )
-
-
-def _cell_cells(cell: CellFigures) -> tuple[str, ...]:
-    return (
-        cell.workload,
-        cell.variant,
-        str(cell.seed),
-        str(cell.num_requests),
-        f"{100 * cell.slo_attainment:.1f}",
-        seconds(cell.p50_s),
-        seconds(cell.p95_s),
-        f"{cell.replica_s:.0f}",
-        f"{cell.starting_s:.0f}",
-        str(cell.num_failed),
-    )
-
-
-def _range(spread: Spread | None, factor: float, digits: int, sign: str = "") -> str:
-    if spread is None:
-        return "-"
-    values = (spread.mean, spread.low, spread.high)
-    mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in values)
-    return mean if low == high else f"{mean} [{low}, {high}]"

@@ -27,7 +27,7 @@ from r2_serve.ops.command_line import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from r2_serve.lab.load.replicas import ReplicaSource
+    from r2_serve.lab.load.replicas import ReadReplicas
     from r2_serve.lab.load.session import LoadOptions
     from r2_serve.lab.workload import Workload
 
@@ -130,7 +130,7 @@ def _preview(workload: Workload, seed: int | None) -> None:
 
 
 def _run(
-    workload: Workload, url: str, options: LoadOptions, replicas: ReplicaSource | None, console: Console
+    workload: Workload, url: str, options: LoadOptions, replicas: ReadReplicas | None, console: Console
 ) -> None:
     from r2_serve.lab.load.progress import print_summary, progress
     from r2_serve.lab.load.run_directory import REPORT, SUMMARY
@@ -152,25 +152,26 @@ def _run(
 @contextmanager
 def _target(
     url: str, config: Path | None, dashboard: str | None, nodes: int, gpus: int, console: Console
-) -> Iterator[tuple[str, ReplicaSource | None]]:
+) -> Iterator[tuple[str, ReadReplicas | None]]:
     """The endpoint's base URL, and the source of replica counts."""
     if config is None:
         from r2_serve.cluster.serve_api import Dashboard
-        from r2_serve.lab.load.replicas import DashboardReplicas
+        from r2_serve.lab.load.replicas import dashboard_replicas
 
-        yield url, DashboardReplicas(Dashboard(dashboard)) if dashboard is not None else None
+        yield url, dashboard_replicas(Dashboard(dashboard)) if dashboard is not None else None
         return
-    from r2_serve.lab.load.replicas import LocalReplicas
+    from r2_serve.lab.load.replicas import local_replicas
     from r2_serve.lab.workload import SCRIPTED_POOL
     from r2_serve.ops.local.cluster import free_port, local_cluster, prepare_environment
     from r2_serve.ops.local.nodes import local_nodes
     from r2_serve.serve_config import load as load_config
 
     prepare_environment()
-    loaded = load_config(SCRIPTED_POOL if str(config) == "scripted" else config)
+    path = SCRIPTED_POOL if str(config) == "scripted" else config
+    loaded = load_config(path, with_imports=True)
     with ExitStack() as stack:
         with console.status(f"starting Ray and {len(loaded.model_apps)} models"):
             address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
             cluster = local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address)
             base_url = stack.enter_context(cluster)
-        yield base_url, LocalReplicas()
+        yield base_url, local_replicas()

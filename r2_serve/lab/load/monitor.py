@@ -13,7 +13,8 @@ import httpx
 from r2_serve.errors import R2Error
 from r2_serve.lab.load.open_loop import OpenLoop
 from r2_serve.lab.load.records import QueueState, ReplicaCount, TimelineSample
-from r2_serve.lab.load.replicas import ReplicaSource
+from r2_serve.lab.load.replicas import ReadReplicas
+from r2_serve.ops.local.controller_log import PolicyFailed
 
 log = logging.getLogger(__name__)
 _RUNNING = re.compile(r"^r2_requests_running(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -27,7 +28,7 @@ class Monitor:
 
     loop: OpenLoop
     http: httpx.AsyncClient
-    replicas: ReplicaSource | None
+    replicas: ReadReplicas | None
     interval_s: float
     on_sample: Callable[[TimelineSample], None]
 
@@ -47,7 +48,9 @@ class Monitor:
         if self.replicas is None:
             return {}
         try:
-            return await asyncio.to_thread(self.replicas.read)
+            return await asyncio.to_thread(self.replicas)
+        except PolicyFailed:
+            raise  # it ends the run
         except R2Error as e:
             log.warning("replicas cannot be counted: %s", e.message)
             return {}

@@ -7,46 +7,44 @@ so also while it waits for a node.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ServeApiError
 from r2_serve.lab.load.records import ReplicaCount
+from r2_serve.ops.local.controller_log import ControllerLog
 
 _STARTING, _STOPPING, _STOPPED = "STARTING", "STOPPING", "STOPPED"
+ReadReplicas = Callable[[], dict[str, ReplicaCount]]
+"""Counts replicas by APPLICATION/DEPLOYMENT. It blocks: call it off the event loop.
+
+Raises: ServeApiError if they cannot be counted; PolicyFailed if an autoscaling policy fails, as counts mean
+nothing then.
+"""
 
 
-class ReplicaSource(Protocol):
-    """Counts replicas. It blocks: call it off the event loop."""
-
-    def read(self) -> dict[str, ReplicaCount]:
-        """Replicas by APPLICATION/DEPLOYMENT. Raises: ServeApiError."""
-        ...
-
-
-class DashboardReplicas:
+def dashboard_replicas(dashboard: Dashboard) -> ReadReplicas:
     """Counts the replicas of a cluster by Serve's REST interface."""
-
-    def __init__(self, dashboard: Dashboard) -> None:
-        self._dashboard = dashboard
-
-    def read(self) -> dict[str, ReplicaCount]:
-        return replica_counts(self._dashboard.applications())
+    return lambda: replica_counts(dashboard.applications())
 
 
-class LocalReplicas:
+def local_replicas() -> ReadReplicas:
     """Counts the replicas of the cluster that this process started, which has no dashboard."""
+    log = ControllerLog.of_this_cluster()
 
-    def read(self) -> dict[str, ReplicaCount]:
+    def read() -> dict[str, ReplicaCount]:
         from ray.exceptions import RayError
         from ray.serve.context import _get_global_client
 
+        log.check()
         try:
             details: Mapping[str, Any] = _get_global_client().get_serve_details()
         except RayError as e:
             raise ServeApiError(f"Serve's controller does not answer: {e}") from e
         return replica_counts(details["applications"])
+
+    return read
 
 
 def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:

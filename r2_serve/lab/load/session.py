@@ -21,7 +21,7 @@ from r2_serve.lab.load.client import LoadClient
 from r2_serve.lab.load.monitor import Monitor
 from r2_serve.lab.load.open_loop import OpenLoop
 from r2_serve.lab.load.records import LoadRecord, TimelineSample
-from r2_serve.lab.load.replicas import ReplicaSource
+from r2_serve.lab.load.replicas import ReadReplicas
 from r2_serve.lab.load.run_directory import (
     REQUESTS,
     RequestFile,
@@ -69,7 +69,7 @@ async def run_load(
     url: str,
     options: LoadOptions,
     *,
-    replicas: ReplicaSource | None = None,
+    replicas: ReadReplicas | None = None,
     watcher: Watcher | None = None,
 ) -> LoadSummary:
     """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others
@@ -87,7 +87,7 @@ async def run_load(
         client = LoadClient(http, timeout_s=options.timeout_s, is_streamed=options.is_streamed)
         await client.check(workload.tasks.model)
         if replicas is not None:
-            await asyncio.to_thread(replicas.read)
+            await asyncio.to_thread(replicas)
         claim(options.out, set_aside=options.set_aside)
         with under_way(options.out):
             price, max_open = options.gpu_usd_per_hour, options.max_open
@@ -149,7 +149,7 @@ async def _send(
     http: httpx.AsyncClient,
     requests: Iterator[Request],
     options: LoadOptions,
-    replicas: ReplicaSource | None,
+    replicas: ReadReplicas | None,
     watcher: Watcher,
 ) -> _Sent:
     """Sends every request, or those up to an interruption or a fault."""

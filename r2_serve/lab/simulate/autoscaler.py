@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypeAlias
 
+from r2_serve.errors import ConfigError
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.metrics_path import HandleReports
@@ -62,7 +63,12 @@ class Autoscaler:
 
     def _decide(self, scaled: ScaledDeployment) -> None:
         deployment, config = scaled.deployment, scaled.config
-        wanted, scaled.state = scaled.policy(self._context(scaled))
+        try:
+            wanted, scaled.state = scaled.policy(self._context(scaled))
+        except Exception as e:
+            raise ConfigError(
+                f"the autoscaling policy of {deployment.name} fails: {type(e).__name__}: {e}"
+            ) from e
         bounded = max(config.min_replicas, min(config.max_replicas, math.ceil(wanted)))
         before = deployment.target_num_replicas
         if bounded == before:

@@ -73,7 +73,8 @@ def simulate(
     console = Console(markup=False)
     with plain_errors():
         loaded = load_workload(chosen_file(workload, example, EXAMPLES))
-        serve_config = load_config(SCRIPTED_POOL if config == "scripted" else Path(config))
+        config_path = SCRIPTED_POOL if config == "scripted" else Path(config)
+        serve_config = load_config(config_path, with_imports=True)
         machines = load_hardware(hardware) if hardware is not None else Hardware()
         directory = out or Path("runs/simulate") / loaded.name
         claim(directory, set_aside=set_aside)

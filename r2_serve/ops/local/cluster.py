@@ -29,6 +29,7 @@ from pathlib import Path
 
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.ops.local import haproxy
+from r2_serve.ops.local.controller_log import ControllerLog
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import ROUTER
 from r2_serve.serve_config.document import YamlMapping, path_text
@@ -200,7 +201,26 @@ def _run(config: ServeConfig) -> None:
     options = dict(_options(config, config.router_app_name))
     options[ROUTER] = {**options.get(ROUTER, {}), "user_config": config.routing.model_dump(mode="json")}
     router = bind_router(config.router, options)
-    serve.run_many([*targets, serve.RunTarget(router, config.router_app_name, "/")])
+    targets.append(serve.RunTarget(router, config.router_app_name, "/"))
+    serve.run_many(targets, wait_for_applications_running=False)
+    _wait_until_running([target.name for target in targets])
+
+
+def _wait_until_running(apps: Sequence[str]) -> None:
+    """Raises: PolicyFailed; EngineUnavailable with Serve's reason if an application cannot run."""
+    from ray import serve
+
+    log = ControllerLog.of_this_cluster()
+    while True:
+        log.check()
+        found = serve.status().applications
+        statuses = {app: found[app].status.value if app in found else "NOT_STARTED" for app in apps}
+        for app, status in statuses.items():
+            if status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise EngineUnavailable(f"application {app!r} is {status}: {found[app].message}")
+        if set(statuses.values()) == {"RUNNING"}:
+            return
+        time.sleep(ANSWERING_POLL_S)
 
 
 def _wait_until_answering(port: int) -> None:

@@ -1,5 +1,5 @@
-"""Experiments: what a variant deploys, which runs are done, what is compared with what. No Ray: the runs'
-figures are given."""
+"""Experiments: deployed variants, finished cells, compared results. The runs' figures are given; no Ray
+runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from r2_serve.errors import ConfigError, ServeApiError
 from r2_serve.lab.experiment.cells import Cell, ExperimentPlan, plan
 from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, command, is_at_rest
 from r2_serve.lab.experiment.config import LoadedExperiment, Variant, load_experiment
-from r2_serve.lab.experiment.report import DIFFERENCE_COLUMNS, ROW_COLUMNS, print_results
+from r2_serve.lab.experiment.report import DIFFERENCE, ROW, print_results
 from r2_serve.lab.experiment.runner import CellFailed, run_cell, run_cells, to_run
 from r2_serve.lab.experiment.session import write_results
 from r2_serve.lab.experiment.variants import merged, scaled_deployments, varied
@@ -67,8 +67,7 @@ def experiment(directory: Path, **changes: Any) -> LoadedExperiment:
 
 
 def done(cell: Cell, *, latency_s: float = 1.0, replicas: int = 2) -> None:
-    """As if its run had ended: ten requests of that latency, and so many replicas of each model for ten
-    seconds."""
+    """Writes a finished run of ten requests, with a number of replicas of each model for ten seconds."""
     cell.directory.mkdir(parents=True)
     records = [record(i, float(i), latency_s, ttft_s=0.5) for i in range(10)]
     (cell.directory / "requests.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
@@ -117,6 +116,11 @@ def test_merging_leaves_its_inputs_alone() -> None:
         ({"applications": {"m-picker": {}}}, "no deployment of m-picker has an autoscaling_config"),
         ({"autoscaling_config": {"max_replica": 3}}, "did you mean 'max_replicas'?"),
         (
+            {"autoscaling_config": {"policy": {"policy_function": "no_such:policy"}}},
+            "importing 'no_such' failed",
+        ),
+        ({"autoscaling_config": {"policy": {"policy_function": "math:sine"}}}, "module 'math' has no 'sine'"),
+        (
             {"routing": {"virtual_models": {"r2": {"pool": ["tiny"]}}}},
             "variant 'wrong' makes no valid config",
         ),
@@ -131,7 +135,7 @@ def test_a_variant_that_makes_no_valid_config_is_refused_before_anything_runs(
     assert told in e.value.message
 
 
-def test_wrong_keys_of_an_experiment_are_named(tmp_path: Path) -> None:
+def test_wrong_keys_of_an_experiment_are_named_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as e:
         experiment(tmp_path, seed=3, variants={"stock": {"autoscaling": {}}})
     assert "seed: unknown key; did you mean 'seeds'?" in e.value.message
@@ -155,7 +159,7 @@ def test_variants_take_turns_seed_by_seed_and_get_the_same_requests(tmp_path: Pa
     assert arguments[arguments.index("--config") + 1].endswith("configs/ahead.yaml")
 
 
-def test_what_is_done_is_not_run_again_and_new_seeds_are_added(tmp_path: Path) -> None:
+def test_finished_cells_are_not_repeated_and_new_seeds_are_added(tmp_path: Path) -> None:
     planned = plan(experiment(tmp_path), tmp_path / "out", "local")
     done(planned.cells[0])
     assert to_run(planned.cells, set_aside=False) == list(planned.cells[1:])
@@ -170,7 +174,7 @@ def test_an_interrupted_run_is_run_again(tmp_path: Path) -> None:
     assert to_run(planned.cells, set_aside=False) == list(planned.cells)
 
 
-def test_a_run_of_another_config_is_never_taken_for_this_one(tmp_path: Path) -> None:
+def test_run_of_another_config_is_never_used_for_this_one(tmp_path: Path) -> None:
     done(plan(experiment(tmp_path), tmp_path / "out", "local").cells[1])
     changed = {"stock": {}, "ahead": {"autoscaling_config": {**AHEAD, "max_replicas": 2}}}
     planned = plan(experiment(tmp_path, variants=changed), tmp_path / "out", "local")
@@ -183,7 +187,7 @@ def test_a_run_of_another_config_is_never_taken_for_this_one(tmp_path: Path) -> 
 
 
 def test_a_run_without_figures_ends_the_experiment_with_its_output(tmp_path: Path) -> None:
-    """The command fails at once, as its workload is gone; nothing of it counts as done."""
+    """The command fails at once, as its workload is missing, and does not count as done."""
     loaded = experiment(tmp_path)
     planned = plan(loaded, tmp_path / "out", "local")
     planned.cells[0].workload_path.unlink()
@@ -193,7 +197,7 @@ def test_a_run_without_figures_ends_the_experiment_with_its_output(tmp_path: Pat
     assert len(to_run(planned.cells, set_aside=False)) == 4
 
 
-def test_a_run_that_fails_is_not_replaced_by_the_one_that_was_there(tmp_path: Path) -> None:
+def test_failed_run_is_not_replaced_by_an_earlier_one(tmp_path: Path) -> None:
     done(plan(experiment(tmp_path), tmp_path / "out", "local").cells[1])
     changed = {"stock": {}, "ahead": {"autoscaling_config": {**AHEAD, "max_replicas": 2}}}
     loaded = experiment(tmp_path, variants=changed)
@@ -324,7 +328,7 @@ def test_results_are_means_over_seeds_and_differences_are_paired(tmp_path: Path)
     assert "<script" not in text
 
 
-def test_what_is_done_is_reported_while_the_rest_is_missing(tmp_path: Path) -> None:
+def test_finished_cells_are_reported_while_others_are_missing(tmp_path: Path) -> None:
     loaded, out = experiment(tmp_path), tmp_path / "out"
     planned = plan(loaded, out, "local")
     done(planned.cells[0])
@@ -333,9 +337,9 @@ def test_what_is_done_is_reported_while_the_rest_is_missing(tmp_path: Path) -> N
     assert "1 of 4 runs done" in (out / "report.html").read_text()
 
 
-def test_what_there_is_none_of_is_not_told_as_zero(tmp_path: Path) -> None:
-    """No request answered, no deployment that scales: no latency, no share, no picture of replicas, and a
-    report all the same."""
+def test_missing_figures_are_not_reported_as_zero(tmp_path: Path) -> None:
+    """Without answered requests and scaled deployments there is no latency, share or picture, but a
+    report."""
     pool = base()
     for deployment in (
         deployment for application in pool["applications"] for deployment in application["deployments"]
@@ -390,12 +394,12 @@ def test_the_shipped_experiments_make_valid_configs(tmp_path: Path) -> None:
         assert plan(loaded, tmp_path / path.stem, "local").cells
 
 
-def test_a_seed_stands_once(tmp_path: Path) -> None:
+def test_repeated_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"seeds: \[1\] stand there more than once"):
         experiment(tmp_path, seeds=[0, 1, 1])
 
 
-def test_tables_are_whole_in_a_narrow_terminal_or_a_log(tmp_path: Path) -> None:
+def test_tables_are_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
     loaded = experiment(tmp_path)
     planned = plan(loaded, tmp_path / "out", "local")
     for cell in planned.cells:
@@ -404,8 +408,7 @@ def test_tables_are_whole_in_a_narrow_terminal_or_a_log(tmp_path: Path) -> None:
     told = io.StringIO()
     print_results(write_results(loaded, planned, tmp_path / "out", "local"), Console(file=told, width=40))
     assert (
-        all(column in told.getvalue() for column in (*ROW_COLUMNS, *DIFFERENCE_COLUMNS))
-        and "\u2026" not in told.getvalue()
+        all(column in told.getvalue() for column in (*ROW, *DIFFERENCE)) and "\u2026" not in told.getvalue()
     )
 
 
@@ -437,7 +440,7 @@ def slow_workload() -> dict[str, Any]:
 
 
 class Endpoint(LocalSite):
-    """An endpoint that runs already."""
+    """An endpoint that is running already."""
 
     target = "endpoint"
 
@@ -453,7 +456,7 @@ class Endpoint(LocalSite):
 
 @contextmanager
 def scripted_endpoint() -> Iterator[str]:
-    """In a thread of its own."""
+    """Serves in a thread of its own."""
 
     async def answer(number: int) -> list[bytes]:
         return whole()

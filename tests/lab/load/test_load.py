@@ -19,11 +19,14 @@ from r2_serve.cli import app
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.sandbox import SandboxUnavailable
+from r2_serve.lab.load.records import ReplicaCount
+from r2_serve.lab.load.replicas import ReadReplicas
 from r2_serve.lab.load.run_directory import RequestFile, claim, read_timeline, under_way
 from r2_serve.lab.load.session import LoadOptions, run_load
 from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Workload
+from r2_serve.ops.local.controller_log import PolicyFailed
 from tests.support.load_endpoint import chunk, event, router_app, serving, sse_app, whole
 
 SHAPES = [{"waves": [{"model": "small", "count": [1, 3], "words": [5, 9]}, {"model": "large", "words": 7}]}]
@@ -53,7 +56,7 @@ async def load_against(
         return await run_load(given or workload(), url, LoadOptions(out=directory, interval_s=0.2, **options))
 
 
-async def test_the_router_answers_synthetic_tasks_by_their_own_plans_and_tells_their_cost(
+async def test_router_answers_synthetic_tasks_by_their_own_plans_and_reports_their_cost(
     tmp_path: Path,
 ) -> None:
     load = workload(slo={"latency_s": 30.0})
@@ -75,7 +78,7 @@ async def test_the_router_answers_synthetic_tasks_by_their_own_plans_and_tells_t
     assert "Over time" in (tmp_path / "run" / "report.html").read_text()
 
 
-async def test_replies_that_are_not_streamed_are_counted_as_well(tmp_path: Path) -> None:
+async def test_whole_replies_are_counted_like_streamed_ones(tmp_path: Path) -> None:
     summary = await load_against(router_app(), tmp_path / "run", workload(20, 0.5), is_streamed=False)
     assert (
         summary.num_ok == 10
@@ -86,9 +89,8 @@ async def test_replies_that_are_not_streamed_are_counted_as_well(tmp_path: Path)
 
 
 @pytest.mark.parametrize("max_open", [200, 1])
-async def test_a_server_that_stalls_cannot_hide_it(tmp_path: Path, max_open: int) -> None:
-    """The server answers nobody for 0.8 s. Whoever was to ask in that time waited, also where the one
-    connection was taken."""
+async def test_stall_of_the_server_shows_in_every_latency(tmp_path: Path, max_open: int) -> None:
+    """Requests due in the 0.8 s in which the server answers none wait, also if there is one connection."""
     resumed = asyncio.Event()
 
     async def answer(number: int) -> list[bytes]:
@@ -114,23 +116,72 @@ async def test_a_server_that_stalls_cannot_hide_it(tmp_path: Path, max_open: int
     assert any("--max-open" in warning for warning in summary.warnings) == (max_open == 1)
 
 
-async def test_every_way_to_fail_is_told_and_none_is_an_answer(tmp_path: Path) -> None:
-    replies = [
-        [chunk("a")],  # ends without [DONE]
-        [chunk("a"), event({"error": {"code": "subtask_failed", "message": "2 failed"}})],
-        [b"data: {broken\n\n"],
-        [chunk("a"), event({"no": "choices"})],
-    ]
+FAULTY_STREAMS = {
+    "cut off": [chunk("a")],
+    "200 subtask_failed": [chunk("a"), event({"error": {"code": "subtask_failed", "message": "2 failed"}})],
+    "not a chat completion": [b"data: {broken\n\n"],
+}
+NOT_CHUNKS: list[Any] = [
+    {"no": "choices"},
+    {"choices": [{"index": 0, "delta": None}]},
+    {"choices": [{"index": 0}]},
+    {"choices": [None]},
+    {"choices": 3},
+    {"choices": [{"delta": {"content": {"a": 1}}}]},
+    {"choices": [], "usage": "many"},
+    {"choices": [], "usage": {"prompt_tokens": "x"}},
+    {"choices": [], "r2": {"cost_usd": "free", "subtasks": 1}},
+    [],
+    "text",
+    7,
+]
 
+
+@pytest.mark.parametrize(("kind", "pieces"), list(FAULTY_STREAMS.items()))
+async def test_faulty_stream_is_one_failed_request_with_its_reason(
+    tmp_path: Path, kind: str, pieces: list[bytes]
+) -> None:
     async def answer(number: int) -> list[bytes]:
-        return replies[number % len(replies)]
+        return pieces if number else whole()
 
-    summary = await load_against(sse_app(answer), tmp_path / "run", workload(8, 1.0))
-    assert summary.num_ok == 0 and summary.num_failed == 8 and summary.slo_attainment == 0.0
-    assert summary.errors == {"not a chat completion": 4, "cut off": 2, "200 subtask_failed": 2}
+    summary = await load_against(sse_app(answer), tmp_path / "run", workload(8, 0.5))
+    assert (summary.num_ok, summary.errors) == (1, {kind: 3})
 
 
-async def test_a_refusal_is_told_by_its_status_and_code(tmp_path: Path) -> None:
+async def test_chunks_of_a_wrong_form_fail_their_requests_alone(tmp_path: Path) -> None:
+    async def answer(number: int) -> list[bytes]:
+        return [chunk("a"), event(NOT_CHUNKS[number]), *whole()] if number < len(NOT_CHUNKS) else whole()
+
+    summary = await load_against(sse_app(answer), tmp_path / "run", workload(16, 1.0))
+    assert (summary.num_sent, summary.num_ok) == (16, 16 - len(NOT_CHUNKS))
+    assert summary.errors == {"not a chat completion": len(NOT_CHUNKS)}
+
+
+def failing_policy() -> ReadReplicas:
+    """A reader of replica counts that finds an autoscaling policy failing at its third reading."""
+    errors = iter([None, None, PolicyFailed("an autoscaling policy fails: ValueError: no requests")])
+
+    def read() -> dict[str, ReplicaCount]:
+        if (error := next(errors)) is not None:
+            raise error
+        return {}
+
+    return read
+
+
+async def test_failing_autoscaling_policy_ends_the_run_with_its_error_and_a_summary(tmp_path: Path) -> None:
+    async def answer(number: int) -> list[bytes]:
+        return whole()
+
+    options = LoadOptions(out=tmp_path / "run", interval_s=0.2)
+    async with serving(sse_app(answer)) as url:
+        with pytest.raises(PolicyFailed, match="ValueError: no requests\nthe run ended there"):
+            await run_load(workload(20, 60.0), url, options, replicas=failing_policy())
+    summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
+    assert summary.info.is_interrupted and summary.wall_s < 30
+
+
+async def test_refusal_is_counted_by_its_status_and_code(tmp_path: Path) -> None:
     async def answer(number: int) -> list[bytes]:
         return [json.dumps({"error": {"code": "overloaded", "message": "the queue is full"}}).encode()]
 
@@ -140,7 +191,7 @@ async def test_a_refusal_is_told_by_its_status_and_code(tmp_path: Path) -> None:
     assert summary.num_cost_unknown == 4
 
 
-async def test_an_answer_that_does_not_end_is_given_up_at_the_timeout(tmp_path: Path) -> None:
+async def test_endless_answer_fails_at_the_timeout(tmp_path: Path) -> None:
     async def answer(number: int) -> list[bytes]:
         await asyncio.sleep(60)
         return whole()
@@ -150,7 +201,7 @@ async def test_an_answer_that_does_not_end_is_given_up_at_the_timeout(tmp_path: 
     assert summary.wall_s < 5
 
 
-async def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
+async def test_ctrl_c_writes_a_report_of_the_ended_requests(tmp_path: Path) -> None:
     async def answer(number: int) -> list[bytes]:
         if number >= 5:
             asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
@@ -172,24 +223,18 @@ async def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
 async def test_answers_to_a_benchmark_are_graded(tmp_path: Path) -> None:
     tasks = {"kind": "benchmark", "name": "words", "dataset": "test@20", "model": "r2"}
     load = workload(20, 1.0, tasks=tasks)
-    gold = {
-        index: request.task.row["gold"]
-        for index, request in enumerate(load.requests())
-        if request.task is not None
-    }
-    order: list[int] = []
+    golds = {request.text: str(request.task.row["gold"]) for request in load.requests() if request.task}
+    wrong = {request.text for request in load.requests() if request.index % 4 == 0}
 
-    async def answer(number: int) -> list[bytes]:
-        order.append(number)
-        return whole(str(gold[number]) if number % 4 else "-1")
+    async def answer(text: str) -> list[bytes]:
+        return whole("-1" if text in wrong else golds[text])
 
-    summary = await load_against(sse_app(answer), tmp_path / "run", load)
-    assert order == sorted(order)
+    summary = await load_against(sse_app(answer_to=answer), tmp_path / "run", load)
     assert (summary.num_graded, summary.num_correct, summary.num_good) == (20, 15, 15)
     assert [record.correct for record in requests(tmp_path / "run")] == [bool(i % 4) for i in range(20)]
 
 
-async def test_where_nothing_can_be_graded_the_answers_are_reported_all_the_same(
+async def test_answers_are_reported_even_if_they_cannot_be_graded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object, **__: object) -> None:
@@ -209,7 +254,7 @@ async def test_where_nothing_can_be_graded_the_answers_are_reported_all_the_same
     assert (summary.num_ok, summary.num_graded, len(requests(tmp_path / "run"))) == (5, 0, 5)
 
 
-async def test_a_run_is_not_written_over_but_kept_aside_when_told(tmp_path: Path) -> None:
+async def test_earlier_run_is_never_overwritten_and_set_aside_on_request(tmp_path: Path) -> None:
     first = await load_against(router_app(), tmp_path / "run", workload(4, 0.5))
     with pytest.raises(ConfigError, match=r"--set-aside"):
         await load_against(router_app(), tmp_path / "run", workload(8, 0.5))
@@ -218,7 +263,7 @@ async def test_a_run_is_not_written_over_but_kept_aside_when_told(tmp_path: Path
     assert len(requests(tmp_path / "run.1")) == 2 and len(requests(tmp_path / "run")) == 4
 
 
-async def test_what_cannot_work_is_refused_before_anything_is_sent_or_written(tmp_path: Path) -> None:
+async def test_impossible_runs_are_refused_before_anything_is_sent_or_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no endpoint answers at http://127.0.0.1:9/v1/models"):
         await run_load(workload(), "http://127.0.0.1:9/v1", LoadOptions(out=tmp_path / "run"))
     tasks = {"kind": "synthetic", "model": "r3", "shapes": SHAPES}
@@ -236,7 +281,7 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent_or_written(tm
 # -- the command -----------------------------------------------------------------------------------------
 
 
-def test_dry_run_says_what_would_be_sent(tmp_path: Path) -> None:
+def test_dry_run_shows_the_requests(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(yaml.safe_dump(workload(3, 40).model_dump(mode="json")))
     done = CliRunner().invoke(app, ["load", str(tmp_path / "w.yaml"), "--dry-run"])
     assert done.exit_code == 0, done.output
@@ -244,19 +289,19 @@ def test_dry_run_says_what_would_be_sent(tmp_path: Path) -> None:
     assert "120 x large" in done.output and "█" in done.output and "Synthetic task 0." in done.output
 
 
-def test_examples_are_listed_and_a_wrong_name_gets_the_right_one() -> None:
+def test_examples_are_listed_and_a_wrong_name_gets_a_suggestion() -> None:
     listed = CliRunner().invoke(app, ["load", "--example", "list"])
     assert {"bursts", "on-off"} <= set(listed.output.split())
     wrong = CliRunner().invoke(app, ["load", "--example", "burst", "--dry-run"])
     assert wrong.exit_code == 1 and "did you mean 'bursts'?" in wrong.output
 
 
-def test_without_a_workload_the_command_says_what_to_give() -> None:
+def test_command_without_a_workload_names_its_options() -> None:
     done = CliRunner().invoke(app, ["load"])
     assert done.exit_code == 1 and "--example" in done.output
 
 
-async def test_a_trace_that_breaks_off_tells_its_line_and_keeps_what_was_answered(tmp_path: Path) -> None:
+async def test_faulty_trace_row_is_named_and_earlier_answers_are_kept(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("Timestamp,Request tokens,Response tokens\n0,3,4\n0.3,3,4\n0.6,x,4\n")
     trace = workload(
         duration_s=9, arrivals={"kind": "trace", "path": str(tmp_path / "t.csv"), "format": "burstgpt"}
@@ -271,7 +316,7 @@ async def test_a_trace_that_breaks_off_tells_its_line_and_keeps_what_was_answere
     assert summary.info.is_interrupted and summary.num_sent == len(requests(tmp_path / "run")) >= 1
 
 
-async def test_a_disk_that_fills_up_keeps_what_was_answered_and_says_how_to_run_again(
+async def test_full_disk_keeps_earlier_answers_and_says_how_to_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, num_rows = os.write, 0
@@ -293,7 +338,7 @@ async def test_a_disk_that_fills_up_keeps_what_was_answered_and_says_how_to_run_
     assert not list((tmp_path / "run").glob(".*.partial"))
 
 
-async def test_a_run_under_way_is_not_set_aside(tmp_path: Path) -> None:
+async def test_run_under_way_is_not_set_aside(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").touch()
     with under_way(tmp_path / "run"), pytest.raises(ConfigError, match="under way"):
@@ -301,13 +346,13 @@ async def test_a_run_under_way_is_not_set_aside(tmp_path: Path) -> None:
     assert claim(tmp_path / "run", set_aside=True) == tmp_path / "run.1"
 
 
-def test_what_cannot_be_a_run_directory_is_told(tmp_path: Path) -> None:
+def test_impossible_run_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made"):
         claim(tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", ""])
-async def test_an_address_without_scheme_is_named(tmp_path: Path, url: str) -> None:
+async def test_address_without_scheme_is_an_error(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match="is no address"):
         await run_load(workload(), url, LoadOptions(out=tmp_path / "run"))

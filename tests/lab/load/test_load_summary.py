@@ -1,5 +1,4 @@
-"""Figures of a load run: percentiles as numpy's, goodput by hand, replica-seconds as an integral, and a page
-with all of it."""
+"""Figures of a load run: percentiles, goodput and replica-seconds against known values, and the page."""
 
 from __future__ import annotations
 
@@ -19,24 +18,38 @@ from r2_serve.lab.workload import Slo
 
 
 def info(**fields: object) -> RunInfo:
-    given = {"slo": Slo(latency_s=2.0, ttft_s=1.0), "duration_s": 10.0, **fields}
-    return RunInfo.model_validate(
-        {
-            "workload": "bursts", "seed": 3, "url": "http://127.0.0.1:8000/v1", "model": "r2", "started": "2026-11-24T16:00:00+00:00",
-            "code_version": "0.1.0+abc", "machine": "2 CPUs", "max_open": 2000, **given,
-        }
-    )  # fmt: skip
+    run = {
+        "workload": "bursts",
+        "seed": 3,
+        "url": "http://127.0.0.1:8000/v1",
+        "model": "r2",
+        "slo": Slo(latency_s=2.0, ttft_s=1.0),
+        "duration_s": 10.0,
+        "started": "2026-11-24T16:00:00+00:00",
+        "code_version": "0.1.0+abc",
+        "machine": "2 CPUs",
+        "max_open": 2000,
+    }
+    return RunInfo.model_validate({**run, **fields})
 
 
 def record(
     index: int, start_s: float, latency_s: float, ttft_s: float | None = 0.5, **fields: object
 ) -> LoadRecord:
-    given = {
-        "index": index, "intended_start_s": start_s, "sent_s": start_s + 0.001, "end_s": start_s + latency_s,
-        "first_token_s": None if ttft_s is None else start_s + ttft_s, "outcome": "ok", "status": 200, "cost_usd": Decimal("0.001"),
-        "prompt_tokens": 10, "completion_tokens": 5, "num_subtasks": 2, **fields,
-    }  # fmt: skip
-    return LoadRecord.model_validate(given)
+    request = {
+        "index": index,
+        "intended_start_s": start_s,
+        "sent_s": start_s + 0.001,
+        "end_s": start_s + latency_s,
+        "first_token_s": None if ttft_s is None else start_s + ttft_s,
+        "outcome": "ok",
+        "status": 200,
+        "cost_usd": Decimal("0.001"),
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "num_subtasks": 2,
+    }
+    return LoadRecord.model_validate({**request, **fields})
 
 
 def sample(
@@ -59,7 +72,7 @@ def sample(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 1001])
-def test_percentiles_are_numpys(size: int) -> None:
+def test_percentiles_equal_those_of_numpy(size: int) -> None:
     draw = random.Random(size)
     values = [draw.expovariate(1.0) for _ in range(size)]
     found = Distribution.of(values)
@@ -70,7 +83,7 @@ def test_percentiles_are_numpys(size: int) -> None:
     assert (found.mean, found.max) == pytest.approx((numpy.mean(values), max(values)))
 
 
-def test_goodput_counts_what_met_every_limit_and_failures_count_against_it() -> None:
+def test_goodput_counts_requests_within_every_limit_and_failures_lower_it() -> None:
     records = [
         record(0, 0.0, 1.0),
         record(1, 1.0, 2.0),  # at the limit
@@ -97,7 +110,7 @@ def test_goodput_counts_what_met_every_limit_and_failures_count_against_it() -> 
     )  # of answered requests alone
 
 
-def test_without_an_objective_every_answer_is_good_and_a_wrong_one_never_is() -> None:
+def test_without_an_objective_every_answer_but_a_wrong_one_is_good() -> None:
     records = [
         record(0, 0.0, 99.0, ttft_s=None),
         record(1, 0.0, 1.0, correct=False),
@@ -107,14 +120,14 @@ def test_without_an_objective_every_answer_is_good_and_a_wrong_one_never_is() ->
     assert (summary.num_good, summary.num_graded, summary.num_correct) == (2, 2, 1)
 
 
-def test_latency_counts_from_the_intended_start_not_from_the_sending() -> None:
+def test_latency_counts_from_the_intended_start() -> None:
     late = record(0, 1.0, 5.0, sent_s=5.5)
     assert (late.latency_s, late.lateness_s) == (5.0, 4.5)
     summary = summarize(info(), [late], [])
     assert summary.latency_s is not None and summary.latency_s.p50 == 5.0
 
 
-def test_a_late_generator_is_told_with_its_reason() -> None:
+def test_late_generator_is_a_warning_with_its_reason() -> None:
     late = [record(i, float(i), 1.0, sent_s=i + (0.2 if i % 10 == 0 else 0.0)) for i in range(100)]
     (warning,) = summarize(info(), late, []).warnings
     assert "200 ms" in warning and "too busy" in warning
@@ -137,7 +150,7 @@ def test_replica_seconds_are_the_integral_of_running_and_starting_replicas() -> 
     assert (use["a"].max_replicas, use["b"].replica_s) == (
         2,
         5.0,
-    )  # a sample that nobody could take is bridged
+    )  # a sample without counts is bridged
 
 
 def test_gpu_cost_is_gpu_seconds_times_the_price() -> None:
@@ -150,7 +163,7 @@ def test_gpu_cost_is_gpu_seconds_times_the_price() -> None:
     assert summary.gpu_usd == pytest.approx(0.2)
 
 
-def test_serves_details_are_counted_by_state() -> None:
+def test_replicas_in_serves_details_are_counted_by_state() -> None:
     replicas = [{"state": state} for state in ("RUNNING", "RUNNING", "STARTING", "STOPPING", "UPDATING")]
     deployment = {"replicas": replicas, "target_num_replicas": 4, "required_resources": {"CPU": 1, "GPU": 1}}
     counts = replica_counts({"m-small": {"deployments": {"Model": deployment}}})
@@ -158,7 +171,7 @@ def test_serves_details_are_counted_by_state() -> None:
 
 
 class Outside(HTMLParser):
-    """Everything that a page would fetch or run."""
+    """Collects everything that a page would fetch or run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""The load generator keeps its own time: what the server does never slows the load, and is never hidden by
-it."""
+"""The load generator keeps its own time: the server neither slows the load nor hides its own delays."""
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ def every(gap_s: float, num_requests: int) -> list[Request]:
 
 
 class StallingServer:
-    """Takes 0.1 s for a request, one at a time or all at once, but answers nobody from 1 s to 3 s."""
+    """A server that needs 0.1 s for a request, one at a time or all at once, and answers none from 1 s to 3
+    s."""
 
     def __init__(self, *, is_serial: bool = False) -> None:
         self._turn = asyncio.Semaphore(1 if is_serial else 10_000)
@@ -58,9 +58,8 @@ def test_requests_are_sent_at_their_times_while_the_server_stalls() -> None:
 
 
 @pytest.mark.parametrize("max_open", [100, 1])
-def test_a_stall_of_two_seconds_shows_in_every_request_that_was_to_come_in_it(max_open: int) -> None:
-    """Coordinated omission: a client that waits for its answers would see one slow request, with one
-    connection as with many."""
+def test_stall_of_two_seconds_shows_in_every_request_due_in_it(max_open: int) -> None:
+    """A client that waits for its answers would see one slow request only (coordinated omission)."""
     records, _ = run(every(0.25, 40), max_open=max_open)
     stalled = [record for record in records if 1.0 <= record.intended_start_s < 2.8]
     assert len(stalled) == 8
@@ -69,7 +68,7 @@ def test_a_stall_of_two_seconds_shows_in_every_request_that_was_to_come_in_it(ma
     assert max(record.latency_s for record in stalled) >= 1.9
 
 
-def test_with_every_connection_taken_requests_are_late_and_none_is_lost() -> None:
+def test_requests_are_late_and_none_is_lost_if_every_connection_is_taken() -> None:
     records, loop = run(every(0.05, 60), max_open=4)
     assert len(records) == 60 and all(record.outcome == "ok" for record in records)
     assert 1.8 < loop.counts.blocked_s < 3.0  # the stall, and until the backlog was sent
@@ -79,7 +78,7 @@ def test_with_every_connection_taken_requests_are_late_and_none_is_lost() -> Non
         assert record.latency_s >= record.lateness_s
 
 
-def test_never_more_than_the_bound_are_under_way() -> None:
+def test_open_requests_never_exceed_the_bound() -> None:
     under_way, most = 0, 0
 
     async def send(request: Request, reply: LoadReply) -> None:
@@ -96,8 +95,24 @@ def test_never_more_than_the_bound_are_under_way() -> None:
     assert most == 7
 
 
-def test_the_workload_is_read_as_it_is_sent() -> None:
-    """Memory does not grow with the length of a run, nor with how far behind the server is."""
+def test_any_exception_of_one_request_is_one_failed_request() -> None:
+    errors = [KeyError("delta"), RuntimeError("closed"), AttributeError("None"), RecursionError("deep")]
+
+    async def send(request: Request, reply: LoadReply) -> None:
+        if request.index < len(errors):
+            raise errors[request.index]
+
+    async def main(records: list[LoadRecord]) -> None:
+        await OpenLoop(send, max_open=3, on_end=records.append).run(every(0.1, 10))
+
+    records: list[LoadRecord] = []
+    virtual_time.run(main(records))
+    assert [record.outcome for record in records] == ["failed"] * 4 + ["ok"] * 6
+    assert [record.error_kind for record in records[:4]] == [type(error).__name__ for error in errors]
+
+
+def test_workload_is_read_as_it_is_sent() -> None:
+    """Memory does not grow with the length of a run, nor with the delay of the server."""
     drawn = 0
 
     def endless() -> object:
@@ -119,7 +134,7 @@ def test_the_workload_is_read_as_it_is_sent() -> None:
     assert drawn == 6
 
 
-def test_an_interrupted_run_tells_of_every_request_that_was_sent() -> None:
+def test_interrupted_run_records_every_request_that_was_sent() -> None:
     records: list[LoadRecord] = []
 
     async def main() -> None:

@@ -1,5 +1,5 @@
-"""`r2-serve simulate`: its files are those of a real run, it lays itself beside one, and wrong input is told
-with its line."""
+"""`r2-serve simulate`: files like those of a real run, the comparison with one, and errors with their
+line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ slo: {latency_s: 20}
 
 
 def simulated(tmp_path: Path, *arguments: str) -> Path:
-    """The directory of a run."""
+    """Runs the command and returns the directory of the run."""
     (tmp_path / "small.yaml").write_text(WORKLOAD)
     out = tmp_path / "run"
     result = CliRunner().invoke(
@@ -36,7 +36,9 @@ def simulated(tmp_path: Path, *arguments: str) -> Path:
     return out
 
 
-def test_a_run_writes_what_a_real_one_writes_and_its_summary_follows_from_its_rows(tmp_path: Path) -> None:
+def test_simulated_run_writes_the_files_of_a_real_one_and_its_summary_follows_from_its_rows(
+    tmp_path: Path,
+) -> None:
     out = simulated(tmp_path)
     summary = read_summary(out)
     again = summarize(summary.info, RequestFile(out), list(read_timeline(out)))
@@ -49,7 +51,7 @@ def test_a_run_writes_what_a_real_one_writes_and_its_summary_follows_from_its_ro
     assert facts["paid_gpu_s"] >= summary.gpu_s * 0.9
 
 
-def test_beside_a_run_of_the_same_workload_every_figure_gets_its_error(tmp_path: Path) -> None:
+def test_comparison_with_a_run_of_the_same_workload_gives_every_figure_its_error(tmp_path: Path) -> None:
     out = simulated(tmp_path)
     summary = read_summary(out)
     assert summary.latency_s is not None
@@ -74,7 +76,7 @@ def test_the_table_of_the_comparison_is_printed(tmp_path: Path) -> None:
     assert "latency, p95, s" in result.output and "+0.0 %" in result.output
 
 
-def test_without_rows_the_figures_are_the_same_and_no_run_is_written_over(tmp_path: Path) -> None:
+def test_figures_are_the_same_without_rows_and_no_run_is_overwritten(tmp_path: Path) -> None:
     whole = read_summary(simulated(tmp_path))
     result = CliRunner().invoke(
         app, ["simulate", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run")]
@@ -114,9 +116,8 @@ def _figures(summary: LoadSummary) -> dict[str, object]:
 
 def test_a_hardware_file_is_refused_with_every_error_and_its_line(tmp_path: Path) -> None:
     path = tmp_path / "hardware.yaml"
-    path.write_text(
-        "cluster: {gpus: 4, nodes: {gpus_per_node: 8, max_nodes: 2}}\noverheads:\n  htp_s: 1\nmodels:\n  a: {}\n"
-    )
+    cluster = "cluster: {gpus: 4, nodes: {gpus_per_node: 8, max_nodes: 2}}"
+    path.write_text(f"{cluster}\noverheads:\n  htp_s: 1\nmodels:\n  a: {{}}\n")
     with pytest.raises(ConfigError) as refused:
         load_hardware(path)
     for part in (

@@ -1,5 +1,4 @@
-"""Models behind an API in a simulation: their limits hold, and the router does what it does about a
-refusal."""
+"""Models behind an API in a simulation: their limits hold, and the router handles a refusal."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ def hosted(clock: Clock, **speed: Any) -> HostedModel:
 @pytest.mark.parametrize(
     ("limit", "expected"), [({"requests_per_minute": 120}, 120), ({"tokens_per_minute": 6000}, 60)]
 )
-def test_no_more_is_answered_than_the_limit_says(limit: dict[str, int], expected: int) -> None:
-    """Ten a second, of a hundred tokens each, for ten minutes."""
+def test_calls_beyond_the_limit_are_refused(limit: dict[str, int], expected: int) -> None:
+    """Ten calls of a hundred tokens come each second for ten minutes."""
     clock = Clock()
     api, caller = hosted(clock, **limit), Caller(clock)
 
@@ -50,7 +49,7 @@ def test_no_more_is_answered_than_the_limit_says(limit: dict[str, int], expected
     assert set(caller.failed.values()) == {"rate_limited"}
 
 
-def test_a_call_takes_its_first_token_and_its_reply_and_the_spread_leaves_the_median() -> None:
+def test_call_takes_the_time_of_its_reply_and_the_spread_keeps_the_median() -> None:
     clock = Clock()
     api, caller = hosted(clock), Caller(clock)
     api.submit(SimulatedCall(caller, 0, 10, 100, 0.0))
@@ -84,7 +83,7 @@ def api_of(**speed: Any) -> Hardware:
     )
 
 
-def test_a_hosted_model_needs_its_speed_and_is_then_part_of_the_plan(tmp_path: Path) -> None:
+def test_hosted_model_needs_its_speed_and_then_takes_part(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.large\.hosted"):
         simulate(pool_with_api(tmp_path), workload(), Hardware())
     (record,) = simulate(pool_with_api(tmp_path), workload(duration_s=5), api_of()).queries.records()
@@ -92,7 +91,7 @@ def test_a_hosted_model_needs_its_speed_and_is_then_part_of_the_plan(tmp_path: P
 
 
 def test_refused_calls_rest_the_model_and_go_to_its_fallback(tmp_path: Path) -> None:
-    """One call a minute is let through; the others must find the fallback, and each query is answered."""
+    """One call a minute passes; the others go to the fallback, and each query is answered."""
     config, few = pool_with_api(tmp_path, fallbacks=["small"]), api_of(requests_per_minute=1, burst_s=60)
     run = simulate(config, workload(arrivals={"kind": "constant", "rate_per_s": 0.2}), few)
     assert {record.status for record in run.queries.records()} == {200}

@@ -1,4 +1,4 @@
-"""The simulator's queues against what queueing theory says of them, and against sums done by hand."""
+"""The simulator's queues against queueing theory, and against sums done by hand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NUM_CALLS = 30_000
 
 
 def mean_wait_s(num_servers: int, load: float, service_tokens: random.Random | None) -> float:
-    """Mean time in the queue of Poisson arrivals at servers that take 1 s on average; exponential, or always
-    1 s."""
+    """Mean queueing time of Poisson arrivals whose service takes 1 s on average: exponential, or always 1
+    s."""
     clock, draw = Clock(), random.Random(num_servers)
     speed = SpeedConfig(prefill_tokens_per_s=FAST, decode_tokens_per_s=1.0, max_batch_size=num_servers)
     deployment, caller = one_model(clock, speed), Caller(clock)
@@ -35,7 +35,7 @@ def mean_wait_s(num_servers: int, load: float, service_tokens: random.Random | N
 
 
 def erlang_c_wait_s(num_servers: int, load: float) -> float:
-    """Source: Erlang 1917; mean wait of M/M/c with service time 1."""
+    """Mean wait of M/M/c with service time 1. Source: Erlang 1917."""
     offered = num_servers * load
     last = offered**num_servers / math.factorial(num_servers) / (1 - load)
     p_wait = last / (sum(offered**k / math.factorial(k) for k in range(num_servers)) + last)
@@ -43,20 +43,19 @@ def erlang_c_wait_s(num_servers: int, load: float) -> float:
 
 
 @pytest.mark.parametrize("num_servers", [1, 4])
-def test_waits_are_those_of_erlang_where_service_is_exponential(num_servers: int) -> None:
+def test_waits_with_exponential_service_are_those_of_erlang(num_servers: int) -> None:
     assert mean_wait_s(num_servers, 0.6, random.Random(7)) == pytest.approx(
         erlang_c_wait_s(num_servers, 0.6), rel=0.08
     )
 
 
-def test_waits_are_half_as_long_where_all_calls_are_alike() -> None:
-    """Source: Pollaczek-Khinchine; M/D/1 waits load / (2 (1 - load)) service times."""
+def test_waits_are_half_as_long_if_all_calls_take_the_same_time() -> None:
+    """M/D/1 waits load / (2 (1 - load)) service times. Source: Pollaczek-Khinchine."""
     assert mean_wait_s(1, 0.6, None) == pytest.approx(0.6 / (2 * 0.4), rel=0.08)
 
 
-def test_a_batch_that_slows_down_by_what_joins_shares_its_replica_fairly() -> None:
-    """A slowdown of 1 is processor sharing: M/M/1-PS takes 1 / (1 - load) service times, whatever their
-    distribution."""
+def test_batch_with_full_slowdown_shares_its_replica_fairly() -> None:
+    """A slowdown of 1 is processor sharing: M/M/1-PS takes 1 / (1 - load) service times."""
     clock, draw = Clock(), random.Random(3)
     speed = SpeedConfig(
         prefill_tokens_per_s=FAST, decode_tokens_per_s=1.0, max_batch_size=100_000, batch_slowdown=1.0
@@ -90,7 +89,7 @@ def test_calls_go_to_the_less_busy_replica_and_a_full_queue_refuses() -> None:
     assert 4.0 <= caller.done_s[2] <= 4.5, "after the end of one, found by asking again within half a second"
 
 
-def test_a_cancelled_call_frees_its_place_wherever_it_is() -> None:
+def test_cancelled_call_frees_its_place_in_every_state() -> None:
     clock = Clock()
     deployment, caller = two_replicas(clock, hop_s=0.5), Caller(clock)
     at_replica, on_its_way, in_queue = (caller.ask(deployment, number, 0, 10) for number in range(3))

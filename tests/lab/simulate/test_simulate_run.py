@@ -1,5 +1,4 @@
-"""Whole simulated runs: exact where a sum can be done by hand, the same as the real pipeline, and nothing
-lost whatever happens."""
+"""Simulated runs: exact against sums by hand, the same as the real pipeline, and complete under overload."""
 
 from __future__ import annotations
 
@@ -42,8 +41,8 @@ def statuses(run: SimulatedRun) -> dict[int, int | None]:
 
 
 def test_one_query_takes_its_stages_and_its_longest_chain(tmp_path: Path) -> None:
-    """Planner and picker 0.1 s each; two at once write 20 words at 10/1.5 a second; then 10 words alone; six
-    hops."""
+    """Planner and picker take 0.1 s each, two steps write 20 words at 10/1.5 a second, one writes 10
+    alone."""
     hardware = Hardware.model_validate({"overheads": {"http_s": 0.05, "hop_s": 0.01}})
     run = simulate(scripted_pool(tmp_path), workload(duration_s=5), hardware)
     assert latencies_s(run) == {0: pytest.approx(0.05 + 0.2 + 3.0 + 1.0 + 6 * 0.01)}
@@ -54,9 +53,8 @@ def test_one_query_takes_its_stages_and_its_longest_chain(tmp_path: Path) -> Non
     assert record.num_subtasks == 3
 
 
-def test_from_nothing_a_query_waits_for_the_cold_start_of_each_model_it_needs(tmp_path: Path) -> None:
-    """A call that finds no replica is reported at once, so Serve starts one in its next round; 1 s of process
-    and 3 s of loading."""
+def test_query_waits_for_the_cold_start_of_each_model_it_needs(tmp_path: Path) -> None:
+    """Serve starts a replica in the round after a call that finds none: 1 s of process and 3 s of loading."""
     config = scripted_pool(
         tmp_path, small={"autoscaling_config": SCALING}, large={"autoscaling_config": SCALING}
     )
@@ -72,7 +70,7 @@ def test_from_nothing_a_query_waits_for_the_cold_start_of_each_model_it_needs(tm
 
 
 class _AsInRouter:
-    """The scripted pool's engines, in the router's own process."""
+    """The engines of the scripted pool in the router's own process."""
 
     def __init__(self, config: ServeConfig) -> None:
         engines = {app.removeprefix("m-"): server.engine for app, server in config.model_apps.items()}
@@ -85,7 +83,7 @@ class _AsInRouter:
 
 
 async def real_latencies_s(config: ServeConfig, asked: Workload) -> dict[int, float]:
-    """Of the router's own pipeline, to be run in virtual time."""
+    """Latencies of the router's own pipeline; to be run in virtual time."""
     setting = _AsInRouter(config)
     router = in_process(setting.router, setting.routing, setting.engine)
     began_s = now_s()
@@ -105,8 +103,7 @@ async def real_latencies_s(config: ServeConfig, asked: Workload) -> dict[int, fl
 
 
 def test_simulated_latencies_are_those_of_the_real_pipeline_in_virtual_time(tmp_path: Path) -> None:
-    """Same config, same workload, a hundred overlapping queries of three forms: every prompt, batch and queue
-    has to agree."""
+    """A hundred overlapping queries of three forms agree in every prompt, batch and queue."""
     config = scripted_pool(
         tmp_path, speed={"start_s": 0, "prefill_tokens_per_s": 500}, limits={"max_parallel": 3}
     )
@@ -140,8 +137,8 @@ def test_simulated_latencies_are_those_of_the_real_pipeline_in_virtual_time(tmp_
 OVERLOAD = {"kind": "poisson", "rate_per_s": 5.0}
 
 
-def test_every_query_ends_once_however_it_ends(tmp_path: Path) -> None:
-    """Far too much, of everything: full queues, timeouts, fallbacks, cold starts and the deadline."""
+def test_every_query_ends_exactly_once_under_overload(tmp_path: Path) -> None:
+    """The load fills queues and causes timeouts, fallbacks, cold starts and missed deadlines."""
     config = scripted_pool(
         tmp_path,
         small={"max_ongoing_requests": 6, "max_queued_requests": 20, "autoscaling_config": SCALING},
@@ -169,7 +166,7 @@ def test_a_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> N
     assert list(first.queries.records()) != list(other.queries.records())
 
 
-def test_a_model_that_is_too_slow_is_replaced_by_its_fallback_and_one_without_fails_the_query(
+def test_too_slow_model_is_replaced_by_its_fallback_or_fails_the_query(
     tmp_path: Path,
 ) -> None:
     slow: dict[str, Any] = {"kind": "synthetic", "shapes": [{"waves": [{"model": "small", "words": 100}]}]}
@@ -192,7 +189,7 @@ def _with_models(config: ServeConfig, cards: tuple[ModelConfig, ...]) -> ServeCo
     return replace(config, router=config.router.model_copy(update={"models": cards}))
 
 
-def test_where_no_plan_comes_in_time_the_query_goes_to_one_model_in_one_step(tmp_path: Path) -> None:
+def test_query_without_a_plan_in_time_goes_to_one_model_in_one_step(tmp_path: Path) -> None:
     config = scripted_pool(
         tmp_path, routing={"decomposer": {"model": "planner", "num_samples": 1, "timeout_s": 0.05}}
     )
@@ -213,12 +210,12 @@ def test_a_model_without_room_gives_its_subtasks_to_the_next_cheapest(tmp_path: 
     )
 
 
-def test_passed_through_to_a_pool_model_there_is_no_plan(tmp_path: Path) -> None:
+def test_query_to_a_pool_model_has_no_plan(tmp_path: Path) -> None:
     asked = workload(duration_s=5, tasks={**workload().tasks.model_dump(), "model": "small"})
     assert latencies_s(simulate(scripted_pool(tmp_path), asked, Hardware()))[0] == pytest.approx(1.0)
 
 
-def test_what_is_not_known_is_said_with_the_key_to_give(tmp_path: Path) -> None:
+def test_missing_speed_or_model_is_an_error_with_the_key_to_give(tmp_path: Path) -> None:
     config = scripted_pool(tmp_path)
     with pytest.raises(ConfigError, match=r"asks for model 'r3'; the config has \['r2', 'small'"):
         simulate(config, workload(tasks={**workload().tasks.model_dump(), "model": "r3"}), Hardware())

@@ -1,5 +1,4 @@
-"""The simulated autoscaler against Ray Serve's own classes, on the same numbers at the same times. No Ray is
-started."""
+"""The simulated autoscaler against Ray Serve's own classes on the same numbers. No Ray is started."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from r2_serve.config import SpeedConfig
+from r2_serve.errors import ConfigError
 from r2_serve.lab.simulate.autoscaler import Autoscaler, ScaledDeployment, serve_reads, with_delays
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
@@ -96,9 +96,8 @@ class ServesOwn:
         return self._ids.setdefault(replica, ReplicaID(f"replica{len(self._ids)}", self._id))
 
 
-def test_what_the_autoscaler_reads_and_decides_is_what_serve_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five minutes of bursts, from zero and back; at every round both see the same total and want the same
-    replicas."""
+def test_autoscaler_reads_and_decides_like_serves_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both see the same total and want the same replicas in five minutes of bursts from zero and back."""
     clock, draw = Clock(), random.Random(5)
     scaled = scaled_deployment(clock, upscale_delay_s=2, downscale_delay_s=8, look_back_period_s=12)
     caller, serve = Caller(clock), ServesOwn(scaled, clock, monkeypatch)
@@ -132,9 +131,8 @@ def test_what_the_autoscaler_reads_and_decides_is_what_serve_would(monkeypatch: 
     assert [ours for ours, _ in pairs] == pytest.approx([theirs for _, theirs in pairs], abs=1e-6)
 
 
-def test_delays_and_reports_put_off_a_second_replica_as_long_as_in_a_cluster() -> None:
-    """A load for five comes at 60 s: reported within 10 s, seen in the mean, then 30 s of delay, then the
-    cold start."""
+def test_second_replica_comes_after_reports_and_delays_as_in_a_cluster() -> None:
+    """A load for five comes at 60 s: a report within 10 s, the mean, 30 s of delay, then the cold start."""
     clock = Clock()
     scaled = scaled_deployment(
         clock, min_replicas=1, upscale_delay_s=30, downscale_delay_s=600, look_back_period_s=30
@@ -151,10 +149,12 @@ def test_delays_and_reports_put_off_a_second_replica_as_long_as_in_a_cluster() -
     assert 60 + 30 + 6 < reached_s[0] < 60 + 10 + 30 + 30 + 6
 
 
-def test_a_cold_start_after_the_first_waits_for_a_note_and_another_call_or_the_next_report() -> None:
-    """Serve's handle reports at once when a call finds no replica, but only what it has noted by then: for
-    the first call it has noted nothing, so the call itself is told; later it tells of the quiet time before.
-    Notes are every 2.4 s, reports every 10 s."""
+def test_later_cold_start_waits_for_a_note_and_another_call_or_the_next_report() -> None:
+    """A handle reports at once when a call finds no replica, but only what it has noted by then.
+
+    It has noted nothing at the first call, so it reports the call itself; later it reports the quiet time
+    before. Notes are taken every 2.4 s and reports sent every 10 s.
+    """
     clock = Clock()
     scaled = scaled_deployment(clock, upscale_delay_s=30, downscale_delay_s=2, look_back_period_s=12)
     caller = Caller(clock)
@@ -211,11 +211,10 @@ def mean_latency_s(run: SimulatedRun) -> float:
     return sum(latencies) / len(latencies)
 
 
-def test_the_plan_ahead_policy_of_the_config_scales_on_forecasts_before_the_wave_comes(
+def test_plan_ahead_policy_scales_before_the_wave_comes(
     tmp_path: Path,
 ) -> None:
-    """The large model is needed only after the small one's wave: known ahead, it starts while that wave
-    runs."""
+    """The large model is needed after the small one's wave, so it starts while that wave runs."""
     stock = {key: value for key, value in AHEAD.items() if key != "policy"}
     reactive, ahead = run_with(tmp_path, stock), run_with(tmp_path, AHEAD)
     assert mean_latency_s(ahead) < 0.8 * mean_latency_s(reactive)
@@ -226,8 +225,14 @@ def test_the_plan_ahead_policy_of_the_config_scales_on_forecasts_before_the_wave
     assert first < first_reactive - 1
 
 
-def test_forecasts_of_a_sample_of_queries_stand_for_all(tmp_path: Path) -> None:
-    """Of about fifteen at once, one in four is watched."""
+def test_failing_policy_is_an_error_with_its_text(tmp_path: Path) -> None:
+    policy = {"policy_function": "tests.support.simulated:failing_policy"}
+    with pytest.raises(ConfigError, match=r"policy of m-small/Model fails: RuntimeError: no decision today"):
+        run_with(tmp_path, {**AHEAD, "policy": policy})
+
+
+def test_forecasts_of_some_queries_stand_for_all(tmp_path: Path) -> None:
+    """About one query in four is watched."""
     whole, sampled = run_with(tmp_path, AHEAD), run_with(tmp_path, AHEAD, SimulationOptions(most_watched=4))
     assert list(sampled.queries.records()) != list(whole.queries.records())
     assert replica_seconds(sampled, "m-small") == pytest.approx(replica_seconds(whole, "m-small"), rel=0.35)
@@ -235,8 +240,7 @@ def test_forecasts_of_a_sample_of_queries_stand_for_all(tmp_path: Path) -> None:
 
 
 def planned_calls(sampling: WatchedShare) -> tuple[float, ...]:
-    """Calls in progress that sixty allocated queries of two steps each are forecast to have, second by
-    second."""
+    """Forecast calls in progress, second by second, of sixty allocated queries of two steps each."""
     clock = Clock()
     deployment = one_model(clock, SPEED)
     forecasts = Forecasts(clock, "r2", {"m": "m"}, {"m/Model": deployment}, sampling)
@@ -252,14 +256,14 @@ def planned_calls(sampling: WatchedShare) -> tuple[float, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Open:
-    """A query as forecasts see it."""
+    """An open query as forecasts see it."""
 
     index: int
     sizes: Any
     models: tuple[str, ...] = ("m", "m")
 
 
-def test_a_forecast_from_one_query_in_three_by_two_routers_is_that_of_all_where_all_are_alike() -> None:
+def test_forecast_from_one_query_in_three_equals_that_of_all_if_all_are_alike() -> None:
     everything = planned_calls(WatchedShare())
     assert everything[:3] == pytest.approx((60.0, 60.0, 0.0)), (
         "a step is taken to need a second, as none was seen"
@@ -279,7 +283,7 @@ def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -
     ), machines
 
 
-def test_replicas_wait_for_nodes_and_nodes_are_paid_from_their_boot_until_they_are_let_go() -> None:
+def test_replicas_wait_for_nodes_which_are_paid_from_boot_to_end() -> None:
     clock = Clock()
     nodes = {"gpus_per_node": 4, "max_nodes": 2, "boot_s": 60, "idle_timeout_s": 100}
     deployment, machines = deployment_on_machines(clock, {"nodes": nodes, "gpu_usd_per_hour": 3600}, gpus=2)
@@ -296,7 +300,7 @@ def test_replicas_wait_for_nodes_and_nodes_are_paid_from_their_boot_until_they_a
     assert machines.cost_usd() == pytest.approx(8 * (66 + 100), rel=0.01), "eight GPUs at 1 USD a second"
 
 
-def test_a_fixed_cluster_gives_its_gpus_first_come_first_served() -> None:
+def test_fixed_cluster_gives_its_gpus_in_the_order_of_requests() -> None:
     clock = Clock()
     deployment, machines = deployment_on_machines(clock, {"gpus": 3, "gpu_usd_per_hour": 3600}, gpus=1)
     deployment.scale_to(5)

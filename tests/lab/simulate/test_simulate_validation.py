@@ -1,7 +1,7 @@
-"""The simulator against real runs: `r2-serve load` on real local clusters, whose summaries are kept in
-benchmarks/simulation/real.
+"""The simulator against real runs of `r2-serve load` on local clusters.
 
-docs/simulation.md says how they were made and has the whole table.
+Their summaries are in benchmarks/simulation/real. docs/simulation.md says how they were made and has the
+whole table.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Workload files: arrivals with the statistics they claim, tasks that bring their plan, traces as published,
-errors that help."""
+"""Workload files: arrivals with the right statistics, tasks with their plans, published traces, helpful
+errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cv_of(points: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("kind", "cv"), [("poisson", 1.0), ("gamma", 3.0), ("gamma", 0.3)])
-def test_rate_and_burstiness_are_what_the_file_says(kind: str, cv: float) -> None:
+def test_rate_and_burstiness_are_those_of_the_file(kind: str, cv: float) -> None:
     arrivals: dict[str, object] = {"kind": kind, "rate_per_s": 2.0} | ({"cv": cv} if kind == "gamma" else {})
     points = times(arrivals)
     error = cv / math.sqrt(20_000)  # of the mean count, as a share: a renewal process
@@ -73,8 +73,7 @@ def test_constant_arrivals_are_even() -> None:
     ],
 )
 def test_arrivals_follow_the_rate_over_the_run(arrivals: dict[str, object]) -> None:
-    """In each twentieth of the run there are as many as the rate's integral says, within four standard
-    deviations of a Poisson count."""
+    """Each twentieth of the run has the arrivals of the rate's integral, within four standard deviations."""
     config = workload(arrivals).arrivals
     assert not isinstance(config, TraceArrivals)
     points = times(arrivals)
@@ -149,7 +148,7 @@ def test_shapes_are_drawn_by_weight_and_sizes_from_their_ranges() -> None:
     assert {words for request in requests for words in request.reply_tokens or ()} == set(range(10, 21))
 
 
-def test_padding_gives_the_text_its_words_and_nothing_that_a_scripted_model_reads() -> None:
+def test_padding_adds_words_that_scripted_models_do_not_read() -> None:
     plain, padded = first_request(), first_request(prompt_words=300)
     assert len(padded.text.split()) == padded.prompt_tokens == 300
     assert plain.prompt_tokens == len(plain.text.split()) < 300
@@ -158,7 +157,7 @@ def test_padding_gives_the_text_its_words_and_nothing_that_a_scripted_model_read
     assert "{" not in filler and "words" not in filler
 
 
-def test_benchmark_tasks_come_shuffled_each_once_before_any_comes_again() -> None:
+def test_benchmark_tasks_come_in_random_order_each_once_before_any_repeats() -> None:
     tasks = {"kind": "benchmark", "name": "words", "dataset": "test@20", "model": "r2-words"}
     requests = list(workload({"kind": "constant", "rate_per_s": 1}, 40.0, tasks=tasks).requests())
     ids = [request.task.id for request in requests if request.task is not None]
@@ -175,26 +174,18 @@ def test_benchmark_tasks_come_shuffled_each_once_before_any_comes_again() -> Non
 
 
 def burstgpt_csv(rows: list[tuple[float, int, int]], *, release: int = 1) -> str:
-    """As published; release 2 has two more columns."""
+    """The published form; release 2 has two more columns."""
     if release == 1:
+        head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
         lines = [f"{t:g},ChatGPT,{p},{r},{p + r},Conversation log" for t, p, r in rows]
-        return (
-            "\n".join(["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type", *lines]) + "\n"
-        )
-    lines = [f"{t:g},{i},1.5,GPT-4,{p},{r},{p + r},API log" for i, (t, p, r) in enumerate(rows)]
-    return (
-        "\n".join(
-            [
-                "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type",
-                *lines,
-            ]
-        )
-        + "\n"
-    )
+    else:
+        head = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type"
+        lines = [f"{t:g},{i},1.5,GPT-4,{p},{r},{p + r},API log" for i, (t, p, r) in enumerate(rows)]
+    return "\n".join([head, *lines]) + "\n"
 
 
 def azure_csv(rows: list[tuple[float, int, int]], *, year: int = 2023) -> str:
-    """As published: seven digits of a second in 2023, six and an offset in 2024."""
+    """The published form: seven digits of a second in 2023, six and an offset in 2024."""
     stamps = [f"18:{15 + int(t) // 60:02d}:{int(t) % 60:02d}.{round(t % 1 * 10**6):06d}" for t, _, _ in rows]
     times_of_day = [f"2023-11-16 {s}0" if year == 2023 else f"2024-05-10 {s}+00:00" for s in stamps]
     lines = [f"{stamp},{p},{r}" for stamp, (_, p, r) in zip(times_of_day, rows, strict=True)]
@@ -202,7 +193,7 @@ def azure_csv(rows: list[tuple[float, int, int]], *, year: int = 2023) -> str:
 
 
 ROWS = [(5.0, 472, 18), (45.25, 1087, 230), (61.5, 417, 0), (118.75, 100, 276)]
-"""The third failed."""
+"""Rows of a trace; the third request failed."""
 
 
 def trace_requests(tmp_path: Path, text: str, kind: str, **fields: object) -> list[Request]:
@@ -232,7 +223,7 @@ def test_a_trace_is_replayed_with_its_times_and_token_counts(tmp_path: Path, tex
 def test_times_without_a_zone_are_the_same_on_every_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Berlin the hour after two o'clock of that night came twice."""
+    """The hour after two o'clock of that night came twice in Berlin."""
     head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     rows = "2023-10-29 00:30:00,1,1\n2023-10-29 02:30:00,1,1\n2023-10-29 03:30:00,1,1\n"
     monkeypatch.setenv("TZ", "Europe/Berlin")
@@ -245,7 +236,7 @@ def test_times_without_a_zone_are_the_same_on_every_machine(
     assert starts_s == [0.0, 7200.0, 10800.0]
 
 
-def test_a_trace_can_be_sped_up_cut_and_entered_later(tmp_path: Path) -> None:
+def test_trace_can_be_sped_up_cut_and_started_later(tmp_path: Path) -> None:
     requests = trace_requests(tmp_path, burstgpt_csv(ROWS), "burstgpt", speedup=2.0, skip=1)
     assert [request.start_s for request in requests] == [0.0, 36.75]
     assert len(trace_requests(tmp_path, burstgpt_csv(ROWS), "burstgpt", limit=2)) == 2
@@ -264,7 +255,7 @@ def test_a_trace_can_be_sped_up_cut_and_entered_later(tmp_path: Path) -> None:
         ("", "azure", "found nothing"),
     ],
 )
-def test_a_broken_trace_says_where(tmp_path: Path, text: str, kind: str, told: str) -> None:
+def test_broken_trace_is_an_error_with_its_line(tmp_path: Path, text: str, kind: str, told: str) -> None:
     with pytest.raises(ConfigError) as e:
         trace_requests(tmp_path, text, kind)
     assert told in e.value.message
@@ -278,40 +269,43 @@ def test_a_long_trace_is_read_only_as_far_as_it_is_used(tmp_path: Path) -> None:
 # -- files -----------------------------------------------------------------------------------------------
 
 
-def test_every_wrong_key_is_named_with_its_line_and_what_was_meant(tmp_path: Path) -> None:
-    (tmp_path / "w.yaml").write_text(
-        "name: w\nduration: 3\narrivals: {kind: gamma, rate_per_s: 0, cv: 2}\ntasks:\n  kind: synthetic\n  shapes:\n"
-        "  - waves:\n    - {modle: small, words: [9, 3]}\nslo: {latency: 3}\n"
-    )
+WRONG = """name: w
+duration: 3
+arrivals: {kind: gamma, rate_per_s: 0, cv: 2}
+tasks:
+  kind: synthetic
+  shapes:
+  - waves:
+    - {modle: small, words: [9, 3]}
+slo: {latency: 3}
+"""
+
+
+def test_every_wrong_key_is_named_with_its_line_and_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(WRONG)
     with pytest.raises(ConfigError) as e:
         load_workload(tmp_path / "w.yaml")
-    for told in (
+    for part in (
         "line 2: error: duration: unknown key; did you mean 'duration_s'?",
         "line 3: error: arrivals.rate_per_s: Input should be greater than 0",
         "line 8: error: tasks.shapes[0].waves[0].modle: unknown key; did you mean 'model'?",
         "[9, 3] is no range",
         "line 9: error: slo.latency: unknown key; did you mean 'latency_s'?",
     ):
-        assert told in e.value.message
+        assert part in e.value.message
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        (
-            "name: w\narrivals: {kind: poisson, rate_per_s: 1}\ntasks: {kind: benchmark, name: words, dataset: test}",
-            "duration_s is required",
-        ),
-        (
-            "name: w\narrivals: {kind: poison, rate_per_s: 1}\ntasks: {kind: benchmark, name: words, dataset: test}",
-            "did you mean 'poisson'?",
-        ),
+        (f"name: w\narrivals: {{kind: poisson, rate_per_s: 1}}\n{BENCHMARK}", "duration_s is required"),
+        (f"name: w\narrivals: {{kind: poison, rate_per_s: 1}}\n{BENCHMARK}", r"did you mean 'poisson'\?"),
         ("- 1", "must be a mapping"),
     ],
 )
-def test_what_makes_no_workload_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_workload_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "w.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=message):
         load_workload(tmp_path / "w.yaml")
 
 
@@ -328,8 +322,8 @@ def test_every_shipped_example_loads_and_sends(name: str) -> None:
     assert len(list(load.requests())) > 40
 
 
-def test_the_shipped_example_sends_what_it_always_sent() -> None:
-    """Golden values: figures in the docs hold for another Python and another machine only if these do."""
+def test_shipped_example_sends_the_same_requests_on_every_machine() -> None:
+    """Figures in the docs hold for another Python and machine only if these golden values do."""
     requests = list(itertools.islice(load_workload(example_path("bursts", EXAMPLES)).requests(), 3))
     assert [request.start_s for request in requests] == pytest.approx(
         [1.361127, 1.786657, 1.786844], abs=1e-6
