@@ -1,9 +1,10 @@
-"""Grades every reference solution of a P3 file through the sandbox: the grader's own test, and its throughput.
+"""Grades every reference solution of a P3 file through the sandbox: the grader's own test, and its
+throughput.
 
     python benchmarks/p3_reference.py puzzles.json [--timeout-s 10] [--concurrent 2]
 
-Prints a count of each status, the solutions that were not graded correct, and solutions per second. Exits with 1
-where more than eight fail (the official file has a few that do not finish in 10 s).
+Prints a count of each status, the solutions that were not graded correct, and solutions per second. Exits
+with 1 where more than eight fail (the official file has a few that do not finish in 10 s).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ MAX_LINE_CHARS = 300
 MAX_WORDS = 8
 """The most words of a name that is taken as the answer itself."""
 
-# -- the answer of a reply ------------------------------------------------------------------------------------------
+# -- the answer of a reply -----------------------------------------------------------------------------------
 
 _TAIL = re.compile(r"(?i)(?:\b(?:is|are|equals|be)|'s|(?<![!<>\\])[:=])\s+(?!correct|right)(?=\S)")
 _VALUE = re.compile(r"\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]|(?<![\w.,])-?\d[\d,]*(?:\.\d+)?%?", re.DOTALL)
@@ -74,7 +74,7 @@ def _value_of_sentence(text: str) -> str | None:
     return None
 
 
-# -- the string match of MATH -------------------------------------------------------------------------------------
+# -- the string match of MATH --------------------------------------------------------------------------------
 
 
 def is_equivalent(answer: str, gold: str) -> bool:
@@ -127,7 +127,7 @@ def _braced_pair(tail: str) -> str:
     return f"{{{numerator}}}{rest}" if rest[0] == "{" else f"{{{numerator}}}{{{rest[0]}}}{rest[1:]}"
 
 
-# -- CHAMP's plain notation ---------------------------------------------------------------------------------------
+# -- CHAMP's plain notation ----------------------------------------------------------------------------------
 
 _CALLS = {
     "floor": "{{\\lfloor {0} \\rfloor}}", "ceil": "{{\\lceil {0} \\rceil}}", "sqrt": "\\sqrt{{{0}}}",

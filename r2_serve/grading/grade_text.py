@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from r2_serve.grading.reading import clean, read_answer
 
-# -- CommonsenseQA ------------------------------------------------------------------------------------------------
+# -- CommonsenseQA -------------------------------------------------------------------------------------------
 
 _LETTER = r"[*_`\"']*\(?\[?[*_]*([A-Z])[*_]*\]?\)?[*_`\"']*(?![A-Za-z0-9'\u2019])"
 _STARTS = re.compile(rf"(?:(?i:option|choice|letter|answer)[ :]+)?{_LETTER}[.:,]?[*_]*")
@@ -26,7 +26,7 @@ _CHOSEN = re.compile(
     re.MULTILINE,
 )
 _NAMED = re.compile(rf"(?:(?i:\b(?:option|choice)\s+){_LETTER}|[(\[]([A-Z])[)\]])")
-_LINE = re.compile(r"(?m)^[\s*_`\"'>-]*([A-Z])(?:[.):*_`\"'](?![A-Za-z0-9]).*|\s+-\s.*|\s*)$")
+_LINE = re.compile(r"(?m)^[ \t*_`\"'>-]*([A-Z])(?:[.):*_`\"'](?![A-Za-z0-9]).*|\s+-\s.*|\s*)$")
 _REJECTED = re.compile(
     r"(?i)[^.,;\n]{0,40}?\b(?:(?:is|are|was|does|do|ca|can|would|could|should|seems?)(?:n't\b|\s+not\b|not\b)"
     r"|(?:is|are|was|seems?)\s+(?:wrong|incorrect|unlikely|impossible|too\b|eliminated|ruled out|excluded)"
@@ -94,7 +94,9 @@ def _leading_letter(text: str, labels: Mapping[str, str]) -> str | None:
 
 
 def _is_refused(text: str, match: re.Match[str]) -> bool:
-    return bool(_REJECTED.match(text, match.end()) or _REFUSAL.search(text, 0, match.start()))
+    return bool(
+        _REJECTED.match(text, match.end()) or _REFUSAL.search(text, max(0, match.start() - 60), match.start())
+    )
 
 
 def _of_text(text: str, labels: Mapping[str, str]) -> str | None:
@@ -103,7 +105,7 @@ def _of_text(text: str, labels: Mapping[str, str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-# -- SCAN ---------------------------------------------------------------------------------------------------------
+# -- SCAN ----------------------------------------------------------------------------------------------------
 
 SCAN_WORDS = {
     "walk": "I_WALK", "look": "I_LOOK", "run": "I_RUN", "jump": "I_JUMP",
@@ -145,7 +147,7 @@ def scan_actions(answer: str) -> tuple[str, ...] | None:
     return tuple(SCAN_WORDS[name] for name in names)
 
 
-# -- MuSiQue ------------------------------------------------------------------------------------------------------
+# -- MuSiQue -------------------------------------------------------------------------------------------------
 
 _ABSTAINS = re.compile(
     r"(?i)\b(?:un-?answerable|not answerable|can(?:not|'t| not) be (?:answered|determined|known)|insufficient|no answer"
@@ -184,7 +186,7 @@ def _span_f1(answer: str, gold: str) -> float:
     return 2 * precision * recall / (precision + recall) if num_same else 0.0
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
 
 _WHOLE = re.compile(r"(?<![\w.])-?(?:[0-9]{1,3}(?:(?:,|\{,\}|\\,|\\!,?)[0-9]{3})+(?![0-9,])|[0-9]+)")
 _PART = re.compile(
@@ -225,7 +227,15 @@ def last_number(answer: str) -> str | None:
     return f"{sign}{digits}" if digits else "0"
 
 
-# -- all of them, on exported rows --------------------------------------------------------------------------------
+READERS: dict[str, Callable[[str], object]] = {
+    "csqa": last_letter,
+    "scan": scan_actions,
+    "musique": lambda reply: normalised_span(read_answer(reply).text),
+    "words": last_number,
+}
+"""The answer of a reply in the form in which two answers are compared, by benchmark."""
+
+# -- all of them, on exported rows ---------------------------------------------------------------------------
 
 
 def is_right(row: Mapping[str, object], answer: str) -> bool:
@@ -249,7 +259,8 @@ def is_right(row: Mapping[str, object], answer: str) -> bool:
 
 
 def standalone_source() -> str:
-    """This module, with those that it reads with, as the text of one file that needs the standard library alone."""
+    """This module, with those that it reads with, as the text of one file that needs the standard library
+    alone."""
     here = Path(__file__)
     sources = [
         here.with_name(f"{name}.py").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ from r2_serve.config import Config
 from r2_serve.grading import grade_math, grade_text
 from r2_serve.grading.math_workers import MathTimeout, MathWorkers
 from r2_serve.grading.p3 import grade_puzzle
-from r2_serve.grading.reading import read_answer
+from r2_serve.grading.reading import read_answer, read_envelope
 from r2_serve.grading.rows import Benchmark, BenchmarkError, CsqaRow, parse_row
 from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits
 from r2_serve.types import Record
@@ -175,6 +175,21 @@ class Grader:
             return _verdict(False, detail)
         return _verdict(None, f"neither equal nor proven different: {detail}", status="ungradable")
 
+    async def same_answer(self, benchmark: Benchmark, one: str, other: str) -> bool:
+        """Whether two replies give one answer, by the rules by which `benchmark` is graded; False if one gives none.
+
+        Programs (p3) and letters without their choices (csqa) are compared as they are read. Raises: MathTimeout.
+        """
+        if benchmark in ("math", "champ"):
+            first, second = grade_math.math_answer(one), grade_math.math_answer(other)
+            if first is None or second is None:
+                return False
+            await self.start(benchmark)
+            return await self._compare(first, second) == "equal"
+        read = grade_text.READERS.get(benchmark, read_envelope)
+        answers = [read(reply) for reply in (one, other)]
+        return bool(answers[0]) and answers[0] == answers[1]
+
     async def _grade_p3(self, sat: str, ans_type: str, answer: str) -> Verdict:
         assert self._sandbox is not None
         outcome = await grade_puzzle(
@@ -188,7 +203,7 @@ class Grader:
         return await self._math.compare(gold, answer)
 
 
-# -- pure graders -------------------------------------------------------------------------------------------------
+# -- pure graders --------------------------------------------------------------------------------------------
 
 
 def grade_csqa(row: CsqaRow, answer: str) -> Verdict:
@@ -257,7 +272,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-# -- rows in, verdicts out ----------------------------------------------------------------------------------------
+# -- rows in, verdicts out -----------------------------------------------------------------------------------
 
 
 def grade_lines(

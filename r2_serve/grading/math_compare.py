@@ -63,7 +63,8 @@ def _is_point(latex: str) -> bool:
 
 
 def _is_same_list(one: str, other: str) -> bool:
-    """True unless one side is a point, the other a bare list, and their elements differ in the order as written."""
+    """True unless one side is a point, the other a bare list, and their elements differ in the order as
+    written."""
     lists = [_ELEMENT.findall(side.rpartition("=")[2].strip().strip("()")) for side in (one, other)]
     if any(
         re.search(r"[(\[{]", side.partition("(")[2] if _is_point(side) else side) for side in (one, other)

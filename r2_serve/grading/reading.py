@@ -20,7 +20,8 @@ from r2_serve.grading.json_answer import KEY, from_json
 MAX_LAYERS = 40
 """Wrappers that are opened; real replies have three or four."""
 MAX_RUN = 40
-"""A longer run of one mark, as in a reply that repeats itself, is shortened: patterns take long to read it."""
+"""A longer run of one mark, as in a reply that repeats itself, is shortened: patterns take long to read
+it."""
 MAX_CHARS = 1_000_000
 """A longer reply holds no answer."""
 
@@ -73,11 +74,13 @@ def _marked(text: str) -> str | None:
 
 
 def read_envelope(reply: str) -> str:
-    """The reply without reasoning, answer tags, JSON and marks of its end; what is left is as the model wrote it."""
+    """The reply without reasoning, answer tags, JSON and marks of its end; what is left is as the model wrote
+    it."""
     text = without_reasoning(reply.replace("\r\n", "\n").removeprefix("\ufeff"))
     for _ in range(MAX_LAYERS):
         inner = _tagged(text)
-        if inner is None and KEY.match(_FENCE.sub("", text.strip()).lstrip()):
+        fence = _FENCE.match(text.strip())
+        if inner is None and KEY.match(text.strip(), fence.end() if fence else 0):
             inner = from_json(text, is_latex=False)
         if inner is None:
             break
@@ -85,7 +88,7 @@ def read_envelope(reply: str) -> str:
     return text
 
 
-# -- characters ---------------------------------------------------------------------------------------------------
+# -- characters ----------------------------------------------------------------------------------------------
 
 _CHARACTERS: dict[int, str | None] = {
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
@@ -102,7 +105,7 @@ _CHARACTERS: dict[int, str | None] = {
 go."""
 
 
-_RUN = re.compile(r"([^\w\s]{1,2}?)\1{40,}")
+_RUN = re.compile(r"((?:[^\w\s]|_){1,2}?)\1{40,}")
 
 
 def clean(text: str) -> str:
@@ -115,7 +118,7 @@ def clean(text: str) -> str:
     return re.sub(r"(?<![\w)\]}$])\s?[\u2013\u2014](?=\d)", "-", text.translate(_CHARACTERS))
 
 
-# -- what a chat template or a reasoning model puts around an answer ------------------------------------------------
+# -- what a chat template or a reasoning model puts around an answer -----------------------------------------
 
 _REASONING = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|rationale|seed:think|cot|explanation)"
 _OPEN = (
@@ -180,7 +183,7 @@ def _tagged(text: str) -> str | None:
     return _joined(text, spans)
 
 
-# -- boxes and statements -------------------------------------------------------------------------------------------
+# -- boxes and statements ------------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINT = re.compile(r"(?i)\b(?:and|or)\b|[,;&/]")
@@ -320,7 +323,7 @@ def _final_formula(text: str) -> str | None:
     return stated[-1][1] if stated else None
 
 
-# -- wrappers around the whole answer -------------------------------------------------------------------------------
+# -- wrappers around the whole answer ------------------------------------------------------------------------
 
 _FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*\n")
 _PAIRS = (

@@ -1,4 +1,5 @@
-"""Verdicts as tables: answer in, status out. `sandbox` tests grade P3; here is everything that needs no bubblewrap."""
+"""Verdicts as tables: answer in, status out. `sandbox` tests grade P3; here is everything that needs no
+bubblewrap."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def champ_row(gold: str) -> dict[str, Any]:
     return {"problem_identifier": "P_1", "problem_text": "?", "problem_answer": gold}
 
 
-# -- CommonsenseQA ------------------------------------------------------------------------------------------------
+# -- CommonsenseQA -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ async def test_csqa_statuses() -> None:
     ]
 
 
-# -- SCAN ---------------------------------------------------------------------------------------------------------
+# -- SCAN ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_one_action_too_few_too_many_or_swapped_is_wrong(answer: str) -> None:
     assert grade_scan("I_JUMP I_JUMP", answer).status == "wrong"
 
 
-# -- MuSiQue ------------------------------------------------------------------------------------------------------
+# -- MuSiQue -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_musique_is_correct_by_exact_match_with_f1_beside_it() -> None:
     assert (verdict.correct, verdict.scores) == (False, {"em": 0.0, "f1": pytest.approx(0.8)})
 
 
-# -- mathematics, as text -----------------------------------------------------------------------------------------
+# -- mathematics, as text ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_remarks_beside_a_champ_gold_are_no_part_of_it() -> None:
     ]
 
 
-# -- mathematics, by math-verify ----------------------------------------------------------------------------------
+# -- mathematics, by math-verify -----------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -330,7 +331,7 @@ async def test_a_tower_of_powers_is_killed_and_stalls_nobody() -> None:
     assert after.correct is True
 
 
-# -- numbers, rows, lines -----------------------------------------------------------------------------------------
+# -- numbers, rows, lines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_every_denied_call_has_a_number_on_both_architectures() -> None:
         seccomp.compile_filter("riscv64")
 
 
-# -- puzzles ------------------------------------------------------------------------------------------------------
+# -- puzzles -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

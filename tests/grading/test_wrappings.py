@@ -112,7 +112,8 @@ def test_reading_a_reading_changes_nothing() -> None:
 
 
 def _bare(text: str) -> str:
-    """`text` without what a cut may drop and leave the value: outer parentheses, a first zero, LaTeX's slashes."""
+    """`text` without what a cut may drop and leave the value: outer parentheses, a first zero, LaTeX's
+    slashes."""
     return text.replace("\\", "").strip("()").lstrip("0")
 
 

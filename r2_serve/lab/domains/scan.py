@@ -4,10 +4,11 @@
 commands (a clause, or two joined by "and" / "after"). The official data files are not read: the grammar gives
 the same set of pairs.
 
-Splits. `length` is the official length test, every command of more than 22 actions. `simple` is a seeded 20 % of
-all commands. `train` is what is in neither, so that one set of trained models is honest on both tests.
+Splits. `length` is the official length test, every command of more than 22 actions. `simple` is a seeded 20 %
+of all commands. `train` is what is in neither, so that one set of trained models is honest on both tests.
 
-Source: Lake and Baroni, "Generalization without systematicity" (ICML 2018), appendix (grammar, interpretation).
+Source: Lake and Baroni, "Generalization without systematicity" (ICML 2018), appendix (grammar,
+interpretation).
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def interpret(command: str) -> str:
 
 
 def plans(command: str) -> tuple[Plan, ...]:
-    """Distinct plans from the finest to the coarsest: verb phrases, then clauses, in order of execution, each distinct one once and
-    the template repeating and ordering their actions; last the whole command as one step."""
+    """Distinct plans from the finest to the coarsest: verb phrases, then clauses, in order of execution, each
+    distinct one once and the template repeating and ordering their actions; last the whole command as one
+    step."""
     clauses = _clauses(command)
     by_clause = [(f"{phrase} {TIMES_WORDS[times]}".strip(), 1) for phrase, times in clauses]
     whole = Plan(subtasks=(Subtask(id=1, text=command),))

@@ -1,4 +1,5 @@
-"""English for `words`: names, things and sentence forms. It knows operands and their order, not their answers."""
+"""English for `words`: names, things and sentence forms. It knows operands and their order, not their
+answers."""
 
 from __future__ import annotations
 
@@ -59,8 +60,9 @@ def render(
 ) -> str:
     """A sentence or two per branch `(ops, operands)`, then the question.
 
-    `split` is 0 to ask for the total; else those before it are compared to those from it on, named in the order in which
-    they were introduced: whose total is the larger is told by the question's form ("more", "fewer") alone.
+    `split` is 0 to ask for the total; else those before it are compared to those from it on, named in the
+    order in which they were introduced: whose total is the larger is told by the question's form ("more",
+    "fewer") alone.
     """
     names = rng.sample(NAMES, len(branches))
     thing = rng.choice(THINGS)

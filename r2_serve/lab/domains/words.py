@@ -33,7 +33,8 @@ NUM_BRANCHES = {2: 42, 3: 36, 4: 22}
 NUM_DIGITS = {1: 20, 2: 45, 3: 35}
 DIFFERENCE_SHARE = 0.35
 SWAPPED_SHARE = 0.25
-"""Of differences: how often whoever has less comes first in the text, so that who has more must be read from the names."""
+"""Of differences: how often whoever has less comes first in the text, so that who has more must be read from
+the names."""
 TEST_SHARE_PERCENT = 10
 MAX_BRANCH_VALUE = 999
 MAX_DRAWS = 200
@@ -57,8 +58,9 @@ class Branch:
 
 @dataclass(frozen=True)
 class Problem:
-    """Branches and how their values are joined. For a difference, the branches before `split` and those from it on
-    are summed, and the smaller sum is taken from the larger: `is_swapped` where the second is the larger. A sum has no `split`."""
+    """Branches and how their values are joined. For a difference, the branches before `split` and those from
+    it on are summed, and the smaller sum is taken from the larger: `is_swapped` where the second is the
+    larger. A sum has no `split`."""
 
     branches: tuple[Branch, ...]
     join: Join
@@ -96,7 +98,8 @@ def solve(text: str) -> str:
 def plans(problem: Problem) -> tuple[Plan, ...]:
     """Distinct plans: sums joined as a tree (the shortest critical path), then as a chain.
 
-    One subtask per operation: branch by branch, then the sums of each group in the order of the text, then the difference.
+    One subtask per operation: branch by branch, then the sums of each group in the order of the text, then
+    the difference.
     """
     return tuple(dict.fromkeys((_plan(problem, _pairwise), _plan(problem, _one_by_one))))
 
@@ -169,7 +172,8 @@ def task(problem: Problem, rng: random.Random) -> Task:
 
 
 def tasks(split: Split, num_tasks: int, seed: int = 0) -> list[Task]:
-    """`num_tasks` distinct problems of a split, each in one wording; a longer list begins with a shorter one's tasks."""
+    """`num_tasks` distinct problems of a split, each in one wording; a longer list begins with a shorter
+    one's tasks."""
     return [
         task(problem, random.Random(f"words/wording/{seed}/{problem.key}"))
         for problem in problems(split, num_tasks, seed)
@@ -188,7 +192,8 @@ def problems(split: Split, num_problems: int, seed: int = 0) -> list[Problem]:
 
 
 def resamples(problem: Problem, rng: random.Random) -> Iterator[Problem]:
-    """Endless problems on the same side of the split, of the same structure and digit lengths, with fresh operands.
+    """Endless problems on the same side of the split, of the same structure and digit lengths, with fresh
+    operands.
 
     A draw that breaks a constraint is drawn again, and after `MAX_DRAWS` the problem itself is given.
     """
@@ -197,7 +202,8 @@ def resamples(problem: Problem, rng: random.Random) -> Iterator[Problem]:
 
 
 def with_distinct_operands(problem: Problem) -> Problem:
-    """The same structure over 2, 3, 4, ... in the order of the text; its values need be neither small nor positive."""
+    """The same structure over 2, 3, 4, ... in the order of the text; its values need be neither small nor
+    positive."""
     numbers = count(2)
     return replace(
         problem,
