@@ -34,11 +34,14 @@ class Formula(NamedTuple):
 _SYMBOLS = str.maketrans(
     {
         "\u2264": "\\le ", "\u2a7d": "\\le ", "\u2265": "\\ge ", "\u2a7e": "\\ge ", "\u2260": "\\neq ",
-        "\u00d7": "\\times ", "\u2715": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u2217": "\\cdot ",
+        "\u00d7": "\\times ", "\u2715": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ",
+        "\u2217": "\\cdot ",
         "\u00f7": "/", "\u00b1": "\\pm ", "\u221e": "\\infty ", "\u03c0": "\\pi ", "\u03b8": "\\theta ",
-        "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2248": "\\approx ", "\u211d": "\\mathbb{R}",
+        "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2248": "\\approx ",
+        "\u211d": "\\mathbb{R}",
         "\u2205": "\\emptyset ", "\u00d8": "\\emptyset ", "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}",
-        "\u00be": "\\frac{3}{4}", "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u00b2": "^2", "\u00b3": "^3",
+        "\u00be": "\\frac{3}{4}", "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u00b2": "^2",
+        "\u00b3": "^3",
         "\u00b0": "^\\circ ", **dict.fromkeys("\u20ac\u00a3\u00a5\u20b9\u20bd", ""),
     }
 )  # fmt: skip
@@ -65,12 +68,14 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         (rf"\\?\$|\\(?:euro|pounds){_END}", ""),
         (r"(?<=\d)\s*(?:\{\s*,\s*\}|,?\\[!,;: ]|\\thinspace|~|\\,)+\s*(?=\d{3}(?!\d))", ""),
         (r"\{\s*,\s*\}", ","),
-        (rf"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|quad|qquad|enspace|hspace\{{[^{{}}]*\}}|negthinspace){_END}", " "),
+        (rf"(?<!\\)\\[,;:! ]|~"
+         rf"|\\(?:thinspace|quad|qquad|enspace|hspace\{{[^{{}}]*\}}|negthinspace){_END}", " "),
         # lists and percentages
         (r"(?i)\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![a-zA-Z\\]),?\s*(?:and|or)(?![a-zA-Z])"
          r"|(?<=[\d)}])\s*or(?=[a-zA-Z(])", ", "),
         (r",\s*,", ","), (r"\\text\s*\{\s*\}", ""),
-        (r"(?i)\\text\{\s*(?:percent(?:age)?|per cent|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|per cent|pct)\b", r"\\%"),
+        (r"(?i)\\text\{\s*(?:percent(?:age)?|per cent|pct)\s*\}"
+         r"|(?<=\d)\s*(?:percent(?:age)?|per cent|pct)\b", r"\\%"),
         (r"(?<!\\)%", r"\\%"),
         # numbers and functions
         (r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))",
@@ -152,7 +157,8 @@ def _standard_interval(match: re.Match[str]) -> str:
 
 _UNIT = re.compile(
     r"^(?P<head>.*[\d)}\]%!])\s*(?:\\text\s*\{\s*(?P<text>[^{}\d]+?)\s*\}"
-    r"|\s(?P<words>[a-zA-Z]{2,}(?:[ /.-]+[a-zA-Z]{2,}){0,3})|(?<=\d)(?P<glued>cm|mm|km|kg|ft|mph|lbs?|min|m(?=\^)))"
+    r"|\s(?P<words>[a-zA-Z]{2,}(?:[ /.-]+[a-zA-Z]{2,}){0,3})|(?<=\d)(?P<glued>cm|mm|km|kg|ft|mph"
+    r"|lbs?|min|m(?=\^)))"
     r"\s*(?P<power>(?:\^\s*\{?[23]\}?)?)\s*\.?$",
     re.DOTALL,
 )
@@ -238,9 +244,12 @@ _NO_UNIT = frozenset(
 )
 """Words after a number that say something of its value, so that the number alone is read in part."""
 _ALIASES = {
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
-    "in": "inch", "ft": "foot feet", "yd": "yard", "mi": "mile", "s": "second sec", "min": "minute", "h": "hour hr",
-    "day": "", "week": "", "month": "", "yr": "year", "g": "gram", "kg": "kilogram", "lb": "pound", "cent": "",
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
+    "km": "kilometer kilometre",
+    "in": "inch", "ft": "foot feet", "yd": "yard", "mi": "mile", "s": "second sec", "min": "minute",
+    "h": "hour hr",
+    "day": "", "week": "", "month": "", "yr": "year", "g": "gram", "kg": "kilogram", "lb": "pound",
+    "cent": "",
     "dollar": "usd", "deg": "degree", "rad": "radian", "l": "liter litre", "ml": "milliliter",
 }  # fmt: skip
 _UNITS = {

@@ -21,7 +21,8 @@ _TAIL = re.compile(r"(?i)(?:\b(?:is|are|equals|be)|'s|(?<![!<>\\])[:=])\s+(?!cor
 _VALUE = re.compile(r"\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]|(?<![\w.,])-?\d[\d,]*(?:\.\d+)?%?", re.DOTALL)
 _HEDGE = re.compile(
     r"(?i)\b(?:not|or|either|neither|nor|maybe|perhaps|possibly|probably|about|approximately|around|roughly|almost"
-    r"|nearly|between|at (?:most|least)|(?:more|less|fewer|greater|other) than|unless|if|except|without|cannot"
+    r"|nearly|between|at (?:most|least)|(?:more|less|fewer|greater|other) than|unless|if|except"
+    r"|without|cannot"
     r"|wrong|incorrect)\b|n't\b"
 )
 _REMARK = re.compile(r"(?i)(?:I hope|this is|note|let me know|hope)\b")
@@ -92,7 +93,8 @@ def is_equivalent(answer: str, gold: str) -> bool:
 def normalise(text: str) -> str:
     """MATH's canonical spelling of an answer. Raises: ValueError where the original gives up."""
     for old, new in (
-        ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
+        ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""),
+        ("\\right", ""),
         ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
     ):  # fmt: skip
         text = text.replace(old, new)

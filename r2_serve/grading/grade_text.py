@@ -110,7 +110,8 @@ def _of_text(text: str, labels: Mapping[str, str]) -> str | None:
 SCAN_WORDS = {
     "walk": "I_WALK", "look": "I_LOOK", "run": "I_RUN", "jump": "I_JUMP",
     "lturn": "I_TURN_LEFT", "turn_left": "I_TURN_LEFT", "left_turn": "I_TURN_LEFT", "turnleft": "I_TURN_LEFT",
-    "rturn": "I_TURN_RIGHT", "turn_right": "I_TURN_RIGHT", "right_turn": "I_TURN_RIGHT", "turnright": "I_TURN_RIGHT",
+    "rturn": "I_TURN_RIGHT", "turn_right": "I_TURN_RIGHT", "right_turn": "I_TURN_RIGHT",
+    "turnright": "I_TURN_RIGHT",
 }  # fmt: skip
 """Other names of an action: those of the paper's figure (LTURN, JUMP) and plain words ("turn left"). Case and
 an
@@ -150,8 +151,10 @@ def scan_actions(answer: str) -> tuple[str, ...] | None:
 # -- MuSiQue -------------------------------------------------------------------------------------------------
 
 _ABSTAINS = re.compile(
-    r"(?i)\b(?:un-?answerable|not answerable|can(?:not|'t| not) be (?:answered|determined|known)|insufficient|no answer"
-    r"|not (?:enough|sufficient) (?:information|context)|(?:is|are) not (?:mentioned|stated|specified|provided|given)"
+    r"(?i)\b(?:un-?answerable|not answerable|can(?:not|'t| not) be (?:answered|determined|known)"
+    r"|insufficient|no answer"
+    r"|not (?:enough|sufficient) (?:information|context)|(?:is|are) not (?:mentioned|stated"
+    r"|specified|provided|given)"
     r"|(?:do not|don't|cannot|can't) (?:know|tell|answer|determine)|unknown|n/?a)\b"
 )
 

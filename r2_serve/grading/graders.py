@@ -176,9 +176,11 @@ class Grader:
         return _verdict(None, f"neither equal nor proven different: {detail}", status="ungradable")
 
     async def same_answer(self, benchmark: Benchmark, one: str, other: str) -> bool:
-        """Whether two replies give one answer, by the rules by which `benchmark` is graded; False if one gives none.
+        """Whether two replies give one answer, by the rules by which `benchmark` is graded; False if one
+        gives none.
 
-        Programs (p3) and letters without their choices (csqa) are compared as they are read. Raises: MathTimeout.
+        Programs (p3) and letters without their choices (csqa) are compared as they are read. Raises:
+        MathTimeout.
         """
         if benchmark in ("math", "champ"):
             first, second = grade_math.math_answer(one), grade_math.math_answer(other)
@@ -187,7 +189,7 @@ class Grader:
             await self.start(benchmark)
             return await self._compare(first, second) == "equal"
         read = grade_text.READERS.get(benchmark, read_envelope)
-        answers = [read(reply) for reply in (one, other)]
+        answers = [read(reply.strip()) for reply in (one, other)]
         return bool(answers[0]) and answers[0] == answers[1]
 
     async def _grade_p3(self, sat: str, ans_type: str, answer: str) -> Verdict:

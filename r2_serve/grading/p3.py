@@ -182,10 +182,13 @@ def has_type(value, name):
         return type(value) is list and all(has_type(item, name[5:-1]) for item in value)
     return type(value) is {"bool": bool, "int": int, "float": float, "str": str}[name]
 
-PLAIN = {f.__name__: f for f in (chr, ord, len, str, repr, int, float, abs, min, max, sum, range, list, sorted)}
+FUNCTIONS = (chr, ord, len, str, repr, int, float, abs, min, max, sum, range, list, sorted)
+PLAIN = {f.__name__: f for f in FUNCTIONS}
 ALLOWED = (
-    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.operator,
-    ast.unaryop, ast.boolop, ast.cmpop, ast.Tuple, ast.List, ast.Subscript, ast.Slice, ast.Call, ast.Lambda, ast.arguments,
+    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare,
+    ast.IfExp, ast.operator,
+    ast.unaryop, ast.boolop, ast.cmpop, ast.Tuple, ast.List, ast.Subscript, ast.Slice, ast.Call,
+    ast.Lambda, ast.arguments,
     ast.arg, ast.JoinedStr, ast.FormattedValue,
 )
 
@@ -194,7 +197,8 @@ def evaluate(text):
     for node in ast.walk(tree):
         if not isinstance(node, ALLOWED):
             raise ValueError(f"eval of an answer allows no {type(node).__name__}")
-    data = {name: value for name, value in sys._getframe(1).f_locals.items() if type(value) in (bool, int, float, str, list)}
+    frame, kinds = sys._getframe(1).f_locals, (bool, int, float, str, list)
+    data = {name: value for name, value in frame.items() if type(value) in kinds}
     return eval(compile(tree, "answer", "eval"), {"__builtins__": PLAIN, **data})
 
 main()

@@ -120,7 +120,10 @@ def clean(text: str) -> str:
 
 # -- what a chat template or a reasoning model puts around an answer -----------------------------------------
 
-_REASONING = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|rationale|seed:think|cot|explanation)"
+_REASONING = (
+    r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|rationale|seed:think|cot"
+    r"|explanation)"
+)
 _OPEN = (
     rf"(?:<{_REASONING}\b[^<>]*>|\[think\]|\u25c1think\u25b7|<\|begin_of_thought\|>"
     r"|<\|channel\|>analysis<\|message\|>)"
@@ -154,7 +157,7 @@ def without_reasoning(text: str) -> str:
     Nothing is left of reasoning that does not end, unless an answer tag stands in it.
     """
     for _ in range(MAX_LAYERS):
-        shorter = _BLOCK.sub(" ", text)
+        shorter = _BLOCK.sub("", text)
         if shorter == text:
             break
         text = shorter
@@ -242,7 +245,8 @@ _NOUN = (
     r"(?<![\w-])(?:answers?|ans|(?:correct|right|best) (?:option|choice|letter|one))(?![\w-])|\u7b54\u6848"
 )
 _VERB = (
-    r"(?:is|are|was|(?:must|should|would|will|has to|have to|can only)(?:[ \t]+\w+ly)?[ \t]+be|equals?)(?![\w'])"
+    r"(?:is|are|was|(?:must|should|would|will|has to|have to|can only)(?:[ \t]+\w+ly)?[ \t]+be"
+    r"|equals?)(?![\w'])"
     r"|\u662f|\u4e3a"
 )
 _CLOSING = r"(?:[*_]+(?=\s|$))?"
@@ -256,7 +260,8 @@ _LEAD = re.compile(
 """What stands before a stated answer: "the answer to it is", "Answer:", "####", a heading "Final Answer"."""
 _NO_ANSWER = re.compile(r"(?i)(?:correct|right|wrong|incorrect|as follows)\b")
 _FILLER = re.compile(
-    r"(?i)^(?:[:=]|(?:therefore|thus|then|simply|just|clearly|indeed|definitely|of course|option|choice)\b[,:]?)\s*"
+    r"(?i)^(?:[:=]|(?:therefore|thus|then|simply|just|clearly|indeed|definitely|of course|option"
+    r"|choice)\b[,:]?)\s*"
 )
 _REASON = re.compile(
     r"(?i)[,;]?\s+(?:because|since|as (?:the|it|we|a|an)|so that|due to|which|I hope|given that)\b"
@@ -328,8 +333,10 @@ def _final_formula(text: str) -> str | None:
 _FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*\n")
 _PAIRS = (
     *[(pair[0], pair[1]) for pair in (
-        '""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018", "\u00ab\u00bb", "\u00bb\u00ab",
-        "\u2039\u203a", "\u300c\u300d", "\u300e\u300f", "\u300a\u300b", "\u3008\u3009", "\u201d\u201d", "\u2019\u2019",
+        '""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018",
+        "\u00ab\u00bb", "\u00bb\u00ab",
+        "\u2039\u203a", "\u300c\u300d", "\u300e\u300f", "\u300a\u300b", "\u3008\u3009", "\u201d\u201d",
+        "\u2019\u2019",
     )],
     ("***", "***"), ("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"),
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("``", "''"),

@@ -123,7 +123,8 @@ class CsqaRow(_Row):
     def _key_is_a_choice(self) -> CsqaRow:
         if self.answerKey not in {choice.label for choice in self.question.choices}:
             raise ValueError(
-                f"answerKey {self.answerKey!r} is not among the choices (the test split is published without keys)"
+                f"answerKey {self.answerKey!r} is not among the choices (the test split is "
+                f"published without keys)"
             )
         return self
 
@@ -154,7 +155,8 @@ class P3Row(_Row):
     def query(self) -> str:
         return (
             f"Find an input that makes this Python function return True.\n\n```python\n{self.sat}\n```\n\n"
-            f"Answer with a Python function that takes no further input and returns a value of type {self.ans_type}:\n\n"
+            f"Answer with a Python function that takes no further input and returns a value of type "
+            f"{self.ans_type}:\n\n"
             f"```python\n{self.sol_header}\n{self.sol_docstring}\n```"
         )
 

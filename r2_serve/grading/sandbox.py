@@ -44,7 +44,10 @@ from r2_serve.types import Record
 logger = logging.getLogger(__name__)
 
 NOBODY = 65534
-INSTALL_HINT = "install bubblewrap (apt-get install bubblewrap, dnf install bubblewrap) and allow unprivileged user namespaces"
+INSTALL_HINT = (
+    "install bubblewrap (apt-get install bubblewrap, dnf install bubblewrap) and allow unprivileged user"
+    " namespaces"
+)
 _TMP = "/tmp"  # of the sandbox, not of the host  # noqa: S108  # nosec B108
 _START_TIMEOUT_S = 60.0
 _MAX_HOST_PROCESSES = 4096
@@ -131,7 +134,8 @@ class Sandbox:
         probe = await self._supervise("print(2**4096 % 1000003)", stdin=b"", timeout_s=30.0)
         if probe.stdout != f"{2**4096 % 1000003}\n":
             raise SandboxUnavailable(
-                f"the sandbox does not work here ({probe.status}): {probe.stderr.strip()[:500]}; {INSTALL_HINT}"
+                f"the sandbox does not work here ({probe.status}): {probe.stderr.strip()[:500]};"
+                f" {INSTALL_HINT}"
             )
 
     async def run(self, program: str, *, stdin: bytes = b"", timeout_s: float = 10.0) -> SandboxResult:
@@ -229,10 +233,13 @@ class Sandbox:
     def _bubblewrap(self, channel: _Channel) -> list[str]:
         assert self._mounts is not None
         return [
-            "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-            "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--seccomp", str(channel.filter),
+            "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent",
+            "--new-session", "--cap-drop", "ALL",
+            "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--seccomp",
+            str(channel.filter),
             *_system_mounts(), *self._mounts, "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null",
-            "--size", str(self._config.limits.file_bytes), "--tmpfs", _TMP, "--remount-ro", "/", "--chdir", _TMP,
+            "--size", str(self._config.limits.file_bytes), "--tmpfs", _TMP, "--remount-ro", "/",
+            "--chdir", _TMP,
             "--setenv", "LD_LIBRARY_PATH", f"{interpreter.MOUNT_POINT}/lib", "--",
         ]  # fmt: skip
 
