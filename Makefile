@@ -62,12 +62,14 @@ retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=
 	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
 FAST := not ray and not engine and not train and not gpu and not sandbox
+# Two processes; each file of tests, with its cluster or models, stays on one of them.
+TWO := -q -n 2 --dist loadfile --no-loadscope-reorder
 SMOKE := smoke and not slow and not gpu
 SLOW := (ray or engine or sandbox or train) and not gpu
 
 test: $(ALL)  ## the default tier, with real Ray, a real engine, the sandbox and a training step
 	@.ci/system-packages
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m "($(FAST)) or ($(SMOKE))" $(PYTEST)
+	$(BIN)/pytest $(TWO) -m "($(FAST)) or ($(SMOKE))" $(PYTEST)
 
 test-rest: $(ALL)  ## the tests of the slow tiers that `make test` leaves out
 	@.ci/system-packages
@@ -76,7 +78,7 @@ test-rest: $(ALL)  ## the tests of the slow tiers that `make test` leaves out
 test-all: test test-rest  ## every tier that needs no GPU
 
 test-fast: $(ALL)  ## the default tier alone: no Ray, no torch, no network
-	$(BIN)/pytest -q -n 2 $(PYTEST)
+	$(BIN)/pytest $(TWO) $(PYTEST)
 
 lint: $(ALL)  ## style, types, layers, unsafe calls
 	$(BIN)/ruff check .

@@ -21,6 +21,9 @@ PACKAGES = {"bwrap": "bubblewrap", "promtool": "prometheus", "prometheus": "prom
 """The Debian package of each program that a test may need."""
 
 
+SLOW_TIERS = ("ray", "train", "engine", "sandbox")
+
+
 @functools.cache
 def lack_of(program: str) -> str | None:
     """The reason why tests that need `program` are skipped; None if it can be used."""
@@ -42,13 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps each slow tier on one pytest-xdist worker, so that it starts one cluster at a time."""
-    for item in items:
-        for tier in ("ray", "engine", "train", "sandbox"):
-            if item.get_closest_marker(tier):
-                item.add_marker(pytest.mark.xdist_group(tier))
+    """Puts the slow tiers first, so that none of them is what a test process begins last."""
+    items.sort(key=lambda item: not any(item.get_closest_marker(tier) for tier in SLOW_TIERS))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
