@@ -81,7 +81,7 @@ def load(
     ] = False,
     set_aside: SetAsideOption = False,
 ) -> None:
-    """Send a workload at its own pace, whatever the answers do, and report what users would have seen.
+    """Send a workload at its own pace, without waiting for answers, and report what users would have seen.
 
     Latency counts from the time at which a request was to be sent. Ctrl-C ends a run in order: its results so
     far are written, and the status is 130.

@@ -58,7 +58,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Watcher:
-    """Is told of a run while it goes."""
+    """Receives the samples and the ended requests of a run while it goes."""
 
     on_sample: Callable[[TimelineSample], None] = field(default=lambda _: None)
     on_end: Callable[[LoadRecord], None] = field(default=lambda _: None)

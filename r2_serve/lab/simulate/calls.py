@@ -12,7 +12,7 @@ IN_QUEUE, ON_ITS_WAY, AT_REPLICA, OVER = range(4)
 
 
 class CallOwner(Protocol):
-    """The part that makes a call and is told how it ends."""
+    """The part that makes a call and hears how it ends."""
 
     def call_admitted(self, call: SimulatedCall) -> None:
         """A router stage has begun to work on the call and holds it until it is released."""
@@ -29,7 +29,7 @@ class CallTarget(Protocol):
     name: str
 
     def submit(self, call: SimulatedCall) -> None:
-        """Takes the call; its owner may be told of the end before this returns."""
+        """Takes the call; its owner may hear of the end before this returns."""
         ...
 
     def cancel(self, call: SimulatedCall) -> None:
@@ -47,7 +47,7 @@ class Replica:
         self.num_ongoing = 0
         """Calls that were sent here and have not ended."""
         self.stops_s = math.inf
-        """Earliest end, once the replica has been told to stop."""
+        """Earliest end, once the replica has to stop."""
 
     def begin(self, call: SimulatedCall) -> None:
         """Takes a call that has arrived."""

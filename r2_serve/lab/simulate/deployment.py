@@ -100,7 +100,7 @@ class Deployment:
                 self.found_no_replica()
 
     def cancel(self, call: SimulatedCall) -> None:
-        """Drops the call wherever it is; its owner is not told."""
+        """Drops the call in any state without a word to its owner."""
         state, call.state = call.state, OVER
         if state == IN_QUEUE:
             self.num_queued -= 1  # it is passed over when its turn comes

@@ -63,7 +63,7 @@ class EngineReplica(Replica):
 
 
 class DelayReplica(Replica):
-    """A scripted engine with a `delay_s`: every call takes the same time, whatever its load."""
+    """A scripted engine with a `delay_s`: every call takes the same time at any load."""
 
     def __init__(self, clock: Clock, delay_s: float, done: CallEnd) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ OK, OVERLOADED, SUBTASK_FAILED, DEADLINE, UNAVAILABLE = 200, 429, 502, 504, 503
 
 
 class QueryListener:
-    """Is told what queries will ask for and what they have asked. This one ignores it."""
+    """Hears what queries will ask for and what they have asked. This one ignores it."""
 
     def opened(self, query: SimulatedQuery) -> None:
         """The query was admitted."""
