@@ -1,8 +1,8 @@
 """Sends each request at its time, without waiting for those before it, in bounded connections and memory.
 
-If all connections are taken, the next request waits, and those behind it wait in the workload, which is read as
-it is sent. That wait is the generator's lateness and is part of every latency. Times are those of the event
-loop's clock.
+If all connections are taken, the next request waits, and those behind it wait in the workload, which is read
+as it is sent. That wait is the generator's lateness and is part of every latency. Times are those of the
+event loop's clock.
 """
 
 from __future__ import annotations
