@@ -1,20 +1,23 @@
-"""Makespan of real dependency graphs on R2's ready queue, beside a step-by-step loop and a level-barrier loop.
+"""Makespan of real dependency graphs on R2's ready queue, a step-by-step loop and a level-by-level loop.
 
     python benchmarks/dag.py --plans FILE --out runs/bench/dag.json
 
-Each graph is a query with its own plan, answered by the real `Pipeline` over scripted models that take 50 to 100 ms,
-one model per millisecond: subtasks are pinned to models by seed, so all three schedules do the very same work. The two
-loops make the same calls through the same `Caller`. They are run on every `--compare-every`-th graph and R2's figures
-beside them are of those graphs only. There each graph is run under all three in turn, in three rounds that mix them, so
-that whatever else the machine does falls on all alike.
+Each graph is a query with its own plan. The real `Pipeline` answers it over scripted models that take 50 to
+100 ms, one model for each millisecond. The seed pins each subtask to a model, so all three schedules do the
+same work. The two loops make the same calls through the same `Caller`. They run on every
+`--compare-every`-th graph, and R2's figures in that comparison cover the same graphs only. There each graph
+runs under all three schedules, in three rounds that mix them, so that other work on the machine slows all
+schedules alike.
 
-Definitions. *Critical path*: the longest chain of nominal service times. *Makespan*: from handing the query to the
-router to its answer. *Scheduling of a subtask*: from when its last dependency's service ended (a first one's: when the
-query was handed over) to when its own call reaches the engine; so it holds everything the router does in between:
-settling, starting, rendering, reserving. The timers of the event loop are in the makespan, not in the scheduling.
+- *Critical path*: the longest chain of nominal service times.
+- *Makespan*: the time from the moment the router gets the query to its answer.
+- *Scheduling of a subtask*: the time from the end of its last dependency's service to the arrival of its own
+  call at the engine. A subtask without dependencies counts from the moment the router gets the query. All
+  work of the router in between is included: settling, starting, rendering, reserving. The timers of the event
+  loop count in the makespan, not in the scheduling.
 
-A graph's file has one JSON object per line,
-`{"num_steps": n, "edges": [[from, to], ...]}`, steps numbered from 1; edges may point backwards in number, not in circles.
+A graph file has one JSON object per line, `{"num_steps": n, "edges": [[from, to], ...]}`. Steps are numbered
+from 1. An edge may point to a lower number, but the edges must not form a circle.
 """
 
 from __future__ import annotations
@@ -61,12 +64,12 @@ from r2_serve.types import Completion, EngineCall, Message, Plan, Query, Samplin
 
 SHORTEST_MS, LONGEST_MS = 50, 100
 WIDEST = 256
-"""Subtasks per plan and at once: nothing but dependencies holds a subtask up."""
+"""Limit on subtasks per plan and at once, so high that only dependencies delay a subtask."""
 
 
 @dataclass
 class Timeline:
-    """When each call of the query under way in this task tree reached its engine and when its service ended."""
+    """When each call of one query reached its engine, and when its service ended, by subtask id."""
 
     starts_s: dict[int, float] = field(default_factory=dict)
     ends_s: dict[int, float] = field(default_factory=dict)
@@ -74,11 +77,15 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Graph:
+    """A plan, and the model that answers each of its subtasks."""
+
     plan: Plan
     models: tuple[str, ...]
+    """Names of models in the order of the subtasks; "m50" takes 50 ms."""
 
     @property
     def critical_path_s(self) -> float:
+        """The longest chain of nominal service times."""
         chain_s: dict[int, float] = {}
         for subtask in self.plan.subtasks:
             own_s = int(self.models[subtask.id - 1][1:]) / 1_000
@@ -87,7 +94,7 @@ class Graph:
 
 
 class TimedEngine:
-    """A scripted engine that notes, per query and subtask, when a call came and when its service ended."""
+    """A scripted engine that records when each call came and when its service ended, by query and subtask."""
 
     def __init__(self, delay_s: float, timelines: dict[str, Timeline]) -> None:
         self._engine = ScriptedEngine(["done"], delay_s=delay_s)
@@ -107,7 +114,7 @@ class TimedEngine:
 
 
 def read_graphs(path: Path, limit: int | None, seed: int) -> tuple[list[Graph], int]:
-    """Graphs, and how many lines were left out as they are not acyclic. Steps are put in topological order."""
+    """The graphs with their steps in topological order, and the number of lines left out for a circle."""
     draw, codec = random.Random(seed), get_codec("instruct")
     graphs: list[Graph] = []
     num_left_out = 0
@@ -156,7 +163,7 @@ Schedule = Callable[[Pipeline, Graph], Awaitable[None]]
 
 
 async def r2(pipeline: Pipeline, graph: Graph) -> None:
-    """The router itself: the client's own plan, each subtask pinned to its model."""
+    """Runs the router itself on the client's own plan, with each subtask pinned to its model."""
     pins = dict(enumerate(graph.models, 1))
     question = (Message(role="user", content="question"),)
     await pipeline.answer(
@@ -165,14 +172,14 @@ async def r2(pipeline: Pipeline, graph: Graph) -> None:
 
 
 async def step_by_step(pipeline: Pipeline, graph: Graph) -> None:
-    """One subtask after another, as the paper executes."""
+    """Runs one subtask after another, as in the paper (arXiv 2506.05901)."""
     caller, answers = _caller(pipeline), dict[int, str]()
     for subtask in graph.plan.subtasks:
         answers[subtask.id] = await _ask(caller, graph, subtask.id, answers)
 
 
 async def level_by_level(pipeline: Pipeline, graph: Graph) -> None:
-    """All subtasks of a depth at once, the next depth when the last of them is answered."""
+    """Runs all subtasks of one depth at once, and the next depth after the last of them."""
     caller, answers = _caller(pipeline), dict[int, str]()
     for level in graph.plan.levels:
         async with asyncio.TaskGroup() as group:
@@ -227,7 +234,7 @@ async def timed(schedule: Schedule, graph: Graph, pipeline: Pipeline, timelines:
 async def replay(
     work: Sequence[tuple[Schedule, Graph]], at_once: int, advance: Callable[[], object]
 ) -> list[Run]:
-    """All of `work` once, `at_once` queries under way at any time; no graph twice."""
+    """Runs all of `work` once with `at_once` queries under way. `work` must not hold a graph twice."""
     timelines: dict[str, Timeline] = {}
     pipeline, waiting, runs = make_pipeline(timelines), list(reversed(work)), list[Run]()
 
@@ -243,7 +250,7 @@ async def replay(
 
 
 def figures(runs: Sequence[Run]) -> dict[str, float]:
-    """Of one schedule. Ratios are per graph; `ratio_of_sums` weighs long graphs more."""
+    """The figures of one schedule. Ratios are per graph; `ratio_of_sums` gives long graphs more weight."""
     ratios, waits_ms = sorted(r.ratio for r in runs), sorted(1_000 * s for r in runs for s in r.scheduling_s)
     total_s, critical_s = sum(r.makespan_s for r in runs), sum(r.graph.critical_path_s for r in runs)
     return {
@@ -264,7 +271,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def compare(graphs: Sequence[Graph], at_once: int, compare_every: int) -> dict[str, dict[str, float]]:
-    """Figures of R2 on all graphs, and of the three schedules on the same subset of them."""
+    """Figures of R2 on all graphs, and of the three schedules on one subset of them."""
     subset, schedules = graphs[::compare_every], (r2, level_by_level, step_by_step)
     with Progress(console=Console(stderr=True)) as progress:
 
@@ -298,14 +305,16 @@ def show(report: dict[str, dict[str, float]]) -> None:
 
 
 def main(
-    plans: Annotated[Path, typer.Option(help="JSONL of dependency graphs.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("runs/bench/dag.json"),
-    queries_at_once: Annotated[int, typer.Option(min=1)] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="First graphs only.")] = None,
-    compare_every: Annotated[int, typer.Option(min=1, help="The loops run on every n-th graph.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the service times.")] = 0,
+    plans: Annotated[Path, typer.Option(help="Dependency graphs (JSONL).", exists=True)],
+    out: Annotated[Path, typer.Option(help="File of the figures (JSON).")] = Path("runs/bench/dag.json"),
+    queries_at_once: Annotated[int, typer.Option(min=1, help="Queries under way at a time.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of graphs; default: all.")] = None,
+    compare_every: Annotated[
+        int, typer.Option(min=1, help="The three schedules are compared on every N-th graph.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the service times.")] = 0,
 ) -> None:
-    """Replays dependency graphs through the router and beside two simpler loops."""
+    """Replay dependency graphs through the router and through two simpler loops."""
     graphs, num_left_out = read_graphs(plans, limit, seed)
     measured = compare(graphs, queries_at_once, compare_every)
     ours, levels, steps = (
@@ -323,7 +332,10 @@ def main(
         "seed": seed,
         "graphs_left_out": num_left_out,
         **measured["r2"],
-        "compared_on": f"every {compare_every}. graph, {measured['r2_on_subset']['graphs']} in all, the same for all three",
+        "compared_on": (
+            f"every {compare_every}. graph, {measured['r2_on_subset']['graphs']} in all, "
+            "the same for all three"
+        ),
         "speedup_over_step_by_step": round(steps / ours, 3),
         "speedup_over_level_by_level": round(levels / ours, 3),
         "schedules": measured,
@@ -331,8 +343,9 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     show(measured)
-    gains = f"{report['speedup_over_step_by_step']}x over step by step, {report['speedup_over_level_by_level']}x over level by level"
-    Console(width=140).print(f"speed-up {gains}, on {report['compared_on']}; {out}")
+    over_steps = f"{report['speedup_over_step_by_step']}x over step by step"
+    over_levels = f"{report['speedup_over_level_by_level']}x over level by level"
+    Console(width=140).print(f"speed-up {over_steps}, {over_levels}, on {report['compared_on']}; {out}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Tasks per second of the evaluation runner over scripted models without latency: the cost of the harness.
+"""Tasks per second of the evaluation runner over scripted models without latency: its own cost.
 
     python benchmarks/eval_throughput.py --tasks 2000 --out runs/bench/eval_throughput.json
 
-Each task goes through the real router, grader and row file, in one process: query, plan of three steps parsed
-and checked, allocation, ready queue, ledger, trace, verdict, checked write. `single` is one call per task,
-`r2` five. Beside them, in the same process and in turn, what one would write by hand: a loop of asyncio tasks
-under a semaphore that asks the same router for the same answers and compares them as text, without runner,
-grader, ledger of the run, or rows (nothing of it survives a crash); and the models' calls alone. The models
-take no time, so wall time per task is overhead; *CPU* is what the process used, whatever else the machine
-did.
+Each task goes through the real router, grader and row file in one process: query, plan of three steps (parsed
+and checked), allocation, ready queue, ledger, trace, verdict and checked write. `single` makes one call per
+task, `r2` five. Two simpler programs run in the same process, in turn with the runner:
+
+- *router by hand*: a loop of asyncio tasks under a semaphore asks the same router for the same answers and
+  compares them as text. It has no runner, no grader, no ledger of the run and no rows, so nothing survives a
+  crash.
+- *models by hand*: the models' calls alone.
+
+The models take no time, so all wall time per task is overhead. *CPU* is the time that this process used.
+Other work on the machine changes it less than wall time.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models,
 from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.runner import Examiner, Runner, RunOptions
 from r2_serve.router.router import in_process
-from r2_serve.types import Completion, Engine, EngineCall, Query, Sampling, Usage
+from r2_serve.types import Completion, Engine, EngineCall, Query, Usage
 
 Measured = dict[str, Any]
 NEEDED_TASKS_PER_S = 200
@@ -65,7 +69,7 @@ REPLIES = {"planner": lambda prompt: PLAN, "picker": lambda prompt: json.dumps({
 
 
 class InstantEngine:
-    """Replies at once and keeps nothing."""
+    """Replies without delay and keeps no record of its calls."""
 
     def __init__(self, reply: Callable[[str], str]) -> None:
         self._reply = reply
@@ -155,7 +159,7 @@ def measure(num_tasks: int, policy: str, num_at_once: int) -> Measured:
 
 
 async def _in_turn(ask: Callable[[Task], Awaitable[str]], tasks: Sequence[Task], num_at_once: int) -> int:
-    """The loop by hand: how many answers are right."""
+    """Asks all tasks in a plain loop. Returns the number of right answers."""
     slots = asyncio.Semaphore(num_at_once)
 
     async def one(task: Task) -> bool:
@@ -180,7 +184,8 @@ def ask_models(policy: str) -> Callable[[Task], Awaitable[str]]:
     names = ("planner", "picker", "worker", "worker", "worker") if policy == "r2" else ("worker",)
 
     async def ask(task: Task) -> str:
-        return [await engines[name].generate(user(task.query), Sampling()) for name in names][-1].text
+        call = EngineCall(messages=user(task.query))
+        return [await engines[name].generate(call) for name in names][-1].text
 
     return ask
 
@@ -206,7 +211,7 @@ def figures(name: str, num_tasks: int, wall_s: float, cpu_s: float) -> Measured:
 
 
 def measure_all(policy: str, num_tasks: int, num_at_once: int, num_rounds: int) -> list[Measured]:
-    """Median by CPU time of each way, the ways taking turns; the runner first."""
+    """The median round by CPU time of the three programs, which take turns; the runner comes first."""
     rounds = [
         (
             measure(num_tasks, policy, num_at_once),
@@ -222,12 +227,12 @@ def measure_all(policy: str, num_tasks: int, num_at_once: int, num_rounds: int) 
 
 
 def main(
-    tasks: Annotated[int, typer.Option(min=1)] = 2000,
-    at_once: Annotated[int, typer.Option(min=1)] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Of which the median is told.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 2000,
+    at_once: Annotated[int, typer.Option(min=1, help="Tasks under way at a time.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; the median is shown.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="File of the figures (JSON).")] = None,
 ) -> None:
-    """Exits with 1 where the runner stays below 200 tasks/s."""
+    """Measure the runner. The exit status is 1 if it stays below 200 tasks/s."""
     measured = {policy: measure_all(policy, tasks, at_once, rounds) for policy in ("single:worker", "r2")}
     table = Table(
         title=f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {tasks} tasks, {at_once} at once, "

@@ -1,13 +1,16 @@
-"""What the router adds to a request, beside LiteLLM's proxy in the same run, in front of the same scripted provider.
+"""What the router adds to a request, and what LiteLLM's proxy adds, in the same run over the same provider.
 
     python -m benchmarks.gateway --out runs/bench/gateway.json          (make bench-gateway)
 
-Four processes on loopback: the provider (`gateway_upstream.py`), `r2-serve up` with a hosted model, `litellm` with the same one, and this
-client. Both gateways run all the time, one worker, one client key, no database, no callbacks, no logs; the client asks the provider
-directly, one gateway and the other in turns of a few seconds, several rounds of them. `added` is the median latency through a gateway less
-the direct one of the same round; CPU is user and system time of all processes of a gateway (Ray's proxy, raylet, GCS and dashboard agents
-among them) a request, without what they burn at rest, which is told beside. Routed queries are ours alone: five calls, four of them
-one after another.
+Four processes run on loopback: the scripted provider (`gateway_upstream.py`), `r2-serve up` with a hosted
+model, `litellm` with the same model, and this client. Both gateways run all the time, each with one worker
+and one client key, and without database, callbacks or logs. The client asks the provider directly, then one
+gateway and then the other, in slots of a few seconds and for several rounds.
+
+`added` is the median latency through a gateway less the direct median of the same round. CPU is user and
+system time per request of all processes of a gateway (Ray's proxy, raylet, GCS and dashboard agents
+included), less the CPU time that they use at rest, which is reported separately. Only R2 answers routed
+queries: five calls, four of them one after another.
 
 RAY_SERVE_* variables of the environment reach `r2-serve up`, so that ways of entry can be compared.
 """
@@ -45,20 +48,26 @@ OURS, THEIRS, UPSTREAM = "r2", "litellm", "upstream"
 START_S = 90
 WARM_UP_REQUESTS = 200
 KEY = f"sk-{secrets.token_hex(24)}"
-"""What both gateways ask of their clients: LiteLLM's does not start without one."""
-QUESTION = "What is the answer to the question that a question of some twenty words asks, in the words of whoever asks it?"
+"""The client key of both gateways; LiteLLM's proxy does not start without one."""
+QUESTION = (
+    "What is the answer to the question that a question of some twenty words asks, "
+    "in the words of whoever asks it?"
+)
 
 
 @dataclass(frozen=True)
 class Server:
-    """A process that answers, and what it started."""
+    """A server and the processes that it started."""
 
     name: str
     url: str
     process: psutil.Process
 
     def cpu_s(self) -> float:
-        """User and system time of all its processes so far. They are started before the first measurement and none ends before the last."""
+        """User and system time of all its processes so far.
+
+        All of them start before the first measurement, and none ends before the last.
+        """
         total = 0.0
         for process in [self.process, *self.process.children(recursive=True)]:
             try:
@@ -70,7 +79,7 @@ class Server:
 
 
 def hosted_config(upstream: str) -> dict[str, Any]:
-    """A Serve config of hosted models only: `worker`, and `r2` routed over it."""
+    """A Serve config of hosted models only: `worker`, and the virtual model `r2` over it."""
     prices = {"usd_per_mtok_in": "1", "usd_per_mtok_out": "2"}
     names = ("worker", "planner", "picker")
     models = [
@@ -107,7 +116,10 @@ def litellm_config(upstream: str) -> dict[str, Any]:
 def serving(
     name: str, command: Sequence[str], port: int, path: str, environment: Mapping[str, str] = {}
 ) -> Iterator[Server]:
-    """`command` from when it answers at `path` until the context ends. Raises: RuntimeError with its output where it does not."""
+    """Runs `command` from its first answer at `path` until the context ends.
+
+    Raises: RuntimeError with its output if it does not answer within `START_S` seconds.
+    """
     with tempfile.TemporaryFile("w+") as log:
         env = {**os.environ, **environment}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)  # noqa: S603
@@ -136,7 +148,7 @@ async def _answers(process: subprocess.Popen[bytes], url: str) -> None:
             await asyncio.sleep(0.2)
 
 
-# -- the client ---------------------------------------------------------------------------------------------------
+# -- the client ----------------------------------------------------------------------------------------------
 
 
 HEADERS = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
@@ -155,7 +167,7 @@ def body_of(load: Load) -> bytes:
 async def ask(
     session: aiohttp.ClientSession, url: str, body: bytes, *, is_stream: bool
 ) -> tuple[float, float]:
-    """Seconds to the first and to the last byte of the reply. Raises: RuntimeError where it is not the whole answer."""
+    """Seconds to the first and to the last byte of the reply. Raises: RuntimeError for a partial answer."""
     start_s = time.perf_counter()
     async with session.post(f"{url}/chat/completions", data=body, headers=HEADERS) as response:
         first = await response.content.readany()
@@ -171,7 +183,11 @@ async def ask(
 async def run_load(
     url: str, load: Load, *, seconds: float | None = None, num_requests: int | None = None
 ) -> list[tuple[float, float]]:
-    """`load.num_at_once` clients that each ask again once they are answered, for so long or so many requests in all."""
+    """Seconds to the first and to the last byte of each reply under `load`.
+
+    `load.num_at_once` clients each ask again as soon as they have an answer, until `seconds` have passed or
+    `num_requests` have been sent in all.
+    """
     body, took, started = body_of(load), list[tuple[float, float]](), 0
     until_s = time.perf_counter() + (seconds or START_S)
 
@@ -202,7 +218,7 @@ def measure(servers: Sequence[Server], target: Server, load: Load, round_: int, 
 def measure_all(
     servers: Sequence[Server], loads: Sequence[Load], num_rounds: int, seconds: float, console: Console
 ) -> list[Slot]:
-    """Targets take turns within a load, in another order each round."""
+    """Measures every target under every load. Targets take turns, in another order each round."""
     for server in servers:
         for load in loads:
             if _takes(server, load):
@@ -222,7 +238,7 @@ def _takes(server: Server, load: Load) -> bool:
     return load.kind != "routed" or server.name == OURS
 
 
-# -- the report ---------------------------------------------------------------------------------------------------
+# -- the report ----------------------------------------------------------------------------------------------
 
 
 def pass_through(slots: Sequence[Slot], load: Load) -> dict[str, Any]:
@@ -253,7 +269,7 @@ def routed(slots: Sequence[Slot], load: Load) -> dict[str, Any]:
 
 
 def report(slots: Sequence[Slot], loads: Sequence[Load]) -> dict[str, Any]:
-    """The headline ratios are the worst of plain pass-through at any concurrency measured."""
+    """All figures. The two headline ratios are the worst of plain pass-through at any concurrency."""
     passed = [pass_through(slots, load) for load in loads if load.kind != "routed"]
     plain = [row for row in passed if row["load"].startswith("plain")]
     rounds = sorted({slot.round for slot in slots})
@@ -319,18 +335,18 @@ def show(result: Mapping[str, Any], title: str) -> Table:
 
 
 def main(
-    litellm: Annotated[Path, typer.Option(help="The command of an installed litellm[proxy].")] = Path(
+    litellm: Annotated[Path, typer.Option(help="Command of an installed litellm[proxy].")] = Path(
         "runs/litellm/bin/litellm"
     ),
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a slot.")] = 2.0,
-    at_once: Annotated[str, typer.Option(help="Concurrencies, comma-separated.")] = "1,8",
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a slot in seconds.")] = 2.0,
+    at_once: Annotated[str, typer.Option(help="Requests at a time, comma-separated.")] = "1,8",
     kinds: Annotated[
         str, typer.Option(help="plain, stream and routed, comma-separated.")
     ] = "plain,stream,routed",
-    out: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the figures (JSON).")] = None,
 ) -> None:
-    """Pass-through and routed overhead beside LiteLLM's proxy."""
+    """Measure what R2 and LiteLLM's proxy add to a request."""
     console = Console()
     loads = [Load(kind, int(num)) for kind in kinds.split(",") for num in at_once.split(",")]
     ports = {name: free_port() for name in (UPSTREAM, OURS, THEIRS)}
@@ -370,7 +386,8 @@ def main(
     )
     idle = ", ".join(f"{name} {max(values):.1f}" for name, values in result["idle_cpu_percent"].items())
     console.print(
-        f"at rest, in % of a core: {idle}; worst of plain: added {result['added_p50_ratio']:.2f}, CPU {result['cpu_ratio']:.2f}"
+        f"at rest, in % of a core: {idle}; "
+        f"worst of plain: added {result['added_p50_ratio']:.2f}, CPU {result['cpu_ratio']:.2f}"
     )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

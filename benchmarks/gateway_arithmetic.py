@@ -1,8 +1,11 @@
-"""From slots (one gateway under one load for a few seconds) to what a gateway adds. Pure; no clock, no process, no HTTP.
+"""Computes what a gateway adds, from slots: one gateway under one load for a few seconds.
 
-Rounds hold one slot for each target and load. Everything is compared within its own round, as a shared machine changes from one to the
-next, and told as the median over rounds. CPU is that of all processes of a gateway; what it burns while others are measured is its idle
-rate in that round and is taken off, since it does not grow with requests; it is told beside.
+Everything here is pure: no clock, no process, no HTTP.
+
+A round holds one slot for each target and load. Everything is compared within its own round, because a shared
+machine changes from one round to the next, and is reported as the median over rounds. CPU time is that of all
+processes of a gateway. The CPU time that a gateway uses while others are measured gives its idle rate in that
+round. This is subtracted, since it does not grow with requests, and is reported separately.
 """
 
 from __future__ import annotations
@@ -35,21 +38,21 @@ class Slot:
     load: Load
     wall_s: float
     latency_s: Sequence[float]
-    """Of each reply, to its last byte."""
+    """Seconds to the last byte of each reply."""
     first_s: Sequence[float]
-    """Of each reply, to its first byte."""
+    """Seconds to the first byte of each reply."""
     cpu_s: Mapping[str, float]
-    """Used meanwhile by the processes of each gateway, those at rest too, and of the upstream."""
+    """CPU seconds in this slot of the processes of each gateway, also of one at rest, and of the upstream."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a gateway adds to a request under one load: median over rounds, and each round."""
+    """What a gateway adds to a request under one load: the medians over rounds, and each round's value."""
 
     added_p50_ms: float
     added_first_p50_ms: float
     cpu_ms: float
-    """A request, idle rate taken off."""
+    """CPU time per request, less the idle rate."""
     cpu_with_idle_ms: float
     requests_per_s: float
     added_p50_ms_by_round: tuple[float, ...]
@@ -57,7 +60,7 @@ class Cost:
 
 
 def idle_cores(slots: Iterable[Slot], gateway: str, round_: int) -> float:
-    """CPU seconds a second that `gateway` burns while others are asked, in one round."""
+    """CPU seconds per second that `gateway` uses in one round while other targets are asked."""
     others = [slot for slot in slots if slot.round == round_ and slot.target != gateway]
     return sum(slot.cpu_s[gateway] for slot in others) / sum(slot.wall_s for slot in others)
 
@@ -65,7 +68,10 @@ def idle_cores(slots: Iterable[Slot], gateway: str, round_: int) -> float:
 def cost(
     slots: Sequence[Slot], gateway: str, load: Load, waves: int = 1, direct_load: Load | None = None
 ) -> Cost:
-    """Latency over that of `waves` direct requests in a row, which is what the upstream alone would take."""
+    """What `gateway` adds under `load`. Raises: ValueError if there is no such slot.
+
+    Latency counts above that of `waves` direct requests in a row, which the upstream alone would take.
+    """
     added, added_first, cpu, cpu_idle, rates = [], [], [], [], []
     for slot in slots:
         if slot.target != gateway or slot.load != load:
@@ -96,7 +102,7 @@ def cost(
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Ours over theirs round by round: median, least, greatest. Raises: ValueError where theirs is not above 0."""
+    """Ours over theirs by round: median, least, greatest. Raises: ValueError if theirs is not above 0."""
     if len(ours) != len(theirs) or not ours or min(theirs) <= 0:
         raise ValueError(f"nothing to compare by: ours {list(ours)}, theirs {list(theirs)}")
     by_round = [our / their for our, their in zip(ours, theirs, strict=True)]

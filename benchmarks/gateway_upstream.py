@@ -1,10 +1,11 @@
-"""The provider that both gateways of `benchmarks/gateway.py` stand in front of: OpenAI's chat API with scripted replies.
+"""The provider behind both gateways of `benchmarks/gateway.py`: OpenAI's chat API with scripted replies.
 
     python -m benchmarks.gateway_upstream 8123
 
-A reply comes after `DELAY_S`; a streamed one then in `NUM_CHUNKS` pieces, `CHUNK_GAP_S` apart. `planner` and `picker` reply what the
-router's modules ask for, so that a routed query has its whole plan from here. Plain ASGI on uvicorn: a fraction of a millisecond of CPU
-a reply, which the benchmark shows beside what it measures.
+A reply comes after `DELAY_S`. A streamed reply then comes in `NUM_CHUNKS` pieces, `CHUNK_GAP_S` apart.
+`planner` and `picker` reply what the router's decomposer and allocator ask for, so one routed query gets its
+whole plan here. It is plain ASGI on uvicorn and uses a fraction of a millisecond of CPU per reply, which the
+benchmark reports next to its results.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PLAN = {
     ]
 }
 NUM_SUBTASKS, NUM_CALLS, NUM_WAVES = 3, 5, 4
-"""Of a routed query: calls are those of planner, picker and subtasks; waves follow one another."""
+"""Size of a routed query. Planner, picker and each subtask make one call; the waves follow one another."""
 REPLIES = {
     "worker": ANSWER,
     "planner": json.dumps(PLAN),
@@ -47,7 +48,7 @@ def _completion(model: str) -> bytes:
 
 
 def _events(model: str) -> list[bytes]:
-    """The whole stream, one item per piece of text; the last ends it."""
+    """The whole stream, with one item per piece of text; the last item ends the stream."""
 
     def event(delta: dict[str, str], finish_reason: str | None = None, **more: object) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
@@ -79,7 +80,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         body += message["body"]
         if not message.get("more_body"):
             break
-    if scope["method"] == "GET":  # is it up, and what does it have?
+    if scope["method"] == "GET":  # a health check, or the list of models
         await _reply(send, MODELS)
         return
     request = json.loads(body)

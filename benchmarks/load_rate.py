@@ -1,10 +1,10 @@
-"""The highest rate at which the load generator sends on time: `r2-serve load` against a trivial endpoint.
+"""Finds the highest rate at which `r2-serve load` sends on time, against an endpoint that does little.
 
     python -m benchmarks.load_rate --rates 50,100,200,400 --out runs/bench/load_rate.json
 
-The endpoint is `benchmarks.gateway_upstream` in a process of its own on the same machine (20 ms, then 32
-pieces of a stream over 64 ms), so the two share its cores. Each rate is a Poisson workload, run by the
-shipped command. The figure is the generator's own lateness, from the intended start of a request to its
+The endpoint is `benchmarks.gateway_upstream` in its own process on the same machine (20 ms, then 32 pieces of
+a stream over 64 ms), so the two share the cores. Each rate is a Poisson workload that the shipped command
+sends. The figure is the generator's own lateness: the time from the intended start of a request to its
 sending. It says nothing about the router or the network.
 """
 
@@ -31,14 +31,17 @@ START_S = 30.0
 
 
 def main(
-    rates: Annotated[str, typer.Option(help="Requests per second, by commas.")] = "50,100,200,400",
-    duration_s: Annotated[float, typer.Option(min=1)] = 10.0,
+    rates: Annotated[str, typer.Option(help="Requests per second, comma-separated.")] = "50,100,200,400",
+    duration_s: Annotated[float, typer.Option(min=1, help="Seconds for each rate.")] = 10.0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole replies.")] = False,
-    out: Annotated[Path, typer.Option()] = Path("runs/bench/load_rate.json"),
+    out: Annotated[Path, typer.Option(help="File of the figures (JSON).")] = Path(
+        "runs/bench/load_rate.json"
+    ),
 ) -> None:
-    """Prints a line for each rate, and writes them."""
+    """Print a line for each rate, and write the figures."""
     port = free_port()
-    upstream = subprocess.Popen([sys.executable, "-m", "benchmarks.gateway_upstream", str(port)])  # noqa: S603
+    command = [sys.executable, "-m", "benchmarks.gateway_upstream", str(port)]
+    upstream = subprocess.Popen(command)  # noqa: S603
     try:
         _wait_for(port)
         rows = [
@@ -71,7 +74,8 @@ def _measure(rate_per_s: float, duration_s: float, url: str, *, no_stream: bool)
         path, run = Path(folder) / "rate.yaml", Path(folder) / "run"
         path.write_text(yaml.safe_dump(workload))
         load = [sys.executable, "-m", "r2_serve.cli", "load", str(path), "--url", url, "--out", str(run)]
-        subprocess.run([*load, *["--no-stream"] * no_stream], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        load += ["--no-stream"] * no_stream
+        subprocess.run(load, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         summary = LoadSummary.model_validate_json((run / "summary.json").read_bytes())
     late, latency = summary.lateness_s, summary.latency_s
     assert late is not None and latency is not None, "some requests were answered"

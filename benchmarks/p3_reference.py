@@ -1,10 +1,9 @@
-"""Grades every reference solution of a P3 file through the sandbox: the grader's own test, and its
-throughput.
+"""Grades every reference solution of a P3 file in the sandbox: a test of the grader, and its throughput.
 
     python benchmarks/p3_reference.py puzzles.json [--timeout-s 10] [--concurrent 2]
 
-Prints a count of each status, the solutions that were not graded correct, and solutions per second. Exits
-with 1 where more than eight fail (the official file has a few that do not finish in 10 s).
+Prints the number of solutions by status, the solutions that were not graded correct, and solutions per
+second. The exit status is 1 if more than eight fail (the official file has a few that do not finish in 10 s).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MAX_FAILED = 8
 
 
 def solutions(puzzles: list[dict[str, object]]) -> Iterator[tuple[dict[str, object], str, str]]:
-    """(row, id, program) of each reference solution, as the official file composes it: header and body."""
+    """Yields (row, id, program) of each reference solution: its official header and body."""
     for row in puzzles:
         bodies = row["sol_bodies"]
         assert isinstance(bodies, list)

@@ -1,11 +1,16 @@
-"""Experiments on a finished `r2-train retrain` run: what one choice of training does, the rest being equal.
+"""Experiments on a finished `r2-train retrain` run: the effect of one choice, all others being equal.
 
-    python benchmarks/training.py scale-rewards runs/retrain/words-0     GRPO's division by the group's deviation, with and without
-    python benchmarks/training.py wide-plans runs/retrain/words-0        the critical-path term, from a decomposer without preference
-    python benchmarks/training.py recover runs/retrain/words-0           a model gone, a price changed: the allocator retrained
+    python benchmarks/training.py scale-rewards runs/retrain/words-0
+    python benchmarks/training.py wide-plans runs/retrain/words-0
+    python benchmarks/training.py recover runs/retrain/words-0
 
-Each starts from that run's checkpoints and data, trains into `--out`, measures on validation tasks before and on held-out
-ones after, and writes its table as JSON. CPU seconds are this process's.
+- scale-rewards: GRPO with and without the division by the group's standard deviation.
+- wide-plans: GRPO with the critical-path term, from a decomposer without a preference.
+- recover: a model is gone or its price changed, and the allocator is retrained.
+
+Each experiment starts from the checkpoints and the data of that run and trains into `--out`. It measures on
+validation tasks during training and on held-out tasks after it, and writes its table as JSON. CPU seconds are
+those of this process.
 """
 
 from __future__ import annotations
@@ -41,8 +46,8 @@ Row = dict[str, Any]
 SourceArgument = Annotated[
     Path, typer.Argument(help="Directory of one finished seed, such as runs/retrain/words-0.")
 ]
-OutOption = Annotated[Path, typer.Option(help="Where the experiment's runs and its table go.")]
-TasksOption = Annotated[int, typer.Option(min=1, help="Held-out tasks.")]
+OutOption = Annotated[Path, typer.Option(help="Directory of the experiment's runs and its table.")]
+TasksOption = Annotated[int, typer.Option(min=1, help="Number of held-out tasks.")]
 
 
 @app.command("scale-rewards")
@@ -51,7 +56,10 @@ def scale_rewards(
     out: OutOption = Path("runs/experiments/scale-rewards"),
     num_test: TasksOption = 1000,
 ) -> None:
-    """One allocator half-round from the same SFT checkpoints, advantages divided by the group's deviation or not."""
+    """Train the allocator twice from the same SFT checkpoints.
+
+    One half-round divides advantages by the group's standard deviation, the other does not.
+    """
     rows = []
     for value in ("none", "group"):
         config = _one_half_round(load_config(source / "config.yaml"), "allocator", {"scale_rewards": value})
@@ -71,11 +79,11 @@ def scale_rewards(
 def wide_plans(
     source: SourceArgument,
     out: OutOption = Path("runs/experiments/wide-plans"),
-    weight: Annotated[float, typer.Option(help="Of the critical path in the reward.")] = 0.5,
-    steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 120,
+    weight: Annotated[float, typer.Option(help="Weight of the critical path in the reward.")] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="Number of GRPO steps.")] = 120,
     num_test: TasksOption = 1000,
 ) -> None:
-    """One decomposer half-round with the critical-path term, from the base that writes chains and trees alike."""
+    """Train the decomposer with the critical-path term, from the base that writes chains and trees alike."""
     config = load_config(source / "config.yaml")
     reward = config.decomposer.grpo.reward.model_copy(update={"critical_path": weight})
     start: Pair = {
@@ -100,12 +108,15 @@ def wide_plans(
 def recover(
     source: SourceArgument,
     out: OutOption = Path("runs/experiments/recover"),
-    gone: Annotated[str, typer.Option(help="The pool model that goes.")] = "words-5k",
-    dear: Annotated[str, typer.Option(help="The pool model that gets dear.")] = "words-22k",
+    gone: Annotated[str, typer.Option(help="Pool model that is removed.")] = "words-5k",
+    dear: Annotated[str, typer.Option(help="Pool model whose price rises.")] = "words-22k",
     price: Annotated[float, typer.Option(help="Its new price in USD per 1M tokens.")] = 0.4,
     num_test: TasksOption = 1000,
 ) -> None:
-    """The trained router before, after a model went or changed its price, and with the allocator alone retrained for it."""
+    """Measure the trained router on a changed pool, and retrain its allocator alone for that pool.
+
+    One pool lacks a model; in the other a model has a new price.
+    """
     config, start, rows = load_config(source / "config.yaml"), _pair(source, "best"), []
     rows.append(
         _measured(TrainingRun(config, out / f"{source.name}-before", console), start, num_test, name="before")
@@ -126,7 +137,7 @@ def recover(
 
 
 def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any], **grpo: Any) -> TrainConfig:
-    """The configuration with a single half-round of `module`, some of its trainer's knobs changed."""
+    """The configuration with one half-round of `module`, and some settings of its trainer changed."""
     own = config.module(module)
     changed = own.grpo.model_copy(update={"trainer": {**own.grpo.trainer, **trainer}, **grpo})
     alternation = config.alternate.model_copy(update={"order": (module,), "num_rounds": 1})
@@ -138,7 +149,7 @@ def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any]
 def _allocator_anew(
     config: TrainConfig, source: Path, directory: Path, start: Pair, num_test: int, *, name: str
 ) -> Row:
-    """Search, SFT and a half-round of GRPO for the pool as it is now, on the plans and calls that the source run has."""
+    """Search, SFT and one half-round of GRPO on the changed pool, with plans and calls of the source run."""
     for folder in ("collect", "calls"):
         shutil.copytree(source / folder, directory / folder, dirs_exist_ok=True)
     run, started_s = TrainingRun(config, directory, console), time.process_time()
@@ -163,8 +174,11 @@ def _measured(run: TrainingRun, pair: Pair, num_test: int, *, name: str) -> Row:
 
 
 async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row:
-    """The pair's plans of held-out tasks: how many of the sums that could be a tree are one, and how long the plans take as graphs,
-    replayed through the real pipeline over models of 50 to 100 ms."""
+    """Shapes of the pair's plans for held-out tasks.
+
+    Returns the share of trees among the sums that can be one, and the mean makespan in seconds of the plans,
+    replayed through the real pipeline over models of 50 to 100 ms.
+    """
     domain = _domain(run.config)
     tasks = test_tasks(domain, TESTS[domain][0], num_test)
     with run.pool(pair) as pool:
@@ -188,7 +202,7 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
 
 
 def _share_of_trees(plans: dict[str, Plan]) -> float:
-    """Among word problems with a plan of either style, those whose sums are a tree."""
+    """The share of word problems planned as a tree, among those planned in one of the two styles."""
     styles = {task.id: task.plans for task in words.tasks("test", NUM_WORDS) if len(task.plans) > 1}
     written = [
         plan == styles[task_id][0]

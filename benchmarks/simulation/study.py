@@ -1,4 +1,4 @@
-"""Stock against plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second.
+"""Compares stock and plan-ahead autoscaling at a thousand GPUs and ten thousand queries a second.
 
     STUDY=benchmarks/simulation/study.py
     python $STUDY run --scale 1                simulate every point that is not done
@@ -6,9 +6,9 @@
     python $STUDY run --scale 0.1 --cold 0.2   the same with replicas that start five times as fast
     python $STUDY plot --scale 1               docs/simulation-study.svg and a table
 
-A point is a policy with its settings. Each policy is swept, so that frontiers of cost and attainment are
-compared and not two points. Points are simulated one after another on one core and written to runs/study as
-they end; a run that is interrupted goes on where it was.
+A point is a policy with its settings. Each policy is simulated at several targets, so that frontiers of cost
+and attainment are compared, not single points. Points run one after another on one core, and each is written
+to runs/study when it ends. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TARGETS = {"m-small": 40.0, "m-large": 30.0}
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 Scale = Annotated[float, typer.Option(min=0.001, max=1, help="Share of the full rate, GPUs and replicas.")]
 Cold = Annotated[
-    float, typer.Option(min=0, max=10, help="Cold starts, as a multiple of those of the study: 20 and 30 s.")
+    float, typer.Option(min=0, max=10, help="Cold starts, as a multiple of those of the study (20 and 30 s).")
 ]
 
 
@@ -63,7 +63,7 @@ class Point:
         )
 
     def autoscaling(self, app_name: str, cold: float) -> dict[str, Any]:
-        """The settings in the `autoscaling_config` of an application."""
+        """The keys that this point sets in the `autoscaling_config` of an application."""
         common = {"target_ongoing_requests": TARGETS[app_name] * self.target_factor}
         if self.policy == "plan-ahead":
             kwargs = {"cold_start_s": COLD_START_S[app_name] * cold, **dict(self.settings)}
@@ -73,7 +73,7 @@ class Point:
 
 
 def points() -> Iterator[Point]:
-    """Stock as shipped, stock tuned to be quick, and plan-ahead, each at several targets."""
+    """All points: stock with its defaults, medium and quick settings, and plan-ahead, at several targets."""
     quick = (
         ("upscale_delay_s", 0),
         ("downscale_delay_s", 10),
@@ -94,8 +94,8 @@ def points() -> Iterator[Point]:
 def run(
     scale: Scale = 1.0,
     cold: Cold = 1.0,
-    only: Annotated[str, typer.Option(help="Points whose name has this text.")] = "",
-    limit: int = 1000,
+    only: Annotated[str, typer.Option(help="Only points whose name contains this text.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Most points to simulate now.")] = 1000,
 ) -> None:
     """Simulate every point that is not done."""
     RUNS.mkdir(parents=True, exist_ok=True)
