@@ -61,6 +61,15 @@ class Rollout:
     An outage is not a refusal."""
 
     @property
+    def has_failed(self) -> bool:
+        """True if an outage left no answer. That tells nothing about the plan."""
+        return self.error is not None and not self.is_refused
+
+    @property
+    def plan(self) -> Plan | None:
+        return None if self.trace is None else self.trace.plan
+
+    @property
     def cost_usd(self) -> Decimal:
         return sum((call.cost_usd for call in self.calls), Decimal(0))
 

@@ -1,8 +1,9 @@
-"""`r2-train alternate`: freeze one module, train the other by GRPO, swap; after each half-round the router is measured.
+"""`r2-train alternate`: freezes one module, trains the other with GRPO, then swaps.
 
-RL data is rebuilt from the newest pair before each half-round: the allocator is trained on plans that the decomposer now
-makes and that the largest model carries out rightly (others tell nothing of models), the decomposer on queries. Each half-round's
-checkpoints are measured on validation tasks through the whole router; the best one goes on if it beats what there was.
+Each half-round gets new data from the newest pair. The allocator is trained on plans that the decomposer now
+writes and the largest model carries out correctly, because other plans say nothing about the models; the
+decomposer is trained on queries. All checkpoints of a half-round are measured on validation tasks, through
+the whole router. The best one is kept if it beats the pair so far.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ from r2_train.launch.launch import launch
 from r2_train.rollouts.progress import map_all
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
-from r2_train.stages.grpo import GrpoStage
+from r2_train.stages.grpo import GrpoStage, other_module
 from r2_train.stages.grpo import run as grpo_stage
 from r2_train.stages.measure import RouterScore
 from r2_train.stages.model_files import complete_checkpoint, has_final, load_tokenizer
 from r2_train.stages.rewards import Reference
-from r2_train.stages.tasks import is_correct
+from r2_train.stages.tasks import verdict
 
 ROUNDS = "rounds.jsonl"
 
 
 class RoundRow(Record):
-    """The router after SFT (`half_round` 0) or after a half-round."""
+    """The router after a half-round; `half_round` 0 is the router after SFT."""
 
     half_round: int
     module: Module | None = None
-    """Trained in it."""
+    """The module that was trained."""
     checkpoint: str = ""
-    """The one that was best in it."""
+    """The best checkpoint of the half-round."""
     is_kept: bool
-    """Whether it beat what there was."""
+    """True if it beats the pair so far."""
     num_examples: int = 0
     score: RouterScore
 
 
 @dataclass
 class Alternation:
-    """The state of one `alternate`: the best pair so far."""
+    """The state of one `alternate`: the best pair so far, and the table."""
 
     run: TrainingRun
     pair: Pair
@@ -60,22 +61,22 @@ class Alternation:
         return [row for row in self.rows if row.is_kept][-1]
 
     def record(self, row: RoundRow) -> None:
-        """One more line of the table."""
+        """Adds a row to the table and to `rounds.jsonl`."""
         with JsonlLog(self.run.directory / ROUNDS, rows_per_sync=1) as log:
             log.append(row)
         self.rows.append(row)
 
     async def half_round(self, number: int, module: Module) -> RoundRow:
-        """Trains `module`, measures its checkpoints, and takes the best one over if it beats the best so far."""
+        """Trains `module`, measures its checkpoints, and keeps the best one if it beats the pair so far."""
         directory = self.run.directory / "rounds" / f"{number:02d}-{module}"
         num_examples = self._train(module, directory, await self._examples(module))
-        options = {
+        scores = {
             path: await self.run.validate({**self.pair, module: path}, self.reference)
             for path in self._checkpoints(module, directory)
         }
         weights = self.run.config.alternate
-        path = max(options, key=lambda option: options[option].value(weights))
-        is_better = options[path].value(weights) > self.best.score.value(weights)
+        path = max(scores, key=lambda path: scores[path].value(weights))
+        is_better = scores[path].value(weights) > self.best.score.value(weights)
         if is_better:
             self.pair = self.run.keep_best({**self.pair, module: path})
         return RoundRow(
@@ -84,51 +85,49 @@ class Alternation:
             checkpoint=path.name,
             is_kept=is_better,
             num_examples=num_examples,
-            score=options[path],
+            score=scores[path],
         )
 
     def _train(self, module: Module, directory: Path, examples: Sequence[Example]) -> int:
-        config, other = self.run.config, _other(module)
+        """Trains unless `directory` has a finished stage; the number of examples."""
+        config = self.run.config
         grpo = config.module(module).grpo
+        used = examples[: grpo.num_prompts]
         stage = GrpoStage(
             module=module,
             base=str(self.pair[module]),
-            examples=write_examples(directory / "examples.jsonl", examples[: grpo.num_prompts]),
+            examples=write_examples(directory / "examples.jsonl", used),
             grpo=grpo,
             pool=config.pool,
             data=config.data,
-            partner=self.pair[other],
+            partner=self.pair[other_module(module)],
             reference=self.reference,
             cache=self.run.directory / "calls",
             seed=config.seed,
         )
         if not has_final(directory):
             launch(grpo_stage, stage, launch=config.launch, directory=directory)
-        return len(examples[: grpo.num_prompts])
+        return len(used)
 
     async def _examples(self, module: Module) -> list[Example]:
-        train = self.run.tasks.train
+        train, grader = self.run.tasks.train, Grader()
         with self.run.pool(self.pair) as pool:
             codec = pool.members[pool.module_model(module).name].codec
             if module == "decomposer":
                 return [plan_example(codec, pool.routing.limits, task.id, task.query) for task in train]
-            grader = Grader()
-            outcomes = await map_all(
+            rollouts = await map_all(
                 train,
                 lambda task: pool.run(f"plan-{task.id}", task.query, policy=f"all:{pool.largest}"),
                 num_at_once=pool.num_at_once,
             )
-            plans = [
-                (task, outcome.trace.plan)
-                for task, outcome in zip(train, outcomes, strict=True)
-                if outcome.trace is not None
-                and outcome.trace.plan is not None
-                and await is_correct(grader, task, outcome.answer)
+            return [
+                allocation_example(codec, pool.cards, task.id, task.query, rollout.plan)
+                for task, rollout in zip(train, rollouts, strict=True)
+                if rollout.plan is not None and await verdict(grader, task, rollout)
             ]
-            return [allocation_example(codec, pool.cards, task.id, task.query, plan) for task, plan in plans]
 
     def _checkpoints(self, module: Module, directory: Path) -> list[Path]:
-        """Those that the trainer saved on the way, and the last; each made loadable by serving."""
+        """The checkpoints that the trainer saved on the way, made ready for serving, and the last one."""
         tokenizer = load_tokenizer(str(self.pair[module]))
         paths = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
         for path in paths:
@@ -139,15 +138,11 @@ class Alternation:
 async def alternate(
     run: TrainingRun, start: Pair, *, num_rounds: int | None = None
 ) -> tuple[Pair, list[RoundRow]]:
-    """The best pair and the table. Half-rounds that `rounds.jsonl` has are not trained again. Raises: R2Error."""
+    """The best pair and the table. Half-rounds in `rounds.jsonl` are not trained again. Raises: R2Error."""
     config = run.config.alternate
     state = await _opened(run, start)
     print_rounds(run.console, state.rows)
-    modules = [
-        module
-        for _ in range(config.num_rounds if num_rounds is None else num_rounds)
-        for module in config.order
-    ]
+    modules = config.order * (config.num_rounds if num_rounds is None else num_rounds)
     for number, module in enumerate(modules, 1):
         if number < len(state.rows):
             continue
@@ -160,14 +155,14 @@ async def alternate(
 
 
 async def half_round(run: TrainingRun, module: Module) -> list[RoundRow]:
-    """One more half-round on top of what the run has, or of its SFT pair; the whole table."""
+    """Adds one half-round to what the run has, or to its SFT pair. Returns the whole table."""
     state = await _opened(run, run.sft_pair())
     state.record(await state.half_round(len(state.rows), module))
     return state.rows
 
 
 async def _opened(run: TrainingRun, start: Pair) -> Alternation:
-    """Where the run stands; measured at the start if it has no table yet."""
+    """The state of the run. If it has no table yet, `start` is measured first."""
     reference = await run.reference(start)
     state = Alternation(run, start, reference, list(read_jsonl(run.directory / ROUNDS, RoundRow)))
     if not state.rows:
@@ -183,22 +178,17 @@ def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
         table.add_column(heading, justify="left" if heading in ("trained", "kept") else "right")
     for row in rows:
         score = row.score
+        ratios = (score.worker_cost_ratio, score.total_cost_ratio)
         table.add_row(
             str(row.half_round),
             row.module or "SFT",
             row.checkpoint if row.is_kept else "no gain",
             f"{100 * score.accuracy:.1f} %",
-            f"{100 * score.worker_cost_ratio:.2f} %",
-            f"{100 * score.total_cost_ratio:.2f} %",
-            f"{score.critical_path_ratio:.2f}",
-            f"{score.mean_subtasks:.2f}",
+            *(f"{100 * ratio:.2f} %" for ratio in ratios),
+            *(f"{number:.2f}" for number in (score.critical_path_ratio, score.mean_subtasks)),
         )
     console.print(table)
 
 
 def _num_without_gain(rows: Sequence[RoundRow]) -> int:
     return next((i for i, row in enumerate(reversed(rows)) if row.is_kept), len(rows))
-
-
-def _other(module: Module) -> Module:
-    return "allocator" if module == "decomposer" else "decomposer"

@@ -1,17 +1,17 @@
-"""`r2-train collect`: candidate plans per training task, run on the served pool, graded and scored; the best correct one is kept.
+"""`r2-train collect`: samples plans for each task, runs them on the pool, and keeps the best correct one.
 
-Differs from the paper in what it leaves open: weights, K, and how the terms are measured (`docs/training.md`). Restartable: a
-task whose row is written is not asked again, and calls under way when a run is killed are found in the cache.
+The paper leaves the weights, K and the measure of each term open; `docs/training.md` has ours. A task that
+has a row is not asked again, and the cache holds the calls of a run that was killed.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 
@@ -20,37 +20,35 @@ from r2_serve.errors import CodecError, EngineError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
-from r2_serve.lab.jsonl import JsonlLog, read_jsonl
 from r2_serve.prompts import get_codec
 from r2_serve.router.decomposer import check_plan, incoherence, num_unused, weighted_scores
 from r2_serve.types import Plan, Record, Sampling
 from r2_train.config import CollectConfig
 from r2_train.rollouts.call_cache import SpendLimitReached
-from r2_train.rollouts.progress import map_with_bar
 from r2_train.rollouts.served_pool import Rollout, ServedPool
-from r2_train.stages.tasks import is_correct
+from r2_train.stages.rows import StageRow, complete_rows, write_summary
+from r2_train.stages.tasks import verdict
 
 PLANS = "plans.jsonl"
-SUMMARY = "summary.json"
 
 
 class Candidate(Record):
-    """One distinct plan of a task, and what it came to."""
+    """One distinct plan of a task and its result."""
 
     plan: Plan
     num_drawn: int
-    """How many of the samples were this very plan."""
+    """Number of samples that were this plan."""
     is_correct: bool | None
-    """None where the calls failed or the grader could not tell."""
+    """None if calls failed or the grader could not tell."""
     practicality_tokens: int = 0
-    """Tokens that the executor used to solve all steps."""
+    """Tokens that the executor used for all steps."""
     incoherence: float = 0.0
     cost_usd: Decimal = Decimal(0)
     error: str | None = None
 
 
-class CollectedTask(Record):
-    """Every candidate of one task. `kept` is a position among them; None where none is correct."""
+class CollectedTask(StageRow):
+    """Every candidate of one task."""
 
     task_id: str
     query: str
@@ -58,8 +56,17 @@ class CollectedTask(Record):
     num_invalid: int
     """Samples that were no plan, or broke a limit."""
     scores: tuple[float, ...] = ()
-    """Of the correct candidates, in order; lower is better."""
+    """Scores of the correct candidates, in order; lower is better."""
     kept: int | None = None
+    """Position of the best correct candidate; None if no candidate is correct."""
+
+    @property
+    def key(self) -> str:
+        return self.task_id
+
+    @property
+    def is_kept(self) -> bool:
+        return self.kept is not None
 
     @property
     def plan(self) -> Plan | None:
@@ -67,29 +74,29 @@ class CollectedTask(Record):
 
 
 class CollectSummary(Record):
-    """Counts over all tasks; the dropped ones say why."""
+    """Counts over all tasks, with the reasons of the dropped ones."""
 
     num_tasks: int
     num_kept: int
     num_dropped_no_valid_plan: int
     num_dropped_none_correct: int
     num_dropped_not_known: int
-    """No candidate correct, and at least one with failed calls or an answer that could not be graded."""
+    """Tasks without a correct candidate, of which at least one candidate could not be judged."""
     num_samples: int
     num_invalid_samples: int
     mean_subtasks_kept: float
     mean_depth_kept: float
 
     @classmethod
-    def of(cls, rows: Sequence[CollectedTask], num_samples: int) -> CollectSummary:
+    def from_rows(cls, rows: Sequence[CollectedTask], num_samples: int) -> Self:
         plans = [row.plan for row in rows if row.plan is not None]
-        why = Counter(_why_dropped(row) for row in rows if row.plan is None)
+        dropped = Counter(_why_dropped(row) for row in rows if row.plan is None)
         return cls(
             num_tasks=len(rows),
             num_kept=len(plans),
-            num_dropped_no_valid_plan=why["no_valid_plan"],
-            num_dropped_none_correct=why["none_correct"],
-            num_dropped_not_known=why["not_known"],
+            num_dropped_no_valid_plan=dropped["no_valid_plan"],
+            num_dropped_none_correct=dropped["none_correct"],
+            num_dropped_not_known=dropped["not_known"],
             num_samples=len(rows) * num_samples,
             num_invalid_samples=sum(row.num_invalid for row in rows),
             mean_subtasks_kept=sum(len(plan.subtasks) for plan in plans) / max(1, len(plans)),
@@ -99,7 +106,7 @@ class CollectSummary(Record):
 
 @dataclass(frozen=True)
 class Collector:
-    """One `collect`. `pool`'s decomposer is the teacher unless the config names one."""
+    """One `collect`. The pool's decomposer is the teacher unless the config names another model."""
 
     pool: ServedPool
     config: CollectConfig
@@ -107,33 +114,19 @@ class Collector:
     directory: Path
 
     async def run(self, tasks: Sequence[Task], console: Console) -> CollectSummary:
-        """Every task that has no row yet. Raises: RunError; SpendLimitReached, after which the same call goes on."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Collects for every task that has no row yet.
+
+        Raises: RunError; SpendLimitReached, after which the same call goes on.
+        """
+        by_id = {task.id: task for task in tasks}
         path = self.directory / PLANS
-        done = {row.task_id: row for row in read_jsonl(path, CollectedTask)}
-        with JsonlLog(path) as log:
-
-            async def work(task: Task) -> None:
-                row = await self.collect(task)
-                done[task.id] = row
-                log.append(row)
-
-            await map_with_bar(
-                [task for task in tasks if task.id not in done],
-                work,
-                num_at_once=self.pool.num_at_once,
-                title="collect",
-                console=console,
-                note=lambda: (
-                    f"{sum(row.kept is not None for row in done.values())} kept, {self.pool.cache.spent_usd:.6f} USD"
-                ),
-            )
-        summary = CollectSummary.of([done[task.id] for task in tasks], self.config.num_candidates)
-        (self.directory / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n")
+        rows = await complete_rows(path, CollectedTask, by_id, self.collect, pool=self.pool, console=console)
+        summary = CollectSummary.from_rows(rows, self.config.num_candidates)
+        write_summary(self.directory, summary)
         return summary
 
     async def collect(self, task: Task) -> CollectedTask:
-        """K samples, each distinct plan run once."""
+        """Draws K samples and runs each distinct plan once."""
         samples = [await self._sample(task, seed) for seed in range(self.config.num_candidates)]
         distinct = Counter(sample for sample in samples if sample is not None)
         candidates = [await self._candidate(task, plan, count) for plan, count in distinct.items()]
@@ -152,6 +145,7 @@ class Collector:
         section = self.pool.routing.virtual_models[self.pool.virtual_model].decomposer
         teacher, limits = self.config.teacher or section.model, self.pool.routing.limits
         codec = self.pool.members[teacher].codec
+        messages = codec.render_decompose(task.query, limits.max_subtasks)
         sampling = Sampling(
             max_tokens=section.max_tokens,
             temperature=self.config.temperature,
@@ -160,70 +154,59 @@ class Collector:
         )
         adapter = section.adapter if teacher == section.model else None
         try:
-            reply = await self.pool.ask(
-                teacher, codec.render_decompose(task.query, limits.max_subtasks), sampling, adapter
-            )
-            return checked_plan(reply.text, task.query, codec.name, limits)
+            reply = await self.pool.ask(teacher, messages, sampling, adapter)
         except SpendLimitReached:
             raise
         except EngineError:
             return None
+        return checked_plan(reply.text, task.query, codec.name, limits)
 
     async def _candidate(self, task: Task, plan: Plan, num_drawn: int) -> Candidate:
-        executor = self.config.executor or self.pool.largest
-        outcome = await self.pool.run(
-            f"collect-{task.id}", task.query, plan=plan, models=(executor,) * len(plan.subtasks)
-        )
-        if outcome.error is not None and not outcome.is_refused:
-            return Candidate(
-                plan=plan,
-                num_drawn=num_drawn,
-                is_correct=None,
-                error=outcome.error,
-                cost_usd=outcome.cost_usd,
-            )
-        return Candidate(
+        models = (self.config.executor or self.pool.largest,) * len(plan.subtasks)
+        rollout = await self.pool.run(f"collect-{task.id}", task.query, plan=plan, models=models)
+        candidate = Candidate(
             plan=plan,
             num_drawn=num_drawn,
-            is_correct=await is_correct(self.grader, task, outcome.answer),
-            practicality_tokens=sum(call.usage.total_tokens for call in outcome.calls),
-            incoherence=await self._incoherence(task, plan, outcome),
-            cost_usd=outcome.cost_usd,
-            error=outcome.error,
+            is_correct=await verdict(self.grader, task, rollout),
+            cost_usd=rollout.cost_usd,
+            error=rollout.error,
         )
+        if rollout.has_failed:
+            return candidate
+        measured = {
+            "practicality_tokens": sum(call.usage.total_tokens for call in rollout.calls),
+            "incoherence": await self._incoherence(task, plan, rollout),
+        }
+        return candidate.model_copy(update=measured)
 
-    async def _incoherence(self, task: Task, plan: Plan, outcome: Rollout) -> float:
-        """The paper's third term: sum over dependent pairs of 1 - coherence, judged by a model where one is configured."""
-        if self.config.judge is None or outcome.trace is None:
+    async def _incoherence(self, task: Task, plan: Plan, rollout: Rollout) -> float:
+        """The paper's third term: the sum of 1 - coherence over dependent pairs."""
+        if self.config.judge is None or rollout.trace is None:
             return incoherence(plan)
-        by_id = {subtask.id: subtask for subtask in plan.subtasks}
-        pairs = [(by_id[d], subtask) for subtask in plan.subtasks for d in subtask.depends_on]
-        judged = [await self._judged(task, f"{a.text}\nthen: {b.text}") for a, b in pairs]
+        texts = {subtask.id: subtask.text for subtask in plan.subtasks}
+        pairs = [(texts[d], subtask.text) for subtask in plan.subtasks for d in subtask.depends_on]
+        judged = [await self._judged(self.config.judge, task, f"{a}\nthen: {b}") for a, b in pairs]
         return sum(1 - coherence for coherence in judged) + num_unused(plan)
 
-    async def _judged(self, task: Task, pair: str) -> float:
-        assert self.config.judge is not None
-        messages = judging.score_prompt(
-            task.query, "Does the second step follow coherently from the first?", pair
-        )
-        reply = await self.pool.ask(self.config.judge, messages, Sampling(temperature=0.0))
+    async def _judged(self, judge: str, task: Task, pair: str) -> float:
+        question = "Does the second step follow coherently from the first?"
+        messages = judging.score_prompt(task.query, question, pair)
+        reply = await self.pool.ask(judge, messages, Sampling(temperature=0.0))
         return judging.parse_score(reply.text) / judging.MAX_SCORE
 
     def _scores(self, candidates: Sequence[Candidate]) -> list[float]:
         if not candidates:
             return []
-        scores = weighted_scores(
+        return weighted_scores(
             [candidate.plan for candidate in candidates],
             self.config.weights,
             practicality=[float(candidate.practicality_tokens) for candidate in candidates],
             incoherence=[candidate.incoherence for candidate in candidates],
         )
-        assert all(map(math.isfinite, scores))
-        return scores
 
 
 def checked_plan(text: str, query: str, codec: str, limits: LimitsConfig) -> Plan | None:
-    """A reply as a plan within the limits; None where it is none."""
+    """The plan in a reply; None if there is none or it breaks a limit."""
     try:
         plan = get_codec(codec).parse_plan(text, query)
         check_plan(plan, limits)
@@ -235,6 +218,4 @@ def checked_plan(text: str, query: str, codec: str, limits: LimitsConfig) -> Pla
 def _why_dropped(row: CollectedTask) -> str:
     if not row.candidates:
         return "no_valid_plan"
-    return (
-        "not_known" if any(candidate.is_correct is None for candidate in row.candidates) else "none_correct"
-    )
+    return "not_known" if any(c.is_correct is None for c in row.candidates) else "none_correct"

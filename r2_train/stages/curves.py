@@ -1,19 +1,21 @@
-"""The pictures of a run: reward, accuracy, cost and the share of each model over the steps of all half-rounds; and the table as points."""
+"""The picture of a run: metrics over all GRPO steps, and the scores after each half-round."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from r2_serve.lab.jsonl import read_jsonl
 from r2_train.stages.alternate import ROUNDS, RoundRow
 from r2_train.stages.run_log import METRICS, read_metrics
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 CURVES = "curves.png"
 SMOOTHING = 0.9
-"""Of the exponential mean drawn over the raw values of a step's one batch."""
+"""Weight of the past in the exponential mean, which is drawn over the raw values of single batches."""
 PANELS = {
     "reward": ("reward",),
     "accuracy of rollouts": ("accuracy", "well_formed"),
@@ -22,7 +24,7 @@ PANELS = {
 
 
 def draw_curves(directory: Path) -> Path | None:
-    """`curves.png` in the run's directory; None where nothing was trained by reinforcement yet."""
+    """Draws `curves.png` in the run's directory; None if nothing was trained by GRPO yet."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,37 +33,33 @@ def draw_curves(directory: Path) -> Path | None:
     steps, starts = _steps(directory)
     if not steps:
         return None
-    figure, axes = plt.subplots(5, 1, figsize=(9, 13), constrained_layout=True)
-    for axis, (title, names) in zip(axes, PANELS.items(), strict=False):
-        _draw(axis, title, steps, names, starts)
-    shares = sorted({name for row in steps for name in row if name.startswith("share/")})
-    _draw(axes[3], "share of the steps by model", steps, shares, starts)
-    _draw_rounds(axes[4], list(read_jsonl(directory / ROUNDS, RoundRow)))
+    shares = tuple(sorted({name for row in steps for name in row if name.startswith("share/")}))
+    panels = {**PANELS, "share of the steps by model": shares}
+    figure, axes = plt.subplots(len(panels) + 1, 1, figsize=(9, 13), constrained_layout=True)
+    for axis, (title, names) in zip(axes, panels.items(), strict=False):
+        _draw_metrics(axis, steps, names, starts)
+        axis.set_title(title, fontsize=10, loc="left", pad=14)
+    _draw_rounds(axes[-1], list(read_jsonl(directory / ROUNDS, RoundRow)))
     path = directory / CURVES
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _steps(directory: Path) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
-    """What was logged per step, steps counted through; and where each half-round starts."""
-    rows: list[dict[str, Any]] = []
+def _steps(directory: Path) -> tuple[list[dict[str, float]], list[tuple[float, str]]]:
+    """The metrics of every GRPO step, numbered through all half-rounds; the start of each half-round."""
+    rows: list[dict[str, float]] = []
     starts = []
     for folder in sorted((directory / "rounds").glob("[0-9]*-*")):
         offset = rows[-1]["step"] if rows else 0
-        starts.append((offset, re.sub(r"^\d+-", "", folder.name)))
-        rows += [
-            {**row, "step": row["step"] + offset} for row in read_metrics(folder / METRICS) if "reward" in row
-        ]
+        starts.append((offset, folder.name.lstrip("0123456789").removeprefix("-")))
+        new = [row for row in read_metrics(folder / METRICS) if "reward" in row]
+        rows += [{**row, "step": row["step"] + offset} for row in new]
     return rows, starts
 
 
-def _draw(
-    axis: Any,
-    title: str,
-    steps: Sequence[dict[str, Any]],
-    names: Sequence[str],
-    starts: Sequence[tuple[int, str]],
+def _draw_metrics(
+    axis: Axes, steps: Sequence[dict[str, float]], names: Sequence[str], starts: Sequence[tuple[float, str]]
 ) -> None:
     for i, name in enumerate(names):
         points = [(row["step"], row[name]) for row in steps if name in row]
@@ -70,41 +68,35 @@ def _draw(
         xs, ys = zip(*points, strict=True)
         axis.plot(xs, ys, color=f"C{i}", alpha=0.2, linewidth=0.8)
         axis.plot(xs, _smoothed(ys), color=f"C{i}", label=name.removeprefix("share/"))
-    for offset, module in starts:
-        axis.axvline(offset, color="0.7", linewidth=0.8, linestyle=":")
-        axis.annotate(
-            f" {module}",
-            (offset, 1.0),
-            xycoords=("data", "axes fraction"),
-            fontsize=7,
-            color="0.4",
-            va="bottom",
-        )
-    axis.set_title(title, fontsize=10, loc="left", pad=14)
+    top = ("data", "axes fraction")
+    for step, module in starts:
+        axis.axvline(step, color="0.7", linewidth=0.8, linestyle=":")
+        axis.annotate(f" {module}", (step, 1.0), xycoords=top, fontsize=7, color="0.4", va="bottom")
     axis.set_xlabel("GRPO step, all half-rounds", fontsize=8)
-    axis.grid(alpha=0.2)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _finish(axis)
 
 
-def _draw_rounds(axis: Any, rows: Sequence[RoundRow]) -> None:
+def _draw_rounds(axis: Axes, rows: Sequence[RoundRow]) -> None:
     names = [f"{row.half_round} {row.module or 'SFT'}{'' if row.is_kept else ' (no gain)'}" for row in rows]
-    for label, values in {
-        "accuracy": [row.score.accuracy for row in rows],
-        "workers' cost": [row.score.worker_cost_ratio for row in rows],
-        "total cost": [row.score.total_cost_ratio for row in rows],
-    }.items():
-        axis.plot(names, values, marker="o", label=label)
+    scores = [row.score for row in rows]
+    axis.plot(names, [score.accuracy for score in scores], marker="o", label="accuracy")
+    axis.plot(names, [score.worker_cost_ratio for score in scores], marker="o", label="workers' cost")
+    axis.plot(names, [score.total_cost_ratio for score in scores], marker="o", label="total cost")
     axis.set_title("validation after each half-round, cost over the reference", fontsize=10, loc="left")
     axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.2)
     axis.tick_params(axis="x", labelsize=8)
+    _finish(axis)
+
+
+def _finish(axis: Axes) -> None:
+    axis.grid(alpha=0.2)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential mean, corrected for its start."""
-    mean, weight, out = 0.0, 0.0, []
+    """The exponential mean, corrected for its start."""
+    mean, weight, means = 0.0, 0.0, []
     for value in values:
         mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * value, SMOOTHING * weight + (1 - SMOOTHING)
-        out.append(mean / weight)
-    return out
+        means.append(mean / weight)
+    return means

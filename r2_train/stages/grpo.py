@@ -1,9 +1,10 @@
-"""`r2-train grpo`: one module by TRL's GRPOTrainer, rewarded by what its replies come to on the served pool.
+"""`r2-train grpo`: trains one module with TRL's GRPOTrainer, rewarded for what its replies achieve.
 
-Differs from the textbook in the reward (success-gated cost, `r2_train.stages.rewards`) and in what is not done to it: it is not
-divided by the group's standard deviation. In a group where every reply is right only small differences of cost are left;
-divided by their own deviation they weigh as much as right against wrong, and the policy becomes cheap and wrong.
-Groups without any difference have no gradient; TRL counts them as `frac_reward_zero_std`.
+Two points differ from the textbook. The reward counts cost only after success (`r2_train.stages.rewards`),
+and it is not divided by the group's standard deviation. In a group where every reply is right, only small
+differences of cost are left. Divided by their own deviation they would weigh as much as right against wrong,
+and the module would become cheap and wrong. Groups without differences give no gradient; TRL counts them as
+`frac_reward_zero_std`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from r2_serve.config import Config
 from r2_serve.grading.graders import Grader
@@ -20,14 +23,17 @@ from r2_serve.types import Message
 from r2_train.config import DataConfig, GrpoConfig, Module, PoolConfig
 from r2_train.launch.stage_run import StageRun
 from r2_train.rollouts.call_cache import CallCache
-from r2_train.rollouts.served_pool import Checkpoint, ServedPool, open_pool
+from r2_train.rollouts.served_pool import Checkpoint, open_pool
 from r2_train.stages.examples import Example, read_examples
 from r2_train.stages.model_files import load_causal_lm, load_tokenizer, lora_config, save_final
 from r2_train.stages.rewards import Judge, PlanReward, Reference, TokenCounts
-from r2_train.stages.run_log import attach_log, quiet_libraries
+from r2_train.stages.run_log import quiet_libraries, train_logged
 from r2_train.stages.tasks import TaskSplit
 
-DEFAULTS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULTS: dict[str, JsonValue] = {
     "beta": 0.0,
     "disable_tqdm": True,
     "gradient_checkpointing": False,
@@ -45,12 +51,13 @@ DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
     "warmup_steps": 0.05,
 }
-"""Of `trl.GRPOConfig`, where ours differ. 1,024 steps: paper. G = 8 where the paper has 4: a group of 4 at 90 % accuracy has no signal in
-two cases of three. `scale_rewards` none: Dr. GRPO (arXiv 2503.20783), see above. 1e-5: ten times TRL's, as for LoRA."""
+"""Our `trl.GRPOConfig` where it differs from TRL's. 1,024 steps: the paper. Groups of 8 where the paper has
+4: at 90 % accuracy, two of three groups of 4 give no signal. `scale_rewards` none: Dr. GRPO (arXiv
+2503.20783), as above. Learning rate 1e-5: ten times TRL's, as is usual for LoRA."""
 
 
 class GrpoStage(Config):
-    """What `run` needs; it travels to Ray Train's workers."""
+    """The settings of `run`, which travel to Ray Train's workers."""
 
     module: Module
     base: str
@@ -60,7 +67,7 @@ class GrpoStage(Config):
     pool: PoolConfig
     data: DataConfig
     partner: Path | None = None
-    """Checkpoint of the other module, run in this process; None: what the serve config says."""
+    """Checkpoint of the other module, run in this process. None takes the served one."""
     reference: Reference
     cache: Path
     """Directory of the call cache."""
@@ -68,7 +75,7 @@ class GrpoStage(Config):
 
 
 def run(stage: GrpoStage, run: StageRun) -> None:
-    """Trains, and writes `final` in the run's directory. Raises: ConfigError, EngineUnavailable where the pool is out."""
+    """Trains, and writes `final`. Raises: ConfigError; EngineUnavailable if the pool is down."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -81,45 +88,39 @@ def run(stage: GrpoStage, run: StageRun) -> None:
             model=model,
             reward_funcs=PlanReward(judge, stage.grpo.reward, stage.reference),
             args=GRPOConfig(**arguments),
-            train_dataset=Dataset.from_list([prompt_row(example) for example in examples]),
+            train_dataset=Dataset.from_list([_prompt_row(example) for example in examples]),
             processing_class=tokenizer,
             callbacks=list(run.callbacks),
             peft_config=lora_config(stage.grpo.lora),
         )
-        attach_log(trainer, run)
-        trainer.train(resume_from_checkpoint=run.resume_argument)
+        train_logged(trainer, run)
         save_final(trainer, tokenizer, run)
 
 
-def prompt_row(example: Example) -> dict[str, Any]:
+def other_module(module: Module) -> Module:
+    return "allocator" if module == "decomposer" else "decomposer"
+
+
+def _prompt_row(example: Example) -> dict[str, object]:
     """The conversation, and the columns that the reward is called with."""
     plan = None if example.plan is None else example.plan.model_dump_json(exclude_none=True)
-    return {
-        "prompt": [message.model_dump() for message in example.messages],
-        "task_id": example.task_id,
-        "plan": plan,
-    }
+    prompt = [message.model_dump() for message in example.messages]
+    return {"prompt": prompt, "task_id": example.task_id, "plan": plan}
 
 
 @contextlib.contextmanager
-def _judge(stage: GrpoStage, run: StageRun, tokenizer: Any) -> Iterator[Judge]:
-    """The reward's side of the stage. Every rank has a cache file of its own: SQLite has one writer."""
+def _judge(stage: GrpoStage, run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Iterator[Judge]:
+    """The judge of the replies. Every rank has its own cache file, because SQLite has one writer."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tasks = TaskSplit.load(stage.data).by_id
+    partner = {} if stage.partner is None else {other_module(stage.module): Checkpoint(path=stage.partner)}
     with CallCache(stage.cache / f"calls-{run.rank}.sqlite") as cache:
-        pool = pool_with_partner(stage.pool, cache, stage.module, stage.partner)
-        yield Judge(stage.module, pool, Grader(), stage.grpo.reward, tasks, token_counts(tokenizer))
+        pool = open_pool(stage.pool, cache, partner)
+        yield Judge(stage.module, pool, Grader(), stage.grpo.reward, tasks, _token_counts(tokenizer))
 
 
-def pool_with_partner(
-    config: PoolConfig, cache: CallCache, module: Module, partner: Path | None
-) -> ServedPool:
-    other: Module = "allocator" if module == "decomposer" else "decomposer"
-    return open_pool(config, cache, {other: Checkpoint(path=partner)} if partner is not None else {})
-
-
-def token_counts(tokenizer: Any) -> TokenCounts:
-    """As serving counts: the rendered prompt, and the reply with its end token."""
+def _token_counts(tokenizer: PreTrainedTokenizerBase) -> TokenCounts:
+    """Counts as serving does: the rendered prompt, and the reply with its end token."""
     from r2_serve.engines.prompting import prompt_ids
 
     def prompt(messages: Sequence[Message]) -> int:

@@ -1,4 +1,4 @@
-"""What training tells of itself: metrics of every stage as JSON lines and for TensorBoard, under one run directory."""
+"""The metrics of a stage: JSON lines in `metrics.jsonl`, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from r2_serve.lab.jsonl import whole_lines
 from r2_train.launch.stage_run import StageRun
 
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-
-
 SHOWN = ("loss", "reward", "accuracy", "well_formed", "cost_ratio", "frac_reward_zero_std")
+"""The metrics that are printed, about ten times in a stage."""
 
 
 def quiet_libraries() -> None:
-    """No bars of libraries for work of milliseconds: what training tells is told here."""
+    """Turns the progress bars of datasets and transformers off; `train_logged` prints the progress."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -28,62 +30,50 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def attach_log(trainer: Any, run: StageRun) -> None:
-    """What the trainer logs goes to `metrics.jsonl` and `tensorboard` in the stage's directory, and ten lines of it to the terminal."""
+def train_logged(trainer: Trainer, run: StageRun) -> None:
+    """Trains from the newest checkpoint. The first rank writes the metrics and prints some of them."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if run.is_first:
-        trainer.add_callback(_write_logs(run.directory))
+        _add_writer(trainer, run.directory)
+    trainer.train(resume_from_checkpoint=run.resume_argument)
 
 
-def append_metrics(path: Path, row: Mapping[str, object]) -> None:
-    """One line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(row)) + "\n")
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Read every whole line."""
+def read_metrics(path: Path) -> Iterator[dict[str, float]]:
+    """Reads every complete line of a `metrics.jsonl`."""
     return map(json.loads, whole_lines(path))
 
 
-def _write_logs(directory: Path) -> Any:
+def _add_writer(trainer: Trainer, directory: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
     from transformers import TrainerCallback
 
-    class WriteLogs(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-        """Numbers only; a value that is not finite is left out, as JSON has no word for it."""
+    started_s, writer = time.process_time(), SummaryWriter(str(directory / TENSORBOARD))
 
-        def __init__(self) -> None:
-            self.started_s = time.process_time()
-            self.writer = SummaryWriter(str(directory / TENSORBOARD))
+    class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        """Writes finite numbers only, because JSON has no others."""
 
         def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **given: Any
-        ) -> None:
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+            logs: Mapping[str, object], **more: object,
+        ) -> None:  # fmt: skip
             numbers = {
                 name: value
-                for name, value in (logs or {}).items()
+                for name, value in logs.items()
                 if isinstance(value, int | float) and math.isfinite(value)
             }
-            append_metrics(
-                directory / METRICS,
-                {
-                    "step": state.global_step,
-                    "cpu_s": round(time.process_time() - self.started_s, 2),
-                    **numbers,
-                },
-            )
+            cpu_s = round(time.process_time() - started_s, 2)
+            with (directory / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, "cpu_s": cpu_s, **numbers}) + "\n")
             if state.global_step % max(1, state.max_steps // 10) < args.logging_steps:
                 shown = "  ".join(f"{name} {numbers[name]:.3g}" for name in SHOWN if name in numbers)
                 print(f"step {state.global_step}/{state.max_steps}  {shown}", flush=True)
             for name, value in numbers.items():
-                self.writer.add_scalar(name, value, state.global_step)
+                writer.add_scalar(name, value, state.global_step)
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self.writer.close()
+        def on_train_end(self, *event: object, **more: object) -> None:
+            writer.close()
 
-    return WriteLogs()
+    trainer.add_callback(MetricsWriter())

@@ -1,13 +1,16 @@
-"""`r2-train sft`: one module on its examples by TRL's SFTTrainer; every weight of a tiny model, or a LoRA of a large one.
+"""`r2-train sft`: trains one module on its examples with TRL's SFTTrainer.
 
-Differs from TRL's own recipe in one point: rows are tokenized here, by the function that serving uses for its prompts, so
-that training and serving see the same ids for every chat template. The loss is on the target and its end token alone.
+It trains every weight of a tiny model, or a LoRA of a large one. Rows are tokenized here, by the function
+that serving uses, so that training and serving see the same ids for every chat template. The loss is on the
+target and its end token only.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from r2_serve.config import Config
 from r2_serve.errors import ConfigError
@@ -15,9 +18,12 @@ from r2_train.config import SftConfig
 from r2_train.launch.stage_run import StageRun
 from r2_train.stages.examples import Example, read_examples
 from r2_train.stages.model_files import load_causal_lm, load_fresh, load_tokenizer, lora_config, save_final
-from r2_train.stages.run_log import attach_log, quiet_libraries
+from r2_train.stages.run_log import quiet_libraries, train_logged
 
-DEFAULTS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULTS: dict[str, JsonValue] = {
     "completion_only_loss": True,
     "disable_tqdm": True,
     "gradient_checkpointing": False,
@@ -28,15 +34,15 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
     "warmup_steps": 0.05,
 }
-"""Of `trl.SFTConfig`, where ours differ: nothing is sent anywhere, nothing saved but the end (a tiny stage takes a minute)."""
+"""Our `trl.SFTConfig` where it differs from TRL's. Only the end is saved: a tiny stage takes a minute."""
 
 
 class SftStage(Config):
-    """What `run` needs; it travels to Ray Train's workers."""
+    """The settings of `run`, which travel to Ray Train's workers."""
 
     examples: Path
     base: str
-    """Checkpoint to start from, or whose shape and vocabulary to take (`sft.fresh`)."""
+    """Checkpoint to start from; `sft.fresh` takes only its shape and vocabulary."""
     sft: SftConfig
     seed: int = 0
 
@@ -59,17 +65,16 @@ def run(stage: SftStage, run: StageRun) -> None:
         callbacks=list(run.callbacks),
         peft_config=lora_config(stage.sft.lora),
     )
-    attach_log(trainer, run)
-    trainer.train(resume_from_checkpoint=run.resume_argument)
+    train_logged(trainer, run)
     save_final(trainer, tokenizer, run)
 
 
-def tokenized(example: Example, tokenizer: Any) -> dict[str, list[int]]:
-    """`input_ids` of prompt, target and end, and the mask of what is learned (T,)."""
+def tokenized(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """`input_ids` of prompt, target and end token, and a mask that is 1 where the model learns; both (T,)."""
     from r2_serve.engines.prompting import prompt_ids
 
     if example.target is None:
-        raise ConfigError(f"example {example.task_id} has no target to learn")
+        raise ConfigError(f"example {example.task_id} has no target to learn: write its examples again")
     prompt = prompt_ids(tokenizer, example.messages, tokenizer.model_max_length)
     target = [*tokenizer(example.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return {"input_ids": prompt + target, "completion_mask": [0] * len(prompt) + [1] * len(target)}

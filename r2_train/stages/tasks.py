@@ -1,7 +1,7 @@
-"""The tasks of a training run, and their verdicts: the same loaders and graders as in evaluation, on the other side of the split.
+"""The tasks of a training run and their verdicts, by the loaders and graders of the evaluation.
 
-A generated `train` split holds nothing that its tests hold; of an official file only the development side is used, by
-task id. Validation tasks are held apart from training ones.
+A generated `train` split holds no test task. Only the development side of an official file is used; the split
+is by task id.
 """
 
 from __future__ import annotations
@@ -16,36 +16,34 @@ from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks, split_tasks
 from r2_serve.lab.evaluation.manifest import data_sha256
 from r2_train.config import DataConfig
+from r2_train.rollouts.served_pool import Rollout
 
 GENERATED = {"scan": "train", "words": "train"}
-"""Splits that a benchmark's generator makes, which hold no test task."""
+"""The split of each generated benchmark that holds no test task."""
 
 
 @dataclass(frozen=True)
 class TaskSplit:
-    """`train` and `validation` are disjoint, and neither holds a test task."""
+    """Disjoint tasks for training and for validation. Neither holds a test task."""
 
     train: tuple[Task, ...]
     validation: tuple[Task, ...]
 
     @classmethod
     def load(cls, config: DataConfig) -> Self:
-        """Raises: BenchmarkError; ConfigError where there are too few tasks."""
-        needed = config.num_train + config.num_validation
+        """Draws the tasks. Raises: BenchmarkError; ConfigError if there are too few."""
         is_generated = config.data.partition("@")[0] == GENERATED.get(config.benchmark)
         tasks = load_tasks(config.benchmark, config.data)
         usable = tasks if is_generated else split_tasks(tasks)[0]
-        if len(usable) <= config.num_validation:
+        n = config.num_validation
+        if len(usable) <= n:
             raise ConfigError(
-                f"{config.data}: {len(usable)} tasks may be trained on, but {config.num_validation} are to be held apart"
+                f"{config.data}: {len(usable)} tasks may be trained on, which are too few for "
+                f"data.num_validation {n} and at least one training task: lower it, or give more data"
             )
-        drawn = sorted(
-            sample_tasks(usable, needed, salt=f"train/{config.seed}"),
-            key=lambda task: _shuffled(task.id, config.seed),
-        )
-        return cls(
-            train=tuple(drawn[config.num_validation :]), validation=tuple(drawn[: config.num_validation])
-        )
+        sample = sample_tasks(usable, config.num_train + n, salt=f"train/{config.seed}")
+        drawn = sorted(sample, key=lambda task: _shuffled(task.id, config.seed))
+        return cls(train=tuple(drawn[n:]), validation=tuple(drawn[:n]))
 
     @property
     def by_id(self) -> dict[str, Task]:
@@ -56,8 +54,13 @@ class TaskSplit:
         return data_sha256((*self.train, *self.validation))
 
 
+async def verdict(grader: Grader, task: Task, rollout: Rollout) -> bool | None:
+    """True if the rollout's answer is right; None if calls failed or the grader cannot tell."""
+    return None if rollout.has_failed else await is_correct(grader, task, rollout.answer)
+
+
 async def is_correct(grader: Grader, task: Task, answer: str | None) -> bool | None:
-    """Whether `answer` is right; None where the grader cannot tell. No answer is wrong."""
+    """True if `answer` is right; None if the grader cannot tell. A missing answer is wrong."""
     if answer is None:
         return False
     return (await grader.grade(task.benchmark, task.row, answer, task_id=task.id)).correct

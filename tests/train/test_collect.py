@@ -83,9 +83,5 @@ async def test_the_spend_limit_stops_the_run_and_a_higher_one_goes_on(tmp_path: 
 
 
 def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
-    with (
-        cache_in(tmp_path),
-        pytest.raises(ConfigError, match="another process uses"),
-        cache_in(tmp_path),
-    ):
+    with cache_in(tmp_path), pytest.raises(ConfigError, match="another process uses"), cache_in(tmp_path):
         pass
