@@ -1,8 +1,7 @@
 """The stages of training.
 
 Reading order: `tasks` (which tasks may be trained on), `collect` and `search` (plans and allocations that
-work;
-`rows` lets both go on after a stop), `examples` (what a module is trained on), `sft`, `rewards` and `grpo` (how
-it is trained; `model_files` and `run_log` read and write for both), `measure` (what a router achieves),
-`alternate` (one module after the other), `curves` (pictures of it).
+work; `rows` lets both go on after a stop), `examples` (what a module is trained on), `sft`, `rewards` and
+`grpo` (how it is trained; `model_files` and `run_log` serve both), `measure` (what a router achieves),
+`alternate` (one module after the other), `curves` (the picture).
 """

@@ -1,7 +1,7 @@
-"""Runs many tasks through tiny models at once: decompose, allocate, execute, each stage in batches.
+"""Runs many tasks through tiny models at once: decompose, allocate and execute, each step in batches.
 
-The serving path does this one request at a time with deadlines and retries; here are none of those, and nothing
-is sampled. Cost is in parameter-tokens: (prompt + completion tokens) * parameters of the model called.
+Serving does this for one request at a time, with deadlines and retries; here are none, and every reply is
+greedy. Cost is in parameter-tokens: (prompt + completion tokens) * parameters of the called model.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from r2_serve.errors import CodecError
-from r2_serve.types import Message, ModelCard, Plan, substitute
+from r2_serve.types import ModelCard, Plan, substitute
 from r2_train.tiny.tiny_data import CODEC, MAX_SUBTASKS, ask
 from r2_train.tiny.tiny_models import TinyModel
 
@@ -19,12 +20,12 @@ MAX_PLAN_TOKENS = 128
 MAX_ALLOCATION_TOKENS = MAX_SUBTASKS + 1
 
 Models = tuple[str, ...]
-"""Name of one model per subtask."""
+"""The model of each subtask."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Answers in task order, and what all of the calls cost together."""
+class PoolRun:
+    """The answers in task order, and the cost of all calls."""
 
     answers: list[str]
     cost: int
@@ -34,74 +35,60 @@ class Outcome:
 
 
 def decompose(decomposer: TinyModel, queries: Sequence[str]) -> tuple[list[Plan | None], int]:
-    """A plan per query, None where the reply is not one; and the cost."""
-    replies = decomposer.chat(
-        [CODEC.render_decompose(query, MAX_SUBTASKS) for query in queries], max_tokens=MAX_PLAN_TOKENS
-    )
+    """A plan for each query, None if the reply has none; and the cost."""
+    prompts = [CODEC.render_decompose(query, MAX_SUBTASKS) for query in queries]
+    replies, cost = decomposer.chat(prompts, max_tokens=MAX_PLAN_TOKENS)
     plans: list[Plan | None] = []
     for query, reply in zip(queries, replies, strict=True):
         try:
-            plans.append(CODEC.parse_plan(reply.text, query))
+            plans.append(CODEC.parse_plan(reply, query))
         except CodecError:
             plans.append(None)
-    return plans, sum(decomposer.cost(reply.usage) for reply in replies)
+    return plans, cost
 
 
 def allocate(
     allocator: TinyModel, queries: Sequence[str], plans: Sequence[Plan], pool: Sequence[ModelCard]
 ) -> tuple[list[Models], int]:
-    """Models per plan, the pool's last (largest) throughout where the reply is no allocation; and the cost."""
+    """The models for each plan, only the pool's last (largest) if the reply has none; and the cost."""
     prompts = [CODEC.render_allocate(query, plan, pool) for query, plan in zip(queries, plans, strict=True)]
-    replies = allocator.chat(prompts, max_tokens=MAX_ALLOCATION_TOKENS)
+    replies, cost = allocator.chat(prompts, max_tokens=MAX_ALLOCATION_TOKENS)
     chosen = []
     for reply, plan in zip(replies, plans, strict=True):
         try:
-            chosen.append(CODEC.parse_allocation(reply.text, plan, pool).models)
+            chosen.append(CODEC.parse_allocation(reply, plan, pool).models)
         except CodecError:
             chosen.append((pool[-1].name,) * len(plan.subtasks))
-    return chosen, sum(allocator.cost(reply.usage) for reply in replies)
+    return chosen, cost
 
 
 def execute(
     plans: Sequence[Plan], allocations: Sequence[Models], workers: Mapping[str, TinyModel], max_tokens: int
-) -> Outcome:
-    """Every plan, wave by wave: the subtasks whose dependencies are answered are one batch per model."""
+) -> PoolRun:
+    """Runs all plans level by level; the subtasks of one level are one batch per model."""
     answers: list[dict[int, str]] = [{} for _ in plans]
     cost = 0
-    while calls := _ready_calls(plans, allocations, answers):
-        for model, where in calls.items():
-            prompts: list[list[Message]] = []
-            for task, position in where:
-                subtask = plans[task].subtasks[position]
-                prompts.append(CODEC.render_subtask(ask(""), plans[task], subtask, answers[task]))
-            replies = workers[model].chat(prompts, max_tokens=max_tokens)
-            cost += sum(workers[model].cost(reply.usage) for reply in replies)
-            for (task, position), reply in zip(where, replies, strict=True):
-                answers[task][position + 1] = CODEC.parse_answer(reply.text)
-    return Outcome([_final_answer(plan, found) for plan, found in zip(plans, answers, strict=True)], cost)
+    for level in zip_longest(*(plan.levels for plan in plans), fillvalue=()):
+        calls: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for task, ids in enumerate(level):
+            for i in ids:
+                calls[allocations[task][i - 1]].append((task, i))
+        for model, places in calls.items():
+            prompts = [
+                CODEC.render_subtask(ask(""), plans[task], plans[task].subtasks[i - 1], answers[task])
+                for task, i in places
+            ]
+            replies, spent = workers[model].chat(prompts, max_tokens=max_tokens)
+            cost += spent
+            for (task, i), reply in zip(places, replies, strict=True):
+                answers[task][i] = CODEC.parse_answer(reply)
+    return PoolRun([_final_answer(plan, found) for plan, found in zip(plans, answers, strict=True)], cost)
 
 
-def answer_whole(worker: TinyModel, queries: Sequence[str], max_tokens: int) -> Outcome:
-    """Every query given to one model as it is."""
-    replies = worker.chat([CODEC.render_query(ask(query)) for query in queries], max_tokens=max_tokens)
-    return Outcome(
-        [CODEC.parse_answer(reply.text) for reply in replies],
-        sum(worker.cost(reply.usage) for reply in replies),
-    )
-
-
-def _ready_calls(
-    plans: Sequence[Plan], allocations: Sequence[Models], answers: Sequence[dict[int, str]]
-) -> dict[str, list[tuple[int, int]]]:
-    """(task, position of subtask) of what can run now, by model."""
-    calls: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for task, plan in enumerate(plans):
-        for position, subtask in enumerate(plan.subtasks):
-            if subtask.id not in answers[task] and all(
-                dependency in answers[task] for dependency in subtask.depends_on
-            ):
-                calls[allocations[task][position]].append((task, position))
-    return calls
+def answer_whole(worker: TinyModel, queries: Sequence[str], max_tokens: int) -> PoolRun:
+    """Gives every whole query to one model."""
+    replies, cost = worker.chat([CODEC.render_query(ask(query)) for query in queries], max_tokens=max_tokens)
+    return PoolRun([CODEC.parse_answer(reply) for reply in replies], cost)
 
 
 def _final_answer(plan: Plan, answers: dict[int, str]) -> str:

@@ -1,32 +1,32 @@
-"""Puts a trained pair in the place of the shipped one: `r2-train retrain --ship`, for whoever maintains the package."""
+"""`r2-train retrain --ship`: replaces the embedded checkpoints by a trained pair, for maintainers of the
+package."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from r2_serve import EMBEDDED, EMBEDDED_CONFIG
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config import load
-from r2_train.config import MODULES
+from r2_train.config import MODULES, Module
+from r2_train.retrain import SeedResult
 from r2_train.stages.model_files import complete_checkpoint, load_tokenizer
 from r2_train.tiny.evaluate_pool import MANIFEST
-from r2_train.tiny.pretrain import evaluate
+from r2_train.tiny.pretrain import NUM_METRIC_TASKS, evaluate
 from r2_train.tiny.tiny_data import CODEC, DomainName
 from r2_train.tiny.tiny_models import TinyModel
 
 FILES = ("config.json", "generation_config.json", "model.safetensors")
-NUM_METRIC_TASKS = 1000
 
 
 def ship(run: Path, domain: DomainName, target: Path = EMBEDDED) -> list[Path]:
-    """Copies the best pair of a retrained seed over the checkpoints of `target`, and says in their manifest what made them.
+    """Copies the best pair of a retrained seed to `target` and writes its origin into the manifest there.
 
-    Raises: ConfigError where a module has another number of parameters than its price in the embedded serve config says.
+    Raises: ConfigError if a module's price in the embedded serve config does not fit its size.
     """
-    result = json.loads((run / "summary.json").read_text())
+    result = SeedResult.model_validate_json((run / "summary.json").read_text())
     manifest = json.loads((target / MANIFEST).read_text())
     places = []
     for module in MODULES:
@@ -47,24 +47,25 @@ def _check_price(name: str, num_params: int) -> None:
     price = load(EMBEDDED_CONFIG).router.model(name).usd_per_mtok_in
     if int(price * 1_000_000) != num_params:
         raise ConfigError(
-            f"{name} has {num_params} parameters, but costs {price:f} USD per 1M tokens: set {num_params / 1e6:f} in {EMBEDDED_CONFIG}"
+            f"{name} has {num_params} parameters, but costs {price:f} USD per 1M tokens: "
+            f"set {num_params / 1e6:f} in {EMBEDDED_CONFIG}"
         )
 
 
-def _entry(module: str, num_params: int, domain: DomainName, result: dict[str, Any]) -> dict[str, object]:
-    tests = {
-        f"{split}_{name}": round(score[name], 4)
-        for split, score in result["tests"].items()
-        for name in ("accuracy", "worker_cost_ratio", "total_cost_ratio")
-    }
+def _entry(module: Module, num_params: int, domain: DomainName, result: SeedResult) -> dict[str, object]:
+    names = {"accuracy", "worker_cost_ratio", "total_cost_ratio"}
     return {
         "role": module,
         "params": num_params,
-        "seed": result["seed"],
-        "command": f"r2-train retrain --domain {domain} --seeds {result['seed'] + 1} --out DIR",
-        "cpu_seconds": round(result["cpu_seconds"]),
-        "data_sha256": result["data_sha256"],
+        "seed": result.seed,
+        "command": f"r2-train retrain --domain {domain} --seeds {result.seed + 1} --out DIR",
+        "cpu_seconds": round(result.cpu_seconds),
+        "data_sha256": result.data_sha256,
         "codec": CODEC.name,
         "codec_version": CODEC.version,
-        "metrics": tests,
+        "metrics": {
+            f"{split}_{name}": round(value, 4)
+            for split, score in result.tests.items()
+            for name, value in score.model_dump(include=names).items()
+        },
     }

@@ -1,6 +1,6 @@
-"""What the embedded models are trained on: tasks of a domain as prompts and targets of the compact codec.
+"""The training data of the embedded models: tasks as prompts and targets of the compact codec.
 
-Only train tasks are turned into examples; held-out tasks are read by `evaluate_pool`.
+Only training tasks become examples; `evaluate_pool` reads the held-out ones.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Literal
 from r2_serve.lab.domains import Task, scan, words
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import Allocation, Message, ModelCard, Plan, substitute
-from r2_train.tiny.tiny_models import Example
+from r2_train.tiny.tiny_models import TextExample
 
 DomainName = Literal["words", "scan"]
 Styles = Literal["mixed", "reference"]
-"""Plans a decomposer is trained on: a task's in every style, or its reference plan alone."""
+"""The plans that a decomposer is trained on: all of a task's, or its reference plan alone."""
 CODEC: Codec = get_codec("compact")
 MAX_SUBTASKS = 16
 CLAUSE_SHARE = 0.4
-"""Share of SCAN worker examples that are single clauses; the rest are whole compound commands."""
+"""Share of SCAN worker examples that are single clauses; the others are whole compound commands."""
 OPERATIONS = {"+": 30, "-": 28, "*": 42}
-"""How often each operation is drawn for the examples that are not subtasks of train plans."""
+"""Weights of the operations in drawn calculations."""
 MAX_OPERAND = 2999
 
 
@@ -34,17 +34,41 @@ def ask(text: str) -> list[Message]:
 
 
 def pool_cards(names: Sequence[str]) -> list[ModelCard]:
-    """Cards for the codec, which reads names and their order alone."""
-    return [
-        ModelCard(name=name, codec="compact", usd_per_mtok_in=Decimal(0), usd_per_mtok_out=Decimal(0))
-        for name in names
-    ]
+    """Cards without prices: the codec reads only their names and order."""
+    free = Decimal(0)
+    return [ModelCard(name=n, codec="compact", usd_per_mtok_in=free, usd_per_mtok_out=free) for n in names]
 
 
-def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[Example]:
-    """One per task and style; `mixed` leaves the style unmarked, so a model learns to write each."""
+def worker_prompt(text: str) -> str:
+    """A query in the notation of the workers."""
+    return CODEC.render_query(ask(text))[0].content
+
+
+def format_answer(gold: str) -> str:
+    """The reply that the codec reads as `gold`: numbers in the workers' notation, actions unchanged."""
+    reply = worker_prompt(gold) if gold.isdigit() else gold
+    assert CODEC.parse_answer(reply) == gold
+    return reply
+
+
+def query_example(query: str, gold: str) -> TextExample:
+    """A query that a worker answers at once."""
+    return TextExample(worker_prompt(query), format_answer(gold))
+
+
+def query_examples(tasks: Iterable[Task]) -> list[TextExample]:
+    return [query_example(task.query, task.gold) for task in tasks]
+
+
+def calculation_example(text: str) -> TextExample:
+    """One calculation, such as "645 - 12"."""
+    return query_example(text, words.solve(text))
+
+
+def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[TextExample]:
+    """One example per task and plan. No style is marked, so that a model learns to write each of them."""
     return [
-        Example(
+        TextExample(
             CODEC.render_decompose(task.query, MAX_SUBTASKS)[0].content, CODEC.format_plan(plan, task.query)
         )
         for task in tasks
@@ -52,42 +76,25 @@ def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[Example]:
     ]
 
 
-def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[Example]:
-    """Of train problems with their numbers made distinct: a plan does not tell which of two equal numbers it means, and the decomposer
-    sees no values."""
-    problems = map(words.with_distinct_operands, words.problems("train", num_tasks, seed))
-    return plan_examples(
-        (words.task(problem, random.Random(f"plans/{seed}/{i}")) for i, problem in enumerate(problems)),
-        styles,
-    )
+def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[TextExample]:
+    """Plans of training problems whose numbers are made distinct.
+
+    The decomposer sees no values, so a plan could not say which of two equal numbers it means.
+    """
+    problems = enumerate(map(words.with_distinct_operands, words.problems("train", num_tasks, seed)))
+    tasks = (words.task(problem, random.Random(f"plans/{seed}/{i}")) for i, problem in problems)
+    return plan_examples(tasks, styles)
 
 
-def query_examples(tasks: Iterable[Task]) -> list[Example]:
-    """Whole queries, answered at once."""
-    return [
-        Example(CODEC.render_query(ask(task.query))[0].content, format_answer(task.gold)) for task in tasks
-    ]
-
-
-def calculation_example(text: str) -> Example:
-    """One calculation, such as "645 - 12"."""
-    return Example(CODEC.render_query(ask(text))[0].content, format_answer(words.solve(text)))
-
-
-def allocation_example(query: str, plan: Plan, models: Sequence[str], pool: Sequence[ModelCard]) -> Example:
+def allocation_example(
+    query: str, plan: Plan, models: Sequence[str], pool: Sequence[ModelCard]
+) -> TextExample:
     target = CODEC.format_allocation(Allocation(models=tuple(models)), pool)
-    return Example(CODEC.render_allocate(query, plan, pool)[0].content, target)
-
-
-def format_answer(gold: str) -> str:
-    """The reply that the codec parses as `gold`: numbers as a worker sees them, actions as they are."""
-    reply = CODEC.render_query(ask(gold))[0].content if gold.isdigit() else gold
-    assert CODEC.parse_answer(reply) == gold
-    return reply
+    return TextExample(CODEC.render_allocate(query, plan, pool)[0].content, target)
 
 
 def solved_steps(plan: Plan) -> list[str]:
-    """Text of each subtask of a word problem with exact answers filled in."""
+    """The subtasks of a word problem, with exact answers filled in."""
     answers: dict[int, str] = {}
     texts = []
     for subtask in plan.subtasks:
@@ -96,50 +103,43 @@ def solved_steps(plan: Plan) -> list[str]:
     return texts
 
 
-def words_worker_examples(num_examples: int, seed: int, *, max_operand: int = MAX_OPERAND) -> list[Example]:
-    """Half are subtasks of train plans, half are drawn by operation and digits. None is a whole problem.
+def words_worker_examples(
+    num_examples: int, seed: int, *, max_operand: int = MAX_OPERAND
+) -> list[TextExample]:
+    """Single calculations: half are subtasks of training plans, half are drawn by operation and digits.
 
-    A model too small for large operands learns none by being shown them: `max_operand` spares it those.
+    `max_operand` leaves out what a model is too small for; it would learn nothing from it.
     """
     rng = random.Random(f"words-worker/{seed}")
     drawn = [_draw_calculation(rng, max_operand) for _ in range(num_examples // 2)]
-    steps = [
-        step
-        for problem in words.problems("train", num_examples // 8, seed)
-        for step in solved_steps(words.plan(problem))
-    ]
+    problems = words.problems("train", num_examples // 8, seed)
+    steps = [step for problem in problems for step in solved_steps(words.plan(problem))]
     small = [step for step in steps if max(int(n) for n in step.split()[::2]) <= max_operand]
     return [calculation_example(text) for text in drawn + small[: num_examples // 2]]
 
 
-def scan_worker_examples(seed: int) -> list[Example]:
-    """Every train command, the single clauses repeated until they are `CLAUSE_SHARE` of all."""
+def scan_worker_examples(seed: int) -> list[TextExample]:
+    """Every training command. Single clauses are repeated until they are `CLAUSE_SHARE` of all."""
     tasks = scan.tasks("train", seed)
     clauses = [task for task in tasks if not {"and", "after"} & set(task.query.split())]
     compounds = [task for task in tasks if {"and", "after"} & set(task.query.split())]
     num_clauses = round(len(compounds) * CLAUSE_SHARE / (1 - CLAUSE_SHARE))
-    return (
-        query_examples(compounds)
-        + (query_examples(clauses) * (num_clauses // len(clauses) + 1))[:num_clauses]
-    )
+    repeated = query_examples(clauses) * (num_clauses // len(clauses) + 1)
+    return query_examples(compounds) + repeated[:num_clauses]
 
 
-def vocabulary(examples: Iterable[Example]) -> list[str]:
-    """Every word of prompts and targets, sorted."""
-    return sorted(
-        {word for example in examples for text in (example.prompt, example.target) for word in text.split()}
-    )
+def vocabulary(examples: Iterable[TextExample]) -> list[str]:
+    """All words of prompts and targets, sorted."""
+    return sorted({word for example in examples for word in f"{example.prompt} {example.target}".split()})
 
 
-def data_sha256(examples: Iterable[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(f"{example.prompt} => {example.target}\n".encode())
-    return digest.hexdigest()
+def examples_sha256(examples: Iterable[TextExample]) -> str:
+    text = "".join(f"{example.prompt} => {example.target}\n" for example in examples)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _draw_calculation(rng: random.Random, max_operand: int) -> str:
-    """Digit counts are uniform, so that no length is rare. A difference is of the smaller from the larger."""
+    """A calculation with uniform numbers of digits, so that no length is rare. No difference is negative."""
     op = rng.choices(list(OPERATIONS), list(OPERATIONS.values()))[0]
     if op == "*":
         left, right = (_number(n, rng, max_operand) for n in rng.choice(((1, 1), (1, 2), (1, 2), (2, 1))))

@@ -1,12 +1,11 @@
-"""Tiny Qwen2 checkpoints: made from nothing, trained on prompt and target pairs, decoded greedily, saved.
+"""Tiny Qwen2 checkpoints: made from nothing, trained on pairs of prompt and target, decoded greedily, saved.
 
-Not a general trainer: one CPU thread, full precision, a vocabulary of whole words. A checkpoint is an ordinary
-Hugging Face directory, so any engine that serves Qwen2 serves it.
+This is no general trainer: it has one CPU thread, full precision and a vocabulary of whole words. A
+checkpoint is an ordinary Hugging Face directory, so every engine that serves Qwen2 serves it.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import defaultdict
@@ -22,31 +21,34 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from r2_serve.types import Message, Usage
+from r2_serve.types import Message
+from r2_train.stages.model_files import complete_checkpoint
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 CHAT_TEMPLATE = "{{ messages[-1]['content'] }}{% if add_generation_prompt %} =>{% endif %}"
 MAX_CONTEXT_TOKENS = 512
 IGNORED = -100
+"""The label of a token that has no part in the loss."""
 WARMUP_SHARE = 0.05
 REPORT_STEPS = 250
+
+TokenRow = tuple[list[int], int]
+"""Token ids of prompt, target and end, and the length of the prompt."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a model. `hidden / heads` is the attention's head size."""
+    """Size of a model. `hidden / heads` is the size of an attention head."""
 
     hidden: int
     layers: int
     heads: int
     mlp: int
-    kv_heads: int | None = None
-    """Key and value heads; None is as many as `heads`."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """One exchange, as text of the compact codec: the loss is on `target` alone."""
+class TextExample:
+    """One exchange as text of the compact codec. The loss is on `target` only."""
 
     prompt: str
     target: str
@@ -54,26 +56,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: warm-up, then a cosine to zero. A step is about `batch_tokens` tokens, padding included."""
+    """Length and learning rate of a training: warm-up, then a cosine to zero."""
 
     steps: int
     batch_tokens: int = 4096
+    """Most tokens of a step, with padding."""
     learning_rate: float = 3e-3
     muon_learning_rate: float | None = None
-    """Of the matrices inside the layers, which Muon then trains; None is AdamW throughout.
+    """Learning rate of Muon for the matrices inside the layers; None trains everything with AdamW.
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024)."""
     num_parts: int = 1
-    """A step adds up the gradients of this many batches, each of examples of like length; 1 mixes lengths in one."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    usage: Usage
+    """A step adds up the gradients of this many batches, each of examples of similar length; 1 mixes
+    lengths."""
 
 
 class TinyModel:
-    """A model with its tokenizer. `name` is that of its directory and of its card."""
+    """A model with its tokenizer. `name` names its directory and its card."""
 
     def __init__(self, name: str, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
@@ -91,70 +89,59 @@ class TinyModel:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         return cls(directory.name, model.eval(), tokenizer)
 
-    def save(self, parent: Path) -> Path:
-        """Writes `parent/name`, readable by everyone (transformers would write the weights for their owner alone)."""
-        directory = parent / self.name
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory, save_jinja_files=False)
-        _name_tokenizer_class(directory / "tokenizer_config.json")
-        for file in directory.iterdir():
-            file.chmod(0o644)
-        return directory
+    def save(self, parent: Path) -> None:
+        """Writes the directory `parent/name`, readable by everyone."""
+        self.model.save_pretrained(parent / self.name)
+        complete_checkpoint(parent / self.name, self.tokenizer)
 
     @property
     def num_params(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def cost(self, usage: Usage) -> int:
-        """Parameter-tokens: what a call is taken to cost."""
-        return usage.total_tokens * self.num_params
-
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; nothing is added."""
-        return (
-            [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-            if texts
-            else []
-        )
+        return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
     def chat(
         self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, batch_size: int = 256
-    ) -> list[Reply]:
-        """Greedy replies, in order. Prompts of one length share a batch, so nothing is padded."""
-        prompts = self.encode([prompt_text(messages) for messages in conversations])
+    ) -> tuple[list[str], int]:
+        """Greedy replies in order, and their cost in parameter-tokens. Prompts of one length share a
+        batch."""
+        prompts = self.encode([f"{messages[-1].content} =>" for messages in conversations])
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             by_length[len(prompt)].append(i)
-        replies: dict[int, Reply] = {}
+        replies = [""] * len(prompts)
+        num_tokens = sum(map(len, prompts))
         for indices in by_length.values():
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
                 generated = self._generate(torch.tensor([prompts[i] for i in batch]), max_tokens)
-                replies |= {
-                    i: self._reply(len(prompts[i]), tokens)
-                    for i, tokens in zip(batch, generated, strict=True)
-                }
-        return [replies[i] for i in range(len(prompts))]
+                num_tokens += sum(map(len, generated))
+                texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
+                for i, text in zip(batch, texts, strict=True):
+                    replies[i] = text
+        return replies, num_tokens * self.num_params
 
     @torch.inference_mode()
-    def solves(self, examples: Sequence[Example], *, batch_size: int = 512) -> list[bool]:
-        """Whether greedy decoding gives each target exactly, found in one pass: every target token is the likeliest."""
-        rows = _rows(self, examples)
+    def solves(self, examples: Sequence[TextExample], *, batch_size: int = 512) -> list[bool]:
+        """True for each example whose target greedy decoding gives. One pass: every target token is
+        likeliest."""
+        rows = _token_rows(self, examples)
         solved = [False] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             tokens, labels = _collate([rows[i] for i in batch])
-            wrong = (self.model(tokens).logits[:, :-1].argmax(-1) != labels[:, 1:]) & (
-                labels[:, 1:] != IGNORED
-            )
+            wanted = labels[:, 1:]
+            wrong = (self.model(tokens).logits[:, :-1].argmax(-1) != wanted) & (wanted != IGNORED)
             for i, is_wrong in zip(batch, wrong.any(1).tolist(), strict=True):
                 solved[i] = not is_wrong
         return solved
 
     @torch.inference_mode()
     def _generate(self, tokens: torch.Tensor, max_tokens: int) -> list[list[int]]:
-        """New tokens (end included where reached) of prompts (B, T)."""
+        """The new tokens of each prompt of (B, T), with the end token if it was reached."""
         eos = self.tokenizer.eos_token_id
         cache = DynamicCache(config=self.model.config)
         steps: list[torch.Tensor] = []
@@ -167,21 +154,11 @@ class TinyModel:
         rows = torch.cat(steps, 1).tolist()
         return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
-    def _reply(self, prompt_tokens: int, tokens: list[int]) -> Reply:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return Reply(text, Usage(prompt_tokens=prompt_tokens, completion_tokens=len(tokens)))
 
-
-def prompt_text(messages: Sequence[Message]) -> str:
-    """What the chat template makes of `messages`."""
-    return f"{messages[-1].content} =>"
-
-
-def train(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed: int) -> float:
-    """Trains in place on one thread and prints progress; returns CPU seconds."""
+def train(tiny: TinyModel, examples: Sequence[TextExample], schedule: Schedule, seed: int) -> None:
+    """Trains the model in place on one thread and prints the progress."""
     torch.set_num_threads(1)
-    started = time.process_time()
+    started_s = time.process_time()
     optimizers = _make_optimizers(tiny.model, schedule)
     schedulers = [_make_scheduler(optimizer, schedule.steps) for optimizer in optimizers]
     tiny.model.train()
@@ -199,28 +176,19 @@ def train(tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed
             scheduler.step()
         if step % REPORT_STEPS == 0 or step == schedule.steps:
             mean_loss = running / ((step - 1) % REPORT_STEPS + 1)
-            print(
-                f"{tiny.name}: step {step}/{schedule.steps} loss {mean_loss:.4f} cpu {time.process_time() - started:.0f}s",
-                flush=True,
-            )
+            cpu_s = time.process_time() - started_s
+            progress = f"step {step}/{schedule.steps} loss {mean_loss:.4f} cpu {cpu_s:.0f}s"
+            print(f"{tiny.name}: {progress}", flush=True)
             running = 0.0
     tiny.model.eval()
-    return time.process_time() - started
 
 
 def _make_optimizers(model: Qwen2ForCausalLM, schedule: Schedule) -> list[Optimizer]:
-    hidden = (
-        [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
-        if schedule.muon_learning_rate
-        else []
-    )
+    muon_rate = schedule.muon_learning_rate
+    hidden = [weight for weight in model.model.layers.parameters() if weight.ndim == 2] if muon_rate else []
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in hidden)]
-    optimizers: list[Optimizer] = [
-        torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ]
-    if schedule.muon_learning_rate:
-        optimizers.append(torch.optim.Muon(hidden, lr=schedule.muon_learning_rate, weight_decay=0.01))
-    return optimizers
+    adam = torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    return [adam, torch.optim.Muon(hidden, lr=muon_rate, weight_decay=0.01)] if muon_rate else [adam]
 
 
 def _make_scheduler(optimizer: Optimizer, steps: int) -> LRScheduler:
@@ -231,27 +199,23 @@ def _make_scheduler(optimizer: Optimizer, steps: int) -> LRScheduler:
 
 
 def _loss(model: Qwen2ForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the target tokens of (B, T); only these reach the output layer."""
+    """Mean cross-entropy over the target tokens of (B, T). Only these reach the output layer."""
     hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]
     is_target = labels[:, 1:] != IGNORED
     return F.cross_entropy(model.lm_head(hidden[is_target]), labels[:, 1:][is_target])
 
 
-Row = tuple[list[int], int]
-"""Token ids of prompt, target and end, and the prompt's length."""
-
-
-def _rows(tiny: TinyModel, examples: Sequence[Example]) -> list[Row]:
+def _token_rows(tiny: TinyModel, examples: Sequence[TextExample]) -> list[TokenRow]:
     prompts = tiny.encode([f"{example.prompt} =>" for example in examples])
     targets = tiny.encode([f"{example.target} {EOS}" for example in examples])
     return [(prompt + target, len(prompt)) for prompt, target in zip(prompts, targets, strict=True)]
 
 
 def _batches(
-    tiny: TinyModel, examples: Sequence[Example], schedule: Schedule, seed: int
+    tiny: TinyModel, examples: Sequence[TextExample], schedule: Schedule, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches, shuffled in each epoch. Where a step has several parts, these are cut by length to save padding."""
-    rows, rng = _rows(tiny, examples), random.Random(f"batches/{seed}")
+    """Endless batches, shuffled in each epoch. Parts of a step are cut by length, which saves padding."""
+    rows, rng = _token_rows(tiny, examples), random.Random(f"batches/{seed}")
     batch_tokens = schedule.batch_tokens // schedule.num_parts
     while True:
         rng.shuffle(rows)
@@ -262,9 +226,9 @@ def _batches(
         yield from map(_collate, batches)
 
 
-def _cut(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
-    """Neighbours, as many as fit into `batch_tokens` once padded."""
-    batches: list[list[Row]] = [[]]
+def _cut(rows: Sequence[TokenRow], batch_tokens: int) -> list[list[TokenRow]]:
+    """Batches of neighbours, each of as many as fit into `batch_tokens` with padding."""
+    batches: list[list[TokenRow]] = [[]]
     width = 0
     for row in rows:
         width = max(width, len(row[0]))
@@ -275,8 +239,8 @@ def _cut(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
     return batches
 
 
-def _collate(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels (B, T), padded on the right, where causal attention never looks: no mask is needed."""
+def _collate(rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels (B, T). Padding on the right needs no mask, as causal attention never looks there."""
     width = max(len(tokens) for tokens, _ in rows)
     padded = [tokens + [0] * (width - len(tokens)) for tokens, _ in rows]
     labels = [
@@ -290,17 +254,11 @@ def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNK, model_max_length=MAX_CONTEXT_TOKENS,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNK,
+        model_max_length=MAX_CONTEXT_TOKENS, clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def _name_tokenizer_class(file: Path) -> None:
-    """The class name that every version of transformers knows; version 5 writes an alias of its own."""
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def _make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
@@ -310,7 +268,7 @@ def _make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2Confi
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads or shape.heads,
+        num_key_value_heads=shape.heads,
         max_position_embeddings=MAX_CONTEXT_TOKENS,
         tie_word_embeddings=True,
         initializer_range=shape.hidden**-0.5,
