@@ -167,7 +167,8 @@ def test_a_template_takes_its_values_from_the_prompt() -> None:
 
 
 def test_a_stream_whose_end_passes_while_its_process_is_busy_is_whole() -> None:
-    """On a loaded machine the clock runs on between two looks, with no turn of the event loop in which the end could be told."""
+    """On a loaded machine the clock runs on between two looks, with no turn of the event loop in which the
+    end could be told."""
 
     async def words() -> list[str]:
         loop = asyncio.get_running_loop()

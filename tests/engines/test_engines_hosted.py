@@ -411,7 +411,8 @@ def test_a_stalled_stream_ends_before_the_calls_timeout() -> None:
 
 
 def test_what_a_consumer_takes_is_not_the_providers_time() -> None:
-    """It writes after 40, 80 and 120 s. Whoever reads takes 30 s over each piece, and so waits for 40, 10 and 10 s of the 70 allowed."""
+    """It writes after 40, 80 and 120 s. Whoever reads takes 30 s over each piece, and so waits for 40, 10 and
+    10 s of the 70 allowed."""
 
     async def read() -> str:
         script = Script(
@@ -489,7 +490,8 @@ async def test_nobody_listening_is_unavailable() -> None:
 
 
 def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest.CaptureFixture[str]) -> None:
-    """As in an evaluation, which ends its loop without knowing of connections; the next loop finds new ones."""
+    """As in an evaluation, which ends its loop without knowing of connections; the next loop finds new
+    ones."""
     keeping = {"connection": "keep-alive"}
     with upstream_in_thread() as upstream:
         upstream.script = Script(

@@ -1,4 +1,5 @@
-"""VllmEngine, really running vLLM on the CPU (about a minute for each of the two engines, most of it start-up)."""
+"""VllmEngine, really running vLLM on the CPU (about a minute for each of the two engines, most of it
+start-up)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What real providers send that differs from OpenAI's own replies is read, and never asked again at full price."""
+"""What real providers send that differs from OpenAI's own replies is read, and never asked again at full
+price."""
 
 from __future__ import annotations
 

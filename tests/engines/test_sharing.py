@@ -1,4 +1,5 @@
-"""A replica's time, divided among its calls: alone a call has all of it, and nothing is lost or counted twice."""
+"""A replica's time, divided among its calls: alone a call has all of it, and nothing is lost or counted
+twice."""
 
 from __future__ import annotations
 

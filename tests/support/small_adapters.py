@@ -1,4 +1,5 @@
-"""Adapters on disk for the tests of publishing. The weights are a few bytes where the scripted engine, which reads none, serves."""
+"""Adapters on disk for the tests of publishing. The weights are a few bytes where the scripted engine, which
+reads none, serves."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from r2_serve.types import AdapterManifest
 
 
 def manifest(name: str, **changes: Any) -> AdapterManifest:
-    """Of a LoRA decomposer for `planner`, with the instruct codec of today."""
+    """The manifest of a LoRA decomposer for `planner`, with the present instruct codec."""
     values = {
         "name": name,
         "base": "planner",

@@ -1,4 +1,5 @@
-"""A faulty OpenAI-compatible provider on a loopback socket: scripted bytes, the same for every request or chosen by it."""
+"""A faulty OpenAI-compatible provider on a loopback socket: scripted bytes, the same for every request or
+chosen by it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True)
 class Script:
-    """What to send: a head, then each piece of the body with `gap_s` before it. `is_held` never closes the connection."""
+    """What to send: a head, then each piece of the body with `gap_s` before it. `is_held` never closes the
+    connection."""
 
     body: Iterable[bytes] = ()
     """May be endless."""
@@ -106,7 +108,8 @@ async def running_upstream() -> AsyncIterator[Upstream]:
 
 @contextmanager
 def upstream_in_thread() -> Iterator[Upstream]:
-    """For clients in other processes. What it counts may be read from any thread; its events may not be waited for."""
+    """An upstream for clients in other processes. Any thread may read its counts, none may await its
+    events."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="upstream", daemon=True)
     thread.start()
@@ -125,7 +128,8 @@ def upstream_in_thread() -> Iterator[Upstream]:
 
 
 def completion(**changes: Any) -> dict[str, Any]:
-    """A valid chat completion with `changes` to its only choice; `usage` and `choices` are changed at the top."""
+    """A valid chat completion with `changes` to its only choice; `usage` and `choices` are changed at the
+    top."""
     choice = {"index": 0, "message": {"role": "assistant", "content": "four"}, "finish_reason": "stop"}
     body = {
         "id": "x",
@@ -154,7 +158,8 @@ def chunk(text: str | None = None, finish_reason: str | None = None, **top: Any)
 
 
 def http_chunks(pieces: Iterable[bytes], *, is_ended: bool = True) -> list[bytes]:
-    """`pieces` in HTTP/1.1 chunked coding, for `transfer-encoding: chunked`; not `is_ended` leaves out the last, empty chunk."""
+    """`pieces` in HTTP/1.1 chunked coding, for `transfer-encoding: chunked`; not `is_ended` leaves out the
+    last, empty chunk."""
     return [
         *(f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces),
         *[b"0\r\n\r\n"] * is_ended,
