@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -64,6 +68,15 @@ def read_lines(path: Path) -> list[str]:
     Raises: OSError, UnicodeDecodeError.
     """
     return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def json_line(record: BaseModel) -> str:
+    """A record as one line of JSON Lines. Half of a surrogate pair, which UTF-8 cannot hold, becomes `?`."""
+    try:
+        return record.model_dump_json(exclude_defaults=True) + "\n"
+    except PydanticSerializationError:
+        values = record.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
 
 
 def drop_torn_line(descriptor: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from r2_serve.files import drop_torn_line
+from r2_serve.files import drop_torn_line, json_line
 from r2_serve.types import Trace
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class TraceWriter:
         self._directory, self._redact, self._today = directory, redact, today
 
     def __call__(self, trace: Trace) -> None:
-        line = self._redact(trace.model_dump_json(exclude_defaults=True)).encode() + b"\n"
+        line = self._redact(json_line(trace)).encode()
         path = self._directory / f"{self._today()}-{os.getpid()}.jsonl"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

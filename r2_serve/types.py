@@ -182,6 +182,8 @@ class Plan(Record):
             raise ValueError(f"the answer template uses unknown subtasks {sorted(unknown)[:20]}")
         if self.answer is not None and not references(self.answer):
             raise ValueError("the answer template refers to no subtask")
+        if any("\ud800" <= character <= "\udfff" for character in self.answer or ""):
+            raise ValueError("the answer template holds half of a surrogate pair, which no reply can carry")
         return self
 
     @classmethod

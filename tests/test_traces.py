@@ -54,6 +54,11 @@ def test_a_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert file.name == f"2026-01-31-{os.getpid()}.jsonl"
 
 
+def test_half_of_a_surrogate_pair_in_a_trace_becomes_a_question_mark(tmp_path: Path) -> None:
+    file = written(tmp_path, TRACE.model_copy(update={"query": "wie \ud800 hoch?"}), TRACE)
+    assert list(read_traces(file)) == [TRACE.model_copy(update={"query": "wie ? hoch?"}), TRACE]
+
+
 def test_queries_are_for_the_owners_eyes_only(tmp_path: Path) -> None:
     file = written(tmp_path, TRACE)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

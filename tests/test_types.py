@@ -46,6 +46,7 @@ def test_an_invalid_subtask_cannot_exist(fields: dict[str, object], complaint: s
         ([1], "#2", "unknown subtasks"),
         ([1], "forty-two", "refers to no subtask"),
         ([1], "", "refers to no subtask"),
+        ([1], "#1 \udc00", "half of a surrogate pair"),
     ],
 )
 def test_an_invalid_plan_cannot_exist(ids: list[int], answer: str | None, complaint: str) -> None:

@@ -90,7 +90,8 @@ class NumpyEngine:
         self._adapters.check_free(name)
         if (Path(path) / "adapter_config.json").is_file():
             raise ConfigError(
-                f"adapter {name!r} is LoRA; the numpy engine takes whole checkpoints: use transformers, vllm"
+                f"adapter {name!r} is LoRA, but the numpy engine takes whole checkpoints only: "
+                "use the engine transformers or vllm"
             )
         self._adapters.add(name, self._loaded(path))
 

@@ -9,7 +9,6 @@ its holder; a network file system without locks leaves that to the operator. Lin
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError
 
-from r2_serve.files import drop_torn_line, whole_file
+from r2_serve.files import drop_torn_line, json_line, whole_file
 from r2_serve.lab.runs import RunError
 from r2_serve.types import Record
 
@@ -57,7 +55,7 @@ class JsonlLog:
 
     def append(self, record: Record) -> None:
         """Raises: RunError if the disk took only a part of the line; that part is removed."""
-        line = _line(record).encode()
+        line = json_line(record).encode()
         try:
             written = os.write(self._descriptor, line)
         except OSError as e:
@@ -80,7 +78,7 @@ def replacing_jsonl(path: Path) -> Iterator[Callable[[Record], None]]:
     with whole_file(path) as file:
 
         def write(record: Record) -> None:
-            file.write(_line(record))
+            file.write(json_line(record))
 
         yield write
 
@@ -99,12 +97,3 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
             yield kind.model_validate_json(line)
         except ValidationError as e:
             raise RunError(f"{path}:{number} is not a {kind.__name__}: {e.errors()[0]['msg']}") from e
-
-
-def _line(record: Record) -> str:
-    """A record as one line. Half of a surrogate pair, which UTF-8 cannot hold, becomes `?`."""
-    try:
-        return record.model_dump_json(exclude_defaults=True) + "\n"
-    except PydanticSerializationError:
-        values = record.model_dump(mode="json", exclude_defaults=True)
-        return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"

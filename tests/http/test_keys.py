@@ -162,6 +162,9 @@ def test_wrong_field_of_a_key_is_refused_by_name(option: str, value: str) -> Non
         ),
         (f"- {{name: a, sha256: '{'0' * 64}'}}\n- {{name: b, sha256: '{'0' * 64}'}}", "sha256"),
         (f"- {{name: a, sha256: '{'0' * 64}', models: []}}", "0.models"),
+        (f"- {{name: a, sha256: '{'0' * 64}', budget_usd: yes}}", "0.budget_usd: must be a number"),
+        (f"- {{name: a, sha256: '{'0' * 64}', budget_usd: .inf}}", "0.budget_usd: Input should be a finite"),
+        (f"- {{name: on, sha256: '{'0' * 64}'}}", "0.name"),
         ("- [", "cannot read"),
     ],
 )

@@ -217,7 +217,11 @@ HOSTILE_INSTRUCT_PLANS = {
         '{"subtasks": [{"id": 1, "text": "a #1"}]}',
         plan_json("a #2", "b #1"),
     ],
-    "invalid_plan": [plan_json("a", answer="#2"), plan_json("a", answer="forty-two")],
+    "invalid_plan": [
+        plan_json("a", answer="#2"),
+        plan_json("a", answer="forty-two"),
+        plan_json("a", answer="#1 \udc00"),
+    ],
     "too_long": [plan_json("x" * 1_000_000), plan_json(*["step"] * 10_000)],
 }
 HOSTILE_COMPACT_PLANS = {
