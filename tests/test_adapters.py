@@ -18,7 +18,7 @@ from tests.support.small_adapters import adapter, lora_source, manifest
 CARD = ModelCard(name="planner", usd_per_mtok_in=1, usd_per_mtok_out=2)
 
 
-def test_what_is_written_is_read_back_with_a_hash_of_every_file(tmp_path: Path) -> None:
+def test_adapter_is_read_back_with_a_hash_of_every_file(tmp_path: Path) -> None:
     source = lora_source(tmp_path / "source")
     (source / "training_args.bin").write_bytes(b"a pickle that a trainer leaves")
     directory = write_adapter(source, tmp_path / "adapters", manifest("dec-0001"))
@@ -28,7 +28,7 @@ def test_what_is_written_is_read_back_with_a_hash_of_every_file(tmp_path: Path) 
     assert {file.name for file in directory.iterdir()} == {*read.files, "adapter.json"}
 
 
-def test_a_whole_checkpoint_brings_its_tokenizer(tmp_path: Path) -> None:
+def test_whole_checkpoint_holds_its_tokenizer(tmp_path: Path) -> None:
     for name in (
         "config.json",
         "model.safetensors",
@@ -49,7 +49,7 @@ def test_a_whole_checkpoint_brings_its_tokenizer(tmp_path: Path) -> None:
     }
 
 
-def test_a_taken_or_reserved_name_is_refused_and_what_has_it_stays(tmp_path: Path) -> None:
+def test_taken_or_reserved_name_is_refused_and_its_owner_stays(tmp_path: Path) -> None:
     directory = adapter(tmp_path, "dec-0001")
     before = {file.name: file.read_bytes() for file in directory.iterdir()}
     with pytest.raises(ConfigError, match=r"exists already.*never used again"):
@@ -60,9 +60,7 @@ def test_a_taken_or_reserved_name_is_refused_and_what_has_it_stays(tmp_path: Pat
 
 
 @pytest.mark.parametrize("killed_in", ["os.fsync", "pathlib.Path.rename"])
-def test_a_writer_killed_halfway_leaves_nothing_that_can_be_read_and_the_name_free(
-    tmp_path: Path, killed_in: str
-) -> None:
+def test_writer_killed_halfway_leaves_no_adapter_and_a_free_name(tmp_path: Path, killed_in: str) -> None:
     """The process kills itself in the named call: between two files, or after all and before the rename."""
     module, _, function = killed_in.rpartition(".")
     code = f"""
@@ -82,7 +80,7 @@ adapter(pathlib.Path({str(tmp_path)!r}), "dec-0001")
     assert read_adapter(adapter(tmp_path, "dec-0001")).name == "dec-0001"
 
 
-def test_weights_that_are_pickles_are_refused(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     source = lora_source(tmp_path / "source")
     (source / "adapter_model.safetensors").rename(source / "adapter_model.bin")
     with pytest.raises(ConfigError, match=r"adapter_model\.bin.*pickles"):
@@ -94,7 +92,7 @@ def test_weights_that_are_pickles_are_refused(tmp_path: Path) -> None:
         read_adapter(directory)
 
 
-def test_a_changed_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
+def test_changed_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
     directory = adapter(tmp_path, "dec-0001")
     weights = directory / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"!")
@@ -110,7 +108,7 @@ def test_a_changed_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
         read_adapter(directory)
 
 
-def test_a_manifest_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+def test_broken_manifest_is_refused_with_its_reason(tmp_path: Path) -> None:
     directory = adapter(tmp_path, "dec-0001")
     path = directory / "adapter.json"
     content = json.loads(path.read_text())
@@ -136,7 +134,7 @@ def test_a_manifest_says_what_is_wrong_with_it(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_adapter_of_another_base_codec_or_version_is_refused_with_what_to_do(
+def test_adapter_of_another_base_codec_or_version_is_refused_with_what_to_do(
     changes: dict[str, object], message: str
 ) -> None:
     check_adapter(manifest("dec-0001"), CARD)

@@ -53,7 +53,7 @@ def test_output_without_a_report_is_not_clean(text: str) -> None:
         ({"pypi": Report(2), "osv": None}, 0, 0, ["pypi"]),
     ],
 )
-def test_vulnerabilities_always_fail_and_silence_fails_unless_if_online_is_given(
+def test_vulnerabilities_always_fail_and_a_missing_report_fails_unless_if_online_is_given(
     answers: dict[str, Report | None],
     status: int,
     if_online: int,

@@ -52,7 +52,7 @@ def test_ask_prints_the_answer_as_the_model_wrote_it() -> None:
     assert "small" in printed, "the table of steps names the model"
 
 
-def test_every_console_prints_text_as_it_is() -> None:
+def test_every_console_prints_text_without_markup() -> None:
     """Rich reads markup unless a console is told not to."""
     with_markup = [
         f"{path.relative_to(ROOT)}:{call.lineno}"

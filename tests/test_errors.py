@@ -23,7 +23,7 @@ def every_class(root: type[R2Error] = R2Error) -> list[type[R2Error]]:
 
 
 @pytest.mark.parametrize("cls", every_class(), ids=lambda cls: cls.__name__)
-def test_error_pickles_with_all_it_says(cls: type[R2Error]) -> None:
+def test_error_keeps_its_fields_when_it_is_pickled(cls: type[R2Error]) -> None:
     error = cls(*MADE.get(cls, ("what went wrong",)))
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is cls
@@ -33,7 +33,7 @@ def test_error_pickles_with_all_it_says(cls: type[R2Error]) -> None:
     assert (copy.status, copy.kind, copy.code) == (error.status, error.kind, error.code)
 
 
-def test_the_usage_of_a_failed_call_pickles_too() -> None:
+def test_usage_of_a_failed_call_is_pickled_with_its_error() -> None:
     for cls in every_class(errors.EngineError):
         error = cls("what went wrong")
         error.usage = Usage(prompt_tokens=7, completion_tokens=2)
@@ -69,7 +69,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
     }
 
 
-def test_an_invalid_request_names_its_field_and_keeps_its_class_code() -> None:
+def test_invalid_request_names_its_field_and_keeps_its_class_code() -> None:
     assert errors.InvalidRequest("bad", "r2.plan").param == "r2.plan"
     assert errors.InvalidRequest("bad").code is None
     assert errors.InvalidRequest("bad", None, "context_length_exceeded").code == "context_length_exceeded"

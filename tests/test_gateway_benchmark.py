@@ -40,7 +40,7 @@ def a_round(round_: int, ours_s: float, theirs_s: float) -> list[Slot]:
     ]
 
 
-def test_added_latency_is_over_the_direct_request_of_the_same_round() -> None:
+def test_added_latency_is_relative_to_the_direct_request_of_the_same_round() -> None:
     slots = [*a_round(0, 0.022, 0.030), *a_round(1, 0.024, 0.040), *a_round(2, 0.023, 0.045)]
     ours = cost(slots, OURS, PLAIN)
     assert ours.added_p50_ms == pytest.approx(3.0)
@@ -48,7 +48,7 @@ def test_added_latency_is_over_the_direct_request_of_the_same_round() -> None:
     assert ours.added_p50_ms_by_round == pytest.approx((2.0, 4.0, 3.0))
 
 
-def test_cpu_is_told_without_what_a_gateway_burns_at_rest_and_with_it() -> None:
+def test_cpu_is_reported_with_and_without_the_gateways_idle_use() -> None:
     slots = a_round(0, 0.022, 0.030)
     assert idle_cores(slots, OURS, 0) == pytest.approx(0.1)
     ours, theirs = cost(slots, OURS, PLAIN), cost(slots, THEIRS, PLAIN)
@@ -57,13 +57,13 @@ def test_cpu_is_told_without_what_a_gateway_burns_at_rest_and_with_it() -> None:
     assert ours.requests_per_s == 5.0
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
+def test_ratio_is_taken_in_each_round() -> None:
     assert ratios([1.0, 2.0, 9.0], [10.0, 10.0, 10.0]) == (0.2, 0.1, 0.9)
     with pytest.raises(ValueError, match="nothing to compare by"):
         ratios([1.0], [0.0])
 
 
-def test_the_headline_is_the_worst_of_the_plain_loads() -> None:
+def test_headline_is_the_worst_of_the_plain_loads() -> None:
     busy = Load("plain", 8)
     other = [
         slot(DIRECT, 0.020, busy),
@@ -75,19 +75,19 @@ def test_the_headline_is_the_worst_of_the_plain_loads() -> None:
     assert result["cpu_ratio"] == max(row["cpu_ratio"][0] for row in result["pass_through"])
 
 
-def test_a_routed_query_is_measured_against_its_waves_in_a_row() -> None:
+def test_routed_query_is_compared_with_its_waves_in_sequence() -> None:
     slots = [*a_round(0, 0.022, 0.030), slot(OURS, 0.092, ROUTED, r2=0.25)]
     (row,) = report(slots, [PLAIN, ROUTED])["routed"]
     assert row[OURS]["added_p50_ms"] == pytest.approx(92 - 4 * 20)
     assert row["added_p50_ms_per_subtask"] == pytest.approx(4.0)
 
 
-def test_a_gateway_that_was_not_measured_is_named() -> None:
+def test_gateway_that_was_not_measured_is_named() -> None:
     with pytest.raises(ValueError, match="no slot of 'litellm' under plain c=8"):
         cost(a_round(0, 0.022, 0.030), THEIRS, Load("plain", 8))
 
 
-def test_the_provider_speaks_openais_dialect_and_the_router_takes_its_plan() -> None:
+def test_scripted_provider_speaks_openais_dialect_and_its_plan_is_used() -> None:
     reader = StreamReader()
     assert "".join(piece for event in EVENTS["worker"] for piece in reader.feed(event)) == ANSWER
     assert (reader.finish(), reader.is_done, reader.usage is not None) == ("stop", True, True)

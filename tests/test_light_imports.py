@@ -26,7 +26,7 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "aiohttp", "fastapi")
         ("r2_train.launch.launch", ("ray", "torch", "transformers", "deepspeed")),
     ],
 )
-def test_import_stays_light(module: str, unwanted: tuple[str, ...]) -> None:
+def test_import_loads_no_heavy_library(module: str, unwanted: tuple[str, ...]) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} does not exist")
     code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"

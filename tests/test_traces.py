@@ -47,7 +47,7 @@ def written(directory: Path, *traces: Trace) -> Path:
     return file
 
 
-def test_a_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     failed = Trace(request_id="req-2", model="r2", query="?", error="DeadlineExceeded: no answer within 5 s")
     file = written(tmp_path / "made" / "as needed", TRACE, failed)
     assert list(read_traces(file)) == [TRACE, failed]
@@ -59,25 +59,25 @@ def test_half_of_a_surrogate_pair_in_a_trace_becomes_a_question_mark(tmp_path: P
     assert list(read_traces(file)) == [TRACE.model_copy(update={"query": "wie ? hoch?"}), TRACE]
 
 
-def test_queries_are_for_the_owners_eyes_only(tmp_path: Path) -> None:
+def test_trace_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     file = written(tmp_path, TRACE)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_torn_last_line_is_skipped(tmp_path: Path) -> None:
+def test_torn_last_line_is_skipped(tmp_path: Path) -> None:
     file = written(tmp_path, TRACE, TRACE)
     file.write_bytes(file.read_bytes()[:-20])
     assert list(read_traces(file)) == [TRACE]
 
 
-def test_a_broken_line_elsewhere_is_named(tmp_path: Path) -> None:
+def test_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
     file = written(tmp_path, TRACE)
     file.write_bytes(file.read_bytes() + b'{"request_id": 1}\n' + file.read_bytes())
     with pytest.raises(ValueError, match=f"{file}:2 is not a trace"):
         list(read_traces(file))
 
 
-def test_a_writer_goes_on_behind_a_line_torn_by_its_predecessor(tmp_path: Path) -> None:
+def test_writer_continues_after_a_line_torn_by_its_predecessor(tmp_path: Path) -> None:
     """Every process in a container has the same number, so a restart finds the file of the killed one."""
     file = written(tmp_path, TRACE, TRACE)
     file.write_bytes(file.read_bytes()[:-20])
@@ -85,13 +85,13 @@ def test_a_writer_goes_on_behind_a_line_torn_by_its_predecessor(tmp_path: Path) 
     assert list(read_traces(file)) == [TRACE, TRACE]
 
 
-def test_a_directory_is_read_file_by_file(tmp_path: Path) -> None:
+def test_directory_is_read_file_by_file(tmp_path: Path) -> None:
     for day, request_id in (("2026-02-01", "second"), ("2026-01-31", "first")):
         TraceWriter(tmp_path, today=lambda day=day: day)(TRACE.model_copy(update={"request_id": request_id}))
     assert [trace.request_id for trace in read_traces(tmp_path)] == ["first", "second"]
 
 
-def test_a_directory_that_cannot_be_made_costs_traces_only(
+def test_directory_that_cannot_be_made_costs_only_traces(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -121,7 +121,7 @@ print(writer.num_lost, len(list(read_traces(folder))), last == b"\\n")
 """
 
 
-def test_a_full_disk_costs_traces_and_leaves_no_torn_line(tmp_path: Path) -> None:
+def test_full_disk_costs_only_traces_and_leaves_no_torn_line(tmp_path: Path) -> None:
     """A file size limit makes the third write short, as a full disk does."""
     ran = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True

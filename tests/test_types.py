@@ -31,7 +31,7 @@ def chain(*texts: str) -> Plan:
         ({"id": 1, "text": "x", "model": "small"}, "Extra inputs"),
     ],
 )
-def test_an_invalid_subtask_cannot_exist(fields: dict[str, object], complaint: str) -> None:
+def test_invalid_subtask_is_refused(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Subtask.model_validate(fields)
 
@@ -49,7 +49,7 @@ def test_an_invalid_subtask_cannot_exist(fields: dict[str, object], complaint: s
         ([1], "#1 \udc00", "half of a surrogate pair"),
     ],
 )
-def test_an_invalid_plan_cannot_exist(ids: list[int], answer: str | None, complaint: str) -> None:
+def test_invalid_plan_is_refused(ids: list[int], answer: str | None, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Plan(subtasks=tuple(Subtask(id=i, text="x") for i in ids), answer=answer)
 
@@ -65,7 +65,7 @@ def test_any_query_is_a_one_step_plan_without_references(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "#1", "##1#2", "#" + "9" * 5_000, "issue #1 of #12"])
-def test_a_query_that_looks_like_references_is_a_one_step_plan(text: str) -> None:
+def test_query_that_looks_like_references_is_a_one_step_plan(text: str) -> None:
     plan = Plan.single(text)
     assert (len(plan.subtasks), plan.depth, plan.num_edges, plan.final_id) == (1, 1, 0, 1)
 
@@ -88,15 +88,15 @@ def test_plan_levels_follow_the_longest_chain_to_each_subtask() -> None:
         ("", set()),
     ],
 )
-def test_references(text: str, ids: set[int]) -> None:
+def test_references_of_a_text_are_found(text: str, ids: set[int]) -> None:
     assert references(text) == ids
 
 
-def test_an_answer_that_looks_like_a_reference_is_not_substituted_again() -> None:
+def test_answer_that_looks_like_a_reference_is_not_substituted_again() -> None:
     assert substitute("#1 then #2", {1: "#2", 2: "#1 #1"}) == "#2 then #1 #1"
 
 
-def test_ten_is_not_one_followed_by_zero() -> None:
+def test_reference_to_ten_is_not_one_to_one() -> None:
     assert substitute("#10 #1", {1: "a", 10: "b"}) == "b a"
 
 
@@ -115,11 +115,11 @@ def test_text_without_references_is_untouched(text: str, answers: dict[int, str]
     ("texts", "depth", "num_edges"),
     [(["a"], 1, 0), (["a", "b", "#1 #2"], 2, 2), (["a", "#1", "#2", "#1 #3"], 4, 4), (["a", "b"], 1, 0)],
 )
-def test_depth_is_the_longest_chain(texts: list[str], depth: int, num_edges: int) -> None:
+def test_depth_is_the_length_of_the_longest_chain(texts: list[str], depth: int, num_edges: int) -> None:
     assert (chain(*texts).depth, chain(*texts).num_edges) == (depth, num_edges)
 
 
-def test_the_final_subtask_is_the_last_unless_a_template_makes_the_answer() -> None:
+def test_final_subtask_is_the_last_unless_a_template_makes_the_answer() -> None:
     steps = chain("a", "b").subtasks
     assert Plan(subtasks=steps).final_id == 2
     assert Plan(subtasks=steps, answer="#1 #2").final_id is None
@@ -136,7 +136,7 @@ def test_cost_is_exact(tokens_in: int, tokens_out: int, price_in: Decimal, price
     assert Fraction(card.cost_usd(Usage(prompt_tokens=tokens_in, completion_tokens=tokens_out))) == exact
 
 
-def test_usage_adds_up() -> None:
+def test_usages_can_be_added() -> None:
     total = Usage(prompt_tokens=3, completion_tokens=4) + Usage(prompt_tokens=10)
     assert (total, total.total_tokens) == (Usage(prompt_tokens=13, completion_tokens=4), 17)
 
@@ -153,6 +153,6 @@ def test_usage_adds_up() -> None:
         {"n": 2},
     ],
 )
-def test_sampling_outside_what_openai_allows_cannot_exist(fields: dict[str, object]) -> None:
+def test_sampling_outside_openais_limits_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Sampling.model_validate(fields)

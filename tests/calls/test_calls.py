@@ -100,7 +100,7 @@ class Calls:
         assert self.ledger.allowance.remaining() == fresh.allowance.remaining()
 
 
-def test_a_call_that_may_succeed_later_is_tried_again() -> None:
+def test_call_that_may_succeed_later_is_tried_again() -> None:
     calls = Calls(small=ScriptedEngine([DOWN, "yes"]))
     result = run(calls.ask())
     assert (result.answer, result.model, result.num_attempts) == ("yes", "small", 2)
@@ -108,7 +108,7 @@ def test_a_call_that_may_succeed_later_is_tried_again() -> None:
     calls.assert_nothing_is_reserved()
 
 
-def test_a_refused_call_goes_straight_to_the_fallback() -> None:
+def test_refused_call_goes_straight_to_the_fallback() -> None:
     calls = Calls(small=ScriptedEngine([REFUSED]), large=ScriptedEngine(["yes"]))
     result = run(calls.ask())
     assert (result.answer, result.model) == ("yes", "large")
@@ -117,7 +117,7 @@ def test_a_refused_call_goes_straight_to_the_fallback() -> None:
     calls.assert_nothing_is_reserved()
 
 
-def test_where_all_fail_the_last_error_is_raised() -> None:
+def test_last_error_is_raised_when_every_attempt_fails() -> None:
     last = InvalidReply("an HTML page")
     calls = Calls(small=ScriptedEngine([DOWN]), large=ScriptedEngine([DOWN, last]))
     with pytest.raises(InvalidReply) as caught:
@@ -136,7 +136,7 @@ async def seconds_of(calls: Calls) -> float:
     ("retry_after_s", "waited_s", "answered_by"),
     [(None, 0.25, "small"), (0.0, 0.0, "small"), (3.0, 3.0, "small"), (3600.0, 0.0, "large")],
 )
-def test_a_wait_asked_for_is_kept_unless_the_fallback_is_quicker(
+def test_requested_wait_is_kept_unless_the_fallback_is_quicker(
     retry_after_s: float | None, waited_s: float, answered_by: str
 ) -> None:
     calls = Calls(
@@ -152,7 +152,7 @@ def test_backoff_doubles_up_to_its_limit() -> None:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_model_that_hangs_is_given_up_after_its_own_timeout(is_streamed: bool) -> None:
+def test_hanging_model_is_abandoned_after_its_own_timeout(is_streamed: bool) -> None:
     class Hanging(Streaming):
         async def generate(self, call: EngineCall) -> Completion:
             return await asyncio.Future()
@@ -168,7 +168,7 @@ def test_a_model_that_hangs_is_given_up_after_its_own_timeout(is_streamed: bool)
     calls.assert_nothing_is_reserved()
 
 
-def test_an_engine_whose_own_work_is_cancelled_is_unavailable() -> None:
+def test_engine_that_cancels_its_own_work_is_unavailable() -> None:
     class Dying(Streaming):
         async def generate(self, call: EngineCall) -> Completion:
             reply: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
@@ -179,7 +179,7 @@ def test_an_engine_whose_own_work_is_cancelled_is_unavailable() -> None:
     assert run(calls.ask()).model == "large"
 
 
-def test_pieces_are_forwarded_as_they_come() -> None:
+def test_pieces_are_forwarded_as_they_arrive() -> None:
     calls = Calls(small=ScriptedEngine(["one two three"]))
     result = run(calls.ask(is_streamed=True))
     assert calls.pieces == ["one", " two", " three"]
@@ -188,14 +188,14 @@ def test_pieces_are_forwarded_as_they_come() -> None:
     )
 
 
-def test_a_stream_that_fails_before_its_first_word_is_tried_again() -> None:
+def test_stream_that_fails_before_its_first_word_is_tried_again() -> None:
     calls = Calls(small=ScriptedEngine([DOWN, "yes"]))
     assert run(calls.ask(is_streamed=True)).answer == "yes"
     assert calls.pieces == ["yes"]
 
 
 @pytest.mark.parametrize("failure", [DOWN, REFUSED, None])
-def test_nothing_is_tried_again_once_the_client_has_seen_a_word(failure: EngineError | None) -> None:
+def test_stream_is_not_retried_after_its_first_word(failure: EngineError | None) -> None:
     """`None`: the stream just ends, without a finish reason."""
     script = [Delta(text="Once upon"), *([failure] if failure else [])]
     calls = Calls(small=Streaming(*script), large=ScriptedEngine(["yes"]))
@@ -206,7 +206,7 @@ def test_nothing_is_tried_again_once_the_client_has_seen_a_word(failure: EngineE
     calls.assert_nothing_is_reserved()
 
 
-def test_a_stream_cut_short_costs_what_had_come() -> None:
+def test_interrupted_stream_costs_what_had_arrived() -> None:
     calls = Calls(max_attempts=1, small=Streaming(Delta(text="x" * 40), DOWN))
     with pytest.raises(EngineUnavailable):
         run(calls.ask(is_streamed=True))
@@ -215,7 +215,7 @@ def test_a_stream_cut_short_costs_what_had_come() -> None:
 
 
 @pytest.mark.parametrize("usage", [None, Usage(prompt_tokens=9, completion_tokens=9)])
-def test_a_stream_that_ends_well_without_a_count_of_its_tokens_is_estimated(usage: Usage | None) -> None:
+def test_usage_of_a_complete_stream_without_a_token_count_is_estimated(usage: Usage | None) -> None:
     end = Delta(finish_reason="stop", usage=usage, is_usage_estimated=usage is not None)
     calls = Calls(small=Streaming(Delta(text="x" * 40), end))
     assert run(calls.ask(is_streamed=True)).answer == "x" * 40
@@ -227,7 +227,7 @@ def test_a_stream_that_ends_well_without_a_count_of_its_tokens_is_estimated(usag
     )
 
 
-def test_a_stream_cancelled_after_it_told_its_usage_costs_that() -> None:
+def test_stream_cancelled_after_it_reported_usage_costs_that_usage() -> None:
     told = Usage(prompt_tokens=70, completion_tokens=20)
     calls = Calls(small=Streaming(Delta(text="four"), Delta(usage=told), None))
 
@@ -242,7 +242,7 @@ def test_a_stream_cancelled_after_it_told_its_usage_costs_that() -> None:
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled", "client gone", "timeout"])
-def test_a_stream_is_always_closed(end: str) -> None:
+def test_stream_is_always_closed(end: str) -> None:
     """An open generator would hold its connection, or its place in a batch, until garbage collection."""
     script = {"finished": [Delta(finish_reason="stop", usage=Usage()), None]}.get(
         end, [Delta(text="a"), None]
@@ -292,7 +292,7 @@ def asked_by(reader: SlowReader) -> CallSpec:
 
 
 @pytest.mark.parametrize("speed", [None, SpeedConfig(prefill_tokens_per_s=1, decode_tokens_per_s=1)])
-def test_a_client_that_reads_slowly_costs_the_model_no_time(speed: SpeedConfig | None) -> None:
+def test_time_of_a_slow_client_does_not_count_for_the_model(speed: SpeedConfig | None) -> None:
     """The model needs 4 s of its 5; the client takes 300 s in between, while a paced engine writes on."""
     engine, reader = (
         ScriptedEngine(["one two three"], delay_s=0.0 if speed else 4.0, speed=speed),
@@ -303,7 +303,7 @@ def test_a_client_that_reads_slowly_costs_the_model_no_time(speed: SpeedConfig |
     assert reader.pieces == ["one", " two", " three"]
 
 
-def test_a_model_that_hangs_after_a_slow_client_is_given_up_after_its_own_timeout() -> None:
+def test_model_that_hangs_after_a_slow_client_is_abandoned_after_its_own_timeout() -> None:
     calls = Calls(max_attempts=1, fields={"timeout_s": 5}, small=Streaming(Delta(text="a"), None))
 
     async def took_s() -> float:
@@ -318,7 +318,7 @@ async def _ignore(text: str) -> None:
     pass
 
 
-def test_cancelling_a_call_settles_it_as_cancelled() -> None:
+def test_cancelled_call_is_booked_as_cancelled() -> None:
     calls = Calls(small=ScriptedEngine(["late"], delay_s=30))
 
     async def check() -> None:
@@ -333,7 +333,7 @@ def test_cancelling_a_call_settles_it_as_cancelled() -> None:
     calls.assert_nothing_is_reserved()
 
 
-def test_what_the_budget_does_not_allow_is_not_sent() -> None:
+def test_call_beyond_the_budget_is_not_sent() -> None:
     engine = ScriptedEngine([DOWN, "yes"])
     calls = Calls(budget=Budget(max_calls=1), small=engine)
     with pytest.raises(BudgetExceeded):
@@ -342,13 +342,13 @@ def test_what_the_budget_does_not_allow_is_not_sent() -> None:
     calls.assert_nothing_is_reserved()
 
 
-def test_the_adapter_of_a_model_is_not_asked_of_its_fallback() -> None:
+def test_fallback_is_asked_without_the_adapter() -> None:
     small, large = ScriptedEngine([REFUSED]), ScriptedEngine(["yes"])
     run(Calls(small=small, large=large).ask(adapter="decomposer-v3"))
     assert (small.calls[0].adapter, large.calls[0].adapter) == ("decomposer-v3", None)
 
 
-def test_a_reply_is_never_asked_longer_than_what_was_reserved() -> None:
+def test_reply_is_never_asked_longer_than_was_reserved() -> None:
     small = ScriptedEngine(["yes"])
     calls = Calls(fields={"max_tokens": 77}, small=small)
     run(calls.ask())

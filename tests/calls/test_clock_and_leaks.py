@@ -27,7 +27,7 @@ STEP_S = 3_600.0
 
 
 @pytest.mark.parametrize("step_s", [STEP_S, -STEP_S])
-async def test_a_clock_that_steps_by_an_hour_expires_nothing(
+async def test_clock_that_steps_by_an_hour_expires_nothing(
     step_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two requests at work and a model at rest while the machine's wall clock is set."""
@@ -69,7 +69,7 @@ def _step(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
     monkeypatch.setattr(traces.datetime, "datetime", Stepped)
 
 
-async def test_two_thousand_requests_a_fifth_of_them_at_fault_leave_nothing_behind() -> None:
+async def test_two_thousand_requests_with_faults_leave_nothing_behind() -> None:
     """No task, descriptor or object leaks: a leak would grow in both stretches of 800."""
     async with standing(_fault_or_not(random.Random(5)), max_attempts=2, cooldown={"first_s": 0}) as stand:
         statuses = await _ask_many(stand, 400)

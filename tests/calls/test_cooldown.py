@@ -59,7 +59,7 @@ class Pool:
         return self.pool["small"].cooldown.is_resting
 
 
-def test_after_failures_in_a_row_calls_go_straight_to_the_fallback() -> None:
+def test_calls_go_straight_to_the_fallback_after_failures_in_a_row() -> None:
     pool = Pool([DOWN])
     assert run(pool.ask_times(10)) == ["from large"] * 10
     assert pool.num_asked == 3, "the fourth call is the first that knows"
@@ -69,7 +69,7 @@ def test_after_failures_in_a_row_calls_go_straight_to_the_fallback() -> None:
 
 
 @pytest.mark.parametrize("between", ["yes", REFUSED])
-def test_failures_count_in_a_row_only(between: Any) -> None:
+def test_answer_resets_the_count_of_failures(between: Any) -> None:
     """A refusal is about one call, and an answer as to whether the model is there."""
     pool = Pool([DOWN, DOWN, between])
     run(pool.ask_times(12))
@@ -77,7 +77,7 @@ def test_failures_count_in_a_row_only(between: Any) -> None:
 
 
 @pytest.mark.parametrize("failure", [DOWN, InvalidReply("an HTML page")])
-def test_what_may_be_tried_again_counts(failure: Exception) -> None:
+def test_only_failures_that_may_be_tried_again_count(failure: Exception) -> None:
     pool = Pool([failure])
     run(pool.ask_times(4))
     assert (pool.num_asked, pool.rests) == (3, True)
@@ -101,7 +101,7 @@ def test_rests_double_up_to_the_longest_and_one_answer_ends_them() -> None:
     assert pool.num_asked == 8 + 3, "and it takes three failures again"
 
 
-def test_one_call_probes_while_the_others_still_go_elsewhere() -> None:
+def test_one_call_probes_while_the_others_still_use_the_fallback() -> None:
     pool = Pool(lambda *_: DOWN if pool.num_asked <= 3 else "back", delay_s=5)
 
     async def check() -> None:
@@ -114,7 +114,7 @@ def test_one_call_probes_while_the_others_still_go_elsewhere() -> None:
     run(check())
 
 
-def test_a_probe_that_is_cancelled_leaves_the_finding_out_to_another() -> None:
+def test_call_after_a_cancelled_probe_probes_again() -> None:
     pool = Pool(lambda *_: DOWN if pool.num_asked <= 3 else "back", delay_s=5)
 
     async def check() -> None:
@@ -130,7 +130,7 @@ def test_a_probe_that_is_cancelled_leaves_the_finding_out_to_another() -> None:
 
 
 @pytest.mark.parametrize(("asked_s", "rest_s"), [(30.0, 30.0), (3600.0, 60.0)])
-def test_a_rest_that_the_provider_asks_for_begins_at_once(asked_s: float, rest_s: float) -> None:
+def test_rest_that_the_provider_asks_for_begins_at_once(asked_s: float, rest_s: float) -> None:
     pool = Pool([EngineUnavailable("busy", asked_s), "yes"])
 
     async def check() -> None:
@@ -144,7 +144,7 @@ def test_a_rest_that_the_provider_asks_for_begins_at_once(asked_s: float, rest_s
     assert pool.num_asked == 2
 
 
-def test_a_call_that_waits_as_the_provider_asked_is_the_probe_and_others_need_not_wait() -> None:
+def test_call_that_waits_as_the_provider_asked_is_the_probe_and_others_do_not_wait() -> None:
     pool = Pool([EngineUnavailable("busy", 3.0), "yes"])
 
     async def check() -> None:
@@ -156,7 +156,7 @@ def test_a_call_that_waits_as_the_provider_asked_is_the_probe_and_others_need_no
     run(check())
 
 
-def test_where_nothing_else_is_left_a_resting_model_is_asked_all_the_same() -> None:
+def test_resting_model_without_a_fallback_is_asked() -> None:
     pool = Pool([*[DOWN] * 3, "late but there"], has_fallback=False)
 
     async def check() -> None:
@@ -169,7 +169,7 @@ def test_where_nothing_else_is_left_a_resting_model_is_asked_all_the_same() -> N
     assert not pool.rests
 
 
-def test_where_the_fallback_fails_too_the_resting_model_is_the_last_resort() -> None:
+def test_resting_model_is_asked_last_when_its_fallback_fails() -> None:
     pool = Pool([*[DOWN] * 3, "late but there"])
 
     async def check() -> None:
@@ -184,7 +184,7 @@ def test_where_the_fallback_fails_too_the_resting_model_is_the_last_resort() -> 
     ]
 
 
-def test_a_last_resort_that_fails_makes_no_rest_longer() -> None:
+def test_failed_last_resort_does_not_prolong_a_rest() -> None:
     pool = Pool([*[DOWN] * 9, "back"], has_fallback=False)
 
     async def check() -> None:
@@ -197,7 +197,7 @@ def test_a_last_resort_that_fails_makes_no_rest_longer() -> None:
     run(check())
 
 
-def test_a_rest_that_begins_between_two_attempts_saves_the_second() -> None:
+def test_rest_that_begins_between_two_attempts_cancels_the_second() -> None:
     pool = Pool([DOWN])
 
     async def check() -> None:
@@ -208,7 +208,7 @@ def test_a_rest_that_begins_between_two_attempts_saves_the_second() -> None:
     assert pool.num_asked == 3
 
 
-def test_attempts_are_never_more_than_configured_whatever_rests() -> None:
+def test_attempts_stay_within_the_configured_number_during_rests() -> None:
     pool = Pool([DOWN], has_fallback=False)
     for max_attempts in (1, 2, 7):
         before = pool.num_asked
@@ -230,7 +230,7 @@ def test_calls_begun_before_a_rest_neither_end_nor_prolong_it() -> None:
     run(check())
 
 
-def test_a_change_of_the_config_counts_from_the_next_failure() -> None:
+def test_changed_config_applies_from_the_next_failure() -> None:
     pool = Pool([DOWN])
 
     async def check() -> None:
@@ -250,7 +250,7 @@ def test_rests_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize("later", [["back"], [DOWN, "back"]])
-def test_turned_off_during_a_rest_the_model_is_asked_again_at_once_and_whatever_it_says(
+def test_model_is_asked_at_once_when_rests_are_turned_off_and_its_failures_do_not_count(
     later: list[Any],
 ) -> None:
     pool = Pool([*[DOWN] * 3, *later])
@@ -264,7 +264,7 @@ def test_turned_off_during_a_rest_the_model_is_asked_again_at_once_and_whatever_
     assert (pool.num_asked, pool.rests) == (3 + len(later), False)
 
 
-def test_turned_off_while_the_probe_waits_its_failure_ends_the_rests() -> None:
+def test_failed_probe_ends_the_rests_when_they_were_turned_off_meanwhile() -> None:
     """The call waits as its provider asked, and others put the model to rest meanwhile, by the old limits."""
     pool = Pool([EngineUnavailable("busy", 3.0), *[DOWN] * 4, "back"])
 
@@ -282,7 +282,7 @@ def test_turned_off_while_the_probe_waits_its_failure_ends_the_rests() -> None:
     run(check())
 
 
-def test_metrics_show_who_rests() -> None:
+def test_metrics_show_which_models_rest() -> None:
     pool = Pool([DOWN])
     metrics = Metrics()
     metrics.watch_models(pool.pool)
@@ -294,7 +294,7 @@ def test_metrics_show_who_rests() -> None:
     assert 'r2_model_rests_total{model="small"} 1.0' in text
 
 
-async def test_a_provider_that_is_down_is_left_alone_and_taken_back_when_it_answers() -> None:
+async def test_provider_that_is_down_gets_no_calls_until_it_answers_a_probe() -> None:
     """The whole endpoint, on real sockets: the rest of 0.2 s is short, and no upper bound is asserted."""
     async with standing(said({}, 500), max_attempts=1, cooldown={"first_s": 0.2}) as stand:
         assert [(await stand.ask(stream=i % 2 == 0)).text for i in range(8)] == [RIGHT] * 8

@@ -100,7 +100,7 @@ def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> No
         ),
     ],
 )
-def test_what_two_calls_under_way_may_use_is_not_left_for_a_third(budget: Budget, complaint: str) -> None:
+def test_budget_reserved_by_two_running_calls_is_refused_to_a_third(budget: Budget, complaint: str) -> None:
     ledger = Ledger(budget)
     calls = [reserve(ledger), reserve(ledger)]
     with pytest.raises(BudgetExceeded, match=complaint):
@@ -112,7 +112,7 @@ def test_what_two_calls_under_way_may_use_is_not_left_for_a_third(budget: Budget
 
 
 @given(st.text())
-def test_the_bound_holds_for_a_byte_level_tokenizer(text: str) -> None:
+def test_token_bound_holds_for_a_byte_level_tokenizer(text: str) -> None:
     assert Prompt(user(text)).most_usage(5).prompt_tokens >= len(text.encode())
 
 
@@ -124,7 +124,7 @@ def test_thousands_of_tenths_of_a_cent_sum_exactly() -> None:
     assert ledger.cost_usd == Decimal("0.0009")
 
 
-def test_a_call_counts_once_however_often_it_is_closed() -> None:
+def test_call_that_is_closed_twice_counts_once() -> None:
     ledger = Ledger(Budget())
     call = reserve(ledger)
     call.settle(Usage(prompt_tokens=5))
@@ -143,7 +143,7 @@ def test_a_call_counts_once_however_often_it_is_closed() -> None:
         (AnswerWithheld("filtered"), 0, "failed", Usage(prompt_tokens=4), True),
     ],
 )
-def test_a_call_that_did_not_end_costs_what_was_sent_and_received(
+def test_unfinished_call_costs_what_was_sent_and_received(
     error: BaseException, num_received: int, outcome: str, usage: Usage, is_estimated: bool
 ) -> None:
     ledger = Ledger(Budget())
@@ -157,7 +157,7 @@ def test_a_call_that_did_not_end_costs_what_was_sent_and_received(
 @pytest.mark.parametrize(
     "error", [InvalidReply("x"), EngineRefused("x"), AnswerWithheld("x"), EngineUnavailable("x")]
 )
-def test_a_failed_call_costs_what_was_told_of_it(error: EngineError) -> None:
+def test_failed_call_costs_its_reported_usage(error: EngineError) -> None:
     told = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
     ledger = Ledger(Budget())
     reserve(ledger).fail(error, received_bytes=9)
@@ -167,7 +167,7 @@ def test_a_failed_call_costs_what_was_told_of_it(error: EngineError) -> None:
     ] * 2
 
 
-def test_a_json_schema_is_a_part_of_the_prompt_where_a_provider_bills_it() -> None:
+def test_json_schema_is_counted_in_the_prompt_if_the_provider_bills_it() -> None:
     schema = {"type": "object", "description": "é" * 1000}
     engines = [
         HostedEngineConfig(kind="openai", model="m", supports_json_schema=sends) for sends in (True, False)
@@ -198,7 +198,7 @@ def test_absorbed_calls_count_against_the_budget_and_keep_their_times() -> None:
         reserve(ledger)
 
 
-def test_cost_by_stage_adds_up_to_the_whole() -> None:
+def test_costs_of_the_stages_add_up_to_the_total() -> None:
     ledger = Ledger(Budget())
     for stage in ("decompose", "allocate", "execute", "execute", "pass_through"):
         ledger.reserve(CARD, PROMPT, 10, stage=stage).settle(Usage(prompt_tokens=3, completion_tokens=2))
@@ -209,7 +209,7 @@ def test_cost_by_stage_adds_up_to_the_whole() -> None:
     assert by_stage[2] == 2 * by_stage[0]
 
 
-def test_reserving_stays_cheap_as_calls_add_up() -> None:
+def test_reserving_takes_no_longer_after_many_calls() -> None:
     """256 subtasks with retries make hundreds of reservations; none may walk through all earlier calls."""
     ledger = Ledger(Budget(max_calls=10_000, max_tokens=10**9, max_cost_usd=Decimal(1_000)))
     for _ in range(5_000):

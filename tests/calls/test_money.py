@@ -242,7 +242,7 @@ def bodies_of(messages: list[dict[str, Any]]) -> tuple[dict[str, str], list[dict
     return headers, [json.loads(line) for line in lines]
 
 
-def test_every_mood_was_seen(market: Market) -> None:
+def test_every_behaviour_of_the_scripted_provider_occurs(market: Market) -> None:
     """What follows is worth nothing where this does not hold."""
     calls = [call for trace in market.traces for call in trace.calls]
     assert len(calls) >= NUM_CALLS
@@ -271,7 +271,7 @@ def test_every_mood_was_seen(market: Market) -> None:
     assert bool(market.lost()[0]) == market.is_elsewhere
 
 
-def test_no_call_is_unaccounted_for(market: Market) -> None:
+def test_every_call_is_accounted_for(market: Market) -> None:
     """Models asked, as they counted themselves, against the ledgers: no call is missing, and none made up."""
     in_ledgers = Counter(call.model for trace in market.traces for call in trace.calls)
     unreported, estimates = market.lost()
@@ -279,7 +279,7 @@ def test_no_call_is_unaccounted_for(market: Market) -> None:
     assert asked - Counter(call.model for call in unreported) == in_ledgers - estimates
 
 
-def test_what_a_model_told_is_what_is_booked_and_all_else_is_an_estimate(market: Market) -> None:
+def test_reported_usage_is_booked_and_all_other_usage_is_an_estimate(market: Market) -> None:
     unreported, _ = market.lost()
     for name, engine in market.engines.items():
         calls = [call for trace in market.traces for call in trace.calls] + unreported
@@ -293,7 +293,7 @@ def test_what_a_model_told_is_what_is_booked_and_all_else_is_an_estimate(market:
         assert {call.error for call in free} == {"EngineRefused"}
 
 
-def test_every_request_that_came_in_has_one_trace(market: Market) -> None:
+def test_every_request_has_one_trace(market: Market) -> None:
     questions = Counter(trace.query for trace in market.traces)
     assert set(questions.values()) == {1}
     never_let_in = market.inbox.keys() - questions.keys()  # type: ignore[attr-defined]
@@ -342,7 +342,7 @@ def test_each_call_costs_its_tokens(market: Market) -> None:
         assert (call.outcome == "ok") == (call.error is None)
 
 
-def test_the_keys_book_of_spend_agrees_to_the_last_digit(market: Market) -> None:
+def test_spend_of_the_keys_agrees_to_the_last_digit(market: Market) -> None:
     for key in market.keys:
         costs = [trace.cost_usd for trace in market.traces if market.key_of[trace.query] == key]
         assert SpendBook(market.book).spent_usd(key, "") == sum(costs, Decimal(0)) > 0

@@ -81,7 +81,7 @@ async def ask(pool: Pool, text: str) -> str:
 
 
 @pytest.mark.parametrize("has_fallback", [False, True])
-def test_honest_calls_survive_the_poisonous_one_beside_them(has_fallback: bool) -> None:
+def test_honest_calls_survive_a_poisonous_one_on_the_same_replica(has_fallback: bool) -> None:
     async def check() -> None:
         small, large = Deployment(), Deployment()
         fallbacks = {"fallbacks": ("large",)} if has_fallback else {}
@@ -98,7 +98,7 @@ def test_honest_calls_survive_the_poisonous_one_beside_them(has_fallback: bool) 
     run(check())
 
 
-def test_a_death_reported_twice_is_one_death() -> None:
+def test_death_that_is_reported_twice_counts_once() -> None:
     gone = ReplicaDied("gone", None, "replica 1")
     assert run(ask(pool_of((model("small"), ScriptedEngine([gone, gone, "ok"]))), "hello")) == "ok"
 
@@ -112,7 +112,7 @@ def test_deaths_of_different_models_count_together() -> None:
     assert (len(small.calls), len(large.calls)) == (3, 1), "three attempts at one replica, which died once"
 
 
-def test_a_crash_costs_its_calls_no_more_than_the_patience() -> None:
+def test_crash_delays_its_calls_by_no_more_than_the_patience() -> None:
     """Forty honest calls of 30 s each lose their replica: one at a time would take 20 minutes."""
 
     async def check() -> None:
@@ -127,7 +127,7 @@ def test_a_crash_costs_its_calls_no_more_than_the_patience() -> None:
     run(check())
 
 
-def test_a_suspect_that_is_cancelled_in_the_queue_gives_back_its_leave_to_probe() -> None:
+def test_suspect_that_is_cancelled_in_the_queue_lets_another_call_probe() -> None:
     async def check() -> None:
         replies: list[Any] = [ReplicaDied("gone", None, "a"), ReplicaDied("gone", None, "b"), "back"]
         pool = pool_of((model("small"), ScriptedEngine(replies)))
@@ -148,7 +148,7 @@ def test_a_suspect_that_is_cancelled_in_the_queue_gives_back_its_leave_to_probe(
     run(check())
 
 
-def test_a_poisonous_query_kills_two_replicas_in_all_however_many_plans_are_sampled() -> None:
+def test_poisonous_query_kills_two_replicas_however_many_plans_are_sampled() -> None:
     async def check() -> None:
         planner = Deployment(reply=plan_json("a"))
         decomposer = Decomposer(pool_of((model("planner"), planner)))
@@ -161,12 +161,12 @@ def test_a_poisonous_query_kills_two_replicas_in_all_however_many_plans_are_samp
     run(check())
 
 
-def test_a_poisonous_request_is_no_engine_error_that_a_stage_would_plan_around() -> None:
+def test_poisonous_request_is_not_an_engine_error_that_a_stage_would_work_around() -> None:
     assert not issubclass(PoisonousRequest, EngineError)
     assert 400 <= PoisonousRequest.status < 500, "clients send a 5xx again by themselves"
 
 
-def test_the_scripted_engine_dies_as_told() -> None:
+def test_scripted_engine_dies_at_the_scripted_text() -> None:
     code = """
 import asyncio
 from r2_serve.config import ScriptedEngineConfig

@@ -84,7 +84,7 @@ def test_errors_are_typed_for_the_openai_client(client: openai.OpenAI) -> None:
     assert refused.value.code == "budget_exceeded"
 
 
-def test_health_metrics_and_unknown_paths(base_url: str) -> None:
+def test_health_and_metrics_are_served_and_unknown_paths_are_refused(base_url: str) -> None:
     root = base_url.removesuffix("/v1")
     assert httpx.get(f"{root}/health").status_code == 200
     assert httpx.get(f"{root}/health/ready").status_code == 200

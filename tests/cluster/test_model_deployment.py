@@ -48,7 +48,7 @@ async def test_user_config_loads_and_drops_adapters(tmp_path: Path) -> None:
         await said(model, "a1")
 
 
-async def test_failed_change_of_adapters_changes_nothing_on_a_serving_replica(
+async def test_failed_change_of_adapters_changes_nothing_on_a_running_replica(
     tmp_path: Path,
 ) -> None:
     model, first, second = deployment(), adapter(tmp_path, "a1"), adapter(tmp_path, "a2")

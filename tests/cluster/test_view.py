@@ -77,7 +77,7 @@ async def test_missing_or_failed_application_is_named(monkeypatch: pytest.Monkey
     assert "m-small" in str(await view.unready())
 
 
-async def test_absent_controller_is_reported_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_controller_is_reported_and_fails_no_query(monkeypatch: pytest.MonkeyPatch) -> None:
     view = await seen(monkeypatch, RuntimeError("gone"))
     assert await view.unready() == "Serve's controller does not answer: RuntimeError"
     assert view.replicas("small") is None

@@ -24,14 +24,14 @@ def ends_s(batch: Batch, until_s: float = 1e9) -> dict[int, float]:
     return {finished.sequence: round(finished.end_s, 9) for finished in batch.advance(until_s)}
 
 
-def test_a_lone_sequence_takes_its_prefill_and_its_tokens() -> None:
+def test_single_sequence_takes_the_time_of_its_prefill_and_tokens() -> None:
     batch = Batch(SPEED)
     batch.arrive(5.0, prompt_tokens=100, reply_tokens=20)
     assert batch.next_event_s() == 6.0
     assert ends_s(batch) == {0: 8.0}
 
 
-def test_two_at_once_decode_slower_by_what_the_batch_costs() -> None:
+def test_two_sequences_decode_slower_by_the_cost_of_a_batch() -> None:
     batch = Batch(SPEED)
     batch.arrive(0.0, 0, 10)
     batch.arrive(0.0, 0, 20)
@@ -39,7 +39,7 @@ def test_two_at_once_decode_slower_by_what_the_batch_costs() -> None:
     assert ends_s(batch) == {0: 1.5, 1: 2.5}  # 10 tokens at 10/1.5 a second, then 10 more alone
 
 
-def test_a_third_waits_for_a_place_and_a_client_that_leaves_gives_it_up() -> None:
+def test_third_sequence_waits_for_a_place_and_a_leaving_client_frees_one() -> None:
     batch = Batch(SPEED)
     for _ in range(3):
         batch.arrive(0.0, 0, 10)
@@ -52,7 +52,7 @@ def test_a_third_waits_for_a_place_and_a_client_that_leaves_gives_it_up() -> Non
     assert len(batch) == 0
 
 
-def test_what_leaves_while_it_waits_or_after_its_end_changes_nothing() -> None:
+def test_leaving_while_waiting_or_after_the_end_changes_nothing() -> None:
     batch = Batch(SPEED)
     first, second, third = (batch.arrive(0.0, 0, 10) for _ in range(3))
     batch.leave(0.0, third)
@@ -60,7 +60,7 @@ def test_what_leaves_while_it_waits_or_after_its_end_changes_nothing() -> None:
     batch.leave(9.0, first)
 
 
-def test_a_late_look_at_a_sequence_finds_it_whole() -> None:
+def test_sequence_is_complete_when_it_is_read_late() -> None:
     """As on a machine where timers come late."""
     batch = Batch(SPEED)
     sequence = batch.arrive(0.0, 0, 10)
@@ -69,7 +69,7 @@ def test_a_late_look_at_a_sequence_finds_it_whole() -> None:
     assert ends_s(batch, 2.0) == {sequence: 1.0}
 
 
-def test_nothing_ends_before_the_bound_and_where_none_prefills_the_bound_is_the_end() -> None:
+def test_no_sequence_ends_before_the_bound_which_is_exact_without_prefills() -> None:
     draw = random.Random(1)
     batch, now_s, bound_s = Batch(SPEED), 0.0, 0.0
     for _ in range(300):
@@ -87,7 +87,7 @@ def test_nothing_ends_before_the_bound_and_where_none_prefills_the_bound_is_the_
     assert alone.no_end_before_s() == pytest.approx(1.0)
 
 
-def test_any_way_to_ask_gives_the_same_ends() -> None:
+def test_ends_do_not_depend_on_when_they_are_asked() -> None:
     """Looking in between, at any times, changes no sequence's end; none is lost."""
     draw = random.Random(0)
     arrivals = sorted((draw.uniform(0, 5), draw.randint(0, 50), draw.randint(0, 40)) for _ in range(200))
@@ -107,7 +107,7 @@ def prompt(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-def test_a_scripted_engine_keeps_the_pace_of_its_batch() -> None:
+def test_scripted_engine_keeps_the_pace_of_its_batch() -> None:
     """Virtual time: two calls of one prompt word and ten reply words each."""
     config = ScriptedEngineConfig(kind="scripted", replies=("{words}",), speed=SPEED)
 
@@ -124,7 +124,7 @@ def test_a_scripted_engine_keeps_the_pace_of_its_batch() -> None:
     assert run_in_virtual_time(both()) == pytest.approx([1.53, 1.53], abs=1e-3)
 
 
-def test_a_stream_gives_each_word_at_its_time_and_a_timeout_cuts_it() -> None:
+def test_stream_gives_each_word_at_its_time_until_the_timeout() -> None:
     config = ScriptedEngineConfig(kind="scripted", replies=("{words}",), speed=SPEED)
 
     async def stream(timeout_s: float | None) -> list[float]:
@@ -137,7 +137,7 @@ def test_a_stream_gives_each_word_at_its_time_and_a_timeout_cuts_it() -> None:
         run_in_virtual_time(stream(0.2))
 
 
-def test_a_cancelled_call_leaves_its_batch() -> None:
+def test_cancelled_call_leaves_its_batch() -> None:
     async def cancelled_beside_another() -> float:
         engine, loop = ScriptedEngine(["{words}"], speed=SPEED), asyncio.get_running_loop()
         doomed = asyncio.create_task(engine.generate(engine_call(prompt("100 words"), Sampling())))
@@ -151,7 +151,7 @@ def test_a_cancelled_call_leaves_its_batch() -> None:
     assert run_in_virtual_time(cancelled_beside_another()) == pytest.approx(1.02, abs=1e-3)
 
 
-def test_a_template_takes_its_values_from_the_prompt() -> None:
+def test_template_takes_its_values_from_the_prompt() -> None:
     async def reply(template: str, text: str) -> str:
         return (await ScriptedEngine([template]).generate(engine_call(prompt(text), Sampling()))).text
 
@@ -166,7 +166,7 @@ def test_a_template_takes_its_values_from_the_prompt() -> None:
     assert asyncio.run(reply("{prompt}", "{words}")) == "{words}", "what a prompt says is never filled in"
 
 
-def test_a_stream_whose_end_passes_while_its_process_is_busy_is_whole() -> None:
+def test_stream_that_ends_while_its_process_is_busy_is_complete() -> None:
     """On a loaded machine the clock runs on between two looks, with no turn of the event loop in which the
     end could be told."""
 

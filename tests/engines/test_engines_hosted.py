@@ -256,7 +256,7 @@ async def test_faulty_stream_is_never_reported_as_finished(fault: str) -> None:
     assert all(delta.finish_reason is None for delta in deltas)
 
 
-async def test_status_of_a_stream_is_mapped_as_of_a_whole_reply() -> None:
+async def test_status_of_a_stream_is_mapped_like_that_of_a_whole_reply() -> None:
     async with running(said(ERROR, 429, **{"retry-after": "7"})) as (_, engine):
         with pytest.raises(EngineUnavailable) as caught:
             await collected(engine)
@@ -272,7 +272,7 @@ async def test_whole_reply_is_read_with_its_usage_and_logprobs() -> None:
     assert upstream.requests[0]["logprobs"] is True
 
 
-async def test_request_carries_what_was_asked_and_nothing_else() -> None:
+async def test_request_holds_what_was_asked_and_nothing_else() -> None:
     sampling = Sampling(
         max_tokens=9, temperature=0.0, top_p=0.5, stop=("x",), seed=3, json_schema={"type": "object"}
     )
@@ -313,7 +313,7 @@ async def test_schema_is_left_out_for_a_provider_without_structured_outputs() ->
         {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}, "strict": False}},
     ],
 )
-async def test_a_clients_response_format_goes_to_the_provider_as_it_is_or_is_refused(
+async def test_response_format_goes_to_the_provider_unchanged_or_is_refused(
     wanted: dict[str, Any],
 ) -> None:
     async with running(said(completion())) as (upstream, engine):
@@ -325,13 +325,13 @@ async def test_a_clients_response_format_goes_to_the_provider_as_it_is_or_is_ref
     assert upstream.requests == []
 
 
-async def test_server_without_a_key_is_sent_none_and_never_another_providers() -> None:
+async def test_server_without_a_key_gets_no_key_of_another_provider() -> None:
     async with running(said(completion()), api_key_env=None) as (upstream, engine):
         await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert "authorization" not in upstream.requests[0]["_headers"]
 
 
-async def test_azure_asks_the_deployment_with_its_own_key_header() -> None:
+async def test_azure_deployment_is_asked_with_its_own_key_header() -> None:
     async with running_upstream() as upstream:
         upstream.script = said(completion())
         endpoint = upstream.base_url.removesuffix("/v1")
@@ -355,12 +355,12 @@ async def test_stream_gives_pieces_then_finish_reason_and_usage() -> None:
     assert upstream.requests[0]["stream_options"] == {"include_usage": True}
 
 
-async def test_stream_with_a_finish_reason_is_whole_without_done() -> None:
+async def test_stream_with_a_finish_reason_is_complete_without_done() -> None:
     async with running(Script(body=sse(chunk("four"), chunk(None, "stop"), USAGE_CHUNK))) as (_, engine):
         assert (await collected(engine))[-1].finish_reason == "stop"
 
 
-def test_stream_reader_does_not_mind_where_the_bytes_are_cut() -> None:
+def test_stream_is_read_wherever_its_bytes_are_cut() -> None:
     body = b": keep-alive\r\n\r\n" + b"".join(sse(chunk("é\u2028"), chunk(None, "stop"), "[DONE]")).replace(
         b"\\u00e9", "é".encode()
     )
@@ -369,7 +369,7 @@ def test_stream_reader_does_not_mind_where_the_bytes_are_cut() -> None:
     assert reader.finish() == "stop"
 
 
-async def test_missing_usage_is_estimated_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_usage_is_estimated_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async with running(said(completion(usage=None))) as (_, engine):
         with caplog.at_level(logging.WARNING, logger="r2_serve"):
             replies = [
@@ -383,7 +383,7 @@ async def test_missing_usage_is_estimated_and_said_once(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_drip_ends_at_the_calls_timeout(is_streamed: bool) -> None:
+def test_slow_drip_ends_at_the_timeout_of_the_call(is_streamed: bool) -> None:
     async def took_s() -> float:
         async with running(Script(body=[b" "] * 1000, gap_s=0.1)) as (_, engine):
             start_s = virtual_time.now_s()
@@ -398,7 +398,7 @@ def test_a_drip_ends_at_the_calls_timeout(is_streamed: bool) -> None:
     assert virtual_time.run_with_sockets(took_s()) == pytest.approx(1)
 
 
-def test_a_stalled_stream_ends_before_the_calls_timeout() -> None:
+def test_stalled_stream_ends_before_the_timeout_of_the_call() -> None:
     async def took_s() -> float:
         async with running(Script(body=sse(chunk("fo")), is_held=True), stall_s=2) as (upstream, engine):
             start_s = virtual_time.now_s()
@@ -410,7 +410,7 @@ def test_a_stalled_stream_ends_before_the_calls_timeout() -> None:
     assert virtual_time.run_with_sockets(took_s()) == pytest.approx(2)
 
 
-def test_what_a_consumer_takes_is_not_the_providers_time() -> None:
+def test_time_of_the_consumer_does_not_count_for_the_provider() -> None:
     """It writes after 40, 80 and 120 s. Whoever reads takes 30 s over each piece, and so waits for 40, 10 and
     10 s of the 70 allowed."""
 
@@ -449,7 +449,7 @@ async def test_cancelling_a_call_closes_its_connection() -> None:
 
 @pytest.mark.parametrize("num_more", [0, 1, 2])
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(
+async def test_call_cancelled_at_any_moment_leaves_nothing_in_the_client(
     is_streamed: bool, num_more: int
 ) -> None:
     """Once and, while it still cleans up, `num_more` times again."""
@@ -480,7 +480,7 @@ async def test_a_call_cancelled_at_any_moment_leaves_nothing_with_the_client(
     assert upstream.num_open == 0
 
 
-async def test_nobody_listening_is_unavailable() -> None:
+async def test_closed_port_is_unavailable() -> None:
     async with running_upstream() as upstream:
         url = upstream.base_url
     engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=url, api_key_env="TEST_KEY"))
@@ -489,7 +489,7 @@ async def test_nobody_listening_is_unavailable() -> None:
     await engine.aclose()
 
 
-def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest.CaptureFixture[str]) -> None:
+def test_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest.CaptureFixture[str]) -> None:
     """As in an evaluation, which ends its loop without knowing of connections; the next loop finds new
     ones."""
     keeping = {"connection": "keep-alive"}
@@ -515,7 +515,7 @@ def test_an_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest
 
 
 @pytest.mark.parametrize(("variable", "is_asked"), [("HTTP_PROXY", True), ("NO_PROXY", False)])
-async def test_a_proxy_of_the_environment_is_used(
+async def test_proxy_from_the_environment_is_used(
     variable: str, is_asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_upstream() as proxy:
@@ -538,14 +538,14 @@ async def test_a_proxy_of_the_environment_is_used(
     ] * is_asked
 
 
-async def test_a_failed_call_is_made_once() -> None:
+async def test_failed_call_is_not_retried() -> None:
     async with running(said(ERROR, 500)) as (upstream, engine):
         with pytest.raises(EngineUnavailable):
             await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert len(upstream.requests) == 1
 
 
-async def test_an_adapter_is_refused() -> None:
+async def test_adapter_is_refused() -> None:
     async with running(said(completion())) as (upstream, engine):
         with pytest.raises(EngineRefused, match="adapter 'a'"):
             await engine.generate(engine_call(MESSAGES, Sampling(), adapter="a"))
@@ -583,15 +583,15 @@ def test_wrong_configuration_is_named(
         (NO_DATE, None),
     ],
 )
-def test_retry_after_in_seconds(header: str | None, expected: float | None) -> None:
+def test_retry_after_in_seconds_is_read(header: str | None, expected: float | None) -> None:
     assert retry_after_s(header) == expected
 
 
-def test_retry_after_as_a_date() -> None:
+def test_retry_after_as_a_date_is_read() -> None:
     later = retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
     assert later is not None
     assert 55 < later <= 60
 
 
-def test_retry_after_as_a_date_counts_from_the_replys_own_date() -> None:
+def test_retry_after_as_a_date_counts_from_the_date_of_the_reply() -> None:
     assert retry_after_s("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT") == 30.0

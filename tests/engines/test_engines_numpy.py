@@ -63,7 +63,7 @@ async def test_greedy_replies_and_their_confidence_equal_the_transformers_engine
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
 
 
-async def test_a_reply_does_not_depend_on_what_else_is_in_the_batch() -> None:
+async def test_reply_does_not_depend_on_the_rest_of_the_batch() -> None:
     small = engine("words-5k", max_batch_size=3)
     calls = [
         call(text, temperature=0.0 if i % 2 else 2.0, seed=i) for i, text in enumerate(prompts("words-22k"))
@@ -73,7 +73,7 @@ async def test_a_reply_does_not_depend_on_what_else_is_in_the_batch() -> None:
     assert len({completion.text for completion in alone}) > 10
 
 
-async def test_a_late_call_joins_while_a_long_one_is_decoded() -> None:
+async def test_late_call_joins_the_batch_of_a_long_one() -> None:
     slow, quick = call(SUM, max_tokens=400, temperature=2.0, seed=1), call(SUM, max_tokens=1)
     running = engine()
     async with aclosing(running.stream(slow)) as pieces:
@@ -82,7 +82,7 @@ async def test_a_late_call_joins_while_a_long_one_is_decoded() -> None:
         assert (await anext(pieces)).finish_reason is None
 
 
-async def test_a_streamed_reply_is_the_plain_one_in_pieces() -> None:
+async def test_pieces_of_a_stream_join_to_the_plain_reply() -> None:
     running = engine("words-decomposer")
     for text in prompts("words-decomposer", 10):
         whole = await running.generate(call(text))
@@ -91,7 +91,7 @@ async def test_a_streamed_reply_is_the_plain_one_in_pieces() -> None:
         assert (deltas[-1].finish_reason, deltas[-1].usage) == (whole.finish_reason, whole.usage)
 
 
-async def test_limits_of_a_reply_are_kept() -> None:
+async def test_max_tokens_stop_strings_and_penalties_are_kept() -> None:
     running = engine()
     reply = await running.generate(call(SUM, max_tokens=2))
     assert (reply.finish_reason, reply.usage.completion_tokens) == ("length", 2)
@@ -111,7 +111,7 @@ async def test_seeded_draws_repeat_and_a_small_top_p_is_greedy() -> None:
     )
 
 
-async def test_what_the_model_cannot_read_is_refused_by_name() -> None:
+async def test_unreadable_request_is_refused_with_its_reason() -> None:
     running = engine()
     with pytest.raises(EngineRefused, match="'hello'"):
         await running.generate(call("hello + 1"))
@@ -123,7 +123,7 @@ async def test_what_the_model_cannot_read_is_refused_by_name() -> None:
         await running.generate(call(SUM).model_copy(update={"adapter": "x"}))
 
 
-async def test_an_adapter_is_a_whole_checkpoint_that_comes_and_goes() -> None:
+async def test_adapter_is_a_whole_checkpoint_that_can_be_loaded_and_unloaded() -> None:
     running = engine(adapters={"larger": str(EMBEDDED / "words-280k")})
     asked = call("3 4 5 + 9 8 7")
     larger = await running.generate(asked.model_copy(update={"adapter": "larger"}))
@@ -133,7 +133,7 @@ async def test_an_adapter_is_a_whole_checkpoint_that_comes_and_goes() -> None:
         await running.generate(asked.model_copy(update={"adapter": "larger"}))
 
 
-async def test_a_call_ends_at_its_time_and_leaves_the_batch() -> None:
+async def test_call_ends_at_its_timeout_and_leaves_the_batch() -> None:
     running = engine()
     slow = call(SUM, max_tokens=480, temperature=2.0, seed=1)
     with pytest.raises(EngineTimeout):
@@ -141,7 +141,7 @@ async def test_a_call_ends_at_its_time_and_leaves_the_batch() -> None:
     assert await running.generate(call(SUM)) == await engine().generate(call(SUM))
 
 
-async def test_a_closed_engine_fails_the_calls_under_way() -> None:
+async def test_closed_engine_fails_its_running_calls() -> None:
     running = engine()
     waiting = asyncio.create_task(running.generate(call(SUM, max_tokens=480, temperature=2.0, seed=1)))
     await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def test_a_closed_engine_fails_the_calls_under_way() -> None:
         await waiting
 
 
-def test_an_engine_serves_one_event_loop_after_another() -> None:
+def test_engine_serves_one_event_loop_after_another() -> None:
     running = engine()
     assert asyncio.run(running.generate(call(SUM))) == asyncio.run(running.generate(call(SUM)))
 
@@ -167,7 +167,7 @@ def test_an_engine_serves_one_event_loop_after_another() -> None:
         ("model.safetensors", None, "", "cannot read the weights"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_run_is_refused_with_the_reason(
+def test_checkpoint_that_cannot_be_run_is_refused_with_the_reason(
     tmp_path: Path, file: str, old: str | None, new: str, message: str
 ) -> None:
     folder = shutil.copytree(EMBEDDED / "words-22k", tmp_path / "model")

@@ -38,12 +38,12 @@ async def deltas(engine: Engine, sampling: Sampling, timeout_s: float | None = N
     return [delta async for delta in engine.stream(engine_call(MESSAGES, sampling, timeout_s=timeout_s))]
 
 
-async def test_replies_come_in_turn_and_again() -> None:
+async def test_replies_repeat_in_their_order() -> None:
     engine = make_engine(ScriptedEngineConfig(kind="scripted", replies=("a", "{prompt}?")))
     assert await texts(engine, 3) == ["a", "two plus two?", "a"]
 
 
-async def test_a_function_sees_the_call() -> None:
+async def test_function_gets_the_call() -> None:
     def reply(messages: Sequence[Message], sampling: Sampling) -> str:
         return f"{len(messages)} {sampling.seed}"
 
@@ -66,7 +66,7 @@ async def test_usage_counts_words() -> None:
         (" \n", Sampling(), " \n", "stop"),
     ],
 )
-async def test_stream_says_what_generate_says(
+async def test_stream_equals_the_plain_reply(
     text: str, sampling: Sampling, expected: str, finish_reason: str
 ) -> None:
     reply = await ScriptedEngine([text]).generate(engine_call(MESSAGES, sampling))
@@ -77,14 +77,14 @@ async def test_stream_says_what_generate_says(
     assert all(piece.finish_reason is None and piece.usage is None for piece in pieces[:-1])
 
 
-async def test_stream_is_word_by_word_over_the_delay() -> None:
+async def test_stream_gives_its_words_evenly_over_the_delay() -> None:
     clock = Clock()
     pieces = await deltas(ScriptedEngine(["a b c d"], delay_s=2.0, sleep=clock.sleep), Sampling())
     assert [piece.text for piece in pieces] == ["a", " b", " c", " d", ""]
     assert clock.slept == [0.5] * 4
 
 
-async def test_a_scripted_exception_is_raised_and_the_next_call_goes_on() -> None:
+async def test_scripted_exception_is_raised_and_the_next_call_is_answered() -> None:
     engine = ScriptedEngine([EngineRefused("no"), "yes"])
     with pytest.raises(EngineRefused, match="no"):
         await engine.generate(engine_call(MESSAGES, Sampling()))
@@ -93,7 +93,7 @@ async def test_a_scripted_exception_is_raised_and_the_next_call_goes_on() -> Non
         await deltas(engine, Sampling())
 
 
-async def test_a_completion_is_given_as_it_is() -> None:
+async def test_scripted_completion_is_returned_unchanged() -> None:
     completion = Completion(
         text="a b", usage=Usage(prompt_tokens=1, completion_tokens=9), finish_reason="length"
     )
@@ -103,7 +103,7 @@ async def test_a_completion_is_given_as_it_is() -> None:
     )
 
 
-async def test_a_delay_beyond_the_timeout_is_unavailable() -> None:
+async def test_delay_beyond_the_timeout_is_unavailable() -> None:
     clock = Clock()
     engine = ScriptedEngine(["a"], delay_s=9.0, sleep=clock.sleep)
     with pytest.raises(EngineUnavailable):
@@ -113,7 +113,7 @@ async def test_a_delay_beyond_the_timeout_is_unavailable() -> None:
     assert clock.slept == pytest.approx([1.0, 1.0], abs=0.1)
 
 
-async def test_a_sleep_that_never_ends_is_bounded_by_the_timeout() -> None:
+async def test_sleep_that_never_ends_is_bounded_by_the_timeout() -> None:
     gate = asyncio.Event()
     engine = ScriptedEngine(["a"], delay_s=0.001, sleep=lambda _: gate.wait())
     with pytest.raises(EngineUnavailable):
@@ -131,7 +131,7 @@ async def test_calls_are_recorded() -> None:
     assert engine.calls[0].messages == tuple(MESSAGES)
 
 
-async def test_adapters_are_known_by_name_and_a_reply_may_say_which(tmp_path: Path) -> None:
+async def test_reply_may_depend_on_the_adapter_and_unknown_adapters_are_refused(tmp_path: Path) -> None:
     config = ScriptedEngineConfig(kind="scripted", replies=("by {adapter}",), adapters={"a": str(tmp_path)})
     engine = ScriptedEngine.from_config(config)
     await engine.load_adapter("b", str(tmp_path))
@@ -148,7 +148,7 @@ async def test_adapters_are_known_by_name_and_a_reply_may_say_which(tmp_path: Pa
         await engine.load_adapter("c", str(tmp_path / "c"))
 
 
-def test_served_needs_ray() -> None:
+def test_served_engine_needs_ray() -> None:
     with pytest.raises(ConfigError, match="needs Ray"):
         make_engine(ServedEngineConfig(kind="served", app="small"))
 

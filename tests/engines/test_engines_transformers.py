@@ -64,7 +64,7 @@ async def together(engine: TransformersEngine, samplings: list[Sampling]) -> lis
     return [task.result() for task in tasks]
 
 
-async def test_a_batch_replies_what_each_call_alone_would(words: str) -> None:
+async def test_batched_replies_equal_those_of_single_calls(words: str) -> None:
     samplings = [Sampling(max_tokens=3 + i, logprobs=i % 2 == 0) for i in range(5)]
     async with running(words) as engine:
         batch = await together(engine, samplings)
@@ -80,7 +80,7 @@ async def test_a_batch_replies_what_each_call_alone_would(words: str) -> None:
         assert ours.logprobs is None or ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
-async def test_max_tokens_is_each_rows_own(words: str) -> None:
+async def test_max_tokens_applies_to_each_row_alone(words: str) -> None:
     async with running(words) as engine:
         replies = await together(engine, [Sampling(max_tokens=n) for n in (1, 20, 2, 7, 3)])
         whole = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=20)))
@@ -96,7 +96,7 @@ async def test_max_tokens_is_each_rows_own(words: str) -> None:
     )
 
 
-async def test_end_of_sequence_is_counted_and_not_shown(words: str) -> None:
+async def test_end_of_sequence_is_counted_but_not_shown(words: str) -> None:
     async with running(words) as engine:
         replies = await together(engine, [Sampling(max_tokens=60, logprobs=True)] * 5)
     assert "stop" in [r.finish_reason for r in replies]
@@ -127,7 +127,7 @@ async def test_stop_strings_end_the_text_before_them(words: str) -> None:
     assert streamed[-1].usage == cut.usage
 
 
-async def test_streams_in_a_batch_say_what_generate_says(words: str) -> None:
+async def test_streams_in_a_batch_equal_plain_replies(words: str) -> None:
     async def streamed(engine: TransformersEngine, prompt: str) -> tuple[str, int, object]:
         deltas = [d async for d in engine.stream(engine_call(user(prompt), Sampling(max_tokens=12)))]
         assert all(d.usage is None and d.finish_reason is None for d in deltas[:-1])
@@ -143,7 +143,7 @@ async def test_streams_in_a_batch_say_what_generate_says(words: str) -> None:
         assert num_deltas == len(reply.text.split()) + 1
 
 
-async def test_characters_come_whole_from_a_character_model(tmp_path: Path) -> None:
+async def test_character_model_streams_whole_characters(tmp_path: Path) -> None:
     async with running(character_checkpoint(tmp_path)) as engine:
         reply = await engine.generate(engine_call(user("abc"), Sampling(max_tokens=30)))
         pieces = [d.text async for d in engine.stream(engine_call(user("abc"), Sampling(max_tokens=30)))]
@@ -151,7 +151,7 @@ async def test_characters_come_whole_from_a_character_model(tmp_path: Path) -> N
     assert "".join(pieces) == reply.text
 
 
-async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) -> None:
+async def test_seeded_reply_repeats_in_any_batch_and_other_seeds_differ(words: str) -> None:
     sampling = Sampling(max_tokens=15, temperature=1.0, seed=7)
     async with running(words) as engine:
         alone = await engine.generate(engine_call(user(PROMPTS[0]), sampling))
@@ -168,7 +168,7 @@ async def test_a_seed_repeats_in_any_company_and_other_seeds_differ(words: str) 
     assert len(others) > 1
 
 
-async def test_draws_follow_the_models_probabilities(words: str) -> None:
+async def test_draws_follow_the_probabilities_of_the_model(words: str) -> None:
     async with running(words) as engine:
         greedy = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=1, logprobs=True)))
         draws = [
@@ -212,7 +212,7 @@ async def test_unknown_words_are_refused_by_name(words: str) -> None:
         ).usage.completion_tokens == 1
 
 
-async def test_a_response_format_is_refused_and_not_ignored(words: str) -> None:
+async def test_response_format_is_refused(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match="response_format"):
             await engine.generate(
@@ -220,7 +220,7 @@ async def test_a_response_format_is_refused_and_not_ignored(words: str) -> None:
             )
 
 
-async def test_a_prompt_that_fills_the_context_is_refused(words: str) -> None:
+async def test_prompt_that_fills_the_context_is_refused(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match=f"context of {CONTEXT_TOKENS}"):
             await engine.generate(engine_call(user("one " * CONTEXT_TOKENS), Sampling()))
@@ -232,7 +232,7 @@ async def reply_text(engine: TransformersEngine, adapter: str | None = None, pro
     return (await engine.generate(engine_call(user(prompt), Sampling(max_tokens=16), adapter=adapter))).text
 
 
-async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
+async def test_checkpoint_loaded_by_name_answers_only_the_calls_that_name_it(
     words: str, tmp_path: Path
 ) -> None:
     other = word_checkpoint(tmp_path / "other", seed=1)
@@ -259,7 +259,7 @@ async def test_a_checkpoint_loaded_by_name_answers_the_calls_that_name_it_alone(
     assert streamed == theirs
 
 
-async def test_loading_an_adapter_leaves_the_event_loop_free(
+async def test_loading_an_adapter_does_not_block_the_event_loop(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
@@ -274,7 +274,7 @@ async def test_loading_an_adapter_leaves_the_event_loop_free(
     assert threads and threads[0] is not threading.main_thread()
 
 
-async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(
+async def test_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(
     words: str, tmp_path: Path
 ) -> None:
     async with running(words) as engine:
@@ -301,7 +301,7 @@ async def test_a_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arri
     assert batches == [(True, 1), (False, 2), (True, 3)]
 
 
-async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(
+async def test_removed_adapter_finishes_its_running_calls_and_takes_no_new_one(
     words: str, tmp_path: Path
 ) -> None:
     long = Sampling(max_tokens=60, frequency_penalty=2.0)
@@ -321,7 +321,7 @@ async def test_a_removed_adapter_ends_its_calls_under_way_and_takes_no_new_one(
         assert "".join(pieces) == (await waiting).text == whole
 
 
-async def test_lora_by_name_says_what_peft_says_and_leaves_the_base_alone(words: str, tmp_path: Path) -> None:
+async def test_lora_by_name_equals_peft_and_leaves_the_base_unchanged(words: str, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import Qwen2ForCausalLM
@@ -345,7 +345,7 @@ async def test_lora_by_name_says_what_peft_says_and_leaves_the_base_alone(words:
     assert adapted != base
 
 
-async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(
+async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_still_answers(
     words: str, tmp_path: Path
 ) -> None:
     async with running(words) as engine:
@@ -366,7 +366,7 @@ async def test_adapters_that_cannot_be_loaded_are_named_and_the_engine_lives(
         assert await reply_text(engine, "again") == await reply_text(engine)
 
 
-async def test_adapters_of_the_configuration_are_there_at_the_start(words: str, tmp_path: Path) -> None:
+async def test_configured_adapters_are_loaded_at_the_start(words: str, tmp_path: Path) -> None:
     config = TransformersEngineConfig(
         kind="transformers", path=words, adapters={"other": word_checkpoint(tmp_path, seed=1)}
     )
@@ -375,7 +375,7 @@ async def test_adapters_of_the_configuration_are_there_at_the_start(words: str, 
     await engine.aclose()
 
 
-async def test_a_cancelled_call_ends_and_its_neighbour_does_not(words: str) -> None:
+async def test_cancelled_call_ends_without_ending_its_neighbour(words: str) -> None:
     async with running(words) as engine:
         long = Sampling(max_tokens=100, frequency_penalty=2.0)
         async with aclosing(engine.stream(engine_call(user("one"), long))) as abandoned:
@@ -390,7 +390,7 @@ async def test_a_cancelled_call_ends_and_its_neighbour_does_not(words: str) -> N
         ).usage.completion_tokens <= 2
 
 
-async def test_a_call_past_its_timeout_is_unavailable(words: str) -> None:
+async def test_call_past_its_timeout_is_unavailable(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineUnavailable, match="in time"):
             await engine.generate(engine_call(user("one"), Sampling(max_tokens=100), timeout_s=0.0))
@@ -431,6 +431,6 @@ async def test_concurrent_calls_take_a_few_batches(words: str) -> None:
     assert len(widths) <= 10
 
 
-def test_a_folder_without_a_model_is_a_configuration_error(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot load"):
         TransformersEngine(TransformersEngineConfig(kind="transformers", path=str(tmp_path)))

@@ -109,7 +109,7 @@ async def test_replies_equal_those_of_the_transformers_engine(engine: VllmEngine
     await other.aclose()
 
 
-async def test_stream_says_what_generate_says(engine: VllmEngine) -> None:
+async def test_stream_equals_the_plain_reply(engine: VllmEngine) -> None:
     whole = await engine.generate(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16)))
     deltas = [d async for d in engine.stream(engine_call(user(PROMPTS[0]), Sampling(max_tokens=16)))]
     assert "".join(d.text for d in deltas) == whole.text
@@ -140,7 +140,9 @@ async def test_adapters_are_chosen_by_name(engine: VllmEngine, adapters: dict[st
     assert both == [first, second, plain]
 
 
-async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str], tmp_path: Path) -> None:
+async def test_adapters_are_loaded_and_unloaded_live(
+    engine: VllmEngine, adapters: dict[str, str], tmp_path: Path
+) -> None:
     with pytest.raises(EngineRefused, match=r"no adapter 'late'; this engine has \['first', 'second'\]"):
         await reply_text(engine, adapter="late")
     await engine.load_adapter("late", adapters["late"])
@@ -157,7 +159,7 @@ async def test_adapters_come_and_go(engine: VllmEngine, adapters: dict[str, str]
         await engine.load_adapter("empty", str(tmp_path))
 
 
-async def test_a_broken_adapter_is_refused_and_the_engine_lives(
+async def test_broken_adapter_is_refused_and_the_engine_still_answers(
     engine: VllmEngine, adapters: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "adapter_config.json").write_text(
@@ -195,7 +197,7 @@ async def test_abandoned_requests_are_aborted(engine: VllmEngine) -> None:
 @pytest.mark.skipif(
     not SHIPPED.is_dir(), reason="no embedded model has a head size that vLLM's CPU attention takes"
 )
-async def test_an_embedded_model_answers_as_with_transformers() -> None:
+async def test_embedded_model_answers_as_with_transformers() -> None:
     path, sampling = f"embedded:{SHIPPED.name}", Sampling(max_tokens=12)
     prompts = ["3 + 4", "5 4 6 + 2 1", "7 - 2", "9 9 + 1", "8 * 7"]
     other = await asyncio.to_thread(
@@ -210,7 +212,7 @@ async def test_an_embedded_model_answers_as_with_transformers() -> None:
     assert ours[0].split()[0] == "7"
 
 
-async def test_replies_satisfy_a_json_schema_and_a_closed_engine_says_so(tmp_path: Path) -> None:
+async def test_replies_satisfy_a_json_schema_and_a_closed_engine_is_unhealthy(tmp_path: Path) -> None:
     engine = VllmEngine(VllmEngineConfig(kind="vllm", model=character_checkpoint(tmp_path)))
     try:
         sampling = Sampling(max_tokens=100, temperature=1.0, json_schema=SCHEMA)

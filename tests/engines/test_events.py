@@ -69,7 +69,7 @@ def test_stream_that_is_not_utf_8_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x" * 1000, b"data: " + b"x" * 1000 + b"\n"])
-def test_an_endless_line_or_event_is_an_error(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_line_or_event_is_an_error(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_EVENT_CHARS", 10_000)
     assert read([b"data: " + b"x" * 9_000 + b"\n\n"] * 3) == ["x" * 9_000] * 3
     with pytest.raises(EventStreamError, match="longer than 10000 characters"):

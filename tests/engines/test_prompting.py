@@ -85,6 +85,6 @@ def test_instructions_go_before_the_first_question_of_a_long_conversation() -> N
     assert rendered(MISTRAL, ("system", "Be short."), *talk) == expected
 
 
-def test_a_conversation_that_no_merge_can_help_is_refused() -> None:
+def test_conversation_that_the_template_refuses_in_any_form_is_refused() -> None:
     with pytest.raises(EngineRefused, match="must alternate"):
         rendered(MISTRAL, ("assistant", "b"), ("user", "a"))

@@ -17,14 +17,14 @@ class Clock:
         return self.now_s
 
 
-def test_a_call_alone_has_its_replica_to_itself() -> None:
+def test_single_call_uses_the_whole_time_of_its_replica() -> None:
     clock = Clock()
     with SharedTime(clock).call() as work:
         clock.now_s += 3.0
         assert (work().service_s, work().share_s) == (3.0, 3.0)
 
 
-def test_calls_side_by_side_share_also_with_one_that_fails() -> None:
+def test_concurrent_calls_share_the_time_with_failed_ones_too() -> None:
     clock = Clock()
     time = SharedTime(clock)
     with time.call() as work:
@@ -37,7 +37,7 @@ def test_calls_side_by_side_share_also_with_one_that_fails() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 20)), min_size=1, max_size=12))
-def test_all_shares_together_are_the_time_in_which_there_was_a_call(spans: list[tuple[float, float]]) -> None:
+def test_shares_add_up_to_the_busy_time(spans: list[tuple[float, float]]) -> None:
     clock = Clock()
     time, marks, total_s, busy_s = SharedTime(clock), {}, 0.0, 0.0
     moments = sorted(

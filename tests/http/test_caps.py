@@ -265,7 +265,7 @@ async def test_calls_of_a_request_stay_within_the_limit() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 2, 128])
-async def test_a_reply_has_exactly_one_choice(n: int) -> None:
+async def test_reply_has_exactly_one_choice(n: int) -> None:
     endpoint = Endpoint(limits={})
     refused = await endpoint.ask(n=n)
     assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "n", 0)

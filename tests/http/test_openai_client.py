@@ -115,7 +115,7 @@ async def test_openai_client_lists_models() -> None:
         assert (await client.models.retrieve("org/small")).owned_by == "r2"
 
 
-async def test_errors_are_typed() -> None:
+async def test_errors_have_the_types_of_the_openai_client() -> None:
     expected: list[tuple[R2Error, type[openai.APIStatusError]]] = [
         (InvalidRequest("bad", "r2.policy"), openai.BadRequestError),
         (Overloaded("full"), openai.RateLimitError),
@@ -133,7 +133,7 @@ async def test_errors_are_typed() -> None:
                 assert raised.value.request_id
 
 
-async def test_refusals_are_typed() -> None:
+async def test_refusals_have_the_types_of_the_openai_client() -> None:
     async with client_of(ScriptedBackend(), api_keys_env="CLIENT_KEYS", key="key-one") as client:
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="nothing", messages=HI)

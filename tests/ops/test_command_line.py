@@ -13,7 +13,7 @@ from r2_serve.errors import ConfigError
 from r2_serve.ops.command_line import INTERRUPTED, plain_errors
 
 
-def test_an_error_of_ours_is_printed_as_one_line_and_ends_with_status_1(
+def test_r2_error_is_printed_as_one_line_and_ends_with_status_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(typer.Exit) as ended, plain_errors("r2-train"):
@@ -22,7 +22,7 @@ def test_an_error_of_ours_is_printed_as_one_line_and_ends_with_status_1(
     assert capsys.readouterr().err == "r2-train: no such file: absent.yaml\n"
 
 
-def test_an_interrupted_command_ends_with_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_command_ends_with_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended, plain_errors(interrupted="stopped here"):
         raise KeyboardInterrupt
     assert ended.value.exit_code == INTERRUPTED == 130

@@ -44,7 +44,7 @@ def test_error_that_is_still_being_written_is_found_at_the_next_reading(tmp_path
         watched.check()
 
 
-def test_other_errors_of_the_controller_are_not_a_policys(tmp_path: Path) -> None:
+def test_other_errors_of_the_controller_are_ignored(tmp_path: Path) -> None:
     log(tmp_path, STARTED + FAULT.replace("get_decision_num_replicas", "update"))
     ControllerLog(tmp_path).check()
     ControllerLog(tmp_path / "not there").check()

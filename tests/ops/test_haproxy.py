@@ -70,7 +70,7 @@ def test_only_the_endpoint_keeps_its_address() -> None:
         ("/", 503, "not_ready"),
     ],
 )
-async def test_what_haproxy_says_itself_is_an_openai_error(
+async def test_errors_of_haproxy_itself_are_openai_errors(
     path: str, status: int, code: str, tmp_path: Path
 ) -> None:
     """Real HAProxy: its router is gone, dies at work, says nothing, or was never deployed."""
@@ -97,7 +97,7 @@ async def test_what_haproxy_says_itself_is_an_openai_error(
     )
 
 
-async def test_a_client_cannot_set_serves_own_timeout(tmp_path: Path) -> None:
+async def test_client_cannot_set_the_timeout_of_serve(tmp_path: Path) -> None:
     """Real HAProxy: other headers pass."""
     headers = {"X-Request-Timeout-Seconds": "0.01", "x-request-id": "mine"}
     async with (
@@ -149,7 +149,7 @@ def is_listening(address: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-def test_no_option_stays_that_hides_a_client_who_left() -> None:
+def test_option_that_hides_a_leaving_client_is_removed() -> None:
     deaf = (
         "defaults\n    option abortonclose\n    option splice-request\n    option splice-response\n"
         "backend b\n    http-reuse always\n"
@@ -161,14 +161,14 @@ def test_no_option_stays_that_hides_a_client_who_left() -> None:
     ]
 
 
-def test_what_serve_may_add_some_day_is_on_loopback_too() -> None:
+def test_unknown_addresses_of_serve_are_moved_to_loopback() -> None:
     assert (
         narrowed("frontend news\n    bind 0.0.0.0:1234 ssl\n")
         == "frontend news\n    bind 127.0.0.1:1234 ssl\n"
     )
 
 
-def test_the_program_narrows_the_file_and_becomes_haproxy(tmp_path: Path) -> None:
+def test_program_narrows_the_file_and_becomes_haproxy(tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     config.write_text(
         "listen stats\n  bind *:8404\n  mode http\n"
@@ -188,7 +188,7 @@ def test_the_program_narrows_the_file_and_becomes_haproxy(tmp_path: Path) -> Non
     assert stat.S_IMODE(Path(program).stat().st_mode) == 0o700 and sys.executable in Path(program).read_text()
 
 
-def test_a_port_to_be_bound_later_is_none_that_the_kernel_gives_to_connections_meanwhile() -> None:
+def test_reserved_port_is_outside_the_range_that_the_kernel_gives_to_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert PORTS.stop <= lowest or lowest < 32768, "a machine that was set so has no such port"
     assert all(free_port() in PORTS for _ in range(100))

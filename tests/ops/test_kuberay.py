@@ -102,7 +102,7 @@ def variables(pod: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_serve_config_in_the_manifest_is_the_file_but_for_address_and_proxies() -> None:
+def test_serve_config_in_the_manifest_equals_the_file_except_address_and_proxies() -> None:
     text = uncommented(TEXT, "adapters", "training", "llama-3.1-8b")
     file, carried = yaml.safe_load(text), yaml.safe_load(manifest(text)["spec"]["serveConfigV2"])
     changed = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": 8000}}
@@ -110,7 +110,7 @@ def test_serve_config_in_the_manifest_is_the_file_but_for_address_and_proxies() 
     assert carried["applications"] == file["applications"]
 
 
-def test_the_manifest_has_no_key_that_kuberay_does_not_know() -> None:
+def test_manifest_holds_only_keys_that_kuberay_knows() -> None:
     made = manifest(auth_secret="token", claims={"models": "/models"})
     assert (made["apiVersion"], made["kind"]) == ("ray.io/v1", "RayService")
     cluster = cluster_of(made)
@@ -126,7 +126,7 @@ def test_the_manifest_has_no_key_that_kuberay_does_not_know() -> None:
         )
 
 
-def test_without_client_keys_the_error_says_what_to_set() -> None:
+def test_error_for_missing_client_keys_says_what_to_set() -> None:
     with pytest.raises(ConfigError) as caught:
         manifest(OPEN)
     assert (
@@ -135,7 +135,7 @@ def test_without_client_keys_the_error_says_what_to_set() -> None:
     )
 
 
-def test_gpu_pods_are_as_many_as_the_models_replicas_and_have_a_gpu_each() -> None:
+def test_each_replica_of_a_model_gets_a_pod_with_one_gpu() -> None:
     gpu = group(manifest(), "gpu")
     assert (gpu["minReplicas"], gpu["maxReplicas"]) == (4, 8), "four models of one or two replicas"
     resources = gpu["template"]["spec"]["containers"][0]["resources"]
@@ -146,7 +146,7 @@ def test_gpu_pods_are_as_many_as_the_models_replicas_and_have_a_gpu_each() -> No
     assert (shared["minReplicas"], shared["maxReplicas"]) == (2, 4)
 
 
-def test_cpu_pods_hold_router_decomposer_and_allocator_packed() -> None:
+def test_router_decomposer_and_allocator_share_cpu_pods() -> None:
     cpu = group(manifest(), "cpu")
     assert (cpu["minReplicas"], cpu["maxReplicas"]) == (1, 1), "4 x 1 + 2 x 0.5 + 2 x 0.5 CPUs at the most"
     small = group(manifest(cpu_node=Node(cpus=2, memory_gib=8)), "cpu")
@@ -157,7 +157,7 @@ def test_cpu_pods_hold_router_decomposer_and_allocator_packed() -> None:
     assert group(manifest(spread), "cpu")["maxReplicas"] == 4, "one router per node"
 
 
-def test_a_model_at_zero_replicas_needs_no_pod_until_it_is_called() -> None:
+def test_model_at_zero_replicas_needs_no_pod_until_it_is_called() -> None:
     gpu = group(
         manifest(
             TEXT.replace(
@@ -182,14 +182,14 @@ def test_replica_that_fits_on_no_node_is_named() -> None:
         manifest(two, gpu_node=Node(cpus=4, memory_gib=16, gpus=1))
 
 
-def test_custom_resources_of_models_are_those_of_gpu_nodes() -> None:
+def test_gpu_nodes_have_the_custom_resources_of_the_models() -> None:
     start = group(manifest(uncommented(TEXT, "training"), gpu_node=Node(8, 32, gpus=2)), "gpu")[
         "rayStartParams"
     ]
     assert json.loads(json.loads(start["resources"])) == {"serve_gpu": 2}
 
 
-def test_the_head_runs_no_work_takes_no_traffic_and_holds_no_provider_key() -> None:
+def test_head_runs_no_work_takes_no_traffic_and_holds_no_provider_key() -> None:
     made = manifest()
     head = next(pods(made))
     assert cluster_of(made)["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -214,7 +214,7 @@ def test_provider_keys_come_from_a_secret_by_name_and_no_value_is_in_the_manifes
     assert "R2_API_KEYS" in variables(list(pods(named))[1])
 
 
-def test_every_pod_has_the_environment_of_every_cluster_and_rays_token_is_asked_for() -> None:
+def test_every_pod_has_the_shared_environment_and_needs_rays_token() -> None:
     made = manifest()
     mode = CLUSTER_ENVIRONMENT["RAY_AUTH_MODE"]
     assert mode == "token" and cluster_of(made)["authOptions"] == {"mode": mode}
@@ -224,7 +224,7 @@ def test_every_pod_has_the_environment_of_every_cluster_and_rays_token_is_asked_
         assert plain | {"RAY_AUTH_MODE": mode} == CLUSTER_ENVIRONMENT
 
 
-def test_a_pod_is_given_longer_to_end_than_its_replicas_need_to_finish() -> None:
+def test_pod_gets_more_time_to_end_than_its_replicas_need() -> None:
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(manifest())} == {150 + 30}
     longer = TEXT.replace("graceful_shutdown_timeout_s: 150", "graceful_shutdown_timeout_s: 400", 1)
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(manifest(longer))} == {400 + 30}
@@ -254,7 +254,7 @@ def test_client_keys_are_mounted_where_the_router_reads_them_and_every_pod_has_s
     )
 
 
-def test_files_that_outlive_a_pod_must_be_on_a_claim() -> None:
+def test_files_that_outlive_a_pod_need_a_volume_claim() -> None:
     text = TEXT.replace("    server:\n", "    server:\n      spend_file: /var/lib/r2/spend.sqlite\n")
     with pytest.raises(ConfigError, match=r"--claim NAME=/var/lib/r2"):
         manifest(text)
@@ -262,7 +262,7 @@ def test_files_that_outlive_a_pod_must_be_on_a_claim() -> None:
     assert {"name": "books", "persistentVolumeClaim": {"claimName": "books"}} in pod["volumes"]
 
 
-def test_ray_in_the_manifest_is_the_ray_that_is_pinned() -> None:
+def test_manifest_has_the_pinned_version_of_ray() -> None:
     assert (
         f'"ray[default,serve]=={cluster_of(manifest())["rayVersion"]}"'
         in (REFERENCE.parent / "pyproject.toml").read_text()

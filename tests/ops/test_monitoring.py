@@ -104,7 +104,7 @@ def test_every_metric_of_the_router_has_a_panel() -> None:
     assert unseen == {"r2_model_rests"}, "r2_model_resting shows the same"
 
 
-def test_panels_have_numbers_of_their_own_do_not_overlap_and_ask_the_chosen_source() -> None:
+def test_panels_have_unique_numbers_do_not_overlap_and_use_the_chosen_source() -> None:
     made = json.loads(json.dumps(dashboard()))
     panels = made["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) > 20
@@ -145,7 +145,7 @@ def test_alerts_take_their_bounds_from_the_config() -> None:
     assert alerts(config(), max_usd_per_hour=5).keys() - rules.keys() == {"R2Spending"}
 
 
-def test_objects_for_the_operator_hold_the_same_rules_and_dashboard_and_find_the_pods() -> None:
+def test_objects_for_the_operator_hold_the_same_rules_and_dashboard_and_select_the_pods() -> None:
     expected = alert_rules(config(TEXT))
     monitor, scrape, rules, panels = operator_objects(config(TEXT), expected, "r2", "ai", "key")
     assert rules["spec"] == expected
@@ -245,7 +245,7 @@ FAULTS = {
 """What each alert is for."""
 
 
-def test_every_alert_is_tried() -> None:
+def test_every_alert_has_a_test_case() -> None:
     assert alerts(config(), 5).keys() == FAULTS.keys()
 
 

@@ -16,7 +16,7 @@ from tests.support.scripted_pool import scripted_config
 pytestmark = pytest.mark.ray
 
 
-def test_a_router_at_a_public_address_starts_with_client_keys_only(tmp_path: Path) -> None:
+def test_router_at_a_public_address_starts_only_with_client_keys(tmp_path: Path) -> None:
     keys_file = tmp_path / "keys.yaml"
     keys_file.write_text(entry_text(new_key("alice")[1]))
     with running_cluster(tmp_path) as cluster:

@@ -66,7 +66,7 @@ def removed_and_added(before: str, after: str) -> tuple[list[str], list[str]]:
     ]
 
 
-def test_a_change_of_the_reference_adds_four_lines_and_touches_no_other(tmp_path: Path) -> None:
+def test_change_of_the_reference_adds_four_lines_and_changes_no_other(tmp_path: Path) -> None:
     directory = adapter(tmp_path, "dec-0001", base="router-base")
     plan = plan_publication(REFERENCE, directory)
     removed, added = removed_and_added(REFERENCE, plan.routed)
@@ -88,7 +88,7 @@ def test_new_keys_stand_above_the_heading_of_the_next_section() -> None:
     assert after.endswith("\n\n# -- the router --\n- name: r2\n")
 
 
-def test_a_change_of_the_embedded_file_rewrites_one_line_and_leaves_the_other_domain(tmp_path: Path) -> None:
+def test_change_of_the_embedded_file_rewrites_one_line_and_keeps_the_other_domain(tmp_path: Path) -> None:
     plan = plan_publication(EMBEDDED, whole(tmp_path, "words-0002", "words-decomposer", "compact"))
     removed, added = removed_and_added(EMBEDDED, plan.routed)
     assert (
@@ -114,7 +114,7 @@ def whole(parent: Path, name: str, base: str, codec: str) -> Path:
     return write_adapter(source, parent, manifest(name, kind="full", base=base, codec=codec))
 
 
-def test_a_shared_part_of_the_file_is_refused_rather_than_changed_twice() -> None:
+def test_shared_part_of_the_file_is_refused() -> None:
     text = "applications:\n" + "".join(
         f"- name: {name}\n  deployments: [{{name: Model, user_config: {value}}}]\n"
         for name, value in (("a", "&x {}"), ("b", "*x"))
@@ -142,7 +142,7 @@ def test_previous_text_is_kept_and_changes_by_others_are_not_overwritten(tmp_pat
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, file.previous.name}
 
 
-def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
+def test_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real.yaml").write_text("first")
     (tmp_path / "link.yaml").symlink_to("real.yaml")
     with whole_file(tmp_path / "link.yaml") as file:
@@ -153,7 +153,7 @@ def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
 # -- planning --------------------------------------------------------------------------------------------
 
 
-def test_two_earlier_adapters_stay_loaded_and_rollback_goes_to_the_one_used_before(tmp_path: Path) -> None:
+def test_two_earlier_adapters_stay_loaded_and_rollback_uses_the_previous_one(tmp_path: Path) -> None:
     text = published(text_of(), tmp_path, "d1", "d2", "d3")
     assert (loaded_in(text, "m-planner"), routed_to(text)) == (["d1", "d2", "d3"], "d3")
     text = published(text, tmp_path, "d4")
@@ -166,7 +166,7 @@ def test_two_earlier_adapters_stay_loaded_and_rollback_goes_to_the_one_used_befo
     assert loaded_in(published(text, tmp_path, "d6", keep=1), "m-planner") == ["d5", "d6"]
 
 
-def test_decomposer_and_allocator_share_a_base_and_do_not_push_each_other_out(tmp_path: Path) -> None:
+def test_decomposer_and_allocator_on_one_base_keep_each_others_adapters(tmp_path: Path) -> None:
     text = text_of(virtual={"allocator": {"model": "planner"}})
     for name in ("d1", "d2", "d3"):
         text = plan_publication(text, adapter(tmp_path, name), keep=1).routed
@@ -180,7 +180,7 @@ def test_decomposer_and_allocator_share_a_base_and_do_not_push_each_other_out(tm
         plan_rollback(text, "decomposer", to="a2")
 
 
-def test_missing_earlier_adapter_is_an_error_that_names_the_way_to_the_base(tmp_path: Path) -> None:
+def test_error_for_a_missing_earlier_adapter_names_the_way_to_the_base(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="nothing to roll back: no virtual model uses an adapter for its decomposer"
     ):
@@ -209,9 +209,7 @@ def test_missing_earlier_adapter_is_an_error_that_names_the_way_to_the_base(tmp_
         ({"module": "allocator"}, "no virtual model has 'planner' as its allocator"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_adapter_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_publication(text_of(), adapter(tmp_path, "d1", **changes))
 
@@ -226,7 +224,7 @@ def test_loaded_name_and_unknown_virtual_model_are_refused(tmp_path: Path) -> No
         plan_publication(text, adapter(tmp_path, "d2"), virtual_models=["r3"])
 
 
-def test_vllm_without_lora_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_vllm_without_lora_is_refused_before_loading(tmp_path: Path) -> None:
     without = REFERENCE.replace("enable_lora: true, max_loras: 4, max_lora_rank: 64", "max_num_seqs: 64")
     with pytest.raises(ConfigError, match="runs vLLM without LoRA"):
         plan_publication(without, adapter(tmp_path, "d1", base="router-base"))
@@ -294,7 +292,7 @@ def names(config: dict[str, Any]) -> list[str]:
     return [app["name"] for app in config["applications"]]
 
 
-def test_adapter_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path) -> None:
+def test_adapter_is_loaded_then_named_then_used(path: Path, tmp_path: Path) -> None:
     serve = FakeServe(path.read_text())
     reported = run_publish(path, serve, adapter(tmp_path, "d1"))
     loading, named, used = serve.deployed
@@ -324,7 +322,7 @@ def test_adapter_is_loaded_first_then_named_then_used(path: Path, tmp_path: Path
         ("r2", "loaded but not used.*put back and deployed"),
     ],
 )
-def test_failed_step_is_undone_and_the_error_says_what_is_in_force(
+def test_failed_step_is_undone_and_the_error_names_the_adapter_in_force(
     path: Path, tmp_path: Path, failing: str, message: str
 ) -> None:
     before = path.read_text()
@@ -347,7 +345,7 @@ def test_rolling_back_is_one_deploy(path: Path, tmp_path: Path) -> None:
     assert (routed_to(path.read_text()), routed_to(file.previous.read_text())) == ("d1", "d2")
 
 
-def test_cluster_that_runs_another_config_is_left_alone(path: Path, tmp_path: Path) -> None:
+def test_cluster_that_runs_another_config_is_not_changed(path: Path, tmp_path: Path) -> None:
     directory = adapter(tmp_path, "d1")
     for change, message in (
         (lambda config: config["applications"].pop(0), "does not run on this cluster: `serve deploy`"),
@@ -392,7 +390,7 @@ def run(words: Iterable[str]) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_dry_run_shows_the_change_and_writes_nothing(path: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_the_change_and_writes_nothing(path: Path, tmp_path: Path) -> None:
     before = path.read_text()
     code, output = run(
         [
@@ -414,7 +412,7 @@ def test_a_dry_run_shows_the_change_and_writes_nothing(path: Path, tmp_path: Pat
     assert path.read_text() == before and not list(tmp_path.glob("*.previous"))
 
 
-def test_errors_end_with_code_one_and_say_what_to_do(path: Path, tmp_path: Path) -> None:
+def test_errors_end_with_status_1_and_say_what_to_do(path: Path, tmp_path: Path) -> None:
     ready = str(adapter(tmp_path, "d1"))
     for words, message in (
         (

@@ -29,7 +29,7 @@ WORKLOAD = {
 }
 
 
-def test_a_load_on_a_local_cluster_is_answered_from_cold_and_its_replicas_are_counted(tmp_path: Path) -> None:
+def test_load_on_a_cold_local_cluster_is_answered_and_its_replicas_are_counted(tmp_path: Path) -> None:
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(WORKLOAD))
     command = [
         sys.executable,

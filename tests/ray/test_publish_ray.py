@@ -146,7 +146,7 @@ def traffic(cluster: DeployedCluster) -> Iterator[Traffic]:
         done.result()
 
 
-def test_publishing_and_rolling_back_under_requests(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_publishing_and_rolling_back_fail_no_request(cluster: DeployedCluster, tmp_path: Path) -> None:
     first, second = adapter(tmp_path, "dec-0001"), adapter(tmp_path, "dec-0002")
     pids = replica_pids()
     done_at = [0.0]
@@ -185,7 +185,7 @@ def real_adapter(folder: Path, name: str, *, weights: bytes | None = None) -> Pa
     return write_adapter(source, folder, manifest(name, kind="full", base=REAL, codec="compact"))
 
 
-def test_a_whole_checkpoint_is_loaded_on_every_replica_and_plans(
+def test_published_checkpoint_is_loaded_on_every_replica_and_makes_plans(
     cluster: DeployedCluster, tmp_path: Path
 ) -> None:
     before, pids = cluster.ask("words", PROBLEM).json()["r2"]["trace"], replica_pids()
@@ -197,9 +197,7 @@ def test_a_whole_checkpoint_is_loaded_on_every_replica_and_plans(
     assert replica_pids() == pids
 
 
-def test_an_adapter_that_a_replica_cannot_load_changes_nothing(
-    cluster: DeployedCluster, tmp_path: Path
-) -> None:
+def test_adapter_that_a_replica_cannot_load_changes_nothing(cluster: DeployedCluster, tmp_path: Path) -> None:
     text, pids = cluster.path.read_text(), replica_pids()
     with traffic(cluster) as seen:
         done = command(
@@ -216,9 +214,7 @@ def test_an_adapter_that_a_replica_cannot_load_changes_nothing(
     assert cluster.ask("words", PROBLEM).json()["r2"]["trace"]["plan_fallback"] is None
 
 
-def test_another_codec_version_is_refused_before_anything_happens(
-    cluster: DeployedCluster, tmp_path: Path
-) -> None:
+def test_other_codec_version_is_refused_before_any_change(cluster: DeployedCluster, tmp_path: Path) -> None:
     text = cluster.path.read_text()
     version = get_codec("instruct").version
     outdated = adapter(tmp_path, "dec-old", codec_version=version + 1)
@@ -228,9 +224,7 @@ def test_another_codec_version_is_refused_before_anything_happens(
     assert cluster.path.read_text() == text
 
 
-def test_a_user_config_with_a_broken_adapter_costs_no_replica(
-    cluster: DeployedCluster, tmp_path: Path
-) -> None:
+def test_user_config_with_a_broken_adapter_stops_no_replica(cluster: DeployedCluster, tmp_path: Path) -> None:
     """The file is changed by hand, without `publish`: Serve stops replicas whose `reconfigure` raises, so
     ours keep what they have."""
     text, pids = cluster.path.read_text(), replica_pids()
@@ -248,7 +242,7 @@ def test_a_user_config_with_a_broken_adapter_costs_no_replica(
     cluster.path.write_text(text)
 
 
-def test_a_wrong_token_is_told(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_wrong_token_is_reported(cluster: DeployedCluster, tmp_path: Path) -> None:
     ready = str(adapter(tmp_path, "dec-0009"))
     refused = command(cluster, "publish", ready, RAY_AUTH_TOKEN="f" * 64)
     assert refused.returncode == 1 and "refuses the token" in refused.stderr

@@ -117,7 +117,7 @@ MODEL = "applications[0].deployments[0]"
         ),
     ],
 )
-def test_unknown_key_at_every_level_of_serves_schema(
+def test_unknown_key_at_any_level_of_serves_schema_is_reported(
     check: Check, old: str, new: str, where: str, suggested: str
 ) -> None:
     (problem,) = [
@@ -194,7 +194,9 @@ def test_unknown_key_at_every_level_of_serves_schema(
         ("- name: m-small", "-\n- name: m-small", "applications[0]", "must be a mapping"),
     ],
 )
-def test_wrong_value_in_serves_sections(check: Check, old: str, new: str, where: str, message: str) -> None:
+def test_wrong_value_in_serves_sections_is_reported(
+    check: Check, old: str, new: str, where: str, message: str
+) -> None:
     text = f"proxy_location: HeadOnly\n{SMALL}"
     assert text.count(old) == 1
     found = [problem for problem in check(text.replace(old, new)) if problem.where == where]
@@ -218,7 +220,7 @@ def test_repeated_application_is_reported_once_with_its_place(
     ] == [where]
 
 
-def test_problems_come_in_the_order_of_lines_and_all_at_once(check: Check) -> None:
+def test_all_problems_are_reported_in_the_order_of_their_lines(check: Check) -> None:
     text = (
         SMALL.replace("max_running:", "max_runing:")
         .replace("num_cpus:", "num_cpu:")
@@ -243,12 +245,14 @@ def test_problems_come_in_the_order_of_lines_and_all_at_once(check: Check) -> No
         "applications: {a: 1}",
     ],
 )
-def test_hopeless_files_are_problems_not_crashes(check: Check, text: str) -> None:
+def test_unreadable_files_are_problems_and_no_crashes(check: Check, text: str) -> None:
     assert errors(check(text))
 
 
 @pytest.mark.parametrize("alternatives", [[], *([name] for name in ALTERNATIVES), ALTERNATIVES], ids="+".join)
-def test_reference_config_is_valid_with_any_alternative(check: Check, alternatives: list[str]) -> None:
+def test_reference_config_is_valid_for_ray_with_any_alternative(
+    check: Check, alternatives: list[str]
+) -> None:
     found = check(uncommented(REFERENCE.read_text(), *alternatives))
     assert [problem for problem in found if "no directory /mnt/r2/adapters/" not in problem.message] == []
     assert all(problem.severity == "warning" for problem in found), (
@@ -257,7 +261,7 @@ def test_reference_config_is_valid_with_any_alternative(check: Check, alternativ
 
 
 @pytest.mark.parametrize("path", [REFERENCE, EMBEDDED], ids=["reference", "embedded"])
-def test_shipped_config_loads_and_is_what_serve_deploy_takes(path: Path) -> None:
+def test_shipped_config_loads_and_is_accepted_by_serve_deploy(path: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     config = serve_config.load(path)
@@ -341,7 +345,7 @@ def test_cluster_on_premises_is_accepted_by_ray_up(others: list[str]) -> None:
 
 
 @pytest.mark.parametrize("others", [[], ["training"]], ids=["serving", "training"])
-def test_every_node_type_of_the_cloud_names_one_image_as_rays_default_is_too_old(others: list[str]) -> None:
+def test_every_node_type_of_the_cloud_names_the_same_image(others: list[str]) -> None:
     types = yaml.safe_load(uncommented(CLUSTER.read_text(), *others))["available_node_types"]
     assert len({node["node_config"]["ImageId"] for node in types.values()}) == 1
 

@@ -29,7 +29,7 @@ NUM_AT_WORK, NUM_REFUSED = 4, 6
 """The number of queries at work at SIGTERM, and of new ones refused in a row, so by both routers."""
 
 
-def test_up_answers_until_sigterm_and_finishes_requests_at_work(tmp_path: Path) -> None:
+def test_up_answers_until_sigterm_and_finishes_running_requests(tmp_path: Path) -> None:
     """Both router replicas answer queries under way at SIGTERM and refuse new ones; no process is left."""
     path, port = tmp_path / "pool.yaml", free_port()
     config = scripted_config(delay_s={LARGE: 12.0})
@@ -113,7 +113,7 @@ def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:
     return found
 
 
-def test_occupied_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_occupied_port_is_named_before_the_start(tmp_path: Path) -> None:
     import socket
 
     path = tmp_path / "pool.yaml"

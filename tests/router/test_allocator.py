@@ -39,7 +39,7 @@ async def allocate(
 @pytest.mark.parametrize(
     ("codec", "reply"), [("instruct", allocation_json("small", "large")), ("compact", "@1 @2")]
 )
-def test_the_allocators_choice_is_used(codec: str, reply: str) -> None:
+def test_choice_of_the_allocator_is_used(codec: str, reply: str) -> None:
     ledger = Ledger(NO_LIMIT)
     made = run(allocate(ScriptedEngine([reply]), codec=codec, ledger=ledger))
     assert (made.allocation.models, made.fallback) == (("small", "large"), None)
@@ -58,7 +58,7 @@ def test_the_allocators_choice_is_used(codec: str, reply: str) -> None:
         (EngineRefused("quota"), "allocator_failed (EngineRefused: quota)"),
     ],
 )
-def test_a_hostile_allocator_costs_money_not_the_answer(reply: str | Exception, reason: str) -> None:
+def test_hostile_allocator_costs_money_but_not_the_answer(reply: str | Exception, reason: str) -> None:
     start_s = time.process_time()
     ledger = Ledger(NO_LIMIT)
     made = run(allocate(ScriptedEngine([reply]), ledger=ledger))
@@ -70,7 +70,7 @@ def test_a_hostile_allocator_costs_money_not_the_answer(reply: str | Exception, 
     assert time.process_time() - start_s < 1.0
 
 
-def test_an_allocator_that_hangs_is_given_up_and_paid() -> None:
+def test_hanging_allocator_is_abandoned_and_paid() -> None:
     ledger = Ledger(NO_LIMIT)
 
     async def check() -> AllocationResult:
@@ -86,7 +86,7 @@ def test_an_allocator_that_hangs_is_given_up_and_paid() -> None:
     assert [(call.outcome, call.is_estimated) for call in ledger.calls] == [("cancelled", True)]
 
 
-def test_cancelling_is_not_a_timeout() -> None:
+def test_cancellation_is_not_treated_as_a_timeout() -> None:
     async def check() -> None:
         task = asyncio.ensure_future(allocate(ScriptedEngine(["late"], delay_s=50)))
         await asyncio.sleep(1)
@@ -97,6 +97,6 @@ def test_cancelling_is_not_a_timeout() -> None:
     run(check())
 
 
-def test_an_allocation_beyond_the_budget_is_an_error() -> None:
+def test_allocation_beyond_the_budget_is_an_error() -> None:
     with pytest.raises(BudgetExceeded):
         run(allocate(ScriptedEngine(["never asked"]), ledger=Ledger(Budget(max_calls=0))))

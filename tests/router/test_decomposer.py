@@ -29,7 +29,7 @@ async def decompose(engine: ScriptedEngine, *, ledger: Ledger | None = None, **f
     )
 
 
-def test_the_best_sample_is_kept_and_the_rest_counted() -> None:
+def test_best_sample_is_kept_and_the_others_are_counted() -> None:
     engine = ScriptedEngine(
         [plan_json("a", "b", "c", "d", "#1 #2 #3 #4"), "no plan", plan_json("look up", "use #1")]
     )
@@ -40,7 +40,7 @@ def test_the_best_sample_is_kept_and_the_rest_counted() -> None:
     assert [call.stage for call in ledger.calls] == ["decompose"] * 3
 
 
-def test_samples_are_drawn_at_once_and_a_single_one_is_greedy() -> None:
+def test_samples_are_drawn_concurrently_and_a_single_one_is_greedy() -> None:
     async def check(num_samples: int) -> tuple[float, set[float | None]]:
         engine = ScriptedEngine([plan_json("a")], delay_s=2)
         await decompose(engine, num_samples=num_samples, temperature=0.7)
@@ -72,7 +72,7 @@ def test_samples_are_drawn_at_once_and_a_single_one_is_greedy() -> None:
         (EngineRefused("prompt too long"), "decomposer_failed (EngineRefused: prompt too long)"),
     ],
 )
-def test_a_hostile_decomposer_costs_the_plan_not_the_answer(reply: str | Exception, reason: str) -> None:
+def test_hostile_decomposer_loses_the_plan_but_not_the_answer(reply: str | Exception, reason: str) -> None:
     start_s = time.process_time()
     made = run(decompose(ScriptedEngine([reply]), num_samples=3))
     assert made.plan == Plan.single("the query")
@@ -81,7 +81,7 @@ def test_a_hostile_decomposer_costs_the_plan_not_the_answer(reply: str | Excepti
     assert time.process_time() - start_s < 3.0
 
 
-def test_samples_not_back_in_time_are_rejected_and_still_paid() -> None:
+def test_late_samples_are_rejected_and_still_paid() -> None:
     class Slow(ScriptedEngine):
         async def generate(self, call: EngineCall) -> Any:
             if self.calls:
@@ -108,7 +108,7 @@ def test_samples_beyond_the_budget_are_left_out() -> None:
     assert (made.plan, made.num_rejected, len(ledger.calls)) == (plan_of("a"), 1, 2)
 
 
-def test_a_budget_too_small_for_any_sample_is_an_error() -> None:
+def test_budget_too_small_for_any_sample_is_an_error() -> None:
     with pytest.raises(BudgetExceeded):
         run(decompose(ScriptedEngine([plan_json("a")]), num_samples=3, ledger=Ledger(Budget(max_tokens=10))))
 
@@ -133,7 +133,7 @@ def test_cancelling_stops_every_sample() -> None:
         ({"max_subtask_chars": 5}, "subtask_too_long"),
     ],
 )
-def test_a_plan_at_the_limit_is_accepted_and_one_above_it_refused(
+def test_plan_at_the_limit_is_accepted_and_one_above_it_is_refused(
     limits: dict[str, int], reason: str
 ) -> None:
     plan = plan_of("abcdef", "#1", "#2")
@@ -156,9 +156,7 @@ weights = st.builds(
 
 
 @given(some_plans, weights)
-def test_scores_average_to_the_sum_of_the_weights_that_apply(
-    plans: list[Plan], weights: ScoreWeights
-) -> None:
+def test_score_is_between_zero_and_one_for_any_weights(plans: list[Plan], weights: ScoreWeights) -> None:
     """Each term is divided by its mean over the candidates."""
     mean = sum(score_plans(plans, weights)) / len(plans)
     total = weights.conciseness + weights.practicality + weights.coherence
@@ -166,7 +164,7 @@ def test_scores_average_to_the_sum_of_the_weights_that_apply(
 
 
 @given(some_plans, weights, st.randoms())
-def test_the_kept_plan_does_not_depend_on_the_order_of_worse_ones(
+def test_kept_plan_does_not_depend_on_the_order_of_worse_ones(
     plans: list[Plan], weights: ScoreWeights, rng: Any
 ) -> None:
     shuffled = list(plans)
@@ -175,7 +173,7 @@ def test_the_kept_plan_does_not_depend_on_the_order_of_worse_ones(
     assert scores[id(best_plan(shuffled, weights))] == pytest.approx(min(scores.values()))
 
 
-def test_equals_are_decided_by_order() -> None:
+def test_first_of_equal_plans_is_kept() -> None:
     first, second = plan_of("abc", "use #1"), plan_of("abd", "use #1")
     assert best_plan([first, second], EQUAL) is first
     assert best_plan([second, first], EQUAL) is second
@@ -189,6 +187,6 @@ def test_equals_are_decided_by_order() -> None:
         ("coherence", plan_of("find it", "use #1"), plan_of("find it", "use it")),
     ],
 )
-def test_each_term_prefers_what_its_name_says(weight: str, better: Plan, worse: Plan) -> None:
+def test_each_term_of_the_score_prefers_what_its_name_says(weight: str, better: Plan, worse: Plan) -> None:
     only = ScoreWeights(**{"conciseness": 0, "practicality": 0, "coherence": 0, weight: 1})
     assert best_plan([worse, better], only) is better

@@ -55,7 +55,7 @@ def at(profile: tuple[float, ...], time_s: float) -> float:
     return next(profile[i] for i in range(NUM_BUCKETS) if EDGES_S[i] <= time_s < EDGES_S[i + 1])
 
 
-def test_a_plan_tells_when_its_waves_will_reach_each_model(demand: Demand) -> None:
+def test_forecast_shows_when_the_waves_of_a_plan_reach_each_model(demand: Demand) -> None:
     with demand.query("r2") as query:
         query.plan(CHAIN, MODELS)
         forecast = demand.forecast()
@@ -65,9 +65,7 @@ def test_a_plan_tells_when_its_waves_will_reach_each_model(demand: Demand) -> No
     assert seconds(small) == pytest.approx(4) and seconds(large) == pytest.approx(4)
 
 
-def test_a_started_call_is_active_and_its_end_brings_the_next_wave_nearer(
-    demand: Demand, clock: Clock
-) -> None:
+def test_started_call_is_active_and_its_end_brings_the_next_wave_nearer(demand: Demand, clock: Clock) -> None:
     with demand.query("r2") as query:
         query.plan(CHAIN, MODELS)
         with query.calling(1, "small"), query.calling(2, "small"):
@@ -79,7 +77,7 @@ def test_a_started_call_is_active_and_its_end_brings_the_next_wave_nearer(
         assert at(forecast["large"].planned, 0) == 1
 
 
-def test_a_late_call_holds_back_what_waits_for_it(demand: Demand, clock: Clock) -> None:
+def test_late_call_delays_the_subtasks_that_wait_for_it(demand: Demand, clock: Clock) -> None:
     with demand.query("r2") as query:
         query.plan(CHAIN, MODELS)
         with query.calling(1, "small"):
@@ -91,7 +89,7 @@ def test_a_late_call_holds_back_what_waits_for_it(demand: Demand, clock: Clock) 
             )
 
 
-def test_an_ended_query_needs_nothing_whatever_came_of_it(demand: Demand) -> None:
+def test_ended_query_needs_no_replica_however_it_ended(demand: Demand) -> None:
     with pytest.raises(RuntimeError), demand.query("r2") as query:
         query.plan(CHAIN, MODELS)
         with query.calling(1, "small"):
@@ -103,32 +101,32 @@ def test_an_ended_query_needs_nothing_whatever_came_of_it(demand: Demand) -> Non
     )
 
 
-def test_a_failed_call_teaches_no_duration(demand: Demand) -> None:
+def test_failed_call_does_not_change_the_expected_duration(demand: Demand) -> None:
     demand.learn(CallRecord(stage="execute", model="small", outcome="failed", end_s=0.01))
     assert demand.call_s("small") == 2.0
 
 
-def test_waiting_for_a_replica_is_no_part_of_how_long_a_model_takes(demand: Demand) -> None:
+def test_waiting_for_a_replica_does_not_count_as_the_models_time(demand: Demand) -> None:
     """Every call of a burst from zero has waited for the cold start."""
     for _ in range(100):
         demand.learn(answered("small", 2.0, waited_s=30.0))
     assert demand.call_s("small") == 2.0
 
 
-def test_a_hosted_model_takes_as_long_as_its_calls_did(demand: Demand) -> None:
+def test_duration_of_a_hosted_model_is_that_of_its_calls(demand: Demand) -> None:
     demand.learn(CallRecord(stage="execute", model="hosted", start_s=1.0, end_s=4.0))
     forecast = demand.forecast()["hosted"]
     assert (forecast.call_s, forecast.share_s) == (3.0, None)
 
 
-def test_shares_tell_what_a_busy_replica_does_at_once(demand: Demand) -> None:
+def test_shares_show_how_many_calls_a_busy_replica_runs(demand: Demand) -> None:
     for _ in range(100):
         demand.learn(answered("small", 2.0, share_s=0.25))
     forecast = demand.forecast()["small"]
     assert forecast.share_s is not None and forecast.call_s / forecast.share_s == 8
 
 
-def test_a_query_without_a_plan_yet_counts_as_those_before_it(demand: Demand, clock: Clock) -> None:
+def test_query_without_a_plan_counts_as_the_queries_before_it(demand: Demand, clock: Clock) -> None:
     with demand.query("r2") as first:
         clock.now_s += 1.5  # decompose and allocate
         first.plan(CHAIN, MODELS)
@@ -144,7 +142,7 @@ def test_a_query_without_a_plan_yet_counts_as_those_before_it(demand: Demand, cl
         assert seconds(demand.forecast()["small"].planned) == 0, "each name has its own past"
 
 
-def test_a_steady_stream_of_queries_is_expected_to_go_on_and_to_end(demand: Demand, clock: Clock) -> None:
+def test_steady_arrivals_are_expected_to_continue_and_later_to_end(demand: Demand, clock: Clock) -> None:
     """Little's law: two calls of 2 s in each query, five queries in ten seconds, so two calls in progress."""
     for _ in range(5):
         with demand.query("r2") as query:
@@ -156,7 +154,7 @@ def test_a_steady_stream_of_queries_is_expected_to_go_on_and_to_end(demand: Dema
     assert seconds(demand.forecast()["small"].coming) == 0
 
 
-def test_a_stand_in_is_sent_the_call_and_the_model_meant_keeps_the_demand(demand: Demand) -> None:
+def test_demand_stays_with_the_allocated_model_when_a_fallback_is_called(demand: Demand) -> None:
     with demand.query("r2") as query:
         query.plan(CHAIN, MODELS)
         with query.calling(1, "large"):
@@ -177,7 +175,7 @@ def test_forecasts_of_several_routers_add_up() -> None:
     )
 
 
-def test_arrivals_are_forgotten_where_nobody_asks_for_a_forecast(demand: Demand, clock: Clock) -> None:
+def test_arrivals_are_forgotten_when_no_forecast_is_read(demand: Demand, clock: Clock) -> None:
     def num_objects() -> int:
         return sum(len(history._arrivals_s) for history in demand._history.values())
 

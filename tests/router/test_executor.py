@@ -81,9 +81,7 @@ class Expected:
 
 
 @given(plans(), st.integers(1, 9), st.data())
-def test_whatever_is_ready_runs_and_nothing_else_does(
-    plan: Plan, max_parallel: int, data: st.DataObject
-) -> None:
+def test_exactly_the_ready_subtasks_run(plan: Plan, max_parallel: int, data: st.DataObject) -> None:
     async def check() -> None:
         expected, stage = Expected(plan, max_parallel), Stage(plan, max_parallel)
         await turns()
@@ -103,7 +101,7 @@ def test_whatever_is_ready_runs_and_nothing_else_does(
 
 
 @given(plans(), st.data())
-def test_a_plan_takes_as_long_as_its_critical_path(plan: Plan, data: st.DataObject) -> None:
+def test_plan_takes_as_long_as_its_critical_path(plan: Plan, data: st.DataObject) -> None:
     service_s = {s.id: data.draw(st.integers(1, 20), label=f"service time of {s.id}") for s in plan.subtasks}
     chain_s: dict[int, int] = {}
     for s in plan.subtasks:
@@ -158,7 +156,7 @@ def test_cancelling_from_outside_cancels_every_subtask(plan: Plan, max_parallel:
     run(check())
 
 
-def test_two_that_end_and_fail_at_once_start_nothing_more() -> None:
+def test_success_and_failure_at_the_same_time_start_nothing_more() -> None:
     async def check() -> None:
         stage = Stage(plan_of((), (), (2,), (1,)), 4)
         await turns()
@@ -171,7 +169,7 @@ def test_two_that_end_and_fail_at_once_start_nothing_more() -> None:
     run(check())
 
 
-def test_a_subtask_that_answers_although_cancelled_starts_nothing_more() -> None:
+def test_subtask_that_answers_although_cancelled_starts_nothing_more() -> None:
     started = []
 
     async def stubborn(subtask: Subtask, inputs: dict[int, str]) -> str:
@@ -187,7 +185,7 @@ def test_a_subtask_that_answers_although_cancelled_starts_nothing_more() -> None
     assert sorted(started) == [1, 2]
 
 
-def test_a_cancellation_from_outside_is_one_even_where_subtasks_turn_it_into_failures() -> None:
+def test_outside_cancellation_wins_over_failures_that_subtasks_make_of_it() -> None:
     async def check() -> None:
         async def translating(subtask: Subtask, inputs: dict[int, str]) -> str:
             try:
@@ -214,7 +212,7 @@ def test_independent_subtasks_overlap() -> None:
     assert run(makespan_s()) == 2.0
 
 
-def test_a_slow_branch_does_not_hold_up_another() -> None:
+def test_slow_branch_does_not_hold_up_another() -> None:
     """1 -> 3 while 2 is slow: level by level, 3 would wait for 2."""
 
     async def check() -> None:
@@ -238,7 +236,7 @@ def test_ten_thousand_subtasks_are_scheduled_in_two_seconds() -> None:
     assert time.process_time() - start_s < 2.0
 
 
-def test_a_subtask_cancelled_from_elsewhere_is_a_failure_not_a_hang() -> None:
+def test_subtask_that_is_cancelled_by_other_code_is_a_failure() -> None:
     async def work(subtask: Subtask, inputs: dict[int, str]) -> str:
         broken = asyncio.get_running_loop().create_future()
         broken.cancel()
@@ -248,7 +246,7 @@ def test_a_subtask_cancelled_from_elsewhere_is_a_failure_not_a_hang() -> None:
         run(execute(plan_of((), (1,)), work, max_parallel=4))
 
 
-def test_a_failed_plan_leaves_the_task_uncancelled() -> None:
+def test_failed_plan_does_not_cancel_its_task() -> None:
     """Else an enclosing timeout would surface as a cancellation."""
 
     async def check() -> int:

@@ -95,7 +95,7 @@ def test_query_is_decomposed_allocated_executed_and_answered() -> None:
     assert router.prompts("large")[0].count("4806 m") == 2
 
 
-def test_the_compact_dialect_computes_least_significant_digit_first() -> None:
+def test_compact_dialect_computes_the_least_significant_digit_first() -> None:
     router = Router(cards=COMPACT, **WORDS)
     answer, pieces = run(
         ask(router, query("Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many in all?"))
@@ -105,7 +105,7 @@ def test_the_compact_dialect_computes_least_significant_digit_first() -> None:
     assert pieces == [], "a reply that has to be read first is not streamed"
 
 
-def test_a_template_makes_the_answer_without_a_call() -> None:
+def test_answer_template_needs_no_call() -> None:
     replies = {"run": "RUN", "turn around right": "TURN TURN"}
     workers = {name: lambda messages, sampling: replies[messages[-1].content] for name in ("small", "large")}
     router = Router(
@@ -119,7 +119,7 @@ def test_a_template_makes_the_answer_without_a_call() -> None:
     assert (stopped.text, stopped.finish_reason) == ("RUN", "stop")
 
 
-def test_the_clients_sampling_is_honoured_on_the_final_step_only() -> None:
+def test_sampling_of_the_client_applies_to_the_final_step_only() -> None:
     router = geographer()
     run(ask(router, query(sampling=Sampling(temperature=1.5, seed=7, max_tokens=9))))
     (final,) = router.engines["large"].calls
@@ -139,7 +139,7 @@ def test_independent_subtasks_overlap() -> None:
     assert run(seconds()) == pytest.approx(5.0)
 
 
-def test_a_first_subtask_that_waits_for_a_free_place_was_ready_all_along() -> None:
+def test_first_subtask_that_waits_for_a_free_place_was_ready_from_the_start() -> None:
     router = geographer(small=ScriptedEngine(["a"], delay_s=1))
     router.pipeline.routing = routing(limits=LimitsConfig(max_parallel=1))
     run(ask(router))
@@ -160,7 +160,7 @@ def test_a_first_subtask_that_waits_for_a_free_place_was_ready_all_along() -> No
         plan_json("x" * 1_000_000),
     ],
 )
-def test_without_a_plan_the_conversation_goes_to_the_default_model(reply: str) -> None:
+def test_conversation_without_a_plan_goes_to_the_default_model(reply: str) -> None:
     router = geographer(decomposer=[reply], allocator=[EngineRefused("must not be asked")])
     messages = (Message(role="system", content="Be brief."), *user("How high? #1"))
     answer, pieces = run(ask(router, query(messages=messages)))
@@ -180,7 +180,7 @@ def test_without_a_plan_the_conversation_goes_to_the_default_model(reply: str) -
         EngineRefused("quota"),
     ],
 )
-def test_without_an_allocation_every_subtask_goes_to_the_default_model(reply: str | Exception) -> None:
+def test_subtasks_without_an_allocation_go_to_the_default_model(reply: str | Exception) -> None:
     router = geographer(allocator=[reply])
     answer, _ = run(ask(router))
     assert answer.models == ("large",)
@@ -188,7 +188,7 @@ def test_without_an_allocation_every_subtask_goes_to_the_default_model(reply: st
     assert router.trace.plan_fallback is None
 
 
-def test_a_router_that_hangs_is_not_waited_for_beyond_its_timeouts() -> None:
+def test_hanging_stage_is_abandoned_after_its_timeout() -> None:
     router = geographer(decomposer=ScriptedEngine(["late"], delay_s=1_000))
 
     async def seconds() -> float:
@@ -200,7 +200,7 @@ def test_a_router_that_hangs_is_not_waited_for_beyond_its_timeouts() -> None:
     assert router.trace.calls[0].outcome == "cancelled"
 
 
-def test_a_subtask_falls_back_and_the_trace_says_who_answered() -> None:
+def test_trace_names_the_fallback_that_answered_a_subtask() -> None:
     router = Router(
         decomposer=[PLAN],
         allocator=[allocation_json("small", "small", "small")],
@@ -220,7 +220,7 @@ def test_a_subtask_falls_back_and_the_trace_says_who_answered() -> None:
 OWN = plan_of("find it", "use #1")
 
 
-def test_the_clients_own_plan_is_not_decomposed() -> None:
+def test_plan_of_the_client_is_not_decomposed() -> None:
     router = geographer(
         decomposer=[EngineRefused("must not be asked")], allocator=[allocation_json("small", "large")]
     )
@@ -229,7 +229,7 @@ def test_the_clients_own_plan_is_not_decomposed() -> None:
     assert router.engines["decomposer"].calls == []
 
 
-def test_pins_override_the_allocator_and_all_pins_spare_its_call() -> None:
+def test_pins_override_the_allocator_and_pins_for_all_subtasks_save_its_call() -> None:
     router = geographer(allocator=[allocation_json("small", "small")])
     run(ask(router, query(plan=OWN, pinned={1: "large"})))
     assert router.trace.allocation is not None
@@ -242,7 +242,7 @@ def test_pins_override_the_allocator_and_all_pins_spare_its_call() -> None:
 @pytest.mark.parametrize(
     ("policy", "models"), [("all:small", {"small"}), ("all:large", {"large"}), ("random", {"small", "large"})]
 )
-def test_a_fixed_policy_spares_the_allocator(policy: str, models: set[str]) -> None:
+def test_fixed_policy_needs_no_allocator_call(policy: str, models: set[str]) -> None:
     router = geographer(allocator=[EngineRefused("must not be asked")])
     answer, _ = run(ask(router, query(policy=policy)))
     assert set(answer.models) <= models
@@ -270,7 +270,7 @@ def test_a_fixed_policy_spares_the_allocator(policy: str, models: set[str]) -> N
         ({"plan": OWN, "is_plan_only": True}, "r2.plan_only"),
     ],
 )
-def test_a_wrong_request_names_its_field_before_any_call_is_made(fields: dict[str, Any], param: str) -> None:
+def test_wrong_field_of_a_request_is_named_before_any_call(fields: dict[str, Any], param: str) -> None:
     router = geographer()
     with pytest.raises(InvalidRequest) as caught:
         run(router.pipeline.answer(query(**fields)))
@@ -288,7 +288,7 @@ def test_plan_of_a_pool_model_is_refused_with_what_to_do_and_leaves_a_trace() ->
     )
 
 
-def test_a_pool_models_name_is_a_plain_pass_through() -> None:
+def test_query_for_a_pool_model_is_passed_through() -> None:
     router = geographer(large=["one two"])
     messages = (Message(role="developer", content="Be brief."), *user("hi"))
     answer, pieces = run(ask(router, query(model="large", messages=messages, sampling=Sampling(top_p=0.5))))
@@ -323,7 +323,7 @@ def failed(router: Router, asked: Query | None = None) -> R2Error:
         ({}, {"max_cost_usd": Decimal("0.0035")}),
     ],
 )
-def test_a_budget_is_never_overspent_even_by_subtasks_at_once(
+def test_budget_is_never_overspent_by_concurrent_subtasks(
     limits: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     router = geographer(small=ScriptedEngine(["4806 m"], delay_s=1))
@@ -333,7 +333,7 @@ def test_a_budget_is_never_overspent_even_by_subtasks_at_once(
     assert router.trace.cost_usd <= Decimal("0.0035")
 
 
-def test_the_lower_of_the_operators_and_the_clients_cost_limit_holds() -> None:
+def test_lower_cost_limit_of_operator_and_client_holds() -> None:
     router = geographer()
     router.pipeline.routing = routing(limits=LimitsConfig(max_cost_usd=Decimal("0.000001")))
     assert isinstance(failed(router, query(max_cost_usd=Decimal(5))), BudgetExceeded)
@@ -341,7 +341,7 @@ def test_the_lower_of_the_operators_and_the_clients_cost_limit_holds() -> None:
 
 @pytest.mark.parametrize("stage", ["decomposer", "allocator", "small", "large"])
 @pytest.mark.parametrize(("limit_s", "asked_s"), [(5, None), (60, 5), (5, 60)])
-def test_whatever_hangs_the_deadline_holds(stage: str, limit_s: float, asked_s: float | None) -> None:
+def test_deadline_holds_when_any_stage_hangs(stage: str, limit_s: float, asked_s: float | None) -> None:
     defaults = {
         "decomposer": PLAN,
         "allocator": allocation_json("small", "small", "large"),
@@ -363,13 +363,13 @@ def test_whatever_hangs_the_deadline_holds(stage: str, limit_s: float, asked_s: 
     assert router.trace.error.startswith("DeadlineExceeded")
 
 
-def test_a_retry_after_beyond_the_deadline_ends_at_the_deadline() -> None:
+def test_retry_after_beyond_the_deadline_ends_at_the_deadline() -> None:
     router = geographer(small=[EngineUnavailable("busy", 3.5)])
     router.pipeline.routing = routing(limits=LimitsConfig(deadline_s=2))
     assert isinstance(failed(router), DeadlineExceeded)
 
 
-def test_a_failed_subtask_is_named_with_its_cause_and_its_sibling_is_cancelled() -> None:
+def test_failed_subtask_is_named_with_its_cause_and_its_sibling_is_cancelled() -> None:
     cause = EngineRefused("quota")
     router = geographer(
         small=[cause],
@@ -385,7 +385,7 @@ def test_a_failed_subtask_is_named_with_its_cause_and_its_sibling_is_cancelled()
     ]
 
 
-def test_a_failed_query_keeps_the_subtasks_that_were_answered() -> None:
+def test_failed_query_keeps_the_subtasks_that_were_answered() -> None:
     router = geographer(large=[EngineRefused("quota")])
     assert isinstance(failed(router), SubtaskFailed)
     assert [r.id for r in router.trace.results] == [1, 2]
@@ -410,7 +410,7 @@ def test_cancelling_a_query_stops_its_calls_and_leaves_a_trace() -> None:
 
 
 @pytest.mark.parametrize("fault", [ValueError("a bug"), TimeoutError("a socket's")])
-def test_a_fault_of_ours_goes_up_as_it_is_but_leaves_a_trace(fault: Exception) -> None:
+def test_internal_error_is_raised_unchanged_and_leaves_a_trace(fault: Exception) -> None:
     class Faulty:
         async def decompose(self, *_: object) -> Any:
             raise fault
@@ -423,7 +423,7 @@ def test_a_fault_of_ours_goes_up_as_it_is_but_leaves_a_trace(fault: Exception) -
     assert router.trace.error == f"{type(fault).__name__}: {fault}"
 
 
-def test_changing_the_routing_leaves_a_query_under_way_alone() -> None:
+def test_changed_routing_does_not_affect_a_running_query() -> None:
     router = geographer(decomposer=ScriptedEngine([PLAN], delay_s=5))
     changed = routing(pool=("large",), limits=LimitsConfig(max_calls=1, max_subtasks=1))
 
@@ -448,7 +448,7 @@ async def test_plan_only_decomposes_and_stops() -> None:
     assert_adds_up(answer.trace, answer)
 
 
-async def test_a_query_that_ends_with_its_plan_announces_no_calls() -> None:
+async def test_plan_only_query_announces_no_calls() -> None:
     router = geographer()
     await router.pipeline.answer(query())
     before = router.pipeline.demand.forecast()["small"]

@@ -30,7 +30,7 @@ def test_policy_prescribes_models_without_a_call(policy: str, expected: tuple[st
     assert models(policy) == expected
 
 
-def test_random_policy_draws_models_alike_and_the_same_again_for_the_same_request() -> None:
+def test_random_policy_is_uniform_and_repeats_for_the_same_request() -> None:
     drawn = [models("random", f"req-{i}") for i in range(600)]
     assert drawn == [models("random", f"req-{i}") for i in range(600)]
     share = Counter(name for allocation in drawn for name in allocation or ())["small"] / 1_800

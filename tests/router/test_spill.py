@@ -47,16 +47,16 @@ def test_without_spill_every_subtask_waits_for_its_model() -> None:
     assert answered_by({"small": 1}, spill=None) == ["small"] * 5
 
 
-def test_what_finds_no_room_goes_to_the_next_cheapest_that_has_some() -> None:
+def test_subtask_without_room_goes_to_the_next_cheapest_model_with_room() -> None:
     assert answered_by({"small": 2, "medium": 1}) == ["small", "small", "medium", "large", "small"]
     assert answered_by({"small": 9, "medium": 1}) == ["small"] * 5
 
 
-def test_a_model_without_a_replica_has_no_room_so_nobody_waits_for_its_start() -> None:
+def test_model_without_a_replica_has_no_room() -> None:
     assert answered_by({"small": 0, "medium": 0}) == ["large"] * 5
 
 
-def test_where_all_are_full_the_chosen_one_is_waited_for() -> None:
+def test_subtask_waits_for_the_chosen_model_when_all_are_full() -> None:
     assert answered_by({"small": 1, "medium": 1, "large": 0}) == [
         "small",
         "medium",
@@ -66,12 +66,12 @@ def test_where_all_are_full_the_chosen_one_is_waited_for() -> None:
     ]
 
 
-def test_nothing_spills_to_a_cheaper_model_or_to_one_that_cannot_read_the_prompt() -> None:
+def test_no_subtask_spills_to_a_cheaper_model_or_to_one_that_cannot_read_the_prompt() -> None:
     assert "medium" not in answered_by({"small": 1}, cards={"medium": {"context_tokens": 64}})
     assert "medium" not in answered_by({"small": 1}, cards={"medium": {"usd_per_mtok_out": 0}})
 
 
-def test_a_client_that_pins_a_model_gets_it() -> None:
+def test_pinned_model_is_used_although_it_is_full() -> None:
     plan = plan_of("a", "b", "c", "d", "join #1 #2 #3 #4")
     pinned = query(plan=plan, pinned=dict.fromkeys(range(1, 6), "small"))
     assert answered_by({"small": 0}, asked=pinned) == ["small"] * 5

@@ -42,7 +42,7 @@ def test_engine_of_the_page_answers_calls_and_streams() -> None:
     assert asyncio.run(engine.generate(call)).text == asyncio.run(streamed()) == "HELLO THERE"
 
 
-def test_a_router_in_the_process_takes_such_an_engine() -> None:
+def test_in_process_router_takes_the_engine_of_the_page() -> None:
     names: dict[str, Callable[[], Engine]] = {}
     exec(compile(ENGINE, "extending.md", "exec"), names)  # type: ignore[arg-type]
     made: list[str] = []

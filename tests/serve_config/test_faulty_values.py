@@ -125,7 +125,7 @@ def test_what_vllm_would_refuse_is_an_error_that_names_the_conflict(
 
 
 @pytest.mark.parametrize("arguments", ["gpu_memory_utilization: 0.9", "max_num_seqs: 8"])
-def test_more_of_a_gpus_memory_than_the_share_of_the_gpu_is_a_warning(arguments: str) -> None:
+def test_more_gpu_memory_than_the_share_of_the_gpu_is_a_warning(arguments: str) -> None:
     (problem,) = on_vllm(arguments, "num_gpus: 0.5")
     assert problem.severity == "warning" and "num_gpus 0.5" in problem.message
 
@@ -191,6 +191,6 @@ def test_policy_that_ray_could_not_import_or_call_is_reported(
     assert all(problem.where.endswith("policy.policy_function") for problem in found)
 
 
-def test_sections_of_ours_are_not_searched_for_import_paths() -> None:
+def test_sections_of_r2_are_not_searched_for_import_paths() -> None:
     text = edited("    server:\n", "    policy_function: not_installed:f\n    server:\n")
     assert list(import_problems(parsed(text))) == []

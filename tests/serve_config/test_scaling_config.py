@@ -28,7 +28,7 @@ def problems(*, policy: dict[str, Any], **scaling: Any) -> list[Problem]:
     return found[:1]  # the four models are alike
 
 
-def test_our_policy_with_its_settings_is_no_problem() -> None:
+def test_plan_ahead_policy_with_its_settings_is_accepted() -> None:
     assert problems(policy={"policy_function": PLAN_AHEAD}) == []
     assert (
         problems(
@@ -41,7 +41,7 @@ def test_our_policy_with_its_settings_is_no_problem() -> None:
     )
 
 
-def test_a_wrong_setting_or_policy_name_is_an_error_with_a_suggestion() -> None:
+def test_wrong_setting_or_policy_name_is_an_error_with_a_suggestion() -> None:
     (misspelt,) = problems(policy={"policy_function": PLAN_AHEAD, "policy_kwargs": {"cold_starts_s": 40}})
     assert misspelt.severity == "error" and "did you mean 'cold_start_s'?" in misspelt.message
     (negative,) = problems(policy={"policy_function": PLAN_AHEAD, "policy_kwargs": {"cold_start_s": -1}})
@@ -50,16 +50,16 @@ def test_a_wrong_setting_or_policy_name_is_an_error_with_a_suggestion() -> None:
     assert unknown.severity == "error" and f"did you mean '{PLAN_AHEAD}'?" in unknown.message
 
 
-def test_a_delay_that_undoes_the_plans_is_a_warning() -> None:
+def test_delay_that_defeats_the_plans_is_a_warning() -> None:
     (default,) = problems(policy={"policy_function": PLAN_AHEAD}, upscale_delay_s=30)
     assert default.severity == "warning" and "upscale_delay_s: 0" in default.message
 
 
-def test_policies_of_others_are_not_judged_here() -> None:
+def test_settings_of_other_policies_are_not_checked() -> None:
     assert problems(policy={"policy_function": "my.module:policy"}, upscale_delay_s=30) == []
 
 
-def test_our_policy_on_the_router_itself_is_an_error() -> None:
+def test_plan_ahead_policy_on_the_router_is_an_error() -> None:
     config = scripted_config()
     (router,) = [d for d in config["applications"][-1]["deployments"] if d["name"] == "Router"]
     router["autoscaling_config"] = {"max_replicas": 2, "policy": {"policy_function": PLAN_AHEAD}}

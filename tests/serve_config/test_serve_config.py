@@ -127,7 +127,7 @@ MODELS, ROUTER = "applications[1].args.models", "applications[1].deployments[0]"
         ("fallbacks: [large]", "fallbacks: [huge]", "applications[1].args", "must be other models"),
     ],
 )
-def test_problem_in_our_sections_names_key_line_and_suggestion(
+def test_problem_in_a_section_of_r2_names_key_line_and_suggestion(
     old: str, new: str, where: str, message: str
 ) -> None:
     text = edited(old, new)
@@ -144,7 +144,7 @@ def test_missing_keys_are_named_where_they_should_stand() -> None:
     assert problem.line == line_of(SMALL, "- name: large")
 
 
-def test_unknown_key_hides_nothing_else() -> None:
+def test_unknown_key_hides_no_other_problem() -> None:
     text = (
         edited("fallbacks:", "fallback:")
         .replace("app: m-small", "app: m-smal")
@@ -308,7 +308,7 @@ def test_wrong_item_is_not_echoed_by_its_list() -> None:
         ("http_options", "# sk-proj-abcdefghijklmnop\nhttp_options", "error", "", "looks like a secret"),
     ],
 )
-def test_sections_that_do_not_fit_each_other(
+def test_sections_that_do_not_fit_each_other_are_reported(
     old: str, new: str, severity: str, where: str, message: str
 ) -> None:
     found = [problem for problem in read(edited(old, new))[1] if message in problem.message]
@@ -396,7 +396,7 @@ def test_keys_file_on_this_machine_is_checked(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_budget_that_replicas_or_restarts_would_exceed_is_a_warning(
+def test_budget_that_replicas_or_restarts_would_exceed_is_a_warning(
     replicas: str | None, has_book: bool, said: list[str], tmp_path: Path
 ) -> None:
     entry = f"- {{name: alice, sha256: '{'0' * 64}', budget_usd: 1}}"
@@ -421,7 +421,7 @@ def with_adapters(**directories: Path) -> str:
     return edited("num_cpus: 1", f"num_cpus: 1\n    user_config: {{adapters: {{{listed}}}}}")
 
 
-def test_adapter_that_is_loaded_at_the_start_or_by_user_config_is_known(tmp_path: Path) -> None:
+def test_adapter_loaded_at_the_start_or_by_user_config_is_known(tmp_path: Path) -> None:
     text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, adapters: {{one: {tmp_path}}}")
     text = text.replace("num_cpus: 1", f"num_gpus: 1\n    user_config: {{adapters: {{two: {tmp_path}}}}}")
     for adapter in ("one", "two"):
@@ -439,7 +439,7 @@ def test_adapter_that_is_loaded_at_the_start_or_by_user_config_is_known(tmp_path
     assert "did you mean 'two'?" in found.message
 
 
-def test_adapter_directory_that_is_not_here_is_a_warning_as_it_may_be_on_the_nodes(tmp_path: Path) -> None:
+def test_missing_adapter_directory_is_a_warning(tmp_path: Path) -> None:
     found = only_problem(with_adapters(gone=tmp_path / "gone"))
     assert (found.severity, found.where) == (
         "warning",
@@ -585,7 +585,7 @@ def test_every_marked_block_of_the_reference_is_a_tested_alternative() -> None:
     assert set(re.findall(r"^# >>> (\S+)$", REFERENCE.read_text(), re.MULTILINE)) == set(ALTERNATIVES)
 
 
-def test_reference_pool_is_the_nine_models() -> None:
+def test_reference_pool_has_nine_models() -> None:
     file, _ = read(REFERENCE.read_text())
     assert file.router is not None and file.routing is not None
     kinds = {model.name: model.engine.kind for model in file.router.models}
@@ -620,7 +620,7 @@ def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
         )
 
 
-def test_with_training_every_local_model_asks_for_a_gpu_that_no_training_node_has() -> None:
+def test_local_models_ask_for_gpus_that_no_training_node_has() -> None:
     apps = yaml.safe_load(uncommented(REFERENCE.read_text(), "training"))["applications"]
     asked = [app["deployments"][0]["ray_actor_options"] for app in apps if app["name"] != "r2"]
     assert asked == [{"num_gpus": 1, "resources": {"serve_gpu": 1}}] * 4
@@ -632,7 +632,7 @@ def test_with_training_every_local_model_asks_for_a_gpu_that_no_training_node_ha
     assert nodes["train"]["resources"]["GPU"] == nodes["train"]["resources"]["train_gpu"]
 
 
-def test_a_model_can_be_removed_from_the_reference() -> None:
+def test_model_can_be_removed_from_the_reference() -> None:
     raw = yaml.safe_load(REFERENCE.read_text())
     raw["applications"] = [app for app in raw["applications"] if app["name"] != "m-qwen2.5-3b"]
     router = raw["applications"][-1]
@@ -695,7 +695,7 @@ def test_clusters_install_the_pinned_versions(path: Path) -> None:
     assert installs == pins
 
 
-def test_cluster_is_closed_to_strangers_and_its_nodes_share_one_environment() -> None:
+def test_cluster_is_closed_to_the_internet_and_its_nodes_share_one_environment() -> None:
     cluster = yaml.safe_load(CLUSTER.read_text())
     (head,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
     (worker,) = [command for command in cluster["worker_start_ray_commands"] if "ray start" in command]
@@ -705,7 +705,7 @@ def test_cluster_is_closed_to_strangers_and_its_nodes_share_one_environment() ->
     assert "~/.ray/auth_token" in cluster["file_mounts"]
 
 
-def test_cluster_exports_the_environment_of_every_cluster_on_head_and_workers() -> None:
+def test_cluster_exports_the_shared_environment_on_head_and_workers() -> None:
     cluster = yaml.safe_load(CLUSTER.read_text())
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         (start,) = [command for command in cluster[commands] if "ray start" in command]
