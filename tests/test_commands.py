@@ -53,7 +53,7 @@ def test_ask_prints_the_answer_as_the_model_wrote_it() -> None:
 
 
 def test_every_console_prints_text_without_markup() -> None:
-    """Rich reads markup unless a console is told not to."""
+    """Rich reads markup unless the console has it turned off."""
     with_markup = [
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for path in sources()

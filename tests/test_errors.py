@@ -1,4 +1,4 @@
-"""The error tree: what crosses a Ray boundary and what an HTTP client is told."""
+"""The error tree: what crosses a Ray boundary and what an HTTP client gets."""
 
 import pickle
 

@@ -228,8 +228,8 @@ def test_usage_of_a_complete_stream_without_a_token_count_is_estimated(usage: Us
 
 
 def test_stream_cancelled_after_it_reported_usage_costs_that_usage() -> None:
-    told = Usage(prompt_tokens=70, completion_tokens=20)
-    calls = Calls(small=Streaming(Delta(text="four"), Delta(usage=told), None))
+    reported = Usage(prompt_tokens=70, completion_tokens=20)
+    calls = Calls(small=Streaming(Delta(text="four"), Delta(usage=reported), None))
 
     async def check() -> None:
         task = asyncio.ensure_future(calls.ask(is_streamed=True))
@@ -238,7 +238,9 @@ def test_stream_cancelled_after_it_reported_usage_costs_that_usage() -> None:
         await asyncio.wait([task])
 
     run(check())
-    assert [(c.outcome, c.usage, c.is_estimated) for c in calls.ledger.calls] == [("cancelled", told, False)]
+    assert [(c.outcome, c.usage, c.is_estimated) for c in calls.ledger.calls] == [
+        ("cancelled", reported, False)
+    ]
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled", "client gone", "timeout"])

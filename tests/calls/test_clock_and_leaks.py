@@ -89,7 +89,7 @@ async def test_two_thousand_requests_with_faults_leave_nothing_behind() -> None:
 
 
 def _fault_or_not(rng: random.Random) -> Any:
-    """One answer in five is a fault that is told at once."""
+    """One answer in five is a fault that shows at once."""
     scripts = {True: STREAMED, False: PLAIN}
     quick = {
         kind: [fault.script for fault in faults.values() if not fault.is_slow]

@@ -14,7 +14,7 @@ from r2_serve.config import CooldownConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineRefused, EngineUnavailable, InvalidReply
 from r2_serve.http.metrics import Metrics
-from tests.support.faults import said
+from tests.support.faults import json_reply
 from tests.support.hosted_stand import RIGHT, asked, standing
 from tests.support.in_process import model, pool_of, user
 from tests.support.upstream import completion
@@ -296,10 +296,10 @@ def test_metrics_show_which_models_rest() -> None:
 
 async def test_provider_that_is_down_gets_no_calls_until_it_answers_a_probe() -> None:
     """The whole endpoint, on real sockets: the rest of 0.2 s is short, and no upper bound is asserted."""
-    async with standing(said({}, 500), max_attempts=1, cooldown={"first_s": 0.2}) as stand:
+    async with standing(json_reply({}, 500), max_attempts=1, cooldown={"first_s": 0.2}) as stand:
         assert [(await stand.ask(stream=i % 2 == 0)).text for i in range(8)] == [RIGHT] * 8
         assert len(stand.upstream.requests) < 8
-        stand.upstream.script = said(completion())
+        stand.upstream.script = json_reply(completion())
         async with asyncio.timeout(20):
             while (await stand.ask(stream=False, text="again")).text != "four":  # noqa: ASYNC110  polls
                 await asyncio.sleep(0.05)

@@ -158,12 +158,12 @@ def test_unfinished_call_costs_what_was_sent_and_received(
     "error", [InvalidReply("x"), EngineRefused("x"), AnswerWithheld("x"), EngineUnavailable("x")]
 )
 def test_failed_call_costs_its_reported_usage(error: EngineError) -> None:
-    told = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
+    reported = error.usage = Usage(prompt_tokens=70, completion_tokens=20)
     ledger = Ledger(Budget())
     reserve(ledger).fail(error, received_bytes=9)
-    reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, reported=told)
+    reserve(ledger).fail(asyncio.CancelledError(), received_bytes=9, reported=reported)
     assert [(c.usage, c.cost_usd, c.is_estimated) for c in ledger.calls] == [
-        (told, CARD.cost_usd(told), False)
+        (reported, CARD.cost_usd(reported), False)
     ] * 2
 
 

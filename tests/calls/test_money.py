@@ -36,8 +36,8 @@ from r2_serve.http.metrics import Metrics
 from r2_serve.http.spend import SpendBook
 from r2_serve.router.router import in_process
 from r2_serve.types import CallRecord, Completion, Delta, EngineCall, Trace, Usage
-from tests.support.elsewhere import move_stages_elsewhere
 from tests.support.in_process import allocation_json, model, plan_json, routing
+from tests.support.remote_stages import make_stages_remote
 from tests.support.scripted_backend import Connection
 from tests.support.virtual_time import run
 
@@ -61,7 +61,7 @@ class Moody:
     """An engine that answers, fails, hangs or breaks off, and counts its calls and the usage it reported."""
 
     def __init__(self, rng: random.Random, replies: Sequence[str]) -> None:
-        self.num_asked, self.told = 0, Counter[Usage]()
+        self.num_asked, self.reported = 0, Counter[Usage]()
         self._rng, self._replies = rng, replies
 
     async def generate(self, call: EngineCall) -> Completion:
@@ -95,13 +95,13 @@ class Moody:
         failure = copy(failure)
         if self._rng.random() < 0.3:
             failure.usage = self._usage()
-            self.told[failure.usage] += 1
+            self.reported[failure.usage] += 1
         return failure
 
     def _usage_or_estimate(self) -> dict[str, Any]:
-        usage, is_told = self._usage(), self._rng.random() < 0.9
-        self.told[usage] += is_told
-        return {"usage": usage, "is_usage_estimated": not is_told}
+        usage, is_reported = self._usage(), self._rng.random() < 0.9
+        self.reported[usage] += is_reported
+        return {"usage": usage, "is_usage_estimated": not is_reported}
 
     def _usage(self) -> Usage:
         return Usage(prompt_tokens=self._rng.randrange(1, 3_000), completion_tokens=self._rng.randrange(700))
@@ -113,7 +113,7 @@ class Market:
 
     seed: int
     folder: Path
-    is_elsewhere: bool = False
+    is_remote: bool = False
     """Whether decomposer and allocator keep ledgers of their own."""
     limits: LimitsConfig = LIMITS
     num_samples: int = 2
@@ -141,7 +141,7 @@ class Market:
             lambda config: self.engines[config.name],
             [self.metrics.observe, self.traces.append],
         )
-        self.stages = move_stages_elsewhere(self.router) if self.is_elsewhere else []
+        self.stages = make_stages_remote(self.router) if self.is_remote else []
         rich, poor = new_key("rich"), new_key("poor", budget_usd=POOR_USD)
         self.keys = {entry.name: key for key, entry in (rich, poor)}
         self.key_of: dict[str, str] = {}
@@ -221,11 +221,11 @@ class Market:
 @pytest.fixture(
     scope="module",
     params=[(1, False), (2, False), pytest.param((3, True), marks=[pytest.mark.ray, pytest.mark.smoke])],
-    ids=["seed 1", "seed 2", "seed 3, stages elsewhere"],
+    ids=["seed 1", "seed 2", "seed 3, remote stages"],
 )
 def market(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Market:
-    seed, is_elsewhere = request.param
-    market = Market(seed, tmp_path_factory.mktemp("market"), is_elsewhere)
+    seed, is_remote = request.param
+    market = Market(seed, tmp_path_factory.mktemp("market"), is_remote)
     market.inbox = run(market.trade())  # type: ignore[attr-defined]
     return market
 
@@ -268,7 +268,7 @@ def test_every_behaviour_of_the_scripted_provider_occurs(market: Market) -> None
     assert wanted < errors.keys()
     assert errors["answered"] > 150
     assert errors["QuotaExceeded"] > 0
-    assert bool(market.lost()[0]) == market.is_elsewhere
+    assert bool(market.lost()[0]) == market.is_remote
 
 
 def test_every_call_is_accounted_for(market: Market) -> None:
@@ -288,7 +288,7 @@ def test_reported_usage_is_booked_and_all_other_usage_is_an_estimate(market: Mar
             for call in calls
             if call.model == name and not call.is_estimated and call.usage != Usage()
         )
-        assert booked == engine.told
+        assert booked == engine.reported
         free = [call for call in calls if not call.is_estimated and call.usage == Usage()]
         assert {call.error for call in free} == {"EngineRefused"}
 
@@ -296,11 +296,9 @@ def test_reported_usage_is_booked_and_all_other_usage_is_an_estimate(market: Mar
 def test_every_request_has_one_trace(market: Market) -> None:
     questions = Counter(trace.query for trace in market.traces)
     assert set(questions.values()) == {1}
-    never_let_in = market.inbox.keys() - questions.keys()  # type: ignore[attr-defined]
-    told = [
-        body["error"]["code"] for question in never_let_in for body in bodies_of(market.inbox[question])[1]
-    ]  # type: ignore[attr-defined]
-    assert set(told) <= {"insufficient_quota"}, "the others left at once"
+    refused = market.inbox.keys() - questions.keys()  # type: ignore[attr-defined]
+    codes = [body["error"]["code"] for question in refused for body in bodies_of(market.inbox[question])[1]]  # type: ignore[attr-defined]
+    assert set(codes) <= {"insufficient_quota"}, "the others left at once"
 
 
 def test_trace_body_header_and_usage_agree_to_the_last_digit(market: Market) -> None:
@@ -308,11 +306,11 @@ def test_trace_body_header_and_usage_agree_to_the_last_digit(market: Market) -> 
     num_checked = Counter[str]()
     for question, messages in market.inbox.items():  # type: ignore[attr-defined]
         headers, bodies = bodies_of(messages)
-        told = [body["r2"] for body in bodies if "r2" in body]
-        if not told:
+        reports = [body["r2"] for body in bodies if "r2" in body]
+        if not reports:
             continue
         trace = traces[question]
-        (r2,) = told
+        (r2,) = reports
         exact = sum((call.cost_usd for call in trace.calls), Decimal(0))
         assert trace.cost_usd == exact == Decimal(r2["cost_usd"])
         assert "trace" not in r2 or Trace.model_validate(r2["trace"]) == trace
@@ -369,13 +367,11 @@ def assert_prometheus_agrees(market: Market) -> None:
     for call in calls:
         for direction, number in (("in", call.usage.prompt_tokens), ("out", call.usage.completion_tokens)):
             tokens[direction, call.model] = tokens.get((direction, call.model), 0) + number
-    told = re.findall(r'r2_tokens_total{direction="(\w+)",model="(\w+)"} (\S+)', text)
-    assert {(direction, name): float(value) for direction, name, value in told} == tokens
+    samples = re.findall(r'r2_tokens_total{direction="(\w+)",model="(\w+)"} (\S+)', text)
+    assert {(direction, name): float(value) for direction, name, value in samples} == tokens
 
 
-@pytest.mark.parametrize(
-    "is_elsewhere", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.smoke])]
-)
+@pytest.mark.parametrize("is_remote", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.smoke])])
 @pytest.mark.parametrize(("stage", "num_before"), [("decomposer", 0), ("allocator", 1)])
 @pytest.mark.parametrize(
     ("failures", "max_calls", "status"),
@@ -392,13 +388,13 @@ def test_calls_of_a_stage_that_ends_in_an_error_are_accounted_for(
     status: int | None,
     stage: str,
     num_before: int,
-    is_elsewhere: bool,
+    is_remote: bool,
     tmp_path: Path,
 ) -> None:
     market = Market(
         1,
         tmp_path,
-        is_elsewhere,
+        is_remote,
         LimitsConfig(max_calls=max_calls + num_before, max_attempts=3),
         num_samples=1,
     )

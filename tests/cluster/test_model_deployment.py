@@ -33,7 +33,7 @@ def deployment() -> ModelDeployment:
     )
 
 
-async def said(model: ModelDeployment, name: str | None) -> str:
+async def answer_of(model: ModelDeployment, name: str | None) -> str:
     return (await model.generate(EngineCall(messages=HI, adapter=name))).text
 
 
@@ -42,10 +42,10 @@ async def test_user_config_loads_and_drops_adapters(tmp_path: Path) -> None:
     await model.reconfigure({"adapters": {"a1": str(first)}})
     await model.check_health()
     await model.reconfigure({"adapters": {"a1": str(first), "a2": str(second)}})
-    assert [await said(model, name) for name in ("a1", "a2", None)] == ["by a1", "by a2", "by base"]
+    assert [await answer_of(model, name) for name in ("a1", "a2", None)] == ["by a1", "by a2", "by base"]
     await model.reconfigure({"adapters": {"a2": str(second)}})
     with pytest.raises(EngineRefused, match=r"no adapter 'a1'; this engine has \['a2'\]"):
-        await said(model, "a1")
+        await answer_of(model, "a1")
 
 
 async def test_failed_change_of_adapters_changes_nothing_on_a_running_replica(
@@ -55,12 +55,12 @@ async def test_failed_change_of_adapters_changes_nothing_on_a_running_replica(
     await model.reconfigure({"adapters": {"a1": str(first)}})
     await model.check_health()
     await model.reconfigure({"adapters": {"a2": str(second), "gone": str(tmp_path / "gone")}})
-    assert await said(model, "a1") == "by a1"
+    assert await answer_of(model, "a1") == "by a1"
     for name in ("a2", "gone"):
         with pytest.raises(EngineRefused, match="no adapter"):
-            await said(model, name)
+            await answer_of(model, name)
     await model.reconfigure({"adapters": {"a2": str(second)}})
-    assert await said(model, "a2") == "by a2"
+    assert await answer_of(model, "a2") == "by a2"
 
 
 async def test_replica_that_starts_with_a_broken_adapter_fails_with_the_reason(tmp_path: Path) -> None:

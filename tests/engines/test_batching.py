@@ -48,7 +48,7 @@ def test_third_sequence_waits_for_a_place_and_a_leaving_client_frees_one() -> No
     assert ends_s(batch) == {
         1: 1.5,
         2: 2.0,
-    }  # from 0.75 on the third decodes beside the second, half of it then alone
+    }  # from 0.75 on the third decodes with the second, half of it then alone
     assert len(batch) == 0
 
 
@@ -138,7 +138,7 @@ def test_stream_gives_each_word_at_its_time_until_the_timeout() -> None:
 
 
 def test_cancelled_call_leaves_its_batch() -> None:
-    async def cancelled_beside_another() -> float:
+    async def cancelled_next_to_another() -> float:
         engine, loop = ScriptedEngine(["{words}"], speed=SPEED), asyncio.get_running_loop()
         doomed = asyncio.create_task(engine.generate(engine_call(prompt("100 words"), Sampling())))
         other = asyncio.create_task(engine.generate(engine_call(prompt("10 words"), Sampling())))
@@ -148,7 +148,7 @@ def test_cancelled_call_leaves_its_batch() -> None:
         await other
         return loop.time()
 
-    assert run_in_virtual_time(cancelled_beside_another()) == pytest.approx(1.02, abs=1e-3)
+    assert run_in_virtual_time(cancelled_next_to_another()) == pytest.approx(1.02, abs=1e-3)
 
 
 def test_template_takes_its_values_from_the_prompt() -> None:
@@ -167,18 +167,17 @@ def test_template_takes_its_values_from_the_prompt() -> None:
 
 
 def test_stream_that_ends_while_its_process_is_busy_is_complete() -> None:
-    """On a loaded machine the clock runs on between two looks, with no turn of the event loop in which the
-    end could be told."""
+    """The clock of a loaded machine advances between two readings, without a turn of the event loop."""
 
     async def words() -> list[str]:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        told = []
+        pieces = []
         async for delta in ScriptedEngine(["{words}"], speed=SPEED).stream(
             engine_call(prompt("5 words"), Sampling())
         ):
-            told += [delta.text] if delta.text else []
+            pieces += [delta.text] if delta.text else []
             loop.pass_time(10.0)
-        return told
+        return pieces
 
     assert len(run_in_virtual_time(words())) == 5

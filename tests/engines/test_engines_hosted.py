@@ -31,6 +31,7 @@ from r2_serve.errors import (
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests.support import virtual_time
 from tests.support.engine_calls import engine_call
+from tests.support.faults import json_reply
 from tests.support.upstream import (
     Script,
     Upstream,
@@ -78,18 +79,14 @@ async def running(
             await engine.aclose()
 
 
-def said(body: Any, status: int = 200, **headers: str) -> Script:
-    return Script(body=[json.dumps(body).encode()], status=status, headers=headers)
-
-
 async def collected(engine: HostedEngine, timeout_s: float = 5.0) -> list[Delta]:
     return [delta async for delta in engine.stream(engine_call(MESSAGES, Sampling(), timeout_s=timeout_s))]
 
 
 FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
-    "error in a 200": (said(ERROR), InvalidReply, "bad key"),
+    "error in a 200": (json_reply(ERROR), InvalidReply, "bad key"),
     "error with a status in a 200": (
-        said({"error": {"message": "slow down", "code": 429}}),
+        json_reply({"error": {"message": "slow down", "code": 429}}),
         NotStarted,
         "429: slow down",
     ),
@@ -101,84 +98,92 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "empty body": (Script(), InvalidReply, "not JSON"),
     "cut JSON": (Script(body=[json.dumps(completion()).encode()[:60]]), InvalidReply, "not JSON"),
     "cut body": (Script(body=[b'{"choices'], content_length=500), EngineUnavailable, "connection"),
-    "a list": (said([1]), InvalidReply, "not a JSON object"),
-    "no choices": (said({"id": "x"}), InvalidReply, "choices"),
-    "empty choices": (said(completion(choices=[])), InvalidReply, "choices"),
-    "null content": (said(completion(message={"content": None})), InvalidReply, "no content"),
+    "a list": (json_reply([1]), InvalidReply, "not a JSON object"),
+    "no choices": (json_reply({"id": "x"}), InvalidReply, "choices"),
+    "empty choices": (json_reply(completion(choices=[])), InvalidReply, "choices"),
+    "null content": (json_reply(completion(message={"content": None})), InvalidReply, "no content"),
     "content of parts": (
-        said(completion(message={"content": [{"text": "a"}]})),
+        json_reply(completion(message={"content": [{"text": "a"}]})),
         InvalidReply,
         "message.content",
     ),
-    "null finish reason": (said(completion(finish_reason=None)), InvalidReply, "finish_reason"),
-    "unknown finish reason": (said(completion(finish_reason="tired")), InvalidReply, "tired"),
+    "null finish reason": (json_reply(completion(finish_reason=None)), InvalidReply, "finish_reason"),
+    "unknown finish reason": (json_reply(completion(finish_reason="tired")), InvalidReply, "tired"),
     "filtered": (
-        said(completion(finish_reason="content_filter", message={"content": None})),
+        json_reply(completion(finish_reason="content_filter", message={"content": None})),
         AnswerWithheld,
         "content_filter",
     ),
     "tool calls": (
-        said(completion(finish_reason="tool_calls", message={"content": None})),
+        json_reply(completion(finish_reason="tool_calls", message={"content": None})),
         AnswerWithheld,
         "tool_calls",
     ),
     "refusal": (
-        said(completion(message={"content": None, "refusal": "I will not"})),
+        json_reply(completion(message={"content": None, "refusal": "I will not"})),
         AnswerWithheld,
         "I will not",
     ),
-    "400": (said(ERROR, 400), EngineRefused, "400: bad key"),
+    "400": (json_reply(ERROR, 400), EngineRefused, "400: bad key"),
     "400 with half a character": (
         Script(status=400, body=[rb'{"error": "half of \ud83d"}']),
         EngineRefused,
         "half of ?",
     ),
     "401 without JSON": (Script(status=401, body=[KEY.encode()]), EngineRefused, "401"),
-    "404": (said(ERROR, 404), EngineRefused, "404"),
-    "408": (said(ERROR, 408), NotStarted, "408"),
-    "409": (said(ERROR, 409), NotStarted, "409"),
-    "429": (said(ERROR, 429), NotStarted, "429"),
+    "404": (json_reply(ERROR, 404), EngineRefused, "404"),
+    "408": (json_reply(ERROR, 408), NotStarted, "408"),
+    "409": (json_reply(ERROR, 409), NotStarted, "409"),
+    "429": (json_reply(ERROR, 429), NotStarted, "429"),
     "quota by its type": (
-        said({"error": {"message": "pay", "type": "insufficient_quota", "code": None}}, 429),
+        json_reply({"error": {"message": "pay", "type": "insufficient_quota", "code": None}}, 429),
         EngineRefused,
         "pay",
     ),
     "quota in a 200": (
-        said({"error": {"message": "pay", "type": "insufficient_quota"}}),
+        json_reply({"error": {"message": "pay", "type": "insufficient_quota"}}),
         EngineRefused,
         "pay",
     ),
     "status as a text in a 200": (
-        said({"error": {"message": "slow down", "code": "429"}}),
+        json_reply({"error": {"message": "slow down", "code": "429"}}),
         NotStarted,
         "429: slow down",
     ),
     "error object of vLLM": (
-        said({"object": "error", "message": "too long", "code": 400}),
+        json_reply({"object": "error", "message": "too long", "code": 400}),
         EngineRefused,
         "400: too long",
     ),
     "error of a choice": (
-        said({"choices": [{"message": {"content": "fo"}, "error": {"code": 502, "message": "gone"}}]}),
+        json_reply({"choices": [{"message": {"content": "fo"}, "error": {"code": 502, "message": "gone"}}]}),
         EngineUnavailable,
         "502: gone",
     ),
     "filtered by Gemini": (
-        said(completion(finish_reason="SAFETY", message={"content": None})),
+        json_reply(completion(finish_reason="SAFETY", message={"content": None})),
         AnswerWithheld,
         "SAFETY",
     ),
     "image part": (
-        said(completion(message={"content": [{"type": "image_url", "image_url": {}}]})),
+        json_reply(completion(message={"content": [{"type": "image_url", "image_url": {}}]})),
         InvalidReply,
         "message.content",
     ),
-    "quota": (said({"error": {"message": "pay", "code": "insufficient_quota"}}, 429), EngineRefused, "pay"),
-    "500": (said(ERROR, 500), EngineUnavailable, "500"),
-    "529": (said(ERROR, 529), EngineUnavailable, "529"),
-    "redirect": (said(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions"), EngineRefused, "307"),
+    "quota": (
+        json_reply({"error": {"message": "pay", "code": "insufficient_quota"}}, 429),
+        EngineRefused,
+        "pay",
+    ),
+    "500": (json_reply(ERROR, 500), EngineUnavailable, "500"),
+    "529": (json_reply(ERROR, 529), EngineUnavailable, "529"),
+    "redirect": (
+        json_reply(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions"),
+        EngineRefused,
+        "307",
+    ),
     "no content status": (Script(status=204), InvalidReply, "204"),
-    "key at the cut": (said(LONG_ERROR, 400), EngineRefused, "xxx"),
+    "key at the cut": (json_reply(LONG_ERROR, 400), EngineRefused, "xxx"),
 }
 
 
@@ -257,7 +262,7 @@ async def test_faulty_stream_is_never_reported_as_finished(fault: str) -> None:
 
 
 async def test_status_of_a_stream_is_mapped_like_that_of_a_whole_reply() -> None:
-    async with running(said(ERROR, 429, **{"retry-after": "7"})) as (_, engine):
+    async with running(json_reply(ERROR, 429, **{"retry-after": "7"})) as (_, engine):
         with pytest.raises(EngineUnavailable) as caught:
             await collected(engine)
     assert caught.value.retry_after_s == 7.0
@@ -265,7 +270,7 @@ async def test_status_of_a_stream_is_mapped_like_that_of_a_whole_reply() -> None
 
 async def test_whole_reply_is_read_with_its_usage_and_logprobs() -> None:
     logprobs = {"content": [{"token": "fo", "logprob": -0.5}, {"token": "ur", "logprob": 0}]}
-    async with running(said(completion(logprobs=logprobs))) as (upstream, engine):
+    async with running(json_reply(completion(logprobs=logprobs))) as (upstream, engine):
         reply = await engine.generate(engine_call(MESSAGES, Sampling(logprobs=True), timeout_s=5.0))
     assert (reply.text, reply.finish_reason, reply.logprobs) == ("four", "stop", (-0.5, 0.0))
     assert reply.usage == Usage(prompt_tokens=7, completion_tokens=2)
@@ -277,7 +282,7 @@ async def test_request_holds_what_was_asked_and_nothing_else() -> None:
         max_tokens=9, temperature=0.0, top_p=0.5, stop=("x",), seed=3, json_schema={"type": "object"}
     )
     config = {"max_tokens_field": "max_completion_tokens", "extra_body": {"reasoning_effort": "low"}}
-    async with running(said(completion()), **config) as (upstream, engine):
+    async with running(json_reply(completion()), **config) as (upstream, engine):
         await engine.generate(engine_call(MESSAGES, sampling, timeout_s=5.0))
     request = upstream.requests[0]
     headers, path = request.pop("_headers"), request.pop("_path")
@@ -301,7 +306,7 @@ async def test_request_holds_what_was_asked_and_nothing_else() -> None:
 
 
 async def test_schema_is_left_out_for_a_provider_without_structured_outputs() -> None:
-    async with running(said(completion()), supports_json_schema=False) as (upstream, engine):
+    async with running(json_reply(completion()), supports_json_schema=False) as (upstream, engine):
         await engine.generate(engine_call(MESSAGES, Sampling(json_schema={"type": "object"}), timeout_s=5.0))
     assert "response_format" not in upstream.requests[0]
 
@@ -316,24 +321,24 @@ async def test_schema_is_left_out_for_a_provider_without_structured_outputs() ->
 async def test_response_format_goes_to_the_provider_unchanged_or_is_refused(
     wanted: dict[str, Any],
 ) -> None:
-    async with running(said(completion())) as (upstream, engine):
+    async with running(json_reply(completion())) as (upstream, engine):
         await engine.generate(engine_call(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0))
     assert upstream.requests[0]["response_format"] == wanted
-    async with running(said(completion()), supports_json_schema=False) as (upstream, engine):
+    async with running(json_reply(completion()), supports_json_schema=False) as (upstream, engine):
         with pytest.raises(EngineRefused, match="response_format"):
             await engine.generate(engine_call(MESSAGES, Sampling(response_format=wanted), timeout_s=5.0))
     assert upstream.requests == []
 
 
 async def test_server_without_a_key_gets_no_key_of_another_provider() -> None:
-    async with running(said(completion()), api_key_env=None) as (upstream, engine):
+    async with running(json_reply(completion()), api_key_env=None) as (upstream, engine):
         await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert "authorization" not in upstream.requests[0]["_headers"]
 
 
 async def test_azure_deployment_is_asked_with_its_own_key_header() -> None:
     async with running_upstream() as upstream:
-        upstream.script = said(completion())
+        upstream.script = json_reply(completion())
         endpoint = upstream.base_url.removesuffix("/v1")
         config = HostedEngineConfig(
             kind="azure", model="dep", base_url=endpoint, api_key_env="TEST_KEY", api_version="2026-01-01"
@@ -370,7 +375,7 @@ def test_stream_is_read_wherever_its_bytes_are_cut() -> None:
 
 
 async def test_missing_usage_is_estimated_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    async with running(said(completion(usage=None))) as (_, engine):
+    async with running(json_reply(completion(usage=None))) as (_, engine):
         with caplog.at_level(logging.WARNING, logger="r2_serve"):
             replies = [
                 await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0)) for _ in range(2)
@@ -457,7 +462,7 @@ async def test_call_cancelled_at_any_moment_leaves_nothing_in_the_client(
         http_chunks([*sse(chunk("fo"), chunk("ur", "stop"), USAGE_CHUNK, "[DONE]")]),
         headers={"transfer-encoding": "chunked"},
     )
-    async with running(stream if is_streamed else said(completion())) as (upstream, engine):
+    async with running(stream if is_streamed else json_reply(completion())) as (upstream, engine):
         connector = (await engine._client()).connector
         assert connector is not None
         num_turns = num_answered = 0
@@ -519,7 +524,7 @@ async def test_proxy_from_the_environment_is_used(
     variable: str, is_asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_upstream() as proxy:
-        proxy.script = said(completion())
+        proxy.script = json_reply(completion())
         monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
         monkeypatch.setenv("NO_PROXY", "")
         monkeypatch.setenv(
@@ -539,14 +544,14 @@ async def test_proxy_from_the_environment_is_used(
 
 
 async def test_failed_call_is_not_retried() -> None:
-    async with running(said(ERROR, 500)) as (upstream, engine):
+    async with running(json_reply(ERROR, 500)) as (upstream, engine):
         with pytest.raises(EngineUnavailable):
             await engine.generate(engine_call(MESSAGES, Sampling(), timeout_s=5.0))
     assert len(upstream.requests) == 1
 
 
 async def test_adapter_is_refused() -> None:
-    async with running(said(completion())) as (upstream, engine):
+    async with running(json_reply(completion())) as (upstream, engine):
         with pytest.raises(EngineRefused, match="adapter 'a'"):
             await engine.generate(engine_call(MESSAGES, Sampling(), adapter="a"))
     assert upstream.requests == []

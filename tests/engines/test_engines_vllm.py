@@ -228,13 +228,13 @@ async def test_replies_satisfy_a_json_schema_and_a_closed_engine_is_unhealthy(tm
             assert 2 <= len(value["steps"]) <= 3
             assert all(math.floor(step) == step for step in value["steps"])
         wanted = {"type": "json_schema", "json_schema": {"name": "steps", "schema": SCHEMA}}
-        told = await engine.generate(
+        named = await engine.generate(
             engine_call(
                 user("json"),
                 sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}),
             )
         )
-        assert told.text == replies[0].text
+        assert named.text == replies[0].text
         anything = await engine.generate(
             engine_call(user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"}))
         )

@@ -22,7 +22,7 @@ QUESTION = [Message(role="user", content="two plus two")]
 INSTRUCTED = [Message(role="system", content="be short"), *QUESTION]
 BOM = b"\xef\xbb\xbf"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2}
-TOLD = Usage(**USAGE)
+REPORTED = Usage(**USAGE)
 ROLE = {"index": 0, "delta": {"role": "assistant", "content": None, "tool_calls": None}, "finish_reason": ""}
 FOUR = [*sse(chunk("fo"), chunk("ur"), chunk(None, "stop"), {"choices": [], "usage": USAGE}, "[DONE]")]
 
@@ -115,7 +115,7 @@ def test_stream_of_a_provider_is_read_wherever_it_is_cut(name: str) -> None:
     for pieces in (STREAMS[name], [body], [bytes([byte]) for byte in body]):
         reader = StreamReader()
         assert "".join(text for piece in pieces for text in reader.feed(piece)) == "four"
-        assert (reader.finish(), reader.usage) == ("stop", TOLD)
+        assert (reader.finish(), reader.usage) == ("stop", REPORTED)
 
 
 @pytest.mark.parametrize(

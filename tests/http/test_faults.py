@@ -15,7 +15,15 @@ import pytest
 
 from r2_serve.types import Trace
 from tests.support import virtual_time
-from tests.support.faults import HARMLESS_PLAIN, HARMLESS_STREAMED, PLAIN, STREAMED, TOLD, Fault, said
+from tests.support.faults import (
+    HARMLESS_PLAIN,
+    HARMLESS_STREAMED,
+    PLAIN,
+    REPORTED,
+    STREAMED,
+    Fault,
+    json_reply,
+)
 from tests.support.hosted_stand import DEADLINE_S, RIGHT, Reply, asked, standing
 from tests.support.upstream import Script
 
@@ -182,13 +190,13 @@ def test_failed_call_costs_the_reported_usage_or_an_estimate_and_a_refused_call_
                 and tokens[1] >= (len(case.fault.streamed) + 3) // 4
             )
         else:
-            assert tokens == (TOLD if case.fault.cost == "told" else (0, 0))
+            assert tokens == (REPORTED if case.fault.cost == "reported" else (0, 0))
         assert (call.cost_usd == 0) == (case.fault.cost == "free")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_routed_query_survives_a_faulty_provider(stream: bool) -> None:
-    async with standing(said({}, 500)) as stand:
+    async with standing(json_reply({}, 500)) as stand:
         reply = await stand.ask(stream=stream, model="r2")
         (trace,) = stand.traces
         num_hits = len(stand.upstream.requests) + len(stand.other.requests)
@@ -209,8 +217,8 @@ async def test_harmless_oddity_is_answered_at_the_first_attempt(name: str, strea
         ((call,),) = (trace.calls for trace in stand.traces)
     assert (reply.text, reply.finish_reasons) == ("" if name == "empty text" else "four", ["stop"])
     assert reply.has_done == stream
-    is_told = name == "usage before the end" or not (stream or name == "no usage")
-    assert call.is_estimated == (not is_told), "a trace tells an estimate from what was counted"
+    is_reported = name == "usage before the end" or not (stream or name == "no usage")
+    assert call.is_estimated == (not is_reported), "a trace tells an estimate from what was counted"
 
 
 SILENT = [

@@ -226,10 +226,10 @@ async def test_links_in_a_message_are_not_fetched(part: str) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirect_is_not_followed_with_the_key(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROVIDER_KEY", "canary-key")
-    async with running_upstream() as provider, running_upstream() as elsewhere:
-        elsewhere.script = Script([json.dumps(completion()).encode()])
+    async with running_upstream() as provider, running_upstream() as other_host:
+        other_host.script = Script([json.dumps(completion()).encode()])
         provider.script = Script(
-            status=status, headers={"location": f"{elsewhere.base_url}/chat/completions"}
+            status=status, headers={"location": f"{other_host.base_url}/chat/completions"}
         )
         engine = HostedEngine(
             HostedEngineConfig(
@@ -240,7 +240,7 @@ async def test_redirect_is_not_followed_with_the_key(status: int, monkeypatch: p
             await engine.generate(engine_call(user("hi"), Sampling()))
         await engine.aclose()
     assert len(provider.requests) == 1
-    assert not elsewhere.requests
+    assert not other_host.requests
 
 
 async def test_client_key_and_headers_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ from r2_serve.http.spend import KeyPurse, SpendBook
 from r2_serve.router.router import Router, in_process
 from r2_serve.types import Completion, Engine, EngineCall, Usage
 from tests.http.test_api import error_of
-from tests.support.elsewhere import move_stages_elsewhere
 from tests.support.in_process import allocation_json, model, plan_json, routing
+from tests.support.remote_stages import make_stages_remote
 from tests.support.scripted_backend import ScriptedBackend, chat_body, make_app
 from tests.support.waiting import until
 
@@ -310,19 +310,17 @@ async def test_fifty_requests_at_once_never_overspend_a_budget_for_ten(keys: Key
     assert later[-1].headers["x-should-retry"] == "false" and "retry-after" not in later[-1].headers
 
 
-@pytest.mark.parametrize(
-    "is_elsewhere", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.smoke])]
-)
+@pytest.mark.parametrize("is_remote", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.smoke])])
 async def test_fifty_routed_requests_at_once_do_not_overspend(
-    keys: Keys, tmp_path: Path, is_elsewhere: bool
+    keys: Keys, tmp_path: Path, is_remote: bool
 ) -> None:
     """Decomposer and allocator run here or, as in a cluster, in processes that know no other request."""
     budget_usd = Decimal("0.02")
     key, book = keys.add("alice", budget_usd=str(budget_usd)), tmp_path / "spend.sqlite"
     plans, picks = [plan_json("left", "right #1")], [allocation_json("small", "large")]
     router = router_of(small=["a b c"], large=["d e f"], decomposer=plans, allocator=picks)
-    if is_elsewhere:
-        decomposes, _ = move_stages_elsewhere(router)
+    if is_remote:
+        decomposes, _ = make_stages_remote(router)
     async with serving(router, keys, spend_file=str(book)) as client:
         for _ in range(30):
             async with asyncio.TaskGroup() as group:
@@ -334,7 +332,7 @@ async def test_fifty_routed_requests_at_once_do_not_overspend(
     assert len(refused) == 50
     most_of_a_decompose_usd = Decimal("0.004")
     assert budget_usd - most_of_a_decompose_usd < SpendBook(book).spent_usd("alice", "") <= budget_usd
-    if is_elsewhere:
+    if is_remote:
         assert decomposes.most_running > 1
 
 

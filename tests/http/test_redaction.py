@@ -105,30 +105,30 @@ def test_longer_of_two_overlapping_secrets_is_replaced_whole() -> None:
 async def test_error_reply_holds_no_secret(stream: bool, pieces: tuple[str, ...]) -> None:
     """The secret is the client's own key; `scripted_backend` sets the application's environment."""
     backend = ScriptedBackend(
-        error=EngineUnavailable("the provider said: key-one-and-only is wrong"), pieces=pieces
+        error=EngineUnavailable("the provider wrote: key-one-and-only is wrong"), pieces=pieces
     )
     environment = {"CLIENT_KEYS": "key-one-and-only"}
     async with make_client(backend, environment=environment) as client:
         response = await client.post("/v1/chat/completions", json=chat_body(stream=stream))
     assert "key-one-and-only" not in response.text and MARK in response.text
     if response.status_code != 200:
-        assert error_of(response)["message"] == f"the provider said: {MARK} is wrong"
+        assert error_of(response)["message"] == f"the provider wrote: {MARK} is wrong"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("at_fault", ["decomposer", "allocator"])
 async def test_reply_details_hold_no_secret_and_the_answer_is_unchanged(stream: bool, at_fault: str) -> None:
-    said = f"my favourite word is {CANARY}"
+    answer = f"my favourite word is {CANARY}"
     replies: dict[str, list[Any]] = {
         "decomposer": [plan_json("one", "two #1")],
         "allocator": [allocation_json("small", "large")],
-        at_fault: [EngineUnavailable(f"the provider said: {CANARY} is wrong")],
+        at_fault: [EngineUnavailable(f"the provider wrote: {CANARY} is wrong")],
     }
     models = tuple(model(name) for name in ("small", "large", "decomposer", "allocator"))
     router = in_process(
         RouterConfig(models=models),
         routing(),
-        lambda config: ScriptedEngine(replies.get(config.name, [said])),
+        lambda config: ScriptedEngine(replies.get(config.name, [answer])),
     )
     app = create_app(router, ServerConfig(), environment={"PROVIDER_KEY": CANARY})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2") as client:
@@ -144,18 +144,18 @@ async def test_reply_details_hold_no_secret_and_the_answer_is_unchanged(stream: 
     else:
         text, r2 = response.json()["choices"][0]["message"]["content"], response.json()["r2"]
     fallback = {"decomposer": "plan_fallback", "allocator": "allocation_fallback"}[at_fault]
-    assert r2[fallback] == r2["trace"][fallback] and f"the provider said: {MARK} is wrong" in r2[fallback]
-    assert text == r2["trace"]["answer"] == r2["trace"]["results"][-1]["answer"] == said
+    assert r2[fallback] == r2["trace"][fallback] and f"the provider wrote: {MARK} is wrong" in r2[fallback]
+    assert text == r2["trace"]["answer"] == r2["trace"]["results"][-1]["answer"] == answer
 
 
 def test_secret_that_json_escapes_is_found_in_json() -> None:
     secret = 'quo"ted\\and\tü-secret'
     redact = Redactor([secret])
     for is_ascii in (True, False):
-        once = json.dumps({"said": secret}, ensure_ascii=is_ascii)
-        twice = json.dumps({"said": once}, ensure_ascii=is_ascii)
-        assert json.loads(redact(once)) == {"said": MARK}
-        assert json.loads(json.loads(redact(twice))["said"]) == {"said": MARK}
+        once = json.dumps({"text": secret}, ensure_ascii=is_ascii)
+        twice = json.dumps({"text": once}, ensure_ascii=is_ascii)
+        assert json.loads(redact(once)) == {"text": MARK}
+        assert json.loads(json.loads(redact(twice))["text"]) == {"text": MARK}
     assert redact(f"{secret}!") == f"{MARK}!"
 
 

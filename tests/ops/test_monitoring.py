@@ -171,8 +171,8 @@ def promtool(*arguments: str) -> str:
 def test_prometheus_accepts_configuration_and_rules(tmp_path: Path) -> None:
     prometheus = prometheus_config(config(), None, None, RAY_TARGETS)
     write_files(tmp_path, monitoring_files(tmp_path, prometheus, alert_rules(config(), 5)))
-    said = promtool("check", "config", str(tmp_path / "prometheus.yml"))
-    assert f"{len(alerts(config(), 5))} rules found" in said
+    output = promtool("check", "config", str(tmp_path / "prometheus.yml"))
+    assert f"{len(alerts(config(), 5))} rules found" in output
 
 
 @needs_promtool

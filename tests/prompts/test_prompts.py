@@ -60,7 +60,7 @@ def test_instruct_plan_is_read_back_as_it_was_written(plan: Plan) -> None:
 
 @given(plans(compact=True), st.data())
 def test_compact_plan_is_read_back_as_it_was_written(plan: Plan, data: st.DataObject) -> None:
-    """Whichever of its numbers the query has, once or twice, and whatever other words."""
+    """Whichever of its numbers the query has, once or twice, and any other words."""
     own = st.sampled_from([token for subtask in plan.subtasks for token in subtask.text.split()])
     query = " ".join(data.draw(st.lists(own | compact_token | st.integers(0, 99).map(str), max_size=12)))
     assert COMPACT.parse_plan(COMPACT.format_plan(plan, query), query) == plan

@@ -347,7 +347,7 @@ async def test_upstream_connections_end_when_their_clients_leave(cluster: Cluste
         await until(lambda: _none_running(client))
         await until(lambda: answers_itself(client, LARGE))
         assert len(upstream.requests) == num_direct + num_routed, (
-            "nobody was asked again, and no second step was begun"
+            "no model was asked again and no second step was begun"
         )
         assert upstream.num_open == 0
 

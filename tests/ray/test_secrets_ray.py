@@ -128,7 +128,7 @@ def test_no_file_written_during_faults_holds_a_secret(
 
     with local_cluster(load(path), port=free_port(), num_cpus=4) as url:
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-        statuses, told = ask_badly(url, ["canary-of-client-one", "canary-of-client-two", key])
+        statuses, texts = ask_badly(url, ["canary-of-client-one", "canary-of-client-two", key])
     files = [file for folder in (session, tmp_path) for file in folder.rglob("*") if file.is_file()]
     logs = [file for file in files if session in file.parents]
     assert {200, 401, 429} <= statuses and len(logs) > 10
@@ -156,12 +156,12 @@ def test_no_file_written_during_faults_holds_a_secret(
         "prompts are for traces, not for logs"
     )
     assert any(PROMPT.encode() in content for content in written.values()), "and there they are"
-    assert not any(secret in told for secret in secrets)
+    assert not any(secret in texts for secret in secrets)
 
 
 def ask_badly(url: str, keys: list[str]) -> tuple[set[int], str]:
     """The statuses and all replies, metrics and traces included."""
-    statuses, told = set(), []
+    statuses, texts = set(), []
     with httpx.Client(base_url=url + "/", timeout=120) as client:
         for turn in range(8):
             for key in [*keys, WRONG_KEY]:
@@ -176,8 +176,8 @@ def ask_badly(url: str, keys: list[str]) -> tuple[set[int], str]:
                     "chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
                 )
                 statuses.add(response.status_code)
-                told.append(response.text + str(response.headers))
-        told.append(
+                texts.append(response.text + str(response.headers))
+        texts.append(
             client.get(url.replace("/v1", "/metrics"), headers={"authorization": f"Bearer {keys[0]}"}).text
         )
-    return statuses, "".join(told)
+    return statuses, "".join(texts)

@@ -41,7 +41,7 @@ def demand(clock: Clock) -> Demand:
 def answered(
     model: str, service_s: float, *, waited_s: float = 0.0, share_s: float | None = None
 ) -> CallRecord:
-    """A call that waited for a replica, which then worked on it beside others."""
+    """A call that waited for a replica, which then worked on it and on others."""
     work = Work(service_s=service_s, share_s=service_s if share_s is None else share_s)
     return CallRecord(stage="execute", model=model, end_s=waited_s + service_s, work=work)
 

@@ -78,7 +78,7 @@ def test_query_is_decomposed_allocated_executed_and_answered() -> None:
     assert (answer.text, answer.finish_reason) == ("Mont Blanc is higher", "stop")
     assert answer.models == ("small", "large")
     assert "".join(pieces) == answer.text
-    assert len(pieces) == 4, "the final subtask's words, as they come, and nobody else's"
+    assert len(pieces) == 4, "only the words of the final subtask, as they arrive"
     assert [(r.id, r.model, r.answer) for r in router.trace.results] == [
         (1, "small", "4806 m"),
         (2, "small", "4806 m"),

@@ -381,7 +381,7 @@ def test_keys_file_on_this_machine_is_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "has_book", "said"),
+    ("replicas", "has_book", "parts"),
     [
         (None, True, []),
         ("num_replicas: 1", True, []),
@@ -397,14 +397,14 @@ def test_keys_file_on_this_machine_is_checked(tmp_path: Path) -> None:
     ],
 )
 def test_budget_that_replicas_or_restarts_would_exceed_is_a_warning(
-    replicas: str | None, has_book: bool, said: list[str], tmp_path: Path
+    replicas: str | None, has_book: bool, parts: list[str], tmp_path: Path
 ) -> None:
     entry = f"- {{name: alice, sha256: '{'0' * 64}', budget_usd: 1}}"
     more = f"\n      spend_file: {tmp_path}/spend.sqlite" if has_book else ""
     router = f"name: Router\n    {replicas}" if replicas else "name: Router"
     problems = with_keys(tmp_path, entry, more, router)
-    assert [problem.severity for problem in problems] == ["warning"] * bool(said)
-    assert all(part in problem.message for problem in problems for part in said)
+    assert [problem.severity for problem in problems] == ["warning"] * bool(parts)
+    assert all(part in problem.message for problem in problems for part in parts)
 
 
 def test_replicas_without_budgets_are_no_warning(tmp_path: Path) -> None:

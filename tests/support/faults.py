@@ -31,8 +31,8 @@ class Fault:
     """Text that the client has before the error; no other model may answer after it."""
     is_slow: bool = False
     """True if only a timeout shows the fault; the same model is not asked again then."""
-    cost: Literal["told", "estimated", "free"] = "estimated"
-    """`told` if the provider reports the usage `TOLD`, `free` if it did no work."""
+    cost: Literal["reported", "estimated", "free"] = "estimated"
+    """`reported` if the provider reports the usage `REPORTED`, `free` if it did no work."""
 
 
 def refused(script: Script) -> Fault:
@@ -40,17 +40,21 @@ def refused(script: Script) -> Fault:
     return Fault(script, REFUSED, num_hits=1, cost="free")
 
 
-def told(script: Script, code: str = INVALID, num_hits: int = 2, streamed: str = "", **fields: Any) -> Fault:
-    return Fault(script, code, num_hits, streamed, cost="told", **fields)
+def billed(
+    script: Script, code: str = INVALID, num_hits: int = 2, streamed: str = "", **fields: Any
+) -> Fault:
+    """A fault whose provider reports the usage `REPORTED`, which is booked."""
+    return Fault(script, code, num_hits, streamed, cost="reported", **fields)
 
 
-def said(body: Any, status: int = 200, **headers: str) -> Script:
+def json_reply(body: Any, status: int = 200, **headers: str) -> Script:
+    """A reply whose body is `body` as JSON."""
     return Script([json.dumps(body).encode()], status, headers)
 
 
 def wrong(**changes: Any) -> Script:
     """A complete reply with `changes`."""
-    return said(completion(**{"message": {"role": "assistant", "content": "wrong"}, **changes}))
+    return json_reply(completion(**{"message": {"role": "assistant", "content": "wrong"}, **changes}))
 
 
 def events(*items: Any, **how: Any) -> Script:
@@ -69,11 +73,11 @@ QUOTA = {
     }
 }
 HTML = b"<html><body>502 Bad Gateway</body></html>"
-SAID = chunk("wrong")
+WRONG = chunk("wrong")
 END = chunk(None, "stop")
 FILTERED = chunk(None, "content_filter")
 USAGE = {"id": "x", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
-TOLD = (7, 2)
+REPORTED = (7, 2)
 """Tokens in and out that the provider reports."""
 DEEP = b'{"a":' * 100_000
 """A depth that no recursive parser can take."""
@@ -81,33 +85,31 @@ NO_DATE = {"retry-after": "Wed, 21 Oct 99999999999 07:28:00 GMT"}
 SURROGATE = rb'{"error": {"message": "half of \ud83d, no more", "type": "server_error"}}'
 
 
-def usage_of(prompt_tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": 2}
-
-
 STATUSES: dict[str, Fault] = {
     "429 as text": Fault(
         Script([b"slow down"], 429, {"content-type": "text/plain"}), UNAVAILABLE, cost="free"
     ),
     "429 with a short Retry-After": Fault(
-        said(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE, cost="free"
+        json_reply(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE, cost="free"
     ),
     "429 with a long Retry-After": Fault(
-        said(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1, cost="free"
+        json_reply(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1, cost="free"
     ),
-    "429 with a Retry-After that is no date": Fault(said(ERROR, 429, **NO_DATE), UNAVAILABLE, cost="free"),
-    "429 for want of quota": refused(said(QUOTA, 429)),
-    "400": refused(said(ERROR, 400)),
-    "401": refused(said(ERROR, 401)),
-    "404": refused(said(ERROR, 404)),
+    "429 with a Retry-After that is no date": Fault(
+        json_reply(ERROR, 429, **NO_DATE), UNAVAILABLE, cost="free"
+    ),
+    "429 for want of quota": refused(json_reply(QUOTA, 429)),
+    "400": refused(json_reply(ERROR, 400)),
+    "401": refused(json_reply(ERROR, 401)),
+    "404": refused(json_reply(ERROR, 404)),
     "404 as html": refused(Script([HTML], 404, {"content-type": "text/html"})),
     "400 with half a character": refused(Script([SURROGATE], 400)),
     "400 nested too deep": refused(Script([DEEP], 400)),
-    "500": Fault(said(ERROR, 500), UNAVAILABLE),
+    "500": Fault(json_reply(ERROR, 500), UNAVAILABLE),
     "500 nested too deep": Fault(Script([DEEP], 500), UNAVAILABLE),
-    "503": Fault(said(ERROR, 503), UNAVAILABLE),
+    "503": Fault(json_reply(ERROR, 503), UNAVAILABLE),
     "503 as html": Fault(Script([HTML], 503, {"content-type": "text/html"}), UNAVAILABLE),
-    "redirect": refused(said(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions")),
+    "redirect": refused(json_reply(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions")),
     "reset before the head": Fault(Script(has_head=False, is_reset=True), UNAVAILABLE),
     "closed before the head": Fault(Script(has_head=False), UNAVAILABLE),
     "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
@@ -123,28 +125,30 @@ PLAIN: dict[str, Fault] = {
     "html in a 200": Fault(Script([HTML], headers={"content-type": "text/html"}), INVALID),
     "empty 200": Fault(Script(), INVALID),
     "nested too deep": Fault(Script([DEEP]), INVALID),
-    "error in a 200": Fault(said(ERROR), INVALID),
-    "error in a 200, with usage": told(said({**ERROR, "usage": USAGE["usage"]})),
-    "400 in a 200": refused(said({"error": {"message": "too long", "code": 400}})),
-    "429 in a 200": Fault(said({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE, cost="free"),
+    "error in a 200": Fault(json_reply(ERROR), INVALID),
+    "error in a 200, with usage": billed(json_reply({**ERROR, "usage": USAGE["usage"]})),
+    "400 in a 200": refused(json_reply({"error": {"message": "too long", "code": 400}})),
+    "429 in a 200": Fault(
+        json_reply({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE, cost="free"
+    ),
     "cut JSON": Fault(Script([WHOLE[:-30]]), INVALID),
     "bad UTF-8": Fault(Script([WHOLE.replace(b"wrong", b"wro\xff\xfe")]), INVALID),
-    "lone surrogate": told(Script([WHOLE.replace(b"wrong", rb"wro\ud800")])),
-    "no choices": Fault(said({"id": "x", "object": "chat.completion"}), INVALID),
-    "empty choices": told(wrong(choices=[])),
-    "null choices": told(wrong(choices=None)),
-    "null content": told(wrong(message={"role": "assistant", "content": None})),
+    "lone surrogate": billed(Script([WHOLE.replace(b"wrong", rb"wro\ud800")])),
+    "no choices": Fault(json_reply({"id": "x", "object": "chat.completion"}), INVALID),
+    "empty choices": billed(wrong(choices=[])),
+    "null choices": billed(wrong(choices=None)),
+    "null content": billed(wrong(message={"role": "assistant", "content": None})),
     "null content, no usage": Fault(
         wrong(message={"role": "assistant", "content": None}, usage=None), INVALID
     ),
-    "missing finish_reason": told(wrong(finish_reason=None)),
-    "unknown finish_reason": told(wrong(finish_reason="tired")),
-    "filtered": told(wrong(finish_reason="content_filter"), REFUSED, 1),
+    "missing finish_reason": billed(wrong(finish_reason=None)),
+    "unknown finish_reason": billed(wrong(finish_reason="tired")),
+    "filtered": billed(wrong(finish_reason="content_filter"), REFUSED, 1),
     "filtered, no usage": Fault(wrong(finish_reason="content_filter", usage=None), REFUSED, 1),
-    "tool calls": told(
+    "tool calls": billed(
         wrong(finish_reason="tool_calls", message={"role": "assistant", "content": None}), REFUSED, 1
     ),
-    "refusal": told(
+    "refusal": billed(
         wrong(message={"role": "assistant", "content": None, "refusal": "I will not"}), REFUSED, 1
     ),
     "short Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) - 30), INVALID),
@@ -162,73 +166,73 @@ STREAMED: dict[str, Fault] = {
     "html in a 200": Fault(Script([HTML], headers=SSE), INVALID),
     "empty stream": Fault(Script(headers=SSE), INVALID),
     "only [DONE]": Fault(events("[DONE]"), INVALID),
-    "error in place of events": Fault(replace(said(ERROR), headers=SSE), INVALID),
+    "error in place of events": Fault(replace(json_reply(ERROR), headers=SSE), INVALID),
     "error event at once": Fault(events(ERROR), INVALID),
     "no choices, ever": Fault(events({"id": "x"}, {"id": "x"}, "[DONE]"), INVALID),
     "choices of another type": Fault(events({"choices": "x"}), INVALID),
     "nested too deep": Fault(Script([b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID),
     "400 event at once": refused(events({"error": {"message": "too long", "code": 400}})),
-    "filtered at once": told(events(FILTERED, USAGE, "[DONE]"), REFUSED, 1),
-    "refusal": told(
+    "filtered at once": billed(events(FILTERED, USAGE, "[DONE]"), REFUSED, 1),
+    "refusal": billed(
         events({"choices": [{"delta": {"refusal": "I will not"}}]}, END, USAGE, "[DONE]"), REFUSED, 1
     ),
-    "unknown finish_reason": told(events(chunk(None, "tired"), USAGE, "[DONE]")),
-    "usage, then no choices": told(events(USAGE, "[DONE]")),
-    "usage beside choices of another type": told(events({**USAGE, "choices": "x"})),
+    "unknown finish_reason": billed(events(chunk(None, "tired"), USAGE, "[DONE]")),
+    "usage, then no choices": billed(events(USAGE, "[DONE]")),
+    "usage with choices of another type": billed(events({**USAGE, "choices": "x"})),
     "comments for ever": Fault(
         Script(itertools.repeat(b": keep-alive\n\n"), headers=SSE, gap_s=0.01),
         UNAVAILABLE,
         num_hits=1,
         is_slow=True,
     ),
-    "cut with FIN": Fault(events(SAID), INVALID, 1, "wrong"),
-    "cut within an event": Fault(Script([*sse(SAID), b'data: {"choi'], headers=SSE), INVALID, 1, "wrong"),
-    "[DONE] without finish_reason": Fault(events(SAID, "[DONE]"), INVALID, 1, "wrong"),
-    "cut with RST": Fault(events(SAID, is_reset=True, gap_s=0.02), "*upstream*", 1, "wrong*"),
+    "cut with FIN": Fault(events(WRONG), INVALID, 1, "wrong"),
+    "cut within an event": Fault(Script([*sse(WRONG), b'data: {"choi'], headers=SSE), INVALID, 1, "wrong"),
+    "[DONE] without finish_reason": Fault(events(WRONG, "[DONE]"), INVALID, 1, "wrong"),
+    "cut with RST": Fault(events(WRONG, is_reset=True, gap_s=0.02), "*upstream*", 1, "wrong*"),
     "cut without the last chunk": Fault(
-        Script(http_chunks(sse(SAID), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"
+        Script(http_chunks(sse(WRONG), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"
     ),
-    "stalled without FIN": Fault(events(SAID, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
-    "error event after text": Fault(events(SAID, ERROR), INVALID, 1, "wrong"),
-    "not JSON after text": Fault(events(SAID, "<html>"), INVALID, 1, "wrong"),
+    "stalled without FIN": Fault(events(WRONG, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
+    "error event after text": Fault(events(WRONG, ERROR), INVALID, 1, "wrong"),
+    "not JSON after text": Fault(events(WRONG, "<html>"), INVALID, 1, "wrong"),
     "bad UTF-8 after text": Fault(
-        Script([*sse(SAID), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE),
+        Script([*sse(WRONG), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE),
         INVALID,
         1,
         "wrong",
     ),
     "nested too deep after text": Fault(
-        Script([*sse(SAID), b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID, 1, "wrong"
+        Script([*sse(WRONG), b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID, 1, "wrong"
     ),
     "400 event after text": Fault(
-        events(SAID, {"error": {"message": "unsafe", "code": 400}}), REFUSED, 1, "wrong"
+        events(WRONG, {"error": {"message": "unsafe", "code": 400}}), REFUSED, 1, "wrong"
     ),
-    "filtered after text": told(events(SAID, FILTERED, USAGE, "[DONE]"), REFUSED, 1, "wrong"),
-    "filtered after text, its usage later": told(
-        events(SAID, FILTERED, USAGE, gap_s=0.05), REFUSED, 1, "wrong"
+    "filtered after text": billed(events(WRONG, FILTERED, USAGE, "[DONE]"), REFUSED, 1, "wrong"),
+    "filtered after text, its usage later": billed(
+        events(WRONG, FILTERED, USAGE, gap_s=0.05), REFUSED, 1, "wrong"
     ),
-    "filtered after text, no usage": Fault(events(SAID, FILTERED), REFUSED, 1, "wrong"),
+    "filtered after text, no usage": Fault(events(WRONG, FILTERED), REFUSED, 1, "wrong"),
     "filtered after text, then nonsense": Fault(
-        events(SAID, FILTERED, "<html>", "[DONE]"), REFUSED, 1, "wrong"
+        events(WRONG, FILTERED, "<html>", "[DONE]"), REFUSED, 1, "wrong"
     ),
-    "filtered after text, then silence": Fault(events(SAID, FILTERED, is_held=True), REFUSED, 1, "wrong"),
-    "tool calls after text": told(
-        events(SAID, chunk(None, "tool_calls"), USAGE, "[DONE]"), REFUSED, 1, "wrong"
+    "filtered after text, then silence": Fault(events(WRONG, FILTERED, is_held=True), REFUSED, 1, "wrong"),
+    "tool calls after text": billed(
+        events(WRONG, chunk(None, "tool_calls"), USAGE, "[DONE]"), REFUSED, 1, "wrong"
     ),
-    "cut after its usage": told(events({**SAID, "usage": USAGE["usage"]}), INVALID, 1, "wrong"),
-    "stalled after its usage": told(
-        events({**SAID, "usage": USAGE["usage"]}, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True
+    "cut after its usage": billed(events({**WRONG, "usage": USAGE["usage"]}), INVALID, 1, "wrong"),
+    "stalled after its usage": billed(
+        events({**WRONG, "usage": USAGE["usage"]}, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True
     ),
-    "error event after its usage": told(events(SAID, USAGE, ERROR), INVALID, 1, "wrong"),
+    "error event after its usage": billed(events(WRONG, USAGE, ERROR), INVALID, 1, "wrong"),
     "endless stream": Fault(
-        Script(itertools.cycle(sse(SAID)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True
+        Script(itertools.cycle(sse(WRONG)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True
     ),
 }
 
 HARMLESS_PLAIN: dict[str, Script] = {
-    "no usage": said(completion(usage=None)),
-    "empty text": said(completion(message={"role": "assistant", "content": ""})),
-    "fields nobody knows": said({**completion(), "extra": [1], "system_fingerprint": 3}),
+    "no usage": json_reply(completion(usage=None)),
+    "empty text": json_reply(completion(message={"role": "assistant", "content": ""})),
+    "unknown fields": json_reply({**completion(), "extra": [1], "system_fingerprint": 3}),
 }
 HARMLESS_STREAMED: dict[str, Script] = {
     "usage before the end": events({**chunk("four"), "usage": USAGE["usage"]}, END, "[DONE]"),

@@ -1,4 +1,4 @@
-"""A `RouterBackend` that does as told, and an ASGI connection whose client end is held by the test."""
+"""A `RouterBackend` that follows a script, and an ASGI connection whose client end is held by the test."""
 
 from __future__ import annotations
 

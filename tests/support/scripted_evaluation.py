@@ -1,8 +1,8 @@
 """Sums as an evaluation: tasks, scripted models that solve them, and runners over both.
 
-`small` gets the sum of a whole question wrong where the first number is divisible by 3, and is unsure of it
-then; every single step it gets right. `large` gets everything right. So each policy has an answer that can be
-told beforehand.
+`small` answers a whole question wrongly if its first number is divisible by 3, and is then unsure of it; it
+answers every single step correctly. `large` answers everything correctly. So the answer of each policy is
+known in advance.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _worker(messages: Sequence[Message], sampling: Sampling, *, is_weak: bool) -
     if messages[0].content.startswith("You judge a proposed"):
         return "9"
     if "<step>" in prompt:
-        return _told(_step(prompt), 0.99, sampling)
+        return _completion(_step(prompt), 0.99, sampling)
     is_wrong = is_weak and numbers(prompt)[0] % 3 == 0
-    return _told("0" if is_wrong else str(sum(numbers(prompt))), 0.5 if is_wrong else 0.99, sampling)
+    return _completion("0" if is_wrong else str(sum(numbers(prompt))), 0.5 if is_wrong else 0.99, sampling)
 
 
 def _step(prompt: str) -> str:
@@ -89,7 +89,7 @@ def _step(prompt: str) -> str:
     return str(sum(int(answer) for answer in re.findall(r"^=> (\d+)$", prompt, re.MULTILINE)[-2:]))
 
 
-def _told(text: str, probability: float, sampling: Sampling) -> Reply:
+def _completion(text: str, probability: float, sampling: Sampling) -> Reply:
     logprobs = (math.log(probability),) * 2 if sampling.logprobs else None
     return Completion(
         text=text, usage=Usage(prompt_tokens=10, completion_tokens=2), finish_reason="stop", logprobs=logprobs

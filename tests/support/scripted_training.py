@@ -39,15 +39,15 @@ def worker(limit: int) -> Callable[[Sequence[Message], Sampling], Reply]:
         prompt = messages[-1].content
         step = prompt.rpartition("<step>\n")[2]
         if step.startswith("recall"):
-            return told(str(numbers(step)[0]), sampling, is_sure=True)
+            return completion_of(str(numbers(step)[0]), sampling, is_sure=True)
         inputs = [int(answer) for answer in re.findall(r"^=> (\d+)$", prompt, re.MULTILINE)]
         is_able = max(inputs) < limit
-        return told(str(sum(inputs)) if is_able else "0", sampling, is_sure=is_able)
+        return completion_of(str(sum(inputs)) if is_able else "0", sampling, is_sure=is_able)
 
     return reply
 
 
-def told(text: str, sampling: Sampling, *, is_sure: bool) -> Completion:
+def completion_of(text: str, sampling: Sampling, *, is_sure: bool) -> Completion:
     logprobs = (-0.01 if is_sure else -0.7,) if sampling.logprobs else None
     return Completion(
         text=text, usage=Usage(prompt_tokens=10, completion_tokens=2), finish_reason="stop", logprobs=logprobs

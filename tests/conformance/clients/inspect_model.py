@@ -26,7 +26,7 @@ def usage() -> None:
 
 
 def error() -> None:
-    for model, key, told in (
+    for model, key, text in (
         ("nope", KEY, "no model"),
         ("r2", "wrong", "valid one"),
         ("r2", SPENT_KEY, "budget"),
@@ -34,11 +34,11 @@ def error() -> None:
         try:
             output = ask(model, key)
         except RetryError as e:  # it tries a 429 again, once at least
-            assert told in str(e.last_attempt.exception()), e
+            assert text in str(e.last_attempt.exception()), e
         except Exception as e:
-            assert told in str(e), e
+            assert text in str(e), e
         else:
-            assert told in str(output.error), output
+            assert text in str(output.error), output
 
 
 for claim in (chat, usage, error):

@@ -27,7 +27,7 @@ def chat() -> None:
     assert ask("r2") == [ANSWER]
 
 
-def status_told(model: str, key: str) -> int:
+def status_of(model: str, key: str) -> int:
     """The status of the HTTP error that it gave up on."""
     error = raised((RetryError, HTTPError), lambda: ask(model, key))
     found = error.last_attempt.exception() if isinstance(error, RetryError) else error
@@ -35,8 +35,8 @@ def status_told(model: str, key: str) -> int:
 
 
 def error() -> None:
-    told = [status_told(model, key) for model, key in (("nope", KEY), ("r2", "wrong"), ("r2", SPENT_KEY))]
-    assert told == [404, 401, 429], told
+    statuses = [status_of(model, key) for model, key in (("nope", KEY), ("r2", "wrong"), ("r2", SPENT_KEY))]
+    assert statuses == [404, 401, 429], statuses
 
 
 check("chat", chat)

@@ -1,4 +1,4 @@
-"""Decomposer and allocator as in other processes: they keep ledgers of their own, and reports are pickled."""
+"""Decomposer and allocator as if in other processes: each has its own ledger, and its reports are pickled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from r2_serve.cluster.stages import report_of
 from r2_serve.router.router import Router
 
 
-class Elsewhere:
-    """A deployment's method as the router sees it."""
+class RemoteStage:
+    """The method of a deployment as the router sees it."""
 
     def __init__(self, stage: Any) -> None:
         self._stage, self.num_running, self.most_running = stage, 0, 0
@@ -42,7 +42,7 @@ class Elsewhere:
 class _Response:
     """A deployment handle's response: it works from the start, and is awaited once."""
 
-    def __init__(self, method: Elsewhere, args: tuple[Any, ...]) -> None:
+    def __init__(self, method: RemoteStage, args: tuple[Any, ...]) -> None:
         self._method, self._ledgers = method, list[Ledger]()
         self._task = asyncio.ensure_future(method.run(args, self._ledgers))
         self.cancel = self._task.cancel
@@ -55,13 +55,13 @@ class _Response:
             raise
 
 
-def move_stages_elsewhere(router: Router) -> list[Elsewhere]:
-    """Put the decomposer and allocator of `router` behind a deployment's handle; returned in this order."""
-    from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer  # it takes Ray, though no cluster
+def make_stages_remote(router: Router) -> list[RemoteStage]:
+    """Puts the decomposer and the allocator of `router` behind a handle; returns them in this order."""
+    from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer  # this import loads Ray
 
     pipeline: Any = router._pipeline
     decomposes, allocates = stages = [
-        Elsewhere(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate)
+        RemoteStage(stage) for stage in (pipeline.decomposer.decompose, pipeline.allocator.allocate)
     ]
     handle: Any = SimpleNamespace(decompose=decomposes, allocate=allocates)
     pipeline.decomposer = ServedDecomposer(handle, pipeline.pool)
