@@ -179,5 +179,5 @@ def test_checkpoint_that_cannot_be_run_is_refused_with_the_reason(
 
 def test_lora_is_refused_with_the_engines_that_serve_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"LoRA.*transformers, vllm"):
+    with pytest.raises(ConfigError, match=r"LoRA.*transformers or vllm"):
         engine(adapters={"mine": str(tmp_path)})
