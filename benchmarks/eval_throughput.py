@@ -164,7 +164,7 @@ async def _in_turn(ask: Callable[[Task], Awaitable[str]], tasks: Sequence[Task],
 
     async def one(task: Task) -> bool:
         async with slots:
-            return await ask(task) == task.row["gold"]
+            return await ask(task) == str(task.row["gold"])
 
     return sum(await asyncio.gather(*(one(task) for task in tasks)))
 

@@ -335,7 +335,7 @@ def show(result: Mapping[str, Any], title: str) -> Table:
 
 
 def main(
-    litellm: Annotated[Path, typer.Option(help="Command of an installed litellm[proxy].")] = Path(
+    litellm: Annotated[Path, typer.Option(help="Command of an installed LiteLLM proxy.")] = Path(
         "runs/litellm/bin/litellm"
     ),
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 5,

@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from r2_serve.lab.domains import words
-from r2_serve.lab.evaluation.benchmarks import NUM_WORDS
+from r2_serve.lab.evaluation.benchmarks import NUM_WORDS, load_tasks, sample_tasks
 from r2_serve.types import Plan
 from r2_train.config import Module, TrainConfig, load_config
-from r2_train.retrain import TESTS, test, test_tasks
+from r2_train.retrain import TESTS, test
 from r2_train.rollouts.progress import map_all
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.alternate import alternate
@@ -180,7 +180,7 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
     replayed through the real pipeline over models of 50 to 100 ms.
     """
     domain = _domain(run.config)
-    tasks = test_tasks(domain, TESTS[domain][0], num_test)
+    tasks = sample_tasks(load_tasks(domain, TESTS[domain][0]), num_test)
     with run.pool(pair) as pool:
         outcomes = await map_all(
             tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once

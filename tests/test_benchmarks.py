@@ -1,0 +1,30 @@
+"""The programs in `benchmarks/` fit the code that they measure."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from benchmarks.eval_throughput import ask_models, ask_router, measure, measure_by_hand
+from tests import ROOT
+
+BENCHMARKS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "training"]
+
+
+@pytest.mark.parametrize(
+    "name", [*BENCHMARKS, "simulation.study", pytest.param("training", marks=pytest.mark.train)]
+)
+def test_every_benchmark_finds_the_names_that_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert importlib.import_module(f"benchmarks.{name}").__doc__
+
+
+@pytest.mark.parametrize("policy", ["single:worker", "r2"])
+def test_runner_router_and_models_answer_the_same_tasks_correctly(policy: str) -> None:
+    rows = [
+        measure(4, policy, 2),
+        measure_by_hand("router by hand", ask_router(policy), 4, 2),
+        measure_by_hand("models by hand", ask_models(policy), 4, 2),
+    ]
+    assert all(row["tasks_per_s"] > 0 for row in rows)
