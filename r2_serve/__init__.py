@@ -16,7 +16,7 @@ The folders tell the path of a request, from the top down:
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The shipped models, one folder each."""
