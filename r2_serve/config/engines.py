@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -80,7 +80,7 @@ SAFE_LOAD_FORMATS = [
 """Load formats of vLLM 0.29 that read safetensors or nothing; `auto` and `hf` fall back on pickles."""
 
 
-def _runs_no_code(engine_kwargs: dict[str, Any]) -> dict[str, Any]:
+def _runs_no_code(engine_kwargs: dict[str, object]) -> dict[str, object]:
     if engine_kwargs.get("trust_remote_code"):
         raise ValueError(
             "trust_remote_code would run code from the checkpoint: use an architecture that vLLM knows"
@@ -128,7 +128,7 @@ class HostedEngineConfig(Config):
     """Name of the reply limit in requests. OpenAI's reasoning models do not read `max_tokens`."""
     supports_json_schema: bool = True
     """Whether the provider takes `response_format`. If not, clients that ask for a format are refused."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, object] = {}
     """Fields sent with every request as they are, such as a provider's own switches."""
 
 
@@ -168,7 +168,7 @@ class VllmEngineConfig(Config):
     kind: Literal["vllm"]
     model: str
     """`embedded:NAME` for a shipped model, a directory, or a hub name."""
-    engine_kwargs: Annotated[dict[str, Any], AfterValidator(_runs_no_code)] = {}
+    engine_kwargs: Annotated[dict[str, object], AfterValidator(_runs_no_code)] = {}
     """Passed to vLLM's `AsyncEngineArgs` as it is; what would run code from a checkpoint is refused."""
     adapters: Adapters = {}
     """LoRA adapters loaded at the start. `user_config` changes them live."""

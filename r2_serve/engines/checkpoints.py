@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
@@ -25,6 +25,9 @@ from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer
 from r2_serve.errors import ConfigError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _loading = threading.Lock()
 """transformers patches torch's initialisers while it loads: one load at a time."""
 
@@ -33,8 +36,8 @@ _loading = threading.Lock()
 class Checkpoint:
     """A model and its tokenizer, compared by identity."""
 
-    tokenizer: Any
-    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
     eos_ids: frozenset[int]
     context_tokens: int
 
@@ -86,7 +89,7 @@ def load_adapter(name: str, path: str, base: Checkpoint, config: TransformersEng
     return load_checkpoint(path, config)
 
 
-def _merged(name: str, path: str, base: Any) -> Any:
+def _merged(name: str, path: str, base: PreTrainedModel) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError as e:

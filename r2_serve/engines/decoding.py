@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -119,7 +118,7 @@ class RowStops:
         self._rows = rows
         self._sampler = sampler
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         tokens = input_ids[:, -1]
         logprobs = self._sampler.chosen_logprobs(tokens)
         for i, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,13 +27,21 @@ from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from vllm.logprobs import Logprob
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
 CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one more process instead of two
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",  # otherwise the first reply stalls for up to half a minute
     "OMP_NUM_THREADS": "1",
 }
-CPU_ENGINE_KWARGS: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
+CPU_ENGINE_KWARGS: dict[str, object] = {"enforce_eager": True, "dtype": "float32"}
 CPU_MAX_LORAS = 8
 """LoRA slots on CPU. vLLM 0.29's CPU kernels index the slots with -1 for a row without adapter, so that it
 gets the adapter in the last slot (`vllm/lora/ops/torch_ops`). That slot is kept empty and adds nothing."""
@@ -50,7 +58,7 @@ class VllmEngine:
     def __init__(self, config: VllmEngineConfig) -> None:
         path = resolve_checkpoint(config.model)
         self._adapter_ids = itertools.count(1)
-        self._adapters: NamedAdapters[Any] = NamedAdapters()
+        self._adapters: NamedAdapters[LoRARequest] = NamedAdapters()
         self._loaded_adapters: set[str] = set()
         self._running: set[str] = set()
         self._is_closed = False
@@ -58,7 +66,7 @@ class VllmEngine:
         kwargs = _engine_kwargs(config, path, self._tokenizer_folder)
         self._max_adapters = _max_adapters(kwargs)
         self._engine = _started(kwargs)
-        self._tokenizer: Any = self._engine.get_tokenizer()
+        self._tokenizer: PreTrainedTokenizerBase = self._engine.get_tokenizer()
         self._tokenizer_lock = asyncio.Lock()
         self._context_tokens = int(self._engine.model_config.max_model_len)
         check_chat_template(self._tokenizer, config.model)
@@ -149,7 +157,7 @@ class VllmEngine:
         if self._tokenizer_folder is not None:
             shutil.rmtree(self._tokenizer_folder, ignore_errors=True)
 
-    async def _outputs(self, call: EngineCall, params: Any) -> AsyncGenerator[Any, None]:
+    async def _outputs(self, call: EngineCall, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's outputs of one request, the last one finished. Leaving early aborts the request."""
         from vllm.inputs import tokens_input
 
@@ -186,7 +194,7 @@ class VllmEngine:
         if self._is_closed:
             raise EngineUnavailable("the engine is closed")
 
-    async def _loaded(self, name: str | None) -> Any:
+    async def _loaded(self, name: str | None) -> LoRARequest | None:
         """The LoRA request. Its weights are loaded before: a failure within a batch would end the engine."""
         if name is None:
             return None
@@ -200,7 +208,7 @@ class VllmEngine:
         return request
 
 
-def _started(kwargs: Mapping[str, Any]) -> Any:
+def _started(kwargs: Mapping[str, object]) -> AsyncLLM:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -210,9 +218,9 @@ def _started(kwargs: Mapping[str, Any]) -> Any:
         raise ConfigError(f"vLLM does not start with model {kwargs['model']!r}: {e}") from e
 
 
-def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, Any]:
+def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, object]:
     """The operator's arguments over our defaults. Sets `CPU_ENVIRONMENT` if there is no CUDA."""
-    kwargs: dict[str, Any] = {
+    kwargs: dict[str, object] = {
         "model": path,
         "disable_log_stats": True,
         "load_format": "safetensors",
@@ -231,11 +239,12 @@ def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | 
     return kwargs | config.engine_kwargs
 
 
-def _max_adapters(kwargs: Mapping[str, Any]) -> int | None:
+def _max_adapters(kwargs: Mapping[str, object]) -> int | None:
     """Largest number of adapters at once: 0 without LoRA, None for no limit."""
     if not kwargs.get("enable_lora"):
         return 0
-    return None if torch.cuda.is_available() else int(kwargs["max_loras"]) - 1
+    slots = kwargs["max_loras"]
+    return slots - 1 if isinstance(slots, int) and not torch.cuda.is_available() else None
 
 
 def _tokenizer_folder(path: str) -> str | None:
@@ -261,7 +270,7 @@ def _check_adapter(name: str, path: str) -> None:
         raise ConfigError(f"adapter {name!r}: {path!r} is no directory with an adapter_config.json")
 
 
-def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
+def _sampling_params(sampling: Sampling, output_kind: RequestOutputKind) -> SamplingParams:
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
     structure = _structure(sampling)
@@ -280,7 +289,7 @@ def _sampling_params(sampling: Sampling, output_kind: Any) -> Any:
         )
 
 
-def _structure(sampling: Sampling) -> dict[str, Any]:
+def _structure(sampling: Sampling) -> dict[str, object]:
     """Arguments of `StructuredOutputsParams`."""
     if (wanted := sampling.response_format) is not None:
         return (
@@ -299,7 +308,7 @@ def _finish_reason(reason: str | None) -> FinishReason:
 
 
 def _chosen_logprobs(
-    token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]] | None
+    token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Logprob]] | None
 ) -> tuple[float, ...] | None:
     if logprobs is None:
         return None

@@ -1,6 +1,7 @@
 """An answer as the formula that is compared: one spelling of LaTeX, plain text and Unicode, without units.
 
-A formula is read in full or not at all: what holds words, or signs that the parser would drop, is none.
+A formula is read in full or not at all. A text that holds words, or signs that the parser would drop, is no
+formula.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ _SYMBOLS = str.maketrans(
     {
         "\u2264": "\\le ", "\u2a7d": "\\le ", "\u2265": "\\ge ", "\u2a7e": "\\ge ", "\u2260": "\\neq ",
         "\u00d7": "\\times ", "\u2715": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ",
-        "\u2217": "\\cdot ",
-        "\u00f7": "/", "\u00b1": "\\pm ", "\u221e": "\\infty ", "\u03c0": "\\pi ", "\u03b8": "\\theta ",
-        "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2248": "\\approx ",
-        "\u211d": "\\mathbb{R}",
+        "\u2217": "\\cdot ", "\u00f7": "/", "\u00b1": "\\pm ", "\u221e": "\\infty ", "\u03c0": "\\pi ",
+        "\u03b8": "\\theta ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ",
+        "\u2248": "\\approx ", "\u211d": "\\mathbb{R}",
         "\u2205": "\\emptyset ", "\u00d8": "\\emptyset ", "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}",
         "\u00be": "\\frac{3}{4}", "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u00b2": "^2",
         "\u00b3": "^3",
@@ -93,13 +93,8 @@ _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|(?<![\d.])[1
 _IN_BRACKETS = re.compile(r"[(\[{].*,|,.*[)\]}]")
 _INTERVAL = re.compile(r"([\[\]])([^\[\](),;{}]+)([,;])([^\[\](),;{}]+)([\[\]])")
 _BASED = re.compile(r"\(?\s*(-?[0-9A-F]+)\s*\)?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}*")
-_BASES = dict(
-    zip(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
-        map(str, range(2, 13)),
-        strict=True,
-    )
-)
+_BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_BASES = {name: str(base) for base, name in enumerate(_BASE_NAMES, 2)}
 _COMMAND = re.compile(r"\\(?:begin|end)\{\w+\}|\\[a-zA-Z]+|_\{[^{}]*\}")
 _WORD = re.compile(
     r"[A-Za-z]{4,}|(?<![A-Za-z])(?:or|to|not|if|is|are|the|an|and|for|by|of|at|we|it|no|yes)(?![A-Za-z])"
@@ -162,95 +157,21 @@ _UNIT = re.compile(
     r"\s*(?P<power>(?:\^\s*\{?[23]\}?)?)\s*\.?$",
     re.DOTALL,
 )
-_NO_UNIT = frozenset(
-    [
-        "or",
-        "to",
-        "not",
-        "if",
-        "is",
-        "are",
-        "was",
-        "unless",
-        "but",
-        "than",
-        "minus",
-        "plus",
-        "times",
-        "over",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "hundred",
-        "dozen",
-        "pi",
-        "either",
-        "neither",
-        "about",
-        "around",
-        "approximately",
-        "roughly",
-        "maybe",
-        "perhaps",
-        "possibly",
-        "probably",
-        "nearly",
-        "almost",
-        "between",
-        "through",
-        "until",
-        "above",
-        "below",
-        "under",
-        "mod",
-        "modulo",
-        "half",
-        "quarter",
-        "third",
-        "thirds",
-        "halves",
-        "fourths",
-        "factorial",
-        "where",
-        "when",
-        "for",
-        "all",
-        "any",
-        "with",
-        "isn",
-        "wrong",
-        "incorrect",
-        "nor",
-        "versus",
-        "vs",
-        "base",
-        "divided",
-        "multiplied",
-        "squared",
-        "cubed",
-        "because",
-        "otherwise",
-        "except",
-        "without",
-        "least",
-        "most",
-        "more",
-        "less",
-        "greater",
-        "fewer",
-        "choose",
-    ]
+_NO_UNIT = re.compile(
+    r"\b(?:or|to|not|if|is|are|was|unless|but|than|minus|plus|times|over|thousand|million|"
+    r"billion|trillion|hundred|dozen|pi|either|neither|about|around|approximately|roughly|"
+    r"maybe|perhaps|possibly|probably|nearly|almost|between|through|until|above|below|under|"
+    r"mod|modulo|half|quarter|third|thirds|halves|fourths|factorial|where|when|for|all|any|"
+    r"with|isn|wrong|incorrect|nor|versus|vs|base|divided|multiplied|squared|cubed|because|"
+    r"otherwise|except|without|least|most|more|less|greater|fewer|choose)\b"
 )
-"""Words after a number that say something of its value, so that the number alone is read in part."""
+"""Words after a number that belong to its value: without them the value would be read in part."""
 _ALIASES = {
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
-    "km": "kilometer kilometre",
-    "in": "inch", "ft": "foot feet", "yd": "yard", "mi": "mile", "s": "second sec", "min": "minute",
-    "h": "hour hr",
-    "day": "", "week": "", "month": "", "yr": "year", "g": "gram", "kg": "kilogram", "lb": "pound",
-    "cent": "",
-    "dollar": "usd", "deg": "degree", "rad": "radian", "l": "liter litre", "ml": "milliliter",
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "yd": "yard",
+    "km": "kilometer kilometre", "in": "inch", "ft": "foot feet", "mi": "mile", "s": "second sec",
+    "min": "minute", "h": "hour hr", "day": "", "week": "", "month": "", "yr": "year", "g": "gram",
+    "kg": "kilogram", "lb": "pound", "cent": "", "dollar": "usd", "deg": "degree", "rad": "radian",
+    "l": "liter litre", "ml": "milliliter",
 }  # fmt: skip
 _UNITS = {
     f"{alias}{end}": name
@@ -268,7 +189,7 @@ def _without_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = (match["text"] or match["words"] or match["glued"]).lower()
     words = re.findall(r"[a-z]+", unit)
-    if not words or len(words) > 5 or _NO_UNIT & set(words):
+    if not words or len(words) > 5 or _NO_UNIT.search(" ".join(words)):
         return text, ""
     return ("", "") if "\\text" in match["head"] else (match["head"].strip(), unit + match["power"])
 

@@ -1,6 +1,6 @@
-"""The text side of grading mathematics: find the answer, compare two as strings, read CHAMP's plain notation.
+"""Finds the answer to a mathematical question, compares two as strings, and reads CHAMP's plain notation.
 
-Nothing here evaluates anything; `math_compare` does.
+Nothing is evaluated here; `math_compare` does that.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _STOP = re.compile(r"(?<=[\w$)\]}%])[.!]\s+(?=[A-Z])|(?:(?<=\$\$)|(?<=\\\]))\s+(
 def math_answer(reply: str) -> str | None:
     """The answer of a reply to a mathematical question; None if none is found.
 
-    Where neither a wrapper nor a phrase marks it, a whole reply is one that is a formula or a name in a few
-    words; else what follows the last "is" or "=" of the last sentence, or the one value in it. A sentence
-    that hedges or denies holds none.
+    If neither a wrapper nor a phrase marks it, the answer is the whole reply if that is a formula or a name
+    in a few words. Otherwise it is what follows the last "is" or "=" of the last sentence, or the one value
+    in that sentence. A sentence that hedges or denies holds no answer.
     """
     reading = read_answer(reply)
     text = reading.text.strip()
@@ -79,8 +79,9 @@ def _value_of_sentence(text: str) -> str | None:
 
 
 def is_equivalent(answer: str, gold: str) -> bool:
-    """Equal after MATH's own normalisation. It compares with published scores, and is lax: "5 \\text{ or } 7"
-    is 5.
+    """Whether two answers are equal after MATH's own normalisation, by which published scores were made.
+
+    It is lax: "5 \\text{ or } 7" is 5.
 
     Source: `is_equiv`, github.com/hendrycks/math modeling/math_equivalence.py.
     """
@@ -91,7 +92,7 @@ def is_equivalent(answer: str, gold: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """MATH's canonical spelling of an answer. Raises: ValueError where the original gives up."""
+    """MATH's canonical spelling of an answer. Raises: ValueError if the original gives up."""
     for old, new in (
         ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""),
         ("\\right", ""),
@@ -147,28 +148,20 @@ def yes_or_no(text: str) -> str | None:
 def plain_text(text: str) -> str:
     """Two answers of one spelling are equal: case, spaces, dollars, \\cdot and trailing stops do not
     count."""
-    for old, new in (
-        ("\\cdot", "*"),
-        ("\\times", "*"),
-        ("\\left", ""),
-        ("\\right", ""),
-        ("≤", "<="),
-        ("≥", ">="),
-    ):
-        text = text.replace(old, new)
+    text = re.sub(r"\\cdot|\\times", "*", re.sub(r"\\left|\\right", "", text))
+    text = text.replace("≤", "<=").replace("≥", ">=")
     return re.sub(r"[\s$]+", "", clean(text)).rstrip(".").lower()
 
 
 def alternatives(gold: str) -> list[str]:
-    """CHAMP's gold without its remarks: "100 (i.e., all values)" is 100; "A, or equivalently B" is A and is
-    B."""
+    """The answers that CHAMP's gold allows, without remarks: 100 for "100 (i.e., all values)", and both A and
+    B for "A, or equivalently B"."""
     bare = re.sub(r"\s*\(i\.e\.,?[^()]*\)", "", gold)
     return [part.strip() for part in re.split(r",?\s*\bor equivalently\b,?\s*", bare) if part.strip()]
 
 
 def as_formula(text: str) -> str | None:
-    """Plain notation as LaTeX: `2^(n-1)`, `floor(x)`, `sqrt(x)`, `C(n, k)`, `*`. None if words are left in
-    it."""
+    """Plain notation as LaTeX: `2^(n-1)`, `floor(x)`, `sqrt(x)`, `C(n, k)`, `*`. None if words are left."""
     text = clean(text).replace("**", "^")
     while (match := _CALL.search(text)) is not None:
         end = closing(text, match.end() - 1, "()")
@@ -181,8 +174,5 @@ def as_formula(text: str) -> str | None:
         if end < 0:
             return None
         text = f"{text[:start]}^{{{text[start + 2 : end]}}}{text[end + 1 :]}"
-    return (
-        None
-        if re.search(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+", " ", text))
-        else text.replace("*", " \\cdot ")
-    )
+    has_words = re.search(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+", " ", text))
+    return None if has_words else text.replace("*", " \\cdot ")

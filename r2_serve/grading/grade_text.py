@@ -1,8 +1,7 @@
-"""Graders that read: CommonsenseQA letters, SCAN action sequences, MuSiQue spans, whole numbers. Pure
-functions.
+"""Reads CommonsenseQA letters, SCAN action sequences, MuSiQue spans and whole numbers out of replies.
 
-Nothing but the standard library and `reading` is imported: `lab.evaluation.export` hands both to other
-evaluation tools.
+All are pure functions. Only the standard library and `reading` are imported, because `lab.evaluation.export`
+copies these files for other evaluation tools.
 """
 
 from __future__ import annotations
@@ -78,8 +77,7 @@ def last_letter(answer: str, choices: Mapping[str, str] | None = None) -> str | 
 
 
 def _leading_letter(text: str, labels: Mapping[str, str]) -> str | None:
-    """The letter that `text` begins with, or whose choice it is; "" if it names two, or contradicts
-    itself."""
+    """The letter that `text` begins with, or whose choice it is; "" if it names two or contradicts itself."""
     match = _STARTS.match(text)
     if match is None or match[1] not in labels:
         return _of_text(text, labels)
@@ -113,9 +111,8 @@ SCAN_WORDS = {
     "rturn": "I_TURN_RIGHT", "turn_right": "I_TURN_RIGHT", "right_turn": "I_TURN_RIGHT",
     "turnright": "I_TURN_RIGHT",
 }  # fmt: skip
-"""Other names of an action: those of the paper's figure (LTURN, JUMP) and plain words ("turn left"). Case and
-an
-`I_` in front do not count."""
+"""Other names of an action: those of the paper's figure (LTURN, JUMP) and plain words ("turn left"). Case
+and a leading `I_` do not count."""
 _SCAN_LEAD = re.compile(r"(?i)\b(?:out|output|actions?|answer|sequence)[*_\"']*\s*(?::|\bis\b:?)[*_]*")
 _BULLET = re.compile(r"(?m)^[ \t>]*[-*+\u2022\u2023\u25e6\u00b7\u2013\u2014][ \t]+")
 
@@ -123,9 +120,9 @@ _BULLET = re.compile(r"(?m)^[ \t>]*[-*+\u2022\u2023\u25e6\u00b7\u2013\u2014][ \t
 def scan_actions(answer: str) -> tuple[str, ...] | None:
     """The action sequence of a reply, in official names; None if any word of it is not an action.
 
-    All of the stated answer is read, or what follows the last "OUT:", "Actions:" or "Answer:", else
-    everything. Commas, semicolons, arrows, quotes, brackets and stops separate. Bullets and numbering from 1
-    on are dropped.
+    The stated answer is read in full, or what follows the last "OUT:", "Actions:" or "Answer:", or else the
+    whole reply. Commas, semicolons, arrows, quotes, brackets and stops separate actions. Bullets are dropped,
+    and so are numbers of lines that count from 1.
     """
     text = read_answer(answer, is_rest=True).text
     leads = list(_SCAN_LEAD.finditer(text))
@@ -205,10 +202,10 @@ _SAYS = re.compile(r"(?i)\b(?:is|are|be|get|answer|equals)\s*$")
 
 
 def last_number(answer: str) -> str | None:
-    """The last whole number of the stated answer, else of the reply, without thousands separators.
+    """The last whole number of the stated answer, or else of the reply, without thousands separators.
 
-    None if that number is a part of something: of a decimal, of a sum or fraction without "=", of "5 or 7",
-    of "not 8".
+    None if that number is only a part: of a decimal, of a sum or fraction without "=", of "5 or 7",
+    or of "not 8".
     """
     text = read_answer(answer).text
     numbers = list(_WHOLE.finditer(text))
@@ -242,8 +239,10 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 def is_right(row: Mapping[str, object], answer: str) -> bool:
-    """The verdict on an answer to a row of `export`: `benchmark`, `gold`, and csqa's `choices`. Raises:
-    ValueError."""
+    """The verdict on an answer to a row of `export`: `benchmark`, `gold`, and csqa's `choices`.
+
+    Raises: ValueError if no function here grades the benchmark.
+    """
     gold = row["gold"]
     match row["benchmark"]:
         case "csqa":
@@ -262,8 +261,7 @@ def is_right(row: Mapping[str, object], answer: str) -> bool:
 
 
 def standalone_source() -> str:
-    """This module, with those that it reads with, as the text of one file that needs the standard library
-    alone."""
+    """This module and those that it imports, as the text of one file that needs only the standard library."""
     here = Path(__file__)
     sources = [
         here.with_name(f"{name}.py").read_text(encoding="utf-8")

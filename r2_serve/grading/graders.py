@@ -7,11 +7,12 @@
 | csqa | the letter stated last | `grade_text.last_letter` |
 | scan | the exact action sequence | `grade_text.scan_actions` |
 | p3 | `sat(value) is True`, run in sandboxes | `p3` |
-| musique | exact match with the answer or an alias; F1 beside it | `grade_text.span_scores` |
+| musique | exact match with the answer or an alias; F1 is a second score | `grade_text.span_scores` |
 | words | the last whole number | `grade_text.last_number` |
 
-`correct` is None where the grader cannot tell (`ungradable`, `error`, a comparison's own `timeout`): never
-silently False, and never dropped. An answer without a recognisable answer in it is `unparsed` and False.
+`correct` is None if the grader cannot decide (`ungradable`, `error`, `timeout` of a comparison). Such a
+verdict is never turned into False, and never dropped. A reply in which no answer is found is `unparsed` and
+False.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
+from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 from pydantic import Field
 
 from r2_serve.config import Config
-from r2_serve.grading import grade_math, grade_text
+from r2_serve.grading import grade_math, grade_text, rows
 from r2_serve.grading.math_workers import MathTimeout, MathWorkers
 from r2_serve.grading.p3 import grade_puzzle
 from r2_serve.grading.reading import read_answer, read_envelope
-from r2_serve.grading.rows import Benchmark, BenchmarkError, CsqaRow, parse_row
+from r2_serve.grading.rows import Benchmark, BenchmarkError
 from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits
 from r2_serve.types import Record
 
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
     from r2_serve.grading.math_compare import Relation
 
 Status = Literal["correct", "wrong", "unparsed", "ungradable", "timeout", "error"]
-"""`timeout`: the answer's program (p3: counts as False) or its comparison (math, champ: None) did not end in
-time.
-`error`: the row is no row of its benchmark, or the grader itself failed."""
+"""`timeout`: the answer's program (p3: `correct` is False) or its comparison (math and champ: `correct` is
+None) did not end in time. `error`: the row does not belong to its benchmark, or the grader itself failed."""
 
 
 class Verdict(Record):
@@ -51,7 +51,7 @@ class Verdict(Record):
     status: Status
     detail: str = ""
     scores: dict[str, float] = Field(default_factory=dict)
-    """Beside the verdict: `f1` and `em` (musique), `math_verify` and `string_match` (math)."""
+    """Further scores: `f1` and `em` (musique), `math_verify` and `string_match` (math)."""
 
 
 class GraderConfig(Config):
@@ -59,15 +59,15 @@ class GraderConfig(Config):
 
     num_math_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
     math_timeout_s: float = Field(default=10.0, gt=0)
-    """Of one comparison; then its worker is killed."""
+    """Longest time of one comparison. After it the worker process is killed."""
     p3_timeout_s: float = Field(default=10.0, gt=0)
-    """Of a program, and again of its check."""
+    """Longest time of a program, and again of the check of its value."""
     sandbox: SandboxConfig = SandboxConfig(limits=SandboxLimits(output_bytes=8 << 20))
-    """A few official solutions are integers of millions of digits."""
+    """Limits of programs. The output is large because a few official solutions have millions of digits."""
 
 
 class Grader:
-    """Grades concurrently; owns the comparing processes and the sandbox, which start when first needed.
+    """Grades concurrently. It owns the comparing processes and the sandbox, which start when first needed.
 
     `async with Grader() as grader: verdict = await grader.grade("csqa", row, "(B)")`
     """
@@ -85,8 +85,10 @@ class Grader:
         await self.close()
 
     async def start(self, benchmark: Benchmark) -> None:
-        """Bring up what a benchmark needs, so that a missing sandbox is known before the first task. Raises:
-        SandboxUnavailable."""
+        """Start what a benchmark needs, so that a missing sandbox is known before the first task.
+
+        Raises: SandboxUnavailable.
+        """
         async with self._starting:
             if benchmark in ("math", "champ") and self._math is None:
                 self._math = MathWorkers(self._config.num_math_workers, timeout_s=self._config.math_timeout_s)
@@ -101,86 +103,82 @@ class Grader:
             self._math = None
 
     async def grade(
-        self, benchmark: Benchmark, row: Mapping[str, Any], answer: str, *, task_id: str = ""
+        self, benchmark: Benchmark, row: Mapping[str, object], answer: str, *, task_id: str = ""
     ) -> Verdict:
-        """Judge `answer` to an official row. `task_id` names the verdict; by default the row's own id.
+        """Judge `answer` to an official row. `task_id` names the verdict; by default it is the row's own id.
 
-        Raises: BenchmarkError where the row is none of its benchmark; SandboxUnavailable.
+        Raises: BenchmarkError if the row does not belong to the benchmark; SandboxUnavailable.
         """
-        parsed = parse_row(benchmark, row)
+        parsed = rows.parse_row(benchmark, row)
         await self.start(benchmark)
-        verdict = await self._judge(benchmark, parsed, answer)
-        return verdict.model_copy(
-            update={"id": _printable(task_id or parsed.task_id), "detail": _printable(verdict.detail)}
-        )
+        verdict = await self._judge(parsed, answer)
+        named = {"id": _printable(task_id or parsed.task_id), "detail": _printable(verdict.detail)}
+        return verdict.model_copy(update=named)
 
-    async def _judge(self, benchmark: Benchmark, row: Any, answer: str) -> Verdict:
-        match benchmark:
-            case "math":
+    async def _judge(self, row: rows.OfficialRow, answer: str) -> Verdict:
+        match row:
+            case rows.MathRow():
                 return await self._grade_math(row.final, answer)
-            case "champ":
+            case rows.ChampRow():
                 return await self._grade_champ(row.problem_answer, answer)
-            case "p3":
-                return await self._grade_p3(row.sat, row.ans_type, answer)
-            case "csqa":
-                return grade_csqa(row, answer)
-            case "scan":
+            case rows.P3Row():
+                return await self._grade_p3(row, answer)
+            case rows.CsqaRow():
+                return _choice(grade_text.last_letter(answer, row.choices), row.answerKey)
+            case rows.ScanRow():
                 return grade_scan(row.actions, answer)
-            case "musique":
-                golds = (row.answer, *row.answer_aliases)
-                return grade_musique(golds, answer) if row.answerable else grade_unanswerable(answer)
-            case "words":
+            case rows.MusiqueRow():
+                return grade_musique(row.golds, answer) if row.answerable else grade_unanswerable(answer)
+            case rows.WordsRow():
                 return grade_number(row.gold, answer)
 
     async def _grade_math(self, gold: str, reply: str) -> Verdict:
         gold, answer = read_answer(gold).text, grade_math.math_answer(reply)
         if answer is None:
-            return _verdict(
-                False, "no answer found", {"string_match": 0.0, "math_verify": 0.0}, status="unparsed"
-            )
+            return _verdict("unparsed", "no answer found", string_match=0.0, math_verify=0.0)
         is_same_text = grade_math.is_equivalent(answer, gold)
         is_whole = is_same_text and "\\text{ " not in f"{answer}{gold}"
-        scores = {"string_match": float(is_same_text)}
         try:
             relation = await self._compare(gold, answer)
         except MathTimeout as e:
-            return _verdict(
-                True if is_whole else None, str(e), scores, status="correct" if is_whole else "timeout"
-            )
-        scores["math_verify"] = float(relation == "equal")
-        is_correct = relation == "equal" or (is_whole and relation == "unread")
-        return _verdict(is_correct, f"answer {_short(answer)}, gold {_short(gold)}", scores)
+            return _verdict(is_whole or "timeout", str(e), string_match=float(is_same_text))
+        return _verdict(
+            relation == "equal" or (is_whole and relation == "unread"),
+            _answer_and_gold(answer, gold),
+            string_match=float(is_same_text),
+            math_verify=float(relation == "equal"),
+        )
 
     async def _grade_champ(self, gold: str, reply: str) -> Verdict:
         answer = grade_math.math_answer(reply)
         if grade_math.yes_or_no(gold) == gold.strip().lower():
             return _choice(grade_math.yes_or_no(answer or read_answer(reply).text), gold.strip().lower())
         if answer is None:
-            return _verdict(False, "no answer found", status="unparsed")
+            return _verdict("unparsed", "no answer found")
         golds = grade_math.alternatives(gold)
         if any(grade_math.plain_text(answer) == grade_math.plain_text(text) for text in (gold, *golds)):
             return _verdict(True, "same text")
         formulas = [formula for text in golds if (formula := grade_math.as_formula(text)) is not None]
         answer_formula = grade_math.as_formula(answer)
-        detail = f"answer {_short(answer)}, gold {_short(gold)}"
+        detail = _answer_and_gold(answer, gold)
         if not formulas or answer_formula is None:
-            return _verdict(None, detail, status="ungradable")
+            return _verdict("ungradable", detail)
         try:
             relations = {await self._compare(formula, answer_formula) for formula in formulas}
         except MathTimeout as e:
-            return _verdict(None, str(e), status="timeout")
+            return _verdict("timeout", str(e))
         if "equal" in relations:
             return _verdict(True, "equal by math-verify")
         if relations == {"different"}:
             return _verdict(False, detail)
-        return _verdict(None, f"neither equal nor proven different: {detail}", status="ungradable")
+        return _verdict("ungradable", f"neither equal nor proven different: {detail}")
 
     async def same_answer(self, benchmark: Benchmark, one: str, other: str) -> bool:
-        """Whether two replies give one answer, by the rules by which `benchmark` is graded; False if one
-        gives none.
+        """Whether two replies give one answer, by the rules by which `benchmark` is graded; False if one of
+        them gives none.
 
-        Programs (p3) and letters without their choices (csqa) are compared as they are read. Raises:
-        MathTimeout.
+        Programs (p3) are compared as they are written, and csqa's letters without the texts of the choices.
+        Raises: MathTimeout.
         """
         if benchmark in ("math", "champ"):
             first, second = grade_math.math_answer(one), grade_math.math_answer(other)
@@ -192,13 +190,13 @@ class Grader:
         answers = [read(reply.strip()) for reply in (one, other)]
         return bool(answers[0]) and answers[0] == answers[1]
 
-    async def _grade_p3(self, sat: str, ans_type: str, answer: str) -> Verdict:
+    async def _grade_p3(self, row: rows.P3Row, answer: str) -> Verdict:
         assert self._sandbox is not None
         outcome = await grade_puzzle(
-            self._sandbox, answer, sat=sat, ans_type=ans_type, timeout_s=self._config.p3_timeout_s
+            self._sandbox, answer, sat=row.sat, ans_type=row.ans_type, timeout_s=self._config.p3_timeout_s
         )
         is_correct = None if outcome.status == "error" else outcome.status == "correct"
-        return _verdict(is_correct, outcome.detail, status=outcome.status)
+        return Verdict(id="", correct=is_correct, status=outcome.status, detail=outcome.detail)
 
     async def _compare(self, gold: str, answer: str) -> Relation:
         assert self._math is not None
@@ -208,35 +206,29 @@ class Grader:
 # -- pure graders --------------------------------------------------------------------------------------------
 
 
-def grade_csqa(row: CsqaRow, answer: str) -> Verdict:
-    """The letter stated last, by the patterns of `grade_text.last_letter`."""
-    return _choice(
-        grade_text.last_letter(answer, {choice.label: choice.text for choice in row.question.choices}),
-        row.answerKey,
-    )
-
-
 def grade_scan(gold: str, answer: str) -> Verdict:
-    """The whole action sequence, after the names are made official. Raises: BenchmarkError where the gold is
-    none."""
+    """Correct is the whole action sequence, after the names are made official.
+
+    Raises: BenchmarkError if `gold` is no action sequence.
+    """
     golds, actions = grade_text.scan_actions(gold), grade_text.scan_actions(answer)
     if golds is None:
         raise BenchmarkError(f"not a scan row: gold actions {gold[:60]!r}")
     if actions is None:
-        return _verdict(False, "not a sequence of actions", status="unparsed")
+        return _verdict("unparsed", "not a sequence of actions")
     return _verdict(actions == golds, f"{len(actions)} actions, gold {len(golds)}")
 
 
 def grade_musique(golds: Iterable[str], answer: str) -> Verdict:
-    """Correct is exact match; F1 stands next to it."""
+    """Correct is an exact match with one of `golds`. F1 is reported as a score."""
     if not read_answer(answer).text.strip():
-        return _verdict(False, "empty answer", {"em": 0.0, "f1": 0.0}, status="unparsed")
+        return _verdict("unparsed", "empty answer", em=0.0, f1=0.0)
     exact, f1 = grade_text.span_scores(answer, golds)
-    return _verdict(exact == 1.0, f"F1 {f1:.3f}", {"em": exact, "f1": f1})
+    return _verdict(exact == 1.0, f"F1 {f1:.3f}", em=exact, f1=f1)
 
 
 def grade_unanswerable(answer: str) -> Verdict:
-    """Correct is a reply that gives no answer; the official script counts no answer text of such a row.
+    """Correct is a reply that gives no answer: the official script counts no answer text for such a row.
 
     Source: `evaluate`, github.com/StonyBrookNLP/musique evaluate_v1.0.py.
     """
@@ -244,30 +236,25 @@ def grade_unanswerable(answer: str) -> Verdict:
 
 
 def grade_number(gold: str, answer: str) -> Verdict:
-    """The last whole number of the answer."""
+    """Correct is a reply whose last whole number is `gold`."""
     return _choice(grade_text.last_number(answer), gold)
 
 
 def _choice(found: str | None, gold: str) -> Verdict:
     if found is None:
-        return _verdict(False, "no answer found", status="unparsed")
+        return _verdict("unparsed", "no answer found")
     return _verdict(found == gold, f"answer {_short(found)}, gold {gold}")
 
 
-def _verdict(
-    is_correct: bool | None,
-    detail: str,
-    scores: dict[str, float] | None = None,
-    *,
-    status: Status | None = None,
-) -> Verdict:
-    return Verdict(
-        id="",
-        correct=is_correct,
-        status=status or ("correct" if is_correct else "wrong"),
-        detail=detail,
-        scores=scores or {},
-    )
+def _verdict(outcome: bool | Status, detail: str, **scores: float) -> Verdict:
+    """A verdict that `Grader.grade` names. True stands for "correct", False for "wrong"."""
+    status: Status = outcome if isinstance(outcome, str) else "correct" if outcome else "wrong"
+    is_correct = {"correct": True, "wrong": False, "unparsed": False}.get(status)
+    return Verdict(id="", correct=is_correct, status=status, detail=detail, scores=scores)
+
+
+def _answer_and_gold(answer: str, gold: str) -> str:
+    return f"answer {_short(answer)}, gold {_short(gold)}"
 
 
 def _short(text: str) -> str:
@@ -280,13 +267,12 @@ def _short(text: str) -> str:
 def grade_lines(
     benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None
 ) -> Counter[str]:
-    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank; returns how many
-    there were of each status.
+    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank. Returns the number
+    of verdicts of each status.
 
     A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the
     short answer (musique: or a list of accepted ones; p3: `{"sat", "ans_type"}`). A bad row gets a verdict of
-    status `error`.
-    Raises: SandboxUnavailable (p3 only), before the first row.
+    status `error`. Raises: SandboxUnavailable (p3 only), before the first row.
     """
     return asyncio.run(_grade_lines(benchmark, lines, out, config))
 
@@ -324,14 +310,12 @@ async def _grade_line(grader: Grader, benchmark: Benchmark, line: str, number: i
         if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
             raise BenchmarkError("expected an object with a text in `answer`")
         if task_id != (task_id := _printable(task_id)):
-            raise BenchmarkError("`id` holds half a surrogate pair, which is no text")
-        return await grader.grade(
-            benchmark, _official_row(benchmark, record, task_id), record["answer"], task_id=task_id
-        )
+            raise BenchmarkError("`id` holds half of a surrogate pair, which is no character")
+        row = _official_row(benchmark, record, task_id)
+        return await grader.grade(benchmark, row, record["answer"], task_id=task_id)
     except (json.JSONDecodeError, BenchmarkError, RecursionError) as e:
-        return Verdict(
-            id=task_id, correct=None, status="error", detail=_printable(f"line {number}: {e}"[:500])
-        )
+        detail = _printable(f"line {number}: {e}"[:500])
+        return Verdict(id=task_id, correct=None, status="error", detail=detail)
 
 
 def _printable(text: str) -> str:
@@ -339,16 +323,13 @@ def _printable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _official_row(benchmark: Benchmark, record: dict[str, Any], task_id: str) -> dict[str, Any]:
+def _official_row(benchmark: Benchmark, record: dict[str, object], task_id: str) -> dict[str, object]:
     """The official row of a line, or the smallest one that holds its gold."""
-    if isinstance(record.get("row"), dict):
-        return dict(record["row"])
+    if isinstance(row := record.get("row"), dict):
+        return row
     if "gold" not in record:
-        raise BenchmarkError("neither `row` (the official row) nor `gold`")
-    return _row_of_gold(benchmark, record["gold"], task_id)
-
-
-def _row_of_gold(benchmark: Benchmark, gold: Any, task_id: str) -> dict[str, Any]:
+        raise BenchmarkError("expected `row` (the official row) or `gold`; the line has neither")
+    gold = record["gold"]
     match benchmark:
         case "p3" if isinstance(gold, dict):
             return {"name": task_id, **gold}

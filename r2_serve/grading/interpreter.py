@@ -1,9 +1,9 @@
-"""The Python that runs inside the sandbox: this very interpreter with its standard library, and nothing else.
+"""The Python that runs inside the sandbox: the same interpreter as ours, with its standard library alone.
 
-Mounted read-only at `/python`. An interpreter in a private home (pyenv as root: `/root` is 0700) cannot be
-mounted by the unprivileged user that starts bubblewrap, so it is copied once to a world-readable directory
-among the temporary files (about a second and 60 MB) and found there by later processes. Third-party packages
-are never visible.
+It is mounted read-only at `/python`. The unprivileged user that starts bubblewrap cannot mount an interpreter
+in a private home (pyenv as root: `/root` is 0700). Such an interpreter is copied once to a world-readable
+temporary directory, which takes about a second and 60 MB, and later processes use the copy. Third-party
+packages are never visible.
 """
 
 from __future__ import annotations
@@ -22,22 +22,14 @@ MOUNT_POINT = "/python"
 EXECUTABLE = f"{MOUNT_POINT}/bin/{VERSION}"
 
 _UNNEEDED = (
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idlelib",
-    "tkinter",
-    "turtledemo",
-    "ensurepip",
-    "config-*",
-    "*.opt-?.pyc",
-    "*.a",
-)
+    "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip",
+    "config-*", "*.opt-?.pyc", "*.a",
+)  # fmt: skip
+"""Parts of an installation that are not copied."""
 
 
 def mounts(*, is_other_user: bool) -> list[str]:
-    """Arguments of bwrap that put the interpreter at `/python`, readable by another user where asked."""
+    """Arguments of bwrap that mount the interpreter. `is_other_user`: bwrap runs as another user."""
     prefix = Path(sys.base_prefix)
     if is_other_user and not _is_world_readable(prefix / "lib" / VERSION):
         prefix = _staged_copy()
@@ -64,12 +56,13 @@ def _is_world_readable(path: Path) -> bool:
 
 
 def _staged_copy() -> Path:
-    """A world-readable copy of the interpreter in the temporary directory, made once and used by later
-    processes."""
+    """A world-readable copy of the interpreter in the temporary directory, which later processes use too.
+
+    Raises: PermissionError if another user could have changed the copy.
+    """
     prefix = Path(sys.base_prefix)
-    version = hashlib.sha256(
-        f"{prefix} {(prefix / 'bin' / VERSION).stat().st_mtime_ns}".encode()
-    ).hexdigest()[:12]
+    origin = f"{prefix} {(prefix / 'bin' / VERSION).stat().st_mtime_ns}"
+    version = hashlib.sha256(origin.encode()).hexdigest()[:12]
     staged = Path(tempfile.gettempdir()) / f"r2-sandbox-{VERSION}-{os.geteuid()}-{version}"
     if not staged.exists():
         fresh = Path(tempfile.mkdtemp(prefix=f"{staged.name}-"))
@@ -80,7 +73,7 @@ def _staged_copy() -> Path:
             shutil.rmtree(fresh)
     status = staged.lstat()
     if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022:
-        raise PermissionError(f"{staged} is not ours alone: remove it")
+        raise PermissionError(f"other users can change {staged}: remove it, and it is made anew")
     return staged
 
 

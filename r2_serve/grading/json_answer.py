@@ -1,6 +1,6 @@
 """Finds the answer field in JSON that a model wrote, which is often not quite JSON.
 
-Nothing but the standard library is imported: `lab.evaluation.export` hands this file to other evaluation
+Only the standard library is imported, because `lab.evaluation.export` copies this file for other evaluation
 tools.
 """
 

@@ -1,16 +1,15 @@
 """Compares two mathematical answers by their values. It imports sympy, so only the worker processes load it.
 
-Each side is read in full by latex2sympy, or not at all. Numbers agree to the last digit, decimals to six;
-everything else is what math-verify calls equal, without its laxness about brackets, brackets' kinds and tiny
-numbers.
+Each side is read in full by latex2sympy, or not at all. Numbers agree to the last digit, decimals to six.
+Everything else is what math-verify calls equal, except that brackets, kinds of brackets and tiny numbers
+count.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import sympy  # type: ignore[import-untyped]
 from latex2sympy2_extended import is_expr_of_only_symbols, latex2sympy  # type: ignore[import-untyped]
@@ -23,13 +22,14 @@ from r2_serve.grading.formula import formula, same_unit
 from r2_serve.grading.reading import closing
 
 Relation = Literal["equal", "different", "unknown", "unread"]
-"""`different`: proven, by values that differ somewhere. `unknown`: neither proven. `unread`: one side is no
+"""`different`: proven by values that differ somewhere. `unknown`: neither is proven. `unread`: one side is no
 formula."""
 
 _DECIMALS, _EXACT = 1.01e-6, 1e-12
 """Relative differences that count as equal: with a decimal on one side ("0.333333" for 1/3), and without."""
 _DIGITS = 30
 _POINTS = ((4, 1), (7, -1), (5, 2), (12, -3))
+"""Values at which two expressions are compared: that of the first symbol, and the step to the next one's."""
 
 
 def compare(gold: str, answer: str) -> Relation:
@@ -65,20 +65,16 @@ def _is_point(latex: str) -> bool:
 def _is_same_list(one: str, other: str) -> bool:
     """True unless one side is a point, the other a bare list, and their elements differ in the order as
     written."""
-    lists = [_ELEMENT.findall(side.rpartition("=")[2].strip().strip("()")) for side in (one, other)]
-    if any(
-        re.search(r"[(\[{]", side.partition("(")[2] if _is_point(side) else side) for side in (one, other)
-    ):
+    sides = (one, other)
+    if any(re.search(r"[(\[{]", side.partition("(")[2] if _is_point(side) else side) for side in sides):
         return True
-    return len(lists[0]) != len(lists[1]) or all(
-        compare(*pair) == "equal" for pair in zip(*lists, strict=True)
-    )
+    lists = [re.findall("[^,;]+", side.rpartition("=")[2].strip().strip("()")) for side in sides]
+    if len(lists[0]) != len(lists[1]):
+        return True
+    return all(compare(*pair) == "equal" for pair in zip(*lists, strict=True))
 
 
-_ELEMENT = re.compile(r"[^,;]+")
-
-
-def _read(latex: str, *, is_complex: bool) -> Any:
+def _read(latex: str, *, is_complex: bool) -> sympy.Basic | None:
     """The value of a formula; None if any of it cannot be read, or its parts contradict each other."""
     try:
         values = [
@@ -88,7 +84,7 @@ def _read(latex: str, *, is_complex: bool) -> Any:
             )
             for part in re.split(r"\\approx", latex)
         ]  # fmt: skip
-    except Exception:  # noqa: BLE001  # the parser raises whatever its grammar meets
+    except Exception:  # noqa: BLE001  # the parser raises errors of many types
         return None
     if is_complex:
         values = [_with_imaginary_unit(value) for value in values]
@@ -100,26 +96,25 @@ def _read(latex: str, *, is_complex: bool) -> Any:
     return values[0] if all(not is_bare or _is_near(values[0], value, 1e-2) for value in values[1:]) else None
 
 
-def _with_imaginary_unit(value: Any) -> Any:
+def _with_imaginary_unit(value: sympy.Basic) -> sympy.Basic:
     symbols = getattr(value, "free_symbols", ())
     return value.subs({symbol: sympy.I for symbol in symbols if str(symbol) == "i"})
 
 
-def _is_consistent(value: Any) -> bool:
+def _is_consistent(value: sympy.Basic) -> bool:
     """False for "8 = 7". A chain that begins with a name, "x = 3 + 3 = 7", is read by its end."""
     sides = _sides(value)
-    return not all(map(_is_number, sides)) or all(
-        _is_near(one, other, 1e-2) for one, other in pairwise(sides)
-    )
+    is_chain = all(map(_is_number, sides))
+    return not is_chain or all(_is_near(one, other, 1e-2) for one, other in pairwise(sides))
 
 
-def _sides(value: Any) -> list[Any]:
+def _sides(value: sympy.Basic) -> list[sympy.Basic]:
     if isinstance(value, And):
         return [side for part in value._unsorted_args for side in _sides(part)]
     return [value.lhs, value.rhs] if isinstance(value, sympy.Eq) else []
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: sympy.Basic) -> bool:
     return (
         isinstance(value, sympy.Expr)
         and not value.free_symbols
@@ -134,7 +129,7 @@ def _brackets(gold: str, answer: str) -> bool:
     return not (kinds == {True, False} and True in others)
 
 
-def _is_equal(gold: Any, answer: Any) -> bool:
+def _is_equal(gold: sympy.Basic, answer: sympy.Basic) -> bool:
     if any(_is_sum_equation(one) and not _sides(other) for one, other in ((gold, answer), (answer, gold))):
         return False
     if _is_number(gold) and _is_number(answer):
@@ -142,52 +137,39 @@ def _is_equal(gold: Any, answer: Any) -> bool:
     gold_set, answer_set = (_as_set(value) for value in (gold, answer))
     if gold_set is not None and answer_set is not None and gold_set == answer_set:
         return True
-    return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True)) and _agree(
-        gold, answer
-    )
+    is_verified = verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True)
+    return bool(is_verified) and _agree(gold, answer)
 
 
-def _is_sum_equation(value: Any) -> bool:
+def _is_sum_equation(value: sympy.Basic) -> bool:
     """An equation of which neither side is a name: "x + z = 1" holds more than the 1."""
     sides = _sides(value)
     return bool(sides) and isinstance(sides[0], sympy.Add) and bool(sides[0].free_symbols)
 
 
-def _as_set(value: Any) -> Any:
-    """An inequality in one unknown as the set of its solutions; sets as they are."""
-    if isinstance(value, sympy.Set) and not isinstance(value, sympy.FiniteSet):
-        return value
-    if (
-        isinstance(value, sympy.FiniteSet)
-        and value.args
-        and all(isinstance(part, Relational) for part in value.args)
-    ):
-        parts = [_as_set(part) for part in value.args]
-        return (
-            None
-            if None in parts or any(isinstance(part, sympy.Eq) for part in value.args)
-            else sympy.Union(*parts)
-        )
-    if (
-        isinstance(value, sympy.Eq)
-        and isinstance(value.rhs, sympy.Set)
-        and isinstance(value.lhs, sympy.Symbol)
-    ):
-        return _as_set(value.rhs)
-    if (
-        isinstance(value, Relational | And)
-        and not isinstance(value, sympy.Eq)
-        and len(value.free_symbols) == 1
-    ):
-        try:
-            parts = value._unsorted_args if isinstance(value, And) else [value]
-            return sympy.Intersection(*(part.func(*part.args).as_set() for part in parts))
-        except Exception:  # noqa: BLE001  # sympy solves no set for it
+def _as_set(value: sympy.Basic) -> sympy.Set | None:
+    """An inequality in one unknown as the set of its solutions; a set as it is; None for anything else."""
+    match value:
+        case sympy.FiniteSet() if value.args and all(isinstance(part, Relational) for part in value.args):
+            parts = [_as_set(part) for part in value.args]
+            has_equation = any(isinstance(part, sympy.Eq) for part in value.args)
+            return None if None in parts or has_equation else sympy.Union(*parts)
+        case sympy.FiniteSet():
             return None
+        case sympy.Set():
+            return value
+        case sympy.Eq(lhs=sympy.Symbol(), rhs=sympy.Set()):
+            return _as_set(value.rhs)
+        case Relational() | And() if not isinstance(value, sympy.Eq) and len(value.free_symbols) == 1:
+            try:
+                chain = value._unsorted_args if isinstance(value, And) else [value]
+                return sympy.Intersection(*(part.func(*part.args).as_set() for part in chain))
+            except Exception:  # noqa: BLE001  # sympy finds no set of solutions
+                return None
     return None
 
 
-def _percent(gold: Any, answer: Any) -> bool:
+def _percent(gold: sympy.Basic, answer: sympy.Basic) -> bool:
     """50\\% is 50, as in MATH's own string match, and is one half."""
     hundredth = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
     bare = [
@@ -197,7 +179,7 @@ def _percent(gold: Any, answer: Any) -> bool:
     return bare != [gold, answer] and _is_near(*bare)
 
 
-def _is_near(one: Any, other: Any, tolerance: float | None = None) -> bool:
+def _is_near(one: sympy.Basic, other: sympy.Basic, tolerance: float | None = None) -> bool:
     """Whether two numbers have one value: exactly if they are rational, else relative to their size."""
     is_decimal = any(value.has(sympy.Float) for value in (one, other))
     try:
@@ -216,33 +198,30 @@ def _is_near(one: Any, other: Any, tolerance: float | None = None) -> bool:
         return False
 
 
-def _agree(gold: Any, answer: Any) -> bool:
+def _agree(gold: sympy.Basic, answer: sympy.Basic) -> bool:
     """What math-verify calls equal holds part by part: it rounds to six places, and 1/3^40 there is
     1/3^41."""
     gold, answer = (_bare(value) for value in (gold, answer))
-    gold, answer = (
-        value.doit() if isinstance(value, sympy.MatrixExpr) else value for value in (gold, answer)
-    )
     if _is_number(gold) and _is_number(answer):
         return _is_near(gold, answer) or _percent(gold, answer)
-    if isinstance(gold, sympy.FiniteSet | sympy.Tuple | list) and isinstance(
-        answer, sympy.FiniteSet | sympy.Tuple | list
-    ):
-        return _parts_agree(gold, answer)
-    if isinstance(gold, sympy.Interval) and isinstance(answer, sympy.Interval):
-        return all(map(_agree, (gold.start, gold.end), (answer.start, answer.end)))
-    if isinstance(gold, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
-        return all(map(_agree, gold.flat(), answer.flat()))
+    match gold, answer:
+        case sympy.FiniteSet() | sympy.Tuple() | list(), sympy.FiniteSet() | sympy.Tuple() | list():
+            return _parts_agree(gold, answer)
+        case sympy.Interval(), sympy.Interval():
+            return all(map(_agree, (gold.start, gold.end), (answer.start, answer.end)))
+        case sympy.MatrixBase(), sympy.MatrixBase():
+            return all(map(_agree, gold.flat(), answer.flat()))
     return not _differ(gold, answer)
 
 
-def _bare(value: Any) -> Any:
-    """The right side of "x = 5"."""
+def _bare(value: sympy.Basic) -> sympy.Basic:
+    """The right side of "x = 5", and a matrix multiplied out."""
     sides = _sides(value)
-    return sides[-1] if sides and is_expr_of_only_symbols(sides[0]) else value
+    value = sides[-1] if sides and is_expr_of_only_symbols(sides[0]) else value
+    return value.doit() if isinstance(value, sympy.MatrixExpr) else value
 
 
-def _parts_agree(gold: Any, answer: Any) -> bool:
+def _parts_agree(gold: sympy.Basic, answer: sympy.Basic) -> bool:
     """Each part has its own partner; the order counts between two tuples."""
     golds, answers = list(gold.args if isinstance(gold, sympy.Basic) else gold), list(answer.args)
     if len(golds) != len(answers):
@@ -250,17 +229,16 @@ def _parts_agree(gold: Any, answer: Any) -> bool:
     if isinstance(gold, sympy.Tuple) and isinstance(answer, sympy.Tuple):
         return all(map(_agree, golds, answers))
     for part in golds:
-        partner = next(
-            (other for other in answers if verify(part, other, timeout_seconds=None) and _agree(part, other)),
-            None,
+        same = (
+            other for other in answers if verify(part, other, timeout_seconds=None) and _agree(part, other)
         )
-        if partner is None:
+        if (partner := next(same, None)) is None:
             return False
         answers.remove(partner)
     return True
 
 
-def _differ(gold: Any, answer: Any) -> bool:
+def _differ(gold: sympy.Basic, answer: sympy.Basic) -> bool:
     """Whether both are expressions, the answer in the symbols of the gold, and their values differ at a
     point."""
     if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
@@ -268,14 +246,11 @@ def _differ(gold: Any, answer: Any) -> bool:
     symbols = sorted(gold.free_symbols, key=str)
     if not answer.free_symbols <= set(symbols):
         return False
-    return any(_values_differ(gold, answer, point) for point in _points(symbols))
+    points = ({symbol: start + step * i for i, symbol in enumerate(symbols)} for start, step in _POINTS)
+    return any(_values_differ(gold, answer, point) for point in points)
 
 
-def _points(symbols: Sequence[Any]) -> list[dict[Any, int]]:
-    return [{symbol: start + step * i for i, symbol in enumerate(symbols)} for start, step in _POINTS]
-
-
-def _values_differ(gold: Any, answer: Any, point: dict[Any, int]) -> bool:
+def _values_differ(gold: sympy.Basic, answer: sympy.Basic, point: dict[sympy.Symbol, int]) -> bool:
     try:
         values = [sympy.N(value.subs(point).doit(), _DIGITS) for value in (gold, answer)]
         if not all(value.is_number and value.is_finite for value in values):

@@ -1,9 +1,9 @@
 """Runs `math_compare` in worker processes that can be killed.
 
-It cannot run in the server's process: no exception interrupts CPython while it multiplies out `10^{10^{10}}`.
-So each comparison runs in one of a few spawned processes; one that outlives its time is killed and replaced,
-and the others never notice. Pebble is that pool: it kills on timeout (concurrent.futures cannot) and replaces
-dead workers.
+A comparison cannot run in the server's process: no exception interrupts CPython while it multiplies out
+`10^{10^{10}}`. So each one runs in one of a few spawned processes. A process that exceeds its time is killed
+and replaced, and the others continue. Pebble provides this pool: it kills on timeout, which
+concurrent.futures cannot, and replaces dead workers.
 
 As with every spawned process, a script that grades needs `if __name__ == "__main__":`.
 """
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from r2_serve.grading.math_compare import Relation
 
 _WORKER_MEMORY_BYTES = 4 << 30
+"""Address space of one worker: sympy needs less than 1 GiB, and some comparisons would take everything."""
 
 
 class MathTimeout(Exception):
-    """The comparison did not finish in time, or its worker died of it (memory)."""
+    """The comparison did not finish in time, or its worker process died, for example of its memory limit."""
 
 
 class MathWorkers:
     """A pool of comparing processes, started with the first comparison."""
 
     def __init__(self, num_workers: int = 1, *, timeout_s: float = 10.0) -> None:
-        from pebble import ProcessPool  # of the extra `eval`, which other benchmarks do without
+        from pebble import ProcessPool  # in the extra `eval`, which other benchmarks do not need
 
         self._timeout_s = timeout_s
         context = multiprocessing.get_context("spawn")
@@ -47,13 +48,13 @@ class MathWorkers:
             raise MathTimeout(f"{type(e).__name__} after at most {self._timeout_s:g} s") from e
 
     async def close(self) -> None:
-        """Kill the workers; comparisons in flight are cancelled."""
+        """Kill the workers and cancel the comparisons that are running."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         await asyncio.to_thread(self._pool.join)
 
 
 def _prepare_worker() -> None:
-    """Bound the worker's memory, and import sympy before the first comparison's clock starts."""
+    """Bound the worker's memory, and import sympy before the time of the first comparison starts."""
     resource.setrlimit(resource.RLIMIT_AS, (_WORKER_MEMORY_BYTES, _WORKER_MEMORY_BYTES))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     _compare("1", "2")

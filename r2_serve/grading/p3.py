@@ -2,17 +2,16 @@
 
 Two stages, two sandboxes, so that no code of the model runs where the verdict is made:
 
-1. *Propose.* The answer (a function `sol`, or an expression) runs, and what comes out is text: a Python
-   literal.
-   Whatever the program forges, patches or prints, it can only propose another literal.
-2. *Check.* Trusted code alone reads the literal (`ast.literal_eval`), checks its exact type, and calls `sat`.
-   Only
-   `True` itself counts, not 1. It runs in a sandbox too, as a literal may be huge and `sat` may not end.
+1. *Propose.* The answer (a function `sol`, or an expression) runs, and its result is a text: a Python
+   literal. A program that forges, patches or prints something can still only propose another literal.
+2. *Check.* Only trusted code reads the literal (`ast.literal_eval`), checks its exact type, and calls `sat`.
+   Only `True` itself counts, not 1. This step runs in a sandbox too, because a literal may be huge and `sat`
+   may not end.
 
-A few puzzles call `eval` on the answer (Quine, CardGame24). There, `eval` is replaced by one that takes
-expressions of literals, operators, indices, f-strings, lambdas, a few plain functions and the data of the
-calling `sat`, but no attributes: with the real one a string could run as code beside the verdict. `exec`,
-`compile` and `open` are gone.
+A few puzzles call `eval` on the answer (Quine, CardGame24). In the check, `eval` is replaced by a function
+that takes expressions of literals, operators, indices, f-strings, lambdas, a few plain functions and the data
+of the calling `sat`, but no attributes. With the real `eval`, a string could run code in the process that
+makes the verdict. `exec`, `compile` and `open` are removed.
 
 Source: `type_check` and `test_puzzle`, github.com/microsoft/PythonProgrammingPuzzles puzzle_generator.py; the
 official judge runs the model's code in its own process, which this does not.
@@ -63,11 +62,12 @@ async def grade_puzzle(
 
 
 def extract_programs(answer: str, ans_type: str) -> list[str]:
-    """The programs that an answer may be, best first; the first that compiles is run. Empty if there is none.
+    """The programs that an answer may hold, best first; the first that compiles is run. Empty if none is
+    found.
 
-    It is the last fenced block that defines `sol`, else the last fenced block. Without a fence it is the
-    whole answer, or what `read_answer` takes for the answer, as in "The answer is `7`"; quotes are part of an
-    answer that is a string.
+    With fences it is the last fenced block that defines `sol`, or else the last fenced block. Without a fence
+    it is the whole answer, or the answer that `read_answer` finds, as in "The answer is `7`". Quotes belong
+    to an answer that is a string.
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return []
@@ -82,7 +82,7 @@ def extract_programs(answer: str, ans_type: str) -> list[str]:
 
 
 def _joined(*parts: str) -> bytes:
-    """Parts with a NUL between. (Importing json costs 10 ms of start-up in every sandbox.)"""
+    """The parts, separated by NUL. JSON would cost every sandbox 10 ms, the time to import it."""
     return "\0".join(part.replace("\0", "") for part in parts).encode(errors="replace")
 
 
@@ -91,12 +91,8 @@ def _failed(result: SandboxResult, what: str) -> PuzzleVerdict:
         return PuzzleVerdict("timeout", f"{what} did not finish in time")
     if result.status == "not_started":
         return PuzzleVerdict("error", f"the sandbox did not start: {_last_line(result.stderr)}")
-    reason = (
-        "wrote too much"
-        if result.status == "output_limit"
-        else _last_line(result.stderr) or f"exit code {result.exit_code}"
-    )
-    return PuzzleVerdict("wrong", f"{what} failed: {reason}")
+    reason = "its output was too long" if result.status == "output_limit" else _last_line(result.stderr)
+    return PuzzleVerdict("wrong", f"{what} failed: {reason or f'exit code {result.exit_code}'}")
 
 
 def _parse_verdict(text: str) -> PuzzleVerdict:
@@ -112,8 +108,8 @@ def _last_line(text: str) -> str:
 
 
 _NAMES = "{'Dict': dict, 'List': list, 'Set': set, 'Tuple': tuple}"
-"""What annotations of puzzles and solutions use without an import; the built-in types spare the import of
-typing."""
+"""The names that annotations of puzzles use without an import. Built-in types replace those of typing,
+whose import would take time."""
 
 _PROPOSE = """\
 import os, sys
@@ -186,10 +182,8 @@ FUNCTIONS = (chr, ord, len, str, repr, int, float, abs, min, max, sum, range, li
 PLAIN = {f.__name__: f for f in FUNCTIONS}
 ALLOWED = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare,
-    ast.IfExp, ast.operator,
-    ast.unaryop, ast.boolop, ast.cmpop, ast.Tuple, ast.List, ast.Subscript, ast.Slice, ast.Call,
-    ast.Lambda, ast.arguments,
-    ast.arg, ast.JoinedStr, ast.FormattedValue,
+    ast.IfExp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Tuple, ast.List, ast.Subscript,
+    ast.Slice, ast.Call, ast.Lambda, ast.arguments, ast.arg, ast.JoinedStr, ast.FormattedValue,
 )
 
 def evaluate(text):

@@ -1,12 +1,11 @@
-"""The step that reads the answer out of a reply, before any benchmark's own rules. It is the same for every
-grader.
+"""Reads the answer out of a reply. This step is the same for every grader; a benchmark's own rules follow it.
 
 A reply is opened from the outside in, layer by layer, until no layer is left: reasoning and answer tags,
 marks of the end of the text, JSON with an answer field, boxes, "the answer is", fences, quotes, bold, LaTeX
 text, bullets. A layer that is cut off, such as an open reasoning tag or half a JSON value, holds no answer.
 
-Nothing but the standard library is imported: `lab.evaluation.export` hands this file to other evaluation
-tools.
+Only the standard library and `json_answer` are imported, because `lab.evaluation.export` copies these files
+for other evaluation tools.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ def _marked(text: str) -> str | None:
 
 
 def read_envelope(reply: str) -> str:
-    """The reply without reasoning, answer tags, JSON and marks of its end; what is left is as the model wrote
-    it."""
+    """The reply without reasoning, answer tags, JSON and marks of its end. The rest stays as it was."""
     text = without_reasoning(reply.replace("\r\n", "\n").removeprefix("\ufeff"))
     for _ in range(MAX_LAYERS):
         inner = _tagged(text)

@@ -1,15 +1,14 @@
-"""One official row of each benchmark: what must be in it, the query it asks, and its gold answer.
+"""The official rows of each benchmark: the fields that must be in them, the query they ask, the gold answer.
 
-The models below check the fields that are used and keep the others; `Task.row` is the row as published,
-verbatim. A query is what a user would type. It never holds the gold answer, and nothing here is shown to a
-model but the query.
+The models below check the fields that are used and keep the others. A query is what a user would type. It
+never holds the gold answer, and a model is shown nothing but the query.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,27 +20,21 @@ Benchmark = Literal["math", "csqa", "p3", "scan", "champ", "musique", "words"]
 """The six benchmarks, and `words`, the generated arithmetic word problems of `r2_serve.lab.domains.words`."""
 BENCHMARKS: tuple[Benchmark, ...] = get_args(Benchmark)
 
+_BOX_THE_ANSWER = "\n\nPut the final answer in \\boxed{}."
+
 
 class BenchmarkError(R2Error):
-    """A data file is not what its benchmark publishes; says file, line and field."""
+    """A data file is not what its benchmark publishes. The message names the file, the line and the field."""
 
 
 class Task(Record):
-    """One evaluated query. `row` is the official row, which graders read and models never see."""
+    """One evaluated query."""
 
     id: str
     benchmark: Benchmark
     query: str
-    row: dict[str, Any]
-
-
-class OfficialRow(Protocol):
-    """What every row model answers."""
-
-    @property
-    def task_id(self) -> str: ...
-    @property
-    def query(self) -> str: ...
+    row: dict[str, object]
+    """The official row as it was published. Graders read it; models never see it."""
 
 
 class _Row(BaseModel):
@@ -49,8 +42,8 @@ class _Row(BaseModel):
 
 
 class MathRow(_Row):
-    """MATH: `problem`, `solution` (Hendrycks et al.) and `answer` (MATH-500), or `question` and a full
-    `answer`.
+    """MATH: `problem` and `solution` (Hendrycks et al.), also with a short `answer` (MATH-500), or `question`
+    with a full `answer`.
 
     The id is made from the problem's text, so that a problem has one id, and one split, in every format.
     """
@@ -61,7 +54,7 @@ class MathRow(_Row):
 
     @model_validator(mode="before")
     @classmethod
-    def _unify(cls, row: Any) -> Any:
+    def _unify(cls, row: object) -> object:
         if not isinstance(row, dict):
             return row
         solution = row.get("solution", row.get("answer"))
@@ -70,14 +63,10 @@ class MathRow(_Row):
             final = row.get("answer")
         if final is None:
             raise ValueError(
-                "no final answer: the solution has no \\boxed{} and there is no short answer beside it"
+                "no final answer: the solution has no \\boxed{}, and the row has no short answer"
             )
-        return {
-            **row,
-            "problem": row.get("problem", row.get("question")),
-            "solution": solution,
-            "final": final,
-        }
+        problem = row.get("problem", row.get("question"))
+        return {**row, "problem": problem, "solution": solution, "final": final}
 
     @property
     def task_id(self) -> str:
@@ -85,7 +74,7 @@ class MathRow(_Row):
 
     @property
     def query(self) -> str:
-        return f"{self.problem}\n\nPut the final answer in \\boxed{{}}."
+        return self.problem + _BOX_THE_ANSWER
 
 
 class _Choice(_Row):
@@ -101,95 +90,80 @@ class _CsqaQuestion(_Row):
 class CsqaRow(_Row):
     """CommonsenseQA: `id`, `question.stem`, `question.choices`, `answerKey`."""
 
-    id: str
+    task_id: str = Field(alias="id")
     question: _CsqaQuestion
     answerKey: str = Field(pattern=r"^[A-Z]$")
 
     @model_validator(mode="before")
     @classmethod
-    def _unify(cls, row: Any) -> Any:
+    def _unify(cls, row: object) -> object:
         """The hub's columns (`question` a string, `choices` of two lists) as the official nesting."""
-        if (
-            not isinstance(row, dict)
-            or not isinstance(row.get("question"), str)
-            or not isinstance(row.get("choices"), dict)
-        ):
-            return row
-        labels, texts = row["choices"].get("label", ()), row["choices"].get("text", ())
-        choices = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
-        return {**row, "question": {"stem": row["question"], "choices": choices}}
+        match row:
+            case {"question": str() as stem, "choices": dict() as columns, **others}:
+                labels, texts = columns.get("label", ()), columns.get("text", ())
+                choices = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
+                return {**others, "question": {"stem": stem, "choices": choices}}
+        return row
 
     @model_validator(mode="after")
     def _key_is_a_choice(self) -> CsqaRow:
-        if self.answerKey not in {choice.label for choice in self.question.choices}:
+        if self.answerKey not in self.choices:
             raise ValueError(
-                f"answerKey {self.answerKey!r} is not among the choices (the test split is "
-                f"published without keys)"
+                f"answerKey {self.answerKey!r} is not among the choices (the test split is published "
+                f"without keys)"
             )
         return self
 
     @property
-    def task_id(self) -> str:
-        return self.id
+    def choices(self) -> dict[str, str]:
+        """The text of each choice by its letter."""
+        return {choice.label: choice.text for choice in self.question.choices}
 
     @property
     def query(self) -> str:
-        choices = "\n".join(f"({choice.label}) {choice.text}" for choice in self.question.choices)
+        choices = "\n".join(f"({label}) {text}" for label, text in self.choices.items())
         return f"{self.question.stem}\n{choices}\n\nAnswer with the letter of the best choice."
 
 
 class P3Row(_Row):
     """Python Programming Puzzles: `name`, `sat`, `ans_type`, `sol_header`, `sol_docstring`, `sol_bodies`."""
 
-    name: str = ""
+    task_id: str = Field(default="", alias="name")
     sat: str = Field(pattern=r"(?m)^def sat\(")
     ans_type: str = Field(pattern=r"^(List\[)*(bool|int|float|str)\]*$")
     sol_header: str = "def sol():"
     sol_docstring: str = ""
 
     @property
-    def task_id(self) -> str:
-        return self.name
-
-    @property
     def query(self) -> str:
         return (
             f"Find an input that makes this Python function return True.\n\n```python\n{self.sat}\n```\n\n"
             f"Answer with a Python function that takes no further input and returns a value of type "
-            f"{self.ans_type}:\n\n"
-            f"```python\n{self.sol_header}\n{self.sol_docstring}\n```"
+            f"{self.ans_type}:\n\n```python\n{self.sol_header}\n{self.sol_docstring}\n```"
         )
 
 
 class ScanRow(_Row):
     """SCAN: `commands` and `actions`, as in its text files (IN: ... OUT: ...) and on the Hugging Face hub."""
 
-    commands: str = Field(pattern=r"^[a-z]+( [a-z]+)*$")
+    query: str = Field(pattern=r"^[a-z]+( [a-z]+)*$", alias="commands")
     actions: str
 
     @property
     def task_id(self) -> str:
-        return f"scan-{self.commands.replace(' ', '-')}"
-
-    @property
-    def query(self) -> str:
-        return self.commands
+        return f"scan-{self.query.replace(' ', '-')}"
 
 
 class ChampRow(_Row):
     """CHAMP: `problem_identifier`, `problem_text`, `problem_answer`."""
 
-    problem_identifier: str
+    task_id: str = Field(alias="problem_identifier")
     problem_text: str = Field(min_length=1)
     problem_answer: str = Field(min_length=1)
 
     @property
-    def task_id(self) -> str:
-        return self.problem_identifier
-
-    @property
     def query(self) -> str:
-        return f"{self.problem_text}\n\nPut the final answer in \\boxed{{}}."
+        return self.problem_text + _BOX_THE_ANSWER
 
 
 class _Paragraph(_Row):
@@ -201,7 +175,7 @@ class _Paragraph(_Row):
 class MusiqueRow(_Row):
     """MuSiQue: `id`, `question`, `paragraphs`, `answer`, `answer_aliases`, `answerable`."""
 
-    id: str
+    task_id: str = Field(alias="id")
     question: str = Field(min_length=1)
     paragraphs: tuple[_Paragraph, ...] = ()
     answer: str
@@ -209,8 +183,8 @@ class MusiqueRow(_Row):
     answerable: bool = True
 
     @property
-    def task_id(self) -> str:
-        return self.id
+    def golds(self) -> tuple[str, ...]:
+        return (self.answer, *self.answer_aliases)
 
     @property
     def query(self) -> str:
@@ -223,23 +197,20 @@ class MusiqueRow(_Row):
 class WordsRow(_Row):
     """A generated word problem: `id`, `query`, `gold` (a whole number)."""
 
-    id: str
+    task_id: str = Field(alias="id")
     query: str = Field(min_length=1)
     gold: str = Field(pattern=r"^-?[0-9]+$")
 
-    @property
-    def task_id(self) -> str:
-        return self.id
 
-
-ROW_MODELS: dict[Benchmark, type[_Row]] = {
+OfficialRow = MathRow | CsqaRow | P3Row | ScanRow | ChampRow | MusiqueRow | WordsRow
+ROW_MODELS: dict[Benchmark, type[OfficialRow]] = {
     "math": MathRow, "csqa": CsqaRow, "p3": P3Row, "scan": ScanRow, "champ": ChampRow, "musique": MusiqueRow,
     "words": WordsRow,
 }  # fmt: skip
 
 
-def parse_row(benchmark: Benchmark, row: Mapping[str, Any]) -> Any:
-    """The row as its benchmark's model. Raises: BenchmarkError naming the field."""
+def parse_row(benchmark: Benchmark, row: Mapping[str, object]) -> OfficialRow:
+    """The row as the model of its benchmark. Raises: BenchmarkError, which names the field."""
     try:
         return ROW_MODELS[benchmark].model_validate(dict(row))
     except ValidationError as e:
@@ -249,9 +220,9 @@ def parse_row(benchmark: Benchmark, row: Mapping[str, Any]) -> Any:
         raise BenchmarkError(f"not a {benchmark} row: {problems}") from e
 
 
-def task_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Task:
+def task_of(benchmark: Benchmark, row: Mapping[str, object]) -> Task:
     """The task that an official row asks. Raises: BenchmarkError."""
-    parsed: OfficialRow = parse_row(benchmark, row)
+    parsed = parse_row(benchmark, row)
     if not parsed.task_id:
         raise BenchmarkError(f"not a {benchmark} row: it has no id")
     return Task(id=parsed.task_id, benchmark=benchmark, query=parsed.query, row=dict(row))

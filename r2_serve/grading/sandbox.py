@@ -1,21 +1,21 @@
-"""Runs Python that nobody has read, such as a model's answer to a programming puzzle.
+"""Runs untrusted Python, such as a model's answer to a programming puzzle.
 
-One run is one chain of processes, each a fence of its own:
+One run is one chain of processes, each of which adds a barrier:
 
-1. `setpriv` gives up root for nobody, as the kernel does not count real root's processes (RLIMIT_NPROC).
+1. `setpriv` changes from root to the user "nobody", because the kernel does not count the processes of real
+   root (RLIMIT_NPROC).
 2. `prlimit` bounds CPU seconds, address space, processes, file size, open files and core dumps.
 3. `bwrap` (bubblewrap) makes new user, pid, network, IPC, UTS and cgroup namespaces, forbids further ones,
-   drops
-   every capability, mounts the C library and the interpreter read-only and a small tmpfs at /tmp, and loads
-   the system call filter of `seccomp`. There is no /proc, no /dev but /dev/null, no home, no host file.
+   drops every capability, mounts the C library and the interpreter read-only and a small tmpfs at /tmp, and
+   loads the system call filter of `seccomp`. There is no /proc, no home, no host file, and nothing in /dev
+   except /dev/null.
 4. `python3 -I -S` without limit on the digits of an integer reads the program from a file descriptor.
 
-The chain starts with an empty environment: an environment cleared later, by bwrap itself, still stands in
-/proc/1/environ. The parent bounds the output and the wall clock, and kills the whole group at the end of
-every run, whereupon the kernel kills what is left in the pid namespace.
+The chain starts with an empty environment: if bwrap cleared it later, /proc/1/environ would still show it.
+The parent bounds the output and the wall clock, and kills the whole process group at the end of every run.
+Then the kernel kills what is left in the pid namespace.
 
-What it is not: a defence against a bug in the kernel, or against one program slowing its neighbours within
-its limits.
+The sandbox does not protect against a bug in the kernel, and a program can slow others within its limits.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ INSTALL_HINT = (
 _TMP = "/tmp"  # of the sandbox, not of the host  # noqa: S108  # nosec B108
 _START_TIMEOUT_S = 60.0
 _MAX_HOST_PROCESSES = 4096
-"""RLIMIT_NPROC outside the namespace, shared by all sandboxes of one user: a backstop only. `num_processes`
-is what binds."""
+"""RLIMIT_NPROC outside the namespace, which all sandboxes of one user share. `num_processes` is lower and
+takes effect first."""
 
 
 class SandboxUnavailable(R2Error):
@@ -67,12 +67,12 @@ class SandboxLimits(Config):
     memory_bytes: int = Field(default=1 << 30, ge=1 << 26)
     """Address space of each process."""
     num_processes: int = Field(default=8, ge=3)
-    """Processes and threads at once, two of which are the interpreter and bwrap's init."""
+    """Most processes and threads at once. Two of them are the interpreter and bwrap's init."""
     file_bytes: int = Field(default=16 << 20, ge=1 << 16)
-    """Longest file, and all of /tmp together."""
+    """Longest file, and the size of /tmp."""
     num_open_files: int = Field(default=64, ge=16)
     output_bytes: int = Field(default=1 << 20, ge=1)
-    """Of stdout, and of stderr, that is kept. Writing past `file_bytes` fails."""
+    """Most bytes that are kept of stdout, and of stderr. Writing more than `file_bytes` fails."""
 
 
 class SandboxConfig(Config):
@@ -80,21 +80,19 @@ class SandboxConfig(Config):
 
     limits: SandboxLimits = SandboxLimits()
     max_concurrent: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    """Programs run at once by one `Sandbox`; more wait."""
+    """Most programs that one `Sandbox` runs at once. Others wait."""
     allow_unsandboxed: bool = False
-    """Run without bubblewrap, as the calling user, with an empty environment and resource limits only: a
-    program can then read, write and connect to whatever the user can, and leave processes behind. For a
-    machine with nothing to lose."""
+    """Run without bubblewrap, as the calling user, with an empty environment and resource limits only. A
+    program can then read, write and connect to everything that the user can, and leave processes behind. Use
+    it only on a machine that holds nothing of value."""
 
 
 Status = Literal["ok", "failed", "timeout", "output_limit", "not_started"]
-"""`failed`: a non-zero exit or a signal. `not_started`: the sandbox itself failed, and the program never
-ran."""
+"""`failed`: a non-zero exit or a signal. `not_started`: the sandbox failed, and the program did not run."""
 
 
 class SandboxResult(Record):
-    """What became of one program. Nothing in it can be trusted but `status`, `duration_s` and the bound on
-    lengths."""
+    """The outcome of one program. Only `status`, `duration_s` and the bound on lengths can be trusted."""
 
     status: Status
     exit_code: int | None
@@ -105,8 +103,7 @@ class SandboxResult(Record):
 
 @dataclass(frozen=True)
 class _Channel:
-    """File descriptors of one run. All are memory files, which nothing can block on, but for the pipe behind
-    `ready`."""
+    """File descriptors of one run: memory files, which never block, and the two ends of a pipe."""
 
     program: int
     filter: int
@@ -114,12 +111,13 @@ class _Channel:
     stdout: int
     stderr: int
     ready: int
+    """Our end of the pipe."""
     report_ready: int
-    """The child writes one byte here when it has begun, and holds no other end."""
+    """The child's end of the pipe: it writes one byte when it begins."""
 
 
 class Sandbox:
-    """Runs programs, a few at a time. Holds no process between runs."""
+    """Runs programs, a few at a time. It keeps no process between runs."""
 
     def __init__(self, config: SandboxConfig | None = None) -> None:
         self._config = config or SandboxConfig()
@@ -139,8 +137,10 @@ class Sandbox:
             )
 
     async def run(self, program: str, *, stdin: bytes = b"", timeout_s: float = 10.0) -> SandboxResult:
-        """Run `program` as `__main__`. Its own failures are results, never exceptions. Raises:
-        SandboxUnavailable."""
+        """Run `program` as `__main__`. Its own failures are results, never exceptions.
+
+        Raises: SandboxUnavailable.
+        """
         if self._mounts is None:
             await self.start()
         async with self._slots:
@@ -156,12 +156,8 @@ class Sandbox:
         if not self._is_isolated:
             self._mounts = []
             logger.warning("model-written programs run WITHOUT a sandbox (allow_unsandboxed)")
-        needed = [
-            "prlimit",
-            *(["bwrap"] if self._is_isolated else []),
-            *(["setpriv"] if os.geteuid() == 0 else []),
-        ]
-        missing = [tool for tool in needed if shutil.which(tool) is None]
+        needed = {"prlimit": True, "bwrap": self._is_isolated, "setpriv": os.geteuid() == 0}
+        missing = [tool for tool, is_needed in needed.items() if is_needed and shutil.which(tool) is None]
         if missing:
             raise SandboxUnavailable(f"not found: {', '.join(missing)}; {INSTALL_HINT}")
 
@@ -182,14 +178,15 @@ class Sandbox:
             except TimeoutError:
                 exit_code = None
             finally:
-                await _end(process)
+                # The child leads a process group, whose id stays its own until the leader is waited for.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
             return self._result(channel, exit_code, duration_s=time.monotonic() - start_s)
 
     def _result(self, channel: _Channel, exit_code: int | None, *, duration_s: float) -> SandboxResult:
         max_bytes = self._config.limits.output_bytes
-        output, errors = (
-            os.pread(descriptor, max_bytes + 1, 0) for descriptor in (channel.stdout, channel.stderr)
-        )
+        output, errors = (os.pread(file, max_bytes + 1, 0) for file in (channel.stdout, channel.stderr))
         is_over = max(len(output), len(errors)) > max_bytes
         status = "output_limit" if is_over and exit_code is not None else _status(exit_code)
         return SandboxResult(
@@ -209,38 +206,27 @@ class Sandbox:
         python = ["-I", "-S", "-X", "int_max_str_digits=0", "-X", "utf8", "-c", begin]
         if not self._is_isolated:
             return [*self._bounds(timeout_s), sys.executable, *python]
-        return [
-            *_give_up_root(),
-            *self._bounds(timeout_s),
-            *self._bubblewrap(channel),
-            interpreter.EXECUTABLE,
-            *python,
-        ]
+        chain = [*_give_up_root(), *self._bounds(timeout_s), *self._bubblewrap(channel)]
+        return [*chain, interpreter.EXECUTABLE, *python]
 
     def _bounds(self, timeout_s: float) -> list[str]:
         limits = self._config.limits
         cpu_s = math.ceil(timeout_s) + 1
-        bounds = [
-            f"--cpu={cpu_s}:{cpu_s + 1}",
-            f"--as={limits.memory_bytes}",
-            f"--fsize={limits.file_bytes}",
-            "--core=0",
-        ]
+        bounds = [f"--cpu={cpu_s}:{cpu_s + 1}", f"--as={limits.memory_bytes}"]
+        bounds += [f"--fsize={limits.file_bytes}", f"--nofile={limits.num_open_files}", "--core=0"]
         if os.geteuid() == 0 and self._is_isolated:
             bounds.append(f"--nproc={_MAX_HOST_PROCESSES}")
-        return ["prlimit", *bounds, f"--nofile={limits.num_open_files}", "--"]
+        return ["prlimit", *bounds, "--"]
 
     def _bubblewrap(self, channel: _Channel) -> list[str]:
         assert self._mounts is not None
         return [
             "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent",
-            "--new-session", "--cap-drop", "ALL",
-            "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--seccomp",
-            str(channel.filter),
+            "--new-session", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY),
+            "--hostname", "sandbox", "--seccomp", str(channel.filter),
             *_system_mounts(), *self._mounts, "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null",
             "--size", str(self._config.limits.file_bytes), "--tmpfs", _TMP, "--remount-ro", "/",
-            "--chdir", _TMP,
-            "--setenv", "LD_LIBRARY_PATH", f"{interpreter.MOUNT_POINT}/lib", "--",
+            "--chdir", _TMP, "--setenv", "LD_LIBRARY_PATH", f"{interpreter.MOUNT_POINT}/lib", "--",
         ]  # fmt: skip
 
 
@@ -264,8 +250,8 @@ with open({program}, "rb") as file:
     source = file.read()
 exec(compile(source, "program.py", "exec"), {{"__name__": "__main__"}})
 """
-"""The first lines of every run. The limit on processes is set here, inside the user namespace, where the
-kernel (5.14 and later) counts this sandbox alone; before bwrap it would count all processes of the user."""
+"""The first lines of every run. They set the limit on processes inside the user namespace, where the kernel
+(5.14 and later) counts only this sandbox. A limit set before bwrap would count all processes of the user."""
 
 
 @contextlib.contextmanager
@@ -290,7 +276,8 @@ def _memory_file(content: bytes, stack: contextlib.ExitStack) -> int:
 
 
 async def _begun_or_ended(channel: _Channel, process: asyncio.subprocess.Process) -> None:
-    """Until the program runs: what the chain before it takes on a busy machine is not the program's time."""
+    """Return when the program runs or has ended. The start of the chain does not count as the program's time,
+    because it is slow on a busy machine."""
     begun = asyncio.Event()
     asyncio.get_running_loop().add_reader(channel.ready, begun.set)
     waits = [asyncio.ensure_future(wait) for wait in (begun.wait(), process.wait())]
@@ -312,18 +299,12 @@ def _has_begun(channel: _Channel) -> bool:
 def _give_up_root() -> list[str]:
     if os.geteuid() != 0:
         return []
-    return [
-        "setpriv",
-        f"--reuid={NOBODY}",
-        f"--regid={NOBODY}",
-        "--clear-groups",
-        "--inh-caps=-all",
-        "--bounding-set=-all",
-    ]
+    user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return ["setpriv", *user, "--inh-caps=-all", "--bounding-set=-all"]
 
 
 def _system_mounts() -> list[str]:
-    """The C library and the loader: /usr/lib*, and /lib* as this system has them (links on a merged /usr)."""
+    """Mounts of the C library and the loader: /usr/lib*, and /lib* or the links that replace them."""
     arguments: list[str] = []
     for name in ("lib", "lib64"):
         arguments += ["--ro-bind-try", f"/usr/{name}", f"/usr/{name}"]
@@ -332,18 +313,6 @@ def _system_mounts() -> list[str]:
         else:
             arguments += ["--ro-bind-try", f"/{name}", f"/{name}"]
     return arguments
-
-
-def _kill_group(process: asyncio.subprocess.Process) -> None:
-    """The child leads a group of its own, whose id nobody else can get while the leader is unreaped or
-    members live."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    _kill_group(process)
-    await process.wait()
 
 
 def _status(exit_code: int | None) -> Status:

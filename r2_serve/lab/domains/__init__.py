@@ -1,8 +1,7 @@
 """Generated task domains with exact answers, for the demo, evaluation and training of the embedded models.
 
-`scan` is the SCAN benchmark, `words` is multi-step arithmetic in English. Serving never imports this package,
-and nothing here needs more than the standard library and the router's own records. Everything is a pure
-function of its seed. A task's plans are for training and tests: no router sees them.
+`scan` is the SCAN benchmark, and `words` is multi-step arithmetic in English. Every task is a pure function
+of its seed. A task's plans are for training and tests: no router sees them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class Task(Record):
     gold: str
     reference_plan: Plan
     other_plans: tuple[Plan, ...] = ()
-    """In other styles: which style pays is for training to find out."""
+    """Plans in other styles. Training finds out which style is best."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -28,10 +27,8 @@ class Task(Record):
 
 
 def solve_plan(plan: Plan, solve: Callable[[str], str]) -> str:
-    """The plan's answer when each subtask's text, references filled in, is answered by `solve`."""
+    """The plan's answer if `solve` answers each subtask's text, with the references filled in."""
     answers: dict[int, str] = {}
     for subtask in plan.subtasks:
         answers[subtask.id] = solve(substitute(subtask.text, answers))
-    if plan.answer is not None:
-        return substitute(plan.answer, answers)
-    return answers[len(plan.subtasks)]
+    return answers[len(plan.subtasks)] if plan.answer is None else substitute(plan.answer, answers)

@@ -1,5 +1,4 @@
-"""English for `words`: names, things and sentence forms. It knows operands and their order, not their
-answers."""
+"""The English of `words`: names, things and sentence forms. It gets operands in order, never an answer."""
 
 from __future__ import annotations
 
@@ -8,16 +7,15 @@ from collections.abc import Sequence
 
 # fmt: off
 NAMES = (
-    "Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Oda", "Pam", "Quin", "Ray",
-    "Sue", "Tom", "Una", "Vic", "Wes", "Yan", "Zoe", "Amir", "Bela", "Carl", "Dora", "Emil", "Fritz", "Gita",
+    "Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Oda",
+    "Pam", "Quin", "Ray", "Sue", "Tom", "Una", "Vic", "Wes", "Yan", "Zoe", "Amir", "Bela", "Carl", "Dora",
+    "Emil", "Fritz", "Gita",
 )
 THINGS = (
-    "coins", "apples", "books", "cards", "marbles", "shells", "stamps", "stones", "buttons", "pencils", "beads", "nuts", "plums",
-    "eggs", "pears", "seeds", "balls", "stars",
+    "coins", "apples", "books", "cards", "marbles", "shells", "stamps", "stones", "buttons", "pencils",
+    "beads", "nuts", "plums", "eggs", "pears", "seeds", "balls", "stars",
 )
-BOXES = (
-    "bags", "boxes", "jars", "crates", "baskets", "bowls", "packs", "trays",
-)
+BOXES = ("bags", "boxes", "jars", "crates", "baskets", "bowls", "packs", "trays")
 # fmt: on
 
 STARTS = (
@@ -60,23 +58,17 @@ def render(
 ) -> str:
     """A sentence or two per branch `(ops, operands)`, then the question.
 
-    `split` is 0 to ask for the total; else those before it are compared to those from it on, named in the
-    order in which they were introduced: whose total is the larger is told by the question's form ("more",
-    "fewer") alone.
+    If `split` is 0, the question asks for the total. Otherwise it compares the branches before `split` with
+    the others, named in the order in which they were introduced. Only the form of the question ("more",
+    "fewer") shows which total is larger.
     """
     names = rng.sample(NAMES, len(branches))
     thing = rng.choice(THINGS)
-    sentences = [
-        _branch(name, thing, ops, operands, rng)
-        for name, (ops, operands) in zip(names, branches, strict=True)
-    ]
+    sentences = [_branch(name, thing, *branch, rng) for name, branch in zip(names, branches, strict=True)]
     if split == 0:
-        question = rng.choice(TOTALS).format(thing=thing)
-    else:
-        question = _comparison(
-            thing, names[:split], names[split:], rng.choice(FEWER if is_first_smaller else MORE)
-        )
-    return " ".join([*sentences, question])
+        return " ".join([*sentences, rng.choice(TOTALS).format(thing=thing)])
+    form = rng.choice(FEWER if is_first_smaller else MORE)
+    return " ".join([*sentences, _comparison(thing, names[:split], names[split:], form)])
 
 
 def _branch(name: str, thing: str, ops: str, operands: Sequence[int], rng: random.Random) -> str:

@@ -3,15 +3,16 @@
     Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many coins do they have in all?
     ->  3 * 9 ; 645 - 12 ; #1 + #2
 
-A `Problem` is the content (operations and operands); `Wording`s of one problem differ in names, things and
-sentence forms only. A problem is held out for testing by a hash of its content, so train and test share no
-problem however it is worded. Operands can be resampled under the same structure and digit lengths. Single
-operations are *not* held out: 7 * 8 occurs on both sides. Every value is a positive integer.
+A `Problem` is the content: operations and operands. Two wordings of one problem differ only in names, things
+and sentence forms. A hash of the content decides which problems are held out for testing, so train and test
+share no problem in any wording. Operands can be drawn again for the same structure and digit lengths. Single
+operations are *not* held out: 7 * 8 occurs in both splits. Every value is a positive integer.
 """
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,13 +29,13 @@ Split = Literal["train", "test"]
 Join = Literal["sum", "difference"]
 
 BRANCH_OPS = {"": 16, "*": 22, "+": 14, "-": 14, "*+": 9, "*-": 9, "+-": 6, "-+": 6, "++": 4}
-"""Steps of one branch, applied from left to right, and how often each sequence is drawn."""
+"""Sequences of steps of one branch, applied from left to right, and the weight of each in the draw."""
 NUM_BRANCHES = {2: 42, 3: 36, 4: 22}
 NUM_DIGITS = {1: 20, 2: 45, 3: 35}
 DIFFERENCE_SHARE = 0.35
 SWAPPED_SHARE = 0.25
-"""Of differences: how often whoever has less comes first in the text, so that who has more must be read from
-the names."""
+"""Share of the differences in which the smaller total comes first in the text. There the names must be read
+to know which total is larger."""
 TEST_SHARE_PERCENT = 10
 MAX_BRANCH_VALUE = 999
 MAX_DRAWS = 200
@@ -58,9 +59,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Problem:
-    """Branches and how their values are joined. For a difference, the branches before `split` and those from
-    it on are summed, and the smaller sum is taken from the larger: `is_swapped` where the second is the
-    larger. A sum has no `split`."""
+    """Branches, and how their values are joined.
+
+    For a difference, the branches before `split` are summed, and so are the others; the smaller sum is taken
+    from the larger. `is_swapped` says that the second sum is larger. A sum has no `split`.
+    """
 
     branches: tuple[Branch, ...]
     join: Join
@@ -69,24 +72,23 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The content, on which problems are held out: everything but the wording."""
+        """The content without the wording. Its hash decides whether the problem is held out."""
         parts = [f"{branch.ops or '.'}:{','.join(map(str, branch.operands))}" for branch in self.branches]
         return f"{' '.join(parts)} {self.join}/{self.split}/{int(self.is_swapped)}"
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Branch positions summed together; for a difference the larger sum's come first."""
-        everyone = tuple(range(len(self.branches)))
+        """Positions of the branches that are summed together. For a difference the larger sum comes first."""
+        positions = tuple(range(len(self.branches)))
         if self.join == "sum":
-            return (everyone,)
-        groups = (everyone[: self.split], everyone[self.split :])
+            return (positions,)
+        groups = (positions[: self.split], positions[self.split :])
         return groups[::-1] if self.is_swapped else groups
 
     @property
     def is_held_out(self) -> bool:
-        return (
-            int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big") % 100 < TEST_SHARE_PERCENT
-        )
+        digest = hashlib.sha256(self.key.encode()).digest()
+        return int.from_bytes(digest[:4], "big") % 100 < TEST_SHARE_PERCENT
 
 
 def solve(text: str) -> str:
@@ -130,12 +132,11 @@ def _plan(problem: Problem, total: Callable[[list[str], Add], str]) -> Plan:
     if problem.join == "difference":
         larger, smaller = problem.groups
         add(totals[larger], "-", totals[smaller])
-    return Plan(
-        subtasks=tuple(
-            Subtask(id=i, text=step, depends_on=tuple(sorted(references(step))))
-            for i, step in enumerate(steps, 1)
-        )
+    subtasks = (
+        Subtask(id=i, text=step, depends_on=tuple(sorted(references(step))))
+        for i, step in enumerate(steps, 1)
     )
+    return Plan(subtasks=tuple(subtasks))
 
 
 def _pairwise(terms: list[str], add: Add) -> str:
@@ -152,6 +153,7 @@ def _one_by_one(terms: list[str], add: Add) -> str:
 
 
 def answer(problem: Problem) -> int:
+    """The exact value, which is positive for a drawn problem."""
     sums = [sum(problem.branches[i].values[-1] for i in group) for group in problem.groups]
     return sums[0] if problem.join == "sum" else sums[0] - sums[1]
 
@@ -172,8 +174,10 @@ def task(problem: Problem, rng: random.Random) -> Task:
 
 
 def tasks(split: Split, num_tasks: int, seed: int = 0) -> list[Task]:
-    """`num_tasks` distinct problems of a split, each in one wording; a longer list begins with a shorter
-    one's tasks."""
+    """`num_tasks` distinct problems of a split, each in one wording.
+
+    A longer list begins with the tasks of a shorter one.
+    """
     return [
         task(problem, random.Random(f"words/wording/{seed}/{problem.key}"))
         for problem in problems(split, num_tasks, seed)
@@ -192,44 +196,43 @@ def problems(split: Split, num_problems: int, seed: int = 0) -> list[Problem]:
 
 
 def resamples(problem: Problem, rng: random.Random) -> Iterator[Problem]:
-    """Endless problems on the same side of the split, of the same structure and digit lengths, with fresh
-    operands.
+    """Endless problems of the same split, structure and digit lengths, with fresh operands.
 
-    A draw that breaks a constraint is drawn again, and after `MAX_DRAWS` the problem itself is given.
+    A draw that breaks a constraint is drawn again. After `MAX_DRAWS` draws the problem itself is given.
     """
     while True:
         yield next((fresh for _ in range(MAX_DRAWS) if (fresh := _redraw(problem, rng)) is not None), problem)
 
 
 def with_distinct_operands(problem: Problem) -> Problem:
-    """The same structure over 2, 3, 4, ... in the order of the text; its values need be neither small nor
-    positive."""
+    """The same structure with the operands 2, 3, 4, ... in the order of the text.
+
+    Values of branches may be large, and they may be negative.
+    """
     numbers = count(2)
-    return replace(
-        problem,
-        branches=tuple(
-            replace(branch, operands=tuple(islice(numbers, len(branch.operands))))
-            for branch in problem.branches
-        ),
-    )
+    branches = (Branch(old.ops, tuple(islice(numbers, len(old.operands)))) for old in problem.branches)
+    return replace(problem, branches=tuple(branches))
 
 
 def assert_disjoint(train: list[Task], test: list[Task]) -> None:
-    """Raises: AssertionError where a problem is on both sides, or two words the same."""
+    """Raises: AssertionError if a problem or a text is in both splits."""
     shared = {task.id for task in train} & {task.id for task in test}
     shared |= {task.query for task in train} & {task.query for task in test}
     if shared:
         raise AssertionError(f"{len(shared)} problems are in both splits, such as {min(shared)!r}")
 
 
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "*": operator.mul,
+    "+": operator.add,
+    "-": operator.sub,
+}
+
+
 def _apply(op: str, left: int, right: int) -> int:
-    if op == "*":
-        return left * right
-    if op == "+":
-        return left + right
-    if op == "-":
-        return left - right
-    raise ValueError(f"not an operation: {op!r}")
+    if op not in _OPERATIONS:
+        raise ValueError(f"not an operation: {op!r}; expected one of {', '.join(_OPERATIONS)}")
+    return _OPERATIONS[op](left, right)
 
 
 def _draw(rng: random.Random) -> Problem:
@@ -273,7 +276,7 @@ def _is_valid(branch: Branch) -> bool:
 
 
 def _number(num_digits: int, rng: random.Random) -> int:
-    """Uniform among the numbers of that many digits from 2 on: no "1 bags"."""
+    """A number of that many digits, drawn uniformly. It is at least 2: "1 bags" is no English."""
     return rng.randint(max(2, 10 ** (num_digits - 1)), 10**num_digits - 1)
 
 

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
 from r2_serve.grading.grade_text import standalone_source
-from r2_serve.grading.rows import Benchmark, CsqaRow, Task
+from r2_serve.grading.rows import Benchmark, CsqaRow, MusiqueRow, ScanRow, Task, parse_row
 
 Format = Literal["lm-eval", "inspect"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -57,21 +57,14 @@ def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[
 def exported_row(task: Task) -> dict[str, object]:
     """The fields that the tools show and `grade_text.is_right` reads; `choices` for csqa alone."""
     row: dict[str, object] = {"benchmark": task.benchmark, "id": task.id, "query": task.query}
-    match task.benchmark:
-        case "scan":
-            return {**row, "gold": task.row["actions"]}
-        case "csqa":
-            parsed = CsqaRow.model_validate(task.row)
-            return {
-                **row,
-                "gold": parsed.answerKey,
-                "choices": {choice.label: choice.text for choice in parsed.question.choices},
-            }
-        case "musique":
-            golds = [task.row["answer"], *task.row.get("answer_aliases", ())]
-            return {**row, "gold": golds, "answerable": task.row.get("answerable", True)}
-        case _:
-            return {**row, "gold": task.row["gold"]}
+    match parse_row(task.benchmark, task.row):
+        case ScanRow(actions=actions):
+            return {**row, "gold": actions}
+        case CsqaRow() as parsed:
+            return {**row, "gold": parsed.answerKey, "choices": parsed.choices}
+        case MusiqueRow() as parsed:
+            return {**row, "gold": list(parsed.golds), "answerable": parsed.answerable}
+    return {**row, "gold": task.row["gold"]}
 
 
 def command(file_format: Format, benchmark: str, directory: Path, model: str) -> str:
