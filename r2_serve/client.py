@@ -106,7 +106,7 @@ def chat_body(query: Query, *, is_streamed: bool = False, has_trace: bool = True
     schema = {"name": "reply", "schema": sampling.json_schema}
     body: dict[str, object] = {
         "model": query.model,
-        "messages": [{"role": message.role, "content": message.content} for message in query.messages],
+        "messages": [message.wire for message in query.messages],
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -118,6 +118,7 @@ def chat_body(query: Query, *, is_streamed: bool = False, has_trace: bool = True
         "stream": is_streamed or None,
         "stream_options": {"include_usage": True} if is_streamed else None,
         "r2": {**r2, "trace": True} if has_trace else r2 or None,
+        **sampling.forwarded,
     }
     return _stated(body)
 

@@ -11,7 +11,7 @@ from r2_serve.calls.ledger import Reservation
 from r2_serve.calls.pool import PoolMember
 from r2_serve.engines.timing import paused
 from r2_serve.errors import EngineTimeout, EngineUnavailable, InvalidReply
-from r2_serve.types import Completion, EngineCall, OnDelta, Usage
+from r2_serve.types import Completion, Delta, EngineCall, OnDelta, Usage
 
 
 @dataclass
@@ -43,16 +43,24 @@ class Attempt:
         return completion
 
     async def _stream(self, on_delta: OnDelta, limit: asyncio.Timeout) -> Completion:
+        """The reply, given to `on_delta` in pieces. Those without an answer are held until the next that has
+        one, so that a reply which fails before its first word can be asked for again.
+        """
         pieces: list[str] = []
+        held: list[Delta] = []
         async with aclosing(self.member.engine.stream(self.call)) as deltas:
             async for delta in deltas:
                 pieces.append(delta.text)
-                self._received_bytes += len(delta.text.encode())
+                self._received_bytes += delta.num_bytes
                 if delta.usage is not None and not delta.is_usage_estimated:
                     self._reported = delta.usage
-                if delta.text:
+                if is_shown := delta.finish_reason is None and bool(delta.text or delta.body):
+                    held.append(delta)
+                if (is_shown and delta.num_bytes) or delta.finish_reason is not None:
                     with paused(limit):
-                        await on_delta(delta.text)
+                        for piece in held:
+                            await on_delta(piece)
+                    held.clear()
                 if delta.finish_reason is not None:
                     estimate = delta.usage or self.reservation.likely_usage(self._received_bytes)
                     return Completion(
@@ -61,6 +69,7 @@ class Attempt:
                         is_usage_estimated=self._reported is None,
                         finish_reason=delta.finish_reason,
                         work=delta.work,
+                        body=delta.body,
                     )
         raise InvalidReply(f"the stream of {self.member.config.name} ended without a finish reason")
 

@@ -21,7 +21,12 @@ from r2_serve.calls.retry_rules import backoff_s, is_retried
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied
 from r2_serve.prompts import Codec
-from r2_serve.types import CallStage, Completion, EngineCall, Message, OnDelta, Sampling
+from r2_serve.types import CallStage, Completion, Delta, EngineCall, Message, OnDelta, Sampling
+
+NO_EFFECT = frozenset(
+    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "store"}
+)
+"""Parameters of OpenAI's API that cannot change the reply, so that every model can take them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,12 @@ class CallSpec:
     """Adapter of the model asked first; fallbacks are asked without one."""
     on_delta: OnDelta | None = None
     """Takes the pieces of the reply as they come; None for a reply that is read as a whole."""
+
+    def suits(self, member: PoolMember) -> bool:
+        """Whether `member` can take the call: one that forwards nothing takes plain text alone."""
+        messages = self.render(member.codec)
+        is_plain = all(message.is_plain for message in messages)
+        return member.config.is_forwarding or (is_plain and not self.sampling.forwarded.keys() - NO_EFFECT)
 
     def prompt_for(self, member: PoolMember) -> Prompt:
         return Prompt.to(member.config, self.render(member.codec), self.sampling.format_sent)
@@ -70,7 +81,8 @@ class Caller:
         Raises: the last EngineError if all failed; BudgetExceeded; PoisonousRequest.
         """
         chain = _Chain(self, model, spec)
-        for name in (model, *self.pool[model].config.fallbacks):
+        able = (name for name in self.pool[model].config.fallbacks if spec.suits(self.pool[name]))
+        for name in (model, *able):
             if (result := await chain.ask(name)) is not None:
                 return result
         for name in chain.passed_over:
@@ -157,7 +169,7 @@ class _Chain:
         reservation = self._caller.ledger.reserve(
             config,
             prompt,
-            max_tokens,
+            max_tokens * spec.sampling.num_choices,
             stage=spec.stage,
             subtask=spec.subtask,
             attempt=self._num_attempts,
@@ -168,11 +180,12 @@ class _Chain:
             sampling=spec.sampling.model_copy(update={"max_tokens": max_tokens}),
             adapter=spec.adapter if config.name == self._first else None,
             timeout_s=config.timeout_s,
+            is_verbatim=spec.stage == "pass_through" and config.is_forwarding,
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
         return Attempt(member, call, reservation, self._show if is_streamed else None)
 
-    async def _show(self, text: str) -> None:
+    async def _show(self, piece: Delta) -> None:
         self._has_shown = True
         assert self._spec.on_delta is not None
-        await self._spec.on_delta(text)
+        await self._spec.on_delta(piece)

@@ -42,7 +42,7 @@ class Prompt:
 
     def _sizes(self) -> list[int]:
         """UTF-8 bytes of each message and of the format."""
-        return [*(len(m.content.encode()) for m in self.messages), format_chars(self.format_sent)]
+        return [*(len(m.text.encode()) for m in self.messages), format_chars(self.format_sent)]
 
 
 def format_chars(format_sent: Mapping[str, object] | None) -> int:

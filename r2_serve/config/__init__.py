@@ -62,6 +62,11 @@ class ModelConfig(ModelCard):
     """Models asked, in this order, when this one fails."""
 
     @property
+    def is_forwarding(self) -> bool:
+        """Whether parameters, message parts and replies that R2 does not interpret pass unchanged."""
+        return isinstance(self.engine, HostedEngineConfig) and self.codec == "instruct"
+
+    @property
     def sends_schema(self) -> bool:
         """Whether a JSON schema for the reply goes to a provider, which bills it as a part of the prompt."""
         return isinstance(self.engine, HostedEngineConfig) and self.engine.supports_json_schema

@@ -32,10 +32,14 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     **dict.fromkeys(("model_context_window_exceeded", "finish_reason_max_tokens"), "length"),
 }
 """OpenAI's finish reason for each one that servers are known to send, in lower case."""
-_WITHHELD = frozenset(
-    {"content_filter", "content_filtered", "tool_calls", "tool_use", "function_call", "refusal", "safety"}
-    | {"recitation", "blocklist", "prohibited_content", "spii", "sensitive", "guardrail_intervened"}
-)
+_WITHHELD: dict[str, FinishReason] = {
+    **dict.fromkeys(("tool_calls", "tool_use", "tool_call"), "tool_calls"),
+    "function_call": "function_call",
+    **dict.fromkeys(("content_filter", "content_filtered", "refusal", "safety"), "content_filter"),
+    **dict.fromkeys(("recitation", "blocklist", "prohibited_content", "spii"), "content_filter"),
+    **dict.fromkeys(("sensitive", "guardrail_intervened"), "content_filter"),
+}
+"""OpenAI's names of the finish reasons of replies that hold no answer in text."""
 _THOUGHT_PARTS = frozenset({"thinking", "reasoning"})
 T = TypeVar("T")
 
@@ -100,8 +104,9 @@ class Text(Part):
 
 
 class ChunkChoice(Part):
-    """`choices[0]` of a chunk. Azure sends some without a delta."""
+    """One of a chunk's choices. Azure sends some without a delta."""
 
+    index: Count = None
     delta: Text | None = None
     finish_reason: str | None = None
     error: object = None
@@ -139,7 +144,7 @@ class Logprobs(Part):
 
 
 class Choice(Part):
-    """`choices[0]` of a whole reply."""
+    """One of a whole reply's choices."""
 
     message: Text
     finish_reason: str | None = None
@@ -158,17 +163,19 @@ def is_finished(reason: str | None) -> bool:
     return reason is not None and reason.strip().lower() not in UNFINISHED
 
 
-def parse_finish_reason(reason: str | None) -> FinishReason:
+def parse_finish_reason(reason: str | None, *, is_verbatim: bool = False) -> FinishReason:
     """OpenAI's name of `reason`.
 
-    Raises: AnswerWithheld for a filtered reply or a tool call, InvalidReply for anything unknown.
+    Raises: InvalidReply for anything unknown; unless `is_verbatim`, AnswerWithheld for a filtered reply or a
+    tool call.
     """
     known = (reason or "").strip().lower()
-    if known in _WITHHELD:
+    if known in _WITHHELD and not is_verbatim:
         raise AnswerWithheld(f"the provider gave no answer: finish_reason {reason}")
-    if known not in _FINISH_REASONS:
+    found = _FINISH_REASONS.get(known) or _WITHHELD.get(known)
+    if found is None:
         raise InvalidReply(f"unknown finish_reason {str(reason)[:40]!r}")
-    return _FINISH_REASONS[known]
+    return found
 
 
 def first_fault(error: ValidationError) -> str:

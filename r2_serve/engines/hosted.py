@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -82,26 +83,28 @@ class HostedEngine:
                 while chunk := await response.content.readany():
                     content += chunk
                     _check_size(len(content))
-            parts = parse_completion(bytes(content))
+            parts = parse_completion(bytes(content), is_verbatim=call.is_verbatim)
+        estimate = partial(self._estimated, call, len(parts.text.encode()))
         return Completion(
             text=parts.text,
-            usage=parts.tokens.whole() or parts.tokens.completed(self._estimated(call, parts.text)),
+            usage=parts.tokens.whole() or parts.tokens.completed(estimate()),
             is_usage_estimated=parts.tokens.whole() is None,
             finish_reason=parts.finish_reason,
             logprobs=parts.logprobs,
+            body=parts.body if call.is_verbatim else None,
         )
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Raises: as `generate`; InvalidReply also if the stream ends before its finish reason."""
         deadline = Deadline(call.timeout_s)
-        reader = StreamReader()
-        text, told = "", None
+        reader = StreamReader(is_verbatim=call.is_verbatim)
+        num_bytes, told = 0, None
         async with aclosing(self._chunks(call, deadline)) as chunks:
             async for chunk in chunks:
                 pieces = reader.feed(chunk)
                 while (piece := self._next_piece(pieces)) is not None:
-                    text += piece
-                    yield Delta(text=piece)
+                    num_bytes += piece.num_bytes
+                    yield piece
                 if reader.has_failed and not reader.is_done:
                     await _read_on(reader, chunks)
                 if reader.usage != told:
@@ -113,15 +116,20 @@ class HostedEngine:
                     break
         with self._redacted_errors():
             finish_reason = reader.finish()
-        usage = reader.usage or reader.tokens.completed(self._estimated(call, text))
-        yield Delta(finish_reason=finish_reason, usage=usage, is_usage_estimated=reader.usage is None)
+        usage = reader.usage or reader.tokens.completed(self._estimated(call, num_bytes))
+        yield Delta(
+            finish_reason=finish_reason,
+            usage=usage,
+            is_usage_estimated=reader.usage is None,
+            body={"usage": reader.usage_body} if call.is_verbatim else None,
+        )
 
     async def aclose(self) -> None:
         """Closes the connections."""
         if self._life is not None:
             await self._life.aclose()
 
-    def _next_piece(self, pieces: Iterator[str]) -> str | None:
+    def _next_piece(self, pieces: Iterator[Delta]) -> Delta | None:
         with self._redacted_errors():
             return next(pieces, None)
 
@@ -190,7 +198,7 @@ class HostedEngine:
             )
         body: dict[str, object] = {
             "model": self._config.model,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "messages": [message.wire for message in messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stop": list(sampling.stop) or None,
@@ -214,19 +222,18 @@ class HostedEngine:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {
             **{name: value for name, value in body.items() if value is not None},
+            **sampling.forwarded,
             **self._config.extra_body,
         }
 
-    def _estimated(self, call: EngineCall, text: str) -> Usage:
+    def _estimated(self, call: EngineCall, num_bytes: int) -> Usage:
         if not self._has_warned_of_usage:
             self._has_warned_of_usage = True
             _log.warning("%r reports no usage: tokens are estimated from the length of the texts", self)
-        prompt_bytes = sum(len(m.content.encode()) for m in call.messages)
+        prompt_bytes = sum(len(m.text.encode()) for m in call.messages)
         if call.sampling.format_sent is not None and self._config.supports_json_schema:
             prompt_bytes += len(json.dumps(call.sampling.format_sent))
-        return Usage(
-            prompt_tokens=likely_tokens(prompt_bytes), completion_tokens=likely_tokens(len(text.encode()))
-        )
+        return Usage(prompt_tokens=likely_tokens(prompt_bytes), completion_tokens=likely_tokens(num_bytes))
 
     @contextmanager
     def _redacted_errors(self) -> Iterator[None]:

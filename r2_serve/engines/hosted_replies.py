@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from r2_serve.engines.chat_parts import (
     ChatCompletion,
     Chunk,
+    ChunkChoice,
     Reported,
     Text,
     Tokens,
@@ -34,7 +35,7 @@ from r2_serve.errors import (
     InvalidReply,
     NotStarted,
 )
-from r2_serve.types import FinishReason, Usage
+from r2_serve.types import Delta, FinishReason, Json, Usage
 
 RETRIABLE_STATUSES = frozenset({408, 409, 429})
 """Statuses below 500 after which the same call may succeed. All of 5xx are retriable too."""
@@ -42,6 +43,10 @@ QUOTA_ERRORS = frozenset(
     {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "exceeded_current_quota_error"}
 )
 """Codes and types of errors that do not pass by waiting, although their status may be 429."""
+
+
+_HEAD = frozenset({"id", "object", "created", "model", "usage", "x_groq"})
+"""Keys of a chunk that the router writes itself."""
 
 
 @dataclass(frozen=True)
@@ -52,59 +57,79 @@ class ReplyParts:
     finish_reason: FinishReason
     tokens: Tokens
     logprobs: tuple[float, ...] | None
+    body: Json
+    """The whole reply, with OpenAI's names of the finish reasons."""
 
 
-def parse_completion(content: bytes) -> ReplyParts:
-    """The body of a 200 that was not streamed.
+def parse_completion(content: bytes, *, is_verbatim: bool = False) -> ReplyParts:
+    """The body of a 200 that was not streamed. Tool calls and refusals are answers if `is_verbatim`.
 
     Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused for an error inside. Each
     carries the usage that the body reports.
     """
     body = _json_object(content, "the reply")
     try:
-        return _parts(body)
+        return _parts(body, is_verbatim)
     except EngineError as e:
         tokens = Reported.model_validate(body).tokens
         e.usage = tokens.whole() if tokens else None
         raise
 
 
-def _parts(body: dict[str, object]) -> ReplyParts:
+def _parts(body: Json, is_verbatim: bool) -> ReplyParts:
     _check_error(body)
     try:
         reply = ChatCompletion.model_validate(body)
     except ValidationError as e:
         raise InvalidReply(f"the reply is no chat completion: {first_fault(e)}") from None
-    choice = reply.choices[0]
-    _check_error({"error": choice.error})
-    _check_refusal(choice.message)
-    finish_reason = parse_finish_reason(choice.finish_reason)
-    text = choice.message.content
-    if text is None and finish_reason != "length":
-        raise InvalidReply("the reply has no content")
-    _check_text(text or "")
-    logprobs = choice.logprobs.content if choice.logprobs else None
+    first, came = reply.choices[0], _dicts(body["choices"])
+    for choice, raw in zip(reply.choices if is_verbatim else [first], came, strict=False):
+        _check_error({"error": choice.error})
+        if not is_verbatim:
+            _check_refusal(choice.message)
+        reason = raw["finish_reason"] = parse_finish_reason(choice.finish_reason, is_verbatim=is_verbatim)
+        if choice.message.content is None and reason != "length" and not (is_verbatim and _holds_more(raw)):
+            raise InvalidReply("the reply has no content")
+        _check_text(choice.message.content or "")
+    logprobs = first.logprobs.content if first.logprobs else None
     return ReplyParts(
-        text=text or "",
-        finish_reason=finish_reason,
+        text=first.message.content or "",
+        finish_reason=parse_finish_reason(first.finish_reason, is_verbatim=is_verbatim),
         tokens=reply.tokens or Tokens(),
         logprobs=tuple(token.logprob for token in logprobs) if logprobs else None,
+        body=body,
     )
 
 
-class StreamReader:
-    """Takes the bytes of a streamed reply and gives its text. `finish` says whether the reply is whole.
+def _dicts(values: object) -> list[Json]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
-    A reply is whole once a finish reason came; `[DONE]` is neither required after it nor taken in its place.
-    A failed reply can be read on for its usage, which comes last.
+
+def _holds_more(choice: Json) -> bool:
+    """Whether a choice without text has another answer, such as a tool call, a refusal or audio."""
+    message = choice.get("message")
+    more = {**message, "role": None, "content": None} if isinstance(message, dict) else {}
+    return choice.get("finish_reason") == "content_filter" or any(more.values())
+
+
+class StreamReader:
+    """Takes the bytes of a streamed reply and gives its pieces. `finish` says whether the reply is whole.
+
+    A reply is whole once each choice has a finish reason; `[DONE]` is neither required after it nor taken in
+    its place. A failed reply can be read on for its usage, which comes last. Pieces hold the text of the
+    first choice; if `is_verbatim`, also the chunk as it came, and tool calls and refusals are answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_verbatim: bool = False) -> None:
         self.tokens = Tokens()
+        self.usage_body: object = None
+        """`usage` as it came."""
         self.is_done = False
         self._events = EventReader()
         self._failure: EngineError | None = None
-        self._finish_reason: FinishReason | None = None
+        self._is_verbatim = is_verbatim
+        self._finish_reasons: dict[int, FinishReason | None] = {}
+        """The finish reason of each choice seen, by index; None for one that is not finished."""
 
     @property
     def usage(self) -> Usage | None:
@@ -116,8 +141,8 @@ class StreamReader:
         """Whether the reply is known to be no answer: nothing but its usage is still read."""
         return self._failure is not None
 
-    def feed(self, chunk: bytes) -> Iterator[str]:
-        """The text of each event that `chunk` completes; to be exhausted.
+    def feed(self, chunk: bytes) -> Iterator[Delta]:
+        """The piece of each event that `chunk` completes; to be exhausted.
 
         Raises: InvalidReply; EngineUnavailable and EngineRefused for an error inside. Each carries the usage.
         """
@@ -131,7 +156,7 @@ class StreamReader:
             except EngineError as e:
                 e.usage = self.usage
                 raise
-            if piece:
+            if piece is not None:
                 yield piece
 
     def finish(self) -> FinishReason:
@@ -139,46 +164,66 @@ class StreamReader:
 
         Raises: InvalidReply if the stream broke off or its finish reason is unknown; AnswerWithheld.
         """
-        if self._failure is None and self._finish_reason is not None:
-            return self._finish_reason
+        reasons = self._finish_reasons
+        if self._failure is None and reasons and None not in reasons.values():
+            return next(reason for _, reason in sorted(reasons.items()) if reason is not None)
         failure = self._failure or InvalidReply("the stream ended before the reply did")
         failure.usage = self.usage
         raise failure
 
-    def _event(self, data: str) -> str:
+    def _event(self, data: str) -> Delta | None:
         stripped = data.strip()
         if self.is_done or stripped in IGNORED_EVENTS:
-            return ""
+            return None
         if stripped == DONE:
             self.is_done = True
-            return ""
+            return None
         try:
             body = _json_object(data.encode(), "a stream event")
         except InvalidReply:
             if self.has_failed:
-                return ""
+                return None
             raise
-        self.tokens = Reported.model_validate(body).tokens or self.tokens
-        return "" if self.has_failed else self._text(body)
+        self._read_usage(body)
+        return None if self.has_failed else self._piece(body)
 
-    def _text(self, body: dict[str, object]) -> str:
+    def _read_usage(self, body: Json) -> None:
+        is_reported = body.get("usage") or body.get("x_groq")
+        if is_reported and (tokens := Reported.model_validate(body).tokens):
+            self.tokens, self.usage_body = tokens, body.get("usage")
+
+    def _piece(self, body: Json) -> Delta | None:
         _check_error(body)
         try:
             chunk = Chunk.model_validate(body)
         except ValidationError as e:
             raise InvalidReply(f"a stream event is no completion chunk: {first_fault(e)}") from None
-        if not chunk.choices:
-            return ""
-        choice = chunk.choices[0]
+        choices = chunk.choices if self._is_verbatim else chunk.choices[:1]
+        if not choices:
+            return None
+        texts = [self._text(*pair) for pair in zip(choices, _dicts(body["choices"]), strict=False)]
+        if self.has_failed:
+            return None
+        text = texts[0] if not (choices[0].index and self._is_verbatim) else ""
+        if self._is_verbatim:
+            return Delta(text=text, body={key: body[key] for key in body if key not in _HEAD})
+        return Delta(text=text) if text else None
+
+    def _text(self, choice: ChunkChoice, raw: Json) -> str:
+        """The text of a choice, whose finish reason is noted."""
         _check_error({"error": choice.error})
-        delta = choice.delta or Text()
+        delta, reason = choice.delta or Text(), None
         try:
-            _check_refusal(delta)
+            if not self._is_verbatim:
+                _check_refusal(delta)
             if is_finished(choice.finish_reason):
-                self._finish_reason = parse_finish_reason(choice.finish_reason)
+                reason = parse_finish_reason(choice.finish_reason, is_verbatim=self._is_verbatim)
         except EngineError as e:
             self._failure = e
             return ""
+        raw["finish_reason"] = reason
+        index = choice.index or 0 if self._is_verbatim else 0
+        self._finish_reasons[index] = reason or self._finish_reasons.get(index)
         _check_text(delta.content or "")
         return delta.content or ""
 

@@ -76,14 +76,14 @@ def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
         if not has_instructions(messages):
             raise
     else:
-        if all(m.content.strip() in text for m in messages if m.role in INSTRUCTION_ROLES):
+        if all(m.text.strip() in text for m in messages if m.role in INSTRUCTION_ROLES):
             return text
     return _templated(tokenizer, without_instruction_roles(messages))
 
 
 def _templated(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """Renders `developer` messages as `system`, the name that templates know. Raises: EngineRefused."""
-    chat = [{"role": "system" if m.role == "developer" else m.role, "content": m.content} for m in messages]
+    chat = [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in messages]
     try:
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     except TemplateError as e:
@@ -93,7 +93,7 @@ def _templated(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
 def _unknown_words(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """The first few distinct words of `messages` that become the unknown token."""
     unknown: dict[str, None] = {}
-    for word in (word for message in messages for word in message.content.split()):
+    for word in (word for message in messages for word in message.text.split()):
         if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]:
             unknown[word[:40]] = None
         if len(unknown) > MAX_WORDS_NAMED:

@@ -30,13 +30,13 @@ def without_instruction_roles(messages: Sequence[Message]) -> list[Message]:
 
     Neighbours of the same role become one message: such templates often want the roles to alternate.
     """
-    instructions = [message.content for message in messages if message.role in INSTRUCTION_ROLES]
+    instructions = [message.text for message in messages if message.role in INSTRUCTION_ROLES]
     merged = [Message(role="user", content="\n\n".join(instructions))] if instructions else []
     for message in messages:
         if message.role in INSTRUCTION_ROLES:
             continue
-        if merged and merged[-1].role == message.role:
-            both = f"{merged[-1].content}\n\n{message.content}"
+        if merged and merged[-1].role == message.role and merged[-1].is_plain and message.is_plain:
+            both = f"{merged[-1].text}\n\n{message.text}"
             merged[-1] = Message(role=message.role, content=both)
         else:
             merged.append(message)

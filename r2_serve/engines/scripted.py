@@ -144,7 +144,7 @@ class ScriptedEngine:
             self._adapters.get(call.adapter)
         position = len(self.calls)
         self.calls.append(call)
-        if self._dies_on is not None and any(self._dies_on in message.content for message in call.messages):
+        if self._dies_on is not None and any(self._dies_on in message.text for message in call.messages):
             os.kill(os.getpid(), signal.SIGKILL)
         if callable(self._replies):
             return self._replies(call.messages, call.sampling)
@@ -165,7 +165,7 @@ class ScriptedEngine:
 
 def _filled(text: str, call: EngineCall) -> str:
     """`text` with its placeholders filled in."""
-    prompt = call.messages[-1].content
+    prompt = call.messages[-1].text
 
     def value(place: re.Match[str]) -> str:
         if place[2] is not None:
@@ -221,7 +221,7 @@ def _completion(reply: Reply, call: EngineCall) -> Completion:
         pieces = pieces[:max_tokens]
         text = "".join(pieces)
     usage = Usage(
-        prompt_tokens=sum(len(m.content.split()) for m in call.messages), completion_tokens=len(text.split())
+        prompt_tokens=sum(len(m.text.split()) for m in call.messages), completion_tokens=len(text.split())
     )
     return Completion(text=text, usage=usage, finish_reason="length" if is_cut else "stop")
 

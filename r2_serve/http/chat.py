@@ -19,13 +19,14 @@ from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed
 from r2_serve.http.admission import Admission
 from r2_serve.http.edge import Exchange
 from r2_serve.http.keys import ClientKey
-from r2_serve.http.openai_replies import Json, ReplyBuilder, event, extra_headers, extras
-from r2_serve.http.openai_wire import ChatRequest, parse_chat
+from r2_serve.http.openai_replies import ReplyBuilder, event, extra_headers, extras
+from r2_serve.http.openai_wire import AnyChat, parse_chat, parse_plain_chat
 from r2_serve.http.redaction import redacted
+from r2_serve.http.refusals import check_forwarded
 from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import ModelListing, RouterBackend
-from r2_serve.types import Answer, OnDelta, Query
+from r2_serve.types import Answer, Delta, Json, OnDelta, Query
 
 MIN_DEADLINE_S = 0.001
 """The time left to a request that got its place at the last moment."""
@@ -51,10 +52,8 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange, server = Exchange.of(scope), self.server
-        chat = parse_chat(
-            await read_json(Headers(scope=scope), receive, server.max_body_bytes, server.body_timeout_s)
-        )
-        listing = find_model(self.backend, chat.model, exchange.key)
+        body = await read_json(Headers(scope=scope), receive, server.max_body_bytes, server.body_timeout_s)
+        chat, listing = self._parsed(body, exchange.key)
         purse = self._purse(exchange.key)
         exchange.model = listing.id
         query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
@@ -69,6 +68,15 @@ class ChatCompletions:
         body = reply.completion(answer, self.extras(chat, answer, exchange))
         response = Response(body, headers=extra_headers(answer), media_type="application/json")
         await response(scope, receive, send)
+
+    def _parsed(self, body: bytes, key: ClientKey | None) -> tuple[AnyChat, ModelListing]:
+        """The request, read as the model that it asks takes it, and that model. Raises: InvalidRequest."""
+        chat = parse_chat(body)
+        listing = find_model(self.backend, chat.model, key)
+        if not listing.is_forwarding:
+            return parse_plain_chat(body, None if listing.is_virtual else listing.id), listing
+        check_forwarded(chat.model_extra or ())
+        return chat, listing
 
     async def work(self, query: Query, purse: Purse | None, on_delta: OnDelta | None = None) -> Answer:
         """Waits for a place and then for the answer, both within one deadline."""
@@ -91,7 +99,7 @@ class ChatCompletions:
             raise purse.refusal()
         return purse
 
-    def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Json:
+    def extras(self, chat: AnyChat, answer: Answer, exchange: Exchange) -> Json:
         """The `r2` field, redacted except for answers: reasons of fallbacks quote providers."""
         shown = extras(
             answer,
@@ -107,21 +115,24 @@ class _Streamed:
     """One streamed reply."""
 
     endpoint: ChatCompletions
-    chat: ChatRequest
+    chat: AnyChat
     query: Query
     purse: Purse | None
     reply: ReplyBuilder
     exchange: Exchange
     stream: EventStream
     sent: str = ""
+    is_verbatim: bool = False
+    last: Json | None = None
+    """The provider's chunk that finishes a choice, held back to carry `r2` if no other follows."""
 
     async def run(self, receive: Receive) -> None:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self.endpoint.deadline_s(self.query)
         try:
-            work = self.endpoint.work(self.query, self.purse, self._send_text)
+            work = self.endpoint.work(self.query, self.purse, self._send)
             answer = await run_with([raise_when_gone(receive), self.stream.beat()], work)
-            rest = text_after(self.sent, answer.text)
+            rest = "" if self.is_verbatim else text_after(self.sent, answer.text)
         except ClientGone:
             raise
         except Exception as e:
@@ -130,18 +141,37 @@ class _Streamed:
             await self.stream.end(event(self.exchange.fail(e).body), LAST_WORDS_S)
             return
         self.exchange.cost_usd = answer.cost_usd
-        last = self.reply.last_chunks(answer, self.endpoint.extras(self.chat, answer, self.exchange))
-        await self.stream.end(self._text_events(rest) + last, max(deadline - clock(), LAST_WORDS_S))
+        extras = self.endpoint.extras(self.chat, answer, self.exchange)
+        events = b"" if self.is_verbatim else self._text_events(rest)
+        events += self.reply.last_chunks(answer, extras, self.last)
+        await self.stream.end(events, max(deadline - clock(), LAST_WORDS_S))
 
-    async def _send_text(self, text: str) -> None:
-        if text:
-            events = self._text_events(text)
-            self.sent += text
+    async def _send(self, piece: Delta) -> None:
+        if piece.body is not None:
+            self.is_verbatim = True
+            await self._send_as_it_came(piece.body)
+        elif piece.text:
+            events = self._text_events(piece.text)
+            self.sent += piece.text
+            await self.stream.write(events)
+
+    async def _send_as_it_came(self, chunk: Json) -> None:
+        events = b"" if self.last is None else self.reply.chunk(self.last)
+        self.last = chunk if has_finish_reason(chunk) else None
+        if self.last is None:
+            events += self.reply.chunk(chunk)
+        if events:
             await self.stream.write(events)
 
     def _text_events(self, text: str) -> bytes:
         role = b"" if self.sent else self.reply.role_chunk()
         return role + self.reply.content_chunk(text) if text else role
+
+
+def has_finish_reason(chunk: Json) -> bool:
+    """Whether a chunk finishes one of its choices."""
+    choices = chunk["choices"]
+    return isinstance(choices, list) and any(choice["finish_reason"] for choice in choices)
 
 
 def text_after(sent: str, text: str) -> str:

@@ -16,9 +16,8 @@ from starlette.exceptions import HTTPException
 
 from r2_serve.errors import QuotaExceeded, R2Error
 from r2_serve.router.backend import ModelListing
-from r2_serve.types import Answer, Usage
+from r2_serve.types import Answer, Json
 
-Json = dict[str, object]
 DONE = b"data: [DONE]\n\n"
 _CODES = {
     401: "invalid_api_key",
@@ -75,8 +74,11 @@ def extra_headers(answer: Answer) -> dict[str, str]:
     }
 
 
-def _usage(usage: Usage) -> Json:
-    return {**usage.model_dump(), "total_tokens": usage.total_tokens}
+def _usage(answer: Answer) -> Json:
+    """The usage of all calls. A pass-through's has the provider's details, which R2 does not interpret."""
+    usage, reported = answer.usage, (answer.body or {}).get("usage")
+    counts = {**usage.model_dump(), "total_tokens": usage.total_tokens}
+    return {**reported, **counts} if isinstance(reported, dict) else counts
 
 
 @dataclass(frozen=True)
@@ -89,32 +91,42 @@ class ReplyBuilder:
     wants_usage_chunk: bool = False
 
     def completion(self, answer: Answer, r2: Json) -> bytes:
+        if answer.body is not None:
+            return encode({**answer.body, **self._head("chat.completion"), "usage": _usage(answer), "r2": r2})
         message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
         head = self._head("chat.completion")
-        return encode({**head, "choices": [choice], "usage": _usage(answer.usage), "r2": r2})
+        return encode({**head, "choices": [choice], "usage": _usage(answer), "r2": r2})
 
     def role_chunk(self) -> bytes:
-        return self._chunk({"role": "assistant", "content": "", "refusal": None})
+        return self.chunk(_piece({"role": "assistant", "content": "", "refusal": None}))
 
     def content_chunk(self, text: str) -> bytes:
-        return self._chunk({"content": text})
+        return self.chunk(_piece({"content": text}))
 
-    def last_chunks(self, answer: Answer, r2: Json) -> bytes:
-        """The one finish reason, the usage if asked for, and the end; `r2` is in the last chunk."""
+    def chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
+        """`chunk`, ours or a provider's, under our id and the client's name of the model."""
+        usage: Json = {"usage": None} if self.wants_usage_chunk else {}
+        return event({**self._head("chat.completion.chunk"), **chunk, **usage, **({"r2": r2} if r2 else {})})
+
+    def last_chunks(self, answer: Answer, r2: Json, last: Json | None = None) -> bytes:
+        """The finish reason, the usage if asked for, and the end; `r2` is in the last chunk.
+
+        `last` is the provider's last chunk, if the reply passes as it came.
+        """
+        last = last or _piece({}, answer.finish_reason)
         if not self.wants_usage_chunk:
-            return self._chunk({}, answer.finish_reason, {"r2": r2}) + DONE
-        usage = {"choices": [], "usage": _usage(answer.usage), "r2": r2}
-        last = event({**self._head("chat.completion.chunk"), **usage})
-        return self._chunk({}, answer.finish_reason) + last + DONE
-
-    def _chunk(self, delta: Json, finish_reason: str | None = None, more: Json | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        usage = {"usage": None} if self.wants_usage_chunk else {}
-        return event({**self._head("chat.completion.chunk"), "choices": [choice], **usage, **(more or {})})
+            return self.chunk(last, r2) + DONE
+        usage = {"choices": [], "usage": _usage(answer), "r2": r2}
+        return self.chunk(last) + event({**self._head("chat.completion.chunk"), **usage}) + DONE
 
     def _head(self, kind: str) -> Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def _piece(delta: Json, finish_reason: str | None = None) -> Json:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {"choices": [choice]}
 
 
 # -- models --

@@ -1,9 +1,11 @@
 """The requests of OpenAI's chat dialect: JSON bytes in, a checked `Query` out.
 
-A parameter is honoured on the final step or refused with its name; none is accepted and ignored. There are
-two exceptions: parameters that cannot change the reply by OpenAI's own definition (`user`, `metadata`,
-`safety_identifier`, `prompt_cache_key`), and `null` or a default that states what happens anyway (`n: 1`,
-`store: false`). All that R2 adds sits in one field, `r2`. `r2_serve.http.refusals` words the refusals.
+A hosted pool model takes what its provider takes: `ChatRequest` reads what R2 needs and keeps the rest.
+Virtual and local models take a `PlainChatRequest`, where a parameter is honoured on the final step or refused
+with its name, and none is accepted and ignored. There are two exceptions: parameters that cannot change the
+reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`), and `null` or a
+default that states what happens anyway (`n: 1`, `store: false`). All that R2 adds sits in one field, `r2`.
+`r2_serve.http.refusals` words the refusals.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -35,7 +37,7 @@ from typing_extensions import TypeAliasType
 from r2_serve.errors import InvalidRequest
 from r2_serve.http.refusals import refusal
 from r2_serve.router.checks import check_routing_fields
-from r2_serve.types import Message, Plan, Query, Role, Sampling
+from r2_serve.types import Json, Message, Plan, Query, Role, Sampling
 
 MAX_SUBTASKS = 256
 """The largest plan that any configuration allows."""
@@ -99,10 +101,34 @@ _Parts = TypeAliasType("_Parts", Annotated[tuple[TextPart, ...], FailFast(), Fie
 _Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[_Parts, Tag("<list>")], _BY_SHAPE]
 
 
-class WireMessage(Wire):
-    """A message of the conversation. Keys that are empty in OpenAI's own replies may be sent back."""
+def _is_part(part: Json) -> Json:
+    if not isinstance(part.get("type"), str):
+        raise PydanticCustomError("part", 'a part with a type, such as {"type": "text", "text": "..."}')
+    if part["type"] == "text":
+        TextPart.model_validate({key: part[key] for key in part.keys() & {"type", "text"}})
+    return part
 
+
+_Part = Annotated[Json, AfterValidator(_is_part)]
+_AnyParts = TypeAliasType("_AnyParts", Annotated[tuple[_Part, ...], FailFast(), Field(min_length=1)])
+_AnyContent = Annotated[Annotated[str, Tag("<text>")] | Annotated[_AnyParts, Tag("<list>")], _BY_SHAPE]
+
+
+class WireMessage(Wire):
+    """A message of the conversation; keys and parts that R2 does not know are kept as they came."""
+
+    model_config = ConfigDict(extra="allow")
     role: Role
+    content: _AnyContent | None = None
+
+    def to_message(self) -> Message:
+        return Message(role=self.role, content=self.content, more=self.model_extra or {})
+
+
+class PlainMessage(Wire):
+    """A message of text. Keys that are empty in OpenAI's own replies may be sent back."""
+
+    role: Literal["system", "developer", "user", "assistant"]
     content: _Content
     name: _Nothing = None
     refusal: _Nothing = None
@@ -218,11 +244,14 @@ _Stop = Annotated[Annotated[_StopText, Tag("<text>")] | Annotated[_StopTexts, Ta
 _ACCEPTED_WITHOUT_EFFECT = "identifies the caller or the call, and cannot change the reply"
 
 
-class ChatRequest(Wire):
-    """The body of POST /v1/chat/completions."""
+AnyMessage = TypeVar("AnyMessage", WireMessage, PlainMessage)
+
+
+class _Chat(Wire, Generic[AnyMessage]):
+    """What R2 reads of every body of POST /v1/chat/completions."""
 
     model: str = Field(min_length=1)
-    messages: Annotated[tuple[WireMessage, ...], FailFast(), Field(min_length=1)]
+    messages: Annotated[tuple[AnyMessage, ...], FailFast(), Field(min_length=1)]
     max_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
     max_completion_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -234,31 +263,7 @@ class ChatRequest(Wire):
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[_Int, _Only(1)] | None = None
-    logprobs: Annotated[bool, _Only(False)] | None = None
-    store: Annotated[bool, _Only(False)] | None = None
-    service_tier: Annotated[str, _Only("auto", "default")] | None = None
-    tool_choice: Annotated[str, _Only("none")] | None = None
-    modalities: Annotated[list[str], _Only(["text"])] | None = None
-    user: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
-    safety_identifier: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
-    prompt_cache_key: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
-    metadata: dict[str, str] | None = Field(default=None, max_length=16, description=_ACCEPTED_WITHOUT_EFFECT)
     r2: Extras = Extras()
-    audio: None = None
-    function_call: None = None
-    functions: None = None
-    logit_bias: None = None
-    moderation: None = None
-    parallel_tool_calls: None = None
-    prediction: None = None
-    prompt_cache_options: None = None
-    prompt_cache_retention: None = None
-    reasoning_effort: None = None
-    tools: None = None
-    top_logprobs: None = None
-    verbosity: None = None
-    web_search_options: None = None
 
     @property
     def wants_usage_chunk(self) -> bool:
@@ -310,11 +315,54 @@ class ChatRequest(Wire):
             frequency_penalty=self.frequency_penalty,
             response_format=self.response_format.to_format() if self.response_format else None,
             logprobs=bool(self.r2.confidence),
+            forwarded={name: value for name, value in (self.model_extra or {}).items() if value is not None},
         )
+
+
+class ChatRequest(_Chat[WireMessage]):
+    """A request to a hosted pool model. Parameters that R2 does not know go to the provider."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class PlainChatRequest(_Chat[PlainMessage]):
+    """A request to a virtual or a local model."""
+
+    n: Annotated[_Int, _Only(1)] | None = None
+    logprobs: Annotated[bool, _Only(False)] | None = None
+    store: Annotated[bool, _Only(False)] | None = None
+    service_tier: Annotated[str, _Only("auto", "default")] | None = None
+    tool_choice: Annotated[str, _Only("none")] | None = None
+    modalities: Annotated[list[str], _Only(["text"])] | None = None
+    user: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
+    safety_identifier: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
+    prompt_cache_key: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
+    metadata: dict[str, str] | None = Field(default=None, max_length=16, description=_ACCEPTED_WITHOUT_EFFECT)
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    logit_bias: None = None
+    moderation: None = None
+    parallel_tool_calls: None = None
+    prediction: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: None = None
+    reasoning_effort: None = None
+    tools: None = None
+    top_logprobs: None = None
+    verbosity: None = None
+    web_search_options: None = None
+
+
+AnyChat = ChatRequest | PlainChatRequest
 
 
 def _contradiction(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param, "invalid_value")
+
+
+_BEYOND_TEXT = frozenset({"none_required", "extra_forbidden", "unsupported", "literal_error"})
+"""Faults of requests that a hosted model might take."""
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -322,12 +370,27 @@ def parse_chat(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as e:
+        raise refusal(e.errors(include_url=False)[0]) from None
+
+
+def parse_plain_chat(body: bytes, model: str | None) -> PlainChatRequest:
+    """The request to a local `model`, or to a virtual one if `model` is None.
+
+    Raises: InvalidRequest naming the first field at fault, and the local model.
+    """
+    try:
+        return PlainChatRequest.model_validate_json(body)
+    except ValidationError as e:
         fault = e.errors(include_url=False)[0]
-        raise refusal(fault, *_known_keys(fault["loc"])) from None
+        error = refusal(fault, *_known_keys(fault["loc"]))
+        if model is not None and fault["type"] in _BEYOND_TEXT:
+            message = f"{error.message} (model {model!r} runs locally, and takes plain text alone)"
+            error = InvalidRequest(message, error.param, error.code)
+        raise error from None
 
 
 def _known_keys(location: tuple[int | str, ...]) -> tuple[Iterable[str], Iterable[str]]:
     """The keys allowed in the object that holds `location`, and those of `r2` if they may have been meant."""
     in_r2 = Extras if location[:1] == ("r2",) else StreamOptions
-    known = {1: ChatRequest, 2: in_r2}.get(len(location), TextPart)
+    known = {1: PlainChatRequest, 2: in_r2}.get(len(location), TextPart)
     return known.model_fields, Extras.model_fields if len(location) == 1 else ()

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from r2_serve.errors import InvalidRequest
 
-_NO_TOOLS = "R2 calls no tools: describe them in the prompt, or ask a model that calls tools directly"
+_NO_TOOLS = "describe tools in the prompt, or ask a hosted model of the pool by its name"
 _NO_CACHE_OPTIONS = "each engine decides on its own cache"
 UNSUPPORTED = {
     "audio": "R2 answers in text only",
@@ -19,7 +19,7 @@ UNSUPPORTED = {
     "functions": _NO_TOOLS,
     "logit_bias": "tokens differ between the models of the pool",
     "moderation": "moderate before or after R2",
-    "parallel_tool_calls": "R2 calls no tools",
+    "parallel_tool_calls": _NO_TOOLS,
     "prediction": "predicted outputs are not supported",
     "prompt_cache_options": _NO_CACHE_OPTIONS,
     "prompt_cache_retention": _NO_CACHE_OPTIONS,
@@ -30,6 +30,19 @@ UNSUPPORTED = {
     "web_search_options": "R2 searches nothing",
 }
 """OpenAI's parameters that R2 does not honour, with the reason; `null` is accepted."""
+
+NEVER_FORWARDED = frozenset(
+    {"api_base", "api_key", "api_version", "base_url", "organization", "headers", "extra_headers"}
+    | {"extra_body", "extra_query", "fallbacks", "models", "model_list", "custom_llm_provider"}
+)
+"""Parameters by which some gateways call another address or model; all others go to a hosted model."""
+
+
+def check_forwarded(parameters: Iterable[str]) -> None:
+    """Raises: InvalidRequest for a parameter that only the operator may set."""
+    for name in sorted(NEVER_FORWARDED.intersection(parameters)):
+        message = f"{name} is not passed on: the operator alone chooses address, credentials and model"
+        raise InvalidRequest(message, name, "unsupported_parameter")
 
 
 def refusal(

@@ -119,7 +119,7 @@ class CompactCodec:
         return [Message(role="user", content=_worker_text(substitute(subtask.text, dict(answers))))]
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:
-        return [Message(role="user", content=_worker_text(messages[-1].content))]
+        return [Message(role="user", content=_worker_text(messages[-1].text))]
 
     def parse_answer(self, text: str) -> str:
         return _DIGITS.sub(lambda match: match.group()[::-1].lstrip("0") or "0", _joined(text))

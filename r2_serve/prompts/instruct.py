@@ -144,8 +144,8 @@ class InstructCodec:
 def conversation_text(messages: Sequence[Message]) -> str:
     """The conversation as one text; a single message is left as it is."""
     if len(messages) == 1:
-        return messages[0].content
-    return "\n".join(f"[{message.role}] {message.content}" for message in messages)
+        return messages[0].text
+    return "\n".join(f"[{message.role}] {message.text}" for message in messages)
 
 
 def _tagged(tag: str, text: str) -> str:

@@ -19,6 +19,8 @@ class ModelListing:
     description: str = ""
     card: ModelCard | None = None
     """Price and ability of a pool model; None for a virtual one."""
+    is_forwarding: bool = False
+    """Whether requests and replies pass with all that R2 does not interpret: hosted pool models only."""
 
 
 class RouterBackend(Protocol):

@@ -203,6 +203,7 @@ def _answer(final: Final, trace: Trace, context: QueryContext) -> Answer:
         text=final.text,
         finish_reason=final.finish_reason,
         confidence=final.confidence,
+        body=final.body,
         usage=context.ledger.usage,
         cost_usd=trace.cost_usd,
         models=tuple(dict.fromkeys(workers)),

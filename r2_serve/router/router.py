@@ -50,7 +50,10 @@ class Router:
         virtual = (
             ModelListing(name, True, model.description) for name, model in routing.virtual_models.items()
         )
-        real = (ModelListing(model.name, False, model.description, model) for model in self._config.models)
+        real = (
+            ModelListing(model.name, False, model.description, model, model.is_forwarding)
+            for model in self._config.models
+        )
         self._listings = (*virtual, *real)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from r2_serve.calls.caller import CallResult
-from r2_serve.types import FinishReason, Plan, Sampling, substitute
+from r2_serve.types import FinishReason, Json, Plan, Sampling, substitute
 
 CONFIDENCE_ALPHA = 0.4
 
@@ -19,10 +19,13 @@ class Final:
     text: str
     finish_reason: FinishReason
     confidence: float | None = None
+    body: Json | None = None
+    """The provider's reply as it came, for a pass-through to a hosted model."""
 
     @classmethod
     def of(cls, call: CallResult) -> Final:
-        return cls(call.answer, call.completion.finish_reason, confidence(call.completion.logprobs))
+        done = call.completion
+        return cls(call.answer, done.finish_reason, confidence(done.logprobs), done.body)
 
 
 def synthesize(plan: Plan, calls: Mapping[int, CallResult], sampling: Sampling) -> Final:

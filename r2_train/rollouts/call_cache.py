@@ -155,7 +155,7 @@ def call_key(identity: str, call: EngineCall) -> str:
     """The hash of everything that decides the reply."""
     parts = [
         identity,
-        [[m.role, m.content] for m in call.messages],
+        [[m.role, m.text] for m in call.messages],
         call.sampling.model_dump(mode="json", exclude_defaults=True),
         call.adapter,
     ]

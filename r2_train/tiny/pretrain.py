@@ -233,7 +233,7 @@ def _allocator_words(settings: Pretraining) -> set[str]:
     else:
         tasks = list(scan.tasks("train", settings.seed))
     plans = ((task.query, plan) for task in tasks for plan in task.plans)
-    prompts = {CODEC.render_allocate(query, plan, [])[0].content for query, plan in plans}
+    prompts = {CODEC.render_allocate(query, plan, [])[0].text for query, plan in plans}
     choices = {f"@{i}" for i in range(1, len(settings.pool) + 1)}
     return choices.union(*(prompt.split() for prompt in prompts))
 

@@ -107,7 +107,7 @@ class TinyModel:
     ) -> tuple[list[str], int]:
         """Greedy replies in order, and their cost in parameter-tokens. Prompts of one length share a
         batch."""
-        prompts = self.encode([f"{messages[-1].content} =>" for messages in conversations])
+        prompts = self.encode([f"{messages[-1].text} =>" for messages in conversations])
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             by_length[len(prompt)].append(i)

@@ -78,8 +78,8 @@ class Calls:
         self.pieces: list[str] = []
 
     async def ask(self, *, is_streamed: bool = False, **fields: Any) -> CallResult:
-        async def forward(text: str) -> None:
-            self.pieces.append(text)
+        async def forward(piece: Delta) -> None:
+            self.pieces.append(piece.text)
 
         spec = CallSpec(
             render=lambda codec: list(user("a b c")),
@@ -253,7 +253,7 @@ def test_stream_is_always_closed(end: str) -> None:
     calls = Calls(max_attempts=1, fields={"timeout_s": 9}, small=engine)
 
     async def check() -> None:
-        async def client_gone(text: str) -> None:
+        async def client_gone(piece: Delta) -> None:
             raise ConnectionError
 
         spec_change = {"on_delta": client_gone} if end == "client gone" else {}
@@ -284,8 +284,8 @@ class SlowReader:
     stall_s: float
     pieces: list[str] = field(default_factory=list)
 
-    async def __call__(self, text: str) -> None:
-        self.pieces.append(text)
+    async def __call__(self, piece: Delta) -> None:
+        self.pieces.append(piece.text)
         await asyncio.sleep(self.stall_s)
 
 
@@ -316,7 +316,7 @@ def test_model_that_hangs_after_a_slow_client_is_abandoned_after_its_own_timeout
     assert run(took_s()) == pytest.approx(105)
 
 
-async def _ignore(text: str) -> None:
+async def _ignore(piece: Delta) -> None:
     pass
 
 

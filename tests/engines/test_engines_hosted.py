@@ -370,7 +370,7 @@ def test_stream_is_read_wherever_its_bytes_are_cut() -> None:
         b"\\u00e9", "é".encode()
     )
     reader = StreamReader()
-    assert "".join(piece for i in range(len(body)) for piece in reader.feed(body[i : i + 1])) == "é\u2028"
+    assert "".join(d.text for i in range(len(body)) for d in reader.feed(body[i : i + 1])) == "é\u2028"
     assert reader.finish() == "stop"
 
 

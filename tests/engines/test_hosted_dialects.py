@@ -114,7 +114,7 @@ def test_stream_of_a_provider_is_read_wherever_it_is_cut(name: str) -> None:
     body = b"".join(STREAMS[name])
     for pieces in (STREAMS[name], [body], [bytes([byte]) for byte in body]):
         reader = StreamReader()
-        assert "".join(text for piece in pieces for text in reader.feed(piece)) == "four"
+        assert "".join(delta.text for piece in pieces for delta in reader.feed(piece)) == "four"
         assert (reader.finish(), reader.usage) == ("stop", REPORTED)
 
 

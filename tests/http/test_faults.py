@@ -21,6 +21,7 @@ from tests.support.faults import (
     PLAIN,
     REPORTED,
     STREAMED,
+    WITHHELD,
     Fault,
     json_reply,
 )
@@ -84,7 +85,12 @@ class Outcome:
 
 PAIRS = [(name, False) for name in PLAIN] + [(name, True) for name in STREAMED]
 WITH_FALLBACK, ALONE = (
-    [Case(*pair, has_fallback, is_routed) for is_routed in (False, True) for pair in PAIRS]
+    [
+        Case(*pair, has_fallback, is_routed)
+        for is_routed in (False, True)
+        for pair in PAIRS
+        if is_routed or pair[0] not in WITHHELD
+    ]
     for has_fallback in (True, False)
 )
 Outcomes = dict[Case, Outcome]

@@ -4,53 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import AsyncOpenAI
 
 from r2_serve.errors import DeadlineExceeded, InvalidRequest, Overloaded, R2Error, SubtaskFailed
 from tests.support.scripted_backend import ScriptedBackend, chat_body, make_app
+from tests.support.served_app import openai_client, serving_app
 
 HI: Any = [{"role": "user", "content": "hi"}]
 
 
-@asynccontextmanager
-async def serving(backend: ScriptedBackend, **server: Any) -> AsyncIterator[int]:
+def serving(backend: ScriptedBackend, **server: Any) -> AbstractAsyncContextManager[int]:
     """The port at which `backend` is served."""
-    listening = socket.socket(
-        proto=socket.IPPROTO_TCP
-    )  # without the number asyncio sets no TCP_NODELAY: 40 ms a reply
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
-    uvicorn_server = uvicorn.Server(
-        uvicorn.Config(make_app(backend, **server), log_config=None, lifespan="off")
-    )
-    task = asyncio.create_task(uvicorn_server.serve(sockets=[listening]))
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        uvicorn_server.should_exit = True
-        await task
+    return serving_app(make_app(backend, **server))
 
 
-@asynccontextmanager
-async def client_of(backend: ScriptedBackend, key: str = "any", **server: Any) -> AsyncIterator[AsyncOpenAI]:
-    async with (
-        serving(backend, **server) as port,
-        DefaultAsyncHttpxClient(
-            verify=False
-        ) as http,  # plain HTTP: reading the system's certificates would take longer than the test
-        AsyncOpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=20, http_client=http
-        ) as client,
-    ):
-        yield client
+def client_of(
+    backend: ScriptedBackend, key: str = "any", **server: Any
+) -> AbstractAsyncContextManager[AsyncOpenAI]:
+    return openai_client(make_app(backend, **server), key)
 
 
 async def test_openai_client_reads_a_plain_reply() -> None:

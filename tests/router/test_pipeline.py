@@ -18,7 +18,7 @@ from r2_serve.errors import (
     R2Error,
     SubtaskFailed,
 )
-from r2_serve.types import Answer, Message, Plan, Query, Sampling, Trace, Usage
+from r2_serve.types import Answer, Delta, Message, Plan, Query, Sampling, Trace, Usage
 from tests.support.in_process import Router, allocation_json, plan_json, plan_of, query, routing, user
 from tests.support.virtual_time import now_s, run
 
@@ -64,8 +64,8 @@ def assert_adds_up(trace: Trace, answer: Answer | None = None) -> None:
 async def ask(router: Router, asked: Query | None = None) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
 
-    async def keep(text: str) -> None:
-        pieces.append(text)
+    async def keep(piece: Delta) -> None:
+        pieces.append(piece.text)
 
     answer = await router.pipeline.answer(asked or query(), keep)
     assert_adds_up(router.trace, answer)

@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp
 
 from r2_serve.calls.pool import Pool
 from r2_serve.config import (
@@ -60,6 +61,7 @@ class Stand:
     other: Upstream
     metrics: Metrics
     router: Router
+    app: ASGIApp
     traces: list[Trace] = field(default_factory=list)
 
     @property
@@ -96,7 +98,7 @@ async def standing(script: Any, **limits: Any) -> AsyncIterator[Stand]:
         router = in_process(config, routing(**limits), _closed_by(stack), [metrics.observe, traces.append])
         app = create_app(router, ServerConfig(max_running=1000), metrics=metrics)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2", timeout=120)
-        yield Stand(await stack.enter_async_context(client), upstream, other, metrics, router, traces)
+        yield Stand(await stack.enter_async_context(client), upstream, other, metrics, router, app, traces)
 
 
 def routing(**limits: Any) -> RoutingConfig:

@@ -29,8 +29,12 @@ def user(text: str) -> tuple[Message, ...]:
 
 def model(name: str, **fields: Any) -> ModelConfig:
     """A pool model at 1 USD per 1M tokens in and 2 out."""
-    prices = {"usd_per_mtok_in": Decimal(1), "usd_per_mtok_out": Decimal(2)}
-    return ModelConfig(name=name, engine=ScriptedEngineConfig(kind="scripted"), **{**prices, **fields})
+    usual = {
+        "engine": ScriptedEngineConfig(kind="scripted"),
+        "usd_per_mtok_in": Decimal(1),
+        "usd_per_mtok_out": Decimal(2),
+    }
+    return ModelConfig(name=name, **{**usual, **fields})
 
 
 def pool_of(*members: tuple[ModelConfig, Engine]) -> dict[str, PoolMember]:

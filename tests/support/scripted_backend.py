@@ -20,6 +20,7 @@ from r2_serve.types import (
     Allocation,
     Answer,
     CallRecord,
+    Delta,
     ModelCard,
     OnDelta,
     Plan,
@@ -109,7 +110,7 @@ class ScriptedBackend:
         self.queries.append(query)
         if on_delta:
             for piece in self.pieces:
-                await on_delta(piece)
+                await on_delta(Delta(text=piece))
         self.has_started.set()
         try:
             if self.gate:

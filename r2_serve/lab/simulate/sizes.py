@@ -175,4 +175,4 @@ def _words(text: str) -> int:
 
 
 def _count(messages: Sequence[Message]) -> int:
-    return sum(_words(message.content) for message in messages)
+    return sum(_words(message.text) for message in messages)

@@ -1,4 +1,4 @@
-"""The nouns of the router, and the protocol of engines. It imports no other module of ours.
+"""The nouns of the router; those of one model call are in `calls`. It imports no other package of ours.
 
 Records are frozen and validate on construction, so an invalid `Plan` cannot exist. Money is `Decimal`
 USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers as `#1`, `#2`, ...
@@ -7,119 +7,54 @@ USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
+
+from r2_serve.types.calls import (
+    BYTES_PER_TOKEN,
+    Completion,
+    Delta,
+    Engine,
+    EngineCall,
+    FinishReason,
+    Json,
+    LocalEngine,
+    Message,
+    OnDelta,
+    Record,
+    Role,
+    Sampling,
+    Usage,
+    Work,
+    likely_tokens,
+)
+
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "Completion",
+    "Delta",
+    "Engine",
+    "EngineCall",
+    "FinishReason",
+    "Json",
+    "LocalEngine",
+    "Message",
+    "OnDelta",
+    "Record",
+    "Role",
+    "Sampling",
+    "Usage",
+    "Work",
+    "likely_tokens",
+]
 
 REFERENCE = re.compile(r"#([1-9][0-9]{0,5})(?![0-9])")
 """`#k` in a text stands for the answer of subtask k; a number of seven or more digits is plain text."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Role = Literal["system", "developer", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
-
-
-OnDelta = Callable[[str], Awaitable[None]]
-"""Takes the next piece of the answer's text. It may wait, so a slow client slows the model."""
-
-
-class Record(BaseModel):
-    """Base of every domain record: frozen, unknown fields refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Message(Record):
-    """One chat message; `content` is text (images and tools are refused at the HTTP edge)."""
-
-    role: Role
-    content: str
-
-
-class Sampling(Record):
-    """How an engine should decode. `None` means the engine's own default."""
-
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    seed: int | None = None
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    json_schema: dict[str, Any] | None = None
-    """JSON schema that the reply should satisfy. Engines that cannot enforce it ignore it."""
-    response_format: dict[str, Any] | None = None
-    """The client's format (OpenAI's `json_object` or `json_schema`): engines keep to it or refuse."""
-    logprobs: bool = False
-    """Ask for the log-probability of each generated token."""
-
-    @property
-    def format_sent(self) -> dict[str, Any] | None:
-        """The schema sent with the prompt: `response_format` if set, else `json_schema`."""
-        return self.response_format or self.json_schema
-
-
-BYTES_PER_TOKEN = 4
-"""UTF-8 bytes of a token, typical of English text; used only for calls that reported no usage."""
-
-
-def likely_tokens(num_bytes: int) -> int:
-    """An estimate of the tokens in a text of `num_bytes`, rounded up."""
-    return -(-num_bytes // BYTES_PER_TOKEN)
-
-
-class Usage(Record):
-    """Tokens of one or many calls."""
-
-    prompt_tokens: int = Field(default=0, ge=0)
-    completion_tokens: int = Field(default=0, ge=0)
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-        )
-
-
-class Work(Record):
-    """Time that one call took of the replica that answered it, in seconds."""
-
-    service_s: float
-    """Time from the arrival of the call to the end of the reply."""
-    share_s: float
-    """Share of that time, divided among the calls that ran together (`r2_serve.engines.sharing`)."""
-
-
-class Completion(Record):
-    """One model's reply."""
-
-    text: str
-    usage: Usage
-    is_usage_estimated: bool = False
-    """True if the model has not reported its own count."""
-    finish_reason: FinishReason
-    logprobs: tuple[float, ...] | None = None
-    """Natural log-probability of each generated token; None if not asked or not available."""
-    work: Work | None = None
-    """Replica time used by this call; None for hosted models."""
-
-
-class Delta(Record):
-    """A piece of a streamed reply. The last has `finish_reason` and `usage`; `usage` may come earlier too."""
-
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-    is_usage_estimated: bool = False
-    work: Work | None = None
-
-
 ModelGroup = Literal["slm", "mlm", "llm"]
 
 
@@ -328,7 +263,7 @@ class Query(Record):
     """An allocation policy (`r2_serve.router.policies`); None for the virtual model's own."""
     plan: Plan | None = None
     """The client's own plan, which is not decomposed."""
-    pinned: dict[int, str] = {}
+    pinned: dict[int, str] = Field(default={})
     """Models that the client chose for subtasks of its own plan, by subtask id."""
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     max_subtasks: int | None = Field(default=None, ge=1)
@@ -352,6 +287,8 @@ class Answer(Record):
     overhead_s: float = 0.0
     confidence: float | None = None
     """The 0.4-quantile of the final call's token probabilities; None unless `Sampling.logprobs` is set."""
+    body: Json | None = None
+    """The provider's reply as it came (`Completion.body`), for a pass-through to a hosted model."""
     trace: Trace
 
 
@@ -369,62 +306,9 @@ class AdapterManifest(Record):
     codec_version: int
     data_sha256: Sha256
     """SHA-256 of the training data."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default={})
     created: AwareDatetime
     trainer: str = ""
     """The command that made the adapter."""
-    files: dict[str, Sha256] = {}
+    files: dict[str, Sha256] = Field(default={})
     """SHA-256 of each other file in the directory; `write_adapter` fills it in."""
-
-
-class EngineCall(Record):
-    """One request to one engine."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling = Sampling()
-    adapter: str | None = None
-    """Name of the adapter that answers; None for the base model."""
-    timeout_s: float | None = None
-    """Seconds until the engine gives up with `EngineTimeout`; None for no limit."""
-
-
-class Engine(Protocol):
-    """One model that answers calls. Implementations: `r2_serve.engines`."""
-
-    async def generate(self, call: EngineCall) -> Completion:
-        """The whole reply. Cancelling the task stops the generation.
-
-        Raises: `EngineError` and its subclasses; nothing else.
-        """
-        ...
-
-    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """The reply in pieces; the last `Delta` has `finish_reason` and `usage`. Closing it stops the
-        generation.
-
-        Raises: `EngineError` and its subclasses; nothing else.
-        """
-        ...
-
-
-class LocalEngine(Engine, Protocol):
-    """An engine that runs its model in this process, with adapters that come and go while it serves."""
-
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Loads the adapter in the directory `path`; later calls may name it. The event loop stays free.
-
-        Raises: ConfigError if the name is taken or the adapter cannot be loaded; then nothing has changed.
-        """
-        ...
-
-    async def unload_adapter(self, name: str) -> None:
-        """Forgets the adapter. Raises: EngineRefused if the name is unknown."""
-        ...
-
-    async def check_health(self) -> None:
-        """Raises: EngineUnavailable if the engine can answer no more calls."""
-        ...
-
-    async def aclose(self) -> None:
-        """Stops the engine; calls that still run get EngineUnavailable."""
-        ...

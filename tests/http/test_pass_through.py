@@ -1,0 +1,286 @@
+"""A hosted pool model takes what its provider takes; the real `openai` client drives it over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from r2_serve.config import HostedEngineConfig
+from r2_serve.errors import EngineRefused
+from r2_serve.types import Message, Sampling
+from tests.http.test_api import error_of
+from tests.support import agent_provider as provider
+from tests.support.hosted_stand import Stand, standing
+from tests.support.in_process import Router, query
+from tests.support.scripted_backend import ScriptedBackend, chat_body, make_client
+from tests.support.served_app import openai_client
+from tests.support.upstream import Script, chunk, sse
+
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+PLAIN: Any = [{"role": "user", "content": "hi"}]
+ASKED: Any = [{"role": "user", "content": "How is the weather in Oslo and in Rome?", "name": "ann"}]
+
+
+@asynccontextmanager
+async def talking() -> AsyncIterator[tuple[Stand, AsyncOpenAI]]:
+    async with standing(provider.answer) as stand, openai_client(stand.app) as client:
+        yield stand, client
+
+
+def results_of(message: Any) -> list[dict[str, Any]]:
+    """What the client's tools say to the calls of `message`."""
+    return [
+        {
+            "role": "tool",
+            "tool_call_id": call.id,
+            "content": "sun in " + json.loads(call.function.arguments)["city"],
+        }
+        for call in message.tool_calls
+    ]
+
+
+async def test_tool_loop_of_two_turns_works() -> None:
+    async with talking() as (stand, client):
+        first = await client.chat.completions.create(
+            model="alone", messages=ASKED, tools=[TOOL], tool_choice="auto", parallel_tool_calls=True
+        )
+        message: Any = first.choices[0].message
+        history = [*ASKED, message, *results_of(message)]
+        second = await client.chat.completions.create(model="alone", messages=history, tools=[TOOL])
+    assert first.choices[0].finish_reason == "tool_calls"
+    assert [call.id for call in message.tool_calls] == ["call_1", "call_2"]
+    assert second.choices[0].message.content == "sun in Oslo and sun in Rome"
+    assert second.choices[0].message.annotations
+    one, two = stand.upstream.requests
+    assert (one["tools"], one["tool_choice"], one["parallel_tool_calls"]) == ([TOOL], "auto", True)
+    assert one["messages"] == ASKED
+    assert two["messages"][1]["tool_calls"] == [provider.call(1, "Oslo"), provider.call(2, "Rome")]
+    assert [m.get("tool_call_id") for m in two["messages"]] == [None, None, "call_1", "call_2"]
+
+
+async def test_streamed_tool_calls_come_piece_by_piece_and_in_order() -> None:
+    async with talking() as (_, client):
+        stream = await client.chat.completions.create(
+            model="alone", messages=ASKED, tools=[TOOL], stream=True
+        )
+        chunks = [chunk async for chunk in stream]
+        async with client.chat.completions.stream(model="alone", messages=ASKED, tools=[TOOL]) as events:
+            whole: Any = (await events.get_final_completion()).choices[0]
+        history = [*ASKED, whole.message, *results_of(whole.message)]
+        again = await client.chat.completions.create(
+            model="alone", messages=history, tools=[TOOL], stream=True
+        )
+        answer = [chunk async for chunk in again]
+    pieces: Any = [call for c in chunks for call in c.choices[0].delta.tool_calls or ()]
+    assert [(piece.index, piece.id) for piece in pieces] == [
+        (0, "call_1"),
+        (0, None),
+        (1, "call_2"),
+        (1, None),
+    ]
+    assert "".join(piece.function.arguments for piece in pieces[2:]) == '{"city": "Rome"}'
+    assert [c.choices[0].finish_reason for c in chunks][-2:] == [None, "tool_calls"]
+    assert (chunks[-1].model_extra or {})["r2"]["models"] == ["alone"]
+    assert {(c.model, c.system_fingerprint, c.service_tier) for c in chunks} == {("alone", "fp_1", "flex")}
+    assert [call.function.arguments for call in whole.message.tool_calls] == [
+        '{"city": "Oslo"}',
+        '{"city": "Rome"}',
+    ]
+    assert "".join(c.choices[0].delta.content or "" for c in answer) == "sun in Oslo and sun in Rome"
+
+
+async def test_images_files_and_cache_marks_reach_the_provider_as_they_came() -> None:
+    parts: Any = [
+        {"type": "text", "text": "Add these.", "cache_control": {"type": "ephemeral"}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}},
+    ]
+    async with talking() as (stand, client):
+        reply = await client.chat.completions.create(
+            model="alone", messages=[{"role": "user", "content": parts}]
+        )
+    assert reply.choices[0].message.content == "four"
+    assert stand.upstream.requests[0]["messages"] == [{"role": "user", "content": parts}]
+    assert stand.traces[0].query == "Add these."
+
+
+PASSED_ON: dict[str, Any] = {
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 1,
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "service_tier": "flex",
+    "store": False,
+    "prompt_cache_key": "k",
+    "logit_bias": {"17": -100},
+    "prediction": {"type": "content", "content": "four"},
+    "metadata": {"a": "b"},
+    "user": "u",
+    "modalities": ["text"],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_parameters_reach_the_provider_and_its_reply_the_client(stream: bool) -> None:
+    unknown = {"top_k": 5, "chat_template_kwargs": {"enable_thinking": True}}
+    options: Any = {"stream_options": {"include_usage": True}} if stream else {}
+    async with talking() as (stand, client):
+        came = await client.chat.completions.create(
+            model="alone", messages=ASKED, stream=stream, extra_body=unknown, **PASSED_ON, **options
+        )
+        choices = await _choices_of(came) if stream else came.choices
+        usage = choices.pop().usage if stream else came.usage
+    (request,) = stand.upstream.requests
+    assert {name: request[name] for name in [*PASSED_ON, *unknown]} == {**PASSED_ON, **unknown}
+    assert {choice.index for choice in choices} == {0, 1}
+    for index in (0, 1):
+        own = [choice for choice in choices if choice.index == index]
+        texts = [choice.delta if stream else choice.message for choice in own]
+        assert "".join(text.content or "" for text in texts) == "four"
+        assert "".join(getattr(text, "reasoning_content", None) or "" for text in texts) == "two and two"
+        assert own[-1].finish_reason == "stop"
+        assert own[0].logprobs.content[0].top_logprobs[0].token == "five"
+    assert usage.model_dump(exclude_none=True).items() >= provider.USAGE.items()
+
+
+async def _choices_of(stream: Any) -> list[Any]:
+    """The choices of all chunks in order, and the chunk of usage last."""
+    chunks = [chunk async for chunk in stream]
+    return [*(choice for chunk in chunks for choice in chunk.choices), chunks[-1]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refusal_is_the_answer_of_the_model_and_asks_no_other(stream: bool) -> None:
+    async with standing(provider.answer) as stand:
+        reply = await stand.ask(stream=stream, model="first", text="something forbidden")
+        assert (reply.status, reply.text or "", reply.finish_reasons) == (200, "", ["stop"])
+        assert (len(stand.upstream.requests), len(stand.other.requests)) == (1, 0)
+        ((call,),) = (trace.calls for trace in stand.traces)
+    assert (call.outcome, call.usage.prompt_tokens) == ("ok", 1000)
+
+
+@pytest.mark.parametrize("name", ["api_base", "api_key", "extra_headers", "models", "fallbacks"])
+async def test_parameter_that_names_another_address_key_or_model_is_not_passed_on(name: str) -> None:
+    async with standing(provider.answer) as stand:
+        body = {"model": "alone", "messages": PLAIN, name: ["http://x"]}
+        response = await stand.client.post("/v1/chat/completions", json=body)
+        assert (response.status_code, error_of(response)["param"]) == (400, name)
+        assert not stand.upstream.requests
+
+
+async def test_stream_that_fails_before_its_first_word_is_asked_for_again() -> None:
+    begun = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+
+    def script(request: dict[str, Any]) -> Script:
+        is_first = len(stand.upstream.requests) == 1
+        events = [begun] if is_first else [begun, chunk("four"), chunk(None, "stop"), "[DONE]"]
+        return Script(sse(*events), headers={"content-type": "text/event-stream"})
+
+    async with standing(script) as stand:
+        reply = await stand.ask(stream=True, model="alone")
+    assert (reply.text, reply.finish_reasons, len(stand.upstream.requests)) == ("four", ["stop"], 2)
+
+
+async def test_stream_is_whole_only_once_every_choice_is_finished() -> None:
+    def script(request: dict[str, Any]) -> Script:
+        others = {"choices": [{"index": 1, "delta": {"content": "five"}, "finish_reason": None}]}
+        return Script(
+            sse(chunk("four"), others, chunk(None, "stop")), headers={"content-type": "text/event-stream"}
+        )
+
+    async with standing(script) as stand:
+        reply = await stand.ask(stream=True, model="alone")
+    assert reply.error is not None and not reply.has_done
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param"),
+    [
+        ({"tools": [TOOL]}, "tools"),
+        ({"n": 2}, "n"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
+        ({"messages": [*PLAIN, {"role": "tool", "tool_call_id": "1", "content": "x"}]}, "messages.1.role"),
+    ],
+)
+async def test_virtual_model_refuses_by_name_what_it_cannot_do(parameters: Any, param: str) -> None:
+    async with talking() as (stand, client):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(**{"model": "r2", "messages": PLAIN, **parameters})
+        assert refused.value.param == param
+        assert not stand.upstream.requests
+
+
+@pytest.mark.parametrize("content", [None, 5, [], [{"text": "x"}], [{"type": "text"}], ["x"]])
+async def test_content_that_no_provider_takes_is_refused_by_name(content: Any) -> None:
+    async with standing(provider.answer) as stand:
+        body = {"model": "alone", "messages": [{"role": "user", "content": content}]}
+        response = await stand.client.post("/v1/chat/completions", json=body)
+        if content is None:
+            assert response.status_code == 200, "the provider decides"
+            return
+    assert error_of(response)["param"].startswith("messages.0.content")
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_answered"),
+    [
+        ({}, True),
+        ({"sampling": Sampling(forwarded={"user": "u"})}, True),
+        ({"sampling": Sampling(forwarded={"tools": [TOOL]})}, False),
+        ({"messages": (Message(role="tool", content="x", more={"tool_call_id": "1"}),)}, False),
+        ({"messages": (Message(role="user", content=({"type": "image_url"},)),)}, False),
+    ],
+)
+async def test_local_fallback_is_asked_for_plain_text_alone(asked: Any, is_answered: bool) -> None:
+    hosted = HostedEngineConfig(kind="openai", model="m")
+    cards = {"hosted": {"engine": hosted, "fallbacks": ("small",)}}
+    router = Router(cards=cards, hosted=[EngineRefused("not today")], small=["fine"])
+    if is_answered:
+        assert (await router.pipeline.answer(query(model="hosted", **asked))).text == "fine"
+    else:
+        with pytest.raises(EngineRefused, match="not today"):
+            await router.pipeline.answer(query(model="hosted", **asked))
+    assert len(router.engines["small"].calls) == is_answered
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param"),
+    [
+        ({"tools": [TOOL]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_k": 5}, "top_k"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
+    ],
+)
+async def test_local_model_refuses_what_it_cannot_do_by_parameter_and_model(
+    parameters: Any, param: str
+) -> None:
+    backend = ScriptedBackend()
+    async with make_client(backend) as client:
+        response = await client.post(
+            "/v1/chat/completions", json=chat_body(**{"model": "org/small", **parameters})
+        )
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+    assert "'org/small' runs locally" in error_of(response)["message"]
+    assert not backend.queries
