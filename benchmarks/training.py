@@ -182,13 +182,13 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
     domain = _domain(run.config)
     tasks = sample_tasks(load_tasks(domain, TESTS[domain][0]), num_test)
     with run.pool(pair) as pool:
-        outcomes = await map_all(
+        rollouts = await map_all(
             tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once
         )
     plans = {
-        task.id: o.trace.plan
-        for task, o in zip(tasks, outcomes, strict=True)
-        if o.trace is not None and o.trace.plan is not None
+        task.id: rollout.plan
+        for task, rollout in zip(tasks, rollouts, strict=True)
+        if rollout.plan is not None
     }
     path = run.directory / f"graphs-{name}.jsonl"
     path.write_text("".join(json.dumps(_graph(plan)) + "\n" for plan in plans.values()))

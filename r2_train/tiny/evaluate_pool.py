@@ -1,8 +1,8 @@
 """Measures a pool of tiny models and its router on held-out tasks: accuracy, and the cost of the workers.
 
-The learned decomposer writes the plans of every routed row. Costs are parameter-tokens relative to a reference.
-For `scan` that is the largest worker on whole commands; for `words` it is the largest worker on every subtask
-of the same plans, because no worker answers a whole word problem. Wall time is not measured.
+The learned decomposer writes the plans of every routed row. Costs are parameter-tokens relative to those of
+the largest worker: on whole commands for `scan`, on every subtask of the same plans for `words`, because no
+worker answers a whole word problem. Wall time is not measured.
 """
 
 from __future__ import annotations

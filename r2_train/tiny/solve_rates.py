@@ -61,7 +61,7 @@ def scan_rates(tasks: Sequence[Task], workers: Sequence[TinyModel]) -> list[Rate
 
 
 def cheapest(rates: Rates, target: float, names: Sequence[str]) -> Models:
-    """For each subtask the first model that reaches the target, or else the first of the best."""
+    """The first model of each subtask that reaches the target, or else the first of the best."""
     return tuple(
         names[next((i for i, rate in enumerate(row) if rate >= target), row.index(max(row)))] for row in rates
     )

@@ -1,7 +1,7 @@
-"""Stages for the tests of launching, with a witness of what each worker did.
+"""Stages for the tests of launching, with a witness that writes down what each worker did.
 
-`train` is TRL GRPO of the embedded SCAN decomposer, rewarded for planning as the reference does; `train_on_served_pool`
-is the product's own stage.
+`train` is TRL GRPO of the embedded SCAN decomposer, rewarded for plans like the reference's;
+`train_on_served_pool` is the product's own stage.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from pydantic import JsonValue
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
@@ -40,44 +41,41 @@ DECOMPOSER = EMBEDDED / "scan-decomposer"
 
 
 class GrpoConfig(Config):
-    """What the tests vary."""
+    """The settings that tests change."""
 
     max_steps: int
     save_steps: int = 2
     kill_rank_at: tuple[int, int] | None = None
-    """(rank, step): that worker ends by SIGKILL after that step, once, when a checkpoint has been registered."""
+    """(rank, step): this worker is killed once, after this step and a registered checkpoint."""
     witness: str | None = None
-    """Directory for what `Witness` writes; None: the run's."""
-    extra_arguments: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
+    """Directory that `Witness` writes to; None takes the run's."""
+    extra_arguments: dict[str, JsonValue] = {}  # noqa: RUF012  # pydantic copies it
 
 
 def train(config: GrpoConfig, run: StageRun) -> None:
-    """The stage."""
+    """The stage with its witness."""
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(DECOMPOSER)
     witness = Witness(run, Path(config.witness or run.directory), config.kill_rank_at)
 
-    def reward(completions: list[str], query: list[str], reference: list[str], **given: Any) -> list[float]:
+    def reward(completions: list[str], query: list[str], reference: list[str], **more: object) -> list[float]:
         witness.write(event="rewarded", queries=sorted(set(query)))
         return plans_as_the_reference(completions, query, reference)
 
-    arguments = (
-        run.training_arguments()
-        | {
-            "max_steps": config.max_steps,
-            "save_steps": config.save_steps,
-            "per_device_train_batch_size": 4,
-            "num_generations": 4,
-            "max_completion_length": 24,
-            "temperature": 3.0,  # the shipped model is sure of itself: else a group has no differences to learn from
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "optim": "adamw_torch",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "seed": 1,
-        }
-    )
+    arguments = run.training_arguments() | {
+        "max_steps": config.max_steps,
+        "save_steps": config.save_steps,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 24,
+        "temperature": 3.0,  # at 1 the replies of a group hardly differ, so nothing can be learned
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "optim": "adamw_torch",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 1,
+    }
     trainer = GRPOTrainer(
         model=Qwen2ForCausalLM.from_pretrained(DECOMPOSER, dtype=torch.float32),
         processing_class=tokenizer,
@@ -106,7 +104,7 @@ def prompts(num_tasks: int) -> Dataset:
 
 
 def plans_as_the_reference(completions: list[str], queries: list[str], reference: list[str]) -> list[float]:
-    """Share of the reference's steps, in its order, that a completion has; 0 where it is no plan."""
+    """Share of the reference's steps that each completion has in the same place; 0 if it is no plan."""
     rows = zip(completions, queries, reference, strict=True)
     return [_agreement(text, query, Plan.model_validate_json(plan)) for text, query, plan in rows]
 
@@ -135,7 +133,7 @@ def train_on_served_pool(config: OnServedPool, run: StageRun) -> None:
 
 
 class Witness(TrainerCallback):  # type: ignore[misc]
-    """Writes down what each attempt of each rank did; and is the killer."""
+    """Writes down what each attempt of each rank did, and kills its worker if the test wants it."""
 
     def __init__(self, run: StageRun, directory: Path, kill_rank_at: tuple[int, int] | None) -> None:
         self.run, self.kill_rank_at = run, kill_rank_at
@@ -144,19 +142,19 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         self.attempt = len(list(self.folder.glob(f"rank{run.rank}-attempt*")))
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        optimizer = getattr(given["optimizer"], "optimizer", None)
+        optimizer = getattr(more["optimizer"], "optimizer", None)
         self.write(event="begin", pid=os.getpid(), optimizer=type(optimizer).__name__)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         self.write(event="step", step=state.global_step)
         if self.attempt == 0 and self.kill_rank_at == (self.run.rank, state.global_step):
             self._die()
 
-    def write(self, **line: Any) -> None:
+    def write(self, **line: JsonValue) -> None:
         with (self.folder / f"rank{self.run.rank}-attempt{self.attempt}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -169,7 +167,7 @@ class Witness(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Witnessed:
-    """What `Witness` wrote of one attempt of one rank."""
+    """The lines that `Witness` wrote about one attempt of one rank."""
 
     lines: list[dict[str, Any]]
 

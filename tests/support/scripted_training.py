@@ -1,6 +1,7 @@
-"""The sums of `tests.support.scripted_evaluation` as a training pool: three models, of which the cheap ones get some steps wrong.
+"""A training pool of three models for the sums of `tests.support.scripted_evaluation`.
 
-`tiny` recalls numbers but cannot add; `small` adds numbers below 100; `large` adds anything. Prices are 1, 2 and 10.
+`tiny` recalls numbers but cannot add; `small` adds numbers below 100; `large` adds all numbers. Their prices
+are 1, 2 and 10 USD per 1M tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LIMITS = {"tiny": 0, "small": 100, "large": 10**9}
 
 
 def worker(limit: int) -> Callable[[Sequence[Message], Sampling], Reply]:
-    """Adds where both numbers are below `limit`, else answers 0; unsure (0.5) of what it gets wrong."""
+    """Adds numbers below `limit`, or else answers 0 with a token probability of 0.5."""
 
     def reply(messages: Sequence[Message], sampling: Sampling) -> Reply:
         prompt = messages[-1].content
@@ -55,7 +56,7 @@ def completion_of(text: str, sampling: Sampling, *, is_sure: bool) -> Completion
 
 
 def plans(*options: Sequence[str]) -> Callable[[Sequence[Message], Sampling], Reply]:
-    """The i-th of these plans for the i-th sample; a text of one word is given as it is."""
+    """Gives the i-th of these plans to the i-th sample, or the text if it is one."""
 
     def reply(messages: Sequence[Message], sampling: Sampling) -> Reply:
         steps = options[(sampling.seed or 0) % len(options)]
@@ -86,7 +87,8 @@ def engines(**changed: Any) -> dict[str, Engine]:
 def pool_over(cache: CallCache, of: Mapping[str, Engine]) -> ServedPool:
     models = tuple(
         ModelConfig(
-            name=name, group=GROUPS.get(name, "slm"), usd_per_mtok_in=Decimal(price), usd_per_mtok_out=Decimal(price),
+            name=name, group=GROUPS.get(name, "slm"),
+            usd_per_mtok_in=Decimal(price), usd_per_mtok_out=Decimal(price),
             engine=ScriptedEngineConfig(kind="scripted"), timeout_s=5.0,
         )
         for name, price in PRICES.items()

@@ -1,4 +1,4 @@
-"""Candidate plans are run, graded and scored; what is dropped is counted; a rerun costs nothing and a limit holds."""
+"""`collect` runs, grades and scores candidate plans, counts dropped tasks, and goes on after a stop."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ async def test_dropped_tasks_are_counted_by_reason(tmp_path: Path) -> None:
     assert (wrong.num_kept, wrong.num_dropped_none_correct) == (0, 6)
 
 
-async def test_a_failed_pool_is_no_verdict_on_a_plan(tmp_path: Path) -> None:
+async def test_failed_calls_do_not_count_a_plan_as_wrong(tmp_path: Path) -> None:
     summary = await collected(tmp_path, engines(large=[EngineUnavailable("down")]))
     assert (summary.num_dropped_not_known, summary.num_dropped_none_correct) == (6, 0)
 
 
-async def test_a_second_run_asks_nothing(tmp_path: Path) -> None:
+async def test_a_second_run_makes_no_calls(tmp_path: Path) -> None:
     first, second = engines(), engines()
-    told = await collected(tmp_path, first)
-    assert num_calls(first) > 0 and told.num_kept == 6
-    assert await collected(tmp_path, second) == told
+    summary = await collected(tmp_path, first)
+    assert num_calls(first) > 0 and summary.num_kept == 6
+    assert await collected(tmp_path, second) == summary
     assert num_calls(second) == 0
 
 
-async def test_calls_are_found_again_where_the_rows_were_lost(tmp_path: Path) -> None:
+async def test_lost_rows_are_made_again_from_cached_calls(tmp_path: Path) -> None:
     await collected(tmp_path, engines())
     (tmp_path / "collect" / "plans.jsonl").unlink()
     again = engines()

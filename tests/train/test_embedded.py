@@ -1,4 +1,4 @@
-"""The shipped models answer held-out tasks, routed by the shipped decomposers and allocators. No oracle, no network."""
+"""The embedded models answer held-out tasks, routed by the embedded decomposers and allocators."""
 
 from __future__ import annotations
 

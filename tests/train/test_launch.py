@@ -1,4 +1,4 @@
-"""What launching needs neither Ray nor torch for: the settings, the newest checkpoint, the ZeRO configurations."""
+"""Launch settings, the newest checkpoint and ZeRO configurations. None of it needs Ray or torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from r2_train.launch.stage_run import LaunchConfig, StageRun
 
 
 class Settings(Config):
-    """Of a stage."""
+    """The settings of a stage."""
 
     word: str
 

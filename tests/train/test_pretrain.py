@@ -1,4 +1,4 @@
-"""What the embedded models are trained on, and that training one writes a checkpoint that says how it was made."""
+"""The embedded models' training data, and the checkpoint and manifest that pretraining writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.train
 SHAPES = (Shape(8, 1, 1, 8), Shape(16, 1, 1, 16))
 
 
-def test_a_decomposer_is_shown_every_style_or_the_reference_alone() -> None:
+def test_a_decomposer_learns_every_style_or_the_reference_plans_only() -> None:
     tasks = scan.tasks("train")[::500]
     assert [e.target for e in plan_examples(tasks, "reference")] == [
         CODEC.format_plan(t.reference_plan, t.query) for t in tasks
@@ -33,7 +33,7 @@ def test_a_decomposer_is_shown_every_style_or_the_reference_alone() -> None:
     ]
 
 
-def test_a_words_decomposer_is_shown_no_digit_and_names_each_number_once() -> None:
+def test_a_words_decomposer_sees_no_digits_and_names_each_number_once() -> None:
     for example in words_plan_examples(200, 0, "mixed"):
         numbers = re.findall(r"\bn\d+\b", example.prompt)
         assert numbers == [f"n{i}" for i in range(1, len(numbers) + 1)]
@@ -53,7 +53,7 @@ def test_a_chain_of_thought_is_right_in_every_step_and_ends_in_the_answer() -> N
         assert chain_answer(chain) == "", "a chain that was cut short has no answer"
 
 
-def test_a_chain_of_thought_costs_what_its_tokens_do_relative_to_the_largest_worker() -> None:
+def test_the_cost_of_a_chain_of_thought_is_proportional_to_its_tokens() -> None:
     small, large = (
         TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0).num_params
         for shape in SHAPES
@@ -70,17 +70,18 @@ def test_a_chain_of_thought_costs_what_its_tokens_do_relative_to_the_largest_wor
     )
 
 
-def test_training_one_model_writes_a_checkpoint_and_how_it_was_made(tmp_path: Path) -> None:
+def test_training_one_model_writes_its_checkpoint_and_manifest(tmp_path: Path) -> None:
     pretrain("scan", tmp_path, only="scan-decomposer", steps_scale=0.002, styles="reference")
     entry = json.loads((tmp_path / "manifest.json").read_text())["models"]["scan-decomposer"]
     assert TinyModel.load(tmp_path / "scan-decomposer").num_params == entry["params"]
     assert (entry["codec"], entry["codec_version"]) == ("compact", CODEC.version)
     assert entry["command"] == (
-        "r2-train pretrain --domain scan --only scan-decomposer --seed 0 --steps-scale 0.002 --styles reference --out DIR"
+        "r2-train pretrain --domain scan --only scan-decomposer --seed 0 --steps-scale 0.002 "
+        "--styles reference --out DIR"
     )
 
 
-def test_a_baseline_is_no_part_of_the_pool() -> None:
+def test_a_baseline_is_trained_only_by_its_name() -> None:
     roles = [recipe.role for recipe in RECIPES["words"]]
     assert roles.count("baseline") == 1
     with pytest.raises(ValueError, match="no model 'words-9k'"):

@@ -33,7 +33,7 @@ SCAN = "r2-scan"
 
 @pytest.fixture(scope="module")
 def grpo() -> ModuleType:
-    """The stage; imported here as TRL takes many seconds, which collecting the other tiers should not."""
+    """The stages. They are imported late, because importing TRL takes many seconds."""
     from tests.support import grpo_stage
 
     return grpo_stage
@@ -57,7 +57,7 @@ def num_changed(before: Path, after: Path) -> int:
 
 
 def scan_decomposer_stage(directory: Path) -> GrpoStage:
-    """Six steps of the shipped decomposer, rewarded by what its plans come to on the pool, asked by Serve handle."""
+    """Six steps of the embedded decomposer, rewarded by the served pool through its handles."""
     data, serving = DataConfig(benchmark="scan", num_train=16, num_validation=1), load(EMBEDDED_CONFIG)
     codec, limits = get_codec("compact"), serving.routing.limits
     examples = [plan_example(codec, limits, task.id, task.query) for task in TaskSplit.load(data).train]
@@ -110,7 +110,7 @@ def test_grpo_on_the_served_pool_under_zero2_resumes_on_both_workers_after_one_w
     assert num_changed(grpo.DECOMPOSER, tmp_path / "final") > 0
     rewarded = {row["step"]: row["reward"] for row in read_metrics(tmp_path / METRICS) if "reward" in row}
     assert list(rewarded) == [1, 2, 3, 4, 5, 6] and max(rewarded.values()) > 0.2, (
-        "a plan of theirs was carried out, and correctly"
+        "some plan was carried out correctly"
     )
     for rank in (0, 1):
         with CallCache(tmp_path / "calls" / f"calls-{rank}.sqlite") as cache:
@@ -120,7 +120,7 @@ def test_grpo_on_the_served_pool_under_zero2_resumes_on_both_workers_after_one_w
 def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(
     served: None, grpo: ModuleType, tmp_path: Path
 ) -> None:
-    """What a job does that is submitted again: nodes share nothing, checkpoints are uploaded and come back."""
+    """A job that is submitted again: nodes share no disk, and checkpoints come back from the storage."""
     storage, directory = tmp_path / "storage", tmp_path / "run"
     two = LaunchConfig(launcher="ray", num_workers=2, deepspeed="zero3", storage=storage.as_uri())
     launch(grpo.train, grpo.GrpoConfig(max_steps=2, witness=str(directory)), launch=two, directory=directory)
@@ -139,7 +139,7 @@ def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(
     assert {path.name for path in directory.iterdir()} == {"witness", "final"}
 
 
-def test_deepspeed_lost_without_a_word_fails_the_stage_saying_on_which_rank_and_why(
+def test_deepspeed_that_is_silently_off_fails_the_stage_with_rank_and_reason(
     served: None, grpo: ModuleType, tmp_path: Path
 ) -> None:
     one = LaunchConfig(launcher="ray", deepspeed="zero2", max_failures=0)

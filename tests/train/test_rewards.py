@@ -1,4 +1,4 @@
-"""Rewards as tables; and what becomes of replies that are wrong, dear, malformed, or run on a pool that fails."""
+"""Rewards of replies that are right, wrong, dear, malformed, or run on a pool that fails."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_wrong_answer_never_earns_more_than_a_right_one_at_the_reference_cost(
 async def rewards(
     tmp_path: Path, module: Module, replies: list[str], config: RewardConfig | None = None, **changed: Any
 ) -> list[float | None]:
-    """Of replies to the sum 60 + 120, which takes `large`."""
+    """The rewards of replies to the sum 60 + 120, which needs `large`."""
     config = config or RewardConfig()
     with cache_in(tmp_path) as cache:
         judge = judge_of(module, cache, config, **changed)
@@ -82,7 +82,7 @@ async def test_among_right_allocations_the_cheaper_earns_more_and_wrong_ones_onl
     assert (wrong, unknown, short) == (0.2, 0.0, 0.0)
 
 
-async def test_a_plan_is_run_by_the_allocator_as_it_is(tmp_path: Path) -> None:
+async def test_the_served_allocator_allocates_the_decomposers_plans(tmp_path: Path) -> None:
     right = plan_json("recall 60", "recall 120", "add #1 and #2")
     wrong = plan_json("recall 60", "recall 60", "add #1 and #2")
     got = await rewards(
@@ -92,7 +92,7 @@ async def test_a_plan_is_run_by_the_allocator_as_it_is(tmp_path: Path) -> None:
     assert got[1:] == [0.2, 0.0, 0.0]
 
 
-async def test_a_shorter_reply_to_the_same_end_earns_more(tmp_path: Path) -> None:
+async def test_a_shorter_reply_with_the_same_result_earns_more(tmp_path: Path) -> None:
     terse, wordy = (
         plan_json("recall 60", "recall 120", "add #1 and #2"),
         plan_json("recall  60 please now", "recall 120", "add #1 and #2"),
@@ -101,7 +101,7 @@ async def test_a_shorter_reply_to_the_same_end_earns_more(tmp_path: Path) -> Non
     assert got[0] is not None and got[1] is not None and got[0] > got[1]
 
 
-async def test_failed_calls_are_no_verdict(tmp_path: Path) -> None:
+async def test_failed_calls_give_no_reward(tmp_path: Path) -> None:
     allocations = [
         allocation_json(*models)
         for models in (CHEAP, ("tiny", "tiny", "small"), ("small",) * 3, ("tiny", "small", "small"))
@@ -111,7 +111,7 @@ async def test_failed_calls_are_no_verdict(tmp_path: Path) -> None:
     assert got == [None, 0.2, 0.2, 0.2]
 
 
-async def test_an_outage_stops_training_and_says_so(tmp_path: Path) -> None:
+async def test_an_outage_stops_training_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="2 of 2 rollouts failed"):
         await rewards(tmp_path, "allocator", [allocation_json(*DEAR)] * 2, large=[EngineUnavailable("down")])
 
@@ -134,7 +134,7 @@ async def test_the_same_reply_is_run_once_and_a_failed_one_again(tmp_path: Path)
     assert cache.num_calls == num_calls == 3
 
 
-async def test_swap_credit_is_for_models_that_were_needed(tmp_path: Path) -> None:
+async def test_swap_credit_rewards_only_models_that_are_needed(tmp_path: Path) -> None:
     config = RewardConfig(swap=1.0, cost=0.0)
     needed, wasted = await rewards(
         tmp_path, "allocator", [allocation_json(*CHEAP), allocation_json(*DEAR)], config
@@ -163,5 +163,5 @@ def test_metrics_leave_failed_rollouts_out_of_accuracy() -> None:
     assert metrics["share/large"] == 0.5 and metrics["cost_ratio"] == 1.0
 
 
-def test_plans_travel_to_the_reward_as_json() -> None:
+def test_a_plan_is_unchanged_after_json() -> None:
     assert Plan.model_validate_json(PLAN.model_dump_json(exclude_none=True)) == PLAN

@@ -1,4 +1,4 @@
-"""Grouped search finds the cheapest correct scheme without trying all, from either side."""
+"""Grouped search finds the cheapest correct scheme without trying all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET = Console(quiet=True)
 
 
 def planned(num_tasks: int) -> list[PlannedTask]:
-    """`Add i and 2i.`: the sum takes `small` below 100, else `large`."""
+    """Tasks `Add i and 2i.`, whose sum needs `small` if both numbers are below 100, or else `large`."""
     return [
         PlannedTask(task, plan_of(f"recall {i}", f"recall {2 * i}", "add #1 and #2"))
         for i, task in enumerate(sums(num_tasks), 1)
@@ -123,6 +123,6 @@ async def test_sampled_executions_refuse_a_scheme_that_was_right_by_luck(tmp_pat
         assert (await twice.execute(item, models))[1] is False
 
 
-def test_the_plan_is_part_of_what_is_remembered() -> None:
+def test_two_plans_of_one_task_are_searched_separately() -> None:
     task = sums(1)[0]
-    assert PlannedTask(task, Plan.single("a")) != PlannedTask(task, Plan.single("b"))
+    assert PlannedTask(task, Plan.single("a")).key != PlannedTask(task, Plan.single("b")).key

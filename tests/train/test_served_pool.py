@@ -1,4 +1,4 @@
-"""However the pool is reached, a plan is run by the router's own pipeline and a failure is an outcome."""
+"""Training runs plans through the router's own pipeline, however it reaches the pool."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ async def test_over_http_every_model_is_asked_by_its_name_and_priced_by_its_card
             url=upstream.base_url,
         )
         with CallCache(tmp_path / "calls.sqlite") as cache:
-            outcome = await open_pool(config, cache).run("q", "count", plan=plan, models=("small", "large"))
-    assert outcome.answer == "fine fine"
+            rollout = await open_pool(config, cache).run("q", "count", plan=plan, models=("small", "large"))
+    assert rollout.answer == "fine fine"
     assert sorted(request["model"] for request in upstream.requests) == ["large", "small"]
-    assert outcome.cost_usd == outcome.worker_cost_usd > 0
+    assert rollout.cost_usd == rollout.worker_cost_usd > 0
 
 
 def test_compact_models_are_not_trained_on_over_http(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_the_critical_path_is_the_longest_chain_not_the_sum(tmp_path: Path
     )
     with cache_in(tmp_path) as cache:
         pool = pool_over(cache, engines())
-        outcomes = [
+        rollouts = [
             await pool.run("q", "Add 1 and 2.", plan=plan, models=("small",) * 3) for plan in (wide, deep)
         ]
-    assert [outcome.critical_path_tokens for outcome in outcomes] == [4, 6], "two tokens a step"
+    assert [rollout.critical_path_tokens for rollout in rollouts] == [4, 6], "two tokens a step"

@@ -29,7 +29,7 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "pool: {virtual_model: r2}\ndata: {benchmark: words}\nsearch: {alfa: 0.4}\n",
@@ -52,12 +52,12 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
         ("", "file"),
     ],
 )
-def test_errors_name_the_file_and_the_key(tmp_path: Path, text: str, told: str) -> None:
+def test_errors_name_the_file_and_the_key(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_config(path)
-    assert str(path) in error.value.message and told in error.value.message
+    assert str(path) in error.value.message and message in error.value.message
 
 
 def test_a_learning_rate_with_an_exponent_is_a_number(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_training_and_validation_tasks_are_disjoint_and_hold_no_test_task() -> N
     assert not train & validation and not (train | validation) & tests
 
 
-def test_of_an_official_file_only_the_development_side_is_trained_on(tmp_path: Path) -> None:
+def test_only_the_development_side_of_an_official_file_is_trained_on(tmp_path: Path) -> None:
     from r2_serve.lab.evaluation.benchmarks import load_tasks, split_tasks
 
     path = tmp_path / "tasks_train_length.txt"

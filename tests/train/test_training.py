@@ -1,4 +1,4 @@
-"""Real SFT and GRPO of tiny modules on the embedded SCAN pool: what is learned, what is not done twice, what is written."""
+"""Real SFT and GRPO of tiny modules on the embedded SCAN pool: results, files, and nothing done twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ SCAN: dict[str, Any] = {
         "grpo": {
             "reward": {"cost": 1.0},
             "trainer": {
-                "max_steps": 24, "save_steps": 12, "per_device_train_batch_size": 128, "learning_rate": 5e-3, "max_completion_length": 9,
+                "max_steps": 24, "save_steps": 12, "per_device_train_batch_size": 128,
+                "learning_rate": 5e-3, "max_completion_length": 9,
             },
         },
     },
@@ -48,7 +49,7 @@ def run_in(tmp_path: Path, **changed: Any) -> TrainingRun:
 
 
 def allocations(run: TrainingRun) -> list[Example]:
-    """Every step of the reference plans of training tasks to a model drawn at random: the form is learned, nothing of models."""
+    """Examples whose models are drawn at random, so that only the form can be learned."""
     from r2_serve.lab.domains import scan
 
     draw = random.Random(0)
@@ -80,7 +81,7 @@ def sft_of(run: TrainingRun, examples: list[Example], **trainer: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingRun, Pair]:
-    """An allocator that was taught to choose at random, then trained by reward."""
+    """An allocator that learned to choose at random by SFT, and was then trained by GRPO."""
     run = run_in(tmp_path_factory.mktemp("run"))
     random_one = sft_of(run, allocations(run), max_steps=60, learning_rate=1e-2)
     decomposer = EMBEDDED / "scan-decomposer"
