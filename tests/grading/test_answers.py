@@ -1,9 +1,8 @@
-"""Replies as real models write them, per benchmark: the answer is read whole, and graded strictly."""
+"""Answers in replies as real models write them are read in full and graded strictly."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 import pytest_asyncio
@@ -28,7 +27,7 @@ async def grader() -> AsyncIterator[Grader]:
         yield grader
 
 
-async def is_correct(grader: Grader, benchmark: Benchmark, row: dict[str, Any], reply: str) -> bool:
+async def is_correct(grader: Grader, benchmark: Benchmark, row: Mapping[str, object], reply: str) -> bool:
     return (await grader.grade(benchmark, row, reply)).correct is True
 
 

@@ -1,5 +1,4 @@
-"""Verdicts as tables: answer in, status out. `sandbox` tests grade P3; here is everything that needs no
-bubblewrap."""
+"""Replies of all benchmarks except P3 get the right verdicts. P3 needs bubblewrap: see `test_sandbox`."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import io
 import json
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -44,11 +42,11 @@ async def grader() -> AsyncIterator[Grader]:
         yield grader
 
 
-def math_row(gold: str) -> dict[str, Any]:
+def math_row(gold: str) -> dict[str, str]:
     return {"problem": "p", "solution": f"So \\boxed{{{gold}}}."}
 
 
-def champ_row(gold: str) -> dict[str, Any]:
+def champ_row(gold: str) -> dict[str, str]:
     return {"problem_identifier": "P_1", "problem_text": "?", "problem_answer": gold}
 
 
@@ -83,11 +81,11 @@ def champ_row(gold: str) -> dict[str, Any]:
         ("I don't know.", None),
     ],
 )
-def test_the_letter_stated_last_is_the_answer(answer: str, letter: str | None) -> None:
+def test_letter_stated_last_is_the_answer(answer: str, letter: str | None) -> None:
     assert last_letter(answer, CHOICES) == letter
 
 
-async def test_csqa_statuses() -> None:
+async def test_csqa_verdicts_are_correct_wrong_or_unparsed() -> None:
     grader = Grader()
     verdicts = [await grader.grade("csqa", CSQA, answer) for answer in ("(B)", "(C)", "who knows")]
     assert [(verdict.id, verdict.status, verdict.correct) for verdict in verdicts] == [
@@ -119,7 +117,7 @@ def test_spellings_of_one_action_sequence_are_equal(answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "I_JUMP and then stop", "turn around", "jump twice", "right", "OUT:"])
-def test_what_is_not_all_actions_is_unparsed(answer: str) -> None:
+def test_reply_with_words_that_are_no_actions_is_unparsed(answer: str) -> None:
     assert grade_scan("I_JUMP", answer).status == "unparsed"
 
 
@@ -152,7 +150,7 @@ def test_exact_match_and_f1_are_the_best_over_aliases(
     assert span_scores(answer, golds) == pytest.approx((exact, f1))
 
 
-def test_musique_is_correct_by_exact_match_with_f1_beside_it() -> None:
+def test_musique_is_correct_by_exact_match_and_reports_f1() -> None:
     verdict = grade_musique(["Barack Obama"], "Barack Hussein Obama")
     assert (verdict.correct, verdict.scores) == (False, {"em": 0.0, "f1": pytest.approx(0.8)})
 
@@ -172,7 +170,7 @@ def test_musique_is_correct_by_exact_match_with_f1_beside_it() -> None:
         ("{} before \\boxed", None),
     ],
 )
-def test_the_last_box_with_balanced_braces(text: str, content: str | None) -> None:
+def test_last_box_is_read_to_its_own_closing_brace(text: str, content: str | None) -> None:
     assert boxed(text) == content
 
 
@@ -190,7 +188,7 @@ def test_the_last_box_with_balanced_braces(text: str, content: str | None) -> No
         ("\\boxed{}", None),
     ],
 )
-def test_the_stated_answer(text: str, answer: str | None) -> None:
+def test_stated_math_answer_is_found(text: str, answer: str | None) -> None:
     assert math_answer(text) == answer
 
 
@@ -242,7 +240,7 @@ def test_plain_notation_becomes_latex_or_is_refused(text: str, formula: str | No
     assert as_formula(text) == formula
 
 
-def test_remarks_beside_a_champ_gold_are_no_part_of_it() -> None:
+def test_remarks_in_a_champ_gold_are_left_out() -> None:
     assert alternatives("100 (i.e., all values)") == ["100"]
     assert alternatives("sum_(i=1)^n i^3, or equivalently (n(n+1)/2)^2") == [
         "sum_(i=1)^n i^3",
@@ -270,13 +268,15 @@ def test_remarks_beside_a_champ_gold_are_no_part_of_it() -> None:
         ("3", "I cannot\nsay.", "unparsed"),
     ],
 )
-async def test_math_answers(grader: Grader, gold: str, answer: str, status: str) -> None:
+async def test_math_answers_are_compared_by_value(
+    grader: Grader, gold: str, answer: str, status: str
+) -> None:
     verdict = await grader.grade("math", math_row(gold), answer)
     assert (verdict.status, verdict.correct) == (status, status == "correct")
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_both_math_scores_stand_side_by_side(grader: Grader) -> None:
+async def test_math_verdict_reports_both_scores(grader: Grader) -> None:
     verdict = await grader.grade("math", math_row("\\frac{1}{4}"), "\\boxed{0.25}")
     assert (verdict.correct, verdict.scores) == (True, {"math_verify": 1.0, "string_match": 0.0})
 
@@ -313,12 +313,12 @@ async def test_champ_answers_are_wrong_only_on_proof(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_gold_that_math_verify_reads_in_part_is_not_matched_by_that_part(grader: Grader) -> None:
+async def test_gold_that_math_verify_reads_in_part_is_not_matched_by_that_part(grader: Grader) -> None:
     verdict = await grader.grade("champ", champ_row("2^floor(n/2)*floor(n/2)!"), "\\boxed{2}")
     assert verdict.correct is not True
 
 
-async def test_a_tower_of_powers_is_killed_and_stalls_nobody() -> None:
+async def test_tower_of_powers_is_killed_and_delays_no_other_answer() -> None:
     async with Grader(GraderConfig(num_math_workers=2, math_timeout_s=3)) as grader:
         await grader.grade("math", math_row("1"), "1")
         tower = asyncio.create_task(grader.grade("math", math_row("3"), "\\boxed{10^{10^{10}}}"))
@@ -345,11 +345,11 @@ async def test_a_tower_of_powers_is_killed_and_stalls_nobody() -> None:
         ("many", "unparsed"),
     ],
 )
-def test_the_last_whole_number_is_the_answer(answer: str, status: str) -> None:
+def test_last_whole_number_is_the_answer(answer: str, status: str) -> None:
     assert grade_number("600", answer).status == status
 
 
-async def test_a_row_of_another_benchmark_is_refused() -> None:
+async def test_row_of_another_benchmark_is_refused() -> None:
     with pytest.raises(BenchmarkError, match="not a musique row"):
         await Grader().grade("musique", CSQA, "x")
 
@@ -365,7 +365,9 @@ def graded(benchmark: Benchmark, *lines: object) -> list[Verdict]:
 
 
 def test_lines_are_graded_in_order_by_gold_or_official_row() -> None:
-    lines = [{"id": str(i), "gold": "B", "answer": "B" if i % 3 else "C"} for i in range(50)]
+    lines: list[dict[str, object]] = [
+        {"id": str(i), "gold": "B", "answer": "B" if i % 3 else "C"} for i in range(50)
+    ]
     lines.append({"id": "official", "row": CSQA, "answer": "library"})
     verdicts = graded("csqa", *lines)
     assert [verdict.id for verdict in verdicts] == [*map(str, range(50)), "official"]
@@ -375,10 +377,11 @@ def test_lines_are_graded_in_order_by_gold_or_official_row() -> None:
 @pytest.mark.parametrize(
     "line",
     ["{broken", "[1]", "3", '{"id": "x"}',
-     '{"id": null, "answer": NaN, "gold": "B"}', '{"id": "x", "answer": 3, "gold": "B"}', '{"id": "x", "answer": "B"}',
-     '{"id": "x", "answer": "B", "gold": 5}', '{"id": "x", "answer": "B", "row": {"id": "x"}}', "[" * 100_000],
+     '{"id": null, "answer": NaN, "gold": "B"}', '{"id": "x", "answer": 3, "gold": "B"}',
+     '{"id": "x", "answer": "B"}', '{"id": "x", "answer": "B", "gold": 5}',
+     '{"id": "x", "answer": "B", "row": {"id": "x"}}', "[" * 100_000],
 )  # fmt: skip
-def test_a_bad_line_is_an_error_verdict_and_the_rest_is_graded(line: str) -> None:
+def test_bad_line_is_an_error_verdict_and_the_rest_is_graded(line: str) -> None:
     bad, good = graded("csqa", line, {"id": "good", "gold": "B", "answer": "(B)"})
     assert (bad.status, bad.correct) == ("error", None)
     assert bad.detail.startswith("line 1: ")
@@ -400,7 +403,7 @@ def test_every_benchmark_takes_a_bare_gold(benchmark: Benchmark, gold: object, a
     assert (verdict.id, verdict.correct) == ("x", True)
 
 
-def test_blank_lines_are_no_rows_and_lines_keep_their_numbers() -> None:
+def test_blank_lines_are_skipped_and_lines_keep_their_numbers() -> None:
     good = json.dumps({"gold": "B", "answer": "(B)"})
     assert [verdict.id for verdict in graded("csqa", "", good, "  ", good)] == ["line 2", "line 4"]
 
@@ -427,7 +430,7 @@ def test_lone_surrogate_in_an_answer_or_a_gold_is_graded() -> None:
     assert [verdict.correct for verdict in graded("math", *lines)] == [False, True]
 
 
-def test_byte_order_mark_before_the_first_line_is_no_part_of_it() -> None:
+def test_byte_order_mark_before_the_first_line_is_dropped() -> None:
     (verdict,) = graded("csqa", '\ufeff{"id": "x", "gold": "B", "answer": "(B)"}')
     assert (verdict.id, verdict.correct) == ("x", True)
 
@@ -440,12 +443,12 @@ def test_every_row_of_one_id_is_graded() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", " ", "a", "the", ".", "b", "choice", "option"])
-def test_no_empty_or_idle_answer_passes_for_a_letter_of_a_bare_gold(answer: str) -> None:
+def test_answers_without_a_choice_never_match_a_bare_gold(answer: str) -> None:
     verdicts = graded("csqa", *({"id": letter, "gold": letter, "answer": answer} for letter in "ABCDE"))
     assert {verdict.status for verdict in verdicts} == {"unparsed"}
 
 
-def test_a_math_gold_is_a_short_answer_or_a_whole_solution() -> None:
+def test_math_gold_is_a_short_answer_or_a_whole_solution() -> None:
     short, long = (
         {"id": "a", "gold": "\\frac{1}{2}", "answer": "0.5"},
         {"id": "b", "gold": "Long, \\boxed{2}.", "answer": "2"},
@@ -456,6 +459,9 @@ def test_a_math_gold_is_a_short_answer_or_a_whole_solution() -> None:
 def test_importing_the_graders_loads_neither_torch_nor_ray_nor_sympy() -> None:
     import subprocess
 
-    program = "import sys, r2_serve.grading.graders; print({'torch', 'ray', 'sympy', 'math_verify'} & set(sys.modules))"
+    program = (
+        "import sys, r2_serve.grading.graders\n"
+        "print({'torch', 'ray', 'sympy', 'math_verify'} & set(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout == "set()\n"

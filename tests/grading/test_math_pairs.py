@@ -1,11 +1,11 @@
-"""The labelled pairs that math-verify publishes with its tests, and values that must differ or agree."""
+"""Grades agree with the labelled pairs of math-verify's own tests, and with values compared by hand."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import pytest
 import pytest_asyncio
@@ -14,7 +14,18 @@ from r2_serve.grading.graders import Grader, GraderConfig
 from r2_serve.grading.math_compare import compare
 from r2_serve.grading.rows import Benchmark
 
-PAIRS: list[dict[str, Any]] = json.loads(
+
+class Pair(TypedDict):
+    """A labelled pair. `disagreement` says why our grade differs from the label."""
+
+    test: str
+    gold: str
+    reply: str
+    is_equal: bool
+    disagreement: NotRequired[str]
+
+
+PAIRS: list[Pair] = json.loads(
     Path(__file__).with_name("math_verify_pairs.json").read_text(encoding="utf-8")
 )["pairs"]
 MIN_AGREEMENT = 0.97
@@ -30,13 +41,13 @@ def math_row(gold: str) -> dict[str, str]:
     return {"problem": "p", "solution": gold if "boxed" in gold else f"\\boxed{{{gold}}}"}
 
 
-def readable(pair: dict[str, Any]) -> bool:
-    """Whether the gold is one: the grader refuses a row whose box is cut off."""
+def readable(pair: Pair) -> bool:
+    """Whether the pair's gold can be read: the grader refuses a row whose box is cut off."""
     return "W(n) = -1" not in str(pair["gold"])
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_grades_agree_with_published_labels_but_for_argued_pairs(grader: Grader) -> None:
+async def test_grades_agree_with_published_labels_except_for_explained_pairs(grader: Grader) -> None:
     disagreeing = [pair for pair in PAIRS if not readable(pair)]
     for pair in filter(readable, PAIRS):
         verdict = await grader.grade("math", math_row(pair["gold"]), pair["reply"])
@@ -132,7 +143,7 @@ def test_equal_values_in_other_spellings_are_equal(gold: str, answer: str) -> No
         ("p3", "<think>x</think>def sol():\n    return 7", "def sol():\n    return 7", True),
     ],
 )
-async def test_two_replies_give_one_answer_by_the_graders_own_rules(
+async def test_two_replies_are_compared_by_the_rules_of_their_benchmark(
     grader: Grader, benchmark: Benchmark, one: str, other: str, is_same: bool
 ) -> None:
     assert await grader.same_answer(benchmark, one, other) is is_same

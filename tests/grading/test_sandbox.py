@@ -1,4 +1,4 @@
-"""The sandbox and the P3 grader against real programs. Needs bubblewrap: `pytest -m sandbox`."""
+"""Real programs run in the sandbox; P3 answers are graded in it. Needs bubblewrap: `pytest -m sandbox`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOLVABLE = {"name": "Square:0", "sat": "def sat(x: int, n=49):\n    return x * x
 
 
 def sandboxed_pids() -> set[int]:
-    """Processes in another pid namespace than ours."""
+    """Ids of the processes that live in another pid namespace than ours."""
     own = own_namespace("pid")
     return {int(path.name) for path in Path("/proc").glob("[0-9]*") if namespace_of(path) not in (own, None)}
 
@@ -41,7 +41,7 @@ def own_namespace(kind: str) -> Path | None:
 
 
 async def new_sandboxed_pids(before: set[int]) -> set[int]:
-    """The first that appear; the kernel has no event for it."""
+    """Ids of the first sandboxed processes that appear. They are polled: the kernel has no event for it."""
     found: set[int] = set()
 
     def has_appeared() -> bool:
@@ -77,7 +77,7 @@ async def run(program: str, *, timeout_s: float = 10.0, **limits: int) -> tuple[
     return result.status, result.stdout, result.stderr
 
 
-async def test_a_program_prints_and_exits() -> None:
+async def test_program_prints_and_exits() -> None:
     result = await run_python("import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(3)")
     assert (result.status, result.exit_code, result.stdout, result.stderr) == ("failed", 3, "out\n", "err\n")
 
@@ -92,7 +92,7 @@ async def test_integers_of_any_length_can_be_printed() -> None:
     assert (status, output) == ("ok", "16902\n")
 
 
-async def test_the_environment_is_empty_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_is_empty_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("R2_SECRET", SECRET)
     program = "import os\nprint(sorted(os.environ), os.path.exists('/proc'))"
     assert (await run(program))[1] == "['LC_CTYPE', 'LD_LIBRARY_PATH', 'PWD'] False\n"
@@ -117,7 +117,7 @@ def read_bytes(path: Path) -> bytes:
 
 async def test_only_the_interpreter_and_the_c_library_are_visible() -> None:
     _, output, _ = await run(
-        "import os\nprint(sorted(os.listdir('/')), os.listdir('/dev'), sorted(os.listdir('/usr')), os.listdir('/tmp'))"
+        "import os\nprint(*(sorted(os.listdir(path)) for path in ('/', '/dev', '/usr', '/tmp')))"
     )
     assert output == "['dev', 'lib', 'lib64', 'python', 'tmp', 'usr'] ['null'] ['lib', 'lib64'] []\n"
 
@@ -145,7 +145,7 @@ async def test_nothing_but_tmp_can_be_written(path: str) -> None:
     assert "Read-only file system" in errors or "Permission denied" in errors
 
 
-async def test_a_listening_server_of_the_host_cannot_be_reached() -> None:
+async def test_listening_server_of_the_host_cannot_be_reached() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         status, _, errors = await run(
             f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2)"
@@ -154,17 +154,19 @@ async def test_a_listening_server_of_the_host_cannot_be_reached() -> None:
     assert "Operation not permitted" in errors
 
 
-async def test_the_program_is_nobody_without_capabilities_or_new_namespaces() -> None:
+async def test_program_runs_as_nobody_and_gets_no_new_namespaces() -> None:
     program = (
         "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        "print(os.getuid(), os.getgid(), os.getgroups(), libc.unshare(0x10000000), ctypes.get_errno(), libc.prctl(39, 0, 0, 0, 0))"
+        "print(os.getuid(), os.getgid(), os.getgroups(), libc.unshare(0x10000000), ctypes.get_errno(),"
+        " libc.prctl(39, 0, 0, 0, 0))"
     )
     assert (await run(program))[1] == "65534 65534 [] -1 1 1\n"
 
 
 async def test_processes_are_bounded() -> None:
     program = (
-        "import os, time\nchildren = 0\ntry:\n    while True:\n        if os.fork() == 0:\n            time.sleep(60)\n"
+        "import os, time\nchildren = 0\ntry:\n    while True:\n"
+        "        if os.fork() == 0:\n            time.sleep(60)\n"
         "        children += 1\nexcept BlockingIOError:\n    print(children)"
     )
     assert (await run(program, num_processes=8))[1] == "6\n"
@@ -184,7 +186,7 @@ async def test_output_is_cut_at_its_limit() -> None:
     assert (status, output) == ("output_limit", "x" * 1000)
 
 
-async def test_an_endless_program_is_killed_on_time_with_its_output_kept() -> None:
+async def test_endless_program_is_killed_on_time_with_its_output_kept() -> None:
     result = await run_python("print('begun', flush=True)\nwhile True: pass", timeout_s=1)
     assert (result.status, result.stdout) == ("timeout", "begun\n")
     assert result.duration_s < 20
@@ -239,8 +241,8 @@ async def test_descriptors_of_the_host_process_are_not_inherited(tmp_path: Path)
     descriptor = os.open(secret, os.O_RDONLY)
     os.set_inheritable(descriptor, True)
     program = (
-        "import os\nfound = []\nfor fd in range(3, 64):\n    try:\n        found.append(os.pread(fd, 99, 0))\n"
-        "    except OSError:\n        pass\nprint(found)"
+        "import os\nfound = []\nfor fd in range(3, 64):\n"
+        "    try:\n        found.append(os.pread(fd, 99, 0))\n    except OSError:\n        pass\nprint(found)"
     )
     try:
         assert SECRET not in (await run(program))[1]
@@ -248,7 +250,7 @@ async def test_descriptors_of_the_host_process_are_not_inherited(tmp_path: Path)
         os.close(descriptor)
 
 
-async def test_without_bubblewrap_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_without_bubblewrap_no_program_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for tool in ("prlimit", "setpriv"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -256,7 +258,7 @@ async def test_without_bubblewrap_nothing_is_run(monkeypatch: pytest.MonkeyPatch
         await run_python("print(1)")
 
 
-async def test_the_flag_runs_without_bubblewrap_but_with_limits_and_an_empty_environment(
+async def test_allow_unsandboxed_keeps_limits_and_an_empty_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("R2_SECRET", SECRET)
@@ -282,7 +284,8 @@ def test_every_denied_call_has_a_number_on_both_architectures() -> None:
     [
         ("def sol():\n    return 7", "correct"),
         (
-            "Here it is:\n```python\ndef sol():\n    return -7\n```\nand a test:\n```python\nassert sat(sol())\n```",
+            "Here it is:\n```python\ndef sol():\n    return -7\n```\n"
+            "and a test:\n```python\nassert sat(sol())\n```",
             "correct",
         ),
         ("7", "correct"),
@@ -311,7 +314,7 @@ def test_every_denied_call_has_a_number_on_both_architectures() -> None:
         ("def sol():\n    while True: pass", "timeout"),
     ],
 )
-async def test_puzzle_answers(answer: str, status: str) -> None:
+async def test_puzzle_verdict_follows_from_the_answers_value(answer: str, status: str) -> None:
     async with Grader(GraderConfig(p3_timeout_s=2)) as grader:
         verdict = await grader.grade("p3", SOLVABLE, answer)
     assert (verdict.status, verdict.correct) == (status, status == "correct")
@@ -357,7 +360,7 @@ async def test_types_are_exact_and_only_true_counts(
 
 
 @pytest.mark.slow
-async def test_a_thousand_hostile_programs_are_harmless_and_none_is_correct(
+async def test_thousand_hostile_programs_are_harmless_and_none_is_correct(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("R2_SECRET", SECRET)
@@ -380,7 +383,7 @@ async def test_a_thousand_hostile_programs_are_harmless_and_none_is_correct(
     assert num_descriptors() <= descriptors + 5
 
 
-async def test_what_a_hostile_program_finds_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hostile_program_finds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("R2_SECRET", SECRET)
     answer = next(answer for family, _, answer in programs(100) if family == "secrets")
     result = await run_python(f"{answer}\nprint(sol())")
@@ -389,7 +392,7 @@ async def test_what_a_hostile_program_finds_holds_no_secret(monkeypatch: pytest.
     assert "root:" not in result.stdout
 
 
-def test_the_hostile_puzzle_has_no_solution() -> None:
+def test_hostile_puzzle_has_no_solution() -> None:
     root = int((1234321 * 7) ** 0.5)
     assert not any(x * x == 1234321 * 7 for x in range(root - 2, root + 3))
     assert "1234321 * 7" in PUZZLE["sat"]

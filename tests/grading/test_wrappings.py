@@ -1,4 +1,4 @@
-"""Properties of the grades: a wrapping never changes one, and a cut or an extension never makes one right."""
+"""A wrapping never changes a grade, and no cut or extension of an answer makes it correct."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERY = {**OUTER, **INNER, **LATEX, **TURNS}
 
 
 def composed(seed: int, num: int) -> list[tuple[str, Wrap]]:
-    """Random nests: LaTeX or nothing innermost, then wrappings of a line, of an answer, of a turn."""
+    """Random nests of wrappings, from the inside out: LaTeX, then a line's, an answer's, a turn's."""
     rng = random.Random(seed)
 
     def nest(layers: list[Wrap]) -> Wrap:
@@ -112,13 +112,15 @@ def test_reading_a_reading_changes_nothing() -> None:
 
 
 def _bare(text: str) -> str:
-    """`text` without what a cut may drop and leave the value: outer parentheses, a first zero, LaTeX's
-    slashes."""
+    """`text` without the parts that do not change its value: parentheses, a first zero, LaTeX's slashes."""
     return text.replace("\\", "").strip("()").lstrip("0")
 
 
-@pytest.mark.parametrize("gold", ["7", "-42", "25000", "3.5", "\\frac{3}{4}", "2\\sqrt{3}", "(1,2)", "\\{1,2\\}", "[2,5)", "314_5",
-                                  "x^2+1", "0.\\overline{27}", "10\\pi", "2^{10}", "\\frac{1}{3^{40}}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "gold",
+    ["7", "-42", "25000", "3.5", "\\frac{3}{4}", "2\\sqrt{3}", "(1,2)", "\\{1,2\\}", "[2,5)", "314_5",
+     "x^2+1", "0.\\overline{27}", "10\\pi", "2^{10}", "\\frac{1}{3^{40}}"],
+)  # fmt: skip
 def test_cuts_and_extensions_that_change_a_value_are_never_equal(gold: str) -> None:
     cuts = [gold[:i] for i in range(1, len(gold))] + [gold[i:] for i in range(1, len(gold))]
     ends = (

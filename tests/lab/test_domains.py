@@ -40,7 +40,7 @@ def test_scan_has_20910_distinct_commands() -> None:
         ("walk after jump thrice", "I_JUMP I_JUMP I_JUMP I_WALK"),
     ],
 )
-def test_scan_commands_worked_by_hand(command: str, actions: str) -> None:
+def test_scan_commands_give_the_actions_worked_out_by_hand(command: str, actions: str) -> None:
     assert command in scan.commands()
     assert scan.interpret(command) == actions
 
@@ -86,7 +86,7 @@ def test_scan_splits_have_the_official_sizes_and_train_is_in_neither_test() -> N
     assert max(len(task.gold.split()) for task in scan.tasks("train")) == 22
 
 
-def test_words_are_a_problem_in_english_with_its_answer() -> None:
+def test_words_task_states_the_problem_in_english_with_its_answer() -> None:
     problem = words.Problem((words.Branch("*", (3, 9)), words.Branch("-", (645, 12))), "sum")
     task = words.task(problem, random.Random(0))
     assert task.gold == "660"

@@ -28,14 +28,14 @@ def test_texts_with_line_separators_are_written_and_read_back(tmp_path: Path) ->
     assert list(read_jsonl(tmp_path / "whole.jsonl", Message)) == records
 
 
-def test_half_of_a_surrogate_pair_costs_one_character_and_no_record(tmp_path: Path) -> None:
+def test_half_of_a_surrogate_pair_is_replaced_and_no_record_is_lost(tmp_path: Path) -> None:
     with JsonlLog(tmp_path / "log.jsonl") as log:
         for record in said("a\ud83db", "c"):
             log.append(record)
     assert list(read_jsonl(tmp_path / "log.jsonl", Message)) == said("a?b", "c")
 
 
-def test_torn_last_line_is_passed_over_and_cut_off_by_the_next_writer(tmp_path: Path) -> None:
+def test_incomplete_last_line_is_skipped_and_the_next_writer_removes_it(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     first, second = said("first", "second")
     path.write_text(f'{first.model_dump_json()}\n{{"role": "us')

@@ -79,7 +79,7 @@ def test_official_rows_become_tasks_and_stay_verbatim(
     assert asked in task.query
 
 
-def test_a_math_problem_has_one_id_in_every_format(tmp_path: Path) -> None:
+def test_math_problem_has_one_id_in_every_format(tmp_path: Path) -> None:
     (tmp_path / "algebra").mkdir()
     (tmp_path / "algebra" / "1.json").write_text(json.dumps(MATH))
     forms = [
@@ -188,12 +188,12 @@ def test_errors_name_file_line_and_field(
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_a_missing_file_is_an_error(tmp_path: Path, benchmark: Benchmark) -> None:
+def test_missing_file_is_an_error(tmp_path: Path, benchmark: Benchmark) -> None:
     with pytest.raises(BenchmarkError, match="no such file"):
         load_tasks(benchmark, tmp_path / "none.jsonl")
 
 
-def test_the_split_is_disjoint_complete_and_independent_of_order() -> None:
+def test_split_is_disjoint_complete_and_independent_of_order() -> None:
     tasks = load_tasks("scan", "length")
     development, test = split_tasks(tasks, test_share=0.3)
     again = split_tasks(reversed(tasks), test_share=0.3)
@@ -208,11 +208,11 @@ def test_instances_of_one_puzzle_fall_on_one_side() -> None:
     assert len({is_test(f"Puzzle{i}:0") for i in range(50)}) == 2
 
 
-def test_the_split_of_an_id_never_changes() -> None:
+def test_split_of_an_id_never_changes() -> None:
     assert [is_test(f"task-{i}") for i in range(12)] == [side == "1" for side in "111000111111"]
 
 
-def test_a_larger_sample_holds_the_smaller_one() -> None:
+def test_larger_sample_holds_the_smaller_one() -> None:
     tasks = load_tasks("scan", "length")
     small, large = sample_tasks(tasks, 50), sample_tasks(tasks, 500)
     assert (len(small), len(large)) == (50, 500)

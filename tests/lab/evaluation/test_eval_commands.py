@@ -147,7 +147,7 @@ def test_model_that_cannot_be_loaded_ends_the_run_before_the_first_task(tmp_path
         ),
     ],
 )
-def test_mistakes_end_with_a_message_that_says_what_to_do(
+def test_wrong_options_end_with_a_message_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

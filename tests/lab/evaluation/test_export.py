@@ -109,7 +109,7 @@ def test_lm_eval_task_names_its_rows_and_its_scoring(tmp_path: Path) -> None:
     assert all(f"{{{{{name}}}}}" in text and name in rows[0] for name in ("query", "gold"))
 
 
-def test_inspect_task_is_python_with_the_rows_beside_it(
+def test_inspect_task_is_python_in_the_folder_of_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = export([TASKS["csqa"]], "inspect", tmp_path)
@@ -135,6 +135,6 @@ def test_benchmark_whose_grader_is_no_function_of_text_is_refused(tmp_path: Path
         export([task], "lm-eval", tmp_path)
 
 
-def test_the_command_names_model_and_task(tmp_path: Path) -> None:
+def test_command_names_model_and_task(tmp_path: Path) -> None:
     assert f"--include_path {tmp_path} --tasks r2_scan" in command("lm-eval", "scan", tmp_path, "r2-scan")
     assert "--model openai-api/r2/r2-scan" in command("inspect", "scan", tmp_path, "r2-scan")

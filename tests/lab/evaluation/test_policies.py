@@ -67,7 +67,7 @@ def calls_of(outcome: EvalOutcome) -> Calls:
         ("cascade:small,large", HARD, "9", {("pass_through", "small"): 1, ("pass_through", "large"): 1}),
     ],
 )
-async def test_policy_asks_whom_it_says_and_counts_every_call(
+async def test_policy_asks_the_models_it_names_and_counts_every_call(
     name: str, task: Task, answer: str, calls: Calls
 ) -> None:
     outcome = await ask(name, task)
@@ -117,12 +117,12 @@ async def test_tree_of_thoughts_keeps_the_answer_with_the_higher_score() -> None
         assert outcome.answer == ("1" if seed_one_first else "0")
 
 
-async def test_plan_that_is_none_gives_the_whole_question_to_the_model() -> None:
+async def test_invalid_plan_gives_the_whole_question_to_the_model() -> None:
     outcome = await ask("cot:large", EASY, large=lambda messages, sampling: "6")
     assert (outcome.answer, outcome.is_plan_fallback, outcome.num_subtasks) == ("6", True, 1)
 
 
-async def test_failure_keeps_what_it_cost() -> None:
+async def test_failed_query_keeps_its_cost() -> None:
     outcome = await ask("r2", HARD, large=[EngineRefused("no")], small=["3"])
     assert outcome.answer is None
     assert "subtask 3 failed on large" in (outcome.error or "")
@@ -131,7 +131,7 @@ async def test_failure_keeps_what_it_cost() -> None:
 
 
 @pytest.mark.parametrize("name", ["dot:small,large", "cascade:small,large"])
-async def test_model_without_probabilities_passes_for_no_confidence(name: str) -> None:
+async def test_model_without_probabilities_has_no_confidence(name: str) -> None:
     outcome = await ask(name, HARD, small=["3"])
     assert outcome.answer is None
     assert "small returned no log-probabilities" in (outcome.error or "")
@@ -139,7 +139,7 @@ async def test_model_without_probabilities_passes_for_no_confidence(name: str) -
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "random"])
-async def test_http_and_in_process_come_to_the_same(name: str) -> None:
+async def test_http_and_in_process_give_the_same_outcome(name: str) -> None:
     router, routing = configs()
     engines = engines_of(scripts())
     app = create_app(in_process(router, routing, lambda card: engines[card.name]), ServerConfig())
@@ -150,7 +150,7 @@ async def test_http_and_in_process_come_to_the_same(name: str) -> None:
     assert without_times(over_http) == without_times(here)
 
 
-async def test_a_model_that_takes_no_response_format_is_asked_without_over_http_too() -> None:
+async def test_model_without_response_formats_is_asked_without_one_over_http_too() -> None:
     """What is a hint in this process would be a demand to an endpoint."""
 
     class Formless(ScriptedEngine):
@@ -171,7 +171,7 @@ async def test_a_model_that_takes_no_response_format_is_asked_without_over_http_
             assert (outcome.error, outcome.answer) == (None, "9")
 
 
-async def test_http_failure_is_marked_as_of_unknown_cost() -> None:
+async def test_http_failure_has_an_unknown_cost() -> None:
     router, routing = configs()
     engines = engines_of(scripts(large=[EngineRefused("no")]))
     app = create_app(in_process(router, routing, lambda card: engines[card.name]), ServerConfig())
@@ -275,7 +275,7 @@ def test_all_holds_every_kind_once() -> None:
     ("reply", "is_hard"),
     [("easy", False), ("Easy.", False), ("hard", True), ("not easy, hard", True), ("", True), ("?", True)],
 )
-def test_doubt_is_hard(reply: str, is_hard: bool) -> None:
+def test_unclear_judgement_counts_as_hard(reply: str, is_hard: bool) -> None:
     assert parse_is_hard(reply) is is_hard
 
 

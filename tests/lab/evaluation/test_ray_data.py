@@ -64,7 +64,7 @@ def test_ray_data_gives_the_rows_of_the_event_loop(tmp_path: Path, served: tuple
     assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
 
 
-def test_cluster_that_does_not_answer_is_told_with_the_way_out() -> None:
+def test_error_of_a_cluster_that_does_not_answer_says_what_to_do() -> None:
     with pytest.raises(
         EngineUnavailable,
         match=r"no answer within 0.01 s\. Start one with ray start --head; .*docs/evaluation.md",
@@ -72,7 +72,7 @@ def test_cluster_that_does_not_answer_is_told_with_the_way_out() -> None:
         check_cluster(timeout_s=0.01)
 
 
-def test_ray_data_run_goes_on_where_it_was_stopped(tmp_path: Path, served: tuple[ServeConfig, str]) -> None:
+def test_ray_data_run_continues_where_it_was_stopped(tmp_path: Path, served: tuple[ServeConfig, str]) -> None:
     part = asyncio.run(run(tmp_path, served, is_ray=True, max_cost_usd=Decimal("0.0001")))
     assert part.stopped_because is not None
     assert 0 < part.num_done < 36

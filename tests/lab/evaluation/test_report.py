@@ -72,7 +72,7 @@ def test_everything_but_correct_counts_as_not_correct_and_is_listed(tmp_path: Pa
     assert any("NOT COMPLETE: 1 " in note for note in notes(report))
 
 
-def test_costs_are_exact_and_split_by_who_is_paid_and_what_for(tmp_path: Path) -> None:
+def test_costs_are_exact_and_split_by_payee_and_purpose(tmp_path: Path) -> None:
     calls = (
         call("small", "0.1", "decompose"),
         call("small", "0.2", "allocate"),
@@ -90,7 +90,7 @@ def test_costs_are_exact_and_split_by_who_is_paid_and_what_for(tmp_path: Path) -
     }
 
 
-def test_shapes_and_shares_are_of_the_plans_that_ran(tmp_path: Path) -> None:
+def test_shapes_and_shares_describe_the_plans_that_ran(tmp_path: Path) -> None:
     shaped = {
         "num_subtasks": 4,
         "width": 3,
@@ -130,7 +130,7 @@ def test_r2_is_compared_with_each_baseline(tmp_path: Path) -> None:
     assert low < 0.5 < high
 
 
-def test_equal_accuracy_is_bought_by_the_cheapest_mixture(tmp_path: Path) -> None:
+def test_cost_at_equal_accuracy_is_that_of_the_cheapest_mixture(tmp_path: Path) -> None:
     equal = four_policies(tmp_path).at_equal_accuracy
     assert equal is not None
     assert equal.mixture == {"single:large": pytest.approx(2 / 3), "single:small": pytest.approx(1 / 3)}
@@ -154,14 +154,14 @@ def test_policy_that_gets_nothing_right_is_neither_on_the_front_nor_in_a_mixture
     assert report.at_equal_accuracy.mixture == {"single:large": 1.0}
 
 
-def test_no_baseline_as_good_means_no_figure_at_equal_accuracy(tmp_path: Path) -> None:
+def test_without_a_baseline_as_good_there_is_no_figure_at_equal_accuracy(tmp_path: Path) -> None:
     rows = [row("r2", 1, "correct", call("small", "1")), row("single:small", 1, "wrong", call("small", "1"))]
     report = write(tmp_path, rows, "r2", "single:small")
     assert report.at_equal_accuracy is None
     assert any("reaches r2's accuracy" in note for note in notes(report))
 
 
-def test_pareto_front_leaves_out_the_beaten(tmp_path: Path) -> None:
+def test_pareto_front_leaves_out_dominated_policies(tmp_path: Path) -> None:
     assert four_policies(tmp_path).pareto == ("single:small", "r2", "single:large")
 
 
@@ -174,7 +174,7 @@ def test_bootstrap_interval_is_that_of_resampled_tasks(num_correct: int, num_tas
     )
 
 
-def test_all_correct_is_no_certainty() -> None:
+def test_interval_is_not_empty_when_all_answers_are_correct() -> None:
     assert bootstrap_accuracy(20, 20) == (pytest.approx(0.839, abs=0.001), 1.0)
     assert bootstrap_accuracy(0, 20) == (0.0, pytest.approx(0.161, abs=0.001))
 
@@ -190,7 +190,7 @@ def test_paired_interval_is_narrower_where_errors_are_shared() -> None:
     assert low < 0.05 < high
 
 
-def test_policies_that_always_differ_alike_are_no_certainty() -> None:
+def test_interval_is_not_empty_when_policies_always_differ_alike() -> None:
     ones, zeros = np.ones(20, dtype=np.int8), np.zeros(20, dtype=np.int8)
     assert bootstrap_difference(ones, zeros) == (pytest.approx(0.839, abs=0.001), 1.0)
     assert bootstrap_difference(zeros, ones) == (-1.0, pytest.approx(-0.839, abs=0.001))
@@ -220,7 +220,7 @@ def test_same_rows_give_the_same_page_to_the_byte(tmp_path: Path) -> None:
     assert page([report]) == page([report_of(tmp_path)])
 
 
-def test_several_runs_are_told_in_a_line_each(tmp_path: Path) -> None:
+def test_several_runs_are_listed_one_per_line(tmp_path: Path) -> None:
     reports = [four_policies(tmp_path / "a"), four_policies(tmp_path / "b")]
     console = Console(width=80, record=True, file=io.StringIO())
     print_overview(reports, console)
@@ -258,7 +258,7 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)|@import", html)
 
 
-def test_page_escapes_what_users_named(tmp_path: Path) -> None:
+def test_page_escapes_names_that_users_chose(tmp_path: Path) -> None:
     manifest_of(sums(1), ["r2"], data="<script>alert(1)</script>").claim(tmp_path)
     html = page([report_of(tmp_path)])
     assert "<script>" not in html
@@ -316,7 +316,7 @@ def test_brief_report_is_one_table_and_the_notes(tmp_path: Path) -> None:
     assert all(note in " ".join(brief.split()) for note in map(" ".join, map(str.split, notes(report))))
 
 
-def test_costs_are_told_relative_to_the_largest_model_or_to_the_policy_asked_for(tmp_path: Path) -> None:
+def test_costs_are_relative_to_the_largest_model_or_to_the_chosen_policy(tmp_path: Path) -> None:
     report = four_policies(tmp_path)
     assert report.reference == "single:large"
     other = report_of(tmp_path, "cot:large")
@@ -353,7 +353,7 @@ def test_api_cost_at_equal_accuracy_counts_hosted_models_alone(tmp_path: Path) -
     )
 
 
-def test_failures_are_told_with_a_reason(tmp_path: Path) -> None:
+def test_failures_are_listed_with_a_reason(tmp_path: Path) -> None:
     failed = row("single:small", 1, "failed").model_copy(update={"detail": "EngineRefused: too long"})
     report = write(tmp_path, [failed], "single:small", "single:large")
     assert any(
@@ -361,6 +361,6 @@ def test_failures_are_told_with_a_reason(tmp_path: Path) -> None:
     )
 
 
-def test_directory_without_a_run_is_told(tmp_path: Path) -> None:
+def test_directory_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         report_of(tmp_path)

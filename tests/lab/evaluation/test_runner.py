@@ -133,7 +133,7 @@ def start_driver(directory: Path, num_tasks: int, **options: Any) -> subprocess.
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, **options)
 
 
-def test_second_driver_on_a_directory_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_second_driver_on_a_directory_is_refused_and_the_first_continues(tmp_path: Path) -> None:
     first = start_driver(tmp_path, 100)
     assert first.stdout is not None
     assert first.stdout.readline() == "row\n"
@@ -275,7 +275,7 @@ async def test_second_try_keeps_the_calls_of_the_first(tmp_path: Path) -> None:
     assert both.cost_usd == 2 * row.cost_usd
 
 
-async def test_standing_tells_accuracy_and_spend_so_far(tmp_path: Path) -> None:
+async def test_progress_shows_accuracy_and_spend_so_far(tmp_path: Path) -> None:
     seen: list[tuple[int, int, Decimal]] = []
 
     def note(standing: Standing) -> None:

@@ -81,7 +81,7 @@ def done(cell: Cell, *, latency_s: float = 1.0, replicas: int = 2) -> None:
 # -- variants --------------------------------------------------------------------------------------------
 
 
-def test_a_variant_is_merged_into_every_deployment_that_scales_and_into_no_other() -> None:
+def test_variant_is_merged_into_every_deployment_that_scales_and_into_no_other() -> None:
     patch = {
         "autoscaling_config": {**AHEAD, "look_back_period_s": None},
         "applications": {"m-large": {"autoscaling_config": {"max_replicas": 9}}},
@@ -96,7 +96,7 @@ def test_a_variant_is_merged_into_every_deployment_that_scales_and_into_no_other
     assert list(scaled_deployments(raw).items()) == [("m-small/Model", 0), ("m-large/Model", 0)]
 
 
-def test_a_variant_may_change_the_routing() -> None:
+def test_variant_may_change_the_routing() -> None:
     patch = {"routing": {"virtual_models": {"r2": {"spill": {"calls_per_replica": 8}}}}}
     raw = varied(base(), "spill", Variant.model_validate(patch))
     virtual = raw["applications"][-1]["deployments"][0]["user_config"]["virtual_models"]["r2"]
@@ -126,7 +126,7 @@ def test_merging_leaves_its_inputs_alone() -> None:
         ),
     ],
 )
-def test_a_variant_that_makes_no_valid_config_is_refused_before_anything_runs(
+def test_variant_that_makes_no_valid_config_is_refused_before_anything_runs(
     tmp_path: Path, variant: dict[str, Any], told: str
 ) -> None:
     loaded = experiment(tmp_path, variants={"stock": {}, "wrong": variant})
@@ -167,7 +167,7 @@ def test_finished_cells_are_not_repeated_and_new_seeds_are_added(tmp_path: Path)
     assert len(to_run(more.cells, set_aside=False)) == 5
 
 
-def test_an_interrupted_run_is_run_again(tmp_path: Path) -> None:
+def test_interrupted_run_is_run_again(tmp_path: Path) -> None:
     planned = plan(experiment(tmp_path), tmp_path / "out", "local")
     done(planned.cells[0])
     write_summary(planned.cells[0].directory, info(is_interrupted=True))
@@ -186,7 +186,7 @@ def test_run_of_another_config_is_never_used_for_this_one(tmp_path: Path) -> Non
         to_run(elsewhere.cells, set_aside=False)
 
 
-def test_a_run_without_figures_ends_the_experiment_with_its_output(tmp_path: Path) -> None:
+def test_run_without_figures_ends_the_experiment_with_its_output(tmp_path: Path) -> None:
     """The command fails at once, as its workload is missing, and does not count as done."""
     loaded = experiment(tmp_path)
     planned = plan(loaded, tmp_path / "out", "local")
@@ -220,7 +220,7 @@ def counted(running: int, starting: int = 0, stopping: int = 0, target: int | No
     )
 
 
-def test_a_cluster_is_at_rest_when_every_scaled_deployment_is_back_at_its_least() -> None:
+def test_cluster_is_at_rest_when_every_scaled_deployment_is_back_at_its_least() -> None:
     least = {"m-small/Model": 0, "m-large/Model": 1}
     rest = {"m-small/Model": counted(0), "m-large/Model": counted(1), "r2/Router": counted(3)}
     assert is_at_rest(rest, least)
@@ -264,7 +264,7 @@ def test_each_variant_is_deployed_to_a_running_cluster_before_its_load(tmp_path:
     ]
 
 
-def test_a_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp_path: Path) -> None:
+def test_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp_path: Path) -> None:
     import httpx
 
     loaded = experiment(
@@ -377,13 +377,13 @@ def test_nothing_to_run_starts_nothing(tmp_path: Path) -> None:
 # -- the command -----------------------------------------------------------------------------------------
 
 
-def test_a_running_cluster_needs_both_addresses(tmp_path: Path) -> None:
+def test_running_cluster_needs_both_addresses(tmp_path: Path) -> None:
     experiment(tmp_path)
     ended = CliRunner().invoke(app, ["experiment", str(tmp_path / "e.yaml"), "--url", "http://head:8000/v1"])
     assert ended.exit_code == 1 and "--dashboard" in ended.output
 
 
-def test_the_shipped_experiments_make_valid_configs(tmp_path: Path) -> None:
+def test_shipped_experiments_make_valid_configs(tmp_path: Path) -> None:
     from r2_serve.lab.experiment.cli import EXAMPLES
 
     paths = sorted(EXAMPLES.glob("*.yaml"))
@@ -412,7 +412,7 @@ def test_tables_are_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
     )
 
 
-def test_an_interrupted_experiment_ends_its_run_in_order(tmp_path: Path) -> None:
+def test_interrupted_experiment_ends_its_run_in_order(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(yaml.safe_dump(slow_workload()))
     loaded = experiment(tmp_path, workloads=["w.yaml"])
     planned = plan(loaded, tmp_path / "out", "local")

@@ -338,7 +338,7 @@ async def test_full_disk_keeps_earlier_answers_and_says_how_to_run_again(
     assert not list((tmp_path / "run").glob(".*.partial"))
 
 
-async def test_run_under_way_is_not_set_aside(tmp_path: Path) -> None:
+async def test_running_run_is_not_set_aside(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").touch()
     with under_way(tmp_path / "run"), pytest.raises(ConfigError, match="under way"):

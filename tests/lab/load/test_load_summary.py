@@ -190,7 +190,7 @@ class Outside(HTMLParser):
             self.images.append(str(given.get("aria-label")))
 
 
-def test_the_page_is_self_contained_and_holds_every_figure() -> None:
+def test_page_is_self_contained_and_holds_every_figure() -> None:
     draw = random.Random(0)
     records = [record(i, i / 10, 0.4 + draw.expovariate(1.0), ttft_s=0.3) for i in range(100)]
     records.append(
@@ -222,7 +222,7 @@ def test_the_page_is_self_contained_and_holds_every_figure() -> None:
     assert "m-small/Model" in text and "502 upstream_error" in text and "<script>" not in text
 
 
-def test_a_run_without_an_answer_still_makes_a_page() -> None:
+def test_run_without_an_answer_still_makes_a_page() -> None:
     failed = record(
         0, 0.0, 0.1, ttft_s=None, outcome="failed", status=None, error="ConnectError: refused", cost_usd=None
     )

@@ -125,7 +125,8 @@ def test_workload_is_read_as_it_is_sent() -> None:
         await asyncio.Event().wait()
 
     async def main() -> None:
-        task = asyncio.create_task(OpenLoop(never, max_open=5, on_end=lambda _: None).run(endless()))  # type: ignore[arg-type]
+        loop = OpenLoop(never, max_open=5, on_end=lambda _: None)
+        task = asyncio.create_task(loop.run(endless()))  # type: ignore[arg-type]
         await asyncio.sleep(60)
         task.cancel()
         await asyncio.wait([task])

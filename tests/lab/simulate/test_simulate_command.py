@@ -66,7 +66,7 @@ def test_comparison_with_a_run_of_the_same_workload_gives_every_figure_its_error
         compare(other, summary)
 
 
-def test_the_table_of_the_comparison_is_printed(tmp_path: Path) -> None:
+def test_table_of_the_comparison_is_printed(tmp_path: Path) -> None:
     out = simulated(tmp_path)
     result = CliRunner().invoke(
         app,
@@ -114,7 +114,7 @@ def _figures(summary: LoadSummary) -> dict[str, object]:
     return summary.model_dump(exclude={"info"})
 
 
-def test_a_hardware_file_is_refused_with_every_error_and_its_line(tmp_path: Path) -> None:
+def test_hardware_file_is_refused_with_every_error_and_its_line(tmp_path: Path) -> None:
     path = tmp_path / "hardware.yaml"
     cluster = "cluster: {gpus: 4, nodes: {gpus_per_node: 8, max_nodes: 2}}"
     path.write_text(f"{cluster}\noverheads:\n  htp_s: 1\nmodels:\n  a: {{}}\n")

@@ -102,7 +102,7 @@ def test_cancelled_call_frees_its_place_in_every_state() -> None:
     assert (deployment.num_at_work, deployment.num_queued) == (0, 0)
 
 
-def test_a_replica_that_stops_finishes_its_calls_and_takes_no_more() -> None:
+def test_replica_that_stops_finishes_its_calls_and_takes_no_more() -> None:
     clock = Clock()
     deployment, caller = two_replicas(clock, start_s=5.0, max_ongoing_requests=10), Caller(clock)
     caller.ask(deployment, 0, 0, 100)

@@ -155,7 +155,7 @@ def test_every_query_ends_exactly_once_under_overload(tmp_path: Path) -> None:
     assert (last.num_open, last.queue.running if last.queue else None) == (0, 0)
 
 
-def test_a_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+def test_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     config = scripted_pool(tmp_path, small={"autoscaling_config": SCALING, "max_ongoing_requests": 8})
     asked = workload(arrivals={"kind": "poisson", "rate_per_s": 0.5})
     first, again, other = (
@@ -201,7 +201,7 @@ def test_query_without_a_plan_in_time_goes_to_one_model_in_one_step(tmp_path: Pa
     )  # the fallback model is `large`, which writes the last step's words
 
 
-def test_a_model_without_room_gives_its_subtasks_to_the_next_cheapest(tmp_path: Path) -> None:
+def test_model_without_room_gives_its_subtasks_to_the_next_cheapest(tmp_path: Path) -> None:
     spilling = scripted_pool(tmp_path, routing={"spill": {"calls_per_replica": 1}})
     waves = [{"model": "small", "count": 2, "words": 20}]
     asked = workload(duration_s=5, tasks={"kind": "synthetic", "shapes": [{"waves": waves}]})

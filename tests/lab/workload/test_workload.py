@@ -8,6 +8,7 @@ import json
 import math
 import statistics
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ def test_arrivals_follow_the_rate_over_the_run(arrivals: dict[str, object]) -> N
     assert not isinstance(config, TraceArrivals)
     points = times(arrivals)
     for first in range(0, 10_000, 500):
-        expected = sum(config.rate_at(first + i + 0.5, 10_000.0) for i in range(500))  # type: ignore[arg-type]
+        middles = (first + i + 0.5 for i in range(500))
+        expected = sum(config.rate_at(middle, 10_000.0) for middle in middles)  # type: ignore[arg-type]
         found = sum(first <= point < first + 500 for point in points)
         assert abs(found - expected) <= 4 * math.sqrt(expected) + 1
 
@@ -91,12 +93,12 @@ def test_without_randomness_arrivals_are_the_inverse_of_the_integrated_rate() ->
     assert [b - a for a, b in zip(day, day[10:], strict=False)] == pytest.approx([10.0] * 10)
 
 
-def test_nothing_comes_while_off() -> None:
+def test_no_requests_arrive_during_the_off_phase() -> None:
     points = times({"kind": "on_off", "rate_per_s": 5, "on_s": 2, "off_s": 8, "cv": 3}, 1000.0)
     assert points and all(point % 10 <= 2 + 1e-9 for point in points)
 
 
-def test_a_seed_gives_the_same_stream_again_and_another_seed_another() -> None:
+def test_seed_gives_the_same_stream_again_and_another_seed_another() -> None:
     load = workload({"kind": "gamma", "rate_per_s": 3, "cv": 2}, 100.0, seed=7)
     assert list(load.requests()) == list(load.requests(7)) == list(load.requests())
     assert [r.start_s for r in load.requests(7)] != [r.start_s for r in load.requests(8)]
@@ -118,14 +120,17 @@ def first_request(**tasks: object) -> Request:
     )
 
 
-def test_a_synthetic_task_brings_its_plan_and_allocation_through_the_real_codec() -> None:
+def test_synthetic_task_carries_its_plan_and_allocation_in_the_real_codec() -> None:
     request, codec = first_request(), InstructCodec()
     brought = json.loads(request.text[request.text.index("{") :])
     plan = codec.parse_plan(json.dumps(brought["plan"]), request.text)
     check_plan(plan, LimitsConfig())
     assert plan == request.plan
     assert [subtask.depends_on for subtask in plan.subtasks] == [(), (), (1, 2)]
-    cards = [ModelCard(name=name, usd_per_mtok_in="1", usd_per_mtok_out="1") for name in ("small", "large")]  # type: ignore[arg-type]
+    price = Decimal(1)
+    cards = [
+        ModelCard(name=name, usd_per_mtok_in=price, usd_per_mtok_out=price) for name in ("small", "large")
+    ]
     assert (
         codec.parse_allocation(json.dumps(brought["allocation"]), plan, cards).models
         == request.allocation
@@ -212,7 +217,7 @@ def trace_requests(tmp_path: Path, text: str, kind: str, **fields: object) -> li
         (azure_csv(ROWS, year=2024), "azure"),
     ],
 )
-def test_a_trace_is_replayed_with_its_times_and_token_counts(tmp_path: Path, text: str, kind: str) -> None:
+def test_trace_is_replayed_with_its_times_and_token_counts(tmp_path: Path, text: str, kind: str) -> None:
     requests = trace_requests(tmp_path, text, kind)
     assert [request.start_s for request in requests] == pytest.approx([0.0, 40.25, 113.75], abs=1e-6)
     assert [request.prompt_tokens for request in requests] == [472, 1087, 100]
@@ -261,7 +266,7 @@ def test_broken_trace_is_an_error_with_its_line(tmp_path: Path, text: str, kind:
     assert told in e.value.message
 
 
-def test_a_long_trace_is_read_only_as_far_as_it_is_used(tmp_path: Path) -> None:
+def test_long_trace_is_read_only_as_far_as_it_is_used(tmp_path: Path) -> None:
     text = burstgpt_csv([(float(i), 1, 1) for i in range(100)]) + "this,is,not,a,row\n"
     assert len(trace_requests(tmp_path, text, "burstgpt", limit=50)) == 50
 
@@ -309,7 +314,7 @@ def test_invalid_workload_is_refused(tmp_path: Path, text: str, message: str) ->
         load_workload(tmp_path / "w.yaml")
 
 
-def test_an_unknown_benchmark_is_named() -> None:
+def test_unknown_benchmark_is_named() -> None:
     tasks = {"kind": "benchmark", "name": "wrods", "dataset": "test"}
     with pytest.raises(ConfigError, match="did you mean 'words'"):
         next(workload({"kind": "constant", "rate_per_s": 1}, tasks=tasks).requests())
