@@ -1,4 +1,4 @@
-"""The arithmetic of `benchmarks/gateway.py`, on slots written by hand; and that its provider says what both gateways pass on."""
+"""The arithmetic of `benchmarks/gateway.py` on slots written by hand, and the replies of its provider."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN, ROUTED = Load("plain", 1), Load("routed", 1)
 def slot(
     target: str, latency_s: float, load: Load = PLAIN, round_: int = 0, num: int = 10, **cpu_s: float
 ) -> Slot:
-    """Two seconds in which each of `num` replies took `latency_s`; the first byte came after half of it."""
+    """A slot of two seconds: `num` replies took `latency_s` each, and half of that to the first byte."""
     return Slot(
         round_,
         target,
@@ -32,7 +32,10 @@ def slot(
 
 
 def a_round(round_: int, ours_s: float, theirs_s: float) -> list[Slot]:
-    """At rest ours burns 0.1 of a core and theirs nothing; at work 0.05 s and 0.2 s of CPU go to ten requests."""
+    """One slot of each target.
+
+    Our gateway uses 0.1 of a core at rest and theirs nothing; ten requests cost them 0.05 s and 0.2 s of CPU.
+    """
     return [
         slot(DIRECT, 0.020, round_=round_, r2=0.2),
         slot(OURS, ours_s, round_=round_, r2=0.25),
