@@ -190,7 +190,7 @@ def _filled(text: str, call: EngineCall) -> str:
 
 
 def _as_many_words(prompt: str) -> str:
-    """As many words as the last "N words" in `prompt` asks for; one if there is none."""
+    """The number of words that the last "N words" in `prompt` asks for; one word if there is none."""
     asked = _NUM_WORDS.findall(prompt)
     return " ".join(["word"] * int(asked[-1] if asked else 1))
 

@@ -3,8 +3,8 @@
 A hosted pool model takes what its provider takes: `ChatRequest` reads what R2 needs and keeps the rest.
 Virtual and local models take a `PlainChatRequest`, where a parameter is honoured on the final step or refused
 with its name, and none is accepted and ignored. There are two exceptions: parameters that cannot change the
-reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`), and `null` or a
-default that states what happens anyway (`n: 1`, `store: false`). All that R2 adds sits in one field, `r2`.
+reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`), and `null` or
+a default that states what happens anyway (`n: 1`, `store: false`). All that R2 adds is in the field `r2`.
 `r2_serve.http.refusals` words the refusals.
 """
 

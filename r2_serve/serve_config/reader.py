@@ -47,7 +47,7 @@ class ServeConfig:
 
 
 def load(path: Path, *, with_imports: bool = False) -> ServeConfig:
-    """The config at `path`; `with_imports` also imports the functions that it names, as Ray does at its start.
+    """The config at `path`; `with_imports` also imports the functions that it names, as Ray does.
 
     Raises: ConfigError, which lists every error, or says that the file cannot be read or Ray Serve is not
     installed.

@@ -39,7 +39,7 @@ class TrainingFailed(R2Error):
 
 
 class LaunchConfig(Config):
-    """Where a stage runs, with how many workers, and what happens when a worker dies."""
+    """The place where a stage runs, the number of workers, and what happens when a worker dies."""
 
     launcher: Literal["local", "ray"] = "local"
     """`local`: in this process. `ray`: on workers of a Ray cluster, which may be the cluster that serves."""

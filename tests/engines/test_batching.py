@@ -61,7 +61,7 @@ def test_leaving_while_waiting_or_after_the_end_changes_nothing() -> None:
 
 
 def test_sequence_is_complete_when_it_is_read_late() -> None:
-    """As on a machine where timers come late."""
+    """This imitates a machine where timers come late."""
     batch = Batch(SPEED)
     sequence = batch.arrive(0.0, 0, 10)
     assert batch.num_decoded(0.5, sequence) == pytest.approx(5)

@@ -495,8 +495,7 @@ async def test_closed_port_is_unavailable() -> None:
 
 
 def test_engine_outlives_its_event_loop_and_leaves_nothing_open(capfd: pytest.CaptureFixture[str]) -> None:
-    """As in an evaluation, which ends its loop without knowing of connections; the next loop finds new
-    ones."""
+    """An evaluation ends its event loop without closing connections; the next loop opens new ones."""
     keeping = {"connection": "keep-alive"}
     with upstream_in_thread() as upstream:
         upstream.script = Script(

@@ -161,7 +161,8 @@ def test_unknown_embedded_model_is_named(name: str) -> None:
 
 
 def test_importing_engines_loads_no_model_library() -> None:
-    code = "import sys, r2_serve.engines; print([m for m in ('torch', 'transformers', 'vllm', 'openai', 'ray') if m in sys.modules])"
+    heavy = ("torch", "transformers", "vllm", "openai", "ray")
+    code = f"import sys, r2_serve.engines; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -25,7 +25,7 @@ POOL = [
 
 QUERY = "Ann has 3 bags of 9 coins. Bob has 645 coins and loses 12. How many coins in all?"
 
-# -- parse(format(x)) == x ----------------------------------------------------------------------------------------
+# -- parse(format(x)) == x -----------------------------------------------------------------------------------
 
 plain_text = st.text(min_size=1).filter(lambda text: "#" not in text)
 compact_token = st.from_regex(r"[A-Za-z_]{1,8}", fullmatch=True) | st.sampled_from(list("+-*/=.,()?!"))
@@ -114,7 +114,7 @@ def test_compact_numbers_are_read_in_order_and_computed_least_digit_first(number
     assert COMPACT.parse_answer(prompt.content) == text
 
 
-# -- golden prompts -----------------------------------------------------------------------------------------------
+# -- golden prompts ------------------------------------------------------------------------------------------
 
 CONVERSATION = [
     Message(role="system", content="Answer in one line."),
@@ -191,7 +191,7 @@ def test_steps_are_put_in_order_and_their_references_are_renumbered() -> None:
     assert plan.answer == "#3 #1"
 
 
-# -- hostile replies ----------------------------------------------------------------------------------------------
+# -- hostile replies -----------------------------------------------------------------------------------------
 
 HOSTILE_INSTRUCT_PLANS = {
     "not_json": [

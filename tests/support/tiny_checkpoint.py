@@ -28,7 +28,10 @@ WORDS = (
 )
 CHARACTERS = tuple('abcdefghijklmnopqrstuvwxyz0123456789{}[]":,.-_ \n')
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<reply>")
-CHAT_TEMPLATE = "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}<reply>{% endif %}"
+)
 CONTEXT_TOKENS = 128
 
 

@@ -1,4 +1,4 @@
-"""Wrappings that real replies put around an answer; a grade survives each of them, and any two or three together."""
+"""Wrappings that real replies put around an answer. A grade survives each of them, and several together."""
 
 from __future__ import annotations
 
