@@ -49,7 +49,8 @@ class CallSpec:
         return member.config.is_forwarding or (is_plain and not self.sampling.forwarded.keys() - NO_EFFECT)
 
     def prompt_for(self, member: PoolMember) -> Prompt:
-        return Prompt.to(member.config, self.render(member.codec), self.sampling.format_sent)
+        forwarded = self.sampling.forwarded if member.config.is_forwarding else {}
+        return Prompt.to(member.config, self.render(member.codec), self.sampling.format_sent, forwarded)
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,12 @@ class _Chain:
     def _attempt(self, member: PoolMember) -> Attempt:
         """The next attempt, reserved. Raises: BudgetExceeded."""
         config, spec = member.config, self._spec
-        max_tokens, prompt = spec.sampling.max_tokens or config.max_tokens, spec.prompt_for(member)
+        max_tokens, prompt = spec.sampling.max_tokens or config.reply_limit, spec.prompt_for(member)
         reservation = self._caller.ledger.reserve(
             config,
             prompt,
-            max_tokens * spec.sampling.num_choices,
+            (max_tokens or config.reply_tokens) * spec.sampling.num_choices,
+            is_limited=max_tokens is not None,
             stage=spec.stage,
             subtask=spec.subtask,
             attempt=self._num_attempts,

@@ -19,12 +19,19 @@ class Reservation:
     """One call, from just before it starts until `settle` or `fail`; the first of them counts."""
 
     def __init__(
-        self, ledger: Ledger, card: ModelCard, prompt: Prompt, max_tokens: int, record: CallRecord
+        self,
+        ledger: Ledger,
+        card: ModelCard,
+        prompt: Prompt,
+        max_tokens: int,
+        record: CallRecord,
+        *,
+        is_limited: bool,
     ) -> None:
         self.bound = prompt.most_usage(max_tokens)
         self.bound_usd = card.cost_usd(self.bound)
         self._ledger, self._card, self._prompt, self._record = ledger, card, prompt, record
-        self._is_open = True
+        self._is_open, self._is_limited = True, is_limited
 
     def settle(self, usage: Usage, *, is_estimated: bool = False, work: Work | None = None) -> None:
         """The call succeeded and used `usage`; `work` is the time that it took of a replica."""
@@ -46,7 +53,8 @@ class Reservation:
 
     def likely_usage(self, received_bytes: int) -> Usage:
         """An estimate of the usage once `received_bytes` of the reply have come."""
-        return self._prompt.likely_usage(received_bytes, self.bound.completion_tokens)
+        most = self.bound.completion_tokens if self._is_limited else None
+        return self._prompt.likely_usage(received_bytes, most)
 
     def _close(self, usage: Usage, **ending: object) -> None:
         if not self._is_open:
@@ -95,11 +103,12 @@ class Ledger:
         max_tokens: int,
         *,
         stage: CallStage,
+        is_limited: bool = True,
         subtask: int | None = None,
         attempt: int = 1,
         passed_over: tuple[str, ...] = (),
     ) -> Reservation:
-        """Set aside the most that a call can cost.
+        """Set aside the most that a call can cost, or if its reply is not limited, what it likely costs.
 
         Raises: BudgetExceeded if calls that ended and calls in progress leave too little.
         """
@@ -111,7 +120,7 @@ class Ledger:
             passed_over=passed_over,
             start_s=self.elapsed_s(),
         )
-        reservation = Reservation(self, card, prompt, max_tokens, record)
+        reservation = Reservation(self, card, prompt, max_tokens, record, is_limited=is_limited)
         self.allowance.begin(reservation.bound.total_tokens, reservation.bound_usd)
         return reservation
 

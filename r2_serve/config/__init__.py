@@ -50,14 +50,27 @@ __all__ = [
 ]
 
 
+MAX_CHARS_PER_TOKEN = 8
+"""Characters that a token of a long prompt has at most, on average."""
+ROUTED_QUERY_CHARS = 200_000
+"""Most characters of a routed query if the operator sets no other limit."""
+
+
 class ModelConfig(ModelCard):
     """A pool model: its card, and how to reach it."""
 
     engine: EngineConfig
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one call may take, without the time in which the client reads a stream."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """Longest reply asked for if the request names none, which is also what is reserved in the budget."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest reply asked for if the request names none. None: hosted models are sent no limit, and local
+    ones stop after `expected_tokens`."""
+    expected_tokens: int = Field(default=1024, ge=1)
+    """Tokens of a reply that budgets reserve if neither the request nor `max_tokens` limits it. A longer one
+    is booked in full."""
+    chars_per_token: float = Field(default=2.5, gt=0)
+    """Characters of ASCII text per token by which budgets reserve a prompt. English text has 4 or more and
+    code about 3; the rest is a margin."""
     fallbacks: tuple[str, ...] = ()
     """Models asked, in this order, when this one fails."""
 
@@ -65,6 +78,23 @@ class ModelConfig(ModelCard):
     def is_forwarding(self) -> bool:
         """Whether parameters, message parts and replies that R2 does not interpret pass unchanged."""
         return isinstance(self.engine, HostedEngineConfig) and self.codec == "instruct"
+
+    @property
+    def reply_limit(self) -> int | None:
+        """Longest reply to ask for if the request names none, in tokens; None for no limit."""
+        is_local = not isinstance(self.engine, HostedEngineConfig)
+        return self.max_tokens or (self.expected_tokens if is_local else None)
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens to reserve for a reply if the request names no limit."""
+        return self.max_tokens or self.expected_tokens
+
+    @property
+    def query_chars(self) -> int | None:
+        """Most characters of a request that the model is sent as it is; None if its context is not known."""
+        is_known = "context_tokens" in self.model_fields_set or not self.is_forwarding
+        return max(MAX_CHARS_PER_TOKEN * self.context_tokens, ROUTED_QUERY_CHARS) if is_known else None
 
     @property
     def sends_schema(self) -> bool:
@@ -122,8 +152,8 @@ class ServerConfig(Config):
     This or `api_keys_env` is required to bind an address other than loopback."""
     spend_file: str | None = None
     """SQLite file of what each key has spent. None: each router replica counts from its own start."""
-    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
-    """Longest request body; the default holds `limits.max_query_chars` characters of any script."""
+    max_body_bytes: int = Field(default=32_000_000, ge=1_000)
+    """Longest request body; the default holds long documents and some images."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds from a request's head to the end of its body, so that slow senders hold no place: then 408."""
     max_running: int = Field(default=64, ge=1)
@@ -252,7 +282,7 @@ class LimitsConfig(Config):
     """Most USD that all calls of a request may cost together; None for no limit."""
     max_calls: int = Field(default=64, ge=1)
     """Most model calls of a request: 16 subtasks with retries and fallbacks."""
-    max_total_tokens: int = Field(default=500_000, ge=1)
+    max_total_tokens: int = Field(default=2_000_000, ge=1)
     """Most tokens of all calls together, prompts and replies."""
     max_subtasks: int = Field(default=16, ge=1, le=256)
     """Most steps of a plan."""
@@ -262,11 +292,12 @@ class LimitsConfig(Config):
     """Most subtasks of one plan in progress at once."""
     max_subtask_chars: int = Field(default=4_000, ge=1)
     """Longest text of a step, and longest answer template, in characters."""
-    max_messages: int = Field(default=256, ge=1)
+    max_messages: int = Field(default=10_000, ge=1)
     """Most messages of a request."""
-    max_query_chars: int = Field(default=200_000, ge=1)
-    """Most characters of all messages and the schema together, and of a step with answers filled in."""
-    max_tokens: int = Field(default=32_768, ge=1)
+    max_query_chars: int | None = Field(default=None, ge=1)
+    """Most characters of all messages and the schema together, and of a step with answers filled in.
+    None: 200,000 for a routed query, and as many as the context may hold for a model asked by its name."""
+    max_tokens: int = Field(default=131_072, ge=1)
     """Longest reply that a request may ask for, in tokens."""
     max_answer_chars: int = Field(default=20_000, ge=1)
     """Longest part of an answer that other subtasks get to read; the rest is cut off, with a mark."""

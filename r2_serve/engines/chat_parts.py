@@ -79,21 +79,73 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class _PromptDetails(Part):
+    cached_tokens: Count = None
+    cache_write_tokens: Count = None
+
+
+class _CompletionDetails(Part):
+    reasoning_tokens: Count = None
+
+
 class Tokens(Part):
     """`usage`. A count is None if the provider reports none that can be true."""
 
     prompt_tokens: Count = None
     completion_tokens: Count = None
+    total_tokens: Count = None
+    prompt_tokens_details: Tolerated[_PromptDetails] = None
+    completion_tokens_details: Tolerated[_CompletionDetails] = None
+    prompt_cache_hit_tokens: Count = None
+    """DeepSeek's name of the tokens read from the cache."""
+    cached_tokens: Count = None
+    """Moonshot's name of them."""
+    cache_read_input_tokens: Count = None
+    """Anthropic's name of them, which gateways keep."""
+    cache_creation_input_tokens: Count = None
 
     def whole(self) -> Usage | None:
-        """Both counts; None if one is missing."""
+        """The counts with their details; None if one of the two counts is missing.
+
+        xAI and Gemini leave thoughts out of `completion_tokens`, but not out of `total_tokens`. Details that
+        are more than their count are not believed.
+        """
         if self.prompt_tokens is None or self.completion_tokens is None:
             return None
-        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+        completion, thoughts = self.completion_tokens, self._reasoning_tokens
+        left_out = (self.total_tokens or 0) - self.prompt_tokens - completion
+        if left_out > 0 and thoughts in (0, left_out):
+            completion, thoughts = completion + left_out, left_out
+        read, written = self._cached_read_tokens, self._cached_write_tokens
+        is_part = read + written <= self.prompt_tokens
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=completion,
+            cached_read_tokens=read if is_part else 0,
+            cached_write_tokens=written if is_part else 0,
+            reasoning_tokens=thoughts if thoughts <= completion else 0,
+        )
 
     def completed(self, estimate: Usage) -> Usage:
-        """These counts, with each missing one taken from `estimate`."""
-        return estimate.model_copy(update=self.model_dump(exclude_none=True))
+        """The two counts, with each missing one taken from `estimate`."""
+        counts = self.model_dump(include={"prompt_tokens", "completion_tokens"}, exclude_none=True)
+        return estimate.model_copy(update=counts)
+
+    @property
+    def _cached_read_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        named = (self.prompt_cache_hit_tokens, self.cached_tokens, self.cache_read_input_tokens)
+        return (details and details.cached_tokens) or next(filter(None, named), 0)
+
+    @property
+    def _cached_write_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        return (details and details.cache_write_tokens) or self.cache_creation_input_tokens or 0
+
+    @property
+    def _reasoning_tokens(self) -> int:
+        details = self.completion_tokens_details
+        return (details and details.reasoning_tokens) or 0
 
 
 class Text(Part):

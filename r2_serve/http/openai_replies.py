@@ -77,8 +77,18 @@ def extra_headers(answer: Answer) -> dict[str, str]:
 def _usage(answer: Answer) -> Json:
     """The usage of all calls. A pass-through's has the provider's details, which R2 does not interpret."""
     usage, reported = answer.usage, (answer.body or {}).get("usage")
-    counts = {**usage.model_dump(), "total_tokens": usage.total_tokens}
-    return {**reported, **counts} if isinstance(reported, dict) else counts
+    counts: Json = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if isinstance(reported, dict):
+        return {**reported, **counts}
+    if usage.cached_read_tokens:
+        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_read_tokens}
+    if usage.reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return counts
 
 
 @dataclass(frozen=True)

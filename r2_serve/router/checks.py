@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from r2_serve.calls.estimates import format_chars
-from r2_serve.config import LimitsConfig
+from r2_serve.config import ROUTED_QUERY_CHARS, LimitsConfig, ModelConfig
 from r2_serve.errors import BudgetExceeded, CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan
 from r2_serve.types import Plan, Query, substituted_chars
@@ -60,21 +60,24 @@ def check_pinned_models(pinned: Mapping[int, str], pool: Sequence[str]) -> None:
             raise InvalidRequest(f"{model!r} is not in the pool {list(pool)}", f"r2.models.{subtask_id}")
 
 
-def check_sizes(query: Query, text: str, limits: LimitsConfig) -> None:
+def check_sizes(query: Query, text: str, limits: LimitsConfig, model: ModelConfig | None) -> None:
     """Check the messages (`text` holds all of them), the response format and `max_tokens`.
+
+    `model` is the pool model that is asked directly; None for a routed query.
 
     Raises: InvalidRequest.
     """
     num_chars, num_more = len(text), format_chars(query.sampling.response_format)
     max_tokens = query.sampling.max_tokens or 0
+    max_chars = limits.max_query_chars or (ROUTED_QUERY_CHARS if model is None else model.query_chars)
     if len(query.messages) > limits.max_messages:
         message, param = f"got {len(query.messages)} messages; the limit is {limits.max_messages}", "messages"
-    elif num_chars > limits.max_query_chars:
-        message = f"the messages have {num_chars} characters; the limit is {limits.max_query_chars}"
+    elif max_chars is not None and num_chars > max_chars:
+        message = f"the messages have {num_chars} characters; the limit is {max_chars}"
         param = "messages"
-    elif num_chars + num_more > limits.max_query_chars:
+    elif max_chars is not None and num_chars + num_more > max_chars:
         message = f"response_format has {num_more} characters and the messages have {num_chars}; "
-        message += f"the limit of both together is {limits.max_query_chars}"
+        message += f"the limit of both together is {max_chars}"
         param = "response_format"
     elif max_tokens > limits.max_tokens:
         message, param = f"got max_tokens {max_tokens}; the limit is {limits.max_tokens}", "max_tokens"
@@ -99,7 +102,7 @@ def check_substituted(what: str, text: str, answers: Mapping[int, str], limits: 
 
     Raises: BudgetExceeded.
     """
-    limit = max(limits.max_query_chars, len(text) + sum(map(len, answers.values())))
+    limit = max(limits.max_query_chars or ROUTED_QUERY_CHARS, len(text) + sum(map(len, answers.values())))
     if (num_chars := substituted_chars(text, answers)) > limit:
         raise BudgetExceeded(
             f"{what} would have {num_chars} characters; at most {limit} are allowed (limits.max_query_chars)"

@@ -189,7 +189,8 @@ async def _within_deadline(context: QueryContext, virtual: VirtualModelConfig | 
     try:
         async with asyncio.timeout(deadline_s) as scope:
             check_routing_fields(context.query, is_virtual=virtual is not None)
-            check_sizes(context.query, context.text, context.limits)
+            model = None if virtual else context.caller.pool[context.query.model].config
+            check_sizes(context.query, context.text, context.limits, model)
             return await (pass_through(context) if virtual is None else route(context, virtual))
     except TimeoutError as e:
         if not scope.expired():

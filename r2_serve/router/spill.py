@@ -52,5 +52,5 @@ def _price(member: PoolMember) -> tuple[float, float]:
 
 
 def _fits(member: PoolMember, spec: CallSpec) -> bool:
-    max_tokens, prompt = spec.sampling.max_tokens or member.config.max_tokens, spec.prompt_for(member)
+    max_tokens, prompt = spec.sampling.max_tokens or member.config.reply_tokens, spec.prompt_for(member)
     return prompt.likely_usage(0, max_tokens).prompt_tokens + max_tokens <= member.config.context_tokens

@@ -68,6 +68,12 @@ class ModelCard(Record):
     """Capability group: small, medium or large language model."""
     usd_per_mtok_in: Decimal = Field(ge=0)
     usd_per_mtok_out: Decimal = Field(ge=0)
+    usd_per_mtok_cached_read: Decimal | None = Field(default=None, ge=0)
+    """Price of prompt tokens read from the provider's cache; None for that of all others."""
+    usd_per_mtok_cached_write: Decimal | None = Field(default=None, ge=0)
+    """Price of prompt tokens written to the provider's cache; None for that of all others."""
+    usd_per_mtok_reasoning: Decimal | None = Field(default=None, ge=0)
+    """Price of tokens that the model thinks and does not show; None for that of the reply."""
     context_tokens: int = Field(default=32_768, ge=1)
     description: str = ""
     """One line on what the model is good at, shown to an instruct allocator."""
@@ -75,6 +81,13 @@ class ModelCard(Record):
     def cost_usd(self, usage: Usage) -> Decimal:
         """Exact cost of `usage` in USD."""
         spent = usage.prompt_tokens * self.usd_per_mtok_in + usage.completion_tokens * self.usd_per_mtok_out
+        for tokens, price, usual in (
+            (usage.cached_read_tokens, self.usd_per_mtok_cached_read, self.usd_per_mtok_in),
+            (usage.cached_write_tokens, self.usd_per_mtok_cached_write, self.usd_per_mtok_in),
+            (usage.reasoning_tokens, self.usd_per_mtok_reasoning, self.usd_per_mtok_out),
+        ):
+            if price is not None and tokens:
+                spent += tokens * (price - usual)
         return spent / 1_000_000
 
 

@@ -91,6 +91,12 @@ class Usage(Record):
 
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
+    cached_read_tokens: int = Field(default=0, ge=0)
+    """Those of the prompt that the provider read from its cache."""
+    cached_write_tokens: int = Field(default=0, ge=0)
+    """Those of the prompt that the provider wrote to its cache."""
+    reasoning_tokens: int = Field(default=0, ge=0)
+    """Those of the completion that the model thought and did not show."""
 
     @property
     def total_tokens(self) -> int:
@@ -100,6 +106,9 @@ class Usage(Record):
         return Usage(
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_read_tokens=self.cached_read_tokens + other.cached_read_tokens,
+            cached_write_tokens=self.cached_write_tokens + other.cached_write_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
         )
 
 

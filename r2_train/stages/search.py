@@ -213,7 +213,7 @@ class Searcher:
             return [0.0] * len(steps)
         answers = {result.id: result.answer for result in rollout.trace.results}
         member = self.pool.members[self.probe]
-        sampling = Sampling(temperature=0.0, logprobs=True, max_tokens=member.config.max_tokens)
+        sampling = Sampling(temperature=0.0, logprobs=True, max_tokens=member.config.reply_limit)
         found = []
         for step in steps:
             inputs = {d: answers[d] for d in step.depends_on}

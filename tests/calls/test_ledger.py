@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import time
 from decimal import Decimal
 from fractions import Fraction
@@ -23,7 +24,7 @@ from r2_serve.errors import (
     EngineUnavailable,
     InvalidReply,
 )
-from r2_serve.types import CallRecord, Usage
+from r2_serve.types import CallRecord, Message, Usage
 from tests.support.in_process import model, user
 
 CARD = model("small", usd_per_mtok_in=Decimal("0.37"), usd_per_mtok_out=Decimal("1.13"))
@@ -91,8 +92,8 @@ def test_no_order_of_calls_overspends(budget: Budget, data: st.DataObject) -> No
     [
         (Budget(max_calls=2), "all 2 model calls"),
         (
-            Budget(max_tokens=2 * (13 + 32 + 10)),
-            "the next call may use 55 tokens; 0 of the request's 110 are left",
+            Budget(max_tokens=2 * (6 + 32 + 10)),
+            "the next call may use 48 tokens; 0 of the request's 96 are left",
         ),
         (
             Budget(max_cost_usd=2 * CARD.cost_usd(PROMPT.most_usage(10))),
@@ -112,8 +113,51 @@ def test_budget_reserved_by_two_running_calls_is_refused_to_a_third(budget: Budg
 
 
 @given(st.text())
-def test_token_bound_holds_for_a_byte_level_tokenizer(text: str) -> None:
-    assert Prompt(user(text)).most_usage(5).prompt_tokens >= len(text.encode())
+def test_reservation_is_never_below_the_estimate(text: str) -> None:
+    parts = ({"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": text}})
+    tools = {"tools": [{"description": text}]}
+    prompt = Prompt((Message(role="user", content=parts, more={"name": text}),), forwarded=tools)
+    most, likely = prompt.most_usage(5), prompt.likely_usage(1_000, 5)
+    assert most.prompt_tokens >= likely.prompt_tokens > Prompt(user(text)).likely_usage(0, 5).prompt_tokens
+    assert (most.completion_tokens, likely.completion_tokens) == (5, 5)
+
+
+def test_reservation_counts_characters_per_token_and_an_image_once() -> None:
+    words, image = (
+        {"type": "text", "text": "x" * 25_000},
+        {"type": "image_url", "image_url": {"url": "x" * 10**6}},
+    )
+    text = Prompt((Message(role="user", content=(words,)),)).most_usage(1)
+    both = Prompt((Message(role="user", content=(words, image)),)).most_usage(1)
+    assert text.prompt_tokens == 10_000 + 32
+    assert both.prompt_tokens - text.prompt_tokens == 2_000
+    assert Prompt(user("日" * 100)).most_usage(1).prompt_tokens == 150 + 32
+
+
+def test_cached_and_reasoning_tokens_have_their_own_prices() -> None:
+    card = model(
+        "m",
+        usd_per_mtok_cached_read=Decimal("0.1"),
+        usd_per_mtok_cached_write=Decimal("1.25"),
+        usd_per_mtok_reasoning=Decimal(3),
+    )
+    usage = Usage(
+        prompt_tokens=1000,
+        completion_tokens=100,
+        cached_read_tokens=600,
+        cached_write_tokens=200,
+        reasoning_tokens=40,
+    )
+    assert card.cost_usd(usage) == Decimal(200 * 100 + 600 * 10 + 200 * 125 + 60 * 200 + 40 * 300) / 10**8
+    assert CARD.cost_usd(usage) == CARD.cost_usd(Usage(prompt_tokens=1000, completion_tokens=100))
+    assert (usage + usage).cached_read_tokens == 1200 and (usage + Usage()) == usage
+
+
+def test_reply_without_a_limit_is_booked_in_full_however_little_was_reserved() -> None:
+    ledger = Ledger(Budget())
+    call = ledger.reserve(CARD, PROMPT, 10, stage="execute", is_limited=False)
+    call.fail(EngineUnavailable("cut"), received_bytes=4_000)
+    assert ledger.usage.completion_tokens == 1_000
 
 
 def test_thousands_of_tenths_of_a_cent_sum_exactly() -> None:
@@ -177,8 +221,9 @@ def test_json_schema_is_counted_in_the_prompt_if_the_provider_bills_it() -> None
         for engine in engines
     )
     num_bytes = len(json.dumps(schema).encode())
+    most = math.ceil(num_bytes / 2.5)
     assert left_out.most_usage(10) == PROMPT.most_usage(10)
-    assert sent.most_usage(10).prompt_tokens == PROMPT.most_usage(10).prompt_tokens + num_bytes
+    assert sent.most_usage(10).prompt_tokens == PROMPT.most_usage(10).prompt_tokens + most
     assert sent.likely_usage(0, 10).prompt_tokens == PROMPT.likely_usage(0, 10).prompt_tokens + -(
         -num_bytes // 4
     )

@@ -332,3 +332,36 @@ def test_base_url_that_cannot_be_right_is_refused_with_what_to_write(base_url: s
     with pytest.raises(ValueError, match=f"write {written}") as caught:
         HostedEngineConfig(kind="openai", model="m", base_url=base_url)
     assert caught.value.errors()[0]["msg"].endswith(f"write {written}")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 60}}, (100, 20, 60, 0, 0)),
+        ({"prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 40}}, (100, 20, 60, 40, 0)),
+        ({"prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40}, (100, 20, 60, 0, 0)),
+        ({"cached_tokens": 60}, (100, 20, 60, 0, 0)),
+        ({"cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, (100, 20, 60, 10, 0)),
+        ({"completion_tokens_details": {"reasoning_tokens": 15}}, (100, 20, 0, 0, 15)),
+        ({"total_tokens": 120, "completion_tokens_details": {"reasoning_tokens": 15}}, (100, 20, 0, 0, 15)),
+        ({"total_tokens": 150, "completion_tokens_details": {"reasoning_tokens": 30}}, (100, 50, 0, 0, 30)),
+        ({"total_tokens": 150}, (100, 50, 0, 0, 30)),
+        ({"prompt_tokens_details": {"cached_tokens": 101}}, (100, 20, 0, 0, 0)),
+        ({"completion_tokens_details": {"reasoning_tokens": 21}}, (100, 20, 0, 0, 0)),
+        ({"prompt_tokens_details": None, "completion_tokens_details": []}, (100, 20, 0, 0, 0)),
+        ({"prompt_tokens_details": {"cached_tokens": -1}, "total_tokens": "x"}, (100, 20, 0, 0, 0)),
+    ],
+)
+def test_usage_details_of_each_provider_are_read(
+    reported: dict[str, object], expected: tuple[int, ...]
+) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, **reported}
+    read = parse_completion(json.dumps(completion(usage=usage)).encode()).tokens.whole()
+    assert read is not None
+    assert (
+        read.prompt_tokens,
+        read.completion_tokens,
+        read.cached_read_tokens,
+        read.cached_write_tokens,
+        read.reasoning_tokens,
+    ) == expected

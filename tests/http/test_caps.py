@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from r2_serve.config import LimitsConfig, RouterConfig, ServerConfig
+from r2_serve.config import HostedEngineConfig, LimitsConfig, RouterConfig, ServerConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
 from r2_serve.http.api import create_app
@@ -228,7 +228,7 @@ async def test_request_that_could_cost_too_much_is_not_started(
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_cost_usd": Decimal("0.01")}, {"max_total_tokens": 10_000}], ids=["cost", "tokens"]
+    "limits", [{"max_cost_usd": Decimal("0.005")}, {"max_total_tokens": 10_000}], ids=["cost", "tokens"]
 )
 @pytest.mark.parametrize("asked", ["r2", "alone"])
 async def test_json_schema_counts_as_part_of_the_prompt(limits: dict[str, Any], asked: str) -> None:
@@ -269,6 +269,23 @@ async def test_reply_has_exactly_one_choice(n: int) -> None:
     endpoint = Endpoint(limits={})
     refused = await endpoint.ask(n=n)
     assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "n", 0)
+
+
+async def test_prompt_of_a_routed_query_is_limited_and_that_of_a_hosted_model_only_by_its_context() -> None:
+    long = messages(1, "x" * 250_000)
+    async with standing(healthy) as stand:
+        for name, status in (("r2", 400), ("alone", 200)):
+            response = await stand.client.post("/v1/chat/completions", json={"model": name, "messages": long})
+            assert response.status_code == status
+        assert (
+            "limit is 200000"
+            in error_of(
+                await stand.client.post("/v1/chat/completions", json={"model": "r2", "messages": long})
+            )["message"]
+        )
+    card = model("m", context_tokens=100_000)
+    hosted = card.model_copy(update={"engine": HostedEngineConfig(kind="openai", model="m")})
+    assert (card.query_chars, hosted.query_chars) == (800_000, 800_000)
 
 
 async def test_body_is_not_read_beyond_its_limit() -> None:

@@ -149,7 +149,7 @@ async def test_closed_connection_cancels_the_work(stream: bool) -> None:
 async def test_large_body_is_refused_before_it_is_sent() -> None:
     async with serving(ScriptedBackend()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(_request(b"{", length=20_000_000))
+        writer.write(_request(b"{", length=40_000_000))
         async with asyncio.timeout(5):
             answered = await reader.read()
         writer.close()

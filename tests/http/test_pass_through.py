@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
 
 import openai
@@ -167,6 +168,27 @@ async def _choices_of(stream: Any) -> list[Any]:
     """The choices of all chunks in order, and the chunk of usage last."""
     chunks = [chunk async for chunk in stream]
     return [*(choice for chunk in chunks for choice in chunk.choices), chunks[-1]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ledger_books_cached_and_reasoning_tokens_as_the_provider_bills_them(stream: bool) -> None:
+    async with standing(provider.answer) as stand:
+        reply = await stand.ask(stream=stream, model="alone")
+    (trace,) = stand.traces
+    bill = ((1000 - 768) * Decimal("0.15") + 768 * Decimal("0.075") + 60 * Decimal("0.6")) / 10**6
+    assert trace.cost_usd == bill
+    assert reply.r2 is not None and Decimal(reply.r2["cost_usd"]) == bill
+    usage = trace.calls[0].usage
+    assert (usage.cached_read_tokens, usage.reasoning_tokens) == (768, 40)
+    assert reply.usage == provider.USAGE
+
+
+@pytest.mark.parametrize("asked", [None, 7])
+async def test_hosted_model_is_sent_no_limit_that_nobody_asked_for(asked: int | None) -> None:
+    async with talking() as (stand, client):
+        limit: Any = {} if asked is None else {"max_completion_tokens": asked}
+        await client.chat.completions.create(model="alone", messages=PLAIN, **limit)
+        assert stand.upstream.requests[0].get("max_tokens") == asked
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -133,6 +133,7 @@ def _models(upstream: Upstream, other: Upstream) -> tuple[ModelConfig, ...]:
     def hosted(name: str, at: Upstream, timeout_s: float, *fallbacks: str) -> ModelConfig:
         engine = HostedEngineConfig(kind="openai", model=name, base_url=at.base_url)
         prices = {"usd_per_mtok_in": Decimal("0.15"), "usd_per_mtok_out": Decimal("0.6")}
+        prices["usd_per_mtok_cached_read"] = Decimal("0.075")
         return ModelConfig(name=name, engine=engine, fallbacks=fallbacks, timeout_s=timeout_s, **prices)
 
     return (

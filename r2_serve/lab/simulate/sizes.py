@@ -147,7 +147,7 @@ class Sizer:
             pick_prompt=_count(picker.render_allocate(text, plan, cards)),
             pick_reply=_words(picker.format_allocation(Allocation(models=models), cards)),
             work_prompts=tuple(map(_count, work_prompts)),
-            max_replies=tuple(self._models[step.model].max_tokens for step in steps),
+            max_replies=tuple(self._models[step.model].reply_tokens for step in steps),
         )
 
 
