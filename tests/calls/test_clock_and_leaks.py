@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import gc
 import json
+import logging
 import random
 import time
 from collections import Counter
@@ -69,8 +70,12 @@ def _step(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
     monkeypatch.setattr(traces.datetime, "datetime", Stepped)
 
 
-async def test_two_thousand_requests_with_faults_leave_nothing_behind() -> None:
+async def test_two_thousand_requests_with_faults_leave_nothing_behind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No task, descriptor or object leaks: a leak would grow in both stretches of 800."""
+    caplog.set_level(logging.INFO, "r2_serve")  # the router writes a line per request
+    monkeypatch.setattr(logging.getLogger("r2_serve"), "propagate", False)  # pytest would keep each line
     async with standing(_fault_or_not(random.Random(5)), max_attempts=2, cooldown={"first_s": 0}) as stand:
         statuses = await _ask_many(stand, 400)
         held = [_held(stand)]
