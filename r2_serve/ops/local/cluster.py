@@ -60,8 +60,8 @@ ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # the router counts requests itself
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",  # a first start compiles the proxy's modules
-    # Ray's default is the number of cores. From four times as many workers on it prints a warning, and a model
-    # takes a worker each. This number of Python processes start at once.
+    # So many worker processes start at once, and Ray warns of several times as many. Its default, the number
+    # of cores, makes two cores warn of the twelve embedded models.
     "RAY_worker_maximum_startup_concurrency": "8",
     "OMP_NUM_THREADS": "1",
 }
