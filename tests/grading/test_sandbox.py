@@ -10,6 +10,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from r2_serve.grading import seccomp
@@ -24,9 +25,19 @@ SOLVABLE = {"name": "Square:0", "sat": "def sat(x: int, n=49):\n    return x * x
 
 
 def sandboxed_pids() -> set[int]:
-    """Ids of the processes that live in another pid namespace than ours."""
+    """Ids of the processes in another pid namespace than ours, without those of other test processes."""
     own = own_namespace("pid")
-    return {int(path.name) for path in Path("/proc").glob("[0-9]*") if namespace_of(path) not in (own, None)}
+    found = {int(path.name) for path in Path("/proc").glob("[0-9]*") if namespace_of(path) not in (own, None)}
+    return found - pids_of_other_tests()
+
+
+def pids_of_other_tests() -> set[int]:
+    """Descendants of the other test processes of pytest-xdist; none if it is not in use."""
+    parent = psutil.Process().parent()
+    if parent is None or "PYTEST_XDIST_WORKER" not in os.environ:
+        return set()
+    others = [process for process in parent.children() if process.pid != os.getpid()]
+    return {process.pid for other in others for process in other.children(recursive=True)}
 
 
 def namespace_of(process: Path, kind: str = "pid") -> Path | None:

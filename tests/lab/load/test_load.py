@@ -124,16 +124,18 @@ FAULTY_STREAMS = {
 NOT_CHUNKS: list[Any] = [
     {"no": "choices"},
     {"choices": [{"index": 0, "delta": None}]},
-    {"choices": [{"index": 0}]},
     {"choices": [None]},
     {"choices": 3},
     {"choices": [{"delta": {"content": {"a": 1}}}]},
-    {"choices": [], "usage": "many"},
-    {"choices": [], "usage": {"prompt_tokens": "x"}},
     {"choices": [], "r2": {"cost_usd": "free", "subtasks": 1}},
     [],
     "text",
     7,
+]
+HARMLESS_CHUNKS: list[Any] = [
+    {"choices": [{"index": 0}]},
+    {"choices": [], "usage": "many"},
+    {"choices": [], "usage": {"prompt_tokens": "x"}},
 ]
 
 
@@ -155,6 +157,14 @@ async def test_chunks_of_a_wrong_form_fail_their_requests_alone(tmp_path: Path) 
     summary = await load_against(sse_app(answer), tmp_path / "run", workload(16, 1.0))
     assert (summary.num_sent, summary.num_ok) == (16, 16 - len(NOT_CHUNKS))
     assert summary.errors == {"not a chat completion": len(NOT_CHUNKS)}
+
+
+async def test_chunks_without_a_delta_or_with_unreadable_usage_fail_no_request(tmp_path: Path) -> None:
+    async def answer(number: int) -> list[bytes]:
+        return [chunk("a"), *(event(harmless) for harmless in HARMLESS_CHUNKS), *whole()]
+
+    summary = await load_against(sse_app(answer), tmp_path / "run", workload(8, 0.5))
+    assert (summary.num_ok, summary.errors) == (4, {})
 
 
 def failing_policy() -> ReadReplicas:
