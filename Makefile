@@ -80,7 +80,7 @@ test-all: test test-rest  ## every tier that needs no GPU
 test-fast: $(ALL)  ## the default tier alone: no Ray, no torch, no network
 	$(BIN)/pytest $(TWO) $(PYTEST)
 
-lint: $(ALL)  ## style, types, layers, unsafe calls
+lint: style  ## style, types, layers, unsafe calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
