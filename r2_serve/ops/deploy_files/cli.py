@@ -38,7 +38,7 @@ SpendOption = Annotated[float | None, Option(min=0, help="Alert above this spend
 KubernetesOption = Annotated[bool, Option("--kubernetes", help="Write objects of Prometheus' operator.")]
 MetricsSecretOption = Annotated[str, Option(help="With --kubernetes: Secret with a client key as `key`.")]
 RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # noqa: S108  # nosec B108
-METRICS_SECRET = "r2-metrics-key"  # noqa: S105
+METRICS_SECRET = "r2-metrics-key"  # noqa: S105  # nosec B105
 BOUNDS = re.compile(r"(\d+):(\d+)")
 
 
