@@ -4,8 +4,8 @@
             adapter_config.json, adapter_model.safetensors               kind lora
             config.json, model.safetensors, tokenizer.json, ...          kind full: a whole tiny checkpoint
 
-A directory is complete or absent: it is written beside its place and renamed. A name is used once, as engines
-cache by name. Weights are safetensors; pickles, which can run code when loaded, are refused."""
+A directory is complete or absent: it is written under a draft name and renamed. A name is used once, as
+engines cache by name. Weights are safetensors; pickles, which can run code when loaded, are refused."""
 
 from __future__ import annotations
 

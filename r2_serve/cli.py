@@ -1,7 +1,7 @@
 """`r2-serve`: start the router, ask it, check a config, run the demo.
 
-Each command imports what is heavy itself. Every console of ours has markup off: text of users and models is
-printed as it is, where Rich's markup would swallow `list[int]` and fail on `[/a-z]`.
+Each command imports its heavy libraries itself. Every console has markup off, so that text of users and
+models is printed unchanged: Rich's markup would drop `list[int]` and fail on `[/a-z]`.
 """
 
 from __future__ import annotations

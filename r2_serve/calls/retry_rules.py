@@ -1,7 +1,7 @@
 """What follows a failed model call: the rules of the project's only retry loop, `r2_serve.calls.caller`.
 
-Hosted clients are told not to retry, and Ray Serve never does. Two more rules stand in the loop itself: a
-call is given up once the client has seen a part of its reply, and once it has killed `MAX_DEATHS` replicas.
+Hosted clients have retries turned off, and Ray Serve never retries. Two more rules stand in the loop itself:
+a call is given up once the client has seen a part of its reply, and once it has killed `MAX_DEATHS` replicas.
 """
 
 from __future__ import annotations

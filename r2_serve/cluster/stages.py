@@ -41,6 +41,6 @@ async def report_of(stage: Callable[[Ledger], Awaitable[Result]], budget: Budget
     except R2Error as e:
         error = e
     except Exception as e:  # noqa: BLE001  the calls it made must be reported in any case
-        _log.error("a fault of ours in a stage: %s at %s", type(e).__name__, places(e))
+        _log.error("internal error in a stage: %s at %s", type(e).__name__, places(e))
         error = EngineUnavailable(f"{type(e).__name__}: {e}"[:200])
     return StageReport(tuple(ledger.calls), error=error)

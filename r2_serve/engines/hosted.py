@@ -98,7 +98,7 @@ class HostedEngine:
         """Raises: as `generate`; InvalidReply also if the stream ends before its finish reason."""
         deadline = Deadline(call.timeout_s)
         reader = StreamReader(is_verbatim=call.is_verbatim)
-        num_bytes, told = 0, None
+        num_bytes, usage = 0, None
         async with aclosing(self._chunks(call, deadline)) as chunks:
             async for chunk in chunks:
                 pieces = reader.feed(chunk)
@@ -107,9 +107,9 @@ class HostedEngine:
                     yield piece
                 if reader.has_failed and not reader.is_done:
                     await _read_on(reader, chunks)
-                if reader.usage != told:
-                    told = reader.usage
-                    yield Delta(usage=told)
+                if reader.usage != usage:
+                    usage = reader.usage
+                    yield Delta(usage=usage)
                 if reader.is_done:
                     await _drain(chunks)
                 if reader.is_done or reader.has_failed:

@@ -25,19 +25,19 @@ class BatchPace:
 
     async def tokens(self, prompt_tokens: int, reply_tokens: int) -> AsyncGenerator[int, None]:
         """The number of tokens written so far, each time there is one more; the last is `reply_tokens`."""
-        num_told = 0
+        num_given = 0
 
         def next_token_s(sequence: int) -> float:
             written = self._batch.num_decoded(_now_s(), sequence)
-            return (max(num_told + 1 - written, 0.0) + 1e-6) / self._batch.tokens_per_s()
+            return (max(num_given + 1 - written, 0.0) + 1e-6) / self._batch.tokens_per_s()
 
         async with aclosing(self._held(prompt_tokens, reply_tokens, next_token_s)) as looks:
             async for sequence in looks:
-                while num_told + 1 <= min(self._batch.num_decoded(_now_s(), sequence), reply_tokens):
-                    num_told += 1
-                    yield num_told
-        for told in range(num_told + 1, reply_tokens + 1):
-            yield told
+                while num_given + 1 <= min(self._batch.num_decoded(_now_s(), sequence), reply_tokens):
+                    num_given += 1
+                    yield num_given
+        for number in range(num_given + 1, reply_tokens + 1):
+            yield number
 
     async def _held(
         self, prompt_tokens: int, reply_tokens: int, wake_s: Callable[[int], float | None]

@@ -132,8 +132,8 @@ class VllmEngine:
             raise ConfigError(f"adapter {name!r}: vLLM runs without LoRA; set enable_lora in engine_kwargs")
         if self._max_adapters is not None and len(self._adapters) >= self._max_adapters:
             raise ConfigError(
-                f"adapter {name!r}: on CPU at most max_loras - 1 = {self._max_adapters} adapters can be "
-                "told apart"
+                f"adapter {name!r}: vLLM on the CPU keeps at most max_loras - 1 = {self._max_adapters} "
+                "adapters apart; raise max_loras in engine_kwargs"
             )
         self._adapters.check_free(name)
         _check_adapter(name, path)

@@ -48,7 +48,7 @@ def fail(message: str, *, program: str = "r2-serve", status: int = 1) -> NoRetur
 
 @contextmanager
 def plain_errors(program: str = "r2-serve", *, interrupted: str = "interrupted") -> Iterator[None]:
-    """Print an error of ours or of a file as one message, without a traceback; ctrl-C gives status 130."""
+    """Print an R2Error or a file error as one message, without a traceback; ctrl-C gives status 130."""
     try:
         yield
     except R2Error as e:

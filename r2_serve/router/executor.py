@@ -77,7 +77,7 @@ class _Schedule(Generic[Result]):
         self.start_ready(group)
 
     async def _result(self, subtask: Subtask, inputs: dict[int, Result]) -> Result:
-        """The result of `run`, unless this task was told to stop. A `run` that cancels itself has failed."""
+        """The result of `run`, unless this task was cancelled. A `run` that cancels itself has failed."""
         try:
             result = await self._run(subtask, inputs)
         except asyncio.CancelledError as e:

@@ -6,7 +6,7 @@
        deployments: [{name: Router, user_config: RoutingConfig}, ...]}
 
 `serve deploy` takes the same file but drops keys that it does not know without a word, so check it here
-first: every key of Ray Serve's schema and of ours, then what must hold between sections (`checks`).
+first: every key of Ray Serve's schema and of R2's, then what must hold between sections (`checks`).
 """
 
 from r2_serve.serve_config.document import Problem, parse_yaml, read_yaml

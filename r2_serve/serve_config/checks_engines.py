@@ -18,7 +18,7 @@ from r2_serve.serve_config.document import EXPONENT, KeyPath, Problem, suggestio
 from r2_serve.types import ModelCard
 
 PASSED_ON = ("engine_kwargs", "extra_body")
-"""Sections of ours that a library or a provider gets as they are."""
+"""Sections whose content goes unchanged to a library or a provider."""
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of `max_lora_rank`. Source: vLLM 0.29, `vllm/config/lora.py`, MaxLoRARanks."""
 VLLM_GPU_MEMORY = 0.92

@@ -15,7 +15,7 @@ SERVE_DEFAULT_UPSCALE_DELAY_S = 30.0
 
 
 def check_policies(file: ServeFile) -> Iterator[Problem]:
-    """Policies of ours; `imports` looks at those of others."""
+    """Checks the policies of R2; `imports` checks those of others."""
     for app in file.applications:
         for entry in app.deployments:
             scaling, path = entry.options.get("autoscaling_config"), (*entry.path, "autoscaling_config")

@@ -1,4 +1,4 @@
-"""The nouns of the router; those of one model call are in `calls`. It imports no other package of ours.
+"""The nouns of the router; those of one model call are in `calls`. It imports no other package of R2.
 
 Records are frozen and validate on construction, so an invalid `Plan` cannot exist. Money is `Decimal`
 USD, exact; time is seconds (`_s`). Text of a subtask refers to earlier answers as `#1`, `#2`, ...

@@ -424,7 +424,12 @@ async def test_concurrent_calls_take_a_few_batches(words: str) -> None:
     async with running(words, max_batch_size=64) as engine:
         widths: list[int] = []
         decode = engine._decode
-        engine._decode = lambda rows, model: (widths.append(len(rows)), decode(rows, model))[1]  # type: ignore[method-assign, func-returns-value]
+
+        def counted(rows: Any, checkpoint: Any) -> None:
+            widths.append(len(rows))
+            decode(rows, checkpoint)
+
+        engine._decode = counted  # type: ignore[method-assign]
         replies = await together(engine, [Sampling(max_tokens=4)] * 100)
     assert len(replies) == 100
     assert sum(widths) == 100

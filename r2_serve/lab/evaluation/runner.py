@@ -46,7 +46,7 @@ class RunOptions(Config):
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     """Spending limit of the whole directory, earlier runs included."""
     retry_errors: bool = False
-    """Ask again if the last try failed or could not be graded for a fault of ours."""
+    """Ask again if the last try failed or could not be graded because of an internal error."""
     max_failures_in_a_row: int = Field(default=100, ge=1)
     """After more failures the run stops, so that a dead endpoint does not turn every task into an error."""
 
@@ -107,7 +107,7 @@ class Examiner:
         return EvalRow.of(item.policy.name, task.id, outcome, verdict)
 
     async def work_off(self, work: Iterable[Work], keep: Keep, *, num_at_once: int) -> None:
-        """Give a row of each piece of work to `keep`, as they end. The first error of ours stops all."""
+        """Give a row of each piece of work to `keep`, as they end. The first internal error stops all."""
         queue = iter(work)
 
         async def worker() -> None:
