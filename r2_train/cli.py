@@ -240,7 +240,7 @@ def _run(config: Path, out: Path) -> TrainingRun:
 
 
 def _guarded(work: Callable[[], T]) -> T:
-    """The result of `work`. An error of ours ends the command with its message alone."""
+    """The result of `work`. An R2Error ends the command with its message alone."""
     with plain_errors("r2-train", interrupted=RESUMES):
         return work()
 

@@ -92,7 +92,7 @@ def test_gateway_that_was_not_measured_is_named() -> None:
 
 def test_scripted_provider_speaks_openais_dialect_and_its_plan_is_used() -> None:
     reader = StreamReader()
-    assert "".join(piece for event in EVENTS["worker"] for piece in reader.feed(event)) == ANSWER
+    assert "".join(piece.text for event in EVENTS["worker"] for piece in reader.feed(event)) == ANSWER
     assert (reader.finish(), reader.is_done, reader.usage is not None) == ("stop", True, True)
     assert parse_completion(COMPLETIONS["worker"]).text == ANSWER
     assert (

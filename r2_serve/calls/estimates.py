@@ -44,7 +44,7 @@ class Prompt:
         return cls(messages, sent, forwarded or {}, model.chars_per_token)
 
     def most_usage(self, max_tokens: int) -> Usage:
-        """An upper bound for ordinary text: `chars_per_token` of ASCII, two bytes a token of other scripts."""
+        """An upper bound for ordinary text: `chars_per_token` of ASCII, two bytes a token otherwise."""
         template = TEMPLATE_TOKENS_PER_MESSAGE * (len(self.messages) + 1)
         text = sum(_most_tokens(text, self.chars_per_token) for text in self._texts())
         prompt_tokens = text + template + self._media_tokens()

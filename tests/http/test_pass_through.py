@@ -184,7 +184,7 @@ async def test_ledger_books_cached_and_reasoning_tokens_as_the_provider_bills_th
 
 
 @pytest.mark.parametrize("asked", [None, 7])
-async def test_hosted_model_is_sent_no_limit_that_nobody_asked_for(asked: int | None) -> None:
+async def test_hosted_model_gets_no_limit_unless_one_is_asked(asked: int | None) -> None:
     async with talking() as (stand, client):
         limit: Any = {} if asked is None else {"max_completion_tokens": asked}
         await client.chat.completions.create(model="alone", messages=PLAIN, **limit)
