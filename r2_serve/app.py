@@ -25,6 +25,7 @@ from r2_serve.cluster.deployments import (
 )
 from r2_serve.config import AdapterLoad, ModelServerConfig, RouterConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
+from r2_serve.serve_config.defaults import LIGHT_CPUS, SHUTDOWN_S, default_cpus
 
 Options = Mapping[str, Mapping[str, object]]
 """Ray Serve options by deployment name, as the `deployments` of a config file give them."""
@@ -36,11 +37,28 @@ Model: Deployment = serve.deployment(
     name=MODEL,
     max_ongoing_requests=64,
     health_check_timeout_s=60,
-    graceful_shutdown_timeout_s=120,
+    graceful_shutdown_timeout_s=SHUTDOWN_S,
 )
-Decomposer: Deployment = serve.deployment(DecomposerDeployment, name=DECOMPOSER, max_ongoing_requests=256)
-Allocator: Deployment = serve.deployment(AllocatorDeployment, name=ALLOCATOR, max_ongoing_requests=256)
-Router: Deployment = serve.deployment(RouterDeployment, name=ROUTER, graceful_shutdown_timeout_s=120)
+Decomposer: Deployment = serve.deployment(
+    DecomposerDeployment,
+    name=DECOMPOSER,
+    max_ongoing_requests=256,
+    graceful_shutdown_timeout_s=SHUTDOWN_S,
+    ray_actor_options={"num_cpus": LIGHT_CPUS},
+)
+Allocator: Deployment = serve.deployment(
+    AllocatorDeployment,
+    name=ALLOCATOR,
+    max_ongoing_requests=256,
+    graceful_shutdown_timeout_s=SHUTDOWN_S,
+    ray_actor_options={"num_cpus": LIGHT_CPUS},
+)
+Router: Deployment = serve.deployment(
+    RouterDeployment,
+    name=ROUTER,
+    graceful_shutdown_timeout_s=SHUTDOWN_S,
+    ray_actor_options={"num_cpus": LIGHT_CPUS},
+)
 AdapterLoader: Deployment = serve.deployment(
     AdapterLoadDeployment,
     name="AdapterLoader",
@@ -80,4 +98,5 @@ def bind_router(config: RouterConfig, options: Options) -> Application:
 
 def bind_model(config: ModelServerConfig, options: Options) -> Application:
     """A local model's application with `options` on top of the defaults."""
-    return Model.options(**options.get(MODEL, {})).bind(config)
+    defaults = {"ray_actor_options": {"num_cpus": default_cpus(config)}}
+    return Model.options(**{**defaults, **options.get(MODEL, {})}).bind(config)

@@ -24,6 +24,7 @@ from r2_serve.ops.command_line import (
     DEFAULT_URL,
     ConfigOption,
     KeyOption,
+    StartTimeoutOption,
     UrlOption,
     fail,
     plain_errors,
@@ -33,8 +34,6 @@ from r2_serve.ops.deploy_files.cli import kuberay, monitoring
 from r2_serve.ops.publishing.cli import publish, rollback
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from r2_serve.serve_config import ServeConfig
 
 QUESTION = "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?"
@@ -58,7 +57,14 @@ app.command()(kuberay)
 app.command()(monitoring)
 
 PortOption = Annotated[
-    int, typer.Option("--port", "-p", min=0, max=65535, help="Loopback port; 0 takes a free one.")
+    int | None,
+    typer.Option(
+        "--port", "-p", min=0, max=65535, help="Port; 0 takes a free one. Default: `http_options.port`."
+    ),
+]
+HostOption = Annotated[
+    str | None,
+    typer.Option(help="Address to listen at. Default: `http_options.host`, or loopback if there is none."),
 ]
 
 
@@ -72,21 +78,24 @@ def _at_start() -> None:
 
 
 @app.command()
-def up(config: ConfigOption = EMBEDDED_CONFIG, port: PortOption = 8000) -> None:
-    """Start a local Ray cluster with the router on it, on loopback, until ctrl-C.
+def up(
+    config: ConfigOption = EMBEDDED_CONFIG,
+    port: PortOption = None,
+    host: HostOption = None,
+    start_timeout: StartTimeoutOption = None,
+) -> None:
+    """Start a local Ray cluster with the router on it, until ctrl-C.
 
     \b
     Example:  r2-serve up
               curl http://127.0.0.1:8000/v1/models
     """
-    from rich.console import Console
-
     from r2_serve.ops.local.cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
-    console = Console(markup=False)
     loaded = _load(config)
-    with _cluster(loaded, port, console) as url:
+    at = _address(loaded, host, port)
+    with _cluster(loaded, *at, start_timeout) as url:
         models = ", ".join(model.name for model in loaded.router.models)
         typer.echo(f"models: {', '.join(loaded.routing.virtual_models)} (routed), {models}")
         typer.echo(f"try:    r2-serve ask --url {url} '{QUESTION}'")
@@ -156,7 +165,8 @@ def validate(
     Example:  r2-serve validate serve_config.yaml
     """
     from r2_serve.errors import ConfigError
-    from r2_serve.serve_config import check
+    from r2_serve.ops.local.room import room_at_start
+    from r2_serve.serve_config import check, load
 
     try:
         problems = check(config)
@@ -166,8 +176,12 @@ def validate(
         typer.secho(str(problem), fg="red" if problem.severity == "error" else "yellow")
     num_errors = sum(problem.severity == "error" for problem in problems)
     result = f"{config}: {num_errors} errors, {len(problems) - num_errors} warnings"
-    typer.echo(result if num_errors else f"{result} - valid")
-    raise typer.Exit(1 if num_errors else 0)
+    if num_errors:
+        typer.echo(result)
+        raise typer.Exit(1)
+    with plain_errors():
+        typer.echo(f"{config}: {room_at_start(load(config))}")
+    typer.echo(f"{result} - valid")
 
 
 @app.command()
@@ -201,7 +215,8 @@ def demo(
     domain: Annotated[str, typer.Option(envvar="DOMAIN", help="words, scan or both.")] = "both",
     queries: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain.")] = 200,
     out: Annotated[Path, typer.Option(help="Where summary.json goes.")] = Path("runs/demo"),
-    port: PortOption = 0,
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Loopback port; 0: any.")] = 0,
+    start_timeout: StartTimeoutOption = None,
 ) -> None:
     """Route held-out tasks through a local cluster over HTTP, and show what routing buys.
 
@@ -211,7 +226,7 @@ def demo(
     from rich.console import Console
 
     from r2_serve.lab.demo import DOMAINS, run_demo, write_summary
-    from r2_serve.ops.local.cluster import only, prepare_environment
+    from r2_serve.ops.local.cluster import LOOPBACK, only, prepare_environment
 
     prepare_environment()
     names = list(DOMAINS) if domain in ("both", "") else [domain]
@@ -219,7 +234,7 @@ def demo(
         fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
     console = Console(markup=False)
     loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
-    with _cluster(loaded, port, console) as url:
+    with _cluster(loaded, LOOPBACK, port, start_timeout) as url:
         summary = asyncio.run(run_demo(url, loaded, names, queries, console))
     typer.echo(f"written: {write_summary(summary, out)}")
 
@@ -262,18 +277,29 @@ def _load(path: Path) -> ServeConfig:
         return load(path, with_imports=True)
 
 
-@contextlib.contextmanager
-def _cluster(config: ServeConfig, port: int, console: Console) -> Iterator[str]:
-    """A local cluster running `config`; its base URL. Our own errors end the command without a traceback."""
-    from rich.text import Text
+def _address(config: ServeConfig, host: str | None, port: int | None) -> tuple[str, int]:
+    """Host and port: those of the options, else those of the file. A file without a host means loopback."""
+    from r2_serve.http.keys import require_keys
+    from r2_serve.ops.local.cluster import LOOPBACK
 
+    found = host or str((config.raw.get("http_options") or {}).get("host", LOOPBACK))
+    with plain_errors():
+        require_keys(found, config.router.server)
+    return found, config.http_port if port is None else port
+
+
+@contextlib.contextmanager
+def _cluster(config: ServeConfig, host: str, port: int, start_timeout_s: float | None) -> Iterator[str]:
+    """A local cluster running `config`; its base URL. Our own errors end the command without a traceback."""
     from r2_serve.ops.local.cluster import free_port, local_cluster
 
-    with contextlib.ExitStack() as stack, plain_errors():
-        with console.status(f"starting Ray and {len(config.model_apps)} models"):
-            base_url = stack.enter_context(local_cluster(config, port=port or free_port()))
-        console.print(Text("ready", style="bold green"), f"  {base_url}")
-        yield base_url
+    port = port or free_port()
+    with (
+        plain_errors(),
+        local_cluster(config, host=host, port=port, start_timeout_s=start_timeout_s, say=typer.echo) as url,
+    ):
+        typer.echo(f"{typer.style('ready', fg='green', bold=True)}  {url}")
+        yield url
 
 
 if __name__ == "__main__":

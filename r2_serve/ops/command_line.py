@@ -28,6 +28,15 @@ KeyOption = Annotated[
     str | None,
     typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, if it asks for one."),
 ]
+StartTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--start-timeout",
+        envvar="R2_START_TIMEOUT_S",
+        min=1,
+        help="Longest start in seconds; default: 600 with GPUs or models on torch, otherwise 120.",
+    ),
+]
 WorkloadArgument = Annotated[Path | None, typer.Argument(help="Workload file (YAML).")]
 ExampleOption = Annotated[
     str | None,

@@ -31,9 +31,9 @@ from r2_serve.serve_config.checks_engines import (
     check_vllm,
 )
 from r2_serve.serve_config.checks_scaling import check_policies
+from r2_serve.serve_config.defaults import SHUTDOWN_S
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 
-SERVE_DEFAULT_SHUTDOWN_TIMEOUT_S = 20.0
 PORTS = range(1, 65536)
 
 
@@ -159,13 +159,17 @@ def _check_concurrency(file: ServeFile) -> Iterator[Problem]:
 def _check_shutdown_timeouts(file: ServeFile) -> Iterator[Problem]:
     deadline_s = file.deadline_s
     for app in file.applications:
-        default = SERVE_DEFAULT_SHUTDOWN_TIMEOUT_S if app.kind == "router" else None
-        for entry in app.deployments if app.kind != "other" else ():
-            timeout_s = entry.options.get("graceful_shutdown_timeout_s", default)
-            if isinstance(timeout_s, int | float) and timeout_s < deadline_s:
-                message = f"{timeout_s:g} s is below limits.deadline_s ({deadline_s:g}): "
-                path = (*entry.path, "graceful_shutdown_timeout_s")
-                yield file.warning(path, f"{message}long generations are killed at scale-down")
+        for name in DEPLOYMENTS.get(str(app.options.get("import_path")), ()):
+            timeout_s = app.option(name, "graceful_shutdown_timeout_s")
+            found = SHUTDOWN_S if timeout_s is None else timeout_s
+            if isinstance(found, int | float) and found < deadline_s:
+                message = f"{found:g} s {'(the default) ' * (timeout_s is None)}of {name} "
+                path = (*app.path_of(name), "graceful_shutdown_timeout_s")
+                yield file.warning(
+                    path,
+                    f"{message}is below limits.deadline_s ({deadline_s:g}): "
+                    "long generations are killed at scale-down",
+                )
 
 
 def _check_http_options(file: ServeFile) -> Iterator[Problem]:

@@ -32,10 +32,10 @@ NUM_AT_WORK, NUM_REFUSED = 4, 6
 def test_up_answers_until_sigterm_and_finishes_running_requests(tmp_path: Path) -> None:
     """Both router replicas answer queries under way at SIGTERM and refuse new ones; no process is left."""
     path, port = tmp_path / "pool.yaml", free_port()
-    config = scripted_config(delay_s={LARGE: 12.0})
+    config = scripted_config(delay_s={LARGE: 12.0}) | {"http_options": {"host": "127.0.0.1", "port": port}}
     config["applications"][-1]["deployments"][0] |= {"num_replicas": 2}
     path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), "--port", str(port)]
+    command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path)]
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"
     }
@@ -49,7 +49,7 @@ def test_up_answers_until_sigterm_and_finishes_running_requests(tmp_path: Path) 
             lines.append(line)
             if "stop:" in line:
                 break
-        assert any("ready" in line for line in lines), lines
+        assert any(f"ready  http://127.0.0.1:{port}/v1" in line for line in lines), lines
         body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}], "r2": {"trace": True}}
         url = f"http://127.0.0.1:{port}"
         until(lambda: len(routers_that_answered(url, {**body, "model": SMALL})) == 2)
@@ -126,3 +126,33 @@ def test_occupied_port_is_named_before_the_start(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert f"port {port}" in done.stderr and "--port" in done.stderr
+
+
+def test_config_beyond_the_machine_is_refused_with_the_deployment_and_the_numbers(tmp_path: Path) -> None:
+    config = scripted_config()
+    config["applications"][0]["deployments"][0] |= {"ray_actor_options": {"num_cpus": 1000}}
+    done = up_once(tmp_path, config, "--port", "0")
+    assert done.returncode == 1
+    assert "deployment Model of application 'm-small': a replica asks for 1000 CPU" in done.stderr
+
+
+def test_start_beyond_its_limit_ends_with_the_state_of_each_deployment(tmp_path: Path) -> None:
+    """The other applications are shown as they become ready, though the output is no terminal."""
+    config = scripted_config()
+    speed = {"start_s": 600, "prefill_tokens_per_s": 1, "decode_tokens_per_s": 1}
+    config["applications"][0]["args"]["engine"] = {"kind": "scripted", "speed": speed}
+    done = up_once(tmp_path, config, "--port", "0", "--start-timeout", "30")
+    assert done.returncode == 1
+    assert "m-large is ready" in done.stdout and "r2 is ready" in done.stdout
+    assert "after 30 s (--start-timeout) these applications do not run:" in done.stderr
+    assert "m-small is DEPLOYING" in done.stderr and "Model is UPDATING" in done.stderr
+
+
+def up_once(
+    folder: Path, config: dict[str, Any], *options: str, timeout_s: float = 200
+) -> subprocess.CompletedProcess[str]:
+    """`r2-serve up` with `config`, until it ends by itself."""
+    path = folder / "pool.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)

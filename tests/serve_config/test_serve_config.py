@@ -156,7 +156,7 @@ def test_unknown_key_hides_no_other_problem() -> None:
         f"{MODELS}[0].engine.app",
         f"{ROUTER}.user_config.limits.extra",
     }
-    assert sum("scale-down" in problem.message for problem in read(text)[1]) == 2
+    assert sum("scale-down" in problem.message for problem in read(text)[1]) == 4
 
 
 def test_wrong_item_is_not_echoed_by_its_list() -> None:

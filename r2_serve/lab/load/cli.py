@@ -18,6 +18,7 @@ from r2_serve.ops.command_line import (
     KeyOption,
     SeedOption,
     SetAsideOption,
+    StartTimeoutOption,
     UrlOption,
     WorkloadArgument,
     fail,
@@ -80,6 +81,7 @@ def load(
         bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
     set_aside: SetAsideOption = False,
+    start_timeout: StartTimeoutOption = None,
 ) -> None:
     """Send a workload at its own pace, without waiting for answers, and report what users would have seen.
 
@@ -115,7 +117,7 @@ def load(
             set_aside=set_aside,
         )
         console = Console(markup=False)
-        with _target(url, config, dashboard, nodes, gpus, console) as (base_url, replicas):
+        with _target(url, config, dashboard, nodes, gpus, start_timeout) as (base_url, replicas):
             _run(loaded, base_url, options, replicas, console)
 
 
@@ -151,7 +153,12 @@ def _run(
 
 @contextmanager
 def _target(
-    url: str, config: Path | None, dashboard: str | None, nodes: int, gpus: int, console: Console
+    url: str,
+    config: Path | None,
+    dashboard: str | None,
+    nodes: int,
+    gpus: int,
+    start_timeout_s: float | None,
 ) -> Iterator[tuple[str, ReadReplicas | None]]:
     """The endpoint's base URL, and the source of replica counts."""
     if config is None:
@@ -170,8 +177,14 @@ def _target(
     path = SCRIPTED_POOL if str(config) == "scripted" else config
     loaded = load_config(path, with_imports=True)
     with ExitStack() as stack:
-        with console.status(f"starting Ray and {len(loaded.model_apps)} models"):
-            address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
-            cluster = local_cluster(loaded, port=free_port(), num_gpus=gpus, address=address)
-            base_url = stack.enter_context(cluster)
+        address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
+        cluster = local_cluster(
+            loaded,
+            port=free_port(),
+            num_gpus=gpus or None,
+            address=address,
+            start_timeout_s=start_timeout_s,
+            say=typer.echo,
+        )
+        base_url = stack.enter_context(cluster)
         yield base_url, local_replicas()

@@ -9,15 +9,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from r2_serve.config import HostedEngineConfig
+from r2_serve.config import HostedEngineConfig, ModelServerConfig
 from r2_serve.errors import ConfigError
 from r2_serve.ops.deploy_files.templates import Object
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import DEPLOYMENTS
+from r2_serve.serve_config.defaults import SHUTDOWN_S, cpus_of
 
-SERVE_DEFAULT_CPUS = 1.0
-DEFAULT_SHUTDOWN_S = 120.0
-"""Seconds for which `r2_serve.app` lets `Model` and `Router` finish."""
 Resources = Mapping[str, float]
 """Amounts by Ray's names: `CPU`, `GPU`, `memory` in bytes, and custom ones."""
 
@@ -31,6 +29,8 @@ class Replicas:
     takes: Resources
     min_replicas: int
     max_replicas: int
+    num_at_start: int
+    """Replicas that start before the application counts as running."""
     max_per_node: int
     """Most replicas on one node; 0: no limit."""
     shutdown_s: float
@@ -46,7 +46,11 @@ def replicas_of(config: ServeConfig) -> list[Replicas]:
 
     Raises: ConfigError if a replica cannot be on one node.
     """
-    return [entry for app in config.raw["applications"] for entry in _deployments(app)]
+    return [
+        entry
+        for app in config.raw["applications"]
+        for entry in _deployments(app, config.model_apps.get(app["name"]))
+    ]
 
 
 def variables_of(config: ServeConfig) -> list[str]:
@@ -66,7 +70,7 @@ def num_nodes(replicas: Sequence[Replicas], node: Resources, *, at_most: bool) -
     wanted.sort(key=lambda entry: (-entry.takes.get("GPU", 0), -entry.takes.get("CPU", 0)))
     nodes: list[list[Replicas]] = []
     for entry in wanted:
-        place = next((there for there in nodes if _has_room(there, entry, node)), None)
+        place = next((there for there in nodes if has_room(there, entry, node)), None)
         if place is None:
             _check_fits(entry, node)
             nodes.append(place := [])
@@ -85,7 +89,8 @@ def custom_resources(replicas: Sequence[Replicas], node: Resources) -> dict[str,
     return found
 
 
-def _has_room(there: Sequence[Replicas], entry: Replicas, node: Resources) -> bool:
+def has_room(there: Sequence[Replicas], entry: Replicas, node: Resources) -> bool:
+    """Whether one more replica of `entry` fits on `node` with those that are there."""
     taken = {name: sum(other.takes.get(name, 0) for other in there) for name in entry.takes}
     fits = all(node.get(name, 0) - taken[name] >= amount - 1e-9 for name, amount in entry.takes.items())
     return fits and not 0 < entry.max_per_node <= there.count(entry)
@@ -100,26 +105,28 @@ def _check_fits(entry: Replicas, node: Resources) -> None:
             )
 
 
-def _deployments(app: Object) -> Iterator[Replicas]:
+def _deployments(app: Object, server: ModelServerConfig | None) -> Iterator[Replicas]:
     entries = {entry["name"]: entry for entry in app.get("deployments", ())}
     for name in dict.fromkeys([*DEPLOYMENTS.get(app["import_path"], ()), *entries]):
         options = entries.get(name, {})
         max_per_node = int(options.get("max_replicas_per_node") or 0)
-        shutdown_s = float(options.get("graceful_shutdown_timeout_s", DEFAULT_SHUTDOWN_S))
-        takes = _takes(app["name"], name, options)
+        shutdown_s = float(options.get("graceful_shutdown_timeout_s", SHUTDOWN_S))
+        takes = _takes(app["name"], name, options, server)
         yield Replicas(app["name"], name, takes, *_bounds(options), max_per_node, shutdown_s)
 
 
-def _bounds(options: Object) -> tuple[int, int]:
+def _bounds(options: Object) -> tuple[int, int, int]:
+    """The fewest replicas, the most, and those at the start."""
     scaling = options.get("autoscaling_config") or {}
     if options.get("num_replicas") == "auto":  # Serve's own meaning of it, under what the file says
         scaling = {"min_replicas": 1, "max_replicas": 100} | scaling
     elif options.get("num_replicas") is not None:
-        return int(options["num_replicas"]), int(options["num_replicas"])
-    return int(scaling.get("min_replicas", 1)), int(scaling.get("max_replicas", 1))
+        return (int(options["num_replicas"]),) * 3
+    fewest, most = int(scaling.get("min_replicas", 1)), int(scaling.get("max_replicas", 1))
+    return fewest, most, int(scaling.get("initial_replicas") or fewest)
 
 
-def _takes(app: str, deployment: str, options: Object) -> Resources:
+def _takes(app: str, deployment: str, options: Object, server: ModelServerConfig | None) -> Resources:
     if bundles := options.get("placement_group_bundles"):
         if options.get("placement_group_strategy", "PACK") not in ("PACK", "STRICT_PACK"):
             raise ConfigError(
@@ -130,7 +137,7 @@ def _takes(app: str, deployment: str, options: Object) -> Resources:
     actor = options.get("ray_actor_options") or {}
     memory = {"memory": float(actor["memory"])} if actor.get("memory") else {}
     return {
-        "CPU": float(actor.get("num_cpus", SERVE_DEFAULT_CPUS)),
+        "CPU": cpus_of(options.get("ray_actor_options"), server),
         "GPU": float(actor.get("num_gpus", 0)),
         **memory,
         **{name: float(amount) for name, amount in (actor.get("resources") or {}).items()},

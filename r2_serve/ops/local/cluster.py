@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -29,7 +30,8 @@ from pathlib import Path
 
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.ops.local import haproxy
-from r2_serve.ops.local.controller_log import ControllerLog
+from r2_serve.ops.local.progress import POLL_S, Say, say_nothing, start_limit_s, wait_until_running
+from r2_serve.ops.local.room import check_room
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import ROUTER
 from r2_serve.serve_config.document import YamlMapping, path_text
@@ -42,7 +44,8 @@ request."""
 FLUSH_S = 1.0
 """Seconds from a request's end to the last bytes of its reply at the client; Serve's own orderly end takes 30
 s."""
-ANSWERING_S, ANSWERING_POLL_S = 60.0, 0.1
+ANSWERING_S = 60.0
+EVERY_ADDRESS = ("0.0.0.0", "::")  # compared with, and bound only where a config says so  # noqa: S104  # nosec B104
 PORTS = range(20_000, 30_000)
 """Ports for servers that bind some time after the choice, in another process. The kernel's own range (from
 32768 on Linux) will not do, as every connection of Ray's processes takes a port of it meanwhile; workers of
@@ -93,17 +96,27 @@ def prepare_environment() -> None:
 
 @contextlib.contextmanager
 def local_cluster(
-    config: ServeConfig, *, port: int, num_cpus: int | None = None, num_gpus: int = 0, address: str = "local"
+    config: ServeConfig,
+    *,
+    port: int,
+    host: str = LOOPBACK,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    address: str = "local",
+    start_timeout_s: float | None = None,
+    say: Say = say_nothing,
 ) -> Iterator[str]:
     """Runs the applications of `config`, and gives their base URL once they answer; all ends with the
     context.
 
-    `address` names nodes that run already (`local_nodes`) and have CPUs and GPUs of their own.
+    Ray counts the CPUs and GPUs of this machine where none are given. `address` names nodes that run already
+    (`local_nodes`) and have their own. None for `start_timeout_s`: `start_limit_s` of the config.
 
-    Raises: ConfigError if the port is taken or a policy of the config cannot be imported; EngineUnavailable
-    if Ray does not start.
+    Raises: ConfigError if the port is taken, a policy cannot be imported or a replica has no room;
+    EngineUnavailable if Ray does not start, or an application fails or does not run in time.
     """
-    _check_port_is_free(port)
+    limit_s = start_limit_s(config) if start_timeout_s is None else start_timeout_s
+    check_port_is_free(host, port)
     _check_environment()
     _check_imports(config)
     import ray
@@ -112,27 +125,42 @@ def local_cluster(
     own_node |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
     try:
         logs = config.raw.get("logging_config") or LOGS
-        _start(port, address, own_node if address == "local" else {}, logs)
-        _run(config)
-        _wait_until_answering(port)
-        yield f"http://{LOOPBACK}:{port}/v1"
+        say("starting Ray")
+        _start_ray(address, own_node if address == "local" else {})
+        check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        say(f"starting {len(config.model_apps)} models and the router, for at most {limit_s:g} s")
+        _start_serve(host, port, logs)
+        _run(config, limit_s, say)
+        reached_at = reachable(host)
+        _wait_until_answering(reached_at, port)
+        yield f"http://{reached_at}:{port}/v1"
     finally:
         ray.shutdown()  # ends every process; Serve's orderly end would take half a minute more
 
 
-def _start(port: int, address: str, new_node: YamlMapping, logs: YamlMapping) -> None:
-    """Starts Ray and Serve without applications. Raises: EngineUnavailable, which says where to look."""
+def _start_ray(address: str, new_node: YamlMapping) -> None:
+    """Raises: EngineUnavailable."""
     import ray
+
+    with _where_to_look():
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new_node)
+
+
+def _start_serve(host: str, port: int, logs: YamlMapping) -> None:
+    """Starts Serve without applications. Raises: EngineUnavailable."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    http = {"host": host, "port": port}
+    with _where_to_look():
+        serve.start(http_options=http, proxy_location="HeadOnly", logging_config=dict(logs))
+
+
+@contextlib.contextmanager
+def _where_to_look() -> Iterator[None]:
+    """Turns an error of Ray's start into EngineUnavailable, which says where its logs are."""
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new_node)
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            http_options={"host": LOOPBACK, "port": port},
-            proxy_location="HeadOnly",
-            logging_config=dict(logs),
-        )
+        yield
     except Exception as e:
         reason = str(e).strip().splitlines() or [type(e).__name__]
         found_in = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
@@ -191,7 +219,7 @@ def finish_requests(config: ServeConfig) -> None:
         asyncio.run(finish())  # Serve's throughput mode has no handles outside an event loop
 
 
-def _run(config: ServeConfig) -> None:
+def _run(config: ServeConfig, limit_s: float, say: Say) -> None:
     """Starts models and router at once; returns when all are running."""
     from ray import serve
 
@@ -206,31 +234,14 @@ def _run(config: ServeConfig) -> None:
     router = bind_router(config.router, options)
     targets.append(serve.RunTarget(router, config.router_app_name, "/"))
     serve.run_many(targets, wait_for_applications_running=False)
-    _wait_until_running([target.name for target in targets])
+    wait_until_running([target.name for target in targets], limit_s, say)
 
 
-def _wait_until_running(apps: Sequence[str]) -> None:
-    """Raises: PolicyFailed; EngineUnavailable with Serve's reason if an application cannot run."""
-    from ray import serve
-
-    log = ControllerLog.of_this_cluster()
-    while True:
-        log.check()
-        found = serve.status().applications
-        statuses = {app: found[app].status.value if app in found else "NOT_STARTED" for app in apps}
-        for app, status in statuses.items():
-            if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise EngineUnavailable(f"application {app!r} is {status}: {found[app].message}")
-        if set(statuses.values()) == {"RUNNING"}:
-            return
-        time.sleep(ANSWERING_POLL_S)
-
-
-def _wait_until_answering(port: int) -> None:
+def _wait_until_answering(host: str, port: int) -> None:
     """Waits for the proxy, which learns of a running router moments later. Raises: EngineUnavailable."""
     until_s = time.monotonic() + ANSWERING_S
     while time.monotonic() < until_s:
-        connection = HTTPConnection(LOOPBACK, port, timeout=ANSWERING_S)
+        connection = HTTPConnection(host, port, timeout=ANSWERING_S)
         try:
             connection.request("GET", "/health")
             if connection.getresponse().status == HTTPStatus.OK:
@@ -239,7 +250,7 @@ def _wait_until_answering(port: int) -> None:
             pass
         finally:
             connection.close()
-        time.sleep(ANSWERING_POLL_S)
+        time.sleep(POLL_S)
     raise EngineUnavailable(
         f"the router runs, but nothing answers at port {port} after {ANSWERING_S:g} s: "
         "is the machine overloaded?"
@@ -252,14 +263,23 @@ def _options(config: ServeConfig, app: str) -> Mapping[str, YamlMapping]:
     return {d["name"]: {k: v for k, v in d.items() if k != "name"} for d in section.get("deployments", [])}
 
 
-def _check_port_is_free(port: int) -> None:
-    with socket.socket() as probe:
+def reachable(host: str) -> str:
+    """The address under which this machine reaches a server that listens at `host`."""
+    return LOOPBACK if host in EVERY_ADDRESS else host
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Raises: ConfigError if `port` is taken, or this machine has no address `host`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError as e:
+            if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(f"{host} is no address of this machine; choose another with --host") from e
             raise ConfigError(
-                f"port {port} of {LOOPBACK} is taken ({e.strerror}); choose another with --port"
+                f"port {port} of {host} is taken ({e.strerror}); choose another with --port"
             ) from e
 
 
