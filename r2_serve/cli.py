@@ -83,23 +83,30 @@ def up(
     port: PortOption = None,
     host: HostOption = None,
     start_timeout: StartTimeoutOption = None,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process", help="Serve hosted and numpy models in this process, without Ray and replicas."
+        ),
+    ] = False,
 ) -> None:
     """Start a local Ray cluster with the router on it, until ctrl-C.
 
     \b
     Example:  r2-serve up
               curl http://127.0.0.1:8000/v1/models
+              r2-serve up --in-process --config serve_config.yaml
     """
+    if in_process:
+        _up_in_process(config, host, port)
+        return
     from r2_serve.ops.local.cluster import finish_requests, prepare_environment, wait_for_interrupt
 
     prepare_environment()
     loaded = _load(config)
     at = _address(loaded, host, port)
     with _cluster(loaded, *at, start_timeout) as url:
-        models = ", ".join(model.name for model in loaded.router.models)
-        typer.echo(f"models: {', '.join(loaded.routing.virtual_models)} (routed), {models}")
-        typer.echo(f"try:    r2-serve ask --url {url} '{QUESTION}'")
-        typer.echo("stop:   ctrl-C")
+        _say_how_to_use(loaded, url)
         wait_for_interrupt()
         typer.echo("stopping: waiting for the requests at work; once more to cut them off")
         with contextlib.suppress(KeyboardInterrupt):
@@ -277,6 +284,38 @@ def _load(path: Path) -> ServeConfig:
         return load(path, with_imports=True)
 
 
+def _up_in_process(path: Path, host: str | None, port: int | None) -> None:
+    """`up` without Ray: the same router under uvicorn."""
+    from r2_serve.ops.local.cluster import check_port_is_free, free_port, reachable
+    from r2_serve.ops.local.in_process import LACKS, serve
+    from r2_serve.serve_config import load_without_ray
+
+    with plain_errors():
+        config = load_without_ray(path)
+        at, port = _address(config, host, port)
+        port = port or free_port()
+        check_port_is_free(at, port)
+        url = f"http://{reachable(at)}:{port}/v1"
+
+        def say() -> None:
+            _say_ready(url)
+            typer.echo(f"lacks:  {LACKS}")
+            _say_how_to_use(config, url)
+
+        asyncio.run(serve(config, at, port, say))
+
+
+def _say_ready(url: str) -> None:
+    typer.echo(f"{typer.style('ready', fg='green', bold=True)}  {url}")
+
+
+def _say_how_to_use(config: ServeConfig, url: str) -> None:
+    models = ", ".join(model.name for model in config.router.models)
+    typer.echo(f"models: {', '.join(config.routing.virtual_models)} (routed), {models}")
+    typer.echo(f"try:    r2-serve ask --url {url} '{QUESTION}'")
+    typer.echo("stop:   ctrl-C")
+
+
 def _address(config: ServeConfig, host: str | None, port: int | None) -> tuple[str, int]:
     """Host and port: those of the options, else those of the file. A file without a host means loopback."""
     from r2_serve.http.keys import require_keys
@@ -298,7 +337,7 @@ def _cluster(config: ServeConfig, host: str, port: int, start_timeout_s: float |
         plain_errors(),
         local_cluster(config, host=host, port=port, start_timeout_s=start_timeout_s, say=typer.echo) as url,
     ):
-        typer.echo(f"{typer.style('ready', fg='green', bold=True)}  {url}")
+        _say_ready(url)
         yield url
 
 

@@ -17,6 +17,7 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "aiohttp", "fastapi")
         ("r2_serve.adapters", HEAVY),
         ("r2_serve.ops.publishing.cli", HEAVY),
         ("r2_serve.engines", HEAVY),
+        ("r2_serve.ops.local.in_process", HEAVY),
         ("r2_serve.engines.scripted", HEAVY),
         ("r2_serve.cli", ("ray", "torch", "transformers", "vllm")),
         (

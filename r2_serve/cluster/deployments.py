@@ -26,7 +26,6 @@ from r2_serve.cluster.view import ClusterView
 from r2_serve.config import (
     AdapterLoad,
     DecomposerConfig,
-    HostedEngineConfig,
     LimitsConfig,
     ModelConfig,
     ModelServerConfig,
@@ -41,7 +40,7 @@ from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
-from r2_serve.http.redaction import Redactor, redact_logs
+from r2_serve.http.redaction import Redactor, redact_logs, redactor_of
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from r2_serve.router.decomposer import Decomposer, Decomposition
 from r2_serve.router.demand import Demand, ModelDemand, total
@@ -227,13 +226,6 @@ def cluster_engine(model: ModelConfig) -> Engine:
     if model.engine.kind == "served":
         return ServedEngine(model.engine.app)
     return make_engine(model.engine)
-
-
-def redactor_of(config: RouterConfig) -> Redactor:
-    """A redactor of every secret that `config` names, and of variables that are called like secrets."""
-    engines = [model.engine for model in config.models]
-    hosted = [engine.api_key_env for engine in engines if isinstance(engine, HostedEngineConfig)]
-    return Redactor.of(names=[config.server.api_keys_env, *hosted])
 
 
 def _http_host() -> str:

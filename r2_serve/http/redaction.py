@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, cast
 
+from r2_serve.config import HostedEngineConfig, RouterConfig
+
 SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|CREDENTIALS)$")
 """Environment variables that count as secrets, in addition to those that the configuration names."""
 MIN_CHARS = 8
@@ -44,6 +46,13 @@ class Redactor:
 
     def __repr__(self) -> str:
         return "Redactor()"
+
+
+def redactor_of(config: RouterConfig) -> Redactor:
+    """A redactor of every secret that `config` names, and of variables that are called like secrets."""
+    engines = [model.engine for model in config.models]
+    hosted = [engine.api_key_env for engine in engines if isinstance(engine, HostedEngineConfig)]
+    return Redactor.of(names=[config.server.api_keys_env, *hosted])
 
 
 def redacted(value: T, redact: Callable[[str], str], *, spared: str) -> T:

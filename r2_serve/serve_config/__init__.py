@@ -10,6 +10,15 @@ first: every key of Ray Serve's schema and of R2's, then what must hold between 
 """
 
 from r2_serve.serve_config.document import Problem, parse_yaml, read_yaml
-from r2_serve.serve_config.reader import ServeConfig, check, load, own_problems
+from r2_serve.serve_config.reader import ServeConfig, check, load, load_without_ray, own_problems
 
-__all__ = ["Problem", "ServeConfig", "check", "load", "own_problems", "parse_yaml", "read_yaml"]
+__all__ = [
+    "Problem",
+    "ServeConfig",
+    "check",
+    "load",
+    "load_without_ray",
+    "own_problems",
+    "parse_yaml",
+    "read_yaml",
+]

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
 from r2_serve.errors import ConfigError
-from r2_serve.serve_config.applications import ServeFile, read_serve_file
+from r2_serve.serve_config.applications import ApplicationEntry, ServeFile, read_serve_file
 from r2_serve.serve_config.checks import cross_problems
+from r2_serve.serve_config.checks_access import SERVE_DEFAULT_HOST
 from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping, read_yaml, refusal
 from r2_serve.serve_config.imports import import_problems, without_imports
 from r2_serve.serve_config.sections import (
@@ -28,6 +29,9 @@ from r2_serve.serve_config.sections import (
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
+
+
+SERVE_DEFAULT_PORT, SERVE_DEFAULT_PROXY_LOCATION = 8000, "EveryNode"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,24 @@ def load(path: Path, *, with_imports: bool = False) -> ServeConfig:
     file, problems = _inspect(document, os.environ)
     imports = import_problems(document) if with_imports else ()
     errors = [problem for problem in (*problems, *imports) if problem.severity == "error"]
+    if errors:
+        raise refusal(path, errors)
+    return _serve_config(file)
+
+
+def load_without_ray(path: Path) -> ServeConfig:
+    """The config at `path` for a process without Ray: keys and values of Ray Serve's own are not checked.
+
+    Raises: ConfigError, which lists every error of our own sections, or says that the file cannot be read.
+    """
+    document = read_yaml(path)
+    if isinstance(document, Problem):
+        raise refusal(path, [document])
+    file, problems = own_problems(document, os.environ)
+    port = file.http_options.get("port", SERVE_DEFAULT_PORT)
+    if type(port) is not int:
+        problems.append(document.problem("error", ("http_options", "port"), f"got {port!r}, expected a port"))
+    errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise refusal(path, errors)
     return _serve_config(file)
@@ -103,17 +125,22 @@ def _serve_config(file: ServeFile) -> ServeConfig:
     assert file.router is not None and file.routing is not None and file.router_app is not None, (
         "as there was no error"
     )
-    schema = _deploy_schema().model_validate(without_imports(file.document.raw))
     return ServeConfig(
         router=file.router,
         routing=file.routing,
         model_apps=dict(file.model_configs),
         router_app_name=file.router_app.name,
-        raw=file.document.raw,
-        http_host=schema.http_options.host,
-        http_port=schema.http_options.port,
-        proxy_location=schema.proxy_location.value,
+        raw={**file.document.raw, "applications": [_application(app) for app in file.applications]},
+        http_host=str(file.http_options.get("host", SERVE_DEFAULT_HOST)),
+        http_port=int(file.http_options.get("port", SERVE_DEFAULT_PORT)),
+        proxy_location=str(file.document.raw.get("proxy_location", SERVE_DEFAULT_PROXY_LOCATION)),
     )
+
+
+def _application(app: ApplicationEntry) -> YamlMapping:
+    """The application as plain data, without items of `deployments` that are no mappings."""
+    deployments = [entry.options for entry in app.deployments]
+    return {**app.options, "deployments": deployments} if "deployments" in app.options else app.options
 
 
 def _serve_problems(document: Document) -> list[Problem]:
