@@ -1,0 +1,52 @@
+"""What an allocator and a failing call need from the pool: words to choose by, and another model to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from r2_serve.config import ModelConfig, RoutingConfig
+from r2_serve.serve_config.applications import ServeFile
+from r2_serve.serve_config.document import Problem
+
+
+def check_pool(file: ServeFile) -> Iterator[Problem]:
+    """Models that an allocator chooses blindly, and models whose failures no other model could take over."""
+    if file.router is None or file.router_app is None or file.routing is None:
+        return
+    by_name = {model.name: model for model in file.router.models}
+    chosen, replaceable = _chosen_by_words(file.routing, by_name), _replaceable(file.routing)
+    for index, model in enumerate(file.router.models):
+        path = (*file.router_app.path, "args", "models", index)
+        missing = _missing_words(model) if model.name in chosen else []
+        if missing:
+            by = "it" if len(missing) == 1 else "them"
+            message = f"{model.name!r} has no {' and no '.join(missing)}: the allocator chooses by {by}"
+            yield file.warning(path, message)
+        if not model.fallbacks and model.name not in replaceable:
+            message = f"no other model could answer when {model.name!r} fails: name one in `fallbacks`"
+            yield file.warning(path, message)
+
+
+def _chosen_by_words(routing: RoutingConfig, by_name: dict[str, ModelConfig]) -> set[str]:
+    """Models of pools with a choice, where an instruct allocator reads about each; compact ones do not."""
+    found: set[str] = set()
+    for virtual in routing.virtual_models.values():
+        allocator = by_name.get(virtual.allocator.model)
+        if len(virtual.pool) > 1 and allocator is not None and allocator.codec == "instruct":
+            found.update(virtual.pool)
+    return found
+
+
+def _missing_words(model: ModelConfig) -> list[str]:
+    description = [] if model.description.strip() else ["`description`"]
+    has_group = "group" in model.model_fields_set
+    return description if has_group else [*description, f"`group` (so it counts as {model.group})"]
+
+
+def _replaceable(routing: RoutingConfig) -> set[str]:
+    """Models that share a pool with another one; decomposers and allocators, which the router can spare."""
+    found: set[str] = set()
+    for virtual in routing.virtual_models.values():
+        found.update(virtual.pool if len(virtual.pool) > 1 else ())
+        found |= {virtual.decomposer.model, virtual.allocator.model} - {*virtual.pool}
+    return found

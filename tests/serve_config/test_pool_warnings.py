@@ -1,0 +1,40 @@
+"""`validate` warns of models that the allocator knows nothing about, and of models that nothing replaces."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.serve_config.test_serve_config import MODELS, edited, line_of, only_problem, read
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        ("      description: hard questions\n", "'large' has no `description`: the allocator chooses by it"),
+        ("      group: llm\n", "'large' has no `group` (so it counts as slm): the allocator"),
+    ],
+)
+def test_models_that_the_allocator_knows_nothing_about_are_named(old: str, message: str) -> None:
+    text = edited(old, "")
+    problem = only_problem(text)
+    assert (problem.severity, problem.where) == ("warning", f"{MODELS}[1]")
+    assert problem.line == line_of(text, "- name: large") and message in problem.message
+
+
+def test_blank_description_counts_as_none() -> None:
+    assert "no `description`" in only_problem(edited("hard questions", "' '")).message
+
+
+def test_compact_allocator_reads_no_descriptions() -> None:
+    text = edited("      group: llm\n      description: hard questions\n", "      codec: compact\n")
+    assert read(text)[1] == []
+
+
+def test_model_that_no_other_could_replace_is_named() -> None:
+    """A pool of one is a choice of one: its description does not matter, its failure does."""
+    text = edited("          - small\n", "").replace("      fallbacks: [large]\n", "")
+    messages = [(problem.severity, problem.message) for problem in read(text)[1]]
+    assert messages == [
+        ("warning", f"no other model could answer when {name!r} fails: name one in `fallbacks`")
+        for name in ("small", "large")
+    ]
