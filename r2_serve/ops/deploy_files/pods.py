@@ -10,11 +10,12 @@ from r2_serve.ops.deploy_files.templates import Object
 from r2_serve.ops.local.cluster import ENVIRONMENT
 
 LOCAL_ONLY = re.compile(
-    "RAY_AUTH_TOKEN|RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER|RAY_SERVE_(ENABLE_HA_PROXY|HAPROXY_.*|DIRECT_INGRESS_.*)"
+    "RAY_AUTH_TOKEN|RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER|RAY_worker_maximum_startup_concurrency"
+    "|RAY_SERVE_(ENABLE_HA_PROXY|HAPROXY_.*|DIRECT_INGRESS_.*)"
 )
 """Variables of a local cluster that fit one machine only: the token of one run; the switch that keeps Ray's
-ports on loopback, where no other node reaches them; HAProxy, not yet tried on several nodes
-(docs/operations.md)."""
+ports on loopback, where no other node reaches them; the number of workers that start at once, as a node of a
+cluster has cores enough; HAProxy, not yet tried on several nodes (docs/operations.md)."""
 CLUSTER_ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not LOCAL_ONLY.fullmatch(name)}
 """The environment of every Ray process of a cluster. A test holds the commands of cluster.yaml to it."""
 FLUSH_S = 30
