@@ -45,7 +45,7 @@ FLUSH_S = 1.0
 """Seconds from a request's end to the last bytes of its reply at the client; Serve's own orderly end takes 30
 s."""
 ANSWERING_S = 60.0
-EVERY_ADDRESS = ("0.0.0.0", "::")  # compared with, not bound  # noqa: S104
+EVERY_ADDRESS = ("0.0.0.0", "::")  # compared with, not bound  # noqa: S104  # nosec B104
 PORTS = range(20_000, 30_000)
 """Ports for servers that bind some time after the choice, in another process. The kernel's own range (from
 32768 on Linux) will not do, as every connection of Ray's processes takes a port of it meanwhile; workers of
