@@ -104,7 +104,7 @@ BAD_BODIES: dict[str, tuple[bytes, int]] = {
     "huge number": (b'{"model":"r2","seed":' + b"1" * 10_000 + b"}", 400),
     "wrong types": (b'{"model":1,"messages":"x"}', 400),
     "upstream": (b'{"model":"r2","messages":[{"role":"user","content":"x"}],"api_base":"http://x"}', 400),
-    "20 MB": (b'{"model":"' + b"x" * 20_000_000 + b'"}', 413),
+    "40 MB": (b'{"model":"' + b"x" * 40_000_000 + b'"}', 413),
 }
 
 
