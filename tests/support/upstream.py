@@ -48,7 +48,19 @@ class Upstream:
     num_open: int = 0
     """Connections with a request under way."""
 
+    _handlers: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
+
+    async def close(self) -> None:
+        """Ends the connections that are still open, so that none outlives its event loop."""
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handlers.discard)
         self.num_open += 1
         try:
             request = await _request(reader)
@@ -103,7 +115,10 @@ async def running_upstream() -> AsyncIterator[Upstream]:
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
     upstream.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with server:
-        yield upstream
+        try:
+            yield upstream
+        finally:
+            await upstream.close()
 
 
 @contextmanager
@@ -122,6 +137,7 @@ def upstream_in_thread() -> Iterator[Upstream]:
         upstream.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         yield upstream
         loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(upstream.close(), loop).result(timeout=10)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=10)
