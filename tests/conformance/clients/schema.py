@@ -35,7 +35,7 @@ SERVED = {"type": "string", "enum": ["r2", "small", "large"]}
 CHUNK = {"$ref": "#/components/schemas/CreateChatCompletionStreamResponse"}
 CONTRADICTIONS = ("stream_options", "max_completion_tokens", "response_format")
 """Fit only some values of other parameters, which a schema of each alone does not say."""
-MAX_TOKENS, NUM_EXAMPLES = 32_768, 60
+MAX_TOKENS, NUM_EXAMPLES = 131_072, 60
 Json = dict[str, Any]
 
 
