@@ -145,7 +145,7 @@ def test_deepspeed_that_is_silently_off_fails_the_stage_with_rank_and_reason(
     one = LaunchConfig(launcher="ray", deepspeed="zero2", max_failures=0)
     off = {"deepspeed": None, "use_cpu": True, "accelerator_config": None}
     with pytest.raises(
-        TrainingFailed, match="rank 0: DeepSpeed was asked for, but the trainer runs without it"
+        TrainingFailed, match="rank 0: the config asks for DeepSpeed, but the trainer runs without it"
     ):
         launch(grpo.train, grpo.GrpoConfig(max_steps=1, extra_arguments=off), launch=one, directory=tmp_path)
     assert newest_checkpoint(tmp_path) is None
