@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from r2_serve.ops.deploy_files.pods import DRAIN
-from r2_serve.ops.local.cluster import LOOPBACK, _run, free_port
+from r2_serve.ops.local.cluster import LOOPBACK, free_port, run_apps
 from r2_serve.serve_config import load
 from tests.support.deployed_cluster import until
 from tests.support.scripted_pool import LARGE, SMALL, scripted_config
@@ -46,7 +46,7 @@ def url(tmp_path: Path) -> Iterator[str]:
             proxy_location="HeadOnly",
             logging_config={"log_level": "WARNING"},
         )
-        _run(load(tmp_path / "c.yaml"))
+        run_apps(load(tmp_path / "c.yaml"), limit_s=120, say=print)
         yield f"http://{LOOPBACK}:{port}/v1/chat/completions"
     finally:
         ray.shutdown()

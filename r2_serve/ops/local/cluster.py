@@ -130,7 +130,7 @@ def local_cluster(
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         say(f"starting {len(config.model_apps)} models and the router, for at most {limit_s:g} s")
         _start_serve(host, port, logs)
-        _run(config, limit_s, say)
+        run_apps(config, limit_s, say)
         reached_at = reachable(host)
         _wait_until_answering(reached_at, port)
         yield f"http://{reached_at}:{port}/v1"
@@ -219,7 +219,7 @@ def finish_requests(config: ServeConfig) -> None:
         asyncio.run(finish())  # Serve's throughput mode has no handles outside an event loop
 
 
-def _run(config: ServeConfig, limit_s: float, say: Say) -> None:
+def run_apps(config: ServeConfig, limit_s: float, say: Say) -> None:
     """Starts models and router at once; returns when all are running."""
     from ray import serve
 
