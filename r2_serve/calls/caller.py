@@ -41,6 +41,8 @@ class CallSpec:
     """Adapter of the model asked first; fallbacks are asked without one."""
     on_delta: OnDelta | None = None
     """Takes the pieces of the reply as they come; None for a reply that is read as a whole."""
+    is_verbatim: bool = False
+    """Whether the reply is the client's, who gets all of it as it came where the model is hosted."""
 
     def suits(self, member: PoolMember) -> bool:
         """Whether `member` can take the call: one that forwards nothing takes plain text alone."""
@@ -182,7 +184,7 @@ class _Chain:
             sampling=spec.sampling.model_copy(update={"max_tokens": max_tokens}),
             adapter=spec.adapter if config.name == self._first else None,
             timeout_s=config.timeout_s,
-            is_verbatim=spec.stage == "pass_through" and config.is_forwarding,
+            is_verbatim=spec.is_verbatim and config.is_forwarding,
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
         return Attempt(member, call, reservation, self._show if is_streamed else None)

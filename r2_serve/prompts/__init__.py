@@ -23,6 +23,9 @@ class Codec(Protocol):
     is_streamable: bool
     """Whether the reply's text is the answer unchanged, so that its pieces may be shown as they come."""
 
+    takes_conversations: bool
+    """Whether its models answer a conversation as it is; False if they know the texts of steps alone."""
+
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]: ...
 
     def plan_schema(self, max_subtasks: int) -> dict[str, object] | None: ...

@@ -43,6 +43,7 @@ class CompactCodec:
     name = "compact"
     version = 2
     is_streamable = False
+    takes_conversations = False
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
         numbers, words = 0, []

@@ -63,6 +63,7 @@ class InstructCodec:
     name = "instruct"
     version = 1
     is_streamable = True
+    takes_conversations = True
 
     def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
         system = _DECOMPOSE.replace("MAX", str(max_subtasks))

@@ -110,6 +110,7 @@ async def pass_through(context: QueryContext) -> Final:
         stage="pass_through",
         sampling=query.sampling,
         on_delta=context.on_delta,
+        is_verbatim=True,
     )
     with context.demand.query(query.model) as expected:
         expected.plan(_WHOLE, everything_to(query.model, _WHOLE))

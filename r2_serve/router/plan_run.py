@@ -76,7 +76,7 @@ class PlanRun:
         messages, is_final = self.context.query.messages, subtask.id == self.plan.final_id
 
         def render(codec: Codec) -> list[Message]:
-            if self.context.draft.plan_fallback is not None:  # the whole conversation goes to one model
+            if self._is_whole(codec):
                 return codec.render_query(messages)
             return codec.render_subtask(messages, self.plan, subtask, answers)
 
@@ -86,7 +86,19 @@ class PlanRun:
             subtask=subtask.id,
             sampling=self.context.query.sampling if is_final else Sampling(temperature=0.0),
             on_delta=self.context.on_delta if is_final else None,
+            is_verbatim=is_final,
         )
+
+    def _is_whole(self, codec: Codec) -> bool:
+        """Whether the one step of the plan is the client's conversation itself, which is sent unwrapped.
+
+        The text of a step counts where the client wrote it, and where the model reads nothing else."""
+        own, draft = self.context.query.plan, self.context.draft
+        if draft.plan_fallback is not None:
+            return True
+        is_one_step = len(self.plan.subtasks) == 1 and self.plan.final_id is not None
+        is_obeyed = own is not None and own != Plan.single(self.context.text)
+        return is_one_step and codec.takes_conversations and not is_obeyed
 
     def _with_room(self, model: str, spec: CallSpec) -> str:
         """`model`, or a stand-in if it has no room. A model that the client pinned is kept."""

@@ -89,7 +89,7 @@ WITH_FALLBACK, ALONE = (
         Case(*pair, has_fallback, is_routed)
         for is_routed in (False, True)
         for pair in PAIRS
-        if is_routed or pair[0] not in WITHHELD
+        if (is_routed and not pair[1]) or pair[0] not in WITHHELD
     ]
     for has_fallback in (True, False)
 )

@@ -18,6 +18,7 @@ from r2_serve.errors import (
     R2Error,
     SubtaskFailed,
 )
+from r2_serve.router.whole import answer_whole
 from r2_serve.types import Answer, Delta, Message, Plan, Query, Sampling, Trace, Usage
 from tests.support.in_process import Router, allocation_json, plan_json, plan_of, query, routing, user
 from tests.support.virtual_time import now_s, run
@@ -168,6 +169,40 @@ def test_conversation_without_a_plan_goes_to_the_default_model(reply: str) -> No
     assert router.trace.plan_fallback is not None
     assert router.engines["large"].calls[0].messages == messages
     assert router.engines["allocator"].calls == []
+
+
+def test_plan_of_one_step_sends_the_conversation_as_it_is() -> None:
+    router = geographer(decomposer=[plan_json("give the height")], allocator=[allocation_json("small")])
+    messages = (Message(role="system", content="Be brief."), *user("How high? #1"))
+    answer, pieces = run(ask(router, query(messages=messages)))
+    assert (answer.text, answer.models, "".join(pieces)) == ("4806 m", ("small",), answer.text)
+    (call,) = router.engines["small"].calls
+    assert call.messages == messages
+    assert router.trace.plan_fallback is None
+
+
+def test_step_that_the_client_wrote_is_worked_on_and_not_the_bare_conversation() -> None:
+    router = geographer(allocator=[allocation_json("small")])
+    run(ask(router, query(plan=plan_of("give the depth"))))
+    assert "give the depth" in router.prompts("small")[0]
+
+
+def test_query_can_go_whole_to_one_model_in_one_call() -> None:
+    router = geographer()
+    virtual = router.pipeline.routing.virtual_models["r2"]
+    pieces: list[str] = []
+
+    async def keep(piece: Delta) -> None:
+        pieces.append(piece.text)
+
+    context = router.pipeline._context(query(), router.pipeline.routing, keep, None)
+    final = run(answer_whole(context, virtual, "small"))
+    trace = context.trace(answer=final.text)
+    assert (final.text, "".join(pieces)) == ("4806 m", "4806 m")
+    assert [(call.stage, call.model) for call in trace.calls] == [("execute", "small")]
+    assert trace.allocation is not None and trace.allocation.models == ("small",)
+    assert [result.answer for result in trace.results] == ["4806 m"]
+    assert router.engines["small"].calls[0].messages == query().messages
 
 
 @pytest.mark.parametrize(

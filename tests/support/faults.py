@@ -230,7 +230,7 @@ STREAMED: dict[str, Fault] = {
 }
 
 WITHHELD = {name for name in (*PLAIN, *STREAMED) if name.startswith(("filtered", "tool calls", "refusal"))}
-"""Replies that are no answer to a step of a plan; a pass-through gives them to the client as they came."""
+"""Replies that no later step can read. The reply to the client itself passes as it came."""
 
 HARMLESS_PLAIN: dict[str, Script] = {
     "no usage": json_reply(completion(usage=None)),
