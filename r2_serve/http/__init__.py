@@ -2,10 +2,10 @@
 
 edge             outermost: request id, client keys, one log line per request, the error body of last resort
 api              `create_app`: the routes
-chat             POST /v1/chat/completions: body limits, admission, plain and streamed replies
-openai_wire      request bodies into `Query`; parameters that are not honoured are refused
+endpoint         a conversation in any dialect: body limits, admission, plain and streamed replies
+openai_wire      the core's request, checked: chat completions into `Query`; what is not honoured is refused
 refusals         the wording of refused requests
-openai_replies   `Answer` into reply bodies, chunks and headers; errors into four-key bodies
+openai_replies   the field `r2`, headers and model lists; which error a client gets
 sse              event streams: heartbeats, disconnects, late errors
 admission        the bounded queue
 keys             client keys: hashed, with models and budgets
@@ -13,5 +13,6 @@ spend            what each key has spent
 metrics          Prometheus
 redaction        secrets replaced in errors, traces and logs
 
+`r2_serve.dialects` translates requests and replies.
 The router behind it is a `r2_serve.router.backend.RouterBackend`.
 """

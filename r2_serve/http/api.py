@@ -1,6 +1,6 @@
 """The OpenAI-compatible endpoint over any `RouterBackend`, as a plain ASGI application.
 
-POST /v1/chat/completions   `chat`: `openai_wire` in, `openai_replies` out, streamed by `sse`
+POST /v1/chat/completions   `endpoint` in the dialect `dialects.chat`, streamed by `sse`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
@@ -27,13 +27,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from r2_serve.config import ServerConfig
+from r2_serve.dialects.chat import CHAT
+from r2_serve.dialects.wire import Dialect, encode
 from r2_serve.errors import R2Error
 from r2_serve.http.admission import Admission
-from r2_serve.http.chat import ChatCompletions, find_model
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
+from r2_serve.http.endpoint import Endpoint, find_model
 from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
-from r2_serve.http.openai_replies import encode, model_list, model_object
+from r2_serve.http.openai_replies import model_list, model_object
 from r2_serve.http.openapi import describe
 from r2_serve.http.redaction import Redactor
 from r2_serve.http.spend import Purses, SpendBook
@@ -73,10 +75,13 @@ def create_app(
     metrics.watch(admission)
     metrics.watch_spend(purses)
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
-    chat = ChatCompletions(backend, server, admission, purses, clock, new_id)
+
+    def endpoint(dialect: Dialect) -> Endpoint:
+        return Endpoint(dialect, backend, server, admission, purses, clock, new_id)
+
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/chat/completions", endpoint(CHAT), methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -20,16 +20,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from r2_serve.dialects.chat import CHAT
+from r2_serve.dialects.wire import Dialect, ErrorReply, encode
 from r2_serve.errors import R2Error, places
 from r2_serve.http.keys import ClientKey, KeyRing
 from r2_serve.http.metrics import Metrics
-from r2_serve.http.openai_replies import ErrorReply, encode, error_reply
+from r2_serve.http.openai_replies import error_reply
 from r2_serve.http.sse import ClientGone
 
 log = logging.getLogger(__name__)
 OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
 """Paths that need no key; if keys are set, every other path needs one, unknown paths included."""
 ROUTES = ("/v1/chat/completions", "/v1/models", "/metrics", *OPEN_PATHS)
+DIALECT_OF: Mapping[str, Dialect] = {"/v1/chat/completions": CHAT}
+"""The dialect of the errors of each path; chat completions on all others."""
 CLIENT_CLOSED = 499
 """Status in logs and metrics of a request whose client left; nginx uses the same number."""
 _VISIBLE_ASCII = re.compile(r"[!-~]{1,128}")
@@ -50,6 +54,8 @@ class Exchange:
     cost_usd: Decimal | None = None
     error: str | None = None
     redact: Callable[[str], str] = str
+    dialect: Dialect = CHAT
+    """The dialect of the path asked, in which its errors are written."""
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:
@@ -65,6 +71,12 @@ class Exchange:
         if not isinstance(error, R2Error | HTTPException):
             log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, places(error))
         return reply
+
+    def failed(self, error: Exception) -> Response:
+        """Notes `error`; returns the whole reply that the client gets."""
+        reply = self.fail(error)
+        body = encode(self.dialect.error_body(reply, self.request_id))
+        return Response(body, reply.status, dict(reply.headers), media_type="application/json")
 
 
 class Edge:
@@ -89,7 +101,10 @@ class Edge:
             return
         started_s = time.perf_counter()
         headers = Headers(scope=scope)
-        exchange = scope["r2.exchange"] = Exchange(self._request_id(headers), redact=self._redact)
+        dialect = DIALECT_OF.get(_path(scope), CHAT)
+        exchange = scope["r2.exchange"] = Exchange(
+            self._request_id(headers), redact=self._redact, dialect=dialect
+        )
         try:
             await self._reply(scope, receive, _with_request_id(send, exchange), headers)
         except (ClientGone, CancelledError) as e:
@@ -106,8 +121,8 @@ class Edge:
             await self._app(scope, receive, send)
         except ClientGone:
             raise
-        except Exception as e:  # noqa: BLE001  every client gets an OpenAI error body
-            response = error_response(exchange.fail(e))
+        except Exception as e:  # noqa: BLE001  every client gets an error body
+            response = exchange.failed(e)
             if not exchange.has_started:
                 await response(scope, receive, send)
 
@@ -159,17 +174,13 @@ def _with_request_id(send: Send, exchange: Exchange) -> Send:
     return send_with_id
 
 
-def error_response(reply: ErrorReply) -> Response:
-    return Response(encode(reply.body), reply.status, dict(reply.headers), media_type="application/json")
-
-
 async def answer_error(request: Request, error: Exception) -> Response:
     """The application's handler of the foreseen errors, R2Error and HTTPException."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"{request.method} is not allowed on {request.url.path[:100]}, only {allowed}"
         error = HTTPException(405, message, error.headers)
-    return error_response(Exchange.of(request.scope).fail(error))
+    return Exchange.of(request.scope).failed(error)
 
 
 async def no_such_route(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,24 +1,21 @@
-"""The replies of OpenAI's chat dialect: answers, stream chunks, model lists and errors as their exact JSON.
+"""What the replies of all dialects share: the field `r2`, our headers, and which error a client gets.
 
-Replies have one key beyond OpenAI's own, `r2`; money in it is a decimal string. Requests:
-`r2_serve.http.openai_wire`.
+It holds the model lists too. Replies are written by `r2_serve.dialects`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 
+from r2_serve.dialects.wire import ErrorReply
 from r2_serve.errors import QuotaExceeded, R2Error
 from r2_serve.router.backend import ModelListing
 from r2_serve.types import Answer, Json
 
-DONE = b"data: [DONE]\n\n"
 _CODES = {
     401: "invalid_api_key",
     403: "insufficient_permissions",
@@ -29,16 +26,6 @@ _CODES = {
     415: "unsupported_media_type",
     503: "not_ready",
 }
-
-
-def encode(value: Json) -> bytes:
-    """Compact ASCII JSON on one line, so that no line separator in a text can split an event."""
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def event(value: Json) -> bytes:
-    """One server-sent event."""
-    return b"data: " + encode(value) + b"\n\n"
 
 
 # -- answers --
@@ -74,71 +61,6 @@ def extra_headers(answer: Answer) -> dict[str, str]:
     }
 
 
-def _usage(answer: Answer) -> Json:
-    """The usage of all calls. A pass-through's has the provider's details, which R2 does not interpret."""
-    usage, reported = answer.usage, (answer.body or {}).get("usage")
-    counts: Json = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
-    if isinstance(reported, dict):
-        return {**reported, **counts}
-    if usage.cached_read_tokens:
-        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_read_tokens}
-    if usage.reasoning_tokens:
-        counts["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
-    return counts
-
-
-@dataclass(frozen=True)
-class ReplyBuilder:
-    """Makes the reply, or the chunks, of one completion. `model` is the name that the client gave."""
-
-    id: str
-    created: int
-    model: str
-    wants_usage_chunk: bool = False
-
-    def completion(self, answer: Answer, r2: Json) -> bytes:
-        if answer.body is not None:
-            return encode({**answer.body, **self._head("chat.completion"), "usage": _usage(answer), "r2": r2})
-        message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        head = self._head("chat.completion")
-        return encode({**head, "choices": [choice], "usage": _usage(answer), "r2": r2})
-
-    def role_chunk(self) -> bytes:
-        return self.chunk(_piece({"role": "assistant", "content": "", "refusal": None}))
-
-    def content_chunk(self, text: str) -> bytes:
-        return self.chunk(_piece({"content": text}))
-
-    def chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
-        """`chunk`, ours or a provider's, under our id and the client's name of the model."""
-        usage: Json = {"usage": None} if self.wants_usage_chunk else {}
-        return event({**self._head("chat.completion.chunk"), **chunk, **usage, **({"r2": r2} if r2 else {})})
-
-    def last_chunks(self, answer: Answer, r2: Json, last: Json | None = None) -> bytes:
-        """The finish reason, the usage if asked for, and the end; `r2` is in the last chunk.
-
-        `last` is the provider's last chunk, if the reply passes as it came.
-        """
-        last = last or _piece({}, answer.finish_reason)
-        if not self.wants_usage_chunk:
-            return self.chunk(last, r2) + DONE
-        usage = {"choices": [], "usage": _usage(answer), "r2": r2}
-        return self.chunk(last) + event({**self._head("chat.completion.chunk"), **usage}) + DONE
-
-    def _head(self, kind: str) -> Json:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-
-def _piece(delta: Json, finish_reason: str | None = None) -> Json:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-    return {"choices": [choice]}
-
-
 # -- models --
 
 
@@ -161,22 +83,6 @@ def model_list(listings: Sequence[ModelListing], created: int, prices_as_of: str
 
 
 # -- errors --
-
-
-@dataclass(frozen=True)
-class ErrorReply:
-    """An error as the client gets it."""
-
-    status: int
-    message: str
-    kind: str
-    param: str | None = None
-    code: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def body(self) -> Json:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def error_reply(error: Exception, request_id: str) -> ErrorReply:

@@ -1,9 +1,9 @@
 """One answer over one connection: cancelled when the client leaves, streamed with a heartbeat on request.
 
 An HTTP status can be sent once only. So a stream commits to 200 with its first piece of text, its first
-heartbeat or its end; an error before that is an ordinary HTTP error. A later error is an event `data:
-{"error": {...}}`, and the stream then ends without `[DONE]`, so that a client can tell a cut answer from a
-whole one.
+heartbeat or its end; an error before that is an ordinary HTTP error. A later error is an event in the shape
+of the dialect, and the stream then ends without the dialect's last event (`[DONE]` in chat completions), so
+that a client can tell a cut answer from a whole one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TypeVar
 from starlette.types import Receive, Send
 
 T = TypeVar("T")
-HEARTBEAT = b": keep-alive\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -56,10 +55,10 @@ async def raise_when_gone(receive: Receive) -> None:
 class EventStream:
     """The sending side of a stream of server-sent events."""
 
-    def __init__(self, send: Send, heartbeat_s: float) -> None:
+    def __init__(self, send: Send, heartbeat_s: float, heartbeat: bytes) -> None:
         self.is_committed = False
         """The status line is sent."""
-        self._send, self._heartbeat_s = send, heartbeat_s
+        self._send, self._heartbeat_s, self._heartbeat = send, heartbeat_s, heartbeat
         self._lock = asyncio.Lock()
         self._is_idle = True
 
@@ -79,12 +78,12 @@ class EventStream:
             raise ClientGone from None
 
     async def beat(self) -> None:
-        """Sends a comment whenever nothing else was sent for `heartbeat_s`. Never returns."""
+        """Sends a heartbeat whenever nothing else was sent for `heartbeat_s`. Never returns."""
         while True:
             self._is_idle = True
             await asyncio.sleep(self._heartbeat_s)
             if self._is_idle:
-                await self.write(HEARTBEAT)
+                await self.write(self._heartbeat)
 
     async def _write(self, events: bytes, *, is_last: bool) -> None:
         self._is_idle = False

@@ -13,7 +13,7 @@ from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import SubtaskFailed
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
-from r2_serve.http.chat import LAST_WORDS_S
+from r2_serve.http.endpoint import LAST_WORDS_S
 from r2_serve.router.router import in_process
 from r2_serve.types import Query
 from tests.support import virtual_time

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the body, admission, the backend's work, and the reply, whole or streamed."""
+"""One endpoint for conversations in any dialect: body, admission, work, and the reply, whole or streamed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from r2_serve.calls.budget import Purse
 from r2_serve.config import ServerConfig
-from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed
+from r2_serve.dialects.wire import Arrival, Dialect, Reply, Request
+from r2_serve.errors import InvalidReply, InvalidRequest, ModelNotFound, NotAllowed
 from r2_serve.http.admission import Admission
 from r2_serve.http.edge import Exchange
 from r2_serve.http.keys import ClientKey
-from r2_serve.http.openai_replies import ReplyBuilder, event, extra_headers, extras
+from r2_serve.http.openai_replies import extra_headers, extras
 from r2_serve.http.openai_wire import AnyChat, parse_chat, parse_plain_chat
 from r2_serve.http.redaction import redacted
 from r2_serve.http.refusals import check_forwarded
@@ -39,9 +40,10 @@ MAX_NAMES = 20
 
 
 @dataclass(frozen=True)
-class ChatCompletions:
-    """The endpoint, as an ASGI application."""
+class Endpoint:
+    """The endpoint of one dialect, as an ASGI application."""
 
+    dialect: Dialect
     backend: RouterBackend
     server: ServerConfig
     admission: Admission
@@ -51,26 +53,40 @@ class ChatCompletions:
     new_id: Callable[[], str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange, server = Exchange.of(scope), self.server
-        body = await read_json(Headers(scope=scope), receive, server.max_body_bytes, server.body_timeout_s)
-        chat, listing = self._parsed(body, exchange.key)
+        exchange, server, headers = Exchange.of(scope), self.server, Headers(scope=scope)
+        body = await read_json(headers, receive, server.max_body_bytes, server.body_timeout_s)
+        request = self.dialect.read(body, self._arrival(exchange, headers))
+        chat, query, listing = self._parsed(request, exchange)
         purse = self._purse(exchange.key)
         exchange.model = listing.id
-        query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
-        reply_id, created = f"chatcmpl-{self.new_id()}", int(self.clock())
-        reply = ReplyBuilder(reply_id, created, chat.model, chat.wants_usage_chunk)
+        reply = request.reply(chat.model, wants_usage_chunk=chat.wants_usage_chunk)
         if chat.stream:
-            stream = EventStream(send, server.heartbeat_s)
+            stream = EventStream(send, server.heartbeat_s, self.dialect.heartbeat)
             await _Streamed(self, chat, query, purse, reply, exchange, stream).run(receive)
             return
         answer = await run_with([raise_when_gone(receive)], self.work(query, purse))
         exchange.cost_usd = answer.cost_usd
-        body = reply.completion(answer, self.extras(chat, answer, exchange))
-        response = Response(body, headers=extra_headers(answer), media_type="application/json")
+        written = reply.whole(answer, self.extras(chat, answer, exchange))
+        response = Response(written, headers=extra_headers(answer), media_type="application/json")
         await response(scope, receive, send)
 
-    def _parsed(self, body: bytes, key: ClientKey | None) -> tuple[AnyChat, ModelListing]:
-        """The request, read as the model that it asks takes it, and that model. Raises: InvalidRequest."""
+    def _arrival(self, exchange: Exchange, headers: Headers) -> Arrival:
+        owner = exchange.key.name if exchange.key else None
+        return Arrival(exchange.request_id, int(self.clock()), self.new_id, headers, owner)
+
+    def _parsed(self, request: Request, exchange: Exchange) -> tuple[AnyChat, Query, ModelListing]:
+        """The request as the model that it asks takes it, its query, and that model.
+
+        Raises: InvalidRequest, with the field's name in the client's dialect.
+        """
+        try:
+            chat, listing = self._checked(request.chat, exchange.key)
+            return chat, chat.to_query(exchange.request_id, is_virtual=listing.is_virtual), listing
+        except InvalidRequest as e:
+            e.param = e.param and request.param(e.param)
+            raise
+
+    def _checked(self, body: bytes, key: ClientKey | None) -> tuple[AnyChat, ModelListing]:
         chat = parse_chat(body)
         listing = find_model(self.backend, chat.model, key)
         if not listing.is_forwarding:
@@ -114,17 +130,15 @@ class ChatCompletions:
 class _Streamed:
     """One streamed reply."""
 
-    endpoint: ChatCompletions
+    endpoint: Endpoint
     chat: AnyChat
     query: Query
     purse: Purse | None
-    reply: ReplyBuilder
+    reply: Reply
     exchange: Exchange
     stream: EventStream
     sent: str = ""
     is_verbatim: bool = False
-    last: Json | None = None
-    """The provider's chunk that finishes a choice, held back to carry `r2` if no other follows."""
 
     async def run(self, receive: Receive) -> None:
         clock = asyncio.get_running_loop().time
@@ -138,40 +152,19 @@ class _Streamed:
         except Exception as e:
             if not self.stream.is_committed:
                 raise
-            await self.stream.end(event(self.exchange.fail(e).body), LAST_WORDS_S)
+            await self.stream.end(self.reply.failure(self.exchange.fail(e)), LAST_WORDS_S)
             return
         self.exchange.cost_usd = answer.cost_usd
         extras = self.endpoint.extras(self.chat, answer, self.exchange)
-        events = b"" if self.is_verbatim else self._text_events(rest)
-        events += self.reply.last_chunks(answer, extras, self.last)
-        await self.stream.end(events, max(deadline - clock(), LAST_WORDS_S))
+        await self.stream.end(self.reply.end(answer, rest, extras), max(deadline - clock(), LAST_WORDS_S))
 
     async def _send(self, piece: Delta) -> None:
         if piece.body is not None:
             self.is_verbatim = True
-            await self._send_as_it_came(piece.body)
-        elif piece.text:
-            events = self._text_events(piece.text)
+        else:
             self.sent += piece.text
+        if events := self.reply.piece(piece):
             await self.stream.write(events)
-
-    async def _send_as_it_came(self, chunk: Json) -> None:
-        events = b"" if self.last is None else self.reply.chunk(self.last)
-        self.last = chunk if has_finish_reason(chunk) else None
-        if self.last is None:
-            events += self.reply.chunk(chunk)
-        if events:
-            await self.stream.write(events)
-
-    def _text_events(self, text: str) -> bytes:
-        role = b"" if self.sent else self.reply.role_chunk()
-        return role + self.reply.content_chunk(text) if text else role
-
-
-def has_finish_reason(chunk: Json) -> bool:
-    """Whether a chunk finishes one of its choices."""
-    choices = chunk["choices"]
-    return isinstance(choices, list) and any(choice["finish_reason"] for choice in choices)
 
 
 def text_after(sent: str, text: str) -> str:

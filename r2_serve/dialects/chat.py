@@ -1,0 +1,133 @@
+"""Chat completions: the dialect that the core speaks itself, so that requests pass as they came.
+
+Source: https://platform.openai.com/docs/api-reference/chat. Replies have one key beyond OpenAI's own, `r2`;
+money in it is a decimal string.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from r2_serve.dialects.wire import Arrival, ErrorReply, encode, event
+from r2_serve.types import Answer, Delta, Json
+
+DONE = b"data: [DONE]\n\n"
+
+
+class ChatDialect:
+    """The dialect of POST /v1/chat/completions."""
+
+    heartbeat = b": keep-alive\n\n"
+
+    def read(self, body: bytes, arrival: Arrival) -> ChatBody:
+        return ChatBody(body, arrival)
+
+    def error_body(self, error: ErrorReply, request_id: str) -> Json:
+        fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+        return {"error": fields}
+
+
+CHAT = ChatDialect()
+
+
+@dataclass(frozen=True)
+class ChatBody:
+    """A request, which needs no translation."""
+
+    chat: bytes
+    arrival: Arrival
+
+    def param(self, name: str) -> str:
+        return name
+
+    def reply(self, model: str, *, wants_usage_chunk: bool) -> ChatReply:
+        id = f"chatcmpl-{self.arrival.new_id()}"
+        return ChatReply(id, self.arrival.created, model, wants_usage_chunk)
+
+
+@dataclass
+class ChatReply:
+    """Writes a completion or its chunks. `model` is the name that the client gave."""
+
+    id: str
+    created: int
+    model: str
+    wants_usage_chunk: bool = False
+    _has_begun: bool = False
+    _last: Json | None = field(default=None)
+    """The provider's chunk that finishes a choice, held back to carry `r2` if no other follows."""
+
+    def whole(self, answer: Answer, r2: Json) -> bytes:
+        usage, head = usage_of(answer), self._head("chat.completion")
+        if answer.body is not None:
+            return encode({**answer.body, **head, "usage": usage, "r2": r2})
+        message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+        return encode({**head, "choices": [choice], "usage": usage, "r2": r2})
+
+    def piece(self, piece: Delta) -> bytes:
+        if piece.body is not None:
+            return self._as_it_came(piece.body)
+        return self._text(piece.text) if piece.text else b""
+
+    def end(self, answer: Answer, rest: str, r2: Json) -> bytes:
+        """The finish reason, the usage if asked for, and the end; `r2` is in the last chunk."""
+        events = self._text(rest) if rest or not self._has_begun else b""
+        last = self._last or _piece({}, answer.finish_reason)
+        if not self.wants_usage_chunk:
+            return events + self._chunk(last, r2) + DONE
+        usage = {"choices": [], "usage": usage_of(answer), "r2": r2}
+        return events + self._chunk(last) + event({**self._head("chat.completion.chunk"), **usage}) + DONE
+
+    def failure(self, error: ErrorReply) -> bytes:
+        return event(CHAT.error_body(error, ""))
+
+    def _text(self, text: str) -> bytes:
+        role = b"" if self._has_begun else self._chunk(_piece(_ROLE))
+        self._has_begun = True
+        return role + self._chunk(_piece({"content": text})) if text else role
+
+    def _as_it_came(self, chunk: Json) -> bytes:
+        self._has_begun = True
+        events = b"" if self._last is None else self._chunk(self._last)
+        self._last = chunk if has_finish_reason(chunk) else None
+        return events if self._last is not None else events + self._chunk(chunk)
+
+    def _chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
+        """`chunk`, ours or a provider's, under our id and the client's name of the model."""
+        usage: Json = {"usage": None} if self.wants_usage_chunk else {}
+        return event({**self._head("chat.completion.chunk"), **chunk, **usage, **({"r2": r2} if r2 else {})})
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+_ROLE: Json = {"role": "assistant", "content": "", "refusal": None}
+
+
+def _piece(delta: Json, finish_reason: str | None = None) -> Json:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {"choices": [choice]}
+
+
+def has_finish_reason(chunk: Json) -> bool:
+    """Whether a chunk finishes one of its choices."""
+    choices = chunk["choices"]
+    return isinstance(choices, list) and any(choice["finish_reason"] for choice in choices)
+
+
+def usage_of(answer: Answer) -> Json:
+    """The usage of all calls. A pass-through's has the provider's details, which R2 does not interpret."""
+    usage, reported = answer.usage, (answer.body or {}).get("usage")
+    counts: Json = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if isinstance(reported, dict):
+        return {**reported, **counts}
+    if usage.cached_read_tokens:
+        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_read_tokens}
+    if usage.reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return counts
