@@ -20,13 +20,18 @@ from r2_serve.calls.quarantine import MAX_DEATHS
 from r2_serve.calls.retry_rules import backoff_s, is_retried
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied
-from r2_serve.prompts import Codec
-from r2_serve.types import CallStage, Completion, Delta, EngineCall, Message, OnDelta, Sampling
-
-NO_EFFECT = frozenset(
-    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "store"}
+from r2_serve.prompts import Codec, get_codec
+from r2_serve.types import (
+    CallStage,
+    Completion,
+    Delta,
+    EngineCall,
+    Json,
+    Message,
+    OnDelta,
+    Sampling,
+    needs_of,
 )
-"""Parameters of OpenAI's API that cannot change the reply, so that every model can take them."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,13 @@ class CallSpec:
     """Whether the reply is the client's, who gets all of it as it came where the model is hosted."""
 
     def suits(self, member: PoolMember) -> bool:
-        """Whether `member` can take the call: one that forwards nothing takes plain text alone."""
-        messages = self.render(member.codec)
-        is_plain = all(message.is_plain for message in messages)
-        return member.config.is_forwarding or (is_plain and not self.sampling.forwarded.keys() - NO_EFFECT)
+        """Whether `member` can do what the call needs, such as tools in its messages as they came."""
+        messages = self.render(get_codec("instruct"))
+        return member.config.lacking(needs_of(messages, self.sampling)) is None
 
     def prompt_for(self, member: PoolMember) -> Prompt:
-        forwarded = self.sampling.forwarded if member.config.is_forwarding else {}
-        return Prompt.to(member.config, self.render(member.codec), self.sampling.format_sent, forwarded)
+        sampling = self.sampling
+        return Prompt.to(member.config, self.render(member.codec), sampling.format_sent, sampling.forwarded)
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,15 @@ class _Chain:
             attempt=self._num_attempts,
             passed_over=tuple(name for name in self.passed_over if name != config.name),
         )
+        changes: Json = {"max_tokens": max_tokens}
+        if "json_schema" not in config.abilities:
+            changes["json_schema"] = None
         call = EngineCall(
             messages=tuple(prompt.messages),
-            sampling=spec.sampling.model_copy(update={"max_tokens": max_tokens}),
+            sampling=spec.sampling.model_copy(update=changes),
             adapter=spec.adapter if config.name == self._first else None,
             timeout_s=config.timeout_s,
-            is_verbatim=spec.is_verbatim and config.is_forwarding,
+            is_verbatim=spec.is_verbatim and config.codec == "instruct",
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
         return Attempt(member, call, reservation, self._show if is_streamed else None)

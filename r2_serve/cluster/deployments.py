@@ -22,7 +22,7 @@ from r2_serve.cluster.adapter_slots import AdapterSlots
 from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.cluster.metrics import ReplicaMetrics
 from r2_serve.cluster.stages import StageReport, report_of
-from r2_serve.cluster.view import ClusterView
+from r2_serve.cluster.view import ClusterView, with_deployed_engines
 from r2_serve.config import (
     AdapterLoad,
     DecomposerConfig,
@@ -146,6 +146,7 @@ class RouterDeployment:
         self._redact = redactor_of(config)
         _log_with_serve(self._redact)
         require_keys(_http_host(), config.server)
+        config = with_deployed_engines(config)
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()

@@ -9,15 +9,38 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
-from r2_serve.config import RouterConfig
+from r2_serve.config import ModelServerConfig, RouterConfig, with_engines
 from r2_serve.serve_config.applications import MODEL, ROUTER
 
 LOOK_S = 1.0
 _GOOD = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
+
+
+def with_deployed_engines(config: RouterConfig) -> RouterConfig:
+    """`config`, where each served model knows the engine of its application, if that was deployed from a
+    file.
+    """
+    applications = {
+        name: server
+        for name, details in _get_global_client().get_serve_details()["applications"].items()
+        if (server := _model_server(details)) is not None
+    }
+    return config.model_copy(update={"models": with_engines(config.models, applications)})
+
+
+def _model_server(details: Mapping[str, Any]) -> ModelServerConfig | None:
+    """The `args` of an application of ours that runs a model; None for any other application."""
+    try:
+        return ModelServerConfig.model_validate((details.get("deployed_app_config") or {}).get("args"))
+    except ValidationError:
+        return None
 
 
 class ClusterView:

@@ -12,11 +12,13 @@ file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from r2_serve.config.abilities import TEXT_ALONE, abilities_of, parameters_of
 from r2_serve.config.engines import (
     SAFE_LOAD_FORMATS,
     Adapters,
@@ -32,7 +34,7 @@ from r2_serve.config.engines import (
     TransformersEngineConfig,
     VllmEngineConfig,
 )
-from r2_serve.types import ModelCard
+from r2_serve.types import Ability, ModelCard, Need
 
 __all__ = [
     "SAFE_LOAD_FORMATS",
@@ -73,6 +75,27 @@ class ModelConfig(ModelCard):
     code about 3; the rest is a margin."""
     fallbacks: tuple[str, ...] = ()
     """Models asked, in this order, when this one fails."""
+    capabilities: dict[Ability, bool] = Field(default={})
+    """What the model can do, where that differs from what its provider, its name or its engine tells
+    (`GET /v1/models` shows the result), such as {vision: false}."""
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can do. A model of the compact codec answers one message of text."""
+        if self.codec != "instruct":
+            return TEXT_ALONE
+        given = self.capabilities
+        added = {ability for ability, has in given.items() if has}
+        return frozenset(a for a in abilities_of(self.engine) | added if given.get(a, True))
+
+    def lacking(self, needs: Iterable[Need]) -> Need | None:
+        """The first of `needs` that the model cannot meet; None if it can meet all."""
+        able, parameters = self.abilities, parameters_of(self.engine)
+        for need in needs:
+            is_read = parameters is None or need.param in parameters
+            if need.ability not in able if need.ability is not None else not is_read:
+                return need
+        return None
 
     @property
     def is_forwarding(self) -> bool:
@@ -99,13 +122,28 @@ class ModelConfig(ModelCard):
     @property
     def sends_schema(self) -> bool:
         """Whether a JSON schema for the reply goes to a provider, which bills it as a part of the prompt."""
-        return isinstance(self.engine, HostedEngineConfig) and self.engine.supports_json_schema
+        return isinstance(self.engine, HostedEngineConfig) and "json_schema" in self.abilities
 
 
 class ModelServerConfig(Config):
     """`args` of a local model's own application."""
 
     engine: LocalEngineConfig
+
+
+def with_engines(
+    models: Iterable[ModelConfig], applications: Mapping[str, ModelServerConfig]
+) -> tuple[ModelConfig, ...]:
+    """`models`, where each served one knows the engine of its application, if it is one of `applications`."""
+    return tuple(_with_engine(model, applications) for model in models)
+
+
+def _with_engine(model: ModelConfig, applications: Mapping[str, ModelServerConfig]) -> ModelConfig:
+    engine = model.engine
+    if not isinstance(engine, ServedEngineConfig) or engine.runs or engine.app not in applications:
+        return model
+    runs = applications[engine.app].engine
+    return model.model_copy(update={"engine": engine.model_copy(update={"runs": runs})})
 
 
 class ModelTunables(Config):

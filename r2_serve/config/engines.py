@@ -110,6 +110,9 @@ class ServedEngineConfig(Config):
     kind: Literal["served"]
     app: str
     """Name of that application; its deployment is called `Model`."""
+    runs: LocalEngineConfig | None = None
+    """Engine of that application, which tells what the model can do. None: it is read from the application,
+    if the same file has it or the cluster runs it; else the model counts as capable of everything."""
 
 
 class HostedEngineConfig(Config):
@@ -126,8 +129,6 @@ class HostedEngineConfig(Config):
     """Version of Azure's API, such as 2024-10-21; needed on Azure and not used by other providers."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of the reply limit in requests. OpenAI's reasoning models do not read `max_tokens`."""
-    supports_json_schema: bool = True
-    """Whether the provider takes `response_format`. If not, clients that ask for a format are refused."""
     extra_body: dict[str, object] = {}
     """Fields sent with every request as they are, such as a provider's own switches."""
 
@@ -217,3 +218,4 @@ class ScriptedEngineConfig(Config):
 LocalEngines = NumpyEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig
 EngineConfig = Annotated[ServedEngineConfig | HostedEngineConfig | LocalEngines, Field(discriminator="kind")]
 LocalEngineConfig = Annotated[LocalEngines, Field(discriminator="kind")]
+ServedEngineConfig.model_rebuild()

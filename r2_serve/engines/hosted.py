@@ -209,13 +209,8 @@ class HostedEngine:
             self._config.max_tokens_field: sampling.max_tokens,
         }
         if sampling.response_format is not None:
-            if not self._config.supports_json_schema:
-                raise EngineRefused(
-                    "this model is configured with supports_json_schema: false, "
-                    "so it is not asked for a response_format"
-                )
             body["response_format"] = sampling.response_format
-        elif sampling.json_schema is not None and self._config.supports_json_schema:
+        elif sampling.json_schema is not None:
             schema = {"name": "reply", "schema": sampling.json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if is_streamed:
@@ -231,7 +226,7 @@ class HostedEngine:
             self._has_warned_of_usage = True
             _log.warning("%r reports no usage: tokens are estimated from the length of the texts", self)
         prompt_bytes = sum(len(m.text.encode()) for m in call.messages)
-        if call.sampling.format_sent is not None and self._config.supports_json_schema:
+        if call.sampling.format_sent is not None:
             prompt_bytes += len(json.dumps(call.sampling.format_sent))
         return Usage(prompt_tokens=likely_tokens(prompt_bytes), completion_tokens=likely_tokens(num_bytes))
 

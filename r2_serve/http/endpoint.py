@@ -89,8 +89,8 @@ class Endpoint:
     def _checked(self, body: bytes, key: ClientKey | None) -> tuple[AnyChat, ModelListing]:
         chat = parse_chat(body)
         listing = find_model(self.backend, chat.model, key)
-        if not listing.is_forwarding:
-            return parse_plain_chat(body, None if listing.is_virtual else listing.id), listing
+        if listing.is_virtual:
+            return parse_plain_chat(body), listing
         check_forwarded(chat.model_extra or ())
         return chat, listing
 

@@ -67,6 +67,7 @@ def extra_headers(answer: Answer) -> dict[str, str]:
 def model_object(listing: ModelListing, created: int, prices_as_of: str) -> Json:
     """A model as OpenAI lists it; its prices and abilities are in `r2`."""
     r2: Json = {"is_virtual": listing.is_virtual, "description": listing.description}
+    r2["capabilities"] = sorted(listing.abilities)
     if (card := listing.card) is not None:
         r2 |= {
             "group": card.group,

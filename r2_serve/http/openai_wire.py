@@ -1,10 +1,11 @@
 """The requests of OpenAI's chat dialect: JSON bytes in, a checked `Query` out.
 
-A hosted pool model takes what its provider takes: `ChatRequest` reads what R2 needs and keeps the rest.
-Virtual and local models take a `PlainChatRequest`, where a parameter is honoured on the final step or refused
-with its name, and none is accepted and ignored. There are two exceptions: parameters that cannot change the
-reply by OpenAI's own definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`), and `null` or
-a default that states what happens anyway (`n: 1`, `store: false`). All that R2 adds is in the field `r2`.
+A pool model takes what its provider or its engine takes: `ChatRequest` reads what R2 needs and keeps the
+rest, and `router.checks.check_abilities` refuses by name what the model lacks. Virtual models take a
+`PlainChatRequest`, where a parameter is honoured on the final step or refused with its name, and none is
+accepted and ignored. There are two exceptions: parameters that cannot change the reply by OpenAI's own
+definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`), and `null` or a default that states
+what happens anyway (`n: 1`, `store: false`). All that R2 adds is in the field `r2`.
 `r2_serve.http.refusals` words the refusals.
 """
 
@@ -320,13 +321,13 @@ class _Chat(Wire, Generic[AnyMessage]):
 
 
 class ChatRequest(_Chat[WireMessage]):
-    """A request to a hosted pool model. Parameters that R2 does not know go to the provider."""
+    """A request to a pool model. Parameters that R2 does not know go to the provider or the engine."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class PlainChatRequest(_Chat[PlainMessage]):
-    """A request to a virtual or a local model."""
+    """A request to a virtual model."""
 
     n: Annotated[_Int, _Only(1)] | None = None
     logprobs: Annotated[bool, _Only(False)] | None = None
@@ -361,10 +362,6 @@ def _contradiction(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param, "invalid_value")
 
 
-_BEYOND_TEXT = frozenset({"none_required", "extra_forbidden", "unsupported", "literal_error"})
-"""Faults of requests that a hosted model might take."""
-
-
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises: InvalidRequest naming the first field at fault."""
     try:
@@ -373,20 +370,13 @@ def parse_chat(body: bytes) -> ChatRequest:
         raise refusal(e.errors(include_url=False)[0]) from None
 
 
-def parse_plain_chat(body: bytes, model: str | None) -> PlainChatRequest:
-    """The request to a local `model`, or to a virtual one if `model` is None.
-
-    Raises: InvalidRequest naming the first field at fault, and the local model.
-    """
+def parse_plain_chat(body: bytes) -> PlainChatRequest:
+    """The request to a virtual model. Raises: InvalidRequest naming the first field at fault."""
     try:
         return PlainChatRequest.model_validate_json(body)
     except ValidationError as e:
         fault = e.errors(include_url=False)[0]
-        error = refusal(fault, *_known_keys(fault["loc"]))
-        if model is not None and fault["type"] in _BEYOND_TEXT:
-            message = f"{error.message} (model {model!r} runs locally, and takes plain text alone)"
-            error = InvalidRequest(message, error.param, error.code)
-        raise error from None
+        raise refusal(fault, *_known_keys(fault["loc"])) from None
 
 
 def _known_keys(location: tuple[int | str, ...]) -> tuple[Iterable[str], Iterable[str]]:

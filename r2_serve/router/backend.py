@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from r2_serve.calls.budget import Purse
-from r2_serve.types import Answer, ModelCard, OnDelta, Query
+from r2_serve.types import Ability, Answer, ModelCard, OnDelta, Query
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class ModelListing:
     description: str = ""
     card: ModelCard | None = None
     """Price and ability of a pool model; None for a virtual one."""
-    is_forwarding: bool = False
-    """Whether requests and replies pass with all that R2 does not interpret: hosted pool models only."""
+    abilities: frozenset[Ability] = frozenset()
+    """What the model can do; for a virtual model, what any model of its pool can do."""
 
 
 class RouterBackend(Protocol):

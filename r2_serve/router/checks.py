@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 
 from r2_serve.calls.estimates import format_chars
 from r2_serve.config import ROUTED_QUERY_CHARS, LimitsConfig, ModelConfig
 from r2_serve.errors import BudgetExceeded, CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan
-from r2_serve.types import Plan, Query, substituted_chars
+from r2_serve.types import Plan, Query, needs_of, substituted_chars
+
+MAX_NAMES = 10
+"""How many model names an error lists."""
+_SAMPLING_NAMES = ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "tools")
+"""Parameters that a misspelt one may have meant."""
 
 
 def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
@@ -51,6 +57,24 @@ def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
                 f"r2.models.{subtask_id}",
                 "invalid_value",
             )
+
+
+def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig]) -> None:
+    """Check that `model`, which is asked by its name, can do what the query needs.
+
+    Raises: InvalidRequest naming the parameter, the model, and models of `pool` that can.
+    """
+    needs = tuple(needs_of(query.messages, query.sampling))
+    if (need := model.lacking(needs)) is None:
+        return
+    able = [other.name for other in pool if other.lacking(needs) is None]
+    hint = f"ask one of {able[:MAX_NAMES]}" if able else "leave it out"
+    what = f"does not read {need.param}" if need.ability is None else f"is not capable of {need.ability}"
+    if need.ability is None:
+        near = get_close_matches(need.param, _SAMPLING_NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else hint
+    message = f"{need.param}: model {query.model!r} {what}; {hint}"
+    raise InvalidRequest(message, need.param, "unsupported_parameter")
 
 
 def check_pinned_models(pinned: Mapping[int, str], pool: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from r2_serve.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, R2E
 from r2_serve.prompts.instruct import conversation_text
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
+    check_abilities,
     check_own_plan,
     check_pinned_models,
     check_routing_fields,
@@ -190,7 +191,10 @@ async def _within_deadline(context: QueryContext, virtual: VirtualModelConfig | 
     try:
         async with asyncio.timeout(deadline_s) as scope:
             check_routing_fields(context.query, is_virtual=virtual is not None)
-            model = None if virtual else context.caller.pool[context.query.model].config
+            pool = context.caller.pool
+            model = None if virtual else pool[context.query.model].config
+            if model is not None:
+                check_abilities(context.query, model, (member.config for member in pool.values()))
             check_sizes(context.query, context.text, context.limits, model)
             return await (pass_through(context) if virtual is None else route(context, virtual))
     except TimeoutError as e:

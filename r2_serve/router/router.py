@@ -18,7 +18,7 @@ from r2_serve.router.allocator import Allocator
 from r2_serve.router.backend import ModelListing
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.pipeline import Pipeline, Sink
-from r2_serve.types import Answer, OnDelta, Query
+from r2_serve.types import Ability, Answer, OnDelta, Query
 
 Readiness = Callable[[], Awaitable[str | None]]
 """Says why the router is not ready; None if it is."""
@@ -47,11 +47,19 @@ class Router:
         if self._pipeline is None:
             self._pipeline = self._make_pipeline(routing)
         self._pipeline.routing = routing
+        abilities = {model.name: model.abilities for model in self._config.models}
         virtual = (
-            ModelListing(name, True, model.description) for name, model in routing.virtual_models.items()
+            ModelListing(
+                name,
+                True,
+                model.description,
+                None,
+                frozenset[Ability]().union(*(abilities[name] for name in model.pool)),
+            )
+            for name, model in routing.virtual_models.items()
         )
         real = (
-            ModelListing(model.name, False, model.description, model, model.is_forwarding)
+            ModelListing(model.name, False, model.description, model, abilities[model.name])
             for model in self._config.models
         )
         self._listings = (*virtual, *real)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
+from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig, with_engines
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ApplicationEntry, ServeFile, read_serve_file
 from r2_serve.serve_config.checks import cross_problems
@@ -125,8 +125,10 @@ def _serve_config(file: ServeFile) -> ServeConfig:
     assert file.router is not None and file.routing is not None and file.router_app is not None, (
         "as there was no error"
     )
+    models = with_engines(file.router.models, file.model_configs)
+    router = file.router.model_copy(update={"models": models})
     return ServeConfig(
-        router=file.router,
+        router=router,
         routing=file.routing,
         model_apps=dict(file.model_configs),
         router_app_name=file.router_app.name,

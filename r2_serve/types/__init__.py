@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
+from r2_serve.types.abilities import Ability, Need, needs_of
 from r2_serve.types.calls import (
     BYTES_PER_TOKEN,
     Completion,
@@ -34,6 +35,7 @@ from r2_serve.types.calls import (
 
 __all__ = [
     "BYTES_PER_TOKEN",
+    "Ability",
     "Completion",
     "Delta",
     "Engine",
@@ -42,6 +44,7 @@ __all__ = [
     "Json",
     "LocalEngine",
     "Message",
+    "Need",
     "OnDelta",
     "Record",
     "Role",
@@ -49,6 +52,7 @@ __all__ = [
     "Usage",
     "Work",
     "likely_tokens",
+    "needs_of",
 ]
 
 REFERENCE = re.compile(r"#([1-9][0-9]{0,5})(?![0-9])")

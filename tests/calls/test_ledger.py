@@ -213,12 +213,10 @@ def test_failed_call_costs_its_reported_usage(error: EngineError) -> None:
 
 def test_json_schema_is_counted_in_the_prompt_if_the_provider_bills_it() -> None:
     schema = {"type": "object", "description": "é" * 1000}
-    engines = [
-        HostedEngineConfig(kind="openai", model="m", supports_json_schema=sends) for sends in (True, False)
-    ]
+    engine = HostedEngineConfig(kind="openai", model="m")
     sent, left_out = (
-        Prompt.to(CARD.model_copy(update={"engine": engine}), user("one two three"), schema)
-        for engine in engines
+        Prompt.to(CARD.model_copy(update={"engine": engine, **card}), user("one two three"), schema)
+        for card in ({}, {"capabilities": {"json_schema": False}})
     )
     num_bytes = len(json.dumps(schema).encode())
     most = math.ceil(num_bytes / 2.5)

@@ -146,7 +146,7 @@ async def test_call_that_may_have_been_worked_on_is_booked_as_an_estimate(
 
 async def test_usage_reported_with_a_failed_reply_is_billed_as_reported() -> None:
     async with running_upstream() as upstream:
-        reply = completion(message={"content": None, "refusal": "I will not"})
+        reply = completion(message={"content": None})
         upstream.script = Script(body=[json.dumps(reply).encode()])
         call = await failed_call(upstream.base_url, is_streamed=False)
-    assert (call.error, call.usage.total_tokens, call.is_estimated) == ("AnswerWithheld", 9, False)
+    assert (call.error, call.usage.total_tokens, call.is_estimated) == ("InvalidReply", 9, False)

@@ -430,6 +430,7 @@ async def test_models_are_listed_with_prices() -> None:
     r2 = {
         "is_virtual": False,
         "description": "cheap",
+        "capabilities": ["chat", "json_schema"],
         "group": "slm",
         "context_tokens": 4096,
         "usd_per_mtok_in": "0.05",

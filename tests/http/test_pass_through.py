@@ -8,18 +8,21 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
 
-from r2_serve.config import HostedEngineConfig
+from r2_serve.config import HostedEngineConfig, RouterConfig, ServerConfig
 from r2_serve.errors import EngineRefused
+from r2_serve.http.api import create_app
+from r2_serve.router.router import Router as ServedRouter
 from r2_serve.types import Message, Sampling
 from tests.http.test_api import error_of
 from tests.support import agent_provider as provider
 from tests.support.hosted_stand import Stand, standing
 from tests.support.in_process import Router, query
-from tests.support.scripted_backend import ScriptedBackend, chat_body, make_client
+from tests.support.scripted_backend import chat_body
 from tests.support.served_app import openai_client
 from tests.support.upstream import Script, chunk, sse
 
@@ -290,19 +293,58 @@ async def test_local_fallback_is_asked_for_plain_text_alone(asked: Any, is_answe
     [
         ({"tools": [TOOL]}, "tools"),
         ({"logprobs": True}, "logprobs"),
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
         ({"top_k": 5}, "top_k"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
     ],
 )
+@pytest.mark.parametrize("stream", [False, True])
 async def test_local_model_refuses_what_it_cannot_do_by_parameter_and_model(
-    parameters: Any, param: str
+    parameters: Any, param: str, stream: bool
 ) -> None:
-    backend = ScriptedBackend()
-    async with make_client(backend) as client:
-        response = await client.post(
-            "/v1/chat/completions", json=chat_body(**{"model": "org/small", **parameters})
-        )
+    body = chat_body(**{"model": "small", "stream": stream, **parameters})
+    router, response = await asked_of_local_model(body)
     assert (response.status_code, error_of(response)["param"]) == (400, param)
-    assert "'org/small' runs locally" in error_of(response)["message"]
-    assert not backend.queries
+    assert "model 'small'" in error_of(response)["message"]
+    assert not router.engines["small"].calls
+
+
+async def test_local_model_takes_parameters_that_ask_for_nothing() -> None:
+    nothing = {"n": 1, "tools": [], "tool_choice": "none", "store": False, "user": "u", "logit_bias": {}}
+    message = {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "tool_calls": None}
+    messages = [message, {"role": "user", "content": "hi", "name": "ann"}]
+    router, response = await asked_of_local_model(chat_body(model="small", messages=messages, **nothing))
+    assert response.status_code == 200
+    assert len(router.engines["small"].calls) == 1
+
+
+async def test_misspelt_parameter_of_a_local_model_gets_a_suggestion() -> None:
+    _, response = await asked_of_local_model(chat_body(model="small", temprature=0.5))
+    assert error_of(response)["message"] == (
+        "temprature: model 'small' does not read temprature; did you mean temperature?"
+    )
+
+
+async def test_refusal_names_the_models_that_could_answer() -> None:
+    hosted = HostedEngineConfig(kind="openai", model="m")
+    _, response = await asked_of_local_model(
+        chat_body(model="small", tools=[TOOL]), {"hosted": {"engine": hosted}}
+    )
+    assert error_of(response)["message"] == (
+        "tools: model 'small' is not capable of tools; ask one of ['hosted']"
+    )
+
+
+async def asked_of_local_model(body: Any, cards: Any = None) -> tuple[Router, Any]:
+    """The reply to `body` over HTTP, where the model `small` runs locally."""
+    names = ["small", "large", "decomposer", "allocator", *(cards or {})]
+    router = Router(cards=cards or {}, **{name: ["fine"] for name in names})
+    configs = [member.config for member in router.pipeline.pool.values()]
+    served = ServedRouter(RouterConfig(models=tuple(configs)), lambda _: router.pipeline)
+    served.route_by(router.pipeline.routing)
+    app = create_app(served, ServerConfig())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2") as client:
+        return router, await client.post("/v1/chat/completions", json=body)

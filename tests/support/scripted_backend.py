@@ -36,7 +36,13 @@ SMALL = ModelCard(
 )
 LISTINGS = (
     ModelListing("r2", is_virtual=True, description="routed"),
-    ModelListing("org/small", is_virtual=False, description="cheap", card=SMALL),
+    ModelListing(
+        "org/small",
+        is_virtual=False,
+        description="cheap",
+        card=SMALL,
+        abilities=frozenset({"chat", "json_schema"}),
+    ),
 )
 CALLS = (
     CallRecord(

@@ -1,0 +1,83 @@
+"""What models can do where the config does not say: by the provider's address, by name, by engine.
+
+A hosted model that is not listed counts as capable of everything, and its provider's refusal is passed on. So
+the table names only what a provider documents as missing, and an operator can correct it on the card
+(`ModelConfig.capabilities`). It was written in November 2026.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+from urllib.parse import urlsplit
+
+from r2_serve.config.engines import (
+    EngineConfig,
+    HostedEngineConfig,
+    ScriptedEngineConfig,
+    VllmEngineConfig,
+)
+from r2_serve.types import Ability
+
+EVERYTHING: frozenset[Ability] = frozenset(get_args(Ability))
+TEXT_ALONE: frozenset[Ability] = frozenset({"chat"})
+_MEDIA: frozenset[Ability] = frozenset({"vision", "audio", "files"})
+_FORMATS: frozenset[Ability] = frozenset({"json_object", "json_schema"})
+_OTHER_ENDPOINTS: frozenset[Ability] = frozenset({"completions", "embeddings"})
+_TOKENS: frozenset[Ability] = frozenset({"logprobs", "logit_bias"})
+_EMBEDDER = r"embed|(^|/)(bge|gte|e5)-|minilm"
+_ANY = ""
+
+_MISSING: tuple[tuple[str, str, frozenset[Ability]], ...] = (
+    ("", _EMBEDDER, EVERYTHING - {"embeddings"}),
+    ("api.openai.com", r"^(davinci-002|babbage-002|gpt-3\.5-turbo-instruct)", EVERYTHING - {"completions"}),
+    ("api.openai.com", r"^(gpt-3\.5-turbo(?!-instruct)|gpt-4(-0613|-turbo-preview)?$)", _MEDIA),
+    ("api.openai.com", r"^(gpt-3\.5|gpt-4)", frozenset({"reasoning"})),
+    ("api.openai.com", r"^(gpt-3\.5-turbo(?!-instruct)|gpt-[4-9]|o[1-9]|chatgpt)", _OTHER_ENDPOINTS),
+    ("api.openai.com", r"^(?!.*audio)(gpt-[4-9]|o[1-9])", frozenset({"audio"})),
+    ("api.anthropic.com", _ANY, _TOKENS | _OTHER_ENDPOINTS | {"audio", "choices"}),
+    ("api.deepseek.com", _ANY, _MEDIA | {"json_schema", "embeddings", "choices", "logit_bias"}),
+    ("api.groq.com", _ANY, _TOKENS | _OTHER_ENDPOINTS | {"choices", "audio"}),
+    ("api.mistral.ai", _ANY, _TOKENS),
+    ("api.moonshot.cn", _ANY, frozenset({"embeddings", "audio"})),
+    ("api.moonshot.ai", _ANY, frozenset({"embeddings", "audio"})),
+    (
+        "aliyuncs.com",
+        r"^qwen(1\.5|2|2\.5)-[0-9.]+b",
+        _MEDIA | _OTHER_ENDPOINTS | {"json_schema", "reasoning"},
+    ),
+    ("generativelanguage.googleapis.com", r"^gemini", frozenset({"completions"})),
+)
+"""What is missing, by the end of the host's name and a pattern of the model's name. Every row that fits
+counts. Sources: the API references of the providers."""
+
+
+def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
+    """What the model behind `engine` can do, as far as its address, its name and its settings tell."""
+    if engine.kind == "served":
+        return EVERYTHING if engine.runs is None else abilities_of(engine.runs)
+    if isinstance(engine, HostedEngineConfig):
+        return _hosted(engine)
+    return (
+        TEXT_ALONE | _FORMATS if isinstance(engine, VllmEngineConfig | ScriptedEngineConfig) else TEXT_ALONE
+    )
+
+
+def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
+    """Names of the parameters that the engine reads beside those of `Sampling` and of its abilities.
+
+    None if it is not known, so that every name is passed on.
+    """
+    if engine.kind == "served":
+        return None if engine.runs is None else parameters_of(engine.runs)
+    return None if isinstance(engine, HostedEngineConfig) else frozenset()
+
+
+def _hosted(engine: HostedEngineConfig) -> frozenset[Ability]:
+    host = urlsplit(engine.base_url).hostname or ""
+    missing = (
+        missing
+        for end, pattern, missing in _MISSING
+        if host.endswith(end) and re.search(pattern, engine.model.lower())
+    )
+    return EVERYTHING.difference(*missing)
