@@ -1,10 +1,10 @@
-"""A model behind an OpenAI-compatible API: OpenAI, Azure OpenAI, DeepSeek, Qwen, a vLLM server.
+"""A model behind a provider's API: OpenAI, Azure OpenAI, DeepSeek, Qwen, a vLLM server.
 
 A call is one POST of aiohttp's client: no redirects, no retries (the router has its own), and one timeout
-that bounds the whole call. Replies are read as bytes and checked in `hosted_replies`. The openai client is
-not used: it takes a cut stream for a whole one and an error object for a completion, and costs five times the
-CPU (docs/performance.md). The key stays in the request's header: it is removed from the provider's texts
-before they go into an error.
+that bounds the whole call. What differs between providers is in `wires`. Replies are read as bytes and
+checked in `hosted_replies`. The openai client is not used: it takes a cut stream for a whole one and an error
+object for a completion, and costs five times the CPU (docs/performance.md). The key stays in the request's
+header: it is removed from the provider's texts before they go into an error.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
 from r2_serve.engines.roles import has_instructions, is_role_refusal, without_instruction_roles
 from r2_serve.engines.timing import Deadline, bounded
+from r2_serve.engines.wires import wire_of
 from r2_serve.errors import (
     ConfigError,
     EngineError,
@@ -63,8 +63,8 @@ class HostedEngine:
         self._config = config
         self._stall_s = stall_s
         self._key = _key(config)
-        self._url, self._headers = _address(config, self._key)
-        self._proxy = _proxy(self._url)
+        self._wire = wire_of(config, self._key)
+        self._proxy = _proxy(self._wire.url)
         self._session: aiohttp.ClientSession | None = None
         self._life: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._has_warned_of_usage = False
@@ -83,7 +83,7 @@ class HostedEngine:
                 while chunk := await response.content.readany():
                     content += chunk
                     _check_size(len(content))
-            parts = parse_completion(bytes(content), is_verbatim=call.is_verbatim)
+            parts = parse_completion(bytes(content), self._wire.read, is_verbatim=call.is_verbatim)
         estimate = partial(self._estimated, call, len(parts.text.encode()))
         return Completion(
             text=parts.text,
@@ -97,7 +97,7 @@ class HostedEngine:
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Raises: as `generate`; InvalidReply also if the stream ends before its finish reason."""
         deadline = Deadline(call.timeout_s)
-        reader = StreamReader(is_verbatim=call.is_verbatim)
+        reader = StreamReader(self._wire.new_reader(), is_verbatim=call.is_verbatim)
         num_bytes, usage = 0, None
         async with aclosing(self._chunks(call, deadline)) as chunks:
             async for chunk in chunks:
@@ -168,9 +168,13 @@ class HostedEngine:
         session = await self._client()
         merges = self._merges_instructions
         while True:
-            sent = json.dumps(self._body(call, is_streamed=is_streamed, merges_instructions=merges)).encode()
+            sent = self._body(call, is_streamed=is_streamed, merges_instructions=merges)
             async with session.post(
-                self._url, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False
+                self._wire.url,
+                data=json.dumps(sent).encode(),
+                headers=self._wire.headers,
+                proxy=self._proxy,
+                allow_redirects=False,
             ) as response:
                 if response.status == HTTPStatus.OK:
                     self._merges_instructions = merges
@@ -215,11 +219,8 @@ class HostedEngine:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if is_streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {
-            **{name: value for name, value in body.items() if value is not None},
-            **sampling.forwarded,
-            **self._config.extra_body,
-        }
+        given = {name: value for name, value in body.items() if value is not None}
+        return self._wire.write({**given, **sampling.forwarded}) | self._config.extra_body
 
     def _estimated(self, call: EngineCall, num_bytes: int) -> Usage:
         if not self._has_warned_of_usage:
@@ -331,19 +332,6 @@ def _key(config: HostedEngineConfig) -> str | None:
             f"environment variable {config.api_key_env} holds characters that no HTTP header can carry"
         )
     return key
-
-
-def _address(config: HostedEngineConfig, key: str | None) -> tuple[str, dict[str, str]]:
-    """The URL of completions and the headers of a request."""
-    base = config.base_url.rstrip("/")
-    headers = {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
-    if config.kind == "openai":
-        return f"{base}/chat/completions", {**headers, "Authorization": f"Bearer {key}"} if key else headers
-    if key is None or config.api_version is None:
-        raise ConfigError(f"model {config.model!r}: Azure needs api_key_env and api_version")
-    deployment, version = quote(config.model, safe=""), quote(config.api_version)
-    path = f"openai/deployments/{deployment}/chat/completions?api-version={version}"
-    return f"{base}/{path}", {**headers, "api-key": key}
 
 
 def _proxy(url: str) -> str | None:

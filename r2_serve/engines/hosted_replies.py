@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,6 +27,7 @@ from r2_serve.engines.chat_parts import (
     parse_finish_reason,
 )
 from r2_serve.engines.events import DONE, IGNORED_EVENTS, EventReader, EventStreamError
+from r2_serve.engines.wires import ReadEvent, one, same
 from r2_serve.errors import (
     AnswerWithheld,
     EngineError,
@@ -61,13 +62,18 @@ class ReplyParts:
     """The whole reply, with OpenAI's names of the finish reasons."""
 
 
-def parse_completion(content: bytes, *, is_verbatim: bool = False) -> ReplyParts:
+def parse_completion(
+    content: bytes, read: Callable[[Json], Json] = same, *, is_verbatim: bool = False
+) -> ReplyParts:
     """The body of a 200 that was not streamed. Tool calls and refusals are answers if `is_verbatim`.
+
+    `read` makes a chat completion of another provider's reply.
 
     Raises: InvalidReply, AnswerWithheld; EngineUnavailable and EngineRefused for an error inside. Each
     carries the usage that the body reports.
     """
     body = _json_object(content, "the reply")
+    body = read(body)
     try:
         return _parts(body, is_verbatim)
     except EngineError as e:
@@ -120,12 +126,14 @@ class StreamReader:
     first choice; if `is_verbatim`, also the chunk as it came, and tool calls and refusals are answers.
     """
 
-    def __init__(self, *, is_verbatim: bool = False) -> None:
+    def __init__(self, read: ReadEvent = one, *, is_verbatim: bool = False) -> None:
+        """`read` makes the chat chunks of another provider's events."""
         self.tokens = Tokens()
         self.usage_body: object = None
         """`usage` as it came."""
         self.is_done = False
         self._events = EventReader()
+        self._read = read
         self._failure: EngineError | None = None
         self._is_verbatim = is_verbatim
         self._finish_reasons: dict[int, FinishReason | None] = {}
@@ -152,12 +160,10 @@ class StreamReader:
             raise InvalidReply(str(e)) from None
         for data in events:
             try:
-                piece = self._event(data)
+                yield from self._event(data)
             except EngineError as e:
                 e.usage = self.usage
                 raise
-            if piece is not None:
-                yield piece
 
     def finish(self) -> FinishReason:
         """The finish reason.
@@ -171,21 +177,25 @@ class StreamReader:
         failure.usage = self.usage
         raise failure
 
-    def _event(self, data: str) -> Delta | None:
+    def _event(self, data: str) -> Iterator[Delta]:
         stripped = data.strip()
         if self.is_done or stripped in IGNORED_EVENTS:
-            return None
+            return
         if stripped == DONE:
             self.is_done = True
-            return None
+            return
         try:
             body = _json_object(data.encode(), "a stream event")
         except InvalidReply:
             if self.has_failed:
-                return None
+                return
             raise
-        self._read_usage(body)
-        return None if self.has_failed else self._piece(body)
+        chunks = self._read(body)
+        self.is_done = chunks is None
+        for chunk in chunks or ():
+            self._read_usage(chunk)
+            if not self.has_failed and (piece := self._piece(chunk)) is not None:
+                yield piece
 
     def _read_usage(self, body: Json) -> None:
         is_reported = body.get("usage") or body.get("x_groq")
