@@ -86,7 +86,7 @@ class InstantEngine:
 
 
 def add(prompt: str) -> str:
-    question = prompt.partition("</question>")[0]
+    question = prompt.partition("\n\n<")[0]
     return str(sum(int(number) for number in re.findall(r"\d+", question)))
 
 

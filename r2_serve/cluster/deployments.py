@@ -42,7 +42,7 @@ from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.redaction import Redactor, redact_logs, redactor_of
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
-from r2_serve.router.decomposer import Decomposer, Decomposition
+from r2_serve.router.decomposer import Decomposer, Decomposition, Messages
 from r2_serve.router.demand import Demand, ModelDemand, total
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
@@ -115,10 +115,10 @@ class DecomposerDeployment:
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
     async def decompose(
-        self, query: str, config: DecomposerConfig, limits: LimitsConfig, budget: Budget
+        self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, budget: Budget
     ) -> StageReport[Decomposition]:
         return await report_of(
-            lambda ledger: self._decomposer.decompose(query, config, limits, ledger), budget
+            lambda ledger: self._decomposer.decompose(messages, config, limits, ledger), budget
         )
 
 

@@ -32,8 +32,9 @@ from r2_serve.errors import (
     R2Error,
     ReplicaDied,
 )
+from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.allocator import AllocationResult, AllocationTask, everything_to
-from r2_serve.router.decomposer import Decomposition
+from r2_serve.router.decomposer import Decomposition, Messages
 from r2_serve.serve_config.applications import MODEL
 from r2_serve.types import CallRecord, CallStage, Completion, Delta, EngineCall, Plan
 
@@ -96,20 +97,20 @@ class ServedDecomposer:
         self._handle, self._pool = handle, pool
 
     async def decompose(
-        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+        self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
         member = self._pool[config.model]
-        messages = member.codec.render_decompose(query, limits.max_subtasks)
-        prompt = Prompt.to(member.config, messages, member.codec.plan_schema(limits.max_subtasks))
+        rendered = member.codec.render_decompose(messages, limits.max_subtasks)
+        prompt = Prompt.to(member.config, rendered, member.codec.plan_schema(limits.max_subtasks))
         count = config.num_samples
         stage = _Stage[Decomposition](self._handle.decompose, ledger, "decompose", config.max_tokens, count)
         try:
-            return await stage.run(member, prompt, query, config, limits)
+            return await stage.run(member, prompt, messages, config, limits)
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:
             reason = f"no valid plan: decomposer_failed ({e.message[:200]})"
-            plan = Plan.single(query)
+            plan = Plan.single(conversation_text(messages))
             return Decomposition(plan=plan, num_samples=count, num_rejected=count, fallback=reason)
 
 
@@ -122,7 +123,7 @@ class ServedAllocator:
     async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
         member = self._pool[task.config.model]
         cards = [self._pool[name].config for name in task.names]
-        messages = member.codec.render_allocate(task.query, task.plan, cards)
+        messages = member.codec.render_allocate(task.messages, task.plan, cards)
         prompt = Prompt.to(member.config, messages, member.codec.allocation_schema(task.plan, cards))
         stage = _Stage[AllocationResult](self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:

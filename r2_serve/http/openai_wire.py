@@ -196,6 +196,8 @@ class WireSubtask(Wire):
     id: _Int = Field(ge=1)
     text: str = Field(min_length=1)
     depends_on: Annotated[tuple[_Int, ...], FailFast(), Field(max_length=MAX_SUBTASKS)] = ()
+    needs_query: bool = True
+    """Whether the step reads your messages on a virtual model with `context: needed`."""
 
 
 class WirePlan(Wire):

@@ -26,7 +26,9 @@ class Codec(Protocol):
     takes_conversations: bool
     """Whether its models answer a conversation as it is; False if they know the texts of steps alone."""
 
-    def render_decompose(self, query: str, max_subtasks: int) -> list[Message]: ...
+    def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
+        """The prompt for a plan of the client's conversation."""
+        ...
 
     def plan_schema(self, max_subtasks: int) -> dict[str, object] | None: ...
 
@@ -38,7 +40,11 @@ class Codec(Protocol):
         """Raises: CodecError."""
         ...
 
-    def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]: ...
+    def render_allocate(
+        self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
+    ) -> list[Message]:
+        """The prompt for the models of a plan; without `messages` the plan alone is judged."""
+        ...
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None: ...
 
@@ -51,7 +57,10 @@ class Codec(Protocol):
     def render_subtask(
         self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
     ) -> list[Message]:
-        """The prompt of one subtask, from the client's conversation and the answers it depends on."""
+        """The prompt of one subtask, from the client's conversation and the answers it depends on.
+
+        `messages` may be only a part of the conversation, where the step needs no more.
+        """
         ...
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from r2_serve.errors import CodecError
+from r2_serve.prompts.conversation import conversation_text
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask, references, substitute
 
 _NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
@@ -45,9 +46,9 @@ class CompactCodec:
     is_streamable = False
     takes_conversations = False
 
-    def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
+    def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
         numbers, words = 0, []
-        for token in _QUERY_TOKEN.findall(query.lower()):
+        for token in _QUERY_TOKEN.findall(conversation_text(messages).lower()):
             if _is_number(token):
                 numbers += 1
                 words.append(f"n{numbers}")
@@ -90,7 +91,9 @@ class CompactCodec:
         except ValueError as e:
             raise CodecError(f"not a plan: {_first_line(e)}", "invalid_plan") from e
 
-    def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
+    def render_allocate(
+        self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
+    ) -> list[Message]:
         steps = (
             _rewritten(subtask.text, lambda number: f"d{sum(map(str.isdigit, number))}")
             for subtask in plan.subtasks

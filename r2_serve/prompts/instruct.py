@@ -1,41 +1,45 @@
 """The dialect of instruct chat models: JSON plans and allocations, under structured outputs where possible.
 
-Texts of the user and of other models (subtasks, answers) are data: they stand between tags in a user message,
-never in a system message.
+A prompt is the client's conversation, then the texts of other models (subtasks, answers) between tags, as
+data, and at the end what is to be done (`r2_serve.prompts.conversation`).
 """
 
 from __future__ import annotations
 
 import heapq
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r2_serve.errors import CodecError
+from r2_serve.prompts.conversation import followed_by, tagged
 from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
 
 MAX_REPLY_CHARS = 200_000
-_TAG = re.compile(r"<(/?\s*(?:question|plan|step|answer_))", re.IGNORECASE)
 _Reply = TypeVar("_Reply", bound=BaseModel)
 
-_DECOMPOSE = """You split a question into subtasks for other models to solve, and reply with JSON only:
-{"subtasks": [{"id": 1, "text": "...", "depends_on": []}, ...]}
+_DECOMPOSE = """Do not answer yet. Split what the conversation above asks for into subtasks for other \
+models, and reply with JSON only:
+{"subtasks": [{"id": 1, "text": "...", "depends_on": [], "needs_query": true}, ...]}
 - Prefer 3 to 8 subtasks, never more than MAX; a question that needs no splitting gets one.
 - A subtask is one short instruction that a small model can carry out.
 - Write #k where it needs the answer of subtask k, and list k in depends_on.
+- needs_query is false where the subtask's text and those answers are enough, without the conversation.
 - Subtasks that do not need one another must not depend on one another: they run at the same time.
 - The last subtask states the final answer to the question."""
 
-_ALLOCATE = """You give each subtask of a plan to one model of a pool: the cheapest that will solve it \
+_ALLOCATE = """Give each subtask of the plan above to one model of the pool: the cheapest that will solve it \
 correctly. Reply with JSON only:
-{"models": ["name for subtask 1", "name for subtask 2", ...]}, exactly one pool name per subtask, in order."""
+{"models": ["name for subtask 1", "name for subtask 2", ...]}, exactly one pool name per subtask, in order.
+Pool, in the operator's order:"""
 
-_WORK = """You carry out one step of a larger question. Use the answers of earlier steps as given.
-Reply with the result of your step only, briefly."""
-_CONCLUDE = """You carry out the last step of a question. Use the answers of earlier steps as given.
+_WORK = """Carry out the step above, which is a part of a larger question.
+Use the answers of earlier steps as given.
+Reply with the result of this step only, briefly."""
+_CONCLUDE = """Carry out the step above, the last one of the question.
+Use the answers of earlier steps as given.
 Reply to the user with the complete final answer."""
 
 
@@ -44,6 +48,7 @@ class _Step(BaseModel):
     id: int
     text: str = Field(min_length=1)
     depends_on: list[int] = []
+    needs_query: bool = True
 
 
 class _PlanReply(BaseModel):
@@ -61,22 +66,19 @@ class InstructCodec:
     """The `instruct` dialect; the module's docstring describes it."""
 
     name = "instruct"
-    version = 1
+    version = 2
     is_streamable = True
     takes_conversations = True
 
-    def render_decompose(self, query: str, max_subtasks: int) -> list[Message]:
-        system = _DECOMPOSE.replace("MAX", str(max_subtasks))
-        return [
-            Message(role="system", content=system),
-            Message(role="user", content=_tagged("question", query)),
-        ]
+    def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
+        return followed_by(messages, tagged("task", _DECOMPOSE.replace("MAX", str(max_subtasks))))
 
     def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
         step = _closed_object(
             id={"type": "integer"},
             text={"type": "string"},
             depends_on={"type": "array", "items": {"type": "integer"}},
+            needs_query={"type": "boolean"},
         )
         return _closed_object(
             subtasks={"type": "array", "items": step, "minItems": 1, "maxItems": max_subtasks}
@@ -85,7 +87,13 @@ class InstructCodec:
     def format_plan(self, plan: Plan, query: str) -> str:
         reply: dict[str, object] = {
             "subtasks": [
-                {"id": s.id, "text": s.text, "depends_on": list(s.depends_on)} for s in plan.subtasks
+                {
+                    "id": s.id,
+                    "text": s.text,
+                    "depends_on": list(s.depends_on),
+                    "needs_query": s.needs_query,
+                }
+                for s in plan.subtasks
             ]
         }
         if plan.answer is not None:
@@ -95,10 +103,11 @@ class InstructCodec:
     def parse_plan(self, text: str, query: str) -> Plan:
         return _in_topological_order(_parsed(text, _PlanReply, "plan"))
 
-    def render_allocate(self, query: str, plan: Plan, pool: Sequence[ModelCard]) -> list[Message]:
-        system = "\n".join([_ALLOCATE, "Pool, in the operator's order:", *map(_pool_line, pool)])
-        body = f"{_tagged('question', query)}\n{_tagged('plan', self.format_plan(plan, query))}"
-        return [Message(role="system", content=system), Message(role="user", content=body)]
+    def render_allocate(
+        self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
+    ) -> list[Message]:
+        task = "\n".join([_ALLOCATE, *map(_pool_line, pool)])
+        return followed_by(messages, f"{tagged('plan', self.format_plan(plan, ''))}\n{tagged('task', task)}")
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None:
         count = len(plan.subtasks)
@@ -123,36 +132,17 @@ class InstructCodec:
     def render_subtask(
         self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
     ) -> list[Message]:
-        is_final = subtask.id == plan.final_id
         done = [
-            _tagged(f"answer_{i}", f"{plan.subtasks[i - 1].text}\n=> {answers[i]}") for i in sorted(answers)
+            tagged(f"answer_{i}", f"{plan.subtasks[i - 1].text}\n=> {answers[i]}") for i in sorted(answers)
         ]
-        body = "\n".join(
-            [_tagged("question", conversation_text(messages)), *done, _tagged("step", subtask.text)]
-        )
-        return [
-            Message(role="system", content=_CONCLUDE if is_final else _WORK),
-            Message(role="user", content=body),
-        ]
+        task = _CONCLUDE if subtask.id == plan.final_id else _WORK
+        return followed_by(messages, "\n".join([*done, tagged("step", subtask.text), tagged("task", task)]))
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:
         return list(messages)
 
     def parse_answer(self, text: str) -> str:
         return text.strip()
-
-
-def conversation_text(messages: Sequence[Message]) -> str:
-    """The conversation as one text; a single message is left as it is."""
-    if len(messages) == 1:
-        return messages[0].text
-    return "\n".join(f"[{message.role}] {message.text}" for message in messages)
-
-
-def _tagged(tag: str, text: str) -> str:
-    """`text` between tags. Our own tags inside it are escaped, so that data cannot end or begin a frame."""
-    body = _TAG.sub(lambda match: f"<\\{match.group(1)}", text)
-    return f"<{tag}>\n{body}\n</{tag}>"
 
 
 def _pool_line(card: ModelCard) -> str:
@@ -211,6 +201,7 @@ def _in_topological_order(reply: _PlanReply) -> Plan:
                 id=number[i],
                 text=renumbered(steps[i].text),
                 depends_on=tuple(sorted(number[d] for d in needs[i])),
+                needs_query=steps[i].needs_query,
             )
             for i in order
         )

@@ -11,13 +11,14 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.errors import CodecError, EngineError
-from r2_serve.types import Allocation, Plan, Record, Sampling
+from r2_serve.types import Allocation, Message, Plan, Record, Sampling
 
 
 class AllocationTask(Record):
     """A plan to allocate, and how. It holds all that an allocator in another process needs."""
 
-    query: str
+    messages: tuple[Message, ...]
+    """The client's conversation; empty where the allocator judges the plan alone."""
     plan: Plan
     config: AllocatorConfig
     names: tuple[str, ...]
@@ -70,7 +71,7 @@ class Allocator:
         cards = [self.pool[name].config for name in task.names]
         codec = self.pool[config.model].codec
         spec = CallSpec(
-            render=lambda c: c.render_allocate(task.query, plan, cards),
+            render=lambda c: c.render_allocate(task.messages, plan, cards),
             stage="allocate",
             sampling=Sampling(
                 max_tokens=config.max_tokens,

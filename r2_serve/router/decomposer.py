@@ -19,8 +19,10 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.errors import BudgetExceeded, CodecError, EngineError
-from r2_serve.types import BYTES_PER_TOKEN, Plan, Record, Sampling, Subtask, references
+from r2_serve.prompts.conversation import conversation_text
+from r2_serve.types import BYTES_PER_TOKEN, Message, Plan, Record, Sampling, Subtask, references
 
+Messages = tuple[Message, ...]
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
 
@@ -38,7 +40,7 @@ class Decomposes(Protocol):
     """What the pipeline needs of a decomposer: `Decomposer`, here or in another process."""
 
     async def decompose(
-        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+        self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
         """The plan. When this returns or raises, every call it made is in `ledger`."""
         ...
@@ -51,15 +53,15 @@ class Decomposer:
     pool: Pool
 
     async def decompose(
-        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+        self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
         """A valid plan within `limits`: the best sample, or the one-step plan.
 
         Raises: BudgetExceeded if the budget allows no sample at all; PoisonousRequest.
         """
-        samples = await self._sample(query, config, limits, ledger)
+        samples = await self._sample(messages, config, limits, ledger)
         plans = [sample for sample in samples if isinstance(sample, Plan)]
-        kept = best_plan(plans, config.weights) if plans else Plan.single(query)
+        kept = best_plan(plans, config.weights) if plans else Plan.single(conversation_text(messages))
         return Decomposition(
             plan=kept,
             num_samples=len(samples),
@@ -68,7 +70,7 @@ class Decomposer:
         )
 
     async def _sample(
-        self, query: str, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
+        self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> list[Plan | str]:
         """One entry for each sample: its plan, or the reason why it has none."""
         caller = Caller(self.pool, ledger, limits)
@@ -77,7 +79,7 @@ class Decomposer:
 
         async def sample(i: int) -> None:
             try:
-                samples[i] = await self._one(caller, query, config, limits)
+                samples[i] = await self._one(caller, messages, config, limits)
             except CodecError as e:
                 samples[i] = e.reason
             except EngineError as e:
@@ -98,10 +100,12 @@ class Decomposer:
             raise too_dear[0]
         return samples
 
-    async def _one(self, caller: Caller, query: str, config: DecomposerConfig, limits: LimitsConfig) -> Plan:
+    async def _one(
+        self, caller: Caller, messages: Messages, config: DecomposerConfig, limits: LimitsConfig
+    ) -> Plan:
         codec = self.pool[config.model].codec
         spec = CallSpec(
-            render=lambda c: c.render_decompose(query, limits.max_subtasks),
+            render=lambda c: c.render_decompose(messages, limits.max_subtasks),
             stage="decompose",
             sampling=Sampling(
                 max_tokens=config.max_tokens,
@@ -111,7 +115,7 @@ class Decomposer:
             adapter=config.adapter,
         )
         result = await caller.call(config.model, spec)
-        plan = self.pool[result.model].codec.parse_plan(result.completion.text, query)
+        plan = self.pool[result.model].codec.parse_plan(result.completion.text, conversation_text(messages))
         check_plan(plan, limits)
         return plan
 

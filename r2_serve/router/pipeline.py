@@ -15,7 +15,7 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import RoutingConfig, VirtualModelConfig
 from r2_serve.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
-from r2_serve.prompts.instruct import conversation_text
+from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
     check_abilities,
@@ -151,7 +151,9 @@ async def _decompose(context: QueryContext, virtual: VirtualModelConfig) -> Plan
         check_own_plan(own, context.limits)
         return own
     with context.demand.calling(config.model, num_calls=config.num_samples):
-        made = await context.decomposer.decompose(context.text, config, context.limits, context.ledger)
+        made = await context.decomposer.decompose(
+            context.query.messages, config, context.limits, context.ledger
+        )
     draft.num_plan_samples, draft.num_plan_rejected = made.num_samples, made.num_rejected
     draft.plan_fallback = made.fallback
     return made.plan
@@ -172,7 +174,7 @@ async def _allocate(
 
 async def _ask_allocator(context: QueryContext, virtual: VirtualModelConfig, plan: Plan) -> Allocation:
     task = AllocationTask(
-        query=context.text,
+        messages=context.query.messages,
         plan=plan,
         config=virtual.allocator,
         names=virtual.pool,

@@ -101,6 +101,8 @@ class Subtask(Record):
     id: int = Field(ge=1)
     text: str = Field(min_length=1)
     depends_on: tuple[int, ...] = ()
+    needs_query: bool = True
+    """Whether it reads the client's conversation where steps get what they need (`context: needed`)."""
 
     @model_validator(mode="after")
     def _depends_on_earlier_ids(self) -> Self:

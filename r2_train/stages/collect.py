@@ -21,6 +21,7 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
 from r2_serve.prompts import get_codec
+from r2_serve.prompts.conversation import asked
 from r2_serve.router.decomposer import check_plan, incoherence, num_unused, weighted_scores
 from r2_serve.types import Plan, Record, Sampling
 from r2_train.config import CollectConfig
@@ -145,7 +146,7 @@ class Collector:
         section = self.pool.routing.virtual_models[self.pool.virtual_model].decomposer
         teacher, limits = self.config.teacher or section.model, self.pool.routing.limits
         codec = self.pool.members[teacher].codec
-        messages = codec.render_decompose(task.query, limits.max_subtasks)
+        messages = codec.render_decompose(asked(task.query), limits.max_subtasks)
         sampling = Sampling(
             max_tokens=section.max_tokens,
             temperature=self.config.temperature,

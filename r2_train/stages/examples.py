@@ -12,6 +12,7 @@ from pathlib import Path
 from r2_serve.config import LimitsConfig
 from r2_serve.files import read_lines, whole_file
 from r2_serve.prompts import Codec
+from r2_serve.prompts.conversation import asked
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Record
 
 
@@ -31,7 +32,7 @@ def plan_example(
     codec: Codec, limits: LimitsConfig, task_id: str, query: str, plan: Plan | None = None
 ) -> Example:
     """The decomposer's example: it is given the query and has to write the plan."""
-    messages = tuple(codec.render_decompose(query, limits.max_subtasks))
+    messages = tuple(codec.render_decompose(asked(query), limits.max_subtasks))
     target = None if plan is None else codec.format_plan(plan, query)
     return Example(task_id=task_id, query=query, messages=messages, target=target)
 
@@ -41,7 +42,7 @@ def allocation_example(
     models: Sequence[str] | None = None,
 ) -> Example:  # fmt: skip
     """The allocator's example: it is given the plan and has to write the models."""
-    messages = tuple(codec.render_allocate(query, plan, cards))
+    messages = tuple(codec.render_allocate(asked(query), plan, cards))
     target = None if models is None else codec.format_allocation(Allocation(models=tuple(models)), cards)
     return Example(task_id=task_id, query=query, messages=messages, target=target, plan=plan)
 

@@ -21,6 +21,7 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
 from r2_serve.prompts import Codec
+from r2_serve.prompts.conversation import asked
 from r2_serve.types import Message, Plan, Record, Sampling, Usage, substitute
 from r2_train.config import Module, RewardConfig
 from r2_train.rollouts.call_cache import SpendLimitReached
@@ -108,7 +109,7 @@ class Judge:
         plan = checked_plan(reply, task.query, self._codec.name, self._limits)
         if plan is None:
             return Judged(is_well_formed=False)
-        prompt = self._codec.render_decompose(task.query, self._limits.max_subtasks)
+        prompt = self._codec.render_decompose(asked(task.query), self._limits.max_subtasks)
         rollout = await self.pool.run(f"reward-{task.id}", task.query, plan=plan)
         return await self._judged(task, plan, rollout, self._reply_cost(prompt, reply))
 
@@ -117,7 +118,7 @@ class Judge:
             models = self._codec.parse_allocation(reply, plan, self.pool.cards).models
         except CodecError:
             return Judged(is_well_formed=False)
-        prompt = self._codec.render_allocate(task.query, plan, self.pool.cards)
+        prompt = self._codec.render_allocate(asked(task.query), plan, self.pool.cards)
         rollout = await self.pool.run(f"reward-{task.id}", task.query, plan=plan, models=models)
         judged = await self._judged(task, plan, rollout, self._reply_cost(prompt, reply))
         if self.config.swap and judged.is_correct:

@@ -36,7 +36,7 @@ class PoolRun:
 
 def decompose(decomposer: TinyModel, queries: Sequence[str]) -> tuple[list[Plan | None], int]:
     """A plan for each query, None if the reply has none; and the cost."""
-    prompts = [CODEC.render_decompose(query, MAX_SUBTASKS) for query in queries]
+    prompts = [CODEC.render_decompose(ask(query), MAX_SUBTASKS) for query in queries]
     replies, cost = decomposer.chat(prompts, max_tokens=MAX_PLAN_TOKENS)
     plans: list[Plan | None] = []
     for query, reply in zip(queries, replies, strict=True):
@@ -51,7 +51,9 @@ def allocate(
     allocator: TinyModel, queries: Sequence[str], plans: Sequence[Plan], pool: Sequence[ModelCard]
 ) -> tuple[list[Models], int]:
     """The models for each plan, only the pool's last (largest) if the reply has none; and the cost."""
-    prompts = [CODEC.render_allocate(query, plan, pool) for query, plan in zip(queries, plans, strict=True)]
+    prompts = [
+        CODEC.render_allocate(ask(query), plan, pool) for query, plan in zip(queries, plans, strict=True)
+    ]
     replies, cost = allocator.chat(prompts, max_tokens=MAX_ALLOCATION_TOKENS)
     chosen = []
     for reply, plan in zip(replies, plans, strict=True):

@@ -37,6 +37,7 @@ from r2_train.tiny.tiny_data import (
     DomainName,
     Styles,
     allocation_example,
+    ask,
     calculation_example,
     examples_sha256,
     plan_examples,
@@ -233,7 +234,7 @@ def _allocator_words(settings: Pretraining) -> set[str]:
     else:
         tasks = list(scan.tasks("train", settings.seed))
     plans = ((task.query, plan) for task in tasks for plan in task.plans)
-    prompts = {CODEC.render_allocate(query, plan, [])[0].text for query, plan in plans}
+    prompts = {CODEC.render_allocate(ask(query), plan, [])[0].text for query, plan in plans}
     choices = {f"@{i}" for i in range(1, len(settings.pool) + 1)}
     return choices.union(*(prompt.split() for prompt in prompts))
 

@@ -69,7 +69,7 @@ def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[TextExample]:
     """One example per task and plan. No style is marked, so that a model learns to write each of them."""
     return [
         TextExample(
-            CODEC.render_decompose(task.query, MAX_SUBTASKS)[0].text, CODEC.format_plan(plan, task.query)
+            CODEC.render_decompose(ask(task.query), MAX_SUBTASKS)[0].text, CODEC.format_plan(plan, task.query)
         )
         for task in tasks
         for plan in (task.plans if styles == "mixed" else (task.reference_plan,))
@@ -90,7 +90,7 @@ def allocation_example(
     query: str, plan: Plan, models: Sequence[str], pool: Sequence[ModelCard]
 ) -> TextExample:
     target = CODEC.format_allocation(Allocation(models=tuple(models)), pool)
-    return TextExample(CODEC.render_allocate(query, plan, pool)[0].text, target)
+    return TextExample(CODEC.render_allocate(ask(query), plan, pool)[0].text, target)
 
 
 def solved_steps(plan: Plan) -> list[str]:

@@ -18,6 +18,7 @@ from r2_serve.calls.quarantine import PATIENCE_S
 from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied
+from r2_serve.prompts.conversation import asked
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.types import Completion, EngineCall, Usage
 from tests.support.in_process import model, plan_json, pool_of, user
@@ -154,7 +155,7 @@ def test_poisonous_query_kills_two_replicas_however_many_plans_are_sampled() -> 
         decomposer = Decomposer(pool_of((model("planner"), planner)))
         config = DecomposerConfig(model="planner", num_samples=5)
         with pytest.raises(PoisonousRequest):
-            await decomposer.decompose(POISON, config, LIMITS, Ledger(Budget()))
+            await decomposer.decompose(asked(POISON), config, LIMITS, Ledger(Budget()))
         await asyncio.sleep(100)
         assert planner.num_deaths == 2
 

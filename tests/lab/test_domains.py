@@ -9,6 +9,7 @@ import pytest
 
 from r2_serve.lab.domains import Task, scan, solve_plan, words
 from r2_serve.prompts import get_codec
+from r2_serve.prompts.conversation import asked
 
 CODEC = get_codec("compact")
 SAMPLE = [
@@ -151,7 +152,7 @@ def test_words_distinct_operands_change_no_word_and_no_structure() -> None:
     for problem in words.problems("train", 50):
         distinct = words.with_distinct_operands(problem)
         here, there = (
-            CODEC.render_decompose(words.task(p, random.Random(0)).query, 16)[0].content
+            CODEC.render_decompose(asked(words.task(p, random.Random(0)).query), 16)[0].content
             for p in (problem, distinct)
         )
         assert here == there

@@ -11,6 +11,7 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, EngineRefused
+from r2_serve.prompts.conversation import asked
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from tests.support.in_process import allocation_json, model, plan_of, pool_of
 from tests.support.virtual_time import now_s, run
@@ -26,7 +27,7 @@ async def allocate(
     pool = pool_of((model("picker", codec=codec), engine), *((model(name), engine) for name in NAMES))
     allocator, wanted = Allocator(pool), AllocatorConfig(model="picker", **config)
     task = AllocationTask(
-        query="the query",
+        messages=asked("the query"),
         plan=PLAN,
         config=wanted,
         names=NAMES,

@@ -13,6 +13,7 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, CodecError, EngineRefused, EngineUnavailable
+from r2_serve.prompts.conversation import asked
 from r2_serve.router.decomposer import Decomposer, Decomposition, best_plan, check_plan, score_plans
 from r2_serve.types import EngineCall, Plan
 from tests.support.in_process import model, plan_json, plan_of, pool_of
@@ -25,7 +26,7 @@ NO_LIMIT = Budget()
 async def decompose(engine: ScriptedEngine, *, ledger: Ledger | None = None, **fields: Any) -> Decomposition:
     config = DecomposerConfig(**{"model": "m", "num_samples": 1, **fields})
     return await Decomposer(pool_of((model("m"), engine))).decompose(
-        "the query", config, LimitsConfig(), ledger or Ledger(NO_LIMIT)
+        asked("the query"), config, LimitsConfig(), ledger or Ledger(NO_LIMIT)
     )
 
 

@@ -30,6 +30,7 @@ from r2_serve.config import Config
 from r2_serve.errors import CodecError
 from r2_serve.lab.domains import scan
 from r2_serve.prompts import get_codec
+from r2_serve.prompts.conversation import asked
 from r2_serve.types import Plan
 from r2_train.launch.stage_run import StageRun
 from r2_train.stages import grpo
@@ -94,7 +95,7 @@ def prompts(num_tasks: int) -> Dataset:
     ]
     rows = [
         {
-            "prompt": f"{CODEC.render_decompose(task.query, 16)[0].content} =>",
+            "prompt": f"{CODEC.render_decompose(asked(task.query), 16)[0].content} =>",
             "query": task.query,
             "reference": task.reference_plan.model_dump_json(),
         }

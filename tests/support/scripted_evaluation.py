@@ -55,8 +55,13 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
+def question(messages: Sequence[Message]) -> str:
+    """What the client asked, without our text after it."""
+    return messages[-1].text.partition("\n\n<")[0]
+
+
 def decompose(messages: Sequence[Message], sampling: Sampling) -> Reply:
-    first, second = numbers(messages[-1].content)
+    first, second = numbers(question(messages))
     return plan_json(f"recall {first}", f"recall {second}", "add #1 and #2")
 
 
@@ -70,7 +75,7 @@ def large(messages: Sequence[Message], sampling: Sampling) -> Reply:
 
 def _worker(messages: Sequence[Message], sampling: Sampling, *, is_weak: bool) -> Reply:
     prompt = messages[-1].content
-    if messages[0].content.startswith("You split"):
+    if "Do not answer yet. Split" in prompt:
         return decompose(messages, sampling)
     if messages[0].content.startswith("You judge how hard"):
         return "hard" if numbers(prompt)[0] % 3 == 0 else "easy"

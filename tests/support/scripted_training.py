@@ -26,7 +26,7 @@ from r2_serve.types import Completion, Engine, Message, Sampling, Usage
 from r2_train.rollouts.call_cache import CallCache, cached_engines
 from r2_train.rollouts.served_pool import ServedPool
 from tests.support.in_process import plan_json
-from tests.support.scripted_evaluation import numbers
+from tests.support.scripted_evaluation import numbers, question
 
 PRICES = {"tiny": 1, "small": 2, "large": 10, "decomposer": 1, "allocator": 1}
 GROUPS = {"tiny": "slm", "small": "mlm", "large": "llm"}
@@ -63,7 +63,7 @@ def plans(*options: Sequence[str]) -> Callable[[Sequence[Message], Sampling], Re
         return (
             steps
             if isinstance(steps, str)
-            else plan_json(*(step.format(*numbers(messages[-1].content)) for step in steps))
+            else plan_json(*(step.format(*numbers(question(messages))) for step in steps))
         )
 
     return reply

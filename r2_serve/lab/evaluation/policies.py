@@ -248,9 +248,8 @@ async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
         return await _plan_by_router(task, desk)
     codec = get_codec(setting.cards[model].codec)
     sampling = _GREEDY.model_copy(update={"json_schema": codec.plan_schema(setting.max_subtasks)})
-    reply = await desk.ask(
-        model, codec.render_decompose(task.query, setting.max_subtasks), sampling=sampling, stage="decompose"
-    )
+    prompt = codec.render_decompose(user(task.query), setting.max_subtasks)
+    reply = await desk.ask(model, prompt, sampling=sampling, stage="decompose")
     with suppress(CodecError):
         plan = codec.parse_plan(reply.text, task.query)
         if len(plan.subtasks) <= setting.max_subtasks:

@@ -1,0 +1,73 @@
+"""The client's conversation inside our prompts: it comes first, and the same in each of them.
+
+Providers cache the beginning of a prompt. So the conversation stands at the top of every prompt of a query,
+with its messages in their roles, and what we ask of a model comes after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from r2_serve.types import Json, Message
+
+_TAG = re.compile(r"<(/?\s*(?:plan|step|answer_|task))", re.IGNORECASE)
+
+
+def asked(text: str) -> tuple[Message, ...]:
+    """The conversation that has one question only."""
+    return (Message(role="user", content=text),)
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """The conversation as one text; a single message is left as it is."""
+    if len(messages) == 1:
+        return messages[0].text
+    return "\n".join(f"[{message.role}] {message.text}" for message in messages)
+
+
+def instructions_of(messages: Sequence[Message]) -> list[Message]:
+    """The client's system and developer messages."""
+    return [message for message in messages if message.role in ("system", "developer")]
+
+
+def followed_by(messages: Sequence[Message], ours: str) -> list[Message]:
+    """The conversation with our text after it.
+
+    The text becomes the end of the user's last message, as some chat templates refuse two user messages in a
+    row; after a message of another role it is a user message of its own.
+    """
+    before = [_escaped(message) for message in messages]
+    if not before or before[-1].role != "user":
+        return [*before, Message(role="user", content=ours)]
+    last = before.pop()
+    content: str | tuple[Json, ...]
+    if isinstance(last.content, tuple):
+        content = (*last.content, {"type": "text", "text": ours})
+    else:
+        content = f"{last.content or ''}\n\n{ours}"
+    return [*before, last.model_copy(update={"content": content})]
+
+
+def tagged(tag: str, text: str) -> str:
+    """`text` between tags; our own tags inside it are escaped."""
+    return f"<{tag}>\n{_without_tags(text)}\n</{tag}>"
+
+
+def _without_tags(text: str) -> str:
+    """`text` with our own tags escaped, so that data cannot end or begin a frame."""
+    return _TAG.sub(lambda match: f"<\\{match.group(1)}", text)
+
+
+def _escaped(message: Message) -> Message:
+    content = message.content
+    if isinstance(content, str):
+        safe: str | tuple[Json, ...] = _without_tags(content)
+    else:
+        safe = tuple(map(_escaped_part, content or ()))
+    return message if content is None or safe == content else message.model_copy(update={"content": safe})
+
+
+def _escaped_part(part: Json) -> Json:
+    text = part.get("text")
+    return {**part, "text": _without_tags(text)} if isinstance(text, str) else part
