@@ -16,13 +16,19 @@
     |-- SubtaskFailed          502   a subtask failed on its model and on every fallback
     |-- CodecError                   a model's reply is not a plan or an allocation (handled: fallback)
     `-- EngineError            502   a model call failed
-        |-- EngineUnavailable        broken connection, 5xx: may be retried; what it cost is not known
+        |-- EngineUnavailable  503   broken connection, 5xx: may be retried; what it cost is not known
         |   |-- NotStarted           no connection, 408/409/429: may be retried; costs nothing
         |   |-- EngineTimeout        no whole reply in time: not retried on the same model
         |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
         |-- InvalidReply             the model or provider answered nonsense: may be retried
-        `-- EngineRefused            other 4xx, context overflow, quota: not retried here; costs nothing
-            `-- AnswerWithheld       a filtered reply, the model's refusal, a tool call: the same, but billed
+        `-- EngineRefused      400   this model does not take the request: not retried; costs nothing
+            |-- ContextOverflow      the prompt, or prompt and reply, are longer than the model's context
+            |-- OperatorFault  502   the provider refuses the router's key, account, address or model
+            `-- AnswerWithheld 502   a tool call in place of text; it is billed
+                `-- AnswerFiltered   a filtered reply or the model's refusal; it is billed
+
+An error of a provider keeps the provider's own status, type, code and param, as far as a client may act on
+them (`r2_serve.engines.provider_errors`): they are set on the instance, and pickled with it.
 
 Positional arguments equal `args`, so each one pickles across Ray unchanged (keyword-only arguments would
 arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
@@ -31,7 +37,9 @@ arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
 from __future__ import annotations
 
 import traceback
+from copy import copy
 from pathlib import PurePath
+from typing import Self
 
 from r2_serve.types import Usage
 
@@ -50,6 +58,10 @@ class R2Error(Exception):
     status = 500
     kind = "api_error"
     code: str | None = None
+    param: str | None = None
+    """The field of the request at fault."""
+    is_lasting = False
+    """Whether the same request would fail again although clients retry after such a status."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -101,7 +113,7 @@ class NotAllowed(R2Error):
     status = 403
     kind = "invalid_request_error"
     code = "model_not_found"
-    param = "model"
+    param: str | None = "model"
 
 
 class BudgetExceeded(R2Error):
@@ -118,6 +130,7 @@ class QuotaExceeded(BudgetExceeded):
     status = 429
     kind = "insufficient_quota"
     code = "insufficient_quota"
+    is_lasting = True
 
 
 class DeadlineExceeded(R2Error):
@@ -163,11 +176,30 @@ class SubtaskFailed(R2Error):
     """Subtask `subtask` failed on `model` and on every fallback."""
 
     status = 502
-    code = "subtask_failed"
+    code: str | None = "subtask_failed"
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, subtask: int, model: str) -> None:
         Exception.__init__(self, message, subtask, model)
         self.message, self.subtask, self.model = message, subtask, model
+
+    @classmethod
+    def by(cls, error: EngineError, subtask: int, model: str, *, is_final: bool) -> Self:
+        """The failure of `subtask` by `error`, of the kind that tells the client what to do.
+
+        A rate limit, a prompt that is too long and a content policy stay what they are. Every other refusal
+        is the client's to mend only in the final step (`is_final`), which has its parameters. In an inner
+        step, another try would pay for the plan again and end alike, so clients are asked not to make it.
+        """
+        message = f"subtask {subtask} failed on {model} and its fallbacks: {error.message}"
+        failed = cls(message, subtask, model)
+        is_refusal = isinstance(error, EngineRefused)
+        if not is_refusal or is_final or error.code in (ContextOverflow.code, "content_filter"):
+            failed.status, failed.kind, failed.param = error.status, error.kind, error.param
+            failed.code = error.code if error.status < 500 else cls.code
+        failed.is_lasting = is_refusal and failed.status >= 500
+        failed.retry_after_s = getattr(error, "retry_after_s", None)
+        return failed
 
 
 class CodecError(R2Error):
@@ -182,11 +214,17 @@ class EngineError(R2Error):
     """A model call failed."""
 
     status = 502
-    code = "upstream_error"
+    code: str | None = "upstream_error"
     usage: Usage | None = None
     """Usage that the provider reported with the error; it is billed."""
     is_free = False
     """Whether the call was refused before any work, so that it costs nothing unless usage is reported."""
+
+    def reworded(self, message: str) -> Self:
+        """The same error with another message, without traceback or cause."""
+        changed = copy(self)
+        changed.message, changed.args = message, (message, *self.args[1:])
+        return changed
 
 
 class EngineUnavailable(EngineError):
@@ -225,13 +263,44 @@ class InvalidReply(EngineError):
 
 
 class EngineRefused(EngineError):
-    """The provider refused this call (4xx, context overflow, quota) before any work."""
+    """The model or its provider does not take this request (4xx), and did no work."""
 
+    status = 400
+    kind = "invalid_request_error"
     code = "upstream_refused"
     is_free = True
 
 
-class AnswerWithheld(EngineRefused):
-    """The reply holds no answer (filtered, a refusal, a tool call), but is billed like any other."""
+class ContextOverflow(EngineRefused):
+    """The prompt, or the prompt and the reply asked for, are longer than the model's context."""
 
+    code = "context_length_exceeded"
+
+
+class OperatorFault(EngineRefused):
+    """The provider refuses the router itself: its key, its account, the address or the name of the model.
+
+    It is never the client's 401, as the client's own key is in order. Another try does not help.
+    """
+
+    status = 502
+    kind = "api_error"
+    code = "upstream_misconfigured"
+    is_lasting = True
+
+
+class AnswerWithheld(EngineRefused):
+    """The reply holds no answer, but a tool call for example, and is billed like any other."""
+
+    status = 502
+    kind = "api_error"
+    code = "answer_withheld"
     is_free = False
+
+
+class AnswerFiltered(AnswerWithheld):
+    """The model refused, or a content policy kept its reply back. Another try would most likely end alike."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "content_filter"

@@ -17,7 +17,7 @@ from r2_serve.calls.estimates import Prompt
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.calls.quarantine import MAX_DEATHS
-from r2_serve.calls.retry_rules import backoff_s, is_retried
+from r2_serve.calls.retry_rules import Failure, backoff_s, is_retried, most_telling
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied
 from r2_serve.prompts import Codec, get_codec
@@ -85,7 +85,7 @@ class Caller:
 
         Models at rest are passed over, and asked only if all others failed.
 
-        Raises: the last EngineError if all failed; BudgetExceeded; PoisonousRequest.
+        Raises: the most telling EngineError if all failed; BudgetExceeded; PoisonousRequest.
         """
         chain = _Chain(self, model, spec)
         able = (name for name in self.pool[model].config.fallbacks if spec.suits(self.pool[name]))
@@ -95,8 +95,7 @@ class Caller:
         for name in chain.passed_over:
             if (result := await chain.ask(name, is_last_resort=True)) is not None:
                 return result
-        assert chain.last_error is not None
-        raise chain.last_error
+        raise most_telling(chain.failures)
 
 
 class _Chain:
@@ -105,7 +104,7 @@ class _Chain:
     def __init__(self, caller: Caller, first: str, spec: CallSpec) -> None:
         self.passed_over: dict[str, None] = {}
         """Models that rest, in the order in which they were passed over."""
-        self.last_error: EngineError | None = None
+        self.failures: list[Failure] = []
         self._caller, self._first, self._spec = caller, first, spec
         self._num_tried: dict[str, int] = {}
         self._given_up: set[str] = set()
@@ -132,6 +131,7 @@ class _Chain:
                     async with member.quarantine.turn() if self._deaths else nullcontext():
                         completion = await self._attempt(member).run()
             except EngineError as e:
+                self.failures.append(Failure(e, is_by_first=name == self._first))
                 self._check_may_go_on(e)
                 wait_s = backoff_s(num_tried, e, self._caller.uniform())
                 self._not_before_s[name] = event_loop_time_s() + wait_s
@@ -149,7 +149,6 @@ class _Chain:
 
     def _check_may_go_on(self, error: EngineError) -> None:
         """Raises: `error` if the client has seen part of a reply; PoisonousRequest if replicas keep dying."""
-        self.last_error = error
         if self._has_shown:
             raise error
         if isinstance(error, ReplicaDied):

@@ -14,7 +14,7 @@ from r2_serve.calls.cooldown import Cooldown
 from r2_serve.calls.quarantine import Quarantine
 from r2_serve.config import EngineConfig, ModelConfig, ModelServerConfig
 from r2_serve.engines import make_engine
-from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.errors import ConfigError, OperatorFault
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import Completion, Delta, Engine, EngineCall
 
@@ -59,7 +59,7 @@ class LazyEngine:
             try:
                 self._engine = self._make()
             except ConfigError as e:
-                raise EngineRefused(e.message) from e
+                raise OperatorFault(e.message) from e
         return self._engine
 
 

@@ -6,6 +6,7 @@ a call is given up once the client has seen a part of its reply, and once it has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2_serve.errors import (
@@ -15,12 +16,14 @@ from r2_serve.errors import (
     EngineUnavailable,
     InvalidReply,
     NotStarted,
+    OperatorFault,
     ReplicaDied,
 )
 
 FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 4.0
 """Longest wait for one model. If the provider asks for more, the next model is asked."""
+RATE_LIMITED = 429
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,40 @@ def backoff_s(num_tried: int, error: EngineError, jitter: float) -> float:
     if asked_s is not None:
         return asked_s
     return jitter * min(FIRST_BACKOFF_S * 2.0 ** (num_tried - 1), LONGEST_BACKOFF_S)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt of a call."""
+
+    error: EngineError
+    is_by_first: bool
+    """Whether the model that was asked first failed, and not a fallback."""
+
+    @property
+    def rank(self) -> int:
+        """How little the error tells the client: 0 for what the client can change, 5 for what it cannot.
+
+        What a fallback refuses says little: the request was not meant for it.
+        """
+        error = self.error
+        if isinstance(error, OperatorFault):
+            return 5
+        if isinstance(error, EngineRefused):
+            return 0 if self.is_by_first and error.status < 500 else 4
+        if error.status == RATE_LIMITED:
+            return 1
+        return 2 if isinstance(error, EngineUnavailable) else 3
+
+
+def most_telling(failures: Sequence[Failure]) -> EngineError:
+    """The error of a call that every model failed: the last of those with the lowest rank.
+
+    An error that passes by itself carries the shortest wait that any provider asked for.
+    """
+    told = min(reversed(failures), key=lambda failure: failure.rank).error
+    waits_s = [wait_s for failure in failures if (wait_s := asked_wait_s(failure.error)) is not None]
+    if isinstance(told, EngineUnavailable) and waits_s:
+        told.retry_after_s = min(waits_s)
+        told.args = (told.message, told.retry_after_s, *told.args[2:])
+    return told

@@ -18,7 +18,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from r2_serve.errors import AnswerWithheld, InvalidReply
+from r2_serve.errors import AnswerFiltered, AnswerWithheld, InvalidReply
 from r2_serve.types import FinishReason, Usage
 
 MAX_TOKENS = 10**9
@@ -223,7 +223,8 @@ def parse_finish_reason(reason: str | None, *, is_verbatim: bool = False) -> Fin
     """
     known = (reason or "").strip().lower()
     if known in _WITHHELD and not is_verbatim:
-        raise AnswerWithheld(f"the provider gave no answer: finish_reason {reason}")
+        error = AnswerFiltered if _WITHHELD[known] == "content_filter" else AnswerWithheld
+        raise error(f"the provider gave no answer: finish_reason {reason}")
     found = _FINISH_REASONS.get(known) or _WITHHELD.get(known)
     if found is None:
         raise InvalidReply(f"unknown finish_reason {str(reason)[:40]!r}")

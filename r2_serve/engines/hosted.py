@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -23,7 +24,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from r2_serve.config import HostedEngineConfig
-from r2_serve.engines.hosted_replies import StreamReader, failure_from_status, parse_completion
+from r2_serve.engines.hosted_replies import StreamReader, parse_completion
+from r2_serve.engines.provider_errors import failure_from_status
 from r2_serve.engines.roles import has_instructions, is_role_refusal, without_instruction_roles
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.wires import wire_of
@@ -38,8 +40,8 @@ from r2_serve.errors import (
 from r2_serve.types import Completion, Delta, EngineCall, Usage, likely_tokens
 
 MAX_REPLY_BYTES = 16_000_000
-MAX_MESSAGE_CHARS = 300
-"""Longest error message, most of which is the provider's own text."""
+MAX_MESSAGE_CHARS = 1_000
+"""Longest error message, most of which is the provider's own text. Faults of a schema take a few hundred."""
 MAX_ERROR_BYTES = 64_000
 """How much is read of the body of an error status."""
 MAX_CONNECTIONS, KEEP_ALIVE_S = 1000, 4.0
@@ -49,6 +51,8 @@ MAX_HEADER_BYTES = 128 * 1024
 DRAIN_S = 0.1
 USAGE_WAIT_S = 2.0
 """How long a failed stream is read on for its usage, which comes last."""
+_IDENTITY = re.compile(r"\b(sk|gsk|xai|org|proj)-[\w*-]{4,}|\b\w{2,}\*{3,}\w*")
+"""Masked keys and names of accounts, which providers repeat in the errors that they send."""
 _log = logging.getLogger(__name__)
 
 
@@ -250,15 +254,14 @@ class HostedEngine:
 
     def _redacted(self, error: EngineError) -> EngineError:
         """The error in valid Unicode without the key; cut short after that, so that no half key remains."""
-        message = error.message.encode(errors="replace").decode()
-        message = message.replace(self._key, "[key]") if self._key else message
-        message = message[:MAX_MESSAGE_CHARS]
-        redacted = (
-            type(error)(message, error.retry_after_s)
-            if isinstance(error, EngineUnavailable)
-            else type(error)(message)
-        )
-        redacted.usage = error.usage
+
+        def clean(text: str) -> str:
+            text = text.encode(errors="replace").decode()
+            return _IDENTITY.sub("[hidden]", text.replace(self._key, "[key]") if self._key else text)
+
+        redacted = error.reworded(clean(error.message)[:MAX_MESSAGE_CHARS])
+        redacted.kind = clean(error.kind)
+        redacted.code, redacted.param = (text and clean(text) for text in (error.code, error.param))
         return redacted
 
 

@@ -6,12 +6,8 @@ Errors quote the provider in full: the caller redacts and shortens them.
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from pydantic import ValidationError
 
@@ -27,24 +23,10 @@ from r2_serve.engines.chat_parts import (
     parse_finish_reason,
 )
 from r2_serve.engines.events import DONE, IGNORED_EVENTS, EventReader, EventStreamError
+from r2_serve.engines.provider_errors import failure_from_body
 from r2_serve.engines.wires import ReadEvent, one, same
-from r2_serve.errors import (
-    AnswerWithheld,
-    EngineError,
-    EngineRefused,
-    EngineUnavailable,
-    InvalidReply,
-    NotStarted,
-)
+from r2_serve.errors import AnswerFiltered, EngineError, InvalidReply
 from r2_serve.types import Delta, FinishReason, Json, Usage
-
-RETRIABLE_STATUSES = frozenset({408, 409, 429})
-"""Statuses below 500 after which the same call may succeed. All of 5xx are retriable too."""
-QUOTA_ERRORS = frozenset(
-    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "exceeded_current_quota_error"}
-)
-"""Codes and types of errors that do not pass by waiting, although their status may be 429."""
-
 
 _HEAD = frozenset({"id", "object", "created", "model", "usage", "x_groq"})
 """Keys of a chunk that the router writes itself."""
@@ -238,68 +220,6 @@ class StreamReader:
         return delta.content or ""
 
 
-def failure_from_status(status: int, headers: Mapping[str, str], content: bytes) -> EngineError:
-    """The error that an HTTP status other than 2xx stands for."""
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        body = None
-    failure = failure_from_body(status, body)
-    if isinstance(failure, EngineUnavailable):
-        return type(failure)(failure.message, asked_wait_s(headers))
-    return failure
-
-
-def failure_from_body(status: int | None, body: object) -> EngineError:
-    """The error that `body` describes. `status` is None if an error inside a 200 names none."""
-    error = body.get("error") or body if isinstance(body, dict) else None
-    fields = error if isinstance(error, dict) else {"message": error}
-    text = fields.get("message") or fields.get("detail")
-    detail = f": {text}" if isinstance(text, str) else ""
-    message = f"the provider answered {status}{detail}"
-    if not QUOTA_ERRORS.isdisjoint(str(fields.get(name)) for name in ("code", "type")):
-        return EngineRefused(f"the provider's quota is used up{detail}" if status is None else message)
-    if status is None:
-        return InvalidReply(f"the provider sent an error in place of a reply{detail}")
-    if status in RETRIABLE_STATUSES:
-        return NotStarted(message)
-    return EngineUnavailable(message) if status >= 500 else EngineRefused(message)
-
-
-def asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the provider wants to be asked again; None if it does not say."""
-    try:
-        wait_s = float(headers.get("retry-after-ms", "")) / 1000
-    except ValueError:
-        return retry_after_s(headers.get("retry-after"), headers.get("date"))
-    return max(wait_s, 0.0) if math.isfinite(wait_s) else None
-
-
-def retry_after_s(value: str | None, sent: str | None = None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None if it says nothing usable.
-
-    A date counts from `sent`, the reply's own Date header, if there is one: our clock may be wrong.
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        until = _date(value)
-        if until is None:
-            return None
-        seconds = (until - (_date(sent or "") or datetime.now(UTC))).total_seconds()
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _date(value: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    return date.replace(tzinfo=date.tzinfo or UTC)
-
-
 def _json_object(content: bytes, what: str) -> dict[str, object]:
     """Raises: InvalidReply if `content` is no JSON object."""
     try:
@@ -315,14 +235,12 @@ def _check_error(body: dict[str, object]) -> None:
     """Raises: what `failure_from_body` says if a 200 carries an error."""
     error = body.get("error") or (body if body.get("object") == "error" else None)
     if error:
-        code = str(error.get("code") if isinstance(error, dict) else None)
-        is_status = re.fullmatch("[45][0-9]{2}", code) is not None
-        raise failure_from_body(int(code) if is_status else None, {"error": error})
+        raise failure_from_body(None, {"error": error})
 
 
 def _check_refusal(text: Text) -> None:
     if text.refusal:
-        raise AnswerWithheld(f"the model refused: {text.refusal}")
+        raise AnswerFiltered(f"the model refused: {text.refusal}")
 
 
 def _check_text(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from jinja2 import TemplateError
 
 from r2_serve.engines.roles import INSTRUCTION_ROLES, has_instructions, without_instruction_roles
-from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.errors import ConfigError, ContextOverflow, EngineRefused
 from r2_serve.types import Message
 
 MAX_WORDS_NAMED = 5
@@ -61,7 +61,7 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise EngineRefused(f"this model's vocabulary does not have {_unknown_words(tokenizer, messages)}")
     if len(ids) >= context_tokens:
-        raise EngineRefused(
+        raise ContextOverflow(
             f"the prompt has {len(ids)} tokens; "
             f"the model's context of {context_tokens} leaves none for a reply"
         )

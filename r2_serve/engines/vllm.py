@@ -23,8 +23,9 @@ from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
+from r2_serve.engines.provider_errors import is_context_overflow
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
+from r2_serve.errors import ConfigError, ContextOverflow, EngineError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
 if TYPE_CHECKING:
@@ -325,6 +326,7 @@ def _as_engine_errors() -> Iterator[None]:
     except EngineError:
         raise
     except (VLLMClientError, ValueError) as e:
-        raise EngineRefused(f"vLLM refused the request: {str(e)[:300]}") from e
+        refusal = ContextOverflow if is_context_overflow(str(e)) else EngineRefused
+        raise refusal(f"vLLM refused the request: {str(e)[:300]}") from e
     except Exception as e:
         raise EngineUnavailable(f"vLLM failed: {type(e).__name__}: {str(e)[:300]}") from e

@@ -66,7 +66,9 @@ class Exchange:
     def fail(self, error: Exception) -> ErrorReply:
         """Notes `error`; returns what the client gets to read."""
         reply = error_reply(error, self.request_id)
-        reply = replace(reply, message=self.redact(reply.message))
+        code, param = (text and self.redact(text) for text in (reply.code, reply.param))
+        message, kind = self.redact(reply.message), self.redact(reply.kind)
+        reply = replace(reply, message=message, kind=kind, code=code, param=param)
         self.status, self.error = reply.status, type(error).__name__
         if not isinstance(error, R2Error | HTTPException):
             log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, places(error))

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 
 from r2_serve.dialects.wire import ErrorReply
-from r2_serve.errors import QuotaExceeded, R2Error
+from r2_serve.errors import R2Error
 from r2_serve.router.backend import ModelListing
 from r2_serve.types import Answer, Json
 
@@ -93,15 +93,16 @@ def error_reply(error: Exception, request_id: str) -> ErrorReply:
         kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
         return ErrorReply(status, error.detail, kind, None, code, error.headers or {})
     if isinstance(error, R2Error) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        param = getattr(error, "param", None)
-        return ErrorReply(error.status, error.message, error.kind, param, error.code, _retry_after(error))
+        headers = _retry_headers(error)
+        return ErrorReply(error.status, error.message, error.kind, error.param, error.code, headers)
     message = f"internal error; the server's log has more under request id {request_id}"
     return ErrorReply(500, message, "api_error", None, "internal_error")
 
 
-def _retry_after(error: R2Error) -> dict[str, str]:
-    if isinstance(error, QuotaExceeded):
-        return {"x-should-retry": "false"}  # OpenAI's own clients would retry after any other 429
-    if error.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+def _retry_headers(error: R2Error) -> dict[str, str]:
+    if error.is_lasting:
+        return {"x-should-retry": "false"}  # the clients of OpenAI and Anthropic would retry any 429 and 5xx
+    asked_s = getattr(error, "retry_after_s", None)
+    if asked_s is None and error.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {}
-    return {"retry-after": str(max(1, math.ceil(getattr(error, "retry_after_s", None) or 1)))}
+    return {"retry-after": str(max(1, math.ceil(asked_s or 1)))}

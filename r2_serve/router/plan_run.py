@@ -67,8 +67,8 @@ class PlanRun:
             with self.expected.calling(subtask.id, model):
                 call = await context.caller.call(model, spec)
         except EngineError as e:
-            message = f"subtask {subtask.id} failed on {model} and its fallbacks: {e.message}"
-            raise SubtaskFailed(message, subtask.id, model) from e
+            is_final = subtask.id == self.plan.final_id
+            raise SubtaskFailed.by(e, subtask.id, model, is_final=is_final) from e
         return _Done(call, self._result(subtask, call, ready_s, start_s))
 
     def _spec(self, subtask: Subtask, answers: Mapping[int, str]) -> CallSpec:

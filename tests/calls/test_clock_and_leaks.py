@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from r2_serve import traces
-from r2_serve.engines import hosted_replies
+from r2_serve.engines import provider_errors
 from tests.support.faults import PLAIN, STREAMED
 from tests.support.hosted_stand import RIGHT, Stand, healthy, standing
 from tests.support.upstream import Script, completion
@@ -66,7 +66,7 @@ def _step(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
             return datetime.datetime.fromtimestamp(wall() + step_s, tz)
 
     monkeypatch.setattr(time, "time", lambda: wall() + step_s)
-    monkeypatch.setattr(hosted_replies, "datetime", Stepped)
+    monkeypatch.setattr(provider_errors, "datetime", Stepped)
     monkeypatch.setattr(traces.datetime, "datetime", Stepped)
 
 

@@ -17,9 +17,11 @@ import pytest
 
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines import make_engine
-from r2_serve.engines.hosted import HostedEngine
-from r2_serve.engines.hosted_replies import StreamReader, retry_after_s
+from r2_serve.engines.hosted import MAX_MESSAGE_CHARS, HostedEngine
+from r2_serve.engines.hosted_replies import StreamReader
+from r2_serve.engines.provider_errors import retry_after_s
 from r2_serve.errors import (
+    AnswerFiltered,
     AnswerWithheld,
     ConfigError,
     EngineError,
@@ -27,6 +29,7 @@ from r2_serve.errors import (
     EngineUnavailable,
     InvalidReply,
     NotStarted,
+    OperatorFault,
 )
 from r2_serve.types import Delta, Message, Sampling, Usage
 from tests.support import virtual_time
@@ -47,7 +50,7 @@ from tests.support.virtual_time import turns
 KEY = "sk-hush-0123456789"
 MESSAGES = [Message(role="user", content="two plus two")]
 ERROR = {"error": {"message": f"bad key {KEY} given", "code": "invalid_api_key"}}
-LONG_ERROR = {"error": {"message": "x" * (300 - len("the provider answered 400: ") - 5) + KEY + "y" * 1000}}
+LONG_ERROR = {"error": {"message": "x" * (MAX_MESSAGE_CHARS - 5) + KEY + "y" * 1000}}
 NO_DATE = "Wed, 21 Oct 99999999999 07:28:00 GMT"
 USAGE_CHUNK = {"id": "x", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
 
@@ -88,7 +91,7 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "error with a status in a 200": (
         json_reply({"error": {"message": "slow down", "code": 429}}),
         NotStarted,
-        "429: slow down",
+        "slow down",
     ),
     "html": (
         Script(body=[b"<html>502</html>"], headers={"content-type": "text/html"}),
@@ -111,7 +114,7 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     "unknown finish reason": (json_reply(completion(finish_reason="tired")), InvalidReply, "tired"),
     "filtered": (
         json_reply(completion(finish_reason="content_filter", message={"content": None})),
-        AnswerWithheld,
+        AnswerFiltered,
         "content_filter",
     ),
     "tool calls": (
@@ -121,39 +124,39 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     ),
     "refusal": (
         json_reply(completion(message={"content": None, "refusal": "I will not"})),
-        AnswerWithheld,
+        AnswerFiltered,
         "I will not",
     ),
-    "400": (json_reply(ERROR, 400), EngineRefused, "400: bad key"),
+    "400": (json_reply(ERROR, 400), EngineRefused, "bad key [key] given"),
     "400 with half a character": (
         Script(status=400, body=[rb'{"error": "half of \ud83d"}']),
         EngineRefused,
         "half of ?",
     ),
-    "401 without JSON": (Script(status=401, body=[KEY.encode()]), EngineRefused, "401"),
-    "404": (json_reply(ERROR, 404), EngineRefused, "404"),
+    "401 without JSON": (Script(status=401, body=[KEY.encode()]), OperatorFault, "401"),
+    "404": (json_reply(ERROR, 404), OperatorFault, "404"),
     "408": (json_reply(ERROR, 408), NotStarted, "408"),
     "409": (json_reply(ERROR, 409), NotStarted, "409"),
-    "429": (json_reply(ERROR, 429), NotStarted, "429"),
+    "429": (json_reply(ERROR, 429), NotStarted, "bad key"),
     "quota by its type": (
         json_reply({"error": {"message": "pay", "type": "insufficient_quota", "code": None}}, 429),
-        EngineRefused,
+        OperatorFault,
         "pay",
     ),
     "quota in a 200": (
         json_reply({"error": {"message": "pay", "type": "insufficient_quota"}}),
-        EngineRefused,
+        OperatorFault,
         "pay",
     ),
     "status as a text in a 200": (
         json_reply({"error": {"message": "slow down", "code": "429"}}),
         NotStarted,
-        "429: slow down",
+        "slow down",
     ),
     "error object of vLLM": (
-        json_reply({"object": "error", "message": "too long", "code": 400}),
+        json_reply({"object": "error", "message": "not so", "code": 400}),
         EngineRefused,
-        "400: too long",
+        "not so",
     ),
     "error of a choice": (
         json_reply({"choices": [{"message": {"content": "fo"}, "error": {"code": 502, "message": "gone"}}]}),
@@ -162,7 +165,7 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     ),
     "filtered by Gemini": (
         json_reply(completion(finish_reason="SAFETY", message={"content": None})),
-        AnswerWithheld,
+        AnswerFiltered,
         "SAFETY",
     ),
     "image part": (
@@ -172,14 +175,14 @@ FAULTS: dict[str, tuple[Script, type[EngineError], str]] = {
     ),
     "quota": (
         json_reply({"error": {"message": "pay", "code": "insufficient_quota"}}, 429),
-        EngineRefused,
+        OperatorFault,
         "pay",
     ),
     "500": (json_reply(ERROR, 500), EngineUnavailable, "500"),
     "529": (json_reply(ERROR, 529), EngineUnavailable, "529"),
     "redirect": (
         json_reply(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions"),
-        EngineRefused,
+        OperatorFault,
         "307",
     ),
     "no content status": (Script(status=204), InvalidReply, "204"),
@@ -198,7 +201,7 @@ async def test_faulty_reply_becomes_the_right_error_without_the_key(fault: str) 
     assert caught.value.message.encode(), "it goes into a trace"
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(engine)
     assert "sk-hush" not in shown
-    assert len(caught.value.message) <= 300
+    assert len(caught.value.message) <= MAX_MESSAGE_CHARS
 
 
 STREAM_FAULTS: dict[str, tuple[list[bytes], type[EngineError], str, str]] = {
@@ -215,11 +218,11 @@ STREAM_FAULTS: dict[str, tuple[list[bytes], type[EngineError], str, str]] = {
     ),
     "not JSON": (sse(chunk("fo"), "<html>"), InvalidReply, "not JSON", "fo"),
     "html page": ([b"<html>oops</html>\n\n"], InvalidReply, "ended before", ""),
-    "filtered": (sse(chunk("fo"), chunk(None, "content_filter")), AnswerWithheld, "content_filter", "fo"),
+    "filtered": (sse(chunk("fo"), chunk(None, "content_filter")), AnswerFiltered, "content_filter", "fo"),
     "unknown finish reason": (sse(chunk("fo"), chunk(None, "tired")), InvalidReply, "tired", "fo"),
     "quota event": (
         sse(chunk("fo"), {"error": {"message": "pay", "type": "insufficient_quota"}}),
-        EngineRefused,
+        OperatorFault,
         "pay",
         "fo",
     ),
@@ -235,7 +238,7 @@ STREAM_FAULTS: dict[str, tuple[list[bytes], type[EngineError], str, str]] = {
         "502: gone",
         "fo",
     ),
-    "filtered by Gemini": (sse(chunk("fo"), chunk(None, "SAFETY")), AnswerWithheld, "SAFETY", "fo"),
+    "filtered by Gemini": (sse(chunk("fo"), chunk(None, "SAFETY")), AnswerFiltered, "SAFETY", "fo"),
     "finish reason that never comes": (
         sse(chunk("fo", ""), chunk("ur", "null"), "[DONE]"),
         InvalidReply,

@@ -12,7 +12,8 @@ import pytest
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.chat_parts import parse_finish_reason
 from r2_serve.engines.hosted import HostedEngine
-from r2_serve.engines.hosted_replies import StreamReader, asked_wait_s, parse_completion
+from r2_serve.engines.hosted_replies import StreamReader, parse_completion
+from r2_serve.engines.provider_errors import asked_wait_s
 from r2_serve.errors import AnswerWithheld, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Message, Usage
 from tests.support.engine_calls import engine_call

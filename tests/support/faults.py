@@ -15,7 +15,20 @@ from tests.support.upstream import Script, chunk, completion, http_chunks, sse
 
 SSE = {"content-type": "text/event-stream"}
 CHUNKED = {**SSE, "transfer-encoding": "chunked"}
-UNAVAILABLE, INVALID, REFUSED = "upstream_unavailable", "invalid_upstream_reply", "upstream_refused"
+UNAVAILABLE, INVALID, LIMITED = "upstream_unavailable", "invalid_upstream_reply", "rate_limit_exceeded"
+REFUSED, MISCONFIGURED = "", "upstream_misconfigured"
+"""`error.code` of a refusal that names none; of one of the router's own key, account or model."""
+FILTERED_OUT, WITHHELD_ANSWER = "content_filter", "answer_withheld"
+STATUS_OF = {
+    UNAVAILABLE: 503,
+    INVALID: 502,
+    LIMITED: 429,
+    REFUSED: 400,
+    MISCONFIGURED: 502,
+    FILTERED_OUT: 400,
+    WITHHELD_ANSWER: 502,
+}
+"""The HTTP status that a client gets with each code."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +48,9 @@ class Fault:
     """`reported` if the provider reports the usage `REPORTED`, `free` if it did no work."""
 
 
-def refused(script: Script) -> Fault:
+def refused(script: Script, code: str = REFUSED) -> Fault:
     """A refusal before any work."""
-    return Fault(script, REFUSED, num_hits=1, cost="free")
+    return Fault(script, code, num_hits=1, cost="free")
 
 
 def billed(
@@ -86,30 +99,28 @@ SURROGATE = rb'{"error": {"message": "half of \ud83d, no more", "type": "server_
 
 
 STATUSES: dict[str, Fault] = {
-    "429 as text": Fault(
-        Script([b"slow down"], 429, {"content-type": "text/plain"}), UNAVAILABLE, cost="free"
-    ),
+    "429 as text": Fault(Script([b"slow down"], 429, {"content-type": "text/plain"}), LIMITED, cost="free"),
     "429 with a short Retry-After": Fault(
-        json_reply(ERROR, 429, **{"retry-after": "0.05"}), UNAVAILABLE, cost="free"
+        json_reply(ERROR, 429, **{"retry-after": "0.05"}), LIMITED, cost="free"
     ),
     "429 with a long Retry-After": Fault(
-        json_reply(ERROR, 429, **{"retry-after": "60"}), UNAVAILABLE, num_hits=1, cost="free"
+        json_reply(ERROR, 429, **{"retry-after": "60"}), LIMITED, num_hits=1, cost="free"
     ),
-    "429 with a Retry-After that is no date": Fault(
-        json_reply(ERROR, 429, **NO_DATE), UNAVAILABLE, cost="free"
-    ),
-    "429 for want of quota": refused(json_reply(QUOTA, 429)),
+    "429 with a Retry-After that is no date": Fault(json_reply(ERROR, 429, **NO_DATE), LIMITED, cost="free"),
+    "429 for want of quota": refused(json_reply(QUOTA, 429), MISCONFIGURED),
     "400": refused(json_reply(ERROR, 400)),
-    "401": refused(json_reply(ERROR, 401)),
-    "404": refused(json_reply(ERROR, 404)),
-    "404 as html": refused(Script([HTML], 404, {"content-type": "text/html"})),
+    "401": refused(json_reply(ERROR, 401), MISCONFIGURED),
+    "404": refused(json_reply(ERROR, 404), MISCONFIGURED),
+    "404 as html": refused(Script([HTML], 404, {"content-type": "text/html"}), MISCONFIGURED),
     "400 with half a character": refused(Script([SURROGATE], 400)),
     "400 nested too deep": refused(Script([DEEP], 400)),
     "500": Fault(json_reply(ERROR, 500), UNAVAILABLE),
     "500 nested too deep": Fault(Script([DEEP], 500), UNAVAILABLE),
     "503": Fault(json_reply(ERROR, 503), UNAVAILABLE),
     "503 as html": Fault(Script([HTML], 503, {"content-type": "text/html"}), UNAVAILABLE),
-    "redirect": refused(json_reply(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions")),
+    "redirect": refused(
+        json_reply(ERROR, 307, location="http://127.0.0.1:9/v1/chat/completions"), MISCONFIGURED
+    ),
     "reset before the head": Fault(Script(has_head=False, is_reset=True), UNAVAILABLE),
     "closed before the head": Fault(Script(has_head=False), UNAVAILABLE),
     "no answer at all": Fault(Script(has_head=False, is_held=True), UNAVAILABLE, num_hits=1, is_slow=True),
@@ -125,12 +136,11 @@ PLAIN: dict[str, Fault] = {
     "html in a 200": Fault(Script([HTML], headers={"content-type": "text/html"}), INVALID),
     "empty 200": Fault(Script(), INVALID),
     "nested too deep": Fault(Script([DEEP]), INVALID),
-    "error in a 200": Fault(json_reply(ERROR), INVALID),
-    "error in a 200, with usage": billed(json_reply({**ERROR, "usage": USAGE["usage"]})),
-    "400 in a 200": refused(json_reply({"error": {"message": "too long", "code": 400}})),
-    "429 in a 200": Fault(
-        json_reply({"error": {"message": "slow down", "code": 429}}), UNAVAILABLE, cost="free"
-    ),
+    "error in a 200": Fault(json_reply(ERROR), UNAVAILABLE),
+    "error in a 200, with usage": billed(json_reply({**ERROR, "usage": USAGE["usage"]}), UNAVAILABLE),
+    "error of no kind in a 200": Fault(json_reply({"error": "it broke"}), INVALID),
+    "400 in a 200": refused(json_reply({"error": {"message": "not so", "code": 400}})),
+    "429 in a 200": Fault(json_reply({"error": {"message": "slow down", "code": 429}}), LIMITED, cost="free"),
     "cut JSON": Fault(Script([WHOLE[:-30]]), INVALID),
     "bad UTF-8": Fault(Script([WHOLE.replace(b"wrong", b"wro\xff\xfe")]), INVALID),
     "lone surrogate": billed(Script([WHOLE.replace(b"wrong", rb"wro\ud800")])),
@@ -143,13 +153,13 @@ PLAIN: dict[str, Fault] = {
     ),
     "missing finish_reason": billed(wrong(finish_reason=None)),
     "unknown finish_reason": billed(wrong(finish_reason="tired")),
-    "filtered": billed(wrong(finish_reason="content_filter"), REFUSED, 1),
-    "filtered, no usage": Fault(wrong(finish_reason="content_filter", usage=None), REFUSED, 1),
+    "filtered": billed(wrong(finish_reason="content_filter"), FILTERED_OUT, 1),
+    "filtered, no usage": Fault(wrong(finish_reason="content_filter", usage=None), FILTERED_OUT, 1),
     "tool calls": billed(
-        wrong(finish_reason="tool_calls", message={"role": "assistant", "content": None}), REFUSED, 1
+        wrong(finish_reason="tool_calls", message={"role": "assistant", "content": None}), WITHHELD_ANSWER, 1
     ),
     "refusal": billed(
-        wrong(message={"role": "assistant", "content": None, "refusal": "I will not"}), REFUSED, 1
+        wrong(message={"role": "assistant", "content": None, "refusal": "I will not"}), FILTERED_OUT, 1
     ),
     "short Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) - 30), INVALID),
     "body shorter than Content-Length": Fault(Script([WHOLE], content_length=len(WHOLE) + 30), UNAVAILABLE),
@@ -167,14 +177,17 @@ STREAMED: dict[str, Fault] = {
     "empty stream": Fault(Script(headers=SSE), INVALID),
     "only [DONE]": Fault(events("[DONE]"), INVALID),
     "error in place of events": Fault(replace(json_reply(ERROR), headers=SSE), INVALID),
-    "error event at once": Fault(events(ERROR), INVALID),
+    "error event at once": Fault(events(ERROR), UNAVAILABLE),
+    "429 event at once": Fault(
+        events({"error": {"message": "slow down", "type": "rate_limit_error"}}), LIMITED, cost="free"
+    ),
     "no choices, ever": Fault(events({"id": "x"}, {"id": "x"}, "[DONE]"), INVALID),
     "choices of another type": Fault(events({"choices": "x"}), INVALID),
     "nested too deep": Fault(Script([b"data: " + DEEP + b"\n\n"], headers=SSE), INVALID),
-    "400 event at once": refused(events({"error": {"message": "too long", "code": 400}})),
-    "filtered at once": billed(events(FILTERED, USAGE, "[DONE]"), REFUSED, 1),
+    "400 event at once": refused(events({"error": {"message": "not so", "code": 400}})),
+    "filtered at once": billed(events(FILTERED, USAGE, "[DONE]"), FILTERED_OUT, 1),
     "refusal": billed(
-        events({"choices": [{"delta": {"refusal": "I will not"}}]}, END, USAGE, "[DONE]"), REFUSED, 1
+        events({"choices": [{"delta": {"refusal": "I will not"}}]}, END, USAGE, "[DONE]"), FILTERED_OUT, 1
     ),
     "unknown finish_reason": billed(events(chunk(None, "tired"), USAGE, "[DONE]")),
     "usage, then no choices": billed(events(USAGE, "[DONE]")),
@@ -193,7 +206,7 @@ STREAMED: dict[str, Fault] = {
         Script(http_chunks(sse(WRONG), is_ended=False), headers=CHUNKED), UNAVAILABLE, 1, "wrong"
     ),
     "stalled without FIN": Fault(events(WRONG, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True),
-    "error event after text": Fault(events(WRONG, ERROR), INVALID, 1, "wrong"),
+    "error event after text": Fault(events(WRONG, ERROR), UNAVAILABLE, 1, "wrong"),
     "not JSON after text": Fault(events(WRONG, "<html>"), INVALID, 1, "wrong"),
     "bad UTF-8 after text": Fault(
         Script([*sse(WRONG), sse(chunk("X"))[0].replace(b"X", b"\xff\xfe"), *sse(END)], headers=SSE),
@@ -207,23 +220,25 @@ STREAMED: dict[str, Fault] = {
     "400 event after text": Fault(
         events(WRONG, {"error": {"message": "unsafe", "code": 400}}), REFUSED, 1, "wrong"
     ),
-    "filtered after text": billed(events(WRONG, FILTERED, USAGE, "[DONE]"), REFUSED, 1, "wrong"),
+    "filtered after text": billed(events(WRONG, FILTERED, USAGE, "[DONE]"), FILTERED_OUT, 1, "wrong"),
     "filtered after text, its usage later": billed(
-        events(WRONG, FILTERED, USAGE, gap_s=0.05), REFUSED, 1, "wrong"
+        events(WRONG, FILTERED, USAGE, gap_s=0.05), FILTERED_OUT, 1, "wrong"
     ),
-    "filtered after text, no usage": Fault(events(WRONG, FILTERED), REFUSED, 1, "wrong"),
+    "filtered after text, no usage": Fault(events(WRONG, FILTERED), FILTERED_OUT, 1, "wrong"),
     "filtered after text, then nonsense": Fault(
-        events(WRONG, FILTERED, "<html>", "[DONE]"), REFUSED, 1, "wrong"
+        events(WRONG, FILTERED, "<html>", "[DONE]"), FILTERED_OUT, 1, "wrong"
     ),
-    "filtered after text, then silence": Fault(events(WRONG, FILTERED, is_held=True), REFUSED, 1, "wrong"),
+    "filtered after text, then silence": Fault(
+        events(WRONG, FILTERED, is_held=True), FILTERED_OUT, 1, "wrong"
+    ),
     "tool calls after text": billed(
-        events(WRONG, chunk(None, "tool_calls"), USAGE, "[DONE]"), REFUSED, 1, "wrong"
+        events(WRONG, chunk(None, "tool_calls"), USAGE, "[DONE]"), WITHHELD_ANSWER, 1, "wrong"
     ),
     "cut after its usage": billed(events({**WRONG, "usage": USAGE["usage"]}), INVALID, 1, "wrong"),
     "stalled after its usage": billed(
         events({**WRONG, "usage": USAGE["usage"]}, is_held=True), UNAVAILABLE, 1, "wrong", is_slow=True
     ),
-    "error event after its usage": billed(events(WRONG, USAGE, ERROR), INVALID, 1, "wrong"),
+    "error event after its usage": billed(events(WRONG, USAGE, ERROR), UNAVAILABLE, 1, "wrong"),
     "endless stream": Fault(
         Script(itertools.cycle(sse(WRONG)), headers=SSE, gap_s=0.02), UNAVAILABLE, 1, "wrong*", is_slow=True
     ),
