@@ -20,6 +20,7 @@
         |   |-- NotStarted           no connection, 408/409/429: may be retried; costs nothing
         |   |-- EngineTimeout        no whole reply in time: not retried on the same model
         |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
+        |-- ReplyCut                 a reply that others build on was cut at its limit, twice
         |-- InvalidReply             the model or provider answered nonsense: may be retried
         `-- EngineRefused      400   this model does not take the request: not retried; costs nothing
             |-- ContextOverflow      the prompt, or prompt and reply, are longer than the model's context
@@ -260,6 +261,12 @@ class InvalidReply(EngineError):
     """The reply breaks the protocol (no choices, cut JSON, an HTML page, a truncated stream)."""
 
     code = "invalid_upstream_reply"
+
+
+class ReplyCut(EngineError):
+    """The reply was cut at its limit, a second one with more room too, so nothing may be built on it."""
+
+    code = "reply_cut"
 
 
 class EngineRefused(EngineError):

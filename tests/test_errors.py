@@ -58,6 +58,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "SubtaskFailed": 502,
         "CodecError": 500,
         "EngineError": 502,
+        "ReplyCut": 502,
         "EngineUnavailable": 503,
         "NotStarted": 503,
         "InvalidReply": 502,

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from r2_serve.calls.attempt import Attempt
 from r2_serve.calls.cooldown import Permit, event_loop_time_s
@@ -19,7 +19,7 @@ from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.calls.quarantine import MAX_DEATHS
 from r2_serve.calls.retry_rules import Failure, backoff_s, is_retried, most_telling
 from r2_serve.config import LimitsConfig
-from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied
+from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied, ReplyCut
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import (
     CallStage,
@@ -32,6 +32,9 @@ from r2_serve.types import (
     Sampling,
     needs_of,
 )
+
+MORE_ROOM = 4
+"""How many times the length of a reply that was cut the second one may have."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,47 @@ class Caller:
             if (result := await chain.ask(name, is_last_resort=True)) is not None:
                 return result
         raise most_telling(chain.failures)
+
+    async def call_uncut(self, model: str, spec: CallSpec) -> CallResult:
+        """The reply to a call that others build on: one that is cut at its limit is asked for once more.
+
+        The second reply may have `MORE_ROOM` times the length of the first, or less where the model's context
+        is known to hold less. Models of the compact codec ramble where they are cut: their replies stay as
+        they are.
+
+        Raises: as `call`; ReplyCut if the second reply is cut too.
+        """
+        first = await self.call(model, spec)
+        if not self._is_cut(first):
+            return first
+        room = self._more_room(first)
+        longer = replace(spec, sampling=spec.sampling.model_copy(update={"max_tokens": room}))
+        second = await self.call(first.model, longer)
+        if self._is_cut(second):
+            raise _cut(second)
+        return replace(second, num_attempts=first.num_attempts + second.num_attempts)
+
+    def _is_cut(self, result: CallResult) -> bool:
+        has_rambled = not self.pool[result.model].codec.takes_conversations
+        return result.completion.finish_reason == "length" and not has_rambled
+
+    def _more_room(self, result: CallResult) -> int:
+        """Tokens for the second try. Raises: ReplyCut if the context is used up."""
+        config, usage = self.pool[result.model].config, result.completion.usage
+        room = MORE_ROOM * usage.completion_tokens
+        if config.has_known_context:
+            room = min(room, config.context_tokens - usage.prompt_tokens)
+        if room <= usage.completion_tokens:
+            raise _cut(result)
+        return room
+
+
+def _cut(result: CallResult) -> ReplyCut:
+    num_tokens = result.completion.usage.completion_tokens
+    return ReplyCut(
+        f"the reply of {result.model} was cut at {num_tokens} tokens; "
+        "raise max_tokens of the model, or ask for less in one step"
+    )
 
 
 class _Chain:

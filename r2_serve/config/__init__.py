@@ -116,8 +116,14 @@ class ModelConfig(ModelCard):
     @property
     def query_chars(self) -> int | None:
         """Most characters of a request that the model is sent as it is; None if its context is not known."""
-        is_known = "context_tokens" in self.model_fields_set or not self.is_forwarding
-        return max(MAX_CHARS_PER_TOKEN * self.context_tokens, ROUTED_QUERY_CHARS) if is_known else None
+        if not self.has_known_context:
+            return None
+        return max(MAX_CHARS_PER_TOKEN * self.context_tokens, ROUTED_QUERY_CHARS)
+
+    @property
+    def has_known_context(self) -> bool:
+        """Whether `context_tokens` is the model's own, and not the default of a hosted model."""
+        return "context_tokens" in self.model_fields_set or not self.is_forwarding
 
     @property
     def sends_schema(self) -> bool:

@@ -80,7 +80,7 @@ class Allocator:
             ),
             adapter=config.adapter,
         )
-        result = await caller.call(config.model, spec)
+        result = await caller.call_uncut(config.model, spec)
         return self.pool[result.model].codec.parse_allocation(result.completion.text, plan, cards)
 
 

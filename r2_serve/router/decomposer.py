@@ -114,7 +114,7 @@ class Decomposer:
             ),
             adapter=config.adapter,
         )
-        result = await caller.call(config.model, spec)
+        result = await caller.call_uncut(config.model, spec)
         plan = self.pool[result.model].codec.parse_plan(result.completion.text, conversation_text(messages))
         check_plan(plan, limits)
         return plan

@@ -65,7 +65,9 @@ class PlanRun:
         model = self._with_room(self.allocation.models[subtask.id - 1], spec)
         try:
             with self.expected.calling(subtask.id, model):
-                call = await context.caller.call(model, spec)
+                is_last = subtask.id == self.plan.final_id
+                ask = context.caller.call if is_last else context.caller.call_uncut
+                call = await ask(model, spec)
         except EngineError as e:
             is_final = subtask.id == self.plan.final_id
             raise SubtaskFailed.by(e, subtask.id, model, is_final=is_final) from e
@@ -124,6 +126,7 @@ class PlanRun:
             usage=call.completion.usage,
             cost_usd=total_cost_usd(c for c in ledger.calls if c.subtask == subtask.id),
             num_attempts=call.num_attempts,
+            finish_reason=call.completion.finish_reason,
             ready_s=ready_s,
             start_s=start_s,
             end_s=ledger.elapsed_s(),

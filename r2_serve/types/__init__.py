@@ -234,10 +234,23 @@ class SubtaskResult(Record):
     usage: Usage
     cost_usd: Decimal
     num_attempts: int = 1
+    finish_reason: FinishReason = "stop"
+    """Why the reply ended; `length` means that it was cut at its limit."""
     ready_s: float
     """Seconds from the request's start to the answer of the last subtask that it depends on."""
     start_s: float
     end_s: float
+
+
+class SessionNote(Record):
+    """How a turn of a session got its model."""
+
+    state: Literal["new", "kept", "left"]
+    """`left` if the turn before was answered by another model."""
+    model: str
+    turn: int = Field(ge=1)
+    """Number of the turn in the session, as far as this process knows it."""
+    reason: str
 
 
 class Trace(Record):
@@ -258,6 +271,8 @@ class Trace(Record):
     """Why the one-step plan was used; None if the decomposer's plan was."""
     allocation_fallback: str | None = None
     """Why the default model was used; None if the allocator's choice was."""
+    session: SessionNote | None = None
+    """Why the model of a turn stayed or changed; None for a query that belongs to no session."""
     policy: str = "learned"
     num_plan_samples: int = 0
     num_plan_rejected: int = 0
@@ -287,6 +302,10 @@ class Query(Record):
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     max_subtasks: int | None = Field(default=None, ge=1)
     deadline_s: float | None = Field(default=None, gt=0)
+    session: str | None = None
+    """Name of the conversation, the same in all its turns; None: its first messages tell it from others."""
+    client: str = ""
+    """Name of the client's key, as sessions of one client are hidden from the others; empty without keys."""
     is_plan_only: bool = False
     """Whether to decompose and stop, so that the answer is the plan as JSON; for virtual models only."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from r2_serve.config import LimitsConfig
+from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import (
     BudgetExceeded,
@@ -248,6 +248,51 @@ def test_trace_names_the_fallback_that_answered_a_subtask() -> None:
     assert {(r.model, r.num_attempts) for r in router.trace.results} == {("large", 2)}
     assert router.trace.allocation is not None
     assert set(router.trace.allocation.models) == {"small"}
+
+
+# -- steps that are cut at their limit ----
+
+
+def words(num: int) -> Any:
+    """A worker that writes `num` words, as far as it is let."""
+    return ScriptedEngine([" ".join(["word"] * num)])
+
+
+def test_step_that_is_cut_is_asked_for_once_more_with_more_room() -> None:
+    router = geographer(small=words(1500))
+    run(ask(router))
+    first, second, final = router.trace.results
+    assert len(first.answer.split()) == len(second.answer.split()) == 1500
+    assert (first.finish_reason, first.num_attempts) == ("stop", 2)
+    assert final.finish_reason == "stop"
+    assert {call.sampling.max_tokens for call in router.engines["small"].calls} == {1024, 4096}
+    assert "word " * 1499 in router.prompts("large")[0]
+
+
+def test_step_that_is_cut_twice_fails_and_is_not_handed_on() -> None:
+    router = geographer(small=words(5000))
+    error = failed(router)
+    assert isinstance(error, SubtaskFailed)
+    assert "cut at 4096 tokens" in error.message
+    assert router.engines["large"].calls == []
+
+
+def test_last_step_that_is_cut_says_so_to_the_client_and_in_the_trace() -> None:
+    router = geographer(large=words(5))
+    answer, _ = run(ask(router, query(sampling=Sampling(max_tokens=2))))
+    assert (answer.text, answer.finish_reason) == ("word word", "length")
+    assert router.trace.results[-1].finish_reason == "length"
+
+
+def test_plan_and_allocation_that_are_cut_are_asked_for_once_more() -> None:
+    router = geographer()
+    router.pipeline.routing = routing(
+        decomposer={"max_tokens": 20}, allocator=AllocatorConfig(model="allocator", max_tokens=2)
+    )
+    answer, _ = run(ask(router))
+    assert answer.text == "Mont Blanc is higher"
+    assert router.trace.plan_fallback is router.trace.allocation_fallback is None
+    assert [len(router.engines[name].calls) for name in ("decomposer", "allocator")] == [2, 2]
 
 
 # -- the client's own plan, pins and policies ----

@@ -15,7 +15,7 @@ from r2_serve.config import ModelConfig, VirtualModelConfig
 from r2_serve.errors import ConfigError
 from r2_serve.lab.workload import Request, Step
 from r2_serve.prompts import get_codec
-from r2_serve.types import Allocation, Message
+from r2_serve.types import Allocation, Message, Subtask
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,13 @@ class Sizer:
         codecs = {name: get_codec(card.codec) for name, card in self._models.items()}
         planner, picker = codecs[virtual.decomposer.model], codecs[virtual.allocator.model]
         cards, messages = [self._models[name] for name in virtual.pool], [Message(role="user", content=text)]
-        work_prompts = (
-            codecs[step.model].render_subtask(messages, plan, subtask, dict.fromkeys(step.depends_on, ""))
-            for step, subtask in zip(steps, plan.subtasks)
-        )
+
+        def work_prompt(step: Step, subtask: Subtask) -> list[Message]:
+            codec = codecs[step.model]
+            if len(steps) == 1 and codec.takes_conversations:
+                return codec.render_query(messages)
+            return codec.render_subtask(messages, plan, subtask, dict.fromkeys(step.depends_on, ""))
+
         return PlanForm(
             models=models,
             edges=Edges.of([step.depends_on for step in steps]),
@@ -146,7 +149,7 @@ class Sizer:
             plan_reply=_words(planner.format_plan(plan, text)),
             pick_prompt=_count(picker.render_allocate(messages, plan, cards)),
             pick_reply=_words(picker.format_allocation(Allocation(models=models), cards)),
-            work_prompts=tuple(map(_count, work_prompts)),
+            work_prompts=tuple(_count(work_prompt(*pair)) for pair in zip(steps, plan.subtasks)),
             max_replies=tuple(self._models[step.model].reply_tokens for step in steps),
         )
 
