@@ -186,6 +186,20 @@ class PlanAheadConfig(Config):
     """Share of the present arrival rate that is expected to go on; 0 plans for present queries only."""
 
 
+class ResponsesConfig(Config):
+    """How long `/v1/responses` keeps responses, so that clients may go on from them and read them again."""
+
+    file: str | None = None
+    """SQLite file in which they stand in clear: it survives restarts, and the router replicas of one machine
+    share it. None: each replica keeps its own in memory."""
+    max_count: int = Field(default=10_000, ge=0)
+    """Responses kept at most; those not used for longest go first. 0 keeps none."""
+    max_bytes: int = Field(default=256_000_000, ge=1_000)
+    """Their total size at most, as JSON."""
+    max_age_s: float = Field(default=2_592_000.0, gt=0)
+    """Seconds since the last use after which a response is forgotten. 30 days, as with OpenAI."""
+
+
 class ServerConfig(Config):
     """The HTTP endpoint."""
 
@@ -196,6 +210,8 @@ class ServerConfig(Config):
     This or `api_keys_env` is required to bind an address other than loopback."""
     spend_file: str | None = None
     """SQLite file of what each key has spent. None: each router replica counts from its own start."""
+    responses: ResponsesConfig = ResponsesConfig()
+    """What `/v1/responses` keeps."""
     max_body_bytes: int = Field(default=32_000_000, ge=1_000)
     """Longest request body; the default holds long documents and some images."""
     body_timeout_s: float = Field(default=60.0, gt=0)

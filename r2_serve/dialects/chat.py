@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from r2_serve.dialects.wire import Arrival, ErrorReply, encode, event
-from r2_serve.types import Answer, Delta, Json
+from r2_serve.types import Answer, Delta, Json, Query
 
 DONE = b"data: [DONE]\n\n"
 
@@ -36,6 +36,9 @@ class ChatBody:
 
     chat: bytes
     arrival: Arrival
+
+    def refined(self, query: Query) -> Query:
+        return query
 
     def param(self, name: str) -> str:
         return name

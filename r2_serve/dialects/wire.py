@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from r2_serve.types import Answer, Delta, Json
+from r2_serve.types import Answer, Delta, Json, Query
 
 
 def encode(value: Json) -> bytes:
@@ -34,6 +34,10 @@ class ErrorReply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+def _never(model: str, dialect: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Arrival:
     """What is known of a request besides its body."""
@@ -47,6 +51,8 @@ class Arrival:
     """The headers, with names in lower case."""
     owner: str | None = None
     """The name of the client's key; None if the endpoint is open."""
+    speaks: Callable[[str, str], bool] = _never
+    """Whether the provider of a model speaks a dialect itself: `speaks("gpt-5.5", "responses")`."""
 
 
 class Reply(Protocol):
@@ -75,6 +81,10 @@ class Request(Protocol):
     @property
     def chat(self) -> bytes:
         """The request as a body of chat completions, which the endpoint checks and answers."""
+        ...
+
+    def refined(self, query: Query) -> Query:
+        """`query`, read from `chat`, with what chat completions cannot say."""
         ...
 
     def param(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """The OpenAI-compatible endpoint over any `RouterBackend`, as a plain ASGI application.
 
 POST /v1/chat/completions   `endpoint` in the dialect `dialects.chat`, streamed by `sse`
+POST /v1/responses          `endpoint` in the dialect `dialects.responses`; below it `responses`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
@@ -28,6 +29,7 @@ from starlette.routing import Route
 
 from r2_serve.config import ServerConfig
 from r2_serve.dialects.chat import CHAT
+from r2_serve.dialects.responses import ResponsesDialect
 from r2_serve.dialects.wire import Dialect, encode
 from r2_serve.errors import R2Error
 from r2_serve.http.admission import Admission
@@ -38,6 +40,8 @@ from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import model_list, model_object
 from r2_serve.http.openapi import describe
 from r2_serve.http.redaction import Redactor
+from r2_serve.http.response_store import ResponseStore
+from r2_serve.http.responses import KeptResponses
 from r2_serve.http.spend import Purses, SpendBook
 from r2_serve.router.backend import RouterBackend
 
@@ -66,7 +70,7 @@ def create_app(
     `redact` takes secrets out of error messages; by default those in the environment. `scrape` makes the page
     of `/metrics`; by default from `metrics`, those of this process.
 
-    Raises: ConfigError if `server` names a variable or a file without keys, or an unusable spend file.
+    Raises: ConfigError if `server` names a variable or a file without keys, or a file that cannot be used.
     """
     metrics, redact = metrics or Metrics(), redact or Redactor.of(environment, [server.api_keys_env])
     keys = KeyRing.of(server, environment)
@@ -74,6 +78,7 @@ def create_app(
     admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
     metrics.watch_spend(purses)
+    kept = KeptResponses(ResponseStore(server.responses, clock))
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
 
     def endpoint(dialect: Dialect) -> Endpoint:
@@ -82,6 +87,10 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", endpoint(CHAT), methods=["POST"]),
+            Route("/v1/responses", endpoint(ResponsesDialect(kept.store)), methods=["POST"]),
+            Route("/v1/responses/{id}", kept.one, methods=["GET", "DELETE"]),
+            Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),
+            Route("/v1/responses/{id}/input_items", kept.input_items),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

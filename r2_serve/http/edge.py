@@ -31,7 +31,7 @@ from r2_serve.http.sse import ClientGone
 log = logging.getLogger(__name__)
 OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
 """Paths that need no key; if keys are set, every other path needs one, unknown paths included."""
-ROUTES = ("/v1/chat/completions", "/v1/models", "/metrics", *OPEN_PATHS)
+ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/models", "/metrics", *OPEN_PATHS)
 DIALECT_OF: Mapping[str, Dialect] = {"/v1/chat/completions": CHAT}
 """The dialect of the errors of each path; chat completions on all others."""
 CLIENT_CLOSED = 499
@@ -144,7 +144,7 @@ class Edge:
 
     def _record(self, path: str, exchange: Exchange, duration_s: float) -> None:
         status = exchange.status or 500
-        route = path if path in ROUTES else "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+        route = _route(path)
         self._metrics.count_request(route, exchange.model, status, duration_s)
         log.log(
             logging.DEBUG if route in OPEN_PATHS or route == "/metrics" else logging.INFO,
@@ -158,6 +158,12 @@ class Edge:
             "-" if exchange.cost_usd is None else f"{exchange.cost_usd:f}",
             exchange.error or "-",
         )
+
+
+def _route(path: str) -> str:
+    """The route of a path, without what clients choose."""
+    families = (route for route in ("/v1/models", "/v1/responses") if path.startswith(f"{route}/"))
+    return path if path in ROUTES else next((f"{route}/{{id}}" for route in families), "other")
 
 
 def _path(scope: Scope) -> str:

@@ -72,7 +72,10 @@ class Endpoint:
 
     def _arrival(self, exchange: Exchange, headers: Headers) -> Arrival:
         owner = exchange.key.name if exchange.key else None
-        return Arrival(exchange.request_id, int(self.clock()), self.new_id, headers, owner)
+        return Arrival(exchange.request_id, int(self.clock()), self.new_id, headers, owner, self._speaks)
+
+    def _speaks(self, model: str, dialect: str) -> bool:
+        return any(known.id == model and known.dialect == dialect for known in self.backend.models())
 
     def _parsed(self, request: Request, exchange: Exchange) -> tuple[AnyChat, Query, ModelListing]:
         """The request as the model that it asks takes it, its query, and that model.
@@ -81,7 +84,10 @@ class Endpoint:
         """
         try:
             chat, listing = self._checked(request.chat, exchange.key)
-            return chat, chat.to_query(exchange.request_id, is_virtual=listing.is_virtual), listing
+            query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
+            query = request.refined(query)
+            check_forwarded(query.sampling.responses or ())
+            return chat, query, listing
         except InvalidRequest as e:
             e.param = e.param and request.param(e.param)
             raise

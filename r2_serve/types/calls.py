@@ -27,6 +27,9 @@ class Message(Record):
     """Text, or parts such as text and images; None for a message of tool calls alone."""
     more: Json = {}
     """Every other key: `name`, `tool_calls`, `tool_call_id`, `reasoning_content`, cache controls, ..."""
+    items: tuple[Json, ...] | None = None
+    """The items of the Responses API from which the message was read, if it does not say all of them. Only
+    an engine that speaks this API sends them, in place of the message."""
 
     @property
     def text(self) -> str:
@@ -64,6 +67,9 @@ class Sampling(Record):
     """Ask for the log-probability of each generated token."""
     forwarded: Json = {}
     """Parameters that R2 does not interpret, such as `tools` and `n`. Only hosted engines get any."""
+    responses: Json | None = None
+    """Parameters as a client of the Responses API sent them; None if it spoke another dialect. Only an
+    engine that speaks this API sends them, and answers with items as they came."""
 
     @property
     def num_choices(self) -> int:
