@@ -31,6 +31,7 @@ from r2_serve.ops.command_line import (
     replace_unprintable_characters,
 )
 from r2_serve.ops.deploy_files.cli import kuberay, monitoring
+from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app.command()(publish)
 app.command()(rollback)
 app.command()(kuberay)
 app.command()(monitoring)
+app.command()(prices)
 
 PortOption = Annotated[
     int | None,

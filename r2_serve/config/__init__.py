@@ -34,6 +34,7 @@ from r2_serve.config.engines import (
     TransformersEngineConfig,
     VllmEngineConfig,
 )
+from r2_serve.config.prices import with_listed_prices, with_table_date
 from r2_serve.types import Ability, ModelCard, Need
 
 __all__ = [
@@ -59,7 +60,10 @@ ROUTED_QUERY_CHARS = 200_000
 
 
 class ModelConfig(ModelCard):
-    """A pool model: its card, and how to reach it."""
+    """A pool model: its card, and how to reach it.
+
+    A hosted model without written prices has those of the table in `r2_serve.config.prices`.
+    """
 
     engine: EngineConfig
     timeout_s: float = Field(default=60.0, gt=0)
@@ -78,6 +82,11 @@ class ModelConfig(ModelCard):
     capabilities: dict[Ability, bool] = Field(default={})
     """What the model can do, where that differs from what its provider, its name or its engine tells
     (`GET /v1/models` shows the result), such as {vision: false}."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _priced(cls, card: object) -> object:
+        return with_listed_prices(card)
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -232,8 +241,13 @@ class RouterConfig(Config):
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     """The pool: every model that may be called, in the order in which clients see them."""
     prices_as_of: str = ""
-    """Date of the prices, for reports."""
+    """Date of the prices, for reports. Empty: that of the table, if prices are taken from it."""
     server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dated(cls, router: object) -> object:
+        return with_table_date(router)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Self:

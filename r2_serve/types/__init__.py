@@ -62,14 +62,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelGroup = Literal["slm", "mlm", "llm"]
 
 
-class ModelCard(Record):
-    """A pool model as the router sees it: name, price and ability, but not how it is run."""
+class Prices(Record):
+    """USD per million tokens of one model."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=100)
-    codec: Literal["instruct", "compact"] = "instruct"
-    """Dialect of the model's prompts (`r2_serve.prompts`)."""
-    group: ModelGroup = "slm"
-    """Capability group: small, medium or large language model."""
     usd_per_mtok_in: Decimal = Field(ge=0)
     usd_per_mtok_out: Decimal = Field(ge=0)
     usd_per_mtok_cached_read: Decimal | None = Field(default=None, ge=0)
@@ -78,11 +73,8 @@ class ModelCard(Record):
     """Price of prompt tokens written to the provider's cache; None for that of all others."""
     usd_per_mtok_reasoning: Decimal | None = Field(default=None, ge=0)
     """Price of tokens that the model thinks and does not show; None for that of the reply."""
-    context_tokens: int = Field(default=32_768, ge=1)
-    description: str = ""
-    """One line on what the model is good at, shown to an instruct allocator."""
 
-    def cost_usd(self, usage: Usage) -> Decimal:
+    def usd_of(self, usage: Usage) -> Decimal:
         """Exact cost of `usage` in USD."""
         spent = usage.prompt_tokens * self.usd_per_mtok_in + usage.completion_tokens * self.usd_per_mtok_out
         for tokens, price, usual in (
@@ -93,6 +85,32 @@ class ModelCard(Record):
             if price is not None and tokens:
                 spent += tokens * (price - usual)
         return spent / 1_000_000
+
+
+class PriceTier(Prices):
+    """The prices of all tokens of a call whose prompt is longer than `over_prompt_tokens`."""
+
+    over_prompt_tokens: int = Field(ge=1)
+
+
+class ModelCard(Prices):
+    """A pool model as the router sees it: name, price and ability, but not how it is run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=100)
+    codec: Literal["instruct", "compact"] = "instruct"
+    """Dialect of the model's prompts (`r2_serve.prompts`)."""
+    group: ModelGroup = "slm"
+    """Capability group: small, medium or large language model."""
+    price_tiers: tuple[PriceTier, ...] = ()
+    """Prices of calls with longer prompts, where the provider has such; the last one exceeded holds."""
+    context_tokens: int = Field(default=32_768, ge=1)
+    description: str = ""
+    """One line on what the model is good at, shown to an instruct allocator."""
+
+    def cost_usd(self, usage: Usage) -> Decimal:
+        """Exact cost in USD of one call that used `usage`."""
+        over = [tier for tier in self.price_tiers if usage.prompt_tokens > tier.over_prompt_tokens]
+        return max(over, key=lambda tier: tier.over_prompt_tokens, default=self).usd_of(usage)
 
 
 class Subtask(Record):
