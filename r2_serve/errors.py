@@ -277,6 +277,13 @@ class EngineRefused(EngineError):
     code = "upstream_refused"
     is_free = True
 
+    @classmethod
+    def of(cls, param: str | None, message: str) -> Self:
+        """The refusal of the field `param`; None for the request as a whole."""
+        error = cls(message)
+        error.param = param
+        return error
+
 
 class ContextOverflow(EngineRefused):
     """The prompt, or the prompt and the reply asked for, are longer than the model's context."""

@@ -12,6 +12,7 @@ from r2_serve.config import (
     ModelServerConfig,
     NumpyEngineConfig,
     ServedEngineConfig,
+    VllmEngineConfig,
     with_engines,
 )
 from r2_serve.config.abilities import EVERYTHING
@@ -78,6 +79,24 @@ def test_served_model_can_do_what_the_engine_of_its_application_can() -> None:
     (known,) = with_engines([card], {"m-app": ModelServerConfig(engine=engine)})
     assert known.abilities == {"chat"}
     assert known.lacking([Need("top_k", None)]) == Need("top_k", None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "able", "unable"),
+    [
+        ({"model": "a/b"}, "chat json_schema logprobs logit_bias choices", "tools vision reasoning"),
+        ({"model": "a/b", "tool_parser": "hermes"}, "tools", "reasoning"),
+        ({"model": "Qwen/Qwen3-8B", "reasoning_parser": "qwen3"}, "reasoning", "vision"),
+        ({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, "vision", "tools"),
+        ({"model": "google/gemma-3-12b-it"}, "vision", "audio"),
+    ],
+)
+def test_settings_of_vllm_tell_what_its_model_can_do(settings: Any, able: str, unable: str) -> None:
+    card = model("m", engine=VllmEngineConfig(kind="vllm", **settings))
+    assert card.abilities.issuperset(able.split())
+    assert card.abilities.isdisjoint(unable.split())
+    assert card.lacking([Need("top_k", None), Need("chat_template_kwargs", None)]) is None
+    assert card.lacking([Need("best_of", None)]) == Need("best_of", None)
 
 
 def test_needs_name_the_parameter_and_the_part_that_ask() -> None:

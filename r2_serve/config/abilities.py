@@ -51,6 +51,12 @@ _MISSING: tuple[tuple[str, str, frozenset[Ability]], ...] = (
 """What is missing, by the end of the host's name and a pattern of the model's name. Every row that fits
 counts. Sources: the API references of the providers."""
 
+VLLM_PARAMETERS = frozenset({"top_k", "min_p", "min_tokens", "repetition_penalty", "chat_template_kwargs"})
+"""Parameters beyond OpenAI's that vLLM reads and that R2 lets clients send. Source: vLLM 0.29,
+`vllm/entrypoints/openai/chat_completion/protocol.py`."""
+_SEES = re.compile(r"vision|llava|pixtral|internvl|gemma-?3|[-_.]vl\b|[-_]vl[-_]|-omni|molmo|idefics|smolvlm")
+"""Names of models that read images. Another model's operator writes `capabilities: {vision: true}`."""
+
 
 def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
     """What the model behind `engine` can do, as far as its address, its name and its settings tell."""
@@ -58,9 +64,9 @@ def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
         return EVERYTHING if engine.runs is None else abilities_of(engine.runs)
     if isinstance(engine, HostedEngineConfig):
         return _hosted(engine)
-    return (
-        TEXT_ALONE | _FORMATS if isinstance(engine, VllmEngineConfig | ScriptedEngineConfig) else TEXT_ALONE
-    )
+    if isinstance(engine, VllmEngineConfig):
+        return _vllm(engine)
+    return TEXT_ALONE | _FORMATS if isinstance(engine, ScriptedEngineConfig) else TEXT_ALONE
 
 
 def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
@@ -70,7 +76,9 @@ def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
     """
     if engine.kind == "served":
         return None if engine.runs is None else parameters_of(engine.runs)
-    return None if isinstance(engine, HostedEngineConfig) else frozenset()
+    if isinstance(engine, HostedEngineConfig):
+        return None
+    return VLLM_PARAMETERS if isinstance(engine, VllmEngineConfig) else frozenset()
 
 
 def _hosted(engine: HostedEngineConfig) -> frozenset[Ability]:
@@ -81,3 +89,13 @@ def _hosted(engine: HostedEngineConfig) -> frozenset[Ability]:
         if host.endswith(end) and re.search(pattern, engine.model.lower())
     )
     return EVERYTHING.difference(*missing)
+
+
+def _vllm(engine: VllmEngineConfig) -> frozenset[Ability]:
+    optional: dict[Ability, object] = {
+        "tools": engine.tool_parser,
+        "reasoning": engine.reasoning_parser,
+        "vision": _SEES.search(engine.model.lower()),
+    }
+    always: frozenset[Ability] = TEXT_ALONE | _FORMATS | _TOKENS | frozenset[Ability]({"choices"})
+    return always.union(ability for ability, setting in optional.items() if setting is not None)

@@ -171,6 +171,11 @@ class VllmEngineConfig(Config):
     """`embedded:NAME` for a shipped model, a directory, or a hub name."""
     engine_kwargs: Annotated[dict[str, object], AfterValidator(_runs_no_code)] = {}
     """Passed to vLLM's `AsyncEngineArgs` as it is; what would run code from a checkpoint is refused."""
+    tool_parser: str | None = None
+    """vLLM's name of the parser that finds tool calls in replies, such as hermes (Qwen 2.5), llama3_json or
+    mistral. None: the model takes no tools. Its chat template must render tools."""
+    reasoning_parser: str | None = None
+    """vLLM's name of the parser that keeps thoughts apart from the answer, such as qwen3 or deepseek_r1."""
     adapters: Adapters = {}
     """LoRA adapters loaded at the start. `user_config` changes them live."""
 

@@ -24,6 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from r2_serve.config import HostedEngineConfig
+from r2_serve.engines.chat_body import chat_body
 from r2_serve.engines.hosted_replies import StreamReader, parse_completion
 from r2_serve.engines.provider_errors import failure_from_status
 from r2_serve.engines.roles import has_instructions, is_role_refusal, without_instruction_roles
@@ -37,7 +38,7 @@ from r2_serve.errors import (
     InvalidReply,
     NotStarted,
 )
-from r2_serve.types import Completion, Delta, EngineCall, Usage, likely_tokens
+from r2_serve.types import Completion, Delta, EngineCall, Json, Usage, likely_tokens
 
 MAX_REPLY_BYTES = 16_000_000
 MAX_MESSAGE_CHARS = 1_000
@@ -196,35 +197,20 @@ class HostedEngine:
             self._session = await anext(self._life)
         return self._session
 
-    def _body(self, call: EngineCall, *, is_streamed: bool, merges_instructions: bool) -> dict[str, object]:
-        sampling = call.sampling
-        messages = without_instruction_roles(call.messages) if merges_instructions else call.messages
+    def _body(self, call: EngineCall, *, is_streamed: bool, merges_instructions: bool) -> Json:
         if call.adapter is not None:
             raise EngineRefused(
                 f"adapter {call.adapter!r}: a hosted model takes no adapter; "
                 "name the adapted model as a model of its own"
             )
-        body: dict[str, object] = {
-            "model": self._config.model,
-            "messages": [message.wire for message in messages],
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "stop": list(sampling.stop) or None,
-            "seed": sampling.seed,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "logprobs": sampling.logprobs or None,
-            self._config.max_tokens_field: sampling.max_tokens,
-        }
-        if sampling.response_format is not None:
-            body["response_format"] = sampling.response_format
-        elif sampling.json_schema is not None:
-            schema = {"name": "reply", "schema": sampling.json_schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if is_streamed:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        given = {name: value for name, value in body.items() if value is not None}
-        return self._wire.write({**given, **sampling.forwarded}) | self._config.extra_body
+        body = chat_body(
+            call,
+            self._config.model,
+            messages=without_instruction_roles(call.messages) if merges_instructions else None,
+            is_streamed=is_streamed,
+            max_tokens_field=self._config.max_tokens_field,
+        )
+        return self._wire.write(body) | self._config.extra_body
 
     def _estimated(self, call: EngineCall, num_bytes: int) -> Usage:
         if not self._has_warned_of_usage:

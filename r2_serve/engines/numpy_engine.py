@@ -21,10 +21,10 @@ from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.file_tokenizer import FileTokenizer
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.numpy_model import Floats, NumpyModel
-from r2_serve.engines.prompting import check_chat_template, prompt_ids
+from r2_serve.engines.prompting import check_chat_template, check_text_alone, prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import ConfigError, EngineError, EngineRefused, EngineUnavailable
+from r2_serve.errors import ConfigError, EngineError, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, Sampling
 
 _log = logging.getLogger(__name__)
@@ -179,10 +179,7 @@ class Batch:
         self._cache = self._model.new_cache()
 
     def _new_row(self, call: EngineCall, is_streamed: bool) -> Row:
-        if call.sampling.response_format is not None:
-            raise EngineRefused(
-                "this engine (numpy) cannot keep to a response_format: leave it out, or ask another model"
-            )
+        check_text_alone(call, "numpy")
         context_tokens = self._model.shape.max_position_embeddings
         prompt = prompt_ids(self._tokenizer, call.messages, context_tokens)
         left = context_tokens - len(prompt)

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from r2_serve.engines.roles import INSTRUCTION_ROLES, has_instructions, without_instruction_roles
 from r2_serve.errors import ConfigError, ContextOverflow, EngineRefused
-from r2_serve.types import Message
+from r2_serve.types import EngineCall, Message, needs_of
 
 MAX_WORDS_NAMED = 5
 GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -43,12 +43,24 @@ def has_generic_tokenizer(path: str) -> bool:
     return json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC_CLASSES
 
 
-def check_chat_template(tokenizer: Tokenizer, path: str) -> None:
-    """Raises: ConfigError if the checkpoint has no chat template."""
+def check_chat_template(tokenizer: Tokenizer, path: str, *, renders_tools: bool = False) -> None:
+    """Raises: ConfigError if the checkpoint has no chat template, or none that `renders_tools`."""
     if not tokenizer.chat_template:
         raise ConfigError(
             f"the tokenizer of {path!r} has no chat template: chat messages cannot be rendered for it"
         )
+    if renders_tools and "tools" not in str(tokenizer.chat_template):
+        raise ConfigError(f"the chat template of {path!r} does not render tools: leave out tool_parser")
+
+
+def check_text_alone(call: EngineCall, engine: str) -> None:
+    """Raises: EngineRefused naming the first thing that an engine of text does not do."""
+    if (need := next(needs_of(call.messages, call.sampling), None)) is not None:
+        what = need.ability or need.param
+        message = (
+            f"this engine ({engine}) is not capable of {what}: leave {need.param} out, or ask another model"
+        )
+        raise EngineRefused.of(need.param, message)
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int) -> list[int]:

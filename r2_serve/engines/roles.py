@@ -20,6 +20,11 @@ def has_instructions(messages: Sequence[Message]) -> bool:
     return any(message.role in INSTRUCTION_ROLES for message in messages)
 
 
+def with_system_role(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with `developer` messages as `system`, the name that chat templates know."""
+    return [m.model_copy(update={"role": "system"}) if m.role == "developer" else m for m in messages]
+
+
 def is_role_refusal(message: str) -> bool:
     """Whether a provider's error says that it takes no system or developer role."""
     return _REFUSAL.search(message) is not None

@@ -29,10 +29,10 @@ from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
 from r2_serve.engines.decoding import Row, RowSampler, RowStops
 from r2_serve.engines.named_adapters import NamedAdapters
-from r2_serve.engines.prompting import prompt_ids
+from r2_serve.engines.prompting import check_text_alone, prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import EngineError, EngineRefused, EngineUnavailable
+from r2_serve.errors import EngineError, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling
 
 _log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class TransformersEngine:
     async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineRefused for an unknown adapter or word, or too long a prompt; EngineUnavailable."""
         deadline = Deadline(call.timeout_s)
+        check_text_alone(call, "transformers")
         submitted = self._submitted(
             _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=False)
         )
@@ -105,6 +106,7 @@ class TransformersEngine:
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Raises: as `generate`. Closing the iterator ends the row."""
         deadline = Deadline(call.timeout_s)
+        check_text_alone(call, "transformers")
         submitted = self._submitted(
             _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=True)
         )
@@ -144,11 +146,6 @@ class TransformersEngine:
         return self._base if adapter is None else self._adapters.get(adapter)
 
     def _submitted(self, call: _Call) -> _Call:
-        if call.sampling.response_format is not None:
-            raise EngineRefused(
-                "this engine (transformers) cannot hold a reply to a response_format: "
-                "leave it out, or ask another model"
-            )
         with self._submit_lock:
             if self._closing.is_set():
                 raise EngineUnavailable("the engine is closed")

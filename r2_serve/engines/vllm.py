@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,10 @@ from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
-from r2_serve.engines.provider_errors import is_context_overflow
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.errors import ConfigError, ContextOverflow, EngineError, EngineRefused, EngineUnavailable
+from r2_serve.engines.vllm_errors import as_engine_errors
+from r2_serve.engines.vllm_server import SERVER_PREFIX, VllmServer, is_for_server
+from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class VllmEngine:
 
     def __init__(self, config: VllmEngineConfig) -> None:
         path = resolve_checkpoint(config.model)
+        self._config = config
         self._adapter_ids = itertools.count(1)
         self._adapters: NamedAdapters[LoRARequest] = NamedAdapters()
         self._loaded_adapters: set[str] = set()
@@ -67,10 +69,11 @@ class VllmEngine:
         kwargs = _engine_kwargs(config, path, self._tokenizer_folder)
         self._max_adapters = _max_adapters(kwargs)
         self._engine = _started(kwargs)
+        self._server = VllmServer(self._engine, config)
         self._tokenizer: PreTrainedTokenizerBase = self._engine.get_tokenizer()
         self._tokenizer_lock = asyncio.Lock()
         self._context_tokens = int(self._engine.model_config.max_model_len)
-        check_chat_template(self._tokenizer, config.model)
+        check_chat_template(self._tokenizer, config.model, renders_tools=config.tool_parser is not None)
         for name, folder in config.adapters.items():
             self._add_adapter(name, folder)
 
@@ -78,6 +81,9 @@ class VllmEngine:
         """Raises: EngineRefused for an unknown adapter or word, or too long a prompt; EngineUnavailable."""
         from vllm.sampling_params import RequestOutputKind
 
+        if is_for_server(call, self._config):
+            async with self._request_id(SERVER_PREFIX) as request_id:
+                return await self._server.generate(call, request_id)
         params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY)
         async with aclosing(self._outputs(call, params)) as outputs:
             async for output in outputs:
@@ -93,6 +99,14 @@ class VllmEngine:
         """Raises: as `generate`. Closing the iterator aborts the request."""
         from vllm.sampling_params import RequestOutputKind
 
+        if is_for_server(call, self._config):
+            async with (
+                self._request_id(SERVER_PREFIX) as request_id,
+                aclosing(self._server.stream(call, request_id)) as deltas,
+            ):
+                async for delta in deltas:
+                    yield delta
+            return
         params = _sampling_params(call.sampling, RequestOutputKind.DELTA)
         num_tokens = 0
         async with aclosing(self._outputs(call, params)) as outputs:
@@ -122,7 +136,7 @@ class VllmEngine:
         request = self._adapters.pop(name)
         if name in self._loaded_adapters:
             self._loaded_adapters.discard(name)
-            with _as_engine_errors():
+            with as_engine_errors():
                 await self._engine.remove_lora(request.lora_int_id)
 
     def _add_adapter(self, name: str, path: str) -> None:
@@ -144,7 +158,7 @@ class VllmEngine:
     async def check_health(self) -> None:
         """Raises: EngineUnavailable if vLLM's process is dead or the engine is closed."""
         self._check_open()
-        with _as_engine_errors():
+        with as_engine_errors():
             await self._engine.check_health()
 
     async def aclose(self) -> None:
@@ -152,7 +166,7 @@ class VllmEngine:
         if self._is_closed:
             return
         self._is_closed = True
-        with _as_engine_errors():
+        with as_engine_errors():
             await self._engine.abort(list(self._running))
         await asyncio.to_thread(self._engine.shutdown)
         if self._tokenizer_folder is not None:
@@ -174,7 +188,7 @@ class VllmEngine:
             outputs = self._engine.generate(tokens_input(ids), params, request_id, lora_request=lora)
             async with aclosing(outputs):
                 while True:
-                    with _as_engine_errors():
+                    with as_engine_errors():
                         async with bounded(deadline.at):
                             output = await anext(outputs, None)
                     if output is None:
@@ -183,13 +197,15 @@ class VllmEngine:
                         yield output
 
     @asynccontextmanager
-    async def _request_id(self) -> AsyncIterator[str]:
+    async def _request_id(self, prefix: str = "") -> AsyncIterator[str]:
+        """An id that vLLM puts `prefix` before, under which the request is aborted when the engine closes."""
+        self._check_open()
         request_id = uuid.uuid4().hex
-        self._running.add(request_id)
+        self._running.add(prefix + request_id)
         try:
             yield request_id
         finally:
-            self._running.discard(request_id)
+            self._running.discard(prefix + request_id)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -231,6 +247,8 @@ def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | 
         kwargs["tokenizer"] = tokenizer_folder
     if config.adapters:
         kwargs["enable_lora"] = True
+    if config.reasoning_parser is not None:
+        kwargs["reasoning_parser"] = config.reasoning_parser
     if not torch.cuda.is_available():
         for name, value in CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -275,7 +293,7 @@ def _sampling_params(sampling: Sampling, output_kind: RequestOutputKind) -> Samp
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
     structure = _structure(sampling)
-    with _as_engine_errors():
+    with as_engine_errors():
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature or 0.0,
@@ -314,19 +332,3 @@ def _chosen_logprobs(
     if logprobs is None:
         return None
     return tuple(float(position[token].logprob) for token, position in zip(token_ids, logprobs, strict=True))
-
-
-@contextmanager
-def _as_engine_errors() -> Iterator[None]:
-    """Raises: EngineRefused for an error that the request caused, EngineUnavailable for any other."""
-    from vllm.exceptions import VLLMClientError
-
-    try:
-        yield
-    except EngineError:
-        raise
-    except (VLLMClientError, ValueError) as e:
-        refusal = ContextOverflow if is_context_overflow(str(e)) else EngineRefused
-        raise refusal(f"vLLM refused the request: {str(e)[:300]}") from e
-    except Exception as e:
-        raise EngineUnavailable(f"vLLM failed: {type(e).__name__}: {str(e)[:300]}") from e

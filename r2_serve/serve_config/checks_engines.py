@@ -12,6 +12,7 @@ import yaml
 from r2_serve.adapters import MANIFEST, check_adapter, read_adapter
 from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
+from r2_serve.engines.vllm_parsers import REGISTRIES, known_parsers
 from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import MODEL, ApplicationEntry, ServeFile
 from r2_serve.serve_config.document import EXPONENT, KeyPath, Problem, suggestion
@@ -71,6 +72,11 @@ def check_vllm(file: ServeFile) -> Iterator[Problem]:
             fault = _vllm_fault(key, value)
             if fault is not None:
                 yield file.error((*app.path, "args", "engine", "engine_kwargs", key), fault)
+        for setting in REGISTRIES:
+            name, known = getattr(config, setting), known_parsers(setting)
+            if name is not None and known and name not in known:
+                message = f"the installed vLLM has no parser {name!r}{suggestion(name, known)}"
+                yield file.error((*app.path, "args", "engine", setting), message)
 
 
 def check_numbers(file: ServeFile) -> Iterator[Problem]:

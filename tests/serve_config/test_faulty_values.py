@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,23 @@ def test_what_vllm_would_refuse_is_an_error_that_names_the_conflict(
     (problem,) = on_vllm(arguments)
     assert (problem.severity, problem.where) == ("error", f"{ENGINE}.{key}")
     assert message in problem.message
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="the names are those of the installed vLLM")
+@pytest.mark.parametrize(
+    ("parser", "message"),
+    [
+        ("tool_parser: hermess", "the installed vLLM has no parser 'hermess'; did you mean 'hermes'?"),
+        ("reasoning_parser: qwen", "the installed vLLM has no parser 'qwen'; did you mean 'qwen3'?"),
+        ("tool_parser: hermes, reasoning_parser: qwen3", None),
+    ],
+)
+def test_parser_that_the_installed_vllm_does_not_have_gets_a_suggestion(
+    parser: str, message: str | None
+) -> None:
+    text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, {parser}")
+    problems = read(text.replace("num_cpus: 1", "num_gpus: 1"))[1]
+    assert [problem.message for problem in problems] == ([message] if message else [])
 
 
 @pytest.mark.parametrize("arguments", ["gpu_memory_utilization: 0.9", "max_num_seqs: 8"])

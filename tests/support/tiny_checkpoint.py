@@ -32,6 +32,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}<reply>{% endif %}"
 )
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for message in messages %}<user> {{ message['role'] }}: {{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "<tool_call>{{ call['function']['name'] }} {{ call['function']['arguments'] | tojson }}</tool_call>"
+    "{% endfor %}{% if message['tool_call_id'] %} for {{ message['tool_call_id'] }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<reply>{% if shout %}HEY{% endif %}{% endif %}"
+)
+"""A template that shows tools, calls and results; `shout` stands for a switch of `chat_template_kwargs`."""
+MORE_CHARACTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ<>/?!'()#=")
 CONTEXT_TOKENS = 128
 
 
@@ -52,12 +62,26 @@ def character_checkpoint(folder: Path, *, seed: int = 0) -> str:
     return _save(folder, tokenizer, seed)
 
 
-def _save(folder: Path, tokenizer: Tokenizer, seed: int) -> str:
+def tool_checkpoint(folder: Path, *, seed: int = 0, context_tokens: int = 2048) -> str:
+    """A model of single characters whose chat template renders tools."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS, *MORE_CHARACTERS))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    return _save(folder, tokenizer, seed, TOOL_TEMPLATE, context_tokens)
+
+
+def _save(
+    folder: Path,
+    tokenizer: Tokenizer,
+    seed: int,
+    chat_template: str = CHAT_TEMPLATE,
+    context_tokens: int = CONTEXT_TOKENS,
+) -> str:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
     fast.add_special_tokens({"additional_special_tokens": ["<user>", "<reply>"]})
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = chat_template
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -67,7 +91,7 @@ def _save(folder: Path, tokenizer: Tokenizer, seed: int) -> str:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_TOKENS,
+        max_position_embeddings=context_tokens,
         initializer_range=0.4,
         bos_token_id=None,
         eos_token_id=fast.eos_token_id,
