@@ -40,6 +40,8 @@ class Attempt:
             raise
         is_estimated = completion.is_usage_estimated
         self.reservation.settle(completion.usage, is_estimated=is_estimated, work=completion.work)
+        if not is_estimated:
+            self.reservation.prompt.learn(completion.usage)
         return completion
 
     async def _stream(self, on_delta: OnDelta, limit: asyncio.Timeout) -> Completion:

@@ -59,7 +59,7 @@ class CallSpec:
 
     def prompt_for(self, member: PoolMember) -> Prompt:
         sampling = self.sampling
-        return Prompt.to(member.config, self.render(member.codec), sampling.format_sent, sampling.forwarded)
+        return member.prompt(self.render(member.codec), sampling.format_sent, sampling.forwarded)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ class Reservation:
         *,
         is_limited: bool,
     ) -> None:
-        self.bound = prompt.most_usage(max_tokens)
+        self.prompt, self.bound = prompt, prompt.most_usage(max_tokens)
         self.bound_usd = card.cost_usd(self.bound)
-        self._ledger, self._card, self._prompt, self._record = ledger, card, prompt, record
+        self._ledger, self._card, self._record = ledger, card, record
         self._is_open, self._is_limited = True, is_limited
 
     def settle(self, usage: Usage, *, is_estimated: bool = False, work: Work | None = None) -> None:
@@ -54,7 +54,7 @@ class Reservation:
     def likely_usage(self, received_bytes: int) -> Usage:
         """An estimate of the usage once `received_bytes` of the reply have come."""
         most = self.bound.completion_tokens if self._is_limited else None
-        return self._prompt.likely_usage(received_bytes, most)
+        return self.prompt.likely_usage(received_bytes, most)
 
     def _close(self, usage: Usage, **ending: object) -> None:
         if not self._is_open:

@@ -6,20 +6,32 @@ serving, so a failure to make an engine is a refused call of that model, which i
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 from r2_serve.calls.cooldown import Cooldown
+from r2_serve.calls.estimates import Prompt
 from r2_serve.calls.quarantine import Quarantine
+from r2_serve.calls.token_rates import TokenRate
 from r2_serve.config import EngineConfig, ModelConfig, ModelServerConfig
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, OperatorFault
 from r2_serve.prompts import Codec, get_codec
-from r2_serve.types import Completion, Delta, Engine, EngineCall
+from r2_serve.types import Completion, Delta, Engine, EngineCall, Json, Message
 
 EngineFor = Callable[[ModelConfig], Engine]
 """Makes the engine of a model. Raises: ConfigError."""
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """An engine that may have the model's tokenizer at hand."""
+
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Tokens of the rendered conversation; None if it cannot tell."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,21 @@ class PoolMember:
     engine: Engine
     cooldown: Cooldown = field(default_factory=Cooldown)
     quarantine: Quarantine = field(default_factory=Quarantine)
+    rate: TokenRate = field(default_factory=TokenRate)
 
     @property
     def codec(self) -> Codec:
         return get_codec(self.config.codec)
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        format_sent: Mapping[str, object] | None = None,
+        forwarded: Json | None = None,
+    ) -> Prompt:
+        """The prompt of `messages` to this model, counted as well as is known of it."""
+        num_tokens = self.engine.num_prompt_tokens(messages) if isinstance(self.engine, Counts) else None
+        return Prompt.to(self.config, messages, format_sent, forwarded, num_tokens=num_tokens, rate=self.rate)
 
 
 Pool = Mapping[str, PoolMember]
@@ -53,6 +76,11 @@ class LazyEngine:
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         async for delta in self._made().stream(call):
             yield delta
+
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        """The engine's count, once the engine is made."""
+        engine = self._engine
+        return engine.num_prompt_tokens(messages) if isinstance(engine, Counts) else None
 
     def _made(self) -> Engine:
         if self._engine is None:

@@ -101,7 +101,7 @@ class ServedDecomposer:
     ) -> Decomposition:
         member = self._pool[config.model]
         rendered = member.codec.render_decompose(messages, limits.max_subtasks)
-        prompt = Prompt.to(member.config, rendered, member.codec.plan_schema(limits.max_subtasks))
+        prompt = member.prompt(rendered, member.codec.plan_schema(limits.max_subtasks))
         count = config.num_samples
         stage = _Stage[Decomposition](self._handle.decompose, ledger, "decompose", config.max_tokens, count)
         try:
@@ -124,7 +124,7 @@ class ServedAllocator:
         member = self._pool[task.config.model]
         cards = [self._pool[name].config for name in task.names]
         messages = member.codec.render_allocate(task.messages, task.plan, cards)
-        prompt = Prompt.to(member.config, messages, member.codec.allocation_schema(task.plan, cards))
+        prompt = member.prompt(messages, member.codec.allocation_schema(task.plan, cards))
         stage = _Stage[AllocationResult](self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:
             return await stage.run(member, prompt, task)

@@ -76,7 +76,10 @@ class ModelConfig(ModelCard):
     is booked in full."""
     chars_per_token: float = Field(default=2.5, gt=0)
     """Characters of ASCII text per token by which budgets reserve a prompt. English text has 4 or more and
-    code about 3; the rest is a margin."""
+    code about 3; the rest is a margin. If it is not written, it holds until the model's own rate is learned
+    from the usage that it reports; a written one is kept."""
+    image_tokens: int = Field(default=2_000, ge=0)
+    """Tokens that budgets reserve for an image. Most providers bill 85 to about 1,700; gpt-4o-mini 25,000."""
     fallbacks: tuple[str, ...] = ()
     """Models asked, in this order, when this one fails."""
     capabilities: dict[Ability, bool] = Field(default={})
@@ -133,6 +136,11 @@ class ModelConfig(ModelCard):
     def has_known_context(self) -> bool:
         """Whether `context_tokens` is the model's own, and not the default of a hosted model."""
         return "context_tokens" in self.model_fields_set or not self.is_forwarding
+
+    @property
+    def has_fixed_rate(self) -> bool:
+        """Whether `chars_per_token` is written, so that nothing else is learned."""
+        return "chars_per_token" in self.model_fields_set
 
     @property
     def sends_schema(self) -> bool:

@@ -25,7 +25,7 @@ from r2_serve.engines.prompting import check_chat_template, check_text_alone, pr
 from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import ConfigError, EngineError, EngineUnavailable
-from r2_serve.types import Completion, Delta, EngineCall, Sampling
+from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ class NumpyEngine:
                         yield Delta(text=piece)
         done = row.reply.completion(len(row.prompt))
         yield Delta(finish_reason=done.finish_reason, usage=done.usage)
+
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Tokens of the rendered conversation; None for one that the model cannot take."""
+        return self._base.num_prompt_tokens(messages)
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Raises: ConfigError if the name is taken, or if the directory holds no whole checkpoint."""
@@ -177,6 +181,12 @@ class Batch:
         self._waiting.clear()
         self._rows.clear()
         self._cache = self._model.new_cache()
+
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        try:
+            return len(prompt_ids(self._tokenizer, messages, self._model.shape.max_position_embeddings))
+        except EngineError:
+            return None
 
     def _new_row(self, call: EngineCall, is_streamed: bool) -> Row:
         check_text_alone(call, "numpy")
