@@ -19,7 +19,7 @@ from r2_serve.config import EngineConfig, ModelConfig, ModelServerConfig
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, OperatorFault
 from r2_serve.prompts import Codec, get_codec
-from r2_serve.types import Completion, Delta, Engine, EngineCall, Json, Message
+from r2_serve.types import Completion, CountingEngine, Delta, Engine, EngineCall, Json, Message
 
 EngineFor = Callable[[ModelConfig], Engine]
 """Makes the engine of a model. Raises: ConfigError."""
@@ -81,6 +81,10 @@ class LazyEngine:
         """The engine's count, once the engine is made."""
         engine = self._engine
         return engine.num_prompt_tokens(messages) if isinstance(engine, Counts) else None
+
+    async def count_tokens(self, call: EngineCall) -> int | None:
+        engine = self._made()
+        return await engine.count_tokens(call) if isinstance(engine, CountingEngine) else None
 
     def _made(self) -> Engine:
         if self._engine is None:

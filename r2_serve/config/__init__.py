@@ -69,8 +69,8 @@ class ModelConfig(ModelCard):
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one call may take, without the time in which the client reads a stream."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Longest reply asked for if the request names none. None: hosted models are sent no limit, and local
-    ones stop after `expected_tokens`."""
+    """Longest reply asked for if the request names none. None: hosted models are sent no limit (an
+    `anthropic` engine 32,000, as its API requires one), and local ones stop after `expected_tokens`."""
     expected_tokens: int = Field(default=1024, ge=1)
     """Tokens of a reply that budgets reserve if neither the request nor `max_tokens` limits it. A longer one
     is booked in full."""

@@ -19,12 +19,14 @@ from r2_serve.config.engines import (
 )
 from r2_serve.types import Ability
 
-EVERYTHING: frozenset[Ability] = frozenset(get_args(Ability))
+_OWN: frozenset[Ability] = frozenset({"messages_api"})
+EVERYTHING: frozenset[Ability] = frozenset(get_args(Ability)) - _OWN
 TEXT_ALONE: frozenset[Ability] = frozenset({"chat"})
 _MEDIA: frozenset[Ability] = frozenset({"vision", "audio", "files"})
 _FORMATS: frozenset[Ability] = frozenset({"json_object", "json_schema"})
 _OTHER_ENDPOINTS: frozenset[Ability] = frozenset({"completions", "embeddings"})
 _TOKENS: frozenset[Ability] = frozenset({"logprobs", "logit_bias"})
+_NOT_IN_MESSAGES: frozenset[Ability] = _TOKENS | _OTHER_ENDPOINTS | {"audio", "choices", "json_object"}
 _EMBEDDER = r"embed|(^|/)(bge|gte|e5)-|minilm"
 _ANY = ""
 
@@ -83,6 +85,8 @@ def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
 
 def _hosted(engine: HostedEngineConfig) -> frozenset[Ability]:
     host = urlsplit(engine.base_url).hostname or ""
+    if engine.kind == "anthropic":
+        return EVERYTHING.union(_OWN) - _NOT_IN_MESSAGES
     missing = (
         missing
         for end, pattern, missing in _MISSING

@@ -116,21 +116,30 @@ class ServedEngineConfig(Config):
 
 
 class HostedEngineConfig(Config):
-    """A model behind an OpenAI-compatible API: OpenAI, Azure OpenAI, DeepSeek, Qwen, a vLLM server."""
+    """A model behind a provider's API: OpenAI, Azure OpenAI, Anthropic, DeepSeek, Qwen, a vLLM server."""
 
-    kind: Literal["openai", "azure"]
+    kind: Literal["openai", "azure", "anthropic"]
+    """What the provider speaks: `openai` is chat completions, `anthropic` is Messages."""
     model: str
     """The provider's name of the model; on Azure, the name of the deployment."""
     base_url: Annotated[str, AfterValidator(_is_address)] = "https://api.openai.com/v1"
-    """Address before `/chat/completions`; on Azure, the resource's https://NAME.openai.azure.com."""
+    """Address before `/chat/completions` or `/messages`, by default https://api.anthropic.com/v1 for kind
+    `anthropic`; on Azure, the resource's https://NAME.openai.azure.com."""
     api_key_env: EnvName | None = None
     """Environment variable that holds the key; None for a server that asks for none."""
     api_version: str | None = None
-    """Version of Azure's API, such as 2024-10-21; needed on Azure and not used by other providers."""
+    """Version of Azure's API, such as 2024-10-21, which is needed there. None: Anthropic's is 2023-06-01."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of the reply limit in requests. OpenAI's reasoning models do not read `max_tokens`."""
     extra_body: dict[str, object] = {}
     """Fields sent with every request as they are, such as a provider's own switches."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _address_of_the_kind(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("kind") == "anthropic":
+            return {"base_url": "https://api.anthropic.com/v1", **values}
+        return values
 
 
 class NumpyEngineConfig(Config):

@@ -4,8 +4,10 @@ The core speaks chat completions: a `Message` is a chat message, `Sampling.forwa
 and `Answer.body` and `Delta.body` hold a chat completion and its chunks. So a dialect is a pure translation
 of JSON, with no network and no router in it.
 
-wire    what the endpoint asks of a dialect: `Dialect`, `Request`, `Reply`
-chat    chat completions, the dialect of the core itself
+wire        what the endpoint asks of a dialect: `Dialect`, `Request`, `Reply`
+chat        chat completions, the dialect of the core itself
+messages    Anthropic's Messages
+responses   OpenAI's Responses
 
 What a dialect cannot say is refused by name, and never dropped in silence.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from r2_serve.dialects.wire import Arrival, ErrorReply, encode, event
+from r2_serve.dialects.wire import NATIVE, Arrival, ErrorReply, encode, event
 from r2_serve.types import Answer, Delta, Json, Query
 
 DONE = b"data: [DONE]\n\n"
@@ -63,7 +63,7 @@ class ChatReply:
     def whole(self, answer: Answer, r2: Json) -> bytes:
         usage, head = usage_of(answer), self._head("chat.completion")
         if answer.body is not None:
-            return encode({**answer.body, **head, "usage": usage, "r2": r2})
+            return encode({**_without_native(answer.body), **head, "usage": usage, "r2": r2})
         message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
         return encode({**head, "choices": [choice], "usage": usage, "r2": r2})
@@ -92,6 +92,8 @@ class ChatReply:
 
     def _as_it_came(self, chunk: Json) -> bytes:
         self._has_begun = True
+        if not chunk["choices"]:
+            return b""
         events = b"" if self._last is None else self._chunk(self._last)
         self._last = chunk if has_finish_reason(chunk) else None
         return events if self._last is not None else events + self._chunk(chunk)
@@ -99,6 +101,7 @@ class ChatReply:
     def _chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
         """`chunk`, ours or a provider's, under our id and the client's name of the model."""
         usage: Json = {"usage": None} if self.wants_usage_chunk else {}
+        chunk = _without_native(chunk)
         return event({**self._head("chat.completion.chunk"), **chunk, **usage, **({"r2": r2} if r2 else {})})
 
     def _head(self, kind: str) -> Json:
@@ -111,6 +114,10 @@ _ROLE: Json = {"role": "assistant", "content": "", "refusal": None}
 def _piece(delta: Json, finish_reason: str | None = None) -> Json:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return {"choices": [choice]}
+
+
+def _without_native(body: Json) -> Json:
+    return {key: value for key, value in body.items() if key not in NATIVE}
 
 
 def has_finish_reason(chunk: Json) -> bool:

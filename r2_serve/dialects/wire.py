@@ -9,6 +9,9 @@ from typing import Protocol
 
 from r2_serve.types import Answer, Delta, Json, Query
 
+NATIVE = frozenset({"messages_api", "responses"})
+"""Keys of a chat completion or chunk under which a provider's own stands, if it speaks another dialect."""
+
 
 def encode(value: Json) -> bytes:
     """Compact ASCII JSON on one line, so that no line separator in a text can split an event."""

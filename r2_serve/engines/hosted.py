@@ -25,7 +25,7 @@ import aiohttp
 
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.chat_body import chat_body
-from r2_serve.engines.hosted_replies import StreamReader, parse_completion
+from r2_serve.engines.hosted_replies import StreamReader, parse_completion, parse_count
 from r2_serve.engines.provider_errors import failure_from_status
 from r2_serve.engines.roles import has_instructions, is_role_refusal, without_instruction_roles
 from r2_serve.engines.timing import Deadline, bounded
@@ -36,6 +36,7 @@ from r2_serve.errors import (
     EngineRefused,
     EngineUnavailable,
     InvalidReply,
+    InvalidRequest,
     NotStarted,
 )
 from r2_serve.types import Completion, Delta, EngineCall, Json, Usage, likely_tokens
@@ -129,6 +130,29 @@ class HostedEngine:
             body={"usage": reader.usage_body} if call.is_verbatim else None,
         )
 
+    async def count_tokens(self, call: EngineCall) -> int | None:
+        """The tokens of a call's prompt as the provider counts them; None if it does not.
+
+        Raises: EngineError.
+        """
+        wire, session = self._wire, await self._client()
+        if wire.count_url is None:
+            return None
+        body = wire.write_count(self._body(call, is_streamed=False, merges_instructions=False))
+        headers = {**wire.headers, **wire.headers_of(call.sampling)}
+        opening = session.post(
+            wire.count_url,
+            data=json.dumps(body).encode(),
+            headers=headers,
+            proxy=self._proxy,
+            allow_redirects=False,
+        )
+        with self._redacted_errors():
+            async with bounded(Deadline(call.timeout_s).at), opening as response:
+                if response.status != HTTPStatus.OK:
+                    raise await _failure(response)
+                return parse_count(await _beginning(response.content, MAX_ERROR_BYTES))
+
     async def aclose(self) -> None:
         """Closes the connections."""
         if self._life is not None:
@@ -177,7 +201,7 @@ class HostedEngine:
             async with session.post(
                 self._wire.url,
                 data=json.dumps(sent).encode(),
-                headers=self._wire.headers,
+                headers={**self._wire.headers, **self._wire.headers_of(call.sampling)},
                 proxy=self._proxy,
                 allow_redirects=False,
             ) as response:
@@ -203,14 +227,21 @@ class HostedEngine:
                 f"adapter {call.adapter!r}: a hosted model takes no adapter; "
                 "name the adapted model as a model of its own"
             )
+        messages = without_instruction_roles(call.messages) if merges_instructions else call.messages
         body = chat_body(
             call,
             self._config.model,
-            messages=without_instruction_roles(call.messages) if merges_instructions else None,
+            messages=messages,
             is_streamed=is_streamed,
             max_tokens_field=self._config.max_tokens_field,
         )
-        return self._wire.write(body) | self._config.extra_body
+        try:
+            written = self._wire.write(body, messages, call.sampling)
+        except InvalidRequest as e:
+            refused = EngineRefused.of(e.param, e.message)
+            refused.code = e.code or refused.code
+            raise refused from None
+        return written | self._config.extra_body
 
     def _estimated(self, call: EngineCall, num_bytes: int) -> Usage:
         if not self._has_warned_of_usage:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from r2_serve.dialects.wire import NATIVE
 from r2_serve.engines.chat_parts import (
     ChatCompletion,
     Chunk,
@@ -62,6 +63,14 @@ def parse_completion(
         tokens = Reported.model_validate(body).tokens
         e.usage = tokens.whole() if tokens else None
         raise
+
+
+def parse_count(content: bytes) -> int:
+    """The number of tokens that a provider counts in a prompt. Raises: InvalidReply."""
+    count = _json_object(content, "the count").get("input_tokens")
+    if not isinstance(count, int) or count < 0:
+        raise InvalidReply("the provider counted no tokens")
+    return count
 
 
 def _parts(body: Json, is_verbatim: bool) -> ReplyParts:
@@ -192,14 +201,18 @@ class StreamReader:
             raise InvalidReply(f"a stream event is no completion chunk: {first_fault(e)}") from None
         choices = chunk.choices if self._is_verbatim else chunk.choices[:1]
         if not choices:
-            return None
+            is_native = self._is_verbatim and not NATIVE.isdisjoint(body)
+            return Delta(body=self._without_head(body)) if is_native else None
         texts = [self._text(*pair) for pair in zip(choices, _dicts(body["choices"]), strict=False)]
         if self.has_failed:
             return None
         text = texts[0] if not (choices[0].index and self._is_verbatim) else ""
         if self._is_verbatim:
-            return Delta(text=text, body={key: body[key] for key in body if key not in _HEAD})
+            return Delta(text=text, body=self._without_head(body))
         return Delta(text=text) if text else None
+
+    def _without_head(self, body: Json) -> Json:
+        return {key: body[key] for key in body if key not in _HEAD}
 
     def _text(self, choice: ChunkChoice, raw: Json) -> str:
         """The text of a choice, whose finish reason is noted."""

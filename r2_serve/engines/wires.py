@@ -6,20 +6,28 @@ chunks, so a wire is three translations between these and what the provider spea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
+from r2_serve.dialects.messages.events import EventsRead
+from r2_serve.dialects.messages.replies import completion_of
+from r2_serve.dialects.messages.requests import HEADERS, VERSION
+from r2_serve.dialects.messages.writing import count_request, write_request
 from r2_serve.errors import ConfigError
-from r2_serve.types import Json
+from r2_serve.types import Json, Message, Sampling
 
 ReadEvent = Callable[[Json], Iterable[Json] | None]
 """The chat chunks of one event of a stream; None for the event that ends it. An error has the key `error`."""
 
 
 def same(body: Json) -> Json:
+    return body
+
+
+def as_it_is(body: Json, messages: Sequence[Message], sampling: Sampling) -> Json:
     return body
 
 
@@ -33,12 +41,20 @@ class ProviderWire:
 
     url: str
     headers: Mapping[str, str]
-    write: Callable[[Json], Json] = same
-    """A body of chat completions as the provider's request. Raises: EngineRefused for what it cannot say."""
+    write: Callable[[Json, Sequence[Message], Sampling], Json] = as_it_is
+    """The provider's request that says a body of chat completions, its messages and its sampling.
+
+    Raises: InvalidRequest for what it cannot say."""
     read: Callable[[Json], Json] = same
     """A whole reply as a chat completion; an error inside a 200 has the key `error`, as OpenAI's."""
     new_reader: Callable[[], ReadEvent] = lambda: one
     """Makes the reader of one stream, which may keep what it has seen."""
+    headers_of: Callable[[Sampling], Mapping[str, str]] = lambda _: {}
+    """The headers of one request beside `headers`."""
+    count_url: str | None = None
+    """Address at which the provider counts the tokens of a request; None if it does not."""
+    write_count: Callable[[Json], Json] = same
+    """The request there, of one to `url`."""
 
 
 def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
@@ -51,8 +67,32 @@ def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
     if config.kind == "openai":
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         return ProviderWire(f"{base}/chat/completions", headers | authorization)
+    if config.kind == "anthropic":
+        return _messages_wire(base, headers, config, key)
     if key is None or config.api_version is None:
         raise ConfigError(f"model {config.model!r}: Azure needs api_key_env and api_version")
     deployment, version = quote(config.model, safe=""), quote(config.api_version)
     path = f"openai/deployments/{deployment}/chat/completions?api-version={version}"
     return ProviderWire(f"{base}/{path}", headers | {"api-key": key})
+
+
+def _messages_wire(
+    base: str, headers: dict[str, str], config: HostedEngineConfig, key: str | None
+) -> ProviderWire:
+    own = {"anthropic-version": config.api_version or VERSION} | ({"x-api-key": key} if key else {})
+    return ProviderWire(
+        f"{base}/messages",
+        headers | own,
+        write_request,
+        completion_of,
+        EventsRead,
+        _own_headers,
+        f"{base}/messages/count_tokens",
+        count_request,
+    )
+
+
+def _own_headers(sampling: Sampling) -> Mapping[str, str]:
+    """The version that the client speaks, and the features that it opens beyond it."""
+    headers = (sampling.messages_api or {}).get(HEADERS)
+    return headers if isinstance(headers, dict) else {}

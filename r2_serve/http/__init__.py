@@ -3,6 +3,7 @@
 edge             outermost: request id, client keys, one log line per request, the error body of last resort
 api              `create_app`: the routes
 endpoint         a conversation in any dialect: body limits, admission, plain and streamed replies
+counting         the tokens of a Messages request, counted before it is sent
 openai_wire      the core's request, checked: chat completions into `Query`; what is not honoured is refused
 refusals         the wording of refused requests
 openai_replies   the field `r2`, headers and model lists; which error a client gets

@@ -2,6 +2,8 @@
 
 POST /v1/chat/completions   `endpoint` in the dialect `dialects.chat`, streamed by `sse`
 POST /v1/responses          `endpoint` in the dialect `dialects.responses`; below it `responses`
+POST /v1/messages           `endpoint` in the dialect `dialects.messages`
+POST /v1/messages/count_tokens   `counting`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
@@ -29,10 +31,12 @@ from starlette.routing import Route
 
 from r2_serve.config import ServerConfig
 from r2_serve.dialects.chat import CHAT
+from r2_serve.dialects.messages import MESSAGES
 from r2_serve.dialects.responses import ResponsesDialect
 from r2_serve.dialects.wire import Dialect, encode
 from r2_serve.errors import R2Error
 from r2_serve.http.admission import Admission
+from r2_serve.http.counting import CountTokens
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
 from r2_serve.http.endpoint import Endpoint, find_model
 from r2_serve.http.keys import KeyRing
@@ -91,6 +95,8 @@ def create_app(
             Route("/v1/responses/{id}", kept.one, methods=["GET", "DELETE"]),
             Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),
             Route("/v1/responses/{id}/input_items", kept.input_items),
+            Route("/v1/messages", endpoint(MESSAGES), methods=["POST"]),
+            Route("/v1/messages/count_tokens", CountTokens(endpoint(MESSAGES)), methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

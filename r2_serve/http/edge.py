@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from r2_serve.dialects.chat import CHAT
+from r2_serve.dialects.messages import MESSAGES
 from r2_serve.dialects.wire import Dialect, ErrorReply, encode
 from r2_serve.errors import R2Error, places
 from r2_serve.http.keys import ClientKey, KeyRing
@@ -31,9 +32,9 @@ from r2_serve.http.sse import ClientGone
 log = logging.getLogger(__name__)
 OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
 """Paths that need no key; if keys are set, every other path needs one, unknown paths included."""
-ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/models", "/metrics", *OPEN_PATHS)
-DIALECT_OF: Mapping[str, Dialect] = {"/v1/chat/completions": CHAT}
+DIALECT_OF: Mapping[str, Dialect] = {"/v1/messages": MESSAGES, "/v1/messages/count_tokens": MESSAGES}
 """The dialect of the errors of each path; chat completions on all others."""
+ROUTES = ("/v1/chat/completions", "/v1/responses", *DIALECT_OF, "/v1/models", "/metrics", *OPEN_PATHS)
 CLIENT_CLOSED = 499
 """Status in logs and metrics of a request whose client left; nginx uses the same number."""
 _VISIBLE_ASCII = re.compile(r"[!-~]{1,128}")
@@ -131,10 +132,11 @@ class Edge:
     def _check_key(self, path: str, exchange: Exchange, headers: Headers) -> None:
         if path in OPEN_PATHS or not self._keys.is_required:
             return
-        exchange.key = self._keys.find(headers.get("authorization"))
+        given = headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}"
+        exchange.key = self._keys.find(given)
         if exchange.key is None:
-            got = "a key that is not known" if "authorization" in headers else "no key"
-            message = f"got {got}: send a valid one as 'Authorization: Bearer KEY'"
+            got = "no key" if given == "Bearer " else "a key that is not known"
+            message = f"got {got}: send a valid one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
             raise HTTPException(401, message, {"www-authenticate": "Bearer"})
 
     def _request_id(self, headers: Headers) -> str:
@@ -171,12 +173,13 @@ def _path(scope: Scope) -> str:
 
 
 def _with_request_id(send: Send, exchange: Exchange) -> Send:
-    header = (b"x-request-id", exchange.request_id.encode())
+    id = exchange.request_id.encode()
+    names = (b"x-request-id", b"request-id") if exchange.dialect is MESSAGES else (b"x-request-id",)
 
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status, exchange.has_started = message["status"], True
-            message = {**message, "headers": [*message.get("headers", ()), header]}
+            message = {**message, "headers": [*message.get("headers", ()), *((name, id) for name in names)]}
         await send(message)
 
     return send_with_id

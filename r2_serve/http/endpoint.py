@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from r2_serve.calls.budget import Purse
 from r2_serve.config import ServerConfig
 from r2_serve.dialects.wire import Arrival, Dialect, Reply, Request
-from r2_serve.errors import InvalidReply, InvalidRequest, ModelNotFound, NotAllowed
+from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed, R2Error
 from r2_serve.http.admission import Admission
 from r2_serve.http.edge import Exchange
 from r2_serve.http.keys import ClientKey
@@ -53,11 +53,20 @@ class Endpoint:
     new_id: Callable[[], str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange, server, headers = Exchange.of(scope), self.server, Headers(scope=scope)
-        body = await read_json(headers, receive, server.max_body_bytes, server.body_timeout_s)
-        request = self.dialect.read(body, self._arrival(exchange, headers))
-        chat, query, listing = self._parsed(request, exchange)
-        purse = self._purse(exchange.key)
+        exchange, headers = Exchange.of(scope), Headers(scope=scope)
+        body = await read_json(headers, receive, self.server.max_body_bytes, self.server.body_timeout_s)
+        request = self.dialect.read(body, self.arrival(exchange, headers))
+        try:
+            await self._answer(request, exchange, scope, receive, send)
+        except R2Error as e:
+            e.param = e.param and request.param(e.param)
+            raise
+
+    async def _answer(
+        self, request: Request, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        chat, query, listing = self.parsed(request, exchange)
+        server, purse = self.server, self._purse(exchange.key)
         exchange.model = listing.id
         reply = request.reply(chat.model, wants_usage_chunk=chat.wants_usage_chunk)
         if chat.stream:
@@ -70,27 +79,20 @@ class Endpoint:
         response = Response(written, headers=extra_headers(answer), media_type="application/json")
         await response(scope, receive, send)
 
-    def _arrival(self, exchange: Exchange, headers: Headers) -> Arrival:
+    def arrival(self, exchange: Exchange, headers: Headers) -> Arrival:
         owner = exchange.key.name if exchange.key else None
         return Arrival(exchange.request_id, int(self.clock()), self.new_id, headers, owner, self._speaks)
 
     def _speaks(self, model: str, dialect: str) -> bool:
         return any(known.id == model and known.dialect == dialect for known in self.backend.models())
 
-    def _parsed(self, request: Request, exchange: Exchange) -> tuple[AnyChat, Query, ModelListing]:
-        """The request as the model that it asks takes it, its query, and that model.
-
-        Raises: InvalidRequest, with the field's name in the client's dialect.
-        """
-        try:
-            chat, listing = self._checked(request.chat, exchange.key)
-            query = chat.to_query(exchange.request_id, is_virtual=listing.is_virtual)
-            query = request.refined(query)
-            check_forwarded(query.sampling.responses or ())
-            return chat, query, listing
-        except InvalidRequest as e:
-            e.param = e.param and request.param(e.param)
-            raise
+    def parsed(self, request: Request, exchange: Exchange) -> tuple[AnyChat, Query, ModelListing]:
+        """The request as the asked model takes it, its query, and that model. Raises: InvalidRequest."""
+        chat, listing = self._checked(request.chat, exchange.key)
+        query = request.refined(chat.to_query(exchange.request_id, is_virtual=listing.is_virtual))
+        check_forwarded(query.sampling.responses or ())
+        check_forwarded(query.sampling.messages_api or ())
+        return chat, query, listing
 
     def _checked(self, body: bytes, key: ClientKey | None) -> tuple[AnyChat, ModelListing]:
         chat = parse_chat(body)

@@ -53,6 +53,13 @@ class RouterBackend(Protocol):
         """
         ...
 
+    async def count_tokens(self, query: Query) -> int:
+        """The tokens of the query's prompt: the provider's own count, or else an estimate.
+
+        Raises: R2Error and nothing else.
+        """
+        ...
+
     async def ready(self) -> tuple[bool, str]:
         """Whether queries can be answered now and, if not, why."""
         ...

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pydantic import ValidationError
 
 from r2_serve.calls.budget import Purse
+from r2_serve.calls.estimates import Prompt
 from r2_serve.calls.pool import EngineFor, build_pool
 from r2_serve.config import RouterConfig, RoutingConfig
 from r2_serve.errors import ConfigError, EngineUnavailable
@@ -18,7 +19,7 @@ from r2_serve.router.allocator import Allocator
 from r2_serve.router.backend import ModelListing
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.pipeline import Pipeline, Sink
-from r2_serve.types import Ability, Answer, OnDelta, Query
+from r2_serve.types import Ability, Answer, CountingEngine, EngineCall, OnDelta, Query
 
 Readiness = Callable[[], Awaitable[str | None]]
 """Says why the router is not ready; None if it is."""
@@ -77,6 +78,20 @@ class Router:
         if self._pipeline is None:
             raise EngineUnavailable("the router has no routing yet: give the Router deployment a user_config")
         return await self._pipeline.answer(query, on_delta, purse)
+
+    async def count_tokens(self, query: Query) -> int:
+        """A virtual model's plan is not known yet, so that its count is an estimate, as for local models."""
+        sampling = query.sampling
+        asked = (query.messages, sampling.format_sent, sampling.forwarded)
+        member = None if self._pipeline is None else self._pipeline.pool.get(query.model)
+        if member is None:
+            return Prompt(*asked).likely_usage(0, None).prompt_tokens
+        if isinstance(member.engine, CountingEngine):
+            timeout_s = member.config.timeout_s
+            call = EngineCall(messages=query.messages, sampling=sampling, timeout_s=timeout_s)
+            if (count := await member.engine.count_tokens(call)) is not None:
+                return count
+        return member.prompt(*asked).likely_usage(0, None).prompt_tokens
 
     async def ready(self) -> tuple[bool, str]:
         if self._pipeline is None:

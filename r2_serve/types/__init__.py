@@ -17,6 +17,7 @@ from r2_serve.types.abilities import Ability, Need, needs_of
 from r2_serve.types.calls import (
     BYTES_PER_TOKEN,
     Completion,
+    CountingEngine,
     Delta,
     Engine,
     EngineCall,
@@ -37,6 +38,7 @@ __all__ = [
     "BYTES_PER_TOKEN",
     "Ability",
     "Completion",
+    "CountingEngine",
     "Delta",
     "Engine",
     "EngineCall",

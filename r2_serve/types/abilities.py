@@ -21,8 +21,10 @@ Ability = Literal[
     "choices",
     "completions",
     "embeddings",
+    "messages_api",
 ]
-"""`choices` is several replies to one prompt (`n`); `completions` goes on with a text (`/v1/completions`)."""
+"""`choices` is several replies to one prompt (`n`); `completions` goes on with a text (`/v1/completions`);
+`messages_api` is what only Anthropic's Messages API can say, such as the tools that Anthropic runs."""
 
 
 class Need(NamedTuple):
@@ -78,6 +80,7 @@ def needs_of(messages: Sequence[Message], sampling: Sampling) -> Iterator[Need]:
     for name, value in sampling.forwarded.items():
         if name not in NO_EFFECT and not states_the_default(name, value):
             yield Need(name, _PARAMETERS.get(name))
+    yield from (Need(name, "messages_api") for name in sampling.only_messages_api)
     if (wanted := sampling.response_format) is not None:
         yield Need("response_format", "json_object" if wanted.get("type") == "json_object" else "json_schema")
     for index, message in enumerate(messages):

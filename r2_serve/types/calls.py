@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,9 @@ class Message(Record):
     items: tuple[Json, ...] | None = None
     """The items of the Responses API from which the message was read, if it does not say all of them. Only
     an engine that speaks this API sends them, in place of the message."""
+    blocks: tuple[Json, ...] | None = None
+    """The content blocks of the Messages API from which the message was read, if it does not say all of them.
+    Only an engine that speaks this API sends them, in place of the message."""
 
     @property
     def text(self) -> str:
@@ -70,6 +73,11 @@ class Sampling(Record):
     responses: Json | None = None
     """Parameters as a client of the Responses API sent them; None if it spoke another dialect. Only an
     engine that speaks this API sends them, and answers with items as they came."""
+    messages_api: Json | None = None
+    """Parameters as a client of the Messages API sent them; None if it spoke another dialect. Only an engine
+    that speaks this API sends them."""
+    only_messages_api: tuple[str, ...] = ()
+    """Names of what the client asks that only an engine of the Messages API can do (`needs_of`)."""
 
     @property
     def num_choices(self) -> int:
@@ -205,6 +213,15 @@ class Engine(Protocol):
 
         Raises: `EngineError` and its subclasses; nothing else.
         """
+        ...
+
+
+@runtime_checkable
+class CountingEngine(Protocol):
+    """An engine whose provider may count the tokens of a prompt."""
+
+    async def count_tokens(self, call: EngineCall) -> int | None:
+        """The count; None if the provider does not count. Raises: EngineError."""
         ...
 
 

@@ -107,6 +107,10 @@ class ScriptedBackend:
     def models(self) -> Sequence[ModelListing]:
         return self.listings
 
+    async def count_tokens(self, query: Query) -> int:
+        self.queries.append(query)
+        return 17
+
     async def ready(self) -> tuple[bool, str]:
         return not self.unready, self.unready
 
@@ -161,6 +165,7 @@ class Connection:
     body: bytes
     is_whole: bool = True
     authorization: str = ""
+    path: str = "/v1/chat/completions"
     inbox: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     outbox: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
 
@@ -170,7 +175,7 @@ class Connection:
         scope = {
             "type": "http",
             "method": "POST",
-            "path": "/v1/chat/completions",
+            "path": self.path,
             "headers": headers,
             "query_string": b"",
             "root_path": "",
