@@ -19,13 +19,15 @@ from r2_serve.config.engines import (
 )
 from r2_serve.types import Ability
 
-_OWN: frozenset[Ability] = frozenset({"messages_api"})
-EVERYTHING: frozenset[Ability] = frozenset(get_args(Ability)) - _OWN
+_OF_MESSAGES: frozenset[Ability] = frozenset({"messages_api"})
+_OF_RESPONSES: frozenset[Ability] = frozenset({"responses_api"})
+EVERYTHING: frozenset[Ability] = frozenset(get_args(Ability)) - _OF_MESSAGES - _OF_RESPONSES
 TEXT_ALONE: frozenset[Ability] = frozenset({"chat"})
 _MEDIA: frozenset[Ability] = frozenset({"vision", "audio", "files"})
 _FORMATS: frozenset[Ability] = frozenset({"json_object", "json_schema"})
 _OTHER_ENDPOINTS: frozenset[Ability] = frozenset({"completions", "embeddings"})
 _TOKENS: frozenset[Ability] = frozenset({"logprobs", "logit_bias"})
+_IN_RESPONSES: frozenset[Ability] = EVERYTHING - _OTHER_ENDPOINTS - {"audio", "choices", "logit_bias"}
 _NOT_IN_MESSAGES: frozenset[Ability] = _TOKENS | _OTHER_ENDPOINTS | {"audio", "choices", "json_object"}
 _EMBEDDER = r"embed|(^|/)(bge|gte|e5)-|minilm"
 _ANY = ""
@@ -86,13 +88,14 @@ def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
 def _hosted(engine: HostedEngineConfig) -> frozenset[Ability]:
     host = urlsplit(engine.base_url).hostname or ""
     if engine.kind == "anthropic":
-        return EVERYTHING.union(_OWN) - _NOT_IN_MESSAGES
+        return EVERYTHING.union(_OF_MESSAGES) - _NOT_IN_MESSAGES
     missing = (
         missing
         for end, pattern, missing in _MISSING
         if host.endswith(end) and re.search(pattern, engine.model.lower())
     )
-    return EVERYTHING.difference(*missing)
+    able = _IN_RESPONSES | _OF_RESPONSES if engine.kind == "openai-responses" else EVERYTHING
+    return able.difference(*missing)
 
 
 def _vllm(engine: VllmEngineConfig) -> frozenset[Ability]:

@@ -118,13 +118,14 @@ class ServedEngineConfig(Config):
 class HostedEngineConfig(Config):
     """A model behind a provider's API: OpenAI, Azure OpenAI, Anthropic, DeepSeek, Qwen, a vLLM server."""
 
-    kind: Literal["openai", "azure", "anthropic"]
-    """What the provider speaks: `openai` is chat completions, `anthropic` is Messages."""
+    kind: Literal["openai", "azure", "anthropic", "openai-responses"]
+    """What the provider speaks: `openai` is chat completions, `openai-responses` is Responses, `anthropic` is
+    Messages. Responses keeps nothing at the provider (`store: false`) unless a client asks for it."""
     model: str
     """The provider's name of the model; on Azure, the name of the deployment."""
     base_url: Annotated[str, AfterValidator(_is_address)] = "https://api.openai.com/v1"
-    """Address before `/chat/completions` or `/messages`, by default https://api.anthropic.com/v1 for kind
-    `anthropic`; on Azure, the resource's https://NAME.openai.azure.com."""
+    """Address before `/chat/completions`, `/responses` or `/messages`: for kind `anthropic` by default
+    https://api.anthropic.com/v1; on Azure, the resource's https://NAME.openai.azure.com."""
     api_key_env: EnvName | None = None
     """Environment variable that holds the key; None for a server that asks for none."""
     api_version: str | None = None

@@ -37,7 +37,7 @@ class ErrorReply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def _never(model: str, dialect: str) -> bool:
+def _never(model: str, ability: str) -> bool:
     return False
 
 
@@ -55,7 +55,7 @@ class Arrival:
     owner: str | None = None
     """The name of the client's key; None if the endpoint is open."""
     speaks: Callable[[str, str], bool] = _never
-    """Whether the provider of a model speaks a dialect itself: `speaks("gpt-5.5", "responses")`."""
+    """Whether the provider of a model speaks a dialect itself: `speaks("gpt-5.5", "responses_api")`."""
 
 
 class Reply(Protocol):

@@ -190,7 +190,7 @@ class HostedEngine:
     async def _response(
         self, call: EngineCall, *, is_streamed: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The opened reply. Asks once more without a system role if the provider refuses that role.
+        """The opened reply. Asks once more without a system role, or another thing, if it is refused.
 
         Raises: EngineError for any status but 200.
         """
@@ -210,6 +210,8 @@ class HostedEngine:
                     yield response
                     return
                 failure = await _failure(response)
+            if self._wire.relents(sent, failure.message):
+                continue
             if merges or not _is_refused_role(response.status, failure, call):
                 raise failure
             merges = True

@@ -12,10 +12,9 @@ from urllib.parse import quote
 
 from r2_serve import __version__
 from r2_serve.config import HostedEngineConfig
-from r2_serve.dialects.messages.events import EventsRead
-from r2_serve.dialects.messages.replies import completion_of
-from r2_serve.dialects.messages.requests import HEADERS, VERSION
-from r2_serve.dialects.messages.writing import count_request, write_request
+from r2_serve.dialects.messages import events, replies, requests, writing
+from r2_serve.dialects.responses import reading
+from r2_serve.dialects.responses.writing import RequestWriter
 from r2_serve.errors import ConfigError
 from r2_serve.types import Json, Message, Sampling
 
@@ -55,6 +54,8 @@ class ProviderWire:
     """Address at which the provider counts the tokens of a request; None if it does not."""
     write_count: Callable[[Json], Json] = same
     """The request there, of one to `url`."""
+    relents: Callable[[Json, str], bool] = lambda sent, refusal: False
+    """Whether the next request will leave out what the provider refused of the one sent, by its message."""
 
 
 def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
@@ -67,6 +68,8 @@ def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
     if config.kind == "openai":
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         return ProviderWire(f"{base}/chat/completions", headers | authorization)
+    if config.kind == "openai-responses":
+        return _responses_wire(base, headers | ({"Authorization": f"Bearer {key}"} if key else {}))
     if config.kind == "anthropic":
         return _messages_wire(base, headers, config, key)
     if key is None or config.api_version is None:
@@ -76,23 +79,29 @@ def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
     return ProviderWire(f"{base}/{path}", headers | {"api-key": key})
 
 
+def _responses_wire(base: str, headers: Mapping[str, str]) -> ProviderWire:
+    writer = RequestWriter()
+    readers = (reading.completion_of, reading.EventsRead)
+    return ProviderWire(f"{base}/responses", headers, writer, *readers, relents=writer.relents)
+
+
 def _messages_wire(
     base: str, headers: dict[str, str], config: HostedEngineConfig, key: str | None
 ) -> ProviderWire:
-    own = {"anthropic-version": config.api_version or VERSION} | ({"x-api-key": key} if key else {})
+    own = {"anthropic-version": config.api_version or requests.VERSION} | ({"x-api-key": key} if key else {})
     return ProviderWire(
         f"{base}/messages",
         headers | own,
-        write_request,
-        completion_of,
-        EventsRead,
+        writing.write_request,
+        replies.completion_of,
+        events.EventsRead,
         _own_headers,
         f"{base}/messages/count_tokens",
-        count_request,
+        writing.count_request,
     )
 
 
 def _own_headers(sampling: Sampling) -> Mapping[str, str]:
     """The version that the client speaks, and the features that it opens beyond it."""
-    headers = (sampling.messages_api or {}).get(HEADERS)
+    headers = (sampling.messages_api or {}).get(requests.HEADERS)
     return headers if isinstance(headers, dict) else {}

@@ -36,6 +36,7 @@ from r2_serve.dialects.responses import ResponsesDialect
 from r2_serve.dialects.wire import Dialect, encode
 from r2_serve.errors import R2Error
 from r2_serve.http.admission import Admission
+from r2_serve.http.background import ResponsesEndpoint, Running
 from r2_serve.http.counting import CountTokens
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
 from r2_serve.http.endpoint import Endpoint, find_model
@@ -82,16 +83,21 @@ def create_app(
     admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
     metrics.watch_spend(purses)
-    kept = KeptResponses(ResponseStore(server.responses, clock))
+    store, running = ResponseStore(server.responses, clock), Running()
+    kept = KeptResponses(store, running, backend, clock)
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
 
+    rest = (backend, server, admission, purses, clock, new_id)
+
     def endpoint(dialect: Dialect) -> Endpoint:
-        return Endpoint(dialect, backend, server, admission, purses, clock, new_id)
+        return Endpoint(dialect, *rest)
 
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", endpoint(CHAT), methods=["POST"]),
-            Route("/v1/responses", endpoint(ResponsesDialect(kept.store)), methods=["POST"]),
+            Route(
+                "/v1/responses", ResponsesEndpoint(ResponsesDialect(store), *rest, running), methods=["POST"]
+            ),
             Route("/v1/responses/{id}", kept.one, methods=["GET", "DELETE"]),
             Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),
             Route("/v1/responses/{id}/input_items", kept.input_items),

@@ -83,8 +83,9 @@ class Endpoint:
         owner = exchange.key.name if exchange.key else None
         return Arrival(exchange.request_id, int(self.clock()), self.new_id, headers, owner, self._speaks)
 
-    def _speaks(self, model: str, dialect: str) -> bool:
-        return any(known.id == model and known.dialect == dialect for known in self.backend.models())
+    def _speaks(self, model: str, ability: str) -> bool:
+        pool = (known for known in self.backend.models() if not known.is_virtual)
+        return any(known.id == model and ability in known.abilities for known in pool)
 
     def parsed(self, request: Request, exchange: Exchange) -> tuple[AnyChat, Query, ModelListing]:
         """The request as the asked model takes it, its query, and that model. Raises: InvalidRequest."""

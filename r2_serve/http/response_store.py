@@ -26,6 +26,7 @@ from r2_serve.types import Json
 
 log = logging.getLogger(__name__)
 LOCK_TIMEOUT_S = 1.0
+_ENDED = ("completed", "incomplete")
 _KEPT = 0.9
 """Share of the limits that is kept when one is passed."""
 _SCHEMA = """
@@ -105,7 +106,8 @@ class ResponseStore:
             chain = self._chain(owner, response_id)
             used = [(self._clock(), turn) for turn, _ in chain or ()]
             self._db.executemany("UPDATE responses SET used_s = ? WHERE id = ?", used)
-        if not chain:
+        last = self.response(owner, response_id)
+        if not chain or last is None or last.get("status") not in _ENDED:
             return None
         items = [item for turn, _ in chain for _, item in self._items(turn)]
         return Earlier(tuple(items), chain[-1][1])

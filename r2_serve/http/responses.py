@@ -1,8 +1,8 @@
-"""What clients do with a response after it was made: read it, list its input, delete it."""
+"""What clients do with a response after they asked for it: read it, list its input, cancel it, delete it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -11,8 +11,10 @@ from starlette.responses import Response
 
 from r2_serve.dialects.wire import encode
 from r2_serve.errors import InvalidRequest
+from r2_serve.http.background import Running, settled
 from r2_serve.http.edge import Exchange
 from r2_serve.http.response_store import ResponseStore
+from r2_serve.router.backend import RouterBackend
 from r2_serve.types import Json
 
 MAX_PAGE, USUAL_PAGE = 100, 20
@@ -24,28 +26,43 @@ class KeptResponses:
     """The routes below /v1/responses/{id}."""
 
     store: ResponseStore
+    running: Running
+    backend: RouterBackend
+    clock: Callable[[], float]
+    """Wall-clock seconds."""
 
     async def one(self, request: Request) -> Response:
         """GET and DELETE /v1/responses/{id}."""
         response_id, owner = _named(request)
         if request.method == "DELETE":
-            if not self.store.delete(owner, response_id):
-                raise _unknown(response_id)
+            self._known(owner, response_id)
+            await self.running.cancel(response_id)
+            self.store.delete(owner, response_id)
             return _json({"id": response_id, "object": "response", "deleted": True})
         if request.query_params.get("stream", "false").lower() == "true":
             raise InvalidRequest("stream: a kept response is read whole", "stream", "unsupported_parameter")
+        return _json(self._known(owner, response_id))
+
+    async def cancel(self, request: Request) -> Response:
+        """POST /v1/responses/{id}/cancel, for a response made in the background."""
+        response_id, owner = _named(request)
+        response = self._known(owner, response_id)
+        if not response["background"]:
+            message = "a response without background: true has ended; to stop one, close its connection"
+            raise InvalidRequest(message, "response_id", "response_not_cancellable")
+        if response["status"] == "in_progress" and not await self.running.cancel(response_id):
+            message = "the response is made by another router process, which alone can cancel it"
+            raise HTTPException(409, message)
+        return _json(self._known(owner, response_id))
+
+    def _known(self, owner: str | None, response_id: str) -> Json:
+        """Raises: HTTPException 404."""
         response = self.store.response(owner, response_id)
         if response is None:
             raise _unknown(response_id)
-        return _json(response)
-
-    async def cancel(self, request: Request) -> Response:
-        """POST /v1/responses/{id}/cancel. Raises: InvalidRequest, as a response that is kept has ended."""
-        response_id, owner = _named(request)
-        if self.store.response(owner, response_id) is None:
-            raise _unknown(response_id)
-        message = f"response {response_id} has ended; to stop one that is under way, close its connection"
-        raise InvalidRequest(message, "response_id", "response_not_cancellable")
+        age_s = self.clock() - float(str(response["created_at"]))
+        is_lost = response_id not in self.running.tasks and age_s > self.backend.deadline_s
+        return settled(response, is_lost=is_lost)
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/{id}/input_items, the newest first."""

@@ -21,8 +21,6 @@ class ModelListing:
     """Price and ability of a pool model; None for a virtual one."""
     abilities: frozenset[Ability] = frozenset()
     """What the model can do; for a virtual model, what any model of its pool can do."""
-    dialect: str | None = None
-    """The dialect that the provider of a hosted pool model speaks, such as `responses`."""
 
 
 class RouterBackend(Protocol):

@@ -22,9 +22,11 @@ Ability = Literal[
     "completions",
     "embeddings",
     "messages_api",
+    "responses_api",
 ]
 """`choices` is several replies to one prompt (`n`); `completions` goes on with a text (`/v1/completions`);
-`messages_api` is what only Anthropic's Messages API can say, such as the tools that Anthropic runs."""
+`messages_api` is what only Anthropic's Messages API can say, such as the tools that Anthropic runs, and
+`responses_api` what only OpenAI's Responses API can say."""
 
 
 class Need(NamedTuple):
@@ -67,12 +69,13 @@ _PARTS: dict[str, Ability] = {"image_url": "vision", "input_audio": "audio", "fi
 _MESSAGE_KEYS: dict[str, Ability | Literal["chat"]] = {
     **dict.fromkeys(("tool_calls", "tool_call_id", "function_call"), "tools"),
     **dict.fromkeys(("name", "reasoning_content", "reasoning", "refusal"), "chat"),
+    **dict.fromkeys(("reasoning_details", "thinking_blocks"), "chat"),
     "audio": "audio",
     "annotations": "chat",
     "cache_control": "chat",
 }
 """Keys of a message beside role and content. Those that need no more than `chat` are read by the model's chat
-template where it knows them, or are remarks on an earlier reply."""
+template where it knows them, or are remarks on an earlier reply and thoughts that only their maker reads."""
 
 
 def needs_of(messages: Sequence[Message], sampling: Sampling) -> Iterator[Need]:

@@ -27,7 +27,7 @@ def store_of(clock: Clock | None = None, **limits: Any) -> ResponseStore:
 
 def keep(store: ResponseStore, name: str, previous: str | None = None, text: str = "hi") -> bool:
     output = [{"id": f"msg_{name}", "type": "message", "role": "assistant", "content": "ok"}]
-    response = {"id": name, "previous_response_id": previous, "output": output}
+    response = {"id": name, "previous_response_id": previous, "status": "completed", "output": output}
     return store.keep("ann", response, ({"type": "message", "role": "user", "content": text},), "chat")
 
 

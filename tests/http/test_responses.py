@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -285,7 +287,6 @@ async def test_stream_that_breaks_ends_with_a_failed_response() -> None:
 @pytest.mark.parametrize(
     ("parameters", "param"),
     [
-        ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -314,3 +315,65 @@ async def test_tools_that_only_the_provider_runs_are_left_out_and_named() -> Non
     assert len(stand.upstream.requests[0]["tools"]) == 1
     assert (response.model_extra or {})["r2"]["left_out"] == ["tools.1 (web_search)"]
     assert [tool.type for tool in response.tools] == ["function"]
+
+
+async def until_done(client: AsyncOpenAI, response_id: str) -> Any:
+    """The response, read again and again until it is no longer under way."""
+    while True:
+        response = await client.responses.retrieve(response_id)
+        if response.status != "in_progress":
+            return response
+        await asyncio.sleep(0.01)
+
+
+async def test_background_response_is_read_when_it_is_done() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    async with openai_client(make_app(backend)) as client:
+        begun = await client.responses.create(model="r2", input="hi", background=True)
+        with pytest.raises(openai.BadRequestError, match="not finished"):
+            await client.responses.create(model="r2", input="more", previous_response_id=begun.id)
+        assert backend.gate
+        backend.gate.set()
+        done = await until_done(client, begun.id)
+        more = await client.responses.create(model="r2", input="more", previous_response_id=begun.id)
+    assert (begun.status, begun.background, begun.output) == ("in_progress", True, [])
+    assert (done.status, done.output_text, done.id) == ("completed", "Hello there", begun.id)
+    assert more.output_text == "Hello there"
+
+
+async def test_background_response_can_be_cancelled() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    async with openai_client(make_app(backend)) as client:
+        begun = await client.responses.create(model="r2", input="hi", background=True)
+        await backend.has_started.wait()
+        cancelled = await client.responses.cancel(begun.id)
+        again = await client.responses.cancel(begun.id)
+    assert backend.was_cancelled.is_set()
+    assert cancelled.status == again.status == "cancelled"
+
+
+async def test_background_response_that_fails_says_why() -> None:
+    backend = ScriptedBackend(error=EngineUnavailable("the provider is down"))
+    async with openai_client(make_app(backend)) as client:
+        begun = await client.responses.create(model="r2", input="hi", background=True)
+        failed = await until_done(client, begun.id)
+    assert (failed.status, failed.error.message) == ("failed", "the provider is down")
+
+
+async def test_background_response_of_a_router_that_stopped_has_failed(tmp_path: Path) -> None:
+    backend, kept = ScriptedBackend(gate=asyncio.Event()), {"file": str(tmp_path / "responses.sqlite")}
+    async with openai_client(make_app(backend, responses=kept)) as client:
+        begun = await client.responses.create(model="r2", input="hi", background=True)
+    async with openai_client(make_app(ScriptedBackend(deadline_s=-1), responses=kept)) as client:
+        lost = await client.responses.retrieve(begun.id)
+    assert lost.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param"), [({"stream": True}, "background"), ({"store": False}, "store")]
+)
+async def test_what_does_not_go_with_background_is_refused(parameters: dict[str, Any], param: str) -> None:
+    async with openai_client(make_app(ScriptedBackend())) as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(model="r2", input="hi", background=True, extra_body=parameters)
+    assert refused.value.param == param

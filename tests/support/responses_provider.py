@@ -59,7 +59,7 @@ def output(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     items = request["input"] if isinstance(request["input"], list) else []
     if request.get("reasoning"):
         yield _thought("reasoning.encrypted_content" in (request.get("include") or ()))
-    results = [_text_of(item["output"]) for item in items if item["type"].endswith("call_output")]
+    results = [_text_of(item["output"]) for item in items if "output" in item]
     tools = {tool["type"]: tool for tool in request.get("tools") or ()}
     if "forbidden" in json.dumps(request["input"]):
         yield message({"type": "refusal", "refusal": "I will not"})
@@ -124,9 +124,14 @@ def _item_events(item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
 def _part_events(part: dict[str, Any], place: dict[str, Any]) -> Iterator[dict[str, Any]]:
     kind, key = part["type"], "refusal" if part["type"] == "refusal" else "text"
     more = {"logprobs": []} if key == "text" else {}
-    yield {"type": "response.content_part.added", **place, "part": {**part, key: ""}}
+    notes = part.get("annotations") or ()
+    empty = {**part, key: "", **({"annotations": []} if notes else {})}
+    yield {"type": "response.content_part.added", **place, "part": empty}
     for piece in (part[key][:2], part[key][2:]):
         yield {"type": f"response.{kind}.delta", **place, "delta": piece, **more}
+    for index, note in enumerate(notes):
+        note_at = {**place, "annotation_index": index, "annotation": note}
+        yield {"type": "response.output_text.annotation.added", **note_at}
     yield {"type": f"response.{kind}.done", **place, key: part[key], **more}
     yield {"type": "response.content_part.done", **place, "part": part}
 

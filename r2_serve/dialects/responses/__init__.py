@@ -44,7 +44,7 @@ class Keeper(Protocol):
     """Keeps responses for the clients that made them. `owner` is the name of a client's key."""
 
     def earlier(self, owner: str | None, response_id: str) -> Earlier | None:
-        """The conversation up to a response; None if it is not known, or another's."""
+        """The conversation up to a response; None if it is not known, another's, or not finished."""
         ...
 
     def item(self, owner: str | None, item_id: str) -> Json | None:
@@ -109,7 +109,7 @@ def read_request(body: Json, arrival: Arrival, keeper: Keeper) -> ResponsesReque
     earlier = _earlier(body.get("previous_response_id"), arrival, keeper)
     key = body.get("prompt_cache_key")
     session = str(key) if key else earlier.session if earlier else None
-    is_native = arrival.speaks(str(body.get("model")), "responses")
+    is_native = arrival.speaks(str(body.get("model")), "responses_api")
     read = translated(body, [*(earlier.items if earlier else ()), *own], is_native=is_native)
     return ResponsesRequest(body, read, own, session, arrival, response_id, keeper)
 
@@ -128,7 +128,7 @@ def _earlier(response_id: object, arrival: Arrival, keeper: Keeper) -> Earlier |
     if earlier is None:
         message = (
             f"no response {str(response_id)[:100]!r} is kept for this key: it was made with store: false or "
-            "by another key, or it is too old; send the whole conversation in input"
+            "by another key, is too old, or is not finished; send the whole conversation in input"
         )
         raise InvalidRequest(message, "previous_response_id", "previous_response_not_found")
     return earlier

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from r2_serve.dialects.responses.parts import Unsayable, response_content
-from r2_serve.dialects.responses.shapes import as_object, as_objects
+from r2_serve.dialects.responses.names import flat_name
+from r2_serve.dialects.responses.parts import cannot_say, response_content
+from r2_serve.dialects.responses.shapes import as_objects
 from r2_serve.dialects.responses.thoughts import KEYS, thought_items
-from r2_serve.types import Json
+from r2_serve.types import Json, Message
 
-_READ = frozenset({"role", "content", "refusal", "tool_calls", "tool_call_id", "r2", *KEYS})
+_READ = frozenset({"role", "content", "refusal", "tool_calls", "tool_call_id", *KEYS})
 _NOTES = frozenset({"annotations", "cache_control"})
 """What a model's message says of itself, and hints that cannot change a reply."""
 
 
-def items_of(messages: Sequence[Mapping[str, object]]) -> list[Json]:
-    """The items of a conversation. An item as it came (`r2.items`) goes before the translation.
+def items_of(messages: Sequence[Message]) -> list[Json]:
+    """The items of a conversation. The items from which a message was read go before its translation.
 
-    Raises: Unsayable naming the field that the Responses API has no word for.
+    Raises: InvalidRequest naming the field that the Responses API has no word for.
     """
     items: list[Json] = []
-    customs = {call.get("id") for message in messages for call in _calls(message) if _is_custom(call)}
+    customs = {call.get("id") for message in messages for call in _calls(message.more) if "custom" in call}
     for position, message in enumerate(messages):
-        items += own_items(message) or message_items(message, f"messages.{position}", customs)
+        own = message.items
+        items += message_items(message.wire, f"messages.{position}", customs) if own is None else own
     return items
 
 
-def own_items(message: Mapping[str, object]) -> list[Json]:
-    """The items from which a message was read; none if the client spoke another dialect."""
-    return as_objects(as_object(message.get("r2")).get("items"))
+def message_items(message: Mapping[str, object], where: str, customs: Collection[object] = ()) -> list[Json]:
+    """The items of one chat message; `customs` are the ids of the calls of custom tools.
 
-
-def message_items(
-    message: Mapping[str, object], where: str, customs: frozenset[object] | set[object] = frozenset()
-) -> list[Json]:
-    """Raises: Unsayable."""
+    Raises: InvalidRequest.
+    """
     for key, value in message.items():
-        if value and key not in _READ and key not in _NOTES:
-            raise Unsayable(f"{where}.{key}", f"the Responses API has no word for {key!r} of a message")
+        if value and key not in _READ | _NOTES and (message["role"], key) != ("tool", "name"):
+            raise cannot_say(f"{where}.{key}", f"{key!r} of a message")
     role = str(message.get("role"))
     match role:
         case "tool":
@@ -47,7 +45,7 @@ def message_items(
         case "assistant":
             return _assistant_items(message, where)
         case "function":
-            raise Unsayable(f"{where}.role", "the Responses API has no messages of the role 'function'")
+            raise cannot_say(f"{where}.role", "messages of the role 'function'")
     content = response_content(message.get("content"), role, f"{where}.content")
     return [{"type": "message", "role": role, "content": content}]
 
@@ -69,7 +67,7 @@ def _refusal(text: object) -> Json:
 
 
 def call_item(call: Json, where: str) -> Json:
-    """A call of a function or of a custom tool. Raises: Unsayable for any other."""
+    """A call of a function or of a custom tool. Raises: InvalidRequest for any other."""
     for kind, item, argument in (
         ("function", "function_call", "arguments"),
         ("custom", "custom_tool_call", "input"),
@@ -82,12 +80,16 @@ def call_item(call: Json, where: str) -> Json:
                 "name": held.get("name"),
                 argument: held.get(argument) or "",
             }
-    raise Unsayable(where, f"the Responses API has no tool call of type {call.get('type')!r}")
+    raise cannot_say(where, f"tool call of type {str(call.get('type'))[:40]!r}")
+
+
+def call_item_as_chat(item: Json) -> Json:
+    """An item of a call, as a provider sends it, as a tool call of chat completions."""
+    is_custom = item.get("type") == "custom_tool_call"
+    kind, key = ("custom", "input") if is_custom else ("function", "arguments")
+    name = flat_name(str(item.get("name")), item.get("namespace"))
+    return {"id": item.get("call_id"), "type": kind, kind: {"name": name, key: item.get(key) or ""}}
 
 
 def _calls(message: Mapping[str, object]) -> list[Json]:
     return as_objects(message.get("tool_calls"))
-
-
-def _is_custom(call: Json) -> bool:
-    return "custom" in call

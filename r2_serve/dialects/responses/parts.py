@@ -14,12 +14,9 @@ _HINTS = frozenset({"cache_control"})
 """Hints on a provider's cache. They cannot change a reply, and providers of Responses cache by themselves."""
 
 
-class Unsayable(Exception):
-    """A field that one dialect has and the other cannot say. `param` is its path."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(param, message)
-        self.param, self.message = param, message
+def cannot_say(param: str, what: str) -> InvalidRequest:
+    """The refusal of a field of chat completions for which the Responses API has no word."""
+    return InvalidRequest(f"{param}: the Responses API has no {what}", param, "unsupported_parameter")
 
 
 def chat_content(content: object, where: str) -> str | list[Json] | None:
@@ -79,7 +76,7 @@ def _need(part: Json, key: str, where: str) -> None:
 
 
 def response_content(content: object, role: str, where: str) -> str | list[Json]:
-    """The content of an item. Raises: Unsayable for a part that the Responses API cannot say."""
+    """The content of an item. Raises: InvalidRequest for a part that the Responses API cannot say."""
     if content is None or isinstance(content, str):
         return content or ""
     parts = content if isinstance(content, Sequence) else ()
@@ -87,7 +84,7 @@ def response_content(content: object, role: str, where: str) -> str | list[Json]
 
 
 def response_part(part: Json, role: str, where: str) -> Json:
-    """Raises: Unsayable."""
+    """Raises: InvalidRequest."""
     kind, rest = part.get("type"), {key: value for key, value in part.items() if key not in _HINTS}
     match kind:
         case "text" if role == "assistant":
@@ -104,4 +101,4 @@ def response_part(part: Json, role: str, where: str) -> Json:
         case "file":
             held = part.get("file")
             return {"type": "input_file", **(held if isinstance(held, dict) else {})}
-    raise Unsayable(f"{where}.type", f"the Responses API has no part of type {kind!r}")
+    raise cannot_say(f"{where}.type", f"part of type {str(kind)[:40]!r}")

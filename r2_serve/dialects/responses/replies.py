@@ -30,21 +30,19 @@ class ResponseReply:
     """Takes the finished response; tells whether it can be retrieved later."""
     output: Output = field(init=False)
     _num_events: int = 0
-    _native: list[Json] | None = None
-    """The output items of a provider that speaks the Responses API, as they came."""
+    _native: Json | None = None
+    """The response of a provider that speaks the Responses API, as far as it came."""
 
     def __post_init__(self) -> None:
         self.output = Output(self.id.removeprefix("resp_"), self.names)
 
     def whole(self, answer: Answer, r2: Json) -> bytes:
-        native = native_of(answer.body)
-        if native is None:
+        self._native = native_of(answer.body)
+        if self._native is None:
             message, logprobs = _message(answer)
             for _ in (*self.output.take(message, logprobs), *self.output.end(is_cut=_is_cut(answer))):
                 pass
-        else:
-            self._native = as_objects(native.get("output"))
-        return encode(self._finished(answer, r2, native))
+        return encode(self._finished(answer, r2))
 
     def piece(self, piece: Delta) -> bytes:
         if piece.body is None:
@@ -58,16 +56,21 @@ class ResponseReply:
         events = self._events(self.output.take({"content": rest})) if rest else self._events(())
         if self._native is None:
             events += self._events(self.output.end(is_cut=_is_cut(answer)))
-        response = self._finished(answer, r2, native_of(answer.body))
+        response = self._finished(answer, r2)
         return events + self._events([{"type": f"response.{response['status']}", "response": response}])
 
     def failure(self, error: ErrorReply) -> bytes:
-        code = error.code or "server_error"
-        failed = self._head("failed") | {"error": {"code": code, "message": error.message}}
-        fault: Json = {"type": "error", "code": code, "message": error.message, "param": error.param}
+        failed = self._head("failed") | {"error": _fault(error)}
+        fault: Json = {"type": "error", **_fault(error), "param": error.param}
         return self._events([fault, {"type": "response.failed", "response": failed}])
 
-    def _finished(self, answer: Answer, r2: Json, native: Json | None) -> Json:
+    def at(self, status: str, error: ErrorReply | None = None) -> Json:
+        """The response without output, as far as it is now, and kept so."""
+        response = self._head(status) | {"error": _fault(error) if error else None}
+        return {**response, "store": self.keep(response)}
+
+    def _finished(self, answer: Answer, r2: Json) -> Json:
+        native = self._native
         reason = _CUT.get(answer.finish_reason)
         head: Json = self._head("incomplete" if reason else "completed")
         if native is not None:
@@ -77,7 +80,7 @@ class ResponseReply:
         response: Json = {
             **head,
             "incomplete_details": {"reason": reason} if reason else None,
-            "output": self.output.items if self._native is None else self._native,
+            "output": self.output.items if native is None else native["output"],
             "usage": response_usage(answer),
             "r2": r2,
         }
@@ -93,7 +96,7 @@ class ResponseReply:
             "object": "response",
             "created_at": self.created,
             "status": status,
-            "background": False,
+            "background": bool(asked("background")),
             "error": None,
             "incomplete_details": None,
             "instructions": asked("instructions"),
@@ -121,10 +124,13 @@ class ResponseReply:
         return any(path.startswith(f"tools.{position} (") for path in self.names.left_out)
 
     def _native_event(self, passed: Json) -> bytes:
-        """An event of the provider as it came, under our numbers."""
-        self._native = [] if self._native is None else self._native
-        if passed.get("type") == "response.output_item.done" and isinstance(item := passed.get("item"), dict):
-            self._native.append(item)
+        """An event of the provider as it came, under our numbers. Those of the whole response are ours."""
+        self._native = self._native or {"output": []}
+        if isinstance(response := passed.get("response"), dict):
+            self._native |= {key: response[key] for key in response if key != "output"}
+            return b""
+        if passed.get("type") == "response.output_item.done":
+            self._native["output"] = [*as_objects(self._native["output"]), as_object(passed.get("item"))]
         return self._events([passed])
 
     def _events(self, events: Iterable[Json]) -> bytes:
@@ -147,6 +153,10 @@ _OURS = frozenset(
     | {"usage", "user", "metadata", "prompt_cache_key", "instructions", "incomplete_details", "error"}
 )
 """Fields of a response that the router writes itself."""
+
+
+def _fault(error: ErrorReply) -> Json:
+    return {"code": error.code or "server_error", "message": error.message}
 
 
 def native_of(body: Json | None) -> Json | None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from r2_serve.dialects.responses.history import items_of, own_items
+from r2_serve.dialects.responses.history import message_items
 from r2_serve.dialects.responses.items import Conversation
 from r2_serve.dialects.responses.names import ToolNames, chat_choice, check_left_out
-from r2_serve.dialects.responses.parts import Unsayable
+from r2_serve.dialects.responses.shapes import as_object, as_objects
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json, Query
 
@@ -26,7 +26,6 @@ AS_IN_CHAT = {
 }
 """Parameters that chat completions have too, with their name there."""
 NOT_HERE = {
-    "background": "ask without it, and stream the answer where it takes long",
     "background_options": "ask without background",
     "conversation": "send previous_response_id, or the whole conversation in input",
     "moderation": "moderate before or after R2",
@@ -38,7 +37,9 @@ NATIVE_ONLY = frozenset(
 """Parameters that only a provider of the Responses API knows."""
 WITHOUT_EFFECT = frozenset({"client_metadata", "metadata", "stream_options", "store", "include"})
 """Parameters that identify a call or say what else a reply holds, and cannot change the answer."""
-_READ = frozenset({"model", "input", "instructions", "previous_response_id", "r2", "text", "reasoning"})
+_READ = frozenset(
+    {"background", "model", "input", "instructions", "previous_response_id", "r2", "text", "reasoning"}
+)
 _TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "top_logprobs", "truncation"})
 KNOWN = frozenset({*AS_IN_CHAT, *NOT_HERE, *NATIVE_ONLY, *WITHOUT_EFFECT, *_READ, *_TOOLS})
 PARAMS = {
@@ -50,7 +51,7 @@ PARAMS = {
     "logprobs": "include",
 }
 """The client's name of each parameter of chat completions that is called otherwise."""
-_OURS = frozenset({"model", "input", "instructions", "previous_response_id", "stream", "r2"})
+_OURS = frozenset({"background", "model", "input", "instructions", "previous_response_id", "stream", "r2"})
 """Parameters that the router writes itself in a request to a provider of the Responses API."""
 
 
@@ -191,9 +192,9 @@ def _native(body: Json, *, is_native: bool) -> Json:
 
 def _items_to_keep(message: Json) -> tuple[Json, ...] | None:
     """The items of a message as they came; None if the translation back says the same."""
-    items = own_items(message)
+    items = as_objects(as_object(message["r2"]).get("items"))
     try:
-        is_same = items_of([{**message, "r2": {}}]) == items
-    except Unsayable:
-        return tuple(items)
+        is_same = message_items({**message, "r2": None}, "") == items
+    except InvalidRequest:
+        is_same = False
     return None if is_same or not items else tuple(items)

@@ -42,6 +42,13 @@ def thoughts_of(item: Json) -> Json:
     }
 
 
+def shown_thoughts(item: Json) -> Json:
+    """A provider's reasoning item as keys of a chat message, with its summary as text to show."""
+    found = thoughts_of(item)
+    summary = "\n\n".join(_texts(item.get("summary")))
+    return {"reasoning_content": summary, **found} if summary else found
+
+
 def join_thoughts(message: Json, thoughts: Json) -> None:
     """Adds the thoughts of one more item to a message."""
     for key, value in thoughts.items():
