@@ -16,6 +16,8 @@ TEMPLATE_TOKENS_PER_MESSAGE = 16
 """Allowance for the chat template around each message."""
 MEDIA_CHARS_PER_TOKEN = 10
 """Characters of JSON per token of audio and files. Base64 of speech has hundreds, of a dense PDF about 10."""
+_SAID_BLOCKS = frozenset({"text", "image", "document", "tool_use", "tool_result"})
+"""Blocks of Messages that stand in the message itself too; thoughts and search results do not."""
 DENSE_RUN_CHARS, DENSE_CHARS_PER_TOKEN = 20, 1.25
 """Characters between blanks beyond which a text is no words (base64, hashes, minified code), and the
 characters that a token of it has at least, on average."""
@@ -113,6 +115,8 @@ class Prompt:
             yield message.text
             if message.more:
                 yield json.dumps(message.more)
+            if unsaid := [block for block in message.blocks or () if block["type"] not in _SAID_BLOCKS]:
+                yield json.dumps(unsaid)
         if self.format_sent is not None:
             yield json.dumps(self.format_sent)
         if tools := self.forwarded.get("tools") or self.forwarded.get("functions"):

@@ -25,9 +25,9 @@ import aiohttp
 
 from r2_serve.config import HostedEngineConfig
 from r2_serve.engines.chat_body import chat_body
+from r2_serve.engines.concessions import Concession, conceded, concession_for
 from r2_serve.engines.hosted_replies import StreamReader, parse_completion, parse_count
 from r2_serve.engines.provider_errors import failure_from_status
-from r2_serve.engines.roles import has_instructions, is_role_refusal, without_instruction_roles
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.wires import wire_of
 from r2_serve.errors import (
@@ -74,8 +74,8 @@ class HostedEngine:
         self._session: aiohttp.ClientSession | None = None
         self._life: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._has_warned_of_usage = False
-        self._merges_instructions = False
-        """Whether the provider refused the system role and answered without it."""
+        self._given_up: frozenset[Concession] = frozenset()
+        """What the provider refused and answered without."""
 
     def __repr__(self) -> str:
         return f"HostedEngine({self._config.model!r} at {self._config.base_url!r})"
@@ -138,7 +138,7 @@ class HostedEngine:
         wire, session = self._wire, await self._client()
         if wire.count_url is None:
             return None
-        body = wire.write_count(self._body(call, is_streamed=False, merges_instructions=False))
+        body = wire.write_count(self._body(conceded(call, self._given_up), is_streamed=False))
         headers = {**wire.headers, **wire.headers_of(call.sampling)}
         opening = session.post(
             wire.count_url,
@@ -190,14 +190,14 @@ class HostedEngine:
     async def _response(
         self, call: EngineCall, *, is_streamed: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The opened reply. Asks once more without a system role, or another thing, if it is refused.
+        """The opened reply. Asks once more without what the provider refuses, if the router can give it up.
 
         Raises: EngineError for any status but 200.
         """
         session = await self._client()
-        merges = self._merges_instructions
+        given_up = self._given_up
         while True:
-            sent = self._body(call, is_streamed=is_streamed, merges_instructions=merges)
+            sent = self._body(conceded(call, given_up), is_streamed=is_streamed)
             async with session.post(
                 self._wire.url,
                 data=json.dumps(sent).encode(),
@@ -206,15 +206,16 @@ class HostedEngine:
                 allow_redirects=False,
             ) as response:
                 if response.status == HTTPStatus.OK:
-                    self._merges_instructions = merges
+                    self._given_up = given_up
                     yield response
                     return
                 failure = await _failure(response)
             if self._wire.relents(sent, failure.message):
                 continue
-            if merges or not _is_refused_role(response.status, failure, call):
+            concession = concession_for(response.status, failure, call)
+            if concession is None or concession in given_up:
                 raise failure
-            merges = True
+            given_up |= {concession}
 
     async def _client(self) -> aiohttp.ClientSession:
         """The session of the running event loop, to which its connections belong; made on the first call."""
@@ -223,22 +224,20 @@ class HostedEngine:
             self._session = await anext(self._life)
         return self._session
 
-    def _body(self, call: EngineCall, *, is_streamed: bool, merges_instructions: bool) -> Json:
+    def _body(self, call: EngineCall, *, is_streamed: bool) -> Json:
         if call.adapter is not None:
             raise EngineRefused(
                 f"adapter {call.adapter!r}: a hosted model takes no adapter; "
                 "name the adapted model as a model of its own"
             )
-        messages = without_instruction_roles(call.messages) if merges_instructions else call.messages
         body = chat_body(
             call,
             self._config.model,
-            messages=messages,
             is_streamed=is_streamed,
             max_tokens_field=self._config.max_tokens_field,
         )
         try:
-            written = self._wire.write(body, messages, call.sampling)
+            written = self._wire.write(body, call.messages, call.sampling)
         except InvalidRequest as e:
             refused = EngineRefused.of(e.param, e.message)
             refused.code = e.code or refused.code
@@ -321,11 +320,6 @@ async def _failure(response: aiohttp.ClientResponse) -> EngineError:
         return InvalidReply(f"the provider answered with status {response.status}")
     content = await _beginning(response.content, MAX_ERROR_BYTES)
     return failure_from_status(response.status, response.headers, content)
-
-
-def _is_refused_role(status: int, failure: EngineError, call: EngineCall) -> bool:
-    is_bad_request = status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
-    return is_bad_request and has_instructions(call.messages) and is_role_refusal(failure.message)
 
 
 async def _beginning(content: aiohttp.StreamReader, max_bytes: int) -> bytes:

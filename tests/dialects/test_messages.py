@@ -14,11 +14,12 @@ from r2_serve.dialects.messages.events import EventsRead
 from r2_serve.dialects.messages.parts import unsaid
 from r2_serve.dialects.messages.replies import completion_of, message_of, usage_of
 from r2_serve.dialects.messages.requests import HEADERS, ReadRequest, read_request
+from r2_serve.dialects.messages.stream import MessagesReply
 from r2_serve.dialects.messages.writing import REPLY_TOKENS, write_request
 from r2_serve.engines.chat_parts import Tokens
 from r2_serve.errors import InvalidRequest
 from r2_serve.http.openai_wire import parse_chat
-from r2_serve.types import Answer, Json, Trace, Usage
+from r2_serve.types import Answer, Delta, Json, Trace, Usage
 from tests.support import messages_provider as provider
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
@@ -327,6 +328,19 @@ def test_arguments_that_are_no_object_go_to_the_tool_that_refuses_them() -> None
     body: Json = {"choices": [{"message": {"content": None, "tool_calls": [call]}}]}
     message: Any = message_of(answer_of("tool_calls", body), "id", "m")
     assert message["content"][0]["input"] == {"arguments": '{"city": '}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_stop_sequence_that_vllm_names_is_named(is_streamed: bool) -> None:
+    choice: Json = {"index": 0, "finish_reason": "stop", "stop_reason": "END"}
+    body: Json = {"choices": [{**choice, "message": {"content": "four"}}]}
+    reply = MessagesReply("id", "m", "req")
+    if is_streamed:
+        reply.piece(Delta(body={"choices": [{**choice, "delta": {"content": "four"}}]}))
+        written = reply.end(answer_of("stop", {}), "", {}).decode()
+    else:
+        written = reply.whole(answer_of("stop", body), {}).decode()
+    assert '"stop_reason":"stop_sequence","stop_sequence":"END"' in written
 
 
 def test_refusal_of_a_chat_model_is_text_with_the_stop_reason_of_a_refusal() -> None:

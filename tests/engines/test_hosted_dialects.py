@@ -15,7 +15,7 @@ from r2_serve.engines.hosted import HostedEngine
 from r2_serve.engines.hosted_replies import StreamReader, parse_completion
 from r2_serve.engines.provider_errors import asked_wait_s
 from r2_serve.errors import AnswerWithheld, EngineRefused, EngineUnavailable
-from r2_serve.types import Completion, Message, Usage
+from r2_serve.types import Completion, EngineCall, Message, Sampling, Usage
 from tests.support.engine_calls import engine_call
 from tests.support.upstream import Script, Upstream, chunk, completion, running_upstream, sse
 
@@ -301,6 +301,40 @@ async def test_provider_without_a_system_role_gets_instructions_in_the_user_mess
     asked = [[(m["role"], m["content"]) for m in request["messages"]] for request in upstream.requests]
     merged = [("user", "be short\n\ntwo plus two")]
     assert asked == [[("system", "be short"), ("user", "two plus two")], merged, merged], "learned once"
+
+
+TEMPERATURE_REFUSALS = [
+    "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default is supported.",
+    "`temperature` is deprecated for this model.",
+    "temperature: Extra inputs are not permitted",
+]
+
+
+@pytest.mark.parametrize("is_clients", [False, True])
+@pytest.mark.parametrize("refusal", TEMPERATURE_REFUSALS)
+async def test_model_without_a_temperature_is_asked_without_the_routers_own(
+    refusal: str, is_clients: bool
+) -> None:
+    def answer(request: dict[str, Any]) -> Script:
+        if "temperature" in request:
+            return Script([json.dumps({"error": {"message": refusal}}).encode()], 400)
+        return plain()
+
+    greedy = Sampling(temperature=0.0, seed=7)
+    call = EngineCall(messages=tuple(QUESTION), sampling=greedy, is_verbatim=is_clients)
+    async with running_upstream() as upstream:
+        upstream.script = answer
+        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url))
+        for _ in range(2):
+            if is_clients:
+                with pytest.raises(EngineRefused, match="temperature"):
+                    await engine.generate(call)
+            else:
+                await engine.generate(call)
+        await engine.aclose()
+    asked = [request.get("temperature") for request in upstream.requests]
+    assert asked == ([0.0, 0.0] if is_clients else [0.0, None, None]), "learned once"
+    assert {request["seed"] for request in upstream.requests} == {7}
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def message_of(answer: Answer, id: str, model: str) -> Json:
         "role": "assistant",
         "model": model,
         "content": list(_blocks_of(said)),
-        **stop_of(said, answer.finish_reason),
+        **stop_of(said, answer.finish_reason, choice),
         "usage": counts_of(answer.usage),
     }
 
@@ -131,8 +131,11 @@ def native_of(body: Json) -> Json | None:
     return found if isinstance(found, dict) else None
 
 
-def stop_of(message: Json, finish_reason: str) -> Json:
-    """`stop_reason` and `stop_sequence`; chat completions do not say which sequence it was."""
+def stop_of(message: Json, finish_reason: str, choice: Json) -> Json:
+    """`stop_reason` and `stop_sequence`. Of chat servers only vLLM names the sequence, in the choice."""
+    sequence = choice.get("stop_reason")
+    if finish_reason == "stop" and isinstance(sequence, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": sequence}
     reason = "refusal" if message.get("refusal") else _STOP_REASONS[finish_reason]
     return {"stop_reason": reason, "stop_sequence": None}
 

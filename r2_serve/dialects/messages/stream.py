@@ -41,6 +41,8 @@ class MessagesReply:
     """What the open block holds: `thinking`, `text` or the index of a tool call; None if none is open."""
     _calls: set[object] = field(default_factory=set)
     _has_refused: bool = False
+    _finished: Json = field(default_factory=dict)
+    """The choice of a chat chunk that ended the reply."""
 
     def whole(self, answer: Answer, r2: Json) -> bytes:
         return encode({**message_of(answer, self.id, self.model), "r2": r2})
@@ -56,6 +58,8 @@ class MessagesReply:
         first = choices[0] if isinstance(choices, list) and choices else {}
         is_first = not first.get("index")
         delta = first.get("delta")
+        if is_first and first.get("finish_reason"):
+            self._finished = first
         return self._said(delta) if is_first and isinstance(delta, dict) else b""
 
     def end(self, answer: Answer, rest: str, r2: Json) -> bytes:
@@ -65,7 +69,7 @@ class MessagesReply:
             usage = (reported if isinstance(reported, dict) else {}) | counts_of(answer.usage)
             last = {**self._last, "usage": usage, "r2": r2}
             return events + typed(last) + typed({"type": "message_stop"})
-        stop = stop_of({"refusal": self._has_refused}, answer.finish_reason)
+        stop = stop_of({"refusal": self._has_refused}, answer.finish_reason, self._finished)
         last = {"type": "message_delta", "delta": stop, "usage": counts_of(answer.usage), "r2": r2}
         events += self._started() + self._closed()
         return events + typed(last) + typed({"type": "message_stop"})
