@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 from r2_serve.calls.cooldown import Cooldown
 from r2_serve.calls.estimates import Prompt
@@ -23,15 +22,6 @@ from r2_serve.types import Completion, CountingEngine, Delta, Engine, EngineCall
 
 EngineFor = Callable[[ModelConfig], Engine]
 """Makes the engine of a model. Raises: ConfigError."""
-
-
-@runtime_checkable
-class Counts(Protocol):
-    """An engine that may have the model's tokenizer at hand."""
-
-    def num_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Tokens of the rendered conversation; None if it cannot tell."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class PoolMember:
         forwarded: Json | None = None,
     ) -> Prompt:
         """The prompt of `messages` to this model, counted as well as is known of it."""
-        num_tokens = self.engine.num_prompt_tokens(messages) if isinstance(self.engine, Counts) else None
+        num_tokens = _num_prompt_tokens(self.engine, messages)
         return Prompt.to(self.config, messages, format_sent, forwarded, num_tokens=num_tokens, rate=self.rate)
 
 
@@ -79,8 +69,7 @@ class LazyEngine:
 
     def num_prompt_tokens(self, messages: Sequence[Message]) -> int | None:
         """The engine's count, once the engine is made."""
-        engine = self._engine
-        return engine.num_prompt_tokens(messages) if isinstance(engine, Counts) else None
+        return _num_prompt_tokens(self._engine, messages)
 
     async def count_tokens(self, call: EngineCall) -> int | None:
         engine = self._made()
@@ -93,6 +82,12 @@ class LazyEngine:
             except ConfigError as e:
                 raise OperatorFault(e.message) from e
         return self._engine
+
+
+def _num_prompt_tokens(engine: Engine | None, messages: Sequence[Message]) -> int | None:
+    """Tokens of the rendered conversation; None for an engine that has no tokenizer at hand."""
+    count: Callable[[Sequence[Message]], int | None] | None = getattr(engine, "num_prompt_tokens", None)
+    return None if count is None else count(messages)
 
 
 def build_pool(models: Iterable[ModelConfig], engine_for: EngineFor) -> Pool:
