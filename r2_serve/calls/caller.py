@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 from r2_serve.calls.attempt import Attempt
@@ -19,7 +19,14 @@ from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.calls.quarantine import MAX_DEATHS
 from r2_serve.calls.retry_rules import Failure, backoff_s, is_retried, most_telling
 from r2_serve.config import LimitsConfig
-from r2_serve.errors import EngineError, PoisonousRequest, ReplicaDied, ReplyCut
+from r2_serve.errors import (
+    BudgetExceeded,
+    EngineError,
+    EngineRefused,
+    PoisonousRequest,
+    ReplicaDied,
+    ReplyCut,
+)
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import (
     CallStage,
@@ -51,6 +58,9 @@ class CallSpec:
     """Takes the pieces of the reply as they come; None for a reply that is read as a whole."""
     is_verbatim: bool = False
     """Whether the reply is the client's, who gets all of it as it came where the model is hosted."""
+
+    stand_ins: tuple[str, ...] = ()
+    """Models asked after the fallbacks of the one asked first, where they suit."""
 
     def suits(self, member: PoolMember) -> bool:
         """Whether `member` can do what the call needs, such as tools in its messages as they came."""
@@ -84,17 +94,23 @@ class Caller:
     """Draws from [0, 1), for the jitter of waits."""
 
     async def call(self, model: str, spec: CallSpec) -> CallResult:
-        """Ask `model`, then its fallbacks, each as often as the rules allow.
+        """Ask `model`, then its fallbacks and the stand-ins of `spec`, each as often as the rules allow.
 
-        Models at rest are passed over, and asked only if all others failed.
+        Models at rest are passed over, and asked only if all others failed. What the budget does not allow
+        a stand-in is not asked of it, and a client's request that was refused is asked of none.
 
         Raises: the most telling EngineError if all failed; BudgetExceeded; PoisonousRequest.
         """
-        chain = _Chain(self, model, spec)
-        able = (name for name in self.pool[model].config.fallbacks if spec.suits(self.pool[name]))
-        for name in (model, *able):
+        chain, fallbacks = _Chain(self, model, spec), self.pool[model].config.fallbacks
+        for name in (model, *(name for name in fallbacks if spec.suits(self.pool[name]))):
             if (result := await chain.ask(name)) is not None:
                 return result
+        for name in spec.stand_ins:
+            if name in fallbacks or chain.is_refused or not spec.suits(self.pool[name]):
+                continue
+            with suppress(BudgetExceeded):
+                if (result := await chain.ask(name)) is not None:
+                    return result
         for name in chain.passed_over:
             if (result := await chain.ask(name, is_last_resort=True)) is not None:
                 return result
@@ -186,6 +202,12 @@ class _Chain:
                     completion, member.codec.parse_answer(completion.text), name, self._num_attempts
                 )
         return None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the provider refused the client's own request, which another one would refuse as well."""
+        last = self.failures[-1].error if self.failures else None
+        return self._spec.is_verbatim and type(last) is EngineRefused
 
     @property
     def _num_attempts(self) -> int:

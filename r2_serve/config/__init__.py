@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -333,7 +333,12 @@ class VirtualModelConfig(Config):
     default_model: str | None = None
     """Model used if no plan or no allocation can be made; None for the last of the pool, the strongest."""
     policy: str = "learned"
-    """How subtasks get models if the request names no policy: `learned`, `all:MODEL` or `random`."""
+    """How subtasks get models if the request names no policy: `learned`, `cheapest`, `all:MODEL`,
+    `random`."""
+    fallbacks: Literal["pool", "typed"] = "pool"
+    """Models asked when one is rate-limited, down or gives no answer: its own `fallbacks`, then with `pool`
+    the other capable models of the pool, the next dearer ones first. `typed`: its own `fallbacks` alone.
+    Where a request names the model (`r2.models`, `r2.policy`), the pool does not stand in for it."""
     spill: SpillConfig | None = None
     """None: subtasks wait for the model chosen for them."""
     description: str = ""

@@ -19,7 +19,7 @@ from r2_serve.dialects.wire import Request, encode
 from r2_serve.errors import InvalidRequest
 from r2_serve.http.edge import Exchange
 from r2_serve.http.endpoint import Endpoint
-from r2_serve.http.openai_wire import AnyChat
+from r2_serve.http.openai_wire import ChatRequest
 from r2_serve.types import Answer, Json
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,11 @@ class ResponsesEndpoint(Endpoint):
         await response(scope, receive, send)
 
     async def _run(
-        self, work: Coroutine[object, object, Answer], reply: ResponseReply, chat: AnyChat, exchange: Exchange
+        self,
+        work: Coroutine[object, object, Answer],
+        reply: ResponseReply,
+        chat: ChatRequest,
+        exchange: Exchange,
     ) -> None:
         """Keeps what became of a response: whole, failed or cancelled."""
         try:

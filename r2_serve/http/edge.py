@@ -47,6 +47,8 @@ class Exchange:
     request_id: str
     key: ClientKey | None = None
     """None if the endpoint is open."""
+    session: str | None = None
+    """The client's name of the conversation (header `x-session-id`)."""
     model: str = ""
     """A name the backend knows, or empty; it becomes a label."""
     status: int | None = None
@@ -106,7 +108,10 @@ class Edge:
         headers = Headers(scope=scope)
         dialect = DIALECT_OF.get(_path(scope), CHAT)
         exchange = scope["r2.exchange"] = Exchange(
-            self._request_id(headers), redact=self._redact, dialect=dialect
+            self._request_id(headers),
+            session=headers.get("x-session-id"),
+            redact=self._redact,
+            dialect=dialect,
         )
         try:
             await self._reply(scope, receive, _with_request_id(send, exchange), headers)

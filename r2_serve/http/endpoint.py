@@ -21,7 +21,7 @@ from r2_serve.http.admission import Admission
 from r2_serve.http.edge import Exchange
 from r2_serve.http.keys import ClientKey
 from r2_serve.http.openai_replies import extra_headers, extras
-from r2_serve.http.openai_wire import AnyChat, parse_chat, parse_plain_chat
+from r2_serve.http.openai_wire import ChatRequest, parse_chat
 from r2_serve.http.redaction import redacted
 from r2_serve.http.refusals import check_forwarded
 from r2_serve.http.spend import Purses
@@ -35,6 +35,8 @@ LAST_WORDS_S = 5.0
 """The time to send the end of a stream after its deadline; a client that does not read it counts as gone."""
 MAX_NAME_CHARS = 100
 """How much of a model name an error repeats."""
+MAX_SESSION_CHARS = 200
+"""How much of a conversation's name counts."""
 MAX_NAMES = 20
 """How many model names an error lists."""
 
@@ -87,19 +89,17 @@ class Endpoint:
         pool = (known for known in self.backend.models() if not known.is_virtual)
         return any(known.id == model and ability in known.abilities for known in pool)
 
-    def parsed(self, request: Request, exchange: Exchange) -> tuple[AnyChat, Query, ModelListing]:
+    def parsed(self, request: Request, exchange: Exchange) -> tuple[ChatRequest, Query, ModelListing]:
         """The request as the asked model takes it, its query, and that model. Raises: InvalidRequest."""
         chat, listing = self._checked(request.chat, exchange.key)
         query = request.refined(chat.to_query(exchange.request_id, is_virtual=listing.is_virtual))
         check_forwarded(query.sampling.responses or ())
         check_forwarded(query.sampling.messages_api or ())
-        return chat, query, listing
+        return chat, _of_its_conversation(query, exchange), listing
 
-    def _checked(self, body: bytes, key: ClientKey | None) -> tuple[AnyChat, ModelListing]:
+    def _checked(self, body: bytes, key: ClientKey | None) -> tuple[ChatRequest, ModelListing]:
         chat = parse_chat(body)
         listing = find_model(self.backend, chat.model, key)
-        if listing.is_virtual:
-            return parse_plain_chat(body), listing
         check_forwarded(chat.model_extra or ())
         return chat, listing
 
@@ -124,7 +124,7 @@ class Endpoint:
             raise purse.refusal()
         return purse
 
-    def extras(self, chat: AnyChat, answer: Answer, exchange: Exchange) -> Json:
+    def extras(self, chat: ChatRequest, answer: Answer, exchange: Exchange) -> Json:
         """The `r2` field, redacted except for answers: reasons of fallbacks quote providers."""
         shown = extras(
             answer,
@@ -140,7 +140,7 @@ class _Streamed:
     """One streamed reply."""
 
     endpoint: Endpoint
-    chat: AnyChat
+    chat: ChatRequest
     query: Query
     purse: Purse | None
     reply: Reply
@@ -174,6 +174,14 @@ class _Streamed:
             self.sent += piece.text
         if events := self.reply.piece(piece):
             await self.stream.write(events)
+
+
+def _of_its_conversation(query: Query, exchange: Exchange) -> Query:
+    """`query` with what tells its conversation from others, as far as the client names it."""
+    named = query.session or query.sampling.forwarded.get("prompt_cache_key")
+    session = exchange.session or (named if isinstance(named, str) else None)
+    client = exchange.key.name if exchange.key else ""
+    return query.model_copy(update={"session": session and session[:MAX_SESSION_CHARS], "client": client})
 
 
 def text_after(sent: str, text: str) -> str:

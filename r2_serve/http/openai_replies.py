@@ -46,6 +46,8 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence
         "overhead_ms": round(answer.overhead_s * 1000, 3),
         "duration_ms": round(trace.duration_s * 1000, 3),
     }
+    if trace.session is not None:
+        shown["session"] = trace.session.model_dump()
     if has_confidence:
         shown["confidence"] = answer.confidence
     return {**shown, "trace": trace.model_dump(mode="json")} if has_trace else shown
@@ -53,11 +55,13 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence
 
 def extra_headers(answer: Answer) -> dict[str, str]:
     """The main figures as headers of a plain reply; a stream sends its headers before it knows them."""
+    session = answer.trace.session
     return {
         "x-r2-cost-usd": f"{answer.cost_usd:f}",
         "x-r2-models": ",".join(answer.models),
         "x-r2-plan-nodes": str(answer.num_subtasks),
         "x-r2-overhead-ms": f"{answer.overhead_s * 1000:.3f}",
+        **({"x-r2-session": f"{session.state}; turn={session.turn}"} if session else {}),
     }
 
 

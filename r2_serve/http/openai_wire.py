@@ -1,12 +1,9 @@
 """The requests of OpenAI's chat dialect: JSON bytes in, a checked `Query` out.
 
-A pool model takes what its provider or its engine takes: `ChatRequest` reads what R2 needs and keeps the
-rest, and `router.checks.check_abilities` refuses by name what the model lacks. Virtual models take a
-`PlainChatRequest`, where a parameter is honoured on the final step or refused with its name, and none is
-accepted and ignored. There are two exceptions: parameters that cannot change the reply by OpenAI's own
-definition (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`), and `null` or a default that states
-what happens anyway (`n: 1`, `store: false`). All that R2 adds is in the field `r2`.
-`r2_serve.http.refusals` words the refusals.
+A model takes what its provider or its engine takes: `ChatRequest` reads what R2 needs and keeps the rest.
+`router.checks` refuses by name what the model that is asked lacks, or what no model of a virtual model's pool
+can take; nothing is accepted and ignored. In a plan, parameters belong to the last step, whose reply is the
+client's. All that R2 adds is in the field `r2`. `r2_serve.http.refusals` words the refusals.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -28,7 +25,6 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationError,
-    WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -90,18 +86,6 @@ class TextPart(Wire):
     text: str
 
 
-def _refuse_content(value: object) -> object:
-    if value is not None and value != []:
-        raise PydanticCustomError("unsupported", "nothing: R2 takes plain text messages, so leave it out")
-    return None
-
-
-_NOTHING = {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}
-_Nothing = Annotated[object, AfterValidator(_refuse_content), WithJsonSchema(_NOTHING)]
-_Parts = TypeAliasType("_Parts", Annotated[tuple[TextPart, ...], FailFast(), Field(min_length=1)])
-_Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[_Parts, Tag("<list>")], _BY_SHAPE]
-
-
 def _is_part(part: Json) -> Json:
     if not isinstance(part.get("type"), str):
         raise PydanticCustomError("part", 'a part with a type, such as {"type": "text", "text": "..."}')
@@ -124,23 +108,6 @@ class WireMessage(Wire):
 
     def to_message(self) -> Message:
         return Message(role=self.role, content=self.content, more=self.model_extra or {})
-
-
-class PlainMessage(Wire):
-    """A message of text. Keys that are empty in OpenAI's own replies may be sent back."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: _Content
-    name: _Nothing = None
-    refusal: _Nothing = None
-    annotations: _Nothing = None
-    audio: _Nothing = None
-    tool_calls: _Nothing = None
-    function_call: _Nothing = None
-
-    def to_message(self) -> Message:
-        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
-        return Message(role=self.role, content="".join(parts))
 
 
 def _usable_schema(schema: dict[str, object]) -> dict[str, object]:
@@ -244,17 +211,16 @@ class Extras(Wire):
 _StopText = Annotated[str, Field(min_length=1)]
 _StopTexts = TypeAliasType("_StopTexts", Annotated[tuple[_StopText, ...], FailFast(), Field(max_length=4)])
 _Stop = Annotated[Annotated[_StopText, Tag("<text>")] | Annotated[_StopTexts, Tag("<list>")], _BY_SHAPE]
-_ACCEPTED_WITHOUT_EFFECT = "identifies the caller or the call, and cannot change the reply"
 
 
-AnyMessage = TypeVar("AnyMessage", WireMessage, PlainMessage)
+class ChatRequest(Wire):
+    """A body of POST /v1/chat/completions. Parameters that R2 does not know are for the model that
+    answers."""
 
-
-class _Chat(Wire, Generic[AnyMessage]):
-    """What R2 reads of every body of POST /v1/chat/completions."""
+    model_config = ConfigDict(extra="allow")
 
     model: str = Field(min_length=1)
-    messages: Annotated[tuple[AnyMessage, ...], FailFast(), Field(min_length=1)]
+    messages: Annotated[tuple[WireMessage, ...], FailFast(), Field(min_length=1)]
     max_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
     max_completion_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -322,44 +288,6 @@ class _Chat(Wire, Generic[AnyMessage]):
         )
 
 
-class ChatRequest(_Chat[WireMessage]):
-    """A request to a pool model. Parameters that R2 does not know go to the provider or the engine."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class PlainChatRequest(_Chat[PlainMessage]):
-    """A request to a virtual model."""
-
-    n: Annotated[_Int, _Only(1)] | None = None
-    logprobs: Annotated[bool, _Only(False)] | None = None
-    store: Annotated[bool, _Only(False)] | None = None
-    service_tier: Annotated[str, _Only("auto", "default")] | None = None
-    tool_choice: Annotated[str, _Only("none")] | None = None
-    modalities: Annotated[list[str], _Only(["text"])] | None = None
-    user: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
-    safety_identifier: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
-    prompt_cache_key: str | None = Field(default=None, description=_ACCEPTED_WITHOUT_EFFECT)
-    metadata: dict[str, str] | None = Field(default=None, max_length=16, description=_ACCEPTED_WITHOUT_EFFECT)
-    audio: None = None
-    function_call: None = None
-    functions: None = None
-    logit_bias: None = None
-    moderation: None = None
-    parallel_tool_calls: None = None
-    prediction: None = None
-    prompt_cache_options: None = None
-    prompt_cache_retention: None = None
-    reasoning_effort: None = None
-    tools: None = None
-    top_logprobs: None = None
-    verbosity: None = None
-    web_search_options: None = None
-
-
-AnyChat = ChatRequest | PlainChatRequest
-
-
 def _contradiction(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param, "invalid_value")
 
@@ -369,20 +297,16 @@ def parse_chat(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as e:
-        raise refusal(e.errors(include_url=False)[0]) from None
-
-
-def parse_plain_chat(body: bytes) -> PlainChatRequest:
-    """The request to a virtual model. Raises: InvalidRequest naming the first field at fault."""
-    try:
-        return PlainChatRequest.model_validate_json(body)
-    except ValidationError as e:
         fault = e.errors(include_url=False)[0]
-        raise refusal(fault, *_known_keys(fault["loc"])) from None
+        raise refusal(fault, _known_keys(fault["loc"])) from None
 
 
-def _known_keys(location: tuple[int | str, ...]) -> tuple[Iterable[str], Iterable[str]]:
-    """The keys allowed in the object that holds `location`, and those of `r2` if they may have been meant."""
-    in_r2 = Extras if location[:1] == ("r2",) else StreamOptions
-    known = {1: PlainChatRequest, 2: in_r2}.get(len(location), TextPart)
-    return known.model_fields, Extras.model_fields if len(location) == 1 else ()
+def _known_keys(location: tuple[int | str, ...]) -> Iterable[str]:
+    """The keys allowed in the object that holds `location`, where unknown ones are refused."""
+    known: dict[str, type[Wire]] = {
+        "r2": Extras,
+        "stream_options": StreamOptions,
+        "response_format": ResponseFormat,
+    }
+    held = known.get(str(location[0])) if len(location) == 2 else None
+    return held.model_fields if held is not None else ()

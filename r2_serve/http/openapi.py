@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from r2_serve import __version__
-from r2_serve.http.openai_wire import PlainChatRequest
-from r2_serve.http.refusals import UNSUPPORTED
+from r2_serve.http.openai_wire import ChatRequest
 from r2_serve.types import Json
 
 _TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
@@ -18,11 +17,10 @@ _JSON = "application/json"
 
 @cache
 def describe() -> Json:
-    """OpenAPI 3.1, as far as every model goes: hosted pool models take more."""
-    chat = PlainChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    """OpenAPI 3.1, as far as every model goes: most models take more parameters."""
+    chat = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = chat.pop("$defs")
-    fields = {name: schema for name, schema in chat["properties"].items() if name not in UNSUPPORTED}
-    schemas = {**parts, "ChatRequest": {**chat, "properties": fields}, "Error": _ERROR_BODY}
+    schemas = {**parts, "ChatRequest": chat, "Error": _ERROR_BODY}
     keys = {"key": {"type": "http", "scheme": "bearer"}}
     description = "An LLM router behind the OpenAI chat API."
     return {

@@ -11,26 +11,6 @@ from pydantic_core import ErrorDetails
 
 from r2_serve.errors import InvalidRequest
 
-_NO_TOOLS = "describe tools in the prompt, or ask a hosted model of the pool by its name"
-_NO_CACHE_OPTIONS = "each engine decides on its own cache"
-UNSUPPORTED = {
-    "audio": "R2 answers in text only",
-    "function_call": _NO_TOOLS,
-    "functions": _NO_TOOLS,
-    "logit_bias": "tokens differ between the models of the pool",
-    "moderation": "moderate before or after R2",
-    "parallel_tool_calls": _NO_TOOLS,
-    "prediction": "predicted outputs are not supported",
-    "prompt_cache_options": _NO_CACHE_OPTIONS,
-    "prompt_cache_retention": _NO_CACHE_OPTIONS,
-    "reasoning_effort": "the models of the pool share no such control",
-    "tools": _NO_TOOLS,
-    "top_logprobs": "log-probabilities are not returned",
-    "verbosity": "ask for a shorter or longer answer in the prompt",
-    "web_search_options": "R2 searches nothing",
-}
-"""OpenAI's parameters that R2 does not honour, with the reason; `null` is accepted."""
-
 NEVER_FORWARDED = frozenset(
     {"api_base", "api_key", "api_version", "base_url", "organization", "headers", "extra_headers"}
     | {"extra_body", "extra_query", "fallbacks", "models", "model_list", "custom_llm_provider"}
@@ -38,17 +18,22 @@ NEVER_FORWARDED = frozenset(
 """Parameters by which some gateways call another address or model; all others go to a hosted model."""
 
 
+FIELDS_OF_R2 = frozenset({"max_cost_usd", "deadline_s", "max_subtasks", "plan_only"})
+"""Fields of `r2` that no provider knows: beside `r2` they would be passed on and not be heeded."""
+
+
 def check_forwarded(parameters: Iterable[str]) -> None:
-    """Raises: InvalidRequest for a parameter that only the operator may set."""
+    """Raises: InvalidRequest for a parameter that only the operator may set, or that belongs into `r2`."""
+    for name in sorted(FIELDS_OF_R2.intersection(parameters)):
+        message = f"{name} is a field of r2; did you mean r2.{name}?"
+        raise InvalidRequest(message, name, "unsupported_parameter")
     for name in sorted(NEVER_FORWARDED.intersection(parameters)):
         message = f"{name} is not passed on: the operator alone chooses address, credentials and model"
         raise InvalidRequest(message, name, "unsupported_parameter")
 
 
-def refusal(
-    fault: ErrorDetails, known: Iterable[str] = (), known_in_r2: Iterable[str] = ()
-) -> InvalidRequest:
-    """`known` are the keys allowed in place of an unknown one; `known_in_r2` are those of `r2`."""
+def refusal(fault: ErrorDetails, known: Iterable[str] = ()) -> InvalidRequest:
+    """`known` are the keys allowed in place of an unknown one."""
     kind, param, got = fault["type"], _param(fault["loc"]), shown(fault["input"])
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {fault['ctx']['error']}", code="invalid_json")
@@ -57,11 +42,8 @@ def refusal(
     if kind == "missing":
         return InvalidRequest(f"{param} is missing", param, "missing_required_parameter")
     if kind == "extra_forbidden":
-        hint = _suggestion(str(fault["loc"][-1])[:60], known, known_in_r2)
+        hint = _suggestion(str(fault["loc"][-1])[:60], known)
         return InvalidRequest(f"unknown parameter {param}; {hint}", param, "unknown_parameter")
-    if kind == "none_required" and param in UNSUPPORTED:
-        message = f"{param} is not supported: {UNSUPPORTED[param]}; leave it out"
-        return InvalidRequest(message, param, "unsupported_parameter")
     if kind == "value_error":
         return InvalidRequest(f"{param}: {_cut(str(fault['ctx']['error']), 300)}", param, "invalid_value")
     return InvalidRequest(f"{param}: got {got}, expected {_expected(fault)}", param, "invalid_value")
@@ -96,12 +78,9 @@ def _param(location: tuple[int | str, ...]) -> str | None:
     return _cut(".".join(parts), 120) if parts else None
 
 
-def _suggestion(unknown: str, known: Iterable[str], known_in_r2: Iterable[str]) -> str:
-    for names, prefix in ((known, ""), (known_in_r2, "r2.")):
-        near = get_close_matches(unknown, [name for name in names if name not in UNSUPPORTED], n=1)
-        if near:
-            return f"did you mean {prefix}{near[0]}?"
-    return "nothing is ignored here, so leave it out"
+def _suggestion(unknown: str, known: Iterable[str]) -> str:
+    near = get_close_matches(unknown, known, n=1)
+    return f"did you mean {near[0]}?" if near else "nothing is ignored here, so leave it out"
 
 
 def _cut(text: str, max_chars: int) -> str:

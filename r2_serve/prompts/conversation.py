@@ -6,6 +6,7 @@ with its messages in their roles, and what we ask of a model comes after it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -29,6 +30,25 @@ def conversation_text(messages: Sequence[Message]) -> str:
 def instructions_of(messages: Sequence[Message]) -> list[Message]:
     """The client's system and developer messages."""
     return [message for message in messages if message.role in ("system", "developer")]
+
+
+def without_tool_calls(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with calls of tools and their results as text of the assistant who made the calls.
+
+    So a step that has no tools can read what was found with them."""
+    told: list[Message] = []
+    for message in messages:
+        if message.role in ("tool", "function"):
+            text = f"[the tool answered: {message.text}]"
+        elif message.more.get("tool_calls") or message.more.get("function_call"):
+            calls = message.more.get("tool_calls") or message.more.get("function_call")
+            text = f"{message.text}\n[called tools: {json.dumps(calls)}]".lstrip()
+        else:
+            told.append(message)
+            continue
+        before = told.pop().text + "\n" if told and told[-1].role == "assistant" else ""
+        told.append(Message(role="assistant", content=before + text))
+    return told
 
 
 def followed_by(messages: Sequence[Message], ours: str) -> list[Message]:

@@ -77,6 +77,38 @@ def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig
     raise InvalidRequest(message, need.param, "unsupported_parameter")
 
 
+def check_pool_abilities(query: Query, models: Sequence[ModelConfig]) -> None:
+    """Check that one of `models`, the pool of the virtual model, can do all that the query needs.
+
+    Raises: InvalidRequest naming the first parameter that none can take beside the others.
+    """
+    needs = tuple(needs_of(query.messages, query.sampling))
+    lacking = [model.lacking(needs) for model in models]
+    if None in lacking:
+        return
+    need = max(filter(None, lacking), key=needs.index)
+    what = f"reads {need.param}" if need.ability is None else f"is capable of {need.ability}"
+    beside = (
+        ", beside the rest of the request" if any(model.lacking([need]) is None for model in models) else ""
+    )
+    near = get_close_matches(need.param, _SAMPLING_NAMES, n=1) if need.ability is None else []
+    hint = f"did you mean {near[0]}?" if near else "leave it out, or ask for another model"
+    message = f"{need.param}: no model of {query.model!r} {what}{beside}; {hint}"
+    raise InvalidRequest(message, need.param, "unsupported_parameter")
+
+
+def check_template(plan: Plan, query: Query) -> None:
+    """Check that a model makes the answer of `plan`, where the query has parameters that only a model can
+    honour.
+
+    Raises: InvalidRequest.
+    """
+    needs = tuple(needs_of((), query.sampling))
+    if plan.answer is not None and needs:
+        message = "a template makes the answer of this plan, and only a model can honour"
+        raise InvalidRequest(f"{message} {needs[0].param}", needs[0].param)
+
+
 def check_pinned_models(pinned: Mapping[int, str], pool: Sequence[str]) -> None:
     """Raises: InvalidRequest if a subtask is pinned to a model outside `pool`."""
     for subtask_id, model in pinned.items():

@@ -12,8 +12,9 @@ from r2_serve.router.allocator import Allocates
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
 from r2_serve.router.policies import LEARNED
+from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas
-from r2_serve.types import Allocation, CallRecord, OnDelta, Plan, Query, SubtaskResult, Trace
+from r2_serve.types import Allocation, CallRecord, OnDelta, Plan, Query, SessionNote, SubtaskResult, Trace
 
 WORKER_STAGES = ("execute", "pass_through")
 """Stages whose calls work on the query itself; the others are the router's own calls."""
@@ -30,6 +31,7 @@ class TraceDraft:
     plan_fallback: str | None = None
     allocation: Allocation | None = None
     allocation_fallback: str | None = None
+    session: SessionNote | None = None
     results: tuple[SubtaskResult, ...] = ()
 
 
@@ -47,6 +49,7 @@ class QueryContext:
     caller: Caller
     demand: Demand
     replicas: Replicas
+    sessions: Sessions
     on_delta: OnDelta | None
     """Takes the pieces of the final answer as they come."""
     draft: TraceDraft = field(default_factory=TraceDraft)
@@ -71,6 +74,7 @@ class QueryContext:
             error=error,
             plan_fallback=draft.plan_fallback,
             allocation_fallback=draft.allocation_fallback,
+            session=draft.session,
             policy=draft.policy,
             num_plan_samples=draft.num_plan_samples,
             num_plan_rejected=draft.num_plan_rejected,

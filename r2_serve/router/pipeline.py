@@ -14,24 +14,29 @@ from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import RoutingConfig, VirtualModelConfig
-from r2_serve.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
+from r2_serve.errors import DeadlineExceeded, ModelNotFound, R2Error
 from r2_serve.prompts.conversation import conversation_text
+from r2_serve.router.able import is_turn, with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
     check_abilities,
     check_own_plan,
     check_pinned_models,
+    check_pool_abilities,
     check_routing_fields,
     check_sizes,
     check_substituted,
+    check_template,
 )
 from r2_serve.router.context import WORKER_STAGES, QueryContext, lowered
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
+from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas, no_replicas
 from r2_serve.router.synthesis import Final, synthesize
+from r2_serve.router.turns import answer_turn
 from r2_serve.types import Allocation, Answer, OnDelta, Plan, Query, Trace
 
 Sink = Callable[[Trace], None]
@@ -53,6 +58,8 @@ class Pipeline:
     """Number of running replicas by model, which decides whether subtasks spill to another model."""
     demand: Demand = field(default_factory=Demand)
     """Learns of every plan and call, so that models can be scaled before the calls come."""
+    sessions: Sessions = field(default_factory=Sessions)
+    """Which conversations are on which model."""
 
     async def answer(
         self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
@@ -93,6 +100,7 @@ class Pipeline:
             caller=Caller(self.pool, ledger, limits),
             demand=self.demand,
             replicas=self.replicas,
+            sessions=self.sessions,
             on_delta=on_delta,
         )
 
@@ -125,17 +133,17 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     draft.policy = query.policy or virtual.policy
     policy = AllocationPolicy.parse(draft.policy, virtual.pool)
     check_pinned_models(query.pinned, virtual.pool)
+    check_pool_abilities(query, [context.caller.pool[name].config for name in virtual.pool])
     if query.is_plan_only:
         plan = draft.plan = await _decompose(context, virtual)
         return Final(plan.model_dump_json(exclude_none=True), "stop")
+    if query.plan is None and is_turn(query):
+        return await answer_turn(context, virtual, policy)
     with context.demand.query(query.model) as expected:
         plan = draft.plan = await _decompose(context, virtual)
-        if plan.answer is not None and query.sampling.response_format is not None:
-            raise InvalidRequest(
-                "a template makes the answer of this plan, and only a model's answer can be held to a format",
-                "response_format",
-            )
-        draft.allocation = await _allocate(context, virtual, plan, policy)
+        check_template(plan, query)
+        allocation = await _allocate(context, virtual, plan, policy)
+        draft.allocation = with_able_models(query, context.caller.pool, virtual.pool, plan, allocation)
         expected.plan(plan, draft.allocation)
         calls = await PlanRun(context, virtual, plan, draft.allocation, expected).calls()
     if plan.answer is not None:

@@ -10,10 +10,13 @@ from r2_serve.calls.ledger import total_cost_usd
 from r2_serve.config import VirtualModelConfig
 from r2_serve.errors import EngineError, SubtaskFailed
 from r2_serve.prompts import Codec
+from r2_serve.prompts.conversation import without_tool_calls
+from r2_serve.router.able import stand_ins
 from r2_serve.router.checks import check_substituted
 from r2_serve.router.context import QueryContext
 from r2_serve.router.demand import QueryDemand
 from r2_serve.router.executor import execute
+from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import with_room
 from r2_serve.router.synthesis import cut_to_chars
 from r2_serve.types import Allocation, Message, Plan, Sampling, Subtask, SubtaskResult
@@ -75,7 +78,8 @@ class PlanRun:
 
     def _spec(self, subtask: Subtask, answers: Mapping[int, str]) -> CallSpec:
         """What to ask for a subtask. The client's sampling and stream belong to the final one alone."""
-        messages, is_final = self.context.query.messages, subtask.id == self.plan.final_id
+        query, is_final = self.context.query, subtask.id == self.plan.final_id
+        messages = query.messages if is_final else without_tool_calls(query.messages)
 
         def render(codec: Codec) -> list[Message]:
             if self._is_whole(codec):
@@ -86,10 +90,19 @@ class PlanRun:
             render=render,
             stage="execute",
             subtask=subtask.id,
-            sampling=self.context.query.sampling if is_final else Sampling(temperature=0.0),
+            sampling=query.sampling if is_final else Sampling(temperature=0.0),
             on_delta=self.context.on_delta if is_final else None,
             is_verbatim=is_final,
+            stand_ins=self._stand_ins(subtask),
         )
+
+    def _stand_ins(self, subtask: Subtask) -> tuple[str, ...]:
+        """The other models of the pool, unless the request named the model or the operator wants none."""
+        query, model = self.context.query, self.allocation.models[subtask.id - 1]
+        is_named = subtask.id in query.pinned or query.policy not in (None, LEARNED)
+        if is_named or self.virtual.fallbacks == "typed":
+            return ()
+        return tuple(stand_ins(model, self.virtual.pool, self.context.caller.pool))
 
     def _is_whole(self, codec: Codec) -> bool:
         """Whether the one step of the plan is the client's conversation itself, which is sent unwrapped.

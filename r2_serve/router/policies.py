@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Allocation, Plan
 
-LEARNED = "learned"
-FORMS = "'learned', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
-_NUM_MODELS = {LEARNED: 0, "all": 1, "final-only": 2}
+LEARNED, CHEAPEST = "learned", "cheapest"
+FORMS = "'learned', 'cheapest', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
+_NUM_MODELS = {LEARNED: 0, CHEAPEST: 0, "all": 1, "final-only": 2}
+_FIXED = frozenset({"all", "final-only"})
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class AllocationPolicy:
     """How the subtasks of a plan get their models.
 
     - `learned`: the allocator model chooses.
+    - `cheapest`: every subtask goes to the first model of the pool that can take it.
     - `all:MODEL`: every subtask goes to MODEL.
     - `final-only:SMALL,LARGE`: the last subtask goes to LARGE, every other one to SMALL.
     - `random`, or `random:MODEL=SHARE,...`: each subtask draws a model, with equal or the given shares.
@@ -28,6 +30,11 @@ class AllocationPolicy:
     kind: str
     models: tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the same plan gets the same models each time, by name."""
+        return self.kind in _FIXED
 
     @classmethod
     def parse(cls, text: str, pool: Sequence[str]) -> AllocationPolicy:
@@ -50,13 +57,13 @@ class AllocationPolicy:
             raise InvalidRequest(
                 f"unknown policy {text!r}; expected {FORMS} with models of {list(pool)}", "r2.policy"
             )
-        return policy
+        return replace(policy, models=(pool[0],)) if kind == CHEAPEST else policy
 
     def allocation(self, plan: Plan, *, seed: str) -> Allocation | None:
         """The allocation of `plan`; None for `learned`. The same `seed` draws the same models again."""
         num = len(plan.subtasks)
         match self.kind:
-            case "all":
+            case "all" | "cheapest":
                 models = self.models * num
             case "final-only":
                 models = self.models[:1] * (num - 1) + self.models[1:]

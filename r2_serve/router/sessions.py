@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Literal
 
 from r2_serve.types import ModelCard, Query, SessionNote, Usage
 
@@ -42,7 +43,8 @@ class Session:
     model: str
     home: str
     """The model that was chosen at the beginning; the session may return to it."""
-    num_turns: int = 1
+    num_turns: int = 0
+    """Turns answered."""
     usage: Usage = field(default_factory=Usage)
     """Usage of the latest turn: what the provider has in its cache."""
     used_s: float = 0.0
@@ -54,6 +56,25 @@ class Session:
     def cached_tokens(self, now_s: float) -> int:
         """Tokens of the conversation that the provider still has in its cache."""
         return self.usage.total_tokens if now_s - self.used_s <= CACHE_S else 0
+
+    def kept(self, reason: str) -> tuple[Session, SessionNote]:
+        """The session and its note for a turn on the same model."""
+        return self, self._note("kept", self.model, reason)
+
+    def left_for(self, model: str, reason: str) -> tuple[Session, SessionNote]:
+        """The session and its note for a turn on another model."""
+        return replace(self, model=model, usage=Usage()), self._note("left", model, reason)
+
+    def _note(self, state: Literal["kept", "left"], model: str, reason: str) -> SessionNote:
+        return SessionNote(state=state, model=model, turn=self.num_turns + 1, reason=reason)
+
+    def answered(self, model: str, usage: Usage) -> Session:
+        """The session after `model` has answered a turn."""
+        return replace(self, model=model, usage=usage, num_turns=self.num_turns + 1, error=None)
+
+    def failed(self, error: str) -> Session:
+        """The session after its model has not answered a turn."""
+        return replace(self, error=error)
 
 
 class Sessions:
@@ -97,7 +118,7 @@ def _fingerprint(query: Query) -> str:
     return hashlib.sha256(first.encode(errors="surrogatepass")).hexdigest()
 
 
-def next_model(
+def next_turn(
     session: Session,
     able: Mapping[str, ModelCard],
     *,
@@ -105,55 +126,50 @@ def next_model(
     prompt_tokens: int,
     failure: str | None,
     now_s: float,
-) -> SessionNote:
-    """The model of the session's next turn, and why.
+) -> tuple[Session, SessionNote]:
+    """The session with the model of its next turn, and why it is that model.
 
     `able` are the models that can take the turn now, from the weakest to the strongest, and `instead` is the
     one to ask if the present model is not among them; `failure` says how it failed in the latest turn.
     """
-    turn, present = session.num_turns + 1, session.model
+    present, failure = session.model, failure or session.error
     if present not in able:
-        reason = f"{present} rests after failures, or lacks what this turn needs"
-        return SessionNote(state="left", model=instead, turn=turn, reason=reason)
-    failure = failure or session.error
+        return session.left_for(instead, f"{present} rests after failures, or lacks what this turn needs")
     if failure is None:
         return _cheapest(session, able, prompt_tokens, now_s)
     names = list(able)
-    stronger = next((n for n in names[names.index(present) + 1 :] if n not in session.barred), None)
+    later = names[names.index(present) + 1 :]
+    stronger = next((name for name in later if name not in session.barred), None)
     if stronger is None:
-        return SessionNote(
-            state="kept", model=present, turn=turn, reason=f"{failure}, but no model is stronger"
-        )
-    return SessionNote(state="left", model=stronger, turn=turn, reason=f"{present} failed: {failure}")
+        return session.kept(f"no model is stronger, although {failure}")
+    barred = replace(session, barred=session.barred | {present})
+    return barred.left_for(stronger, f"{present} failed: {failure}")
 
 
 def _cheapest(
     session: Session, able: Mapping[str, ModelCard], prompt_tokens: int, now_s: float
-) -> SessionNote:
+) -> tuple[Session, SessionNote]:
     """The present model, unless the rest of the session is cheaper on another that may take it over.
 
     These are the model of the beginning and every stronger one than the present."""
-    present, names, turn = session.model, list(able), session.num_turns + 1
+    present, names = session.model, list(able)
     cached = min(session.cached_tokens(now_s), prompt_tokens)
     candidates = {session.home, *names[names.index(present) + 1 :]} - session.barred - {present}
-
-    def rest_usd(name: str, cached_tokens: int) -> Decimal:
-        """Cost of the turns that are left: the first reads `cached_tokens` from the cache, the others all."""
-        tokens, reply = prompt_tokens, session.usage.completion_tokens
-        turns_left = min(session.num_turns, MAX_TURNS_LEFT)
-        later = turn_usd(able[name], tokens, tokens, reply) * (turns_left - 1)
-        return turn_usd(able[name], tokens, cached_tokens, reply) + later
-
-    stay_usd = rest_usd(present, cached)
-    costs = {name: rest_usd(name, 0) for name in names if name in candidates}
+    stay_usd = _rest_usd(session, able[present], prompt_tokens, cached)
+    costs = {name: _rest_usd(session, able[name], prompt_tokens, 0) for name in names if name in candidates}
     best = min(costs, key=lambda name: costs[name], default=None)
     if best is None or costs[best] >= MARGIN * stay_usd:
-        warm = f"{cached} of {prompt_tokens} tokens are in its cache"
-        return SessionNote(state="kept", model=present, turn=turn, reason=warm)
-    reason = (
-        f"the rest costs about {costs[best]:f} USD on {best} with a cold cache, {stay_usd:f} on {present}"
-    )
-    return SessionNote(state="left", model=best, turn=turn, reason=reason)
+        return session.kept(f"about {cached} of {prompt_tokens} tokens of the prompt are in its cache")
+    reason = f"with a cold cache the rest costs about {costs[best]:f} USD, and {stay_usd:f} on {present}"
+    return session.left_for(best, reason)
+
+
+def _rest_usd(session: Session, card: ModelCard, prompt_tokens: int, cached_tokens: int) -> Decimal:
+    """Cost of the turns that are left, as many as there were: the next one reads `cached_tokens` from the
+    cache, and the later ones the whole prompt."""
+    reply, later = session.usage.completion_tokens, min(session.num_turns, MAX_TURNS_LEFT) - 1
+    next_usd = turn_usd(card, prompt_tokens, cached_tokens, reply)
+    return next_usd + later * turn_usd(card, prompt_tokens, prompt_tokens, reply)
 
 
 def turn_usd(card: ModelCard, prompt_tokens: int, cached_tokens: int, reply_tokens: int) -> Decimal:

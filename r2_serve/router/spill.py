@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from r2_serve.calls.caller import CallSpec
 from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import SpillConfig
+from r2_serve.router.able import price, stand_ins
 from r2_serve.router.demand import Demand
 
 Replicas = Callable[[str], float | None]
@@ -40,15 +41,11 @@ def with_room(
 
     if has_room(chosen):
         return chosen
-    stand_ins = sorted((name for name in names if name != chosen), key=lambda name: _price(pool[name]))
-    for name in stand_ins:
-        if _price(pool[name]) >= _price(pool[chosen]) and has_room(name) and _fits(pool[name], spec):
+    for name in stand_ins(chosen, names, pool):
+        is_able = price(pool[name]) >= price(pool[chosen]) and spec.suits(pool[name])
+        if is_able and has_room(name) and _fits(pool[name], spec):
             return name
     return chosen
-
-
-def _price(member: PoolMember) -> tuple[float, float]:
-    return float(member.config.usd_per_mtok_out), float(member.config.usd_per_mtok_in)
 
 
 def _fits(member: PoolMember, spec: CallSpec) -> bool:

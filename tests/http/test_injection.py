@@ -137,31 +137,22 @@ FORBIDDEN = (
     "extra_headers",
     "api_version",
     "organization",
-    "proxy",
-    "url",
-    "endpoint",
-    "provider",
+    "extra_query",
+    "fallbacks",
 )
 
 
 def places() -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Every object of a request that could hide a key: its place, a body with `HERE` in it, the name to
-    report.
+    """Every object of a request that R2 reads and that could hide a key: its place, a body with `HERE` in it,
+    the name to report.
     """
     here = {"HERE": "http://attacker"}
-    text = {"type": "text", "text": "hi"}
     step = {"id": 1, "text": "a"}
     schema = {"name": "x", "schema": {}}
     yield "body", chat_body(**here), ""
     yield "r2", chat_body(r2=here), "r2."
     yield "r2.plan", chat_body(r2={"plan": {"subtasks": [step], **here}}), "r2.plan."
     yield "r2.plan.subtasks", chat_body(r2={"plan": {"subtasks": [{**step, **here}]}}), "r2.plan.subtasks.0."
-    yield "messages", chat_body(messages=[{"role": "user", "content": "hi", **here}]), "messages.0."
-    yield (
-        "content",
-        chat_body(messages=[{"role": "user", "content": [{**text, **here}]}]),
-        "messages.0.content.0.",
-    )
     yield "response_format", chat_body(response_format={"type": "text", **here}), "response_format."
     yield (
         "json_schema",
@@ -187,7 +178,7 @@ async def test_request_cannot_choose_upstreams_at_any_depth(
 
 
 def test_every_object_of_a_request_refuses_unknown_keys() -> None:
-    """Three objects are maps and take any key: a schema goes to the engine as data, the others go nowhere."""
+    """Other objects are data that goes to the engine as it is: a schema, a message, its parts, parameters."""
     open_objects = set()
 
     def walk(node: Any, path: str) -> None:
@@ -205,7 +196,9 @@ def test_every_object_of_a_request_refuses_unknown_keys() -> None:
     }
     walk(schemas, "")
     assert {path for path in open_objects if not path.startswith((".Completion", ".Chunk", ".Model"))} == {
-        ".ChatRequest.metadata",
+        ".ChatRequest",
+        ".WireMessage",
+        "._AnyParts.items",
         ".Extras.models",
         ".JsonSchema.schema",
     }
@@ -219,7 +212,7 @@ async def test_links_in_a_message_are_not_fetched(part: str) -> None:
             response = await client.post(
                 "/v1/chat/completions", json=chat_body(messages=[{"role": "user", "content": content}])
             )
-        assert (response.status_code, error_of(response)["param"]) == (400, "messages.0.content.0.type")
+        assert response.status_code == 200
         assert not upstream.requests
 
 

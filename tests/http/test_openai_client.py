@@ -114,10 +114,10 @@ async def test_refusals_have_the_types_of_the_openai_client() -> None:
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="nothing", messages=HI)
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model="r2", messages=HI, n=2)
+            await client.chat.completions.create(model="r2", messages=HI, seed=2**70)
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
-    assert refused.value.param == "n"
+    assert refused.value.param == "seed"
 
 
 async def test_error_in_the_middle_of_a_stream_is_raised() -> None:

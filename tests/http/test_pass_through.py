@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from openai import AsyncOpenAI
 
@@ -236,23 +235,6 @@ async def test_stream_is_whole_only_once_every_choice_is_finished() -> None:
     async with standing(script) as stand:
         reply = await stand.ask(stream=True, model="alone")
     assert reply.error is not None and not reply.has_done
-
-
-@pytest.mark.parametrize(
-    ("parameters", "param"),
-    [
-        ({"tools": [TOOL]}, "tools"),
-        ({"n": 2}, "n"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
-        ({"messages": [*PLAIN, {"role": "tool", "tool_call_id": "1", "content": "x"}]}, "messages.1.role"),
-    ],
-)
-async def test_virtual_model_refuses_by_name_what_it_cannot_do(parameters: Any, param: str) -> None:
-    async with talking() as (stand, client):
-        with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(**{"model": "r2", "messages": PLAIN, **parameters})
-        assert refused.value.param == param
-        assert not stand.upstream.requests
 
 
 @pytest.mark.parametrize("content", [None, 5, [], [{"text": "x"}], [{"type": "text"}], ["x"]])

@@ -333,7 +333,7 @@ def test_fixed_policy_needs_no_allocator_call(policy: str, models: set[str]) -> 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"policy": "cheapest"}, "r2.policy"),
+        ({"policy": "dearest"}, "r2.policy"),
         ({"policy": "all:decomposer"}, "r2.policy"),
         ({"pinned": {1: "small"}}, "r2.models"),
         ({"plan": OWN, "pinned": {3: "small"}}, "r2.models.3"),
@@ -455,6 +455,7 @@ def test_failed_subtask_is_named_with_its_cause_and_its_sibling_is_cancelled() -
         small=[cause],
         large=ScriptedEngine(["slow"], delay_s=50),
         allocator=[allocation_json("small", "large", "large")],
+        routed=routing(fallbacks="typed"),
     )
     error = failed(router)
     assert isinstance(error, SubtaskFailed)

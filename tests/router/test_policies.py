@@ -22,6 +22,7 @@ def models(policy: str, seed: str = "req-1") -> tuple[str, ...] | None:
     [
         ("learned", None),
         ("all:small", ("small",) * 3),
+        ("cheapest", ("small",) * 3),
         ("final-only:small,large", ("small", "small", "large")),
         ("random:small=0,large=1", ("large",) * 3),
     ],
@@ -49,7 +50,8 @@ def test_random_policy_is_uniform_and_repeats_for_the_same_request() -> None:
             "all:small,large",
             "Learned",
             "learned:small",
-            "cheapest",
+            "dearest",
+            "cheapest:small",
         ),
         *(
             "final-only:small",

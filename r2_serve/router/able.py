@@ -1,0 +1,83 @@
+"""Which models of a pool can take a step, and which stand in for one that fails. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from r2_serve.calls.pool import Pool, PoolMember
+from r2_serve.config import ModelConfig
+from r2_serve.errors import InvalidRequest
+from r2_serve.prompts.conversation import without_tool_calls
+from r2_serve.router.policies import LEARNED
+from r2_serve.types import Allocation, Need, Plan, Query, Sampling, Subtask, needs_of
+
+TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files"})
+"""What a query needs that is a turn of a tool loop or comes with media: it goes whole to one model."""
+
+
+def final_needs(query: Query) -> tuple[Need, ...]:
+    """What the last step of the query's plan needs: it has the client's conversation and parameters."""
+    return tuple(needs_of(query.messages, query.sampling))
+
+
+def inner_needs(query: Query) -> tuple[Need, ...]:
+    """What every other step needs: it sees the client's media, and calls of tools as text."""
+    return tuple(needs_of(without_tool_calls(query.messages), Sampling()))
+
+
+def is_turn(query: Query) -> bool:
+    """Whether the query is a turn of a tool loop, or comes with media."""
+    return any(need.ability in TURN_ABILITIES for need in final_needs(query))
+
+
+def able_models(names: Iterable[str], pool: Pool, needs: Sequence[Need]) -> list[str]:
+    """Those of `names` that can meet all of `needs`, in the same order."""
+    return [name for name in names if pool[name].config.lacking(needs) is None]
+
+
+def stand_ins(model: str, names: Iterable[str], pool: Pool) -> list[str]:
+    """The other models of `names` in the order in which they stand in for `model`.
+
+    First come those that cost no less, the cheapest first, and then the cheaper ones, the dearest first.
+    """
+    ranked = sorted((name for name in names if name != model), key=lambda name: price(pool[name]))
+    least = price(pool[model])
+    dearer = [name for name in ranked if price(pool[name]) >= least]
+    return dearer + [name for name in reversed(ranked) if name not in dearer]
+
+
+def with_able_models(
+    query: Query, pool: Pool, names: Sequence[str], plan: Plan, allocation: Allocation
+) -> Allocation:
+    """`allocation` with a stand-in for each model that cannot take its step.
+
+    Raises: InvalidRequest if the request itself named such a model.
+    """
+    inner, final = inner_needs(query), final_needs(query)
+
+    def able(subtask: Subtask, model: str) -> str:
+        needs = final if subtask.id == plan.final_id else inner
+        if pool[model].config.lacking(needs) is None:
+            return model
+        if subtask.id in query.pinned:
+            raise lacks(pool[model].config, needs, f"r2.models.{subtask.id}")
+        if query.policy is not None and query.policy != LEARNED:
+            raise lacks(pool[model].config, needs, "r2.policy")
+        return able_models(stand_ins(model, names, pool), pool, needs)[0]
+
+    pairs = zip(plan.subtasks, allocation.models, strict=True)
+    return Allocation(models=tuple(able(*pair) for pair in pairs))
+
+
+def lacks(model: ModelConfig, needs: Sequence[Need], chosen_by: str) -> InvalidRequest:
+    """The refusal of a model that the request names in `chosen_by`."""
+    need = model.lacking(needs)
+    assert need is not None
+    missing = need.ability or f"parameter {need.param}"
+    message = f"{model.name!r} cannot take {need.param} (it lacks {missing}): choose another model"
+    return InvalidRequest(message, chosen_by, "invalid_value")
+
+
+def price(member: PoolMember) -> tuple[float, float]:
+    """Price of a model for comparisons: that of the reply first, which differs most between models."""
+    return float(member.config.usd_per_mtok_out), float(member.config.usd_per_mtok_in)
