@@ -15,6 +15,7 @@ from r2_serve.config import HostedEngineConfig
 from r2_serve.dialects.messages import events, replies, requests, writing
 from r2_serve.dialects.responses import reading
 from r2_serve.dialects.responses.writing import RequestWriter
+from r2_serve.engines.portable import knows_developer, write_portable, write_with_system_role
 from r2_serve.errors import ConfigError
 from r2_serve.types import Json, Message, Sampling
 
@@ -67,7 +68,8 @@ def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
     headers = {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
     if config.kind == "openai":
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
-        return ProviderWire(f"{base}/chat/completions", headers | authorization)
+        write = write_portable if knows_developer(base) else write_with_system_role
+        return ProviderWire(f"{base}/chat/completions", headers | authorization, write)
     if config.kind == "openai-responses":
         return _responses_wire(base, headers | ({"Authorization": f"Bearer {key}"} if key else {}))
     if config.kind == "anthropic":
@@ -76,7 +78,7 @@ def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
         raise ConfigError(f"model {config.model!r}: Azure needs api_key_env and api_version")
     deployment, version = quote(config.model, safe=""), quote(config.api_version)
     path = f"openai/deployments/{deployment}/chat/completions?api-version={version}"
-    return ProviderWire(f"{base}/{path}", headers | {"api-key": key})
+    return ProviderWire(f"{base}/{path}", headers | {"api-key": key}, write_portable)
 
 
 def _responses_wire(base: str, headers: Mapping[str, str]) -> ProviderWire:

@@ -288,6 +288,7 @@ async def test_stream_that_breaks_ends_with_a_failed_response() -> None:
     ("parameters", "param"),
     [
         ({"conversation": "conv_1"}, "conversation"),
+        ({"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}, "text.format.name"),
         ({"truncation": "auto"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),

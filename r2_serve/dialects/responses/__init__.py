@@ -95,7 +95,9 @@ class ResponsesRequest:
 
     def param(self, name: str) -> str:
         first, *rest = name.split(".")
-        return "input" if first == "messages" else ".".join([PARAMS.get(first, first), *rest])
+        if first == "messages":
+            return "input"
+        return ".".join([PARAMS.get(first, first), *(part for part in rest if part != "json_schema")])
 
     def reply(self, model: str, *, wants_usage_chunk: bool) -> ResponseReply:
         keep = partial(_keep, self)
@@ -127,8 +129,9 @@ def _earlier(response_id: object, arrival: Arrival, keeper: Keeper) -> Earlier |
     earlier = keeper.earlier(arrival.owner, str(response_id))
     if earlier is None:
         message = (
-            f"no response {str(response_id)[:100]!r} is kept for this key: it was made with store: false or "
-            "by another key, is too old, or is not finished; send the whole conversation in input"
+            f"no response {str(response_id)[:100]!r} is kept for this key: it was made with store: false, by "
+            "another key or by another router process, is too old, or is not finished; send the whole "
+            "conversation in input"
         )
         raise InvalidRequest(message, "previous_response_id", "previous_response_not_found")
     return earlier
