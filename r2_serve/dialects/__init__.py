@@ -5,6 +5,7 @@ and `Answer.body` and `Delta.body` hold a chat completion and its chunks. So a d
 of JSON, with no network and no router in it.
 
 wire        what the endpoint asks of a dialect: `Dialect`, `Request`, `Reply`
+sealing     thoughts of chat models in the opaque fields of the other dialects
 chat        chat completions, the dialect of the core itself
 messages    Anthropic's Messages
 responses   OpenAI's Responses

@@ -14,7 +14,7 @@ import pytest
 from tests.support import messages_provider as provider
 from tests.support.messages_stand import anthropic_client, messages_stand
 from tests.support.scripted_backend import Connection, ScriptedBackend, make_app, make_client
-from tests.support.upstream import Script, sse
+from tests.support.upstream import Script, chunk, completion, sse
 
 TOOL: Any = {
     "name": "weather",
@@ -220,6 +220,39 @@ async def test_thoughts_of_a_chat_provider_are_thinking_blocks_and_go_back_as_it
     assert first["reasoning_effort"] == "low"
     said = {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
     assert second["messages"][1] == said
+
+
+DETAILS: Any = [{"type": "reasoning.encrypted", "data": "gAAA", "id": "rs_1", "format": "x", "index": 0}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_that_only_their_provider_reads_go_back_to_it_in_the_signature(stream: bool) -> None:
+    message = {"role": "assistant", "content": "four", "reasoning": "two", "reasoning_details": DETAILS}
+    deltas = [{"reasoning": "tw"}, {"reasoning": "o", "reasoning_details": DETAILS}, {"content": "four"}]
+
+    def script(request: dict[str, Any]) -> Script:
+        if not request.get("stream"):
+            return Script([json.dumps(completion(message=message)).encode()])
+        pieces = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        return Script(sse(*pieces, chunk(None, "stop")), headers={"content-type": "text/event-stream"})
+
+    async with messages_stand() as stand, anthropic_client(stand.app) as client:
+        stand.openai.script = script
+        asked: Any = {"model": "gpt", "max_tokens": 9, "messages": ASKED}
+        if stream:
+            async with client.messages.stream(**asked) as events:
+                reply = await events.get_final_message()
+        else:
+            reply = await client.messages.create(**asked)
+        history: Any = [*ASKED, {"role": "assistant", "content": reply.content}, *ASKED]
+        await client.messages.create(**{**asked, "messages": history})
+        await client.messages.create(**{**asked, "model": "claude", "messages": history})
+        sent_back = stand.openai.requests[1]["messages"][1]
+        sent_on = stand.anthropic.requests[0]["messages"][1]["content"]
+    assert [block.type for block in reply.content] == ["thinking", "text"]
+    assert reply.content[0].thinking == "two"
+    assert sent_back == message
+    assert sent_on == [{"type": "text", "text": "four"}], "thoughts of others are not for this provider"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Anthropic's Messages API as a dialect of the endpoint (POST /v1/messages) and of a provider.
 
 parts      content blocks and parts of chat completions, in both directions
+thoughts   thinking blocks of chat models, in both directions
 history    conversations, in both directions
 requests   a client's request, read
 writing    a request to a provider, written

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from r2_serve.dialects.messages.parts import blocks_of, cannot_say, held, part_of, unsaid
+from r2_serve.dialects.messages.thoughts import thoughts_in
+from r2_serve.dialects.sealing import join_thoughts, unsealed
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json, Message
 
@@ -114,10 +116,17 @@ def _content(blocks: Sequence[Block]) -> str | list[Json]:
 
 
 def _thoughts(blocks: Sequence[Block]) -> Json:
-    """Thoughts without a signature, which are the text that another provider gave as `reasoning_content`."""
-    thoughts = [block for block in blocks if block["type"] == "thinking" and not block.get("signature")]
-    text = "".join(str(block.get("thinking") or "") for block in thoughts)
-    return {"reasoning_content": text} if text else {}
+    """Thoughts that a provider of chat completions gave, under the keys under which it gave them."""
+    keys: Json = {}
+    for block in blocks:
+        if block["type"] == "thinking" and not _is_signed(block):
+            join_thoughts(keys, thoughts_in(block))
+    return keys
+
+
+def _is_signed(block: Block) -> bool:
+    """Whether a block's thoughts are of a provider of Messages, which alone reads them."""
+    return bool(block.get("signature")) and unsealed(block["signature"]) is None
 
 
 def _calls(blocks: Sequence[Block], place: str) -> Json:
@@ -162,9 +171,9 @@ def turns_of(messages: Sequence[Message]) -> tuple[list[Block], list[Json]]:
 
 
 def _given(message: Message) -> list[Block]:
-    """The message's own blocks, without thoughts that no signature vouches for: no provider takes them."""
+    """The message's own blocks, without the thoughts of others, which no provider of Messages takes."""
     blocks = message.blocks or ()
-    return [block for block in blocks if block["type"] != "thinking" or block.get("signature")]
+    return [block for block in blocks if block["type"] != "thinking" or _is_signed(block)]
 
 
 def said_blocks(message: Message, place: str) -> Iterator[Block]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from r2_serve.dialects.messages.thoughts import keys_of, signature_of, text_of
 from r2_serve.types import Answer, Json, Usage
 
 NAME = "messages_api"
@@ -141,8 +142,8 @@ def stop_of(message: Json, finish_reason: str, choice: Json) -> Json:
 
 
 def _blocks_of(message: Json) -> Iterator[Json]:
-    if thought := thought_of(message):
-        yield {"type": "thinking", "thinking": thought, "signature": ""}
+    if keys := keys_of(message):
+        yield {"type": "thinking", "thinking": text_of(keys), "signature": signature_of(keys)}
     for text in (message.get("content"), message.get("refusal")):
         if text:
             yield {"type": "text", "text": text}
@@ -151,11 +152,6 @@ def _blocks_of(message: Json) -> Iterator[Json]:
         function = call.get("function") or {}
         arguments = input_of(str(function.get("arguments") or ""))
         yield {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": arguments}
-
-
-def thought_of(message: Json) -> str:
-    """The text of a model's thoughts, by the two names that providers give it."""
-    return str(message.get("reasoning_content") or message.get("reasoning") or "")
 
 
 def input_of(arguments: str) -> Json:

@@ -10,8 +10,9 @@ from r2_serve.dialects.messages.replies import (
     message_of,
     native_of,
     stop_of,
-    thought_of,
 )
+from r2_serve.dialects.messages.thoughts import keys_of, signature_of, text_of
+from r2_serve.dialects.sealing import join_thoughts
 from r2_serve.dialects.wire import ErrorReply, encode, event
 from r2_serve.errors import InvalidReply
 from r2_serve.types import Answer, Delta, Json, Usage
@@ -39,6 +40,8 @@ class MessagesReply:
     _num_blocks: int = 0
     _open: object = None
     """What the open block holds: `thinking`, `text` or the index of a tool call; None if none is open."""
+    _thoughts: Json = field(default_factory=dict)
+    """The thoughts of the open block, by their keys in chat completions."""
     _calls: set[object] = field(default_factory=set)
     _has_refused: bool = False
     _finished: Json = field(default_factory=dict)
@@ -88,8 +91,8 @@ class MessagesReply:
 
     def _said(self, delta: Json) -> bytes:
         events = b""
-        if thought := thought_of(delta):
-            events += self._grown("thinking", _THOUGHT, {"type": "thinking_delta", "thinking": thought})
+        if keys := keys_of(delta):
+            events += self._thought(keys)
         for text in (delta.get("content"), delta.get("refusal")):
             if text:
                 events += self._grown("text", _TEXT, {"type": "text_delta", "text": text})
@@ -97,6 +100,13 @@ class MessagesReply:
         calls = delta.get("tool_calls")
         for call in calls if isinstance(calls, list) else ():
             events += self._call(call)
+        return events
+
+    def _thought(self, keys: Json) -> bytes:
+        text = text_of(keys)
+        grown: Json | None = {"type": "thinking_delta", "thinking": text} if text else None
+        events = self._grown("thinking", _THOUGHT, grown)
+        join_thoughts(self._thoughts, keys)
         return events
 
     def _call(self, call: Json) -> bytes:
@@ -131,9 +141,13 @@ class MessagesReply:
         return typed({"type": "message_start", "message": message | stop | counts})
 
     def _closed(self) -> bytes:
+        """The end of the open block. That of thoughts is signed with what the text does not say."""
         was_open, self._open = self._open, None
-        stop: Json = {"type": "content_block_stop", "index": self._num_blocks - 1}
-        return typed(stop) if was_open is not None else b""
+        place: Json = {"index": self._num_blocks - 1}
+        signature, self._thoughts = signature_of(self._thoughts), {}
+        signed: Json = {"delta": {"type": "signature_delta", "signature": signature}}
+        events = typed({"type": "content_block_delta", **place, **signed}) if signature else b""
+        return events + (typed({"type": "content_block_stop", **place}) if was_open is not None else b"")
 
 
 _TEXT: Json = {"type": "text", "text": ""}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from r2_serve.dialects.responses.names import ToolNames
 from r2_serve.dialects.responses.shapes import as_objects
-from r2_serve.dialects.responses.thoughts import KEYS, join_thoughts, sealed
+from r2_serve.dialects.sealing import KEYS, join_thoughts, sealed
 from r2_serve.types import Json
 
 Events = Iterator[Json]

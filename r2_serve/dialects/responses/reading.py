@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from r2_serve.dialects.responses.history import call_item_as_chat
 from r2_serve.dialects.responses.shapes import as_object, as_objects
-from r2_serve.dialects.responses.thoughts import join_thoughts, shown_thoughts, thoughts_of
+from r2_serve.dialects.responses.thoughts import shown_thoughts, thoughts_of
+from r2_serve.dialects.sealing import join_thoughts
 from r2_serve.types import Json
 
 NAME = "responses"

@@ -2,32 +2,26 @@
 
 A chat message holds thoughts as text in `reasoning_content`, and as blocks that only their provider can read
 in `reasoning_details` (https://openrouter.ai/docs/use-cases/reasoning-tokens). OpenAI's encrypted items are
-such blocks. The other way round, the blocks of any other provider travel in `encrypted_content`, which
-clients of the Responses API send back unread.
+such blocks. The other way round, the blocks of any other provider travel in `encrypted_content`
+(`dialects.sealing`), which clients of the Responses API send back unread.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterable, Mapping
 
 from r2_serve.dialects.responses.shapes import as_objects
+from r2_serve.dialects.sealing import KEYS, SEALED, sealed, unsealed
 from r2_serve.types import Json
 
 OPENAI_FORMAT = "openai-responses-v1"
 """OpenRouter's name of the blocks that are items of OpenAI's Responses API."""
-SEALED = "r2.v1."
-"""The beginning of an `encrypted_content` that holds keys of a chat message and no item of OpenAI's."""
-KEYS = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
-"""Keys of a chat message that hold thoughts."""
 
 
 def thoughts_of(item: Json) -> Json:
     """A reasoning item as keys of a chat message."""
     encrypted = item.get("encrypted_content")
-    if isinstance(encrypted, str) and (found := _unsealed(encrypted)) is not None:
+    if (found := unsealed(encrypted)) is not None:
         return found
     common = {"format": OPENAI_FORMAT, **({"id": item["id"]} if item.get("id") else {})}
     details: list[Json] = [
@@ -49,18 +43,6 @@ def shown_thoughts(item: Json) -> Json:
     return {"reasoning_content": summary, **found} if summary else found
 
 
-def join_thoughts(message: Json, thoughts: Json) -> None:
-    """Adds the thoughts of one more item to a message."""
-    for key, value in thoughts.items():
-        known = message.get(key)
-        if isinstance(known, str) and isinstance(value, str):
-            message[key] = known + value
-        elif isinstance(known, list) and isinstance(value, list):
-            message[key] = [*known, *value]
-        else:
-            message[key] = value
-
-
 def thought_items(message: Mapping[str, object]) -> list[Json]:
     """The reasoning items of a chat message: OpenAI's own as they were, all others sealed in one."""
     details = as_objects(message.get("reasoning_details"))
@@ -79,25 +61,10 @@ def sealed_item(keys: Json) -> Json:
     return {"type": "reasoning", "summary": [], **content, "encrypted_content": sealed(keys)}
 
 
-def sealed(keys: Json) -> str:
-    """The `encrypted_content` that holds keys of a chat message. It is not secret: the client saw them."""
-    return SEALED + base64.b64encode(json.dumps(keys).encode()).decode()
-
-
 def is_foreign(item: Json) -> bool:
     """Whether a reasoning item was not made by a provider of the Responses API, so that none reads it."""
     encrypted = item.get("encrypted_content")
     return isinstance(encrypted, str) and encrypted.startswith(SEALED)
-
-
-def _unsealed(encrypted: str) -> Json | None:
-    if not encrypted.startswith(SEALED):
-        return None
-    try:
-        keys = json.loads(base64.b64decode(encrypted.removeprefix(SEALED), validate=True))
-    except (binascii.Error, ValueError, RecursionError):
-        return {}
-    return {key: keys[key] for key in KEYS if key in keys} if isinstance(keys, dict) else {}
 
 
 def _openai_items(details: Iterable[Json]) -> list[Json]:
