@@ -60,13 +60,7 @@ def followed_by(messages: Sequence[Message], ours: str) -> list[Message]:
     before = [_escaped(message) for message in messages]
     if not before or before[-1].role != "user":
         return [*before, Message(role="user", content=ours)]
-    last = before.pop()
-    content: str | tuple[Json, ...]
-    if isinstance(last.content, tuple):
-        content = (*last.content, {"type": "text", "text": ours})
-    else:
-        content = f"{last.content or ''}\n\n{ours}"
-    return [*before, last.model_copy(update={"content": content})]
+    return [*before[:-1], before[-1].followed_by(ours)]
 
 
 def tagged(tag: str, text: str) -> str:
@@ -85,7 +79,7 @@ def _escaped(message: Message) -> Message:
         safe: str | tuple[Json, ...] = _without_tags(content)
     else:
         safe = tuple(map(_escaped_part, content or ()))
-    return message if content is None or safe == content else message.model_copy(update={"content": safe})
+    return message if content is None or safe == content else message.saying(safe)
 
 
 def _escaped_part(part: Json) -> Json:

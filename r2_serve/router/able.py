@@ -11,7 +11,7 @@ from r2_serve.prompts.conversation import without_tool_calls
 from r2_serve.router.policies import LEARNED
 from r2_serve.types import Allocation, Need, Plan, Query, Sampling, Subtask, needs_of
 
-TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files"})
+TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files", "messages_api"})
 """What a query needs that is a turn of a tool loop or comes with media: it goes whole to one model."""
 
 

@@ -41,6 +41,19 @@ class Message(Record):
             return self.content
         return "".join(str(part.get("text", "")) for part in self.content or () if part["type"] == "text")
 
+    def saying(self, content: str | tuple[Json, ...]) -> Message:
+        """The message with another content, which the client's own blocks and items do not say."""
+        return self.model_copy(update={"content": content, "blocks": None, "items": None})
+
+    def followed_by(self, text: str) -> Message:
+        """The message with `text` at its end, which the client's own blocks get too."""
+        content: str | tuple[Json, ...] = f"{self.content or ''}\n\n{text}"
+        part: Json = {"type": "text", "text": text}
+        if isinstance(self.content, tuple):
+            content = (*self.content, part)
+        blocks = self.blocks and (*self.blocks, part)
+        return self.saying(content).model_copy(update={"blocks": blocks})
+
     @property
     def is_plain(self) -> bool:
         """Whether `role` and `text` are all that there is."""

@@ -506,3 +506,54 @@ async def test_provider_that_returns_to_an_earlier_tool_call_is_no_answer() -> N
         stand.openai.script = Script(sse(*pieces), headers={"content-type": "text/event-stream"})
         streamed = events_of(await stand.ask("gpt", stream=True))
     assert streamed[-1]["type"] == "error"
+
+
+async def test_routed_tool_loop_gets_the_clients_blocks_and_stays_on_its_model() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    fields: Any = {
+        "system": [{"type": "text", "text": "Be short.", **mark}],
+        "tools": [TOOL, {"type": "web_search_20250305", "name": "web_search"}],
+        "thinking": THINKING,
+    }
+    async with messages_stand() as stand:
+        stand.anthropic.script = tool_calls_first
+        first = (await stand.ask("r2", **fields)).json()
+        results = [
+            {"type": "tool_result", "tool_use_id": block["id"], "content": "sun"}
+            for block in first["content"]
+            if block["type"] == "tool_use"
+        ]
+        history = [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": first["content"]},
+            {"role": "user", "content": results},
+        ]
+        second = (await stand.ask("r2", messages=history, **fields)).json()
+        one, two = stand.anthropic.requests
+        notes = [trace.session for trace in stand.traces]
+        assert not stand.openai.requests, "only Messages has the tool web_search"
+    assert (one["system"], one["tools"]) == (fields["system"], fields["tools"])
+    assert two["messages"][1]["content"] == first["content"]
+    assert provider.THOUGHT in first["content"]
+    assert second["content"][-1]["text"] == "sun and sun"
+    assert [(note and note.model, note and note.state) for note in notes] == [
+        ("claude", "new"),
+        ("claude", "kept"),
+    ]
+
+
+def tool_calls_first(request: dict[str, Any]) -> Script:
+    """Answers as the provider does to a request with the client's tools alone."""
+    return provider.answer({**request, "tools": request["tools"][:1]})
+
+
+async def test_step_of_a_plan_sends_its_text_with_the_clients_blocks() -> None:
+    plan = {"subtasks": [{"id": 1, "text": "look"}, {"id": 2, "text": "say #1", "depends_on": [1]}]}
+    mark = {"cache_control": {"type": "ephemeral"}}
+    asked = [{"role": "user", "content": [{"type": "text", "text": "hi", **mark}]}]
+    async with messages_stand() as stand:
+        response = await stand.ask("r2", messages=asked, r2={"plan": plan, "policy": "all:claude"})
+        steps = [request["messages"][-1]["content"] for request in stand.anthropic.requests]
+    assert response.status_code == 200, response.text
+    assert [blocks[0] for blocks in steps] == [{"type": "text", "text": "hi", **mark}] * 2
+    assert ["look" in steps[0][-1]["text"], "say" in steps[1][-1]["text"]] == [True, True]
