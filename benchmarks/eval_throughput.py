@@ -111,6 +111,7 @@ def configs() -> tuple[RouterConfig, RoutingConfig]:
         models=tuple(ModelConfig(name=name, **price) for name in ("worker", "planner", "picker"))
     )
     modules = {
+        "plan": "always",
         "decomposer": DecomposerConfig(model="planner", num_samples=1),
         "allocator": AllocatorConfig(model="picker"),
     }

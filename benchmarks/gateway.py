@@ -88,6 +88,7 @@ def hosted_config(upstream: str) -> dict[str, Any]:
     ]
     virtual = {
         "pool": ["worker"],
+        "plan": "always",
         "decomposer": {"model": "planner", "num_samples": 1},
         "allocator": {"model": "picker"},
     }

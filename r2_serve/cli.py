@@ -126,7 +126,9 @@ def ask(
     ] = "r2",
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
-    policy: Annotated[str | None, typer.Option(help="learned, random or all:MODEL.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="learned, random, all:MODEL, one:MODEL or one:auto.")
+    ] = None,
     max_cost_usd: Annotated[
         float | None, typer.Option(min=1e-6, help="The most this question may cost, in USD.")
     ] = None,

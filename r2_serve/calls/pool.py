@@ -24,6 +24,14 @@ EngineFor = Callable[[ModelConfig], Engine]
 """Makes the engine of a model. Raises: ConfigError."""
 
 
+@dataclass
+class Choices:
+    """Whether a model gives several replies to one prompt (`n`), as far as its provider has shown."""
+
+    are_taken: bool | None = None
+    """None until it was asked for."""
+
+
 @dataclass(frozen=True)
 class PoolMember:
     """A model that can be called."""
@@ -33,6 +41,7 @@ class PoolMember:
     cooldown: Cooldown = field(default_factory=Cooldown)
     quarantine: Quarantine = field(default_factory=Quarantine)
     rate: TokenRate = field(default_factory=TokenRate)
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def codec(self) -> Codec:
@@ -47,6 +56,12 @@ class PoolMember:
         """The prompt of `messages` to this model, counted as well as is known of it."""
         num_tokens = _num_prompt_tokens(self.engine, messages)
         return Prompt.to(self.config, messages, format_sent, forwarded, num_tokens=num_tokens, rate=self.rate)
+
+    @property
+    def may_take_choices(self) -> bool:
+        """Whether to ask for several replies at once: a hosted model that has not refused it."""
+        is_hosted = self.config.is_forwarding and "choices" in self.config.abilities
+        return is_hosted and self.choices.are_taken is not False
 
 
 Pool = Mapping[str, PoolMember]

@@ -105,7 +105,9 @@ class ServedDecomposer:
         count = config.num_samples
         stage = _Stage[Decomposition](self._handle.decompose, ledger, "decompose", config.max_tokens, count)
         try:
-            return await stage.run(member, prompt, messages, config, limits)
+            made = await stage.run(member, prompt, messages, config, limits)
+            member.choices.are_taken = made.takes_choices
+            return made
         except (BudgetExceeded, PoisonousRequest):
             raise
         except R2Error as e:

@@ -56,7 +56,7 @@ __all__ = [
 MAX_CHARS_PER_TOKEN = 8
 """Characters that a token of a long prompt has at most, on average."""
 ROUTED_QUERY_CHARS = 200_000
-"""Most characters of a routed query if the operator sets no other limit."""
+"""Characters that every context is taken to hold, and most of a step with answers filled in."""
 
 
 class ModelConfig(ModelCard):
@@ -299,6 +299,8 @@ class DecomposerConfig(Config):
     """Longest plan; it holds `limits.max_subtasks` steps of one sentence each."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds for all samples together; samples that are not back by then count as rejected."""
+    retries_cut: bool = True
+    """Whether a plan that is cut at `max_tokens` is asked for once more with more room."""
     weights: ScoreWeights = ScoreWeights()
 
 
@@ -313,6 +315,8 @@ class AllocatorConfig(Config):
     """Longest allocation; it holds a model name for each of `limits.max_subtasks` steps."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds for the allocation; after that every subtask goes to the default model."""
+    retries_cut: bool = True
+    """Whether an allocation that is cut at `max_tokens` is asked for once more with more room."""
 
 
 class SpillConfig(Config):
@@ -333,8 +337,15 @@ class VirtualModelConfig(Config):
     default_model: str | None = None
     """Model used if no plan or no allocation can be made; None for the last of the pool, the strongest."""
     policy: str = "learned"
-    """How subtasks get models if the request names no policy: `learned`, `cheapest`, `all:MODEL`,
-    `random`."""
+    """How subtasks get models if the request names no policy: `learned`, `cheapest`, `all:MODEL`, `random`;
+    or `one:MODEL` and `one:auto`, which send every query whole to one model."""
+    plan: Literal["auto", "always", "never"] = "auto"
+    """Whether queries are split: `auto` splits one if that is expected to cost less than asking the default
+    model for all of it; `never` sends each whole to one model, as the policy `one:auto` does."""
+    context: Literal["full", "needed"] = "full"
+    """What inner steps read of the client's conversation. `needed`: its system messages, and all of it only
+    where the plan says that a step needs it; the allocator then reads the plan alone. `full` is the default
+    as plans that are wrong about this give wrong answers."""
     fallbacks: Literal["pool", "typed"] = "pool"
     """Models asked when one is rate-limited, down or gives no answer: its own `fallbacks`, then with `pool`
     the other capable models of the pool, the next dearer ones first. `typed`: its own `fallbacks` alone.
@@ -383,7 +394,7 @@ class LimitsConfig(Config):
     """Most messages of a request."""
     max_query_chars: int | None = Field(default=None, ge=1)
     """Most characters of all messages and the schema together, and of a step with answers filled in.
-    None: 200,000 for a routed query, and as many as the context may hold for a model asked by its name."""
+    None: as many as the longest context may hold that may read them; 200,000 for a step with answers."""
     max_tokens: int = Field(default=131_072, ge=1)
     """Longest reply that a request may ask for, in tokens."""
     max_answer_chars: int = Field(default=20_000, ge=1)

@@ -90,9 +90,11 @@ class HostedEngine:
                     content += chunk
                     _check_size(len(content))
             parts = parse_completion(bytes(content), self._wire.read, is_verbatim=call.is_verbatim)
-        estimate = partial(self._estimated, call, len(parts.text.encode()))
+        num_bytes = sum(len(text.encode()) for text in (parts.text, *parts.others))
+        estimate = partial(self._estimated, call, num_bytes)
         return Completion(
             text=parts.text,
+            others=parts.others,
             usage=parts.tokens.whole() or parts.tokens.completed(estimate()),
             is_usage_estimated=parts.tokens.whole() is None,
             finish_reason=parts.finish_reason,

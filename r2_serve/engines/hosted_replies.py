@@ -38,6 +38,8 @@ class ReplyParts:
     """A checked reply."""
 
     text: str
+    others: tuple[str, ...]
+    """Texts of the further choices; empty for one without text."""
     finish_reason: FinishReason
     tokens: Tokens
     logprobs: tuple[float, ...] | None
@@ -91,6 +93,7 @@ def _parts(body: Json, is_verbatim: bool) -> ReplyParts:
     logprobs = first.logprobs.content if first.logprobs else None
     return ReplyParts(
         text=first.message.content or "",
+        others=tuple(choice.message.content or "" for choice in reply.choices[1:]),
         finish_reason=parse_finish_reason(first.finish_reason, is_verbatim=is_verbatim),
         tokens=reply.tokens or Tokens(),
         logprobs=tuple(token.logprob for token in logprobs) if logprobs else None,

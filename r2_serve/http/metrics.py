@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from r2_serve.calls.pool import Pool
 from r2_serve.http.admission import Admission
 from r2_serve.http.spend import Purses
-from r2_serve.types import CallRecord, Trace
+from r2_serve.types import CallRecord, Decision, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -50,8 +50,13 @@ class Metrics:
         self._fallbacks = counter(
             "r2_fallbacks", "Plans or allocations that the router had to replace.", "stage"
         )
+        self._decisions = counter(
+            "r2_decisions", "Routed queries, split or whole, and why.", "model", "action", "reason"
+        )
         self._costs_usd: dict[tuple[str, str], Decimal] = {}
+        self._compared_usd: dict[tuple[str, str], Decimal] = {}
         self._computed(self._cost)
+        self._computed(self._comparison)
 
     def watch(self, admission: Admission) -> None:
         """Adds the queue's state."""
@@ -99,6 +104,8 @@ class Metrics:
         if trace.plan is not None:
             self._plan_depth.observe(trace.plan.depth)
             self._plan_width.observe(trace.plan.width)
+        if trace.decision is not None:
+            self._count_decision(trace, trace.decision)
         if trace.plan_fallback is not None:
             self._fallbacks.labels("plan").inc()
         if trace.allocation_fallback is not None:
@@ -115,6 +122,21 @@ class Metrics:
         self._tokens.labels(call.model, "out").inc(call.usage.completion_tokens)
         place = (call.model, call.stage)
         self._costs_usd[place] = self._costs_usd.get(place, Decimal(0)) + call.cost_usd
+
+    def _count_decision(self, trace: Trace, decision: Decision) -> None:
+        self._decisions.labels(trace.model, decision.action, decision.reason).inc()
+        if trace.error is None:
+            for kind, usd in (("direct", decision.direct_usd), ("billed", trace.cost_usd)):
+                place = (trace.model, kind)
+                self._compared_usd[place] = self._compared_usd.get(place, Decimal(0)) + usd
+
+    def _comparison(self) -> list[Metric]:
+        """The bill of answered queries beside the expected cost of asking the default model directly."""
+        text = "Cost of answered queries in USD: billed, and expected of the direct call."
+        family = CounterMetricFamily("r2_compared_usd", text, labels=["model", "kind"])
+        for place, usd in sorted(self._compared_usd.items()):
+            family.add_metric(place, float(usd))
+        return [family]
 
     def _cost(self) -> list[Metric]:
         """The exact decimal sums, as floats only when they are read."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 from r2_serve.dialects.wire import ErrorReply
 from r2_serve.errors import R2Error
 from r2_serve.router.backend import ModelListing
-from r2_serve.types import Answer, Json
+from r2_serve.types import Answer, Decision, Json
 
 _CODES = {
     401: "invalid_api_key",
@@ -41,6 +42,7 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence
         "models": list(answer.models),
         "subtasks": answer.num_subtasks,
         "policy": trace.policy,
+        "decision": _decision(trace.decision),
         "plan_fallback": trace.plan_fallback,
         "allocation_fallback": trace.allocation_fallback,
         "overhead_ms": round(answer.overhead_s * 1000, 3),
@@ -53,10 +55,21 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence
     return {**shown, "trace": trace.model_dump(mode="json")} if has_trace else shown
 
 
+def _decision(decision: Decision | None) -> Json | None:
+    """Whether the query was split and why, with the expected costs; None for a pool model."""
+    if decision is None:
+        return None
+    shown = decision.model_dump(mode="json", exclude={"dropped_plan"}, exclude_none=True)
+    return {name: f"{Decimal(v):f}" if name.endswith("_usd") else v for name, v in shown.items()}
+
+
 def extra_headers(answer: Answer) -> dict[str, str]:
     """The main figures as headers of a plain reply; a stream sends its headers before it knows them."""
     session = answer.trace.session
+    decision = answer.trace.decision
+    decided = {"x-r2-decision": f"{decision.action}; {decision.reason}"} if decision else {}
     return {
+        **decided,
         "x-r2-cost-usd": f"{answer.cost_usd:f}",
         "x-r2-models": ",".join(answer.models),
         "x-r2-plan-nodes": str(answer.num_subtasks),

@@ -195,7 +195,7 @@ class Extras(Wire):
     """The longest this request may take in seconds, its wait in the queue included."""
     max_subtasks: _Int | None = Field(default=None, ge=1)
     policy: str | None = Field(default=None, min_length=1, max_length=1_000)
-    """`learned`, `all:MODEL` or `random`."""
+    """`learned`, `all:MODEL` or `random`; `one:MODEL` and `one:auto` send the query whole to one model."""
     plan: WirePlan | None = None
     """Your own plan: nothing is decomposed."""
     models: dict[_SubtaskId, _ModelName] | None = None

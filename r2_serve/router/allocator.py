@@ -80,7 +80,8 @@ class Allocator:
             ),
             adapter=config.adapter,
         )
-        result = await caller.call_uncut(config.model, spec)
+        ask = caller.call_uncut if config.retries_cut else caller.call
+        result = await ask(config.model, spec)
         return self.pool[result.model].codec.parse_allocation(result.completion.text, plan, cards)
 
 

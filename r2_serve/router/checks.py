@@ -116,16 +116,16 @@ def check_pinned_models(pinned: Mapping[int, str], pool: Sequence[str]) -> None:
             raise InvalidRequest(f"{model!r} is not in the pool {list(pool)}", f"r2.models.{subtask_id}")
 
 
-def check_sizes(query: Query, text: str, limits: LimitsConfig, model: ModelConfig | None) -> None:
+def check_sizes(query: Query, text: str, limits: LimitsConfig, models: Sequence[ModelConfig]) -> None:
     """Check the messages (`text` holds all of them), the response format and `max_tokens`.
 
-    `model` is the pool model that is asked directly; None for a routed query.
+    `models` are those that may get the messages: the longest context of them bounds the characters.
 
     Raises: InvalidRequest.
     """
     num_chars, num_more = len(text), format_chars(query.sampling.response_format)
     max_tokens = query.sampling.max_tokens or 0
-    max_chars = limits.max_query_chars or (ROUTED_QUERY_CHARS if model is None else model.query_chars)
+    max_chars = limits.max_query_chars or most_chars(models)
     if len(query.messages) > limits.max_messages:
         message, param = f"got {len(query.messages)} messages; the limit is {limits.max_messages}", "messages"
     elif max_chars is not None and num_chars > max_chars:
@@ -140,6 +140,12 @@ def check_sizes(query: Query, text: str, limits: LimitsConfig, model: ModelConfi
     else:
         return
     raise InvalidRequest(message, param)
+
+
+def most_chars(models: Sequence[ModelConfig]) -> int | None:
+    """Most characters that one of `models` may be sent; None if a context is not known."""
+    known = [model.query_chars for model in models]
+    return None if None in known else max((chars for chars in known if chars is not None), default=None)
 
 
 def check_own_plan(plan: Plan, limits: LimitsConfig) -> None:

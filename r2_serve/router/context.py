@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from r2_serve.calls.caller import Caller
 from r2_serve.calls.ledger import Ledger, total_cost_usd
-from r2_serve.config import LimitsConfig
+from r2_serve.config import LimitsConfig, VirtualModelConfig
+from r2_serve.prompts.conversation import instructions_of
 from r2_serve.router.allocator import Allocates
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas
-from r2_serve.types import Allocation, CallRecord, OnDelta, Plan, Query, SessionNote, SubtaskResult, Trace
+from r2_serve.types import (
+    Allocation,
+    CallRecord,
+    Decision,
+    Message,
+    OnDelta,
+    Plan,
+    Query,
+    SessionNote,
+    Subtask,
+    SubtaskResult,
+    Trace,
+)
 
 WORKER_STAGES = ("execute", "pass_through")
 """Stages whose calls work on the query itself; the others are the router's own calls."""
@@ -25,6 +38,7 @@ class TraceDraft:
     """The fields of a trace that the stages of a query fill in as they end."""
 
     policy: str = LEARNED
+    decision: Decision | None = None
     plan: Plan | None = None
     num_plan_samples: int = 0
     num_plan_rejected: int = 0
@@ -76,6 +90,7 @@ class QueryContext:
             allocation_fallback=draft.allocation_fallback,
             session=draft.session,
             policy=draft.policy,
+            decision=draft.decision,
             num_plan_samples=draft.num_plan_samples,
             num_plan_rejected=draft.num_plan_rejected,
             duration_s=duration_s,
@@ -83,6 +98,14 @@ class QueryContext:
             cost_usd=total_cost_usd(calls),
             worker_cost_usd=total_cost_usd(worker_calls),
         )
+
+
+def read_by(
+    subtask: Subtask, plan: Plan, messages: Sequence[Message], virtual: VirtualModelConfig
+) -> Sequence[Message]:
+    """What a step reads of the client's conversation: all of it, or its system messages alone."""
+    is_needed = subtask.needs_query or subtask.id == plan.final_id
+    return messages if virtual.context == "full" or is_needed else instructions_of(messages)
 
 
 def lowered(limits: LimitsConfig, query: Query) -> LimitsConfig:

@@ -18,9 +18,9 @@ from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
-from r2_serve.errors import BudgetExceeded, CodecError, EngineError
+from r2_serve.errors import BudgetExceeded, CodecError, EngineError, EngineRefused
 from r2_serve.prompts.conversation import conversation_text
-from r2_serve.types import BYTES_PER_TOKEN, Message, Plan, Record, Sampling, Subtask, references
+from r2_serve.types import BYTES_PER_TOKEN, Json, Message, Plan, Record, Sampling, Subtask, references
 
 Messages = tuple[Message, ...]
 _WORD = re.compile(r"[A-Za-z]{3,}")
@@ -34,6 +34,8 @@ class Decomposition(Record):
     num_rejected: int
     fallback: str | None = None
     """Why the plan is the one-step plan; None if a sample was kept."""
+    takes_choices: bool | None = None
+    """Whether the decomposer's provider gave several plans to one prompt; None if it was not asked to."""
 
 
 class Decomposes(Protocol):
@@ -67,19 +69,20 @@ class Decomposer:
             num_samples=len(samples),
             num_rejected=len(samples) - len(plans),
             fallback=None if plans else _why_none(samples),
+            takes_choices=self.pool[config.model].choices.are_taken,
         )
 
     async def _sample(
         self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> list[Plan | str]:
         """One entry for each sample: its plan, or the reason why it has none."""
-        caller = Caller(self.pool, ledger, limits)
+        asker = _Asker(Caller(self.pool, ledger, limits), messages, config, limits)
         samples: list[Plan | str] = ["timeout"] * config.num_samples
         too_dear: list[BudgetExceeded] = []
 
-        async def sample(i: int) -> None:
+        async def sample(i: int, text: str | None = None) -> None:
             try:
-                samples[i] = await self._one(caller, messages, config, limits)
+                samples[i] = await asker.one() if text is None else asker.plan(config.model, text)
             except CodecError as e:
                 samples[i] = e.reason
             except EngineError as e:
@@ -90,8 +93,9 @@ class Decomposer:
 
         try:
             async with asyncio.timeout(config.timeout_s), asyncio.TaskGroup() as group:
+                texts = await asker.at_once()
                 for i in range(config.num_samples):
-                    group.create_task(sample(i))
+                    group.create_task(sample(i, texts[i] if i < len(texts) else None))
         except TimeoutError:
             pass  # those not back count as rejected, with the slug they began with
         except ExceptionGroup as e:  # a poisonous request: no other sample may kill a replica too
@@ -100,24 +104,60 @@ class Decomposer:
             raise too_dear[0]
         return samples
 
-    async def _one(
-        self, caller: Caller, messages: Messages, config: DecomposerConfig, limits: LimitsConfig
-    ) -> Plan:
-        codec = self.pool[config.model].codec
-        spec = CallSpec(
-            render=lambda c: c.render_decompose(messages, limits.max_subtasks),
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks for the plans of one query."""
+
+    caller: Caller
+    messages: Messages
+    config: DecomposerConfig
+    limits: LimitsConfig
+
+    async def one(self) -> Plan:
+        """Raises: CodecError if the reply is no valid plan; EngineError, BudgetExceeded."""
+        ask = self.caller.call_uncut if self.config.retries_cut else self.caller.call
+        result = await ask(self.config.model, self._spec())
+        return self.plan(result.model, result.completion.text)
+
+    async def at_once(self) -> tuple[str, ...]:
+        """The texts of all samples by one prompt, which is billed once; those that did not come are missing.
+
+        Whether the provider takes such a call is remembered: if it does not, samples are asked one by one.
+        """
+        config, member = self.config, self.caller.pool[self.config.model]
+        if config.num_samples == 1 or not member.may_take_choices:
+            return ()
+        try:
+            result = await self.caller.call(config.model, self._spec({"n": config.num_samples}))
+        except (EngineError, BudgetExceeded) as e:
+            member.choices.are_taken = False if isinstance(e, EngineRefused) else member.choices.are_taken
+            return ()
+        texts = (result.completion.text, *result.completion.others)
+        if result.model == config.model:
+            member.choices.are_taken = len(texts) > 1
+        return texts
+
+    def plan(self, model: str, text: str) -> Plan:
+        """The plan that `model` wrote. Raises: CodecError."""
+        plan = self.caller.pool[model].codec.parse_plan(text, conversation_text(self.messages))
+        check_plan(plan, self.limits)
+        return plan
+
+    def _spec(self, forwarded: Json | None = None) -> CallSpec:
+        config, max_subtasks = self.config, self.limits.max_subtasks
+        codec = self.caller.pool[config.model].codec
+        return CallSpec(
+            render=lambda c: c.render_decompose(self.messages, max_subtasks),
             stage="decompose",
             sampling=Sampling(
                 max_tokens=config.max_tokens,
                 temperature=config.temperature if config.num_samples > 1 else 0.0,
-                json_schema=codec.plan_schema(limits.max_subtasks),
+                json_schema=codec.plan_schema(max_subtasks),
+                forwarded=forwarded or {},
             ),
             adapter=config.adapter,
         )
-        result = await caller.call_uncut(config.model, spec)
-        plan = self.pool[result.model].codec.parse_plan(result.completion.text, conversation_text(messages))
-        check_plan(plan, limits)
-        return plan
 
 
 def check_plan(plan: Plan, limits: LimitsConfig) -> None:

@@ -13,10 +13,10 @@ from r2_serve.calls.budget import Budget, Purse
 from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
-from r2_serve.config import RoutingConfig, VirtualModelConfig
-from r2_serve.errors import DeadlineExceeded, ModelNotFound, R2Error
+from r2_serve.config import AllocatorConfig, DecomposerConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
 from r2_serve.prompts.conversation import conversation_text
-from r2_serve.router.able import is_turn, with_able_models
+from r2_serve.router.able import with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
     check_abilities,
@@ -29,15 +29,18 @@ from r2_serve.router.checks import (
     check_template,
 )
 from r2_serve.router.context import WORKER_STAGES, QueryContext, lowered
+from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
+from r2_serve.router.gate import Gate, PlanDropped, allocator_reads
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas, no_replicas
 from r2_serve.router.synthesis import Final, synthesize
 from r2_serve.router.turns import answer_turn
-from r2_serve.types import Allocation, Answer, OnDelta, Plan, Query, Trace
+from r2_serve.router.whole import answer_whole
+from r2_serve.types import Allocation, Answer, Message, OnDelta, Plan, Query, Trace
 
 Sink = Callable[[Trace], None]
 """Takes the trace of a finished query."""
@@ -128,7 +131,7 @@ async def pass_through(context: QueryContext) -> Final:
 
 
 async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
-    """Decompose the query, allocate its subtasks, run the plan and make the answer."""
+    """Split the query and make the answer by its plan, or send it whole to one model, as the gate decides."""
     query, draft = context.query, context.draft
     draft.policy = query.policy or virtual.policy
     policy = AllocationPolicy.parse(draft.policy, virtual.pool)
@@ -137,24 +140,66 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     if query.is_plan_only:
         plan = draft.plan = await _decompose(context, virtual)
         return Final(plan.model_dump_json(exclude_none=True), "stop")
-    if query.plan is None and is_turn(query):
+    costs = Costs(context.caller.pool, query, virtual, context.limits)
+    gate = Gate(costs, context.ledger, policy)
+    draft.decision = gate.decide()
+    if draft.decision.action == "planned":
+        try:
+            return await _answer_by_plan(context, virtual, policy, gate)
+        except PlanDropped as e:
+            update = {"action": "whole", "reason": e.reason, "dropped_plan": draft.plan}
+            draft.decision = draft.decision.model_copy(update=update)
+    elif draft.decision.reason in ("asked", "configured", "beyond_text"):
         return await answer_turn(context, virtual, policy)
+    return await answer_whole(context, virtual, costs.whole_model())
+
+
+async def _answer_by_plan(
+    context: QueryContext, virtual: VirtualModelConfig, policy: AllocationPolicy, gate: Gate
+) -> Final:
+    """Decompose the query, allocate its subtasks, run the plan and make the answer.
+
+    A plan that was chosen to save money is held to that. Raises: PlanDropped if it will not.
+    """
+    query, draft = context.query, context.draft
+    assert draft.decision is not None
+    has_to_save = draft.decision.reason == "may_save"
     with context.demand.query(query.model) as expected:
-        plan = draft.plan = await _decompose(context, virtual)
+        plan = await _decompose(context, virtual, gate.sampler() if has_to_save else None)
+        if has_to_save:
+            _check_usable(plan, context)
+        draft.plan = plan
         check_template(plan, query)
-        allocation = await _allocate(context, virtual, plan, policy)
+        how = gate.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
+        allocation = await _allocate(context, virtual, plan, policy, *how)
         draft.allocation = with_able_models(query, context.caller.pool, virtual.pool, plan, allocation)
+        models = draft.allocation.models
+        expected_usd = gate.expected_usd(plan, models)
+        draft.decision = draft.decision.model_copy(update={"plan_usd": expected_usd})
+        limits = gate.step_limits(plan, models) if has_to_save else None
         expected.plan(plan, draft.allocation)
-        calls = await PlanRun(context, virtual, plan, draft.allocation, expected).calls()
+        calls = await PlanRun(context, virtual, plan, draft.allocation, expected, limits).calls()
     if plan.answer is not None:
         answers = {i: call.answer for i, call in calls.items()}
         check_substituted("the answer", plan.answer, answers, context.limits)
     return synthesize(plan, calls, query.sampling)
 
 
-async def _decompose(context: QueryContext, virtual: VirtualModelConfig) -> Plan:
-    """The client's own plan, or the decomposer's."""
-    own, config, draft = context.query.plan, virtual.decomposer, context.draft
+def _check_usable(plan: Plan, context: QueryContext) -> None:
+    """Raises: PlanDropped if no plan is valid, or its template cannot keep to the client's format."""
+    if context.draft.plan_fallback is not None:
+        raise PlanDropped("no_valid_plan")
+    try:
+        check_template(plan, context.query)
+    except InvalidRequest as e:
+        raise PlanDropped("no_format") from e
+
+
+async def _decompose(
+    context: QueryContext, virtual: VirtualModelConfig, sampler: DecomposerConfig | None = None
+) -> Plan:
+    """The client's own plan, or the decomposer's; `sampler` takes the place of the config's."""
+    own, config, draft = context.query.plan, sampler or virtual.decomposer, context.draft
     if own is not None:
         check_own_plan(own, context.limits)
         return own
@@ -168,7 +213,12 @@ async def _decompose(context: QueryContext, virtual: VirtualModelConfig) -> Plan
 
 
 async def _allocate(
-    context: QueryContext, virtual: VirtualModelConfig, plan: Plan, policy: AllocationPolicy
+    context: QueryContext,
+    virtual: VirtualModelConfig,
+    plan: Plan,
+    policy: AllocationPolicy,
+    config: AllocatorConfig,
+    messages: tuple[Message, ...],
 ) -> Allocation:
     """A model for each subtask: the client's pin, else the policy's choice, else the allocator's."""
     pinned = context.query.pinned
@@ -176,15 +226,21 @@ async def _allocate(
     if chosen is None and (context.draft.plan_fallback is not None or len(pinned) == len(plan.subtasks)):
         chosen = everything_to(virtual.fallback_model, plan)
     if chosen is None:
-        chosen = await _ask_allocator(context, virtual, plan)
+        chosen = await _ask_allocator(context, virtual, plan, config, messages)
     return Allocation(models=tuple(pinned.get(i, model) for i, model in enumerate(chosen.models, 1)))
 
 
-async def _ask_allocator(context: QueryContext, virtual: VirtualModelConfig, plan: Plan) -> Allocation:
+async def _ask_allocator(
+    context: QueryContext,
+    virtual: VirtualModelConfig,
+    plan: Plan,
+    config: AllocatorConfig,
+    messages: tuple[Message, ...],
+) -> Allocation:
     task = AllocationTask(
-        messages=context.query.messages,
+        messages=messages,
         plan=plan,
-        config=virtual.allocator,
+        config=config,
         names=virtual.pool,
         fallback_model=virtual.fallback_model,
         limits=context.limits,
@@ -203,9 +259,10 @@ async def _within_deadline(context: QueryContext, virtual: VirtualModelConfig | 
             check_routing_fields(context.query, is_virtual=virtual is not None)
             pool = context.caller.pool
             model = None if virtual else pool[context.query.model].config
+            may_read = [model] if model else [pool[name].config for name in virtual.pool] if virtual else []
             if model is not None:
                 check_abilities(context.query, model, (member.config for member in pool.values()))
-            check_sizes(context.query, context.text, context.limits, model)
+            check_sizes(context.query, context.text, context.limits, may_read)
             return await (pass_through(context) if virtual is None else route(context, virtual))
     except TimeoutError as e:
         if not scope.expired():

@@ -13,9 +13,10 @@ from r2_serve.prompts import Codec
 from r2_serve.prompts.conversation import without_tool_calls
 from r2_serve.router.able import stand_ins
 from r2_serve.router.checks import check_substituted
-from r2_serve.router.context import QueryContext
+from r2_serve.router.context import QueryContext, read_by
 from r2_serve.router.demand import QueryDemand
 from r2_serve.router.executor import execute
+from r2_serve.router.gate import PlanDropped, StepLimits
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import with_room
 from r2_serve.router.synthesis import cut_to_chars
@@ -39,12 +40,14 @@ class PlanRun:
     plan: Plan
     allocation: Allocation
     expected: QueryDemand
+    limits: StepLimits | None = None
+    """Limits of the inner steps of a plan that has to save; one that reaches its limit ends the plan."""
     _done: dict[int, _Done] = field(default_factory=dict)
 
     async def calls(self) -> dict[int, CallResult]:
         """Run the plan; the call that answered each subtask, by subtask id.
 
-        Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest.
+        Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest, PlanDropped.
         """
         began_s = self.context.ledger.elapsed_s()
 
@@ -69,28 +72,32 @@ class PlanRun:
         try:
             with self.expected.calling(subtask.id, model):
                 is_last = subtask.id == self.plan.final_id
-                ask = context.caller.call if is_last else context.caller.call_uncut
-                call = await ask(model, spec)
+                is_plain = is_last or self.limits is not None
+                call = await (context.caller.call if is_plain else context.caller.call_uncut)(model, spec)
         except EngineError as e:
             is_final = subtask.id == self.plan.final_id
             raise SubtaskFailed.by(e, subtask.id, model, is_final=is_final) from e
+        if not is_last and self.limits is not None and call.completion.finish_reason == "length":
+            raise PlanDropped("ran_away")
         return _Done(call, self._result(subtask, call, ready_s, start_s))
 
     def _spec(self, subtask: Subtask, answers: Mapping[int, str]) -> CallSpec:
         """What to ask for a subtask. The client's sampling and stream belong to the final one alone."""
         query, is_final = self.context.query, subtask.id == self.plan.final_id
         messages = query.messages if is_final else without_tool_calls(query.messages)
+        read = read_by(subtask, self.plan, messages, self.virtual)
+        limit = None if self.limits is None else self.limits.of(subtask.id)
 
         def render(codec: Codec) -> list[Message]:
             if self._is_whole(codec):
                 return codec.render_query(messages)
-            return codec.render_subtask(messages, self.plan, subtask, answers)
+            return codec.render_subtask(read, self.plan, subtask, answers)
 
         return CallSpec(
             render=render,
             stage="execute",
             subtask=subtask.id,
-            sampling=query.sampling if is_final else Sampling(temperature=0.0),
+            sampling=query.sampling if is_final else Sampling(temperature=0.0, max_tokens=limit),
             on_delta=self.context.on_delta if is_final else None,
             is_verbatim=is_final,
             stand_ins=self._stand_ins(subtask),
@@ -137,7 +144,9 @@ class PlanRun:
             model=call.model,
             answer=call.answer,
             usage=call.completion.usage,
-            cost_usd=total_cost_usd(c for c in ledger.calls if c.subtask == subtask.id),
+            cost_usd=total_cost_usd(
+                c for c in ledger.calls if c.subtask == subtask.id and c.start_s >= start_s
+            ),
             num_attempts=call.num_attempts,
             finish_reason=call.completion.finish_reason,
             ready_s=ready_s,

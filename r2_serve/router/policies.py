@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Allocation, Plan
 
-LEARNED, CHEAPEST = "learned", "cheapest"
-FORMS = "'learned', 'cheapest', 'all:MODEL', 'final-only:SMALL,LARGE', 'random' or 'random:MODEL=SHARE,...'"
-_NUM_MODELS = {LEARNED: 0, CHEAPEST: 0, "all": 1, "final-only": 2}
-_FIXED = frozenset({"all", "final-only"})
+LEARNED, CHEAPEST, AUTO = "learned", "cheapest", "auto"
+FORMS = (
+    "'learned', 'cheapest', 'all:MODEL', 'final-only:SMALL,LARGE', 'random', 'random:MODEL=SHARE,...', "
+    "'one:MODEL' or 'one:auto'"
+)
+_NUM_MODELS = {LEARNED: 0, CHEAPEST: 0, "all": 1, "final-only": 2, "one": 1}
+_FIXED = frozenset({"all", "final-only", "one"})
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class AllocationPolicy:
     - `cheapest`: every subtask goes to the first model of the pool that can take it.
     - `all:MODEL`: every subtask goes to MODEL.
     - `final-only:SMALL,LARGE`: the last subtask goes to LARGE, every other one to SMALL.
+    - `one:MODEL`: the query is not split; MODEL gets all of it. With `one:auto` the router chooses the model.
     - `random`, or `random:MODEL=SHARE,...`: each subtask draws a model, with equal or the given shares.
     """
 
@@ -34,7 +38,7 @@ class AllocationPolicy:
     @property
     def is_fixed(self) -> bool:
         """Whether the same plan gets the same models each time, by name."""
-        return self.kind in _FIXED
+        return self.kind in _FIXED and self.models != (AUTO,)
 
     @classmethod
     def parse(cls, text: str, pool: Sequence[str]) -> AllocationPolicy:
@@ -53,17 +57,33 @@ class AllocationPolicy:
         except ValueError:
             policy = None
         is_known = policy is not None and (kind == "random" or _NUM_MODELS.get(kind) == len(policy.models))
-        if policy is None or not is_known or not set(policy.models) <= set(pool):
+        names = {*pool, AUTO} if kind == "one" else set(pool)
+        if policy is None or not is_known or not set(policy.models) <= names:
             raise InvalidRequest(
                 f"unknown policy {text!r}; expected {FORMS} with models of {list(pool)}", "r2.policy"
             )
         return replace(policy, models=(pool[0],)) if kind == CHEAPEST else policy
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether queries are not split."""
+        return self.kind == "one"
+
+    @property
+    def asks_allocator(self) -> bool:
+        """Whether the allocator gives models to the steps of a plan."""
+        return self.kind == LEARNED
+
     def allocation(self, plan: Plan, *, seed: str) -> Allocation | None:
-        """The allocation of `plan`; None for `learned`. The same `seed` draws the same models again."""
+        """The allocation of `plan`; None for `learned` and `one:auto`.
+
+        The same `seed` draws the same models again.
+        """
         num = len(plan.subtasks)
         match self.kind:
-            case "all" | "cheapest":
+            case "one" if self.models == (AUTO,):
+                return None
+            case "all" | "cheapest" | "one":
                 models = self.models * num
             case "final-only":
                 models = self.models[:1] * (num - 1) + self.models[1:]

@@ -273,6 +273,42 @@ class SessionNote(Record):
     reason: str
 
 
+DecisionReason = Literal[
+    "asked",
+    "configured",
+    "may_save",
+    "beyond_text",
+    "short",
+    "too_long",
+    "nothing_to_save",
+    "planning_too_dear",
+    "no_valid_plan",
+    "plan_too_dear",
+    "no_format",
+    "ran_away",
+]
+"""Why a query was split or not (`docs/architecture.md` explains each)."""
+
+
+class Decision(Record):
+    """Whether a query was split into a plan, and what was expected of both ways (`r2_serve.router.gate`)."""
+
+    action: Literal["whole", "planned"]
+    reason: DecisionReason
+    baseline: str
+    """The virtual model's default model, which the direct call would ask."""
+    expected_tokens: int
+    """Expected length of the answer."""
+    direct_usd: Decimal
+    """Expected cost of the direct call."""
+    planning_usd: Decimal | None = None
+    """The most that plan and allocation could cost; None where that was not asked."""
+    plan_usd: Decimal | None = None
+    """Expected bill of the plan with all that was spent before it; None if no plan was allocated."""
+    dropped_plan: Plan | None = None
+    """The plan that was made and given up; None if there is none."""
+
+
 class Trace(Record):
     """The record of one query, answered or failed, which serving writes and training reads."""
 
@@ -294,6 +330,8 @@ class Trace(Record):
     session: SessionNote | None = None
     """Why the model of a turn stayed or changed; None for a query that belongs to no session."""
     policy: str = "learned"
+    decision: Decision | None = None
+    """Whether the query was split, and why; None for a pool model asked by its name."""
     num_plan_samples: int = 0
     num_plan_rejected: int = 0
     duration_s: float = 0.0

@@ -152,6 +152,8 @@ class Completion(Record):
     """One model's reply."""
 
     text: str
+    others: tuple[str, ...] = ()
+    """The texts of the further replies, where several were asked for (`Sampling.num_choices`)."""
     usage: Usage
     is_usage_estimated: bool = False
     """True if the model has not reported its own count."""

@@ -273,7 +273,10 @@ def _in_large_batches(app: ModelServerConfig) -> ModelServerConfig:
 
 
 def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
-    """Applies `prices`, `without` and `call_timeout_s`. Raises: ConfigError for unknown names."""
+    """Applies `prices`, `without` and `call_timeout_s`; training splits every query.
+
+    Raises: ConfigError for unknown names.
+    """
     router, routing = served.router, served.routing
     if config.virtual_model not in routing.virtual_models:
         raise ConfigError(
@@ -287,7 +290,7 @@ def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterCo
     models = tuple(_priced(model, config) for model in router.models)
     kept = tuple(name for name in virtual.pool if name not in config.without)
     default = virtual.default_model if virtual.default_model in kept else None
-    routing = _with_virtual(routing, config, {"pool": kept, "default_model": default})
+    routing = _with_virtual(routing, config, {"pool": kept, "default_model": default, "plan": "always"})
     if config.call_timeout_s is not None:
         limits = routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
         routing = routing.model_copy(update={"limits": limits})

@@ -200,7 +200,7 @@ async def test_plain_reply_has_exactly_these_bytes() -> None:
         b'"logprobs":null,"finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":30,"completion_tokens":7,"total_tokens":37},'
         b'"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01",'
-        b'"models":["org/small"],"subtasks":2,"policy":"learned","plan_fallback":null,'
+        b'"models":["org/small"],"subtasks":2,"policy":"learned","decision":null,"plan_fallback":null,'
         b'"allocation_fallback":null,"overhead_ms":12.5,"duration_ms":500.0}}'
     )
     assert dict(response.headers) == {

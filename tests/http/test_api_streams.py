@@ -32,7 +32,8 @@ URL = "/v1/chat/completions"
 HEAD = '{"id":"chatcmpl-id2","object":"chat.completion.chunk","created":1750000000,"model":"r2",'
 R2 = (
     '"r2":{"cost_usd":"0.0000022","worker_cost_usd":"0.0000015","prices_as_of":"2026-11-01",'
-    '"models":["org/small"],"subtasks":2,"policy":"learned","plan_fallback":null,"allocation_fallback":null,'
+    '"models":["org/small"],"subtasks":2,"policy":"learned","decision":null,"plan_fallback":null,'
+    '"allocation_fallback":null,'
     '"overhead_ms":12.5,"duration_ms":500.0}'
 )
 

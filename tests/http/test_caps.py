@@ -16,6 +16,7 @@ from r2_serve.config import HostedEngineConfig, LimitsConfig, RouterConfig, Serv
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
 from r2_serve.http.api import create_app
+from r2_serve.router.checks import most_chars
 from r2_serve.router.router import in_process
 from r2_serve.types import EngineCall
 from tests.http.test_api import error_of
@@ -271,21 +272,19 @@ async def test_reply_has_exactly_one_choice(n: int) -> None:
     assert (refused.status_code, error_of(refused)["param"], endpoint.num_calls) == (400, "n", 0)
 
 
-async def test_prompt_of_a_routed_query_is_limited_and_that_of_a_hosted_model_only_by_its_context() -> None:
+async def test_prompt_is_limited_by_the_longest_context_that_may_read_it() -> None:
+    """A context that is not known limits nothing: the provider knows its own."""
     long = messages(1, "x" * 250_000)
     async with standing(healthy) as stand:
-        for name, status in (("r2", 400), ("alone", 200)):
+        for name in ("r2", "alone"):
             response = await stand.client.post("/v1/chat/completions", json={"model": name, "messages": long})
-            assert response.status_code == status
-        assert (
-            "limit is 200000"
-            in error_of(
-                await stand.client.post("/v1/chat/completions", json={"model": "r2", "messages": long})
-            )["message"]
-        )
+            assert response.status_code == 200
     card = model("m", context_tokens=100_000)
     hosted = card.model_copy(update={"engine": HostedEngineConfig(kind="openai", model="m")})
     assert (card.query_chars, hosted.query_chars) == (800_000, 800_000)
+    small = model("s", context_tokens=1_000)
+    assert most_chars([small, card]) == 800_000
+    assert most_chars([card, model("h", engine=hosted.engine)]) is None
 
 
 async def test_body_is_not_read_beyond_its_limit() -> None:

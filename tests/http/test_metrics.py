@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from r2_serve.http.metrics import Metrics
-from r2_serve.types import CallRecord, Plan, Subtask, Trace, Usage
+from r2_serve.types import CallRecord, Decision, Plan, Subtask, Trace, Usage
 from tests.support.scripted_backend import ScriptedBackend, chat_body, make_client
 
 
@@ -42,6 +42,28 @@ def test_plan_shape_and_fallbacks_are_counted() -> None:
     assert "r2_plan_width_sum 3.0" in text
     assert "r2_plan_depth_sum 2.0" in text
     assert 'r2_fallbacks_total{stage="plan"} 1.0' in text
+
+
+def test_decisions_are_counted_with_the_bill_beside_the_direct_call() -> None:
+    metrics = Metrics()
+    decision = Decision(
+        action="whole", reason="short", baseline="m", expected_tokens=9, direct_usd=Decimal("0.2")
+    )
+    for error in (None, "SubtaskFailed: no"):
+        metrics.observe(
+            Trace(
+                request_id="r",
+                model="r2",
+                query="q",
+                decision=decision,
+                cost_usd=Decimal("0.1"),
+                error=error,
+            )
+        )
+    text = metrics.render().decode()
+    assert 'r2_decisions_total{action="whole",model="r2",reason="short"} 2.0' in text
+    assert 'r2_compared_usd_total{kind="direct",model="r2"} 0.2' in text
+    assert 'r2_compared_usd_total{kind="billed",model="r2"} 0.1' in text, "answered queries alone"
 
 
 async def test_requests_are_counted_by_model_and_status() -> None:

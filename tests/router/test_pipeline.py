@@ -340,7 +340,7 @@ def test_fixed_policy_needs_no_allocator_call(policy: str, models: set[str]) -> 
         ({"plan": OWN, "pinned": {1: "decomposer"}}, "r2.models.1"),
         ({"plan": OWN, "max_subtasks": 1}, "r2.plan"),
         ({"plan": plan_of(*["step"] * 17)}, "r2.plan"),
-        ({"messages": user("x" * 200_001)}, "messages"),
+        ({"messages": user("x" * 300_000)}, "messages"),
         ({"model": "gpt-9"}, "model"),
         ({"model": "large", "is_plan_only": True}, "r2.plan_only"),
         ({"model": "large", "plan": OWN}, "r2.plan"),

@@ -109,6 +109,7 @@ def routing(**limits: Any) -> RoutingConfig:
         "decomposer": {"model": "second"},
         "allocator": {"model": "second"},
         "default_model": "first",
+        "plan": "always",
     }
     return RoutingConfig(
         virtual_models={"r2": virtual}, limits=LimitsConfig(**{"deadline_s": DEADLINE_S, **limits})

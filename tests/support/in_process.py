@@ -65,8 +65,10 @@ def allocation_json(*models: str) -> str:
 def routing(
     *, limits: LimitsConfig | None = None, decomposer: dict[str, Any] | None = None, **virtual: Any
 ) -> RoutingConfig:
-    """One virtual model, `r2`; its router modules are called `decomposer` and `allocator`."""
-    fields = {"pool": ("small", "large"), "allocator": AllocatorConfig(model="allocator"), **virtual}
+    """One virtual model, `r2`, which splits every query; `decomposer` and `allocator` are its modules."""
+    allocator = AllocatorConfig(model="allocator")
+    usual = {"pool": ("small", "large"), "allocator": allocator, "plan": "always"}
+    fields = {**usual, **virtual}
     sampler = DecomposerConfig(**{"model": "decomposer", "num_samples": 1, **(decomposer or {})})
     return RoutingConfig(
         virtual_models={"r2": VirtualModelConfig(decomposer=sampler, **fields)},

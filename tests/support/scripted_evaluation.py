@@ -111,6 +111,7 @@ def configs(**cards: Any) -> tuple[RouterConfig, RoutingConfig]:
         pool=("small", "large"),
         decomposer=DecomposerConfig(model="decomposer", num_samples=1),
         allocator=AllocatorConfig(model="allocator"),
+        plan="always",
     )
     models = tuple(model(name, **cards) for name in NAMES)
     return RouterConfig(models=models), RoutingConfig(virtual_models={"r2": virtual})

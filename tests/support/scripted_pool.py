@@ -89,6 +89,7 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
         "pool": [SMALL, LARGE],
         "decomposer": {"model": PLANNER, "num_samples": 1},
         "allocator": {"model": PICKER},
+        "plan": "always",
         **changes.get("virtual", {}),
     }
     user_config = {

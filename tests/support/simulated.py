@@ -118,6 +118,7 @@ def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
     ]
     virtual = {
         "pool": ["small", "large"],
+        "plan": "always",
         "decomposer": {"model": "planner", "num_samples": 1, "max_tokens": 4096},
         "allocator": {"model": "picker"},
     }

@@ -1,0 +1,201 @@
+"""What the calls of a query are expected to cost, by token counts and the prices of the models' cards.
+
+Tokens of a prompt are estimated as for a call that reports none (`r2_serve.calls.estimates`). The same text
+is counted alike for each model, so an error of the estimate is in both sides of a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from r2_serve.calls.pool import Pool, PoolMember
+from r2_serve.config import LimitsConfig, ModelConfig, VirtualModelConfig
+from r2_serve.router.able import able_models, final_needs
+from r2_serve.router.context import read_by
+from r2_serve.types import Json, Message, Plan, Query, Subtask, Usage, likely_tokens
+
+UNSTATED_REPLY_TOKENS = 256
+"""Tokens of the answer that are expected where neither request nor config says anything. A low guess only
+makes plans rarer; a high one would let planning cost more than its share of the real direct call."""
+STEP_REPLY_TOKENS = 256
+"""Tokens that an inner step is expected to write. It is asked to be brief; the mean is lower."""
+USUAL_PLAN = Plan(subtasks=tuple(Subtask(id=i, text="x" * 160) for i in range(1, 9)))
+"""The plan that is assumed before there is one: eight steps of one long sentence."""
+LEAST_CACHED_TOKENS = 1_024
+"""Shortest prompt that providers keep in their caches (OpenAI, Anthropic, Google)."""
+
+
+def expected_reply_tokens(query: Query, default: ModelConfig) -> int:
+    """Tokens that the answer is expected to have: `expected_tokens` of the default model's card, and no more
+    than the request's `max_tokens`; `UNSTATED_REPLY_TOKENS` if neither is set."""
+    asked = query.sampling.max_tokens
+    if asked is None and "expected_tokens" not in default.model_fields_set:
+        return min(UNSTATED_REPLY_TOKENS, default.reply_tokens)
+    return min(asked or default.reply_tokens, default.reply_tokens)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step of a plan is expected to read and write."""
+
+    card: ModelConfig
+    prompt_tokens: int
+    """Tokens of its prompt, with the answers of other steps as long as expected."""
+    cached_tokens: int
+    """Those that an earlier step has left in the cache of the model's provider."""
+    reply_tokens: int | None
+    """None for the last step, which writes the answer of the query."""
+    users_usd_per_mtok: Decimal
+    """Price of a token of its answer as a part of other steps' prompts."""
+
+    def usd(self, answer_tokens: int) -> Decimal:
+        """`answer_tokens` is the expected length of the query's answer."""
+        reply_tokens = answer_tokens if self.reply_tokens is None else self.reply_tokens
+        return call_usd(self.card, self.prompt_tokens, reply_tokens, self.cached_tokens)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Expected costs of one query of a virtual model."""
+
+    pool: Pool
+    query: Query
+    virtual: VirtualModelConfig
+    limits: LimitsConfig
+
+    @property
+    def default(self) -> PoolMember:
+        return self.pool[self.virtual.fallback_model]
+
+    def conversation_tokens(self, member: PoolMember) -> int:
+        """Tokens of the client's conversation as it is, with its tools and its format."""
+        sampling, rendered = self.query.sampling, member.codec.render_query(self.query.messages)
+        return prompt_tokens(member, rendered, sampling.format_sent, sampling.forwarded)
+
+    def direct_usd(self, answer_tokens: int) -> Decimal:
+        """The conversation to the default model. One that goes on is read from the cache, but for its last
+        message."""
+        messages, num_tokens = self.query.messages, self.conversation_tokens(self.default)
+        is_continued = any(message.role == "assistant" for message in messages)
+        last = likely_tokens(len(messages[-1].text.encode()))
+        cached = max(0, num_tokens - last) if is_continued else 0
+        return call_usd(self.default.config, num_tokens, answer_tokens, cached)
+
+    def whole_usd(self, model: str, answer_tokens: int) -> Decimal:
+        """The conversation to `model`, which has none of it in its cache."""
+        member = self.pool[model]
+        return call_usd(member.config, self.conversation_tokens(member), answer_tokens)
+
+    def whole_model(self) -> str:
+        """The default model, or the cheapest able one that holds the conversation if it does not."""
+        default, needs = self.virtual.fallback_model, final_needs(self.query)
+        able = able_models(dict.fromkeys((default, *self.virtual.pool)), self.pool, needs)
+        holding = [name for name in able if self.holds(name)] or able or [default]
+        return default if default in holding else min(holding, key=lambda name: self.whole_usd(name, 0))
+
+    def holds(self, name: str, more_tokens: int = 0) -> bool:
+        """Whether the conversation and `more_tokens` fit into the context of the model, if it is known."""
+        member = self.pool[name]
+        num_tokens = self.conversation_tokens(member) + more_tokens
+        return not member.config.has_known_context or num_tokens <= member.config.context_tokens
+
+    def sample_prompt_usd(self) -> Decimal:
+        """The prompt of the decomposer."""
+        config, max_subtasks = self.virtual.decomposer, self.limits.max_subtasks
+        member = self.pool[config.model]
+        rendered = member.codec.render_decompose(self.query.messages, max_subtasks)
+        schema = member.codec.plan_schema(max_subtasks)
+        return call_usd(member.config, prompt_tokens(member, rendered, schema), 0)
+
+    def allocation_usd(self, plan: Plan, messages: Sequence[Message]) -> Decimal:
+        """The most that it costs to ask for the models of `plan`, if the allocator reads `messages` too."""
+        config = self.virtual.allocator
+        member, cards = self.pool[config.model], [self.pool[name].config for name in self.virtual.pool]
+        rendered = member.codec.render_allocate(messages, plan, cards)
+        num_tokens = prompt_tokens(member, rendered, member.codec.allocation_schema(plan, cards))
+        return call_usd(member.config, num_tokens, self.allocation_tokens(plan))
+
+    def allocation_tokens(self, plan: Plan) -> int:
+        """Longest allocation of `plan`: every step with the longest name, at two bytes a token."""
+        longest = max(len(name) for name in self.virtual.pool)
+        return min(self.virtual.allocator.max_tokens, 32 + len(plan.subtasks) * (longest // 2 + 4))
+
+    def cheapest_plan_usd(self, models: Sequence[str], answer_tokens: int) -> Decimal:
+        """Two steps on the cheapest of `models` for them: a plan costs this at least."""
+
+        def usd(name: str) -> Decimal:
+            member = self.pool[name]
+            num_tokens = self.conversation_tokens(member)
+            first = call_usd(member.config, num_tokens if self.virtual.context == "full" else 0, 0)
+            return first + call_usd(member.config, num_tokens, answer_tokens, num_tokens)
+
+        return min(map(usd, models))
+
+    def steps(self, plan: Plan, models: Sequence[str]) -> dict[int, StepCost]:
+        """The steps of an allocated plan, by id."""
+        costs: dict[int, StepCost] = {}
+        before = _ancestors(plan)
+        for subtask, name in zip(plan.subtasks, models, strict=True):
+            member = self.pool[name]
+            users = [models[other.id - 1] for other in plan.subtasks if subtask.id in other.depends_on]
+            limit = member.config.reply_limit or STEP_REPLY_TOKENS
+            costs[subtask.id] = StepCost(
+                card=member.config,
+                prompt_tokens=self._step_tokens(member, plan, subtask),
+                cached_tokens=self._cached_tokens(plan, subtask, before[subtask.id], models),
+                reply_tokens=None if subtask.id == plan.final_id else min(STEP_REPLY_TOKENS, limit),
+                users_usd_per_mtok=sum((self.pool[u].config.usd_per_mtok_in for u in users), Decimal(0)),
+            )
+        return costs
+
+    def _step_tokens(self, member: PoolMember, plan: Plan, subtask: Subtask) -> int:
+        codec, needed = member.codec, sorted(set(subtask.depends_on))
+        if len(plan.subtasks) == 1 and plan.final_id is not None and codec.takes_conversations:
+            return self.conversation_tokens(member)
+        messages = read_by(subtask, plan, self.query.messages, self.virtual)
+        rendered = codec.render_subtask(messages, plan, subtask, dict.fromkeys(needed, ""))
+        return prompt_tokens(member, rendered) + STEP_REPLY_TOKENS * len(needed)
+
+    def _cached_tokens(
+        self, plan: Plan, subtask: Subtask, before: frozenset[int], models: Sequence[str]
+    ) -> int:
+        """Tokens of the conversation, if the step reads it after another step on the same model did."""
+        name, messages = models[subtask.id - 1], self.query.messages
+
+        def reads_all(step: Subtask) -> bool:
+            return read_by(step, plan, messages, self.virtual) == messages
+
+        is_warm = any(models[i - 1] == name and reads_all(plan.subtasks[i - 1]) for i in before)
+        return self.conversation_tokens(self.pool[name]) if is_warm and reads_all(subtask) else 0
+
+
+def prompt_tokens(
+    member: PoolMember,
+    messages: Sequence[Message],
+    format_sent: Mapping[str, object] | None = None,
+    forwarded: Json | None = None,
+) -> int:
+    """Likely tokens of a prompt to `member`."""
+    return member.prompt(messages, format_sent, forwarded).likely_usage(0, None).prompt_tokens
+
+
+def call_usd(card: ModelConfig, prompt_tokens: int, reply_tokens: int, cached_tokens: int = 0) -> Decimal:
+    """Likely cost of a call that may read `cached_tokens` of its prompt from the provider's cache.
+
+    Providers with a price for cache writes keep only prompts that are marked for it, and ours are not.
+    """
+    keeps = card.usd_per_mtok_cached_read is not None and card.usd_per_mtok_cached_write is None
+    cached = min(cached_tokens, prompt_tokens) if keeps and cached_tokens >= LEAST_CACHED_TOKENS else 0
+    usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=reply_tokens, cached_read_tokens=cached)
+    return card.cost_usd(usage)
+
+
+def _ancestors(plan: Plan) -> dict[int, frozenset[int]]:
+    """The steps that have ended before each step begins, by step."""
+    before: dict[int, frozenset[int]] = {}
+    for subtask in plan.subtasks:
+        needed = frozenset(subtask.depends_on)
+        before[subtask.id] = needed.union(*(before[i] for i in needed))
+    return before

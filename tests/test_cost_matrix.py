@@ -1,0 +1,75 @@
+"""A routed query is never dearer than the direct call on the default model: the matrix of `benchmarks`."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from functools import cache
+
+import pytest
+
+from benchmarks.cost_matrix import (
+    BEGIN,
+    END,
+    STATED,
+    STEPS,
+    TIERS,
+    Outcome,
+    markdown,
+    run_cell,
+    run_matrix,
+    text_of,
+    workloads,
+)
+from benchmarks.cost_matrix import Workload as W
+from tests import ROOT
+
+
+@cache
+def matrix_of(router_tier: str) -> list[Outcome]:
+    return asyncio.run(run_matrix(router_tier))
+
+
+@pytest.fixture(params=TIERS)
+def matrix(request: pytest.FixtureRequest) -> list[Outcome]:
+    """All cells, with each of the tiers as decomposer and allocator."""
+    return matrix_of(request.param)
+
+
+def test_no_cell_costs_more_than_105_percent_of_the_direct_call(matrix: list[Outcome]) -> None:
+    assert len(matrix) == len(workloads()) * len(TIERS) * len(STEPS)
+    assert [cell for cell in matrix if cell.ratio > Decimal("1.05")] == []
+
+
+def test_the_routers_ledger_equals_the_providers_bill_in_each_cell(matrix: list[Outcome]) -> None:
+    assert [cell for cell in matrix if cell.booked_usd != cell.routed_usd] == []
+
+
+def test_short_queries_take_one_call(matrix: list[Outcome]) -> None:
+    cells = [cell for cell in matrix if cell.workload == "hi"]
+    assert {(cell.num_calls, cell.ratio, cell.reason) for cell in cells} == {(1, 1, "short")}
+
+
+def test_long_documents_with_short_answers_take_one_call(matrix: list[Outcome]) -> None:
+    cells = [cell for cell in matrix if cell.workload in ("50k document", "150k document")]
+    assert {cell.num_calls for cell in cells} == {1}
+
+
+async def test_cheap_steps_route_a_question_with_a_long_answer_at_half_the_direct_bill() -> None:
+    for num_steps in STEPS:
+        cell = await run_cell(W("q", text_of(1_000), STATED, STATED), num_steps, "cheap")
+        assert cell.is_planned
+        assert cell.ratio <= Decimal("0.5")
+
+
+async def test_an_answer_half_as_long_as_expected_keeps_a_plan_below_the_direct_call() -> None:
+    """Planning alone may then cost more than 5 % of the direct call: at most 5 % of the expected one."""
+    for tier in TIERS:
+        cell = await run_cell(W("q", text_of(1_000), STATED // 2, STATED), 8, tier)
+        assert cell.ratio <= (1 if cell.is_planned else Decimal("1.10"))
+
+
+def test_page_shows_the_matrix_that_was_computed() -> None:
+    page = (ROOT / "docs" / "cost_matrix.md").read_text()
+    table = page.partition(BEGIN)[2].partition(END)[0].strip()
+    assert table == markdown(matrix_of("cheap"))
