@@ -127,14 +127,14 @@ def has_finish_reason(chunk: Json) -> bool:
 
 
 def usage_of(answer: Answer) -> Json:
-    """The usage of all calls. A pass-through's has the provider's details, which R2 does not interpret."""
+    """The usage of all calls; that of one call alone has the provider's details, which R2 does not read."""
     usage, reported = answer.usage, (answer.body or {}).get("usage")
     counts: Json = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
-    if isinstance(reported, dict):
+    if isinstance(reported, dict) and len(answer.trace.calls) == 1:
         return {**reported, **counts}
     if usage.cached_read_tokens:
         counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_read_tokens}

@@ -20,7 +20,7 @@ from r2_serve.router.policies import CHEAPEST, LEARNED, AllocationPolicy
 from r2_serve.router.sessions import Session, next_turn, session_key, turn_usd
 from r2_serve.router.synthesis import Final
 from r2_serve.router.whole import answer_whole
-from r2_serve.types import Plan, SessionNote
+from r2_serve.types import Plan, Query, SessionNote
 
 ALLOCATION_SHARE = Decimal("0.05")
 """Most that an allocation may cost, as a share of what the default model reads the turn's prompt for."""
@@ -66,7 +66,7 @@ async def _turn(
     query, pool, sessions = context.query, context.caller.pool, context.sessions
     able = [name for name in _able(context, virtual) if not pool[name].cooldown.left_s()]
     able = able or _able(context, virtual)
-    if session is None:
+    if session is None or (_is_first(query) and session.error is None):
         model, reason = await _first_model(context, virtual, policy, able)
         return Session(model, home=model), SessionNote(state="new", model=model, turn=1, reason=reason)
     present = session.model if session.model in pool else able[-1]
@@ -78,6 +78,11 @@ async def _turn(
         failure=sign_of_failure(query.messages, query.sampling.forwarded.get("tools")),
         now_s=sessions.now_s(),
     )
+
+
+def _is_first(query: Query) -> bool:
+    """Whether a conversation begins that may only look like an earlier one: it has no name and no reply."""
+    return query.session is None and all(message.role != "assistant" for message in query.messages)
 
 
 def _able(context: QueryContext, virtual: VirtualModelConfig) -> list[str]:

@@ -38,10 +38,9 @@ class Need(NamedTuple):
     """None for a parameter that belongs to no ability: some engines read it by its name."""
 
 
-NO_EFFECT = frozenset(
-    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    | {"prompt_cache_options", "store"}
-)
+LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+"""Parameters of OpenAI's API that tell whose call it is, and which calls are alike."""
+NO_EFFECT = LABELS | {"prompt_cache_options", "store"}
 """Parameters of OpenAI's API that cannot change the reply, so that every model can take them."""
 _DEFAULTS: dict[str, tuple[object, ...]] = {
     "n": (1,),

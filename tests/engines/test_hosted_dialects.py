@@ -338,6 +338,35 @@ async def test_model_without_a_temperature_is_asked_without_the_routers_own(
 
 
 @pytest.mark.parametrize(
+    "refusal",
+    [
+        "property 'prompt_cache_key' is unsupported",
+        'Invalid JSON payload received. Unknown name "user": Cannot find field.',
+        '[{"type": "extra_forbidden", "loc": ["body", "user"], "msg": "Extra inputs are not permitted"}]',
+    ],
+)
+async def test_provider_that_takes_no_labels_is_asked_without_them_and_with_all_the_rest(
+    refusal: str,
+) -> None:
+    labels = {"prompt_cache_key": "k", "user": "u"}
+
+    def answer(request: dict[str, Any]) -> Script:
+        if labels.keys() & request.keys():
+            return Script([json.dumps({"error": {"message": refusal}}).encode()], 400)
+        return plain()
+
+    call = EngineCall(messages=tuple(QUESTION), sampling=Sampling(forwarded={**labels, "top_k": 5}))
+    async with running_upstream() as upstream:
+        upstream.script = answer
+        engine = HostedEngine(HostedEngineConfig(kind="openai", model="m", base_url=upstream.base_url))
+        for _ in range(2):
+            await engine.generate(call)
+        await engine.aclose()
+    assert ["user" in request for request in upstream.requests] == [True, False, False], "learned once"
+    assert {request["top_k"] for request in upstream.requests} == {5}
+
+
+@pytest.mark.parametrize(
     ("messages", "refusal"),
     [(QUESTION, ROLE_REFUSALS[1]), (INSTRUCTED, "maximum context length is 8192 tokens")],
 )

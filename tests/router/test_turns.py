@@ -333,6 +333,15 @@ def test_clients_and_virtual_models_do_not_share_sessions_and_a_name_joins_its_t
     assert note_of(router).state == "new"
 
 
+def test_conversation_that_begins_like_an_earlier_one_gets_its_own_model() -> None:
+    router = agents(virtual={"policy": "cheapest"})
+    messages = user("How is the weather?")
+    ask(router, asked(messages))
+    assert ask(router, asked(turn(messages, [called("wether")], "error"))).models == ("medium",)
+    assert ask(router, asked(messages)).models == ("small",)
+    assert note_of(router).state == "new"
+
+
 def test_sessions_are_bounded_in_number_and_age() -> None:
     clock_s[0] = 0.0
     router = agents()
