@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from r2_serve.config import (
+    EmbeddingsEngineConfig,
     HostedEngineConfig,
     ModelConfig,
     ModelServerConfig,
@@ -77,7 +78,7 @@ def test_served_model_can_do_what_the_engine_of_its_application_can() -> None:
     assert card.abilities == EVERYTHING, "the engine itself refuses what it cannot do"
     engine = NumpyEngineConfig(kind="numpy", path="embedded:words-small")
     (known,) = with_engines([card], {"m-app": ModelServerConfig(engine=engine)})
-    assert known.abilities == {"chat"}
+    assert known.abilities == {"chat", "completions"}
     assert known.lacking([Need("top_k", None)]) == Need("top_k", None)
 
 
@@ -108,6 +109,7 @@ def test_needs_name_the_parameter_and_the_part_that_ask() -> None:
     forwarded = {"n": 3, "user": "u", "tools": [{}], "top_k": 5, "logprobs": False, "reasoning_effort": "low"}
     needs = needs_of(messages, Sampling(forwarded=forwarded, response_format={"type": "json_object"}))
     assert list(needs) == [
+        ("model", "chat"),
         ("n", "choices"),
         ("tools", "tools"),
         ("top_k", None),
@@ -118,6 +120,15 @@ def test_needs_name_the_parameter_and_the_part_that_ask() -> None:
         ("messages.2.role", "tools"),
         ("messages.2.tool_call_id", "tools"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("api", "needed"), [("chat", "chat"), ("completions", "completions"), ("embeddings", "embeddings")]
+)
+def test_call_needs_a_model_of_its_kind(api: Any, needed: str) -> None:
+    card = model("m", engine=EmbeddingsEngineConfig(kind="sentence-embeddings", path="x"))
+    lacking = card.lacking(needs_of([], Sampling(api=api, forwarded={"input": "x"})))
+    assert lacking == (None if api == "embeddings" else Need("model", needed))
 
 
 @pytest.mark.parametrize("can", [True, False])

@@ -198,9 +198,10 @@ class _Chain:
                 if num_tried >= limits.max_attempts or not is_retried(e):
                     self._given_up.add(name)
             else:
-                return CallResult(
-                    completion, member.codec.parse_answer(completion.text), name, self._num_attempts
-                )
+                text = completion.text
+                is_chat = self._spec.sampling.api == "chat"
+                answer = member.codec.parse_answer(text) if is_chat else text
+                return CallResult(completion, answer, name, self._num_attempts)
         return None
 
     @property

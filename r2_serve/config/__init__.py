@@ -23,6 +23,7 @@ from r2_serve.config.engines import (
     SAFE_LOAD_FORMATS,
     Adapters,
     Config,
+    EmbeddingsEngineConfig,
     EngineConfig,
     EnvName,
     HostedEngineConfig,
@@ -40,6 +41,7 @@ from r2_serve.types import Ability, ModelCard, Need
 __all__ = [
     "SAFE_LOAD_FORMATS",
     "Config",
+    "EmbeddingsEngineConfig",
     "EngineConfig",
     "EnvName",
     "HostedEngineConfig",

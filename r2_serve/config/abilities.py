@@ -12,6 +12,7 @@ from typing import get_args
 from urllib.parse import urlsplit
 
 from r2_serve.config.engines import (
+    EmbeddingsEngineConfig,
     EngineConfig,
     HostedEngineConfig,
     ScriptedEngineConfig,
@@ -55,9 +56,13 @@ _MISSING: tuple[tuple[str, str, frozenset[Ability]], ...] = (
 """What is missing, by the end of the host's name and a pattern of the model's name. Every row that fits
 counts. Sources: the API references of the providers."""
 
-VLLM_PARAMETERS = frozenset({"top_k", "min_p", "min_tokens", "repetition_penalty", "chat_template_kwargs"})
-"""Parameters beyond OpenAI's that vLLM reads and that R2 lets clients send. Source: vLLM 0.29,
-`vllm/entrypoints/openai/chat_completion/protocol.py`."""
+VLLM_PARAMETERS = frozenset(
+    {"top_k", "min_p", "min_tokens", "repetition_penalty", "chat_template_kwargs", "prompt", "echo"}
+)
+"""Parameters of no ability that vLLM reads and that R2 lets clients send. Source: vLLM 0.29,
+`vllm/entrypoints/openai/{chat_completion,completion}/protocol.py`."""
+EMBEDDING_PARAMETERS = frozenset({"input", "dimensions", "encoding_format"})
+"""Parameters that our engine of embeddings reads."""
 _SEES = re.compile(r"vision|llava|pixtral|internvl|gemma-?3|[-_.]vl\b|[-_]vl[-_]|-omni|molmo|idefics|smolvlm")
 """Names of models that read images. Another model's operator writes `capabilities: {vision: true}`."""
 
@@ -70,7 +75,10 @@ def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
         return _hosted(engine)
     if isinstance(engine, VllmEngineConfig):
         return _vllm(engine)
-    return TEXT_ALONE | _FORMATS if isinstance(engine, ScriptedEngineConfig) else TEXT_ALONE
+    if isinstance(engine, EmbeddingsEngineConfig):
+        return frozenset({"embeddings"})
+    more: frozenset[Ability] = frozenset({"completions"})
+    return TEXT_ALONE | (_FORMATS if isinstance(engine, ScriptedEngineConfig) else more)
 
 
 def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
@@ -82,6 +90,8 @@ def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
         return None if engine.runs is None else parameters_of(engine.runs)
     if isinstance(engine, HostedEngineConfig):
         return None
+    if isinstance(engine, EmbeddingsEngineConfig):
+        return EMBEDDING_PARAMETERS
     return VLLM_PARAMETERS if isinstance(engine, VllmEngineConfig) else frozenset()
 
 
@@ -104,5 +114,5 @@ def _vllm(engine: VllmEngineConfig) -> frozenset[Ability]:
         "reasoning": engine.reasoning_parser,
         "vision": _SEES.search(engine.model.lower()),
     }
-    always: frozenset[Ability] = TEXT_ALONE | _FORMATS | _TOKENS | frozenset[Ability]({"choices"})
+    always: frozenset[Ability] = TEXT_ALONE | _FORMATS | _TOKENS | {"choices", "completions"}
     return always.union(ability for ability, setting in optional.items() if setting is not None)

@@ -190,6 +190,24 @@ class VllmEngineConfig(Config):
     """LoRA adapters loaded at the start. `user_config` changes them live."""
 
 
+class EmbeddingsEngineConfig(Config):
+    """A model of sentence embeddings, run in the process by sentence-transformers; it serves no chat."""
+
+    kind: Literal["sentence-embeddings"]
+    path: str
+    """A directory, or a hub name such as sentence-transformers/all-MiniLM-L6-v2."""
+    device: str = "cpu"
+    """Device of torch, such as `cpu` or `cuda:0`."""
+    max_batch_size: int = Field(default=32, ge=1)
+    """Inputs computed at once; 32 is the library's default."""
+    num_threads: int = Field(default=1, ge=1)
+    """Threads of torch. One thread per model shares a small machine best."""
+    cuts_inputs: bool = False
+    """Whether an input that is longer than the model reads is cut; if not, it is refused."""
+    adapters: Annotated[Adapters, Field(max_length=0)] = {}
+    """None: such a model takes no adapters."""
+
+
 class SpeedConfig(Config):
     """How fast a replica of a model is, for the scripted engine and the simulator."""
 
@@ -230,7 +248,13 @@ class ScriptedEngineConfig(Config):
         return self
 
 
-LocalEngines = NumpyEngineConfig | TransformersEngineConfig | VllmEngineConfig | ScriptedEngineConfig
+LocalEngines = (
+    NumpyEngineConfig
+    | TransformersEngineConfig
+    | VllmEngineConfig
+    | EmbeddingsEngineConfig
+    | ScriptedEngineConfig
+)
 EngineConfig = Annotated[ServedEngineConfig | HostedEngineConfig | LocalEngines, Field(discriminator="kind")]
 LocalEngineConfig = Annotated[LocalEngines, Field(discriminator="kind")]
 ServedEngineConfig.model_rebuild()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from r2_serve.errors import InvalidRequest
 from r2_serve.types import Answer, Delta, Json, Query
 
 NATIVE = frozenset({"messages_api", "responses"})
@@ -22,6 +23,17 @@ def event(value: Json, name: str | None = None) -> bytes:
     """One server-sent event, with an `event` line if it has a name."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + encode(value) + b"\n\n"
+
+
+def read_object(body: bytes) -> Json:
+    """Raises: InvalidRequest if `body` is no JSON object."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise InvalidRequest(f"the body is not valid JSON: {e}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return value
 
 
 @dataclass(frozen=True)

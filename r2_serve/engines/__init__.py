@@ -10,6 +10,7 @@ from pathlib import Path
 
 from r2_serve import EMBEDDED
 from r2_serve.config import (
+    EmbeddingsEngineConfig,
     EngineConfig,
     HostedEngineConfig,
     LocalEngineConfig,
@@ -54,6 +55,10 @@ def make_local_engine(config: LocalEngineConfig) -> LocalEngine:
         from r2_serve.engines.vllm import VllmEngine
 
         return VllmEngine(config)
+    if isinstance(config, EmbeddingsEngineConfig):
+        from r2_serve.engines.embedder import EmbeddingsEngine
+
+        return EmbeddingsEngine(config)
     from r2_serve.engines.scripted import ScriptedEngine
 
     return ScriptedEngine.from_config(config)

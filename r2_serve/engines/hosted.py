@@ -29,7 +29,7 @@ from r2_serve.engines.concessions import Concession, conceded, concession_for
 from r2_serve.engines.hosted_replies import StreamReader, parse_completion, parse_count
 from r2_serve.engines.provider_errors import failure_from_status
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.engines.wires import wire_of
+from r2_serve.engines.wires import ProviderWire, wire_of
 from r2_serve.errors import (
     ConfigError,
     EngineError,
@@ -39,9 +39,10 @@ from r2_serve.errors import (
     InvalidRequest,
     NotStarted,
 )
-from r2_serve.types import Completion, Delta, EngineCall, Json, Usage, likely_tokens
+from r2_serve.types import Api, Completion, Delta, EngineCall, Json, Usage, likely_tokens
 
-MAX_REPLY_BYTES = 16_000_000
+MAX_BYTES: dict[Api, int] = {"chat": 16_000_000, "completions": 16_000_000, "embeddings": 256_000_000}
+"""Longest reply in bytes. 2,048 vectors of 3,072 numbers have about 130 MB."""
 MAX_MESSAGE_CHARS = 1_000
 """Longest error message, most of which is the provider's own text. Faults of a schema take a few hundred."""
 MAX_ERROR_BYTES = 64_000
@@ -69,8 +70,8 @@ class HostedEngine:
         self._config = config
         self._stall_s = stall_s
         self._key = _key(config)
-        self._wire = wire_of(config, self._key)
-        self._proxy = _proxy(self._wire.url)
+        self._wires: dict[Api, ProviderWire] = {"chat": wire_of(config, self._key)}
+        self._proxy = _proxy(self._wires["chat"].url)
         self._session: aiohttp.ClientSession | None = None
         self._life: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._has_warned_of_usage = False
@@ -88,8 +89,8 @@ class HostedEngine:
                 content = bytearray()
                 while chunk := await response.content.readany():
                     content += chunk
-                    _check_size(len(content))
-            parts = parse_completion(bytes(content), self._wire.read, is_verbatim=call.is_verbatim)
+                    _check_size(len(content), MAX_BYTES[call.sampling.api])
+            parts = parse_completion(bytes(content), self._wire(call).read, is_verbatim=call.is_verbatim)
         num_bytes = sum(len(text.encode()) for text in (parts.text, *parts.others))
         estimate = partial(self._estimated, call, num_bytes)
         return Completion(
@@ -105,7 +106,7 @@ class HostedEngine:
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Raises: as `generate`; InvalidReply also if the stream ends before its finish reason."""
         deadline = Deadline(call.timeout_s)
-        reader = StreamReader(self._wire.new_reader(), is_verbatim=call.is_verbatim)
+        reader = StreamReader(self._wire(call).new_reader(), is_verbatim=call.is_verbatim)
         num_bytes, usage = 0, None
         async with aclosing(self._chunks(call, deadline)) as chunks:
             async for chunk in chunks:
@@ -137,7 +138,7 @@ class HostedEngine:
 
         Raises: EngineError.
         """
-        wire, session = self._wire, await self._client()
+        wire, session = self._wire(call), await self._client()
         if wire.count_url is None:
             return None
         body = wire.write_count(self._body(conceded(call, self._given_up), is_streamed=False))
@@ -160,6 +161,13 @@ class HostedEngine:
         if self._life is not None:
             await self._life.aclose()
 
+    def _wire(self, call: EngineCall) -> ProviderWire:
+        """Raises: EngineRefused if the provider has no such API."""
+        api = call.sampling.api
+        if api not in self._wires:
+            self._wires[api] = wire_of(self._config, self._key, api)
+        return self._wires[api]
+
     def _next_piece(self, pieces: Iterator[Delta]) -> Delta | None:
         with self._redacted_errors():
             return next(pieces, None)
@@ -180,7 +188,7 @@ class HostedEngine:
                 if not chunk:
                     return
                 num_bytes += len(chunk)
-                _check_size(num_bytes)
+                _check_size(num_bytes, MAX_BYTES[call.sampling.api])
                 with deadline.paused():
                     yield chunk
                 stalled_at = asyncio.get_running_loop().time() + self._stall_s
@@ -196,14 +204,14 @@ class HostedEngine:
 
         Raises: EngineError for any status but 200.
         """
-        session = await self._client()
+        wire, session = self._wire(call), await self._client()
         given_up = self._given_up
         while True:
             sent = self._body(conceded(call, given_up), is_streamed=is_streamed)
             async with session.post(
-                self._wire.url,
+                wire.url,
                 data=json.dumps(sent).encode(),
-                headers={**self._wire.headers, **self._wire.headers_of(call.sampling)},
+                headers={**wire.headers, **wire.headers_of(call.sampling)},
                 proxy=self._proxy,
                 allow_redirects=False,
             ) as response:
@@ -212,7 +220,7 @@ class HostedEngine:
                     yield response
                     return
                 failure = await _failure(response)
-            if self._wire.relents(sent, failure.message):
+            if wire.relents(sent, failure.message):
                 continue
             concession = concession_for(response.status, failure, call)
             if concession is None or concession in given_up:
@@ -239,7 +247,7 @@ class HostedEngine:
             max_tokens_field=self._config.max_tokens_field,
         )
         try:
-            written = self._wire.write(body, call.messages, call.sampling)
+            written = self._wire(call).write(body, call.messages, call.sampling)
         except InvalidRequest as e:
             refused = EngineRefused.of(e.param, e.message)
             refused.code = e.code or refused.code
@@ -331,9 +339,9 @@ async def _beginning(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
     return bytes(read)
 
 
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_REPLY_BYTES:
-        raise InvalidReply(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
+def _check_size(num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        raise InvalidReply(f"the reply is longer than {limit} bytes")
 
 
 def _key(config: HostedEngineConfig) -> str | None:

@@ -191,7 +191,7 @@ class Batch:
     def _new_row(self, call: EngineCall, is_streamed: bool) -> Row:
         check_text_alone(call, "numpy")
         context_tokens = self._model.shape.max_position_embeddings
-        prompt = prompt_ids(self._tokenizer, call.messages, context_tokens)
+        prompt = prompt_ids(self._tokenizer, call.messages, context_tokens, call.sampling.api)
         left = context_tokens - len(prompt)
         limits = ReplyLimits(
             min(call.sampling.max_tokens or left, left), self._model.eos_ids, call.sampling.stop

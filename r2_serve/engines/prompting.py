@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from r2_serve.engines.roles import INSTRUCTION_ROLES, has_instructions, without_instruction_roles
 from r2_serve.errors import ConfigError, ContextOverflow, EngineRefused
-from r2_serve.types import EngineCall, Message, needs_of
+from r2_serve.types import Api, EngineCall, Message, needs_of
 
 MAX_WORDS_NAMED = 5
 GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -55,21 +55,26 @@ def check_chat_template(tokenizer: Tokenizer, path: str, *, renders_tools: bool 
 
 def check_text_alone(call: EngineCall, engine: str) -> None:
     """Raises: EngineRefused naming the first thing that an engine of text does not do."""
-    if (need := next(needs_of(call.messages, call.sampling), None)) is not None:
-        what = need.ability or need.param
-        message = (
-            f"this engine ({engine}) is not capable of {what}: leave {need.param} out, or ask another model"
-        )
-        raise EngineRefused.of(need.param, message)
+    for need in needs_of(call.messages, call.sampling):
+        if need.ability not in ("chat", "completions"):
+            what = f"is not capable of {need.ability or need.param}"
+            message = f"this engine ({engine}) {what}: leave {need.param} out, or ask another model"
+            raise EngineRefused.of(need.param, message)
 
 
-def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int) -> list[int]:
-    """Token ids of the rendered conversation, up to where the reply begins.
+def prompt_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], context_tokens: int, api: Api = "chat"
+) -> list[int]:
+    """Token ids of the rendered conversation, or of the text to go on with, up to where the reply begins.
 
     Raises: EngineRefused if the template refuses the roles, a word is not in the vocabulary, or no token of
     the context is left for a reply.
     """
-    ids: list[int] = tokenizer(_rendered(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    is_text = api == "completions"
+    text = messages[0].text if is_text else _rendered(tokenizer, messages)
+    ids: list[int] = tokenizer(text, add_special_tokens=is_text)["input_ids"]
+    if not ids:
+        raise EngineRefused.of("prompt", "the prompt is empty: this model needs a text to go on with")
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise EngineRefused(f"this model's vocabulary does not have {_unknown_words(tokenizer, messages)}")
     if len(ids) >= context_tokens:

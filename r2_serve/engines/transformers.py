@@ -207,7 +207,9 @@ class TransformersEngine:
     def _row(self, call: _Call) -> Row | None:
         checkpoint = call.checkpoint
         try:
-            prompt = prompt_ids(checkpoint.tokenizer, call.messages, checkpoint.context_tokens)
+            prompt = prompt_ids(
+                checkpoint.tokenizer, call.messages, checkpoint.context_tokens, call.sampling.api
+            )
         except EngineError as e:
             call.post(e)
             return None

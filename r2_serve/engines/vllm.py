@@ -25,7 +25,7 @@ from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.vllm_errors import as_engine_errors
-from r2_serve.engines.vllm_server import SERVER_PREFIX, VllmServer, is_for_server
+from r2_serve.engines.vllm_server import PREFIXES, VllmServer, is_for_server
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
@@ -82,7 +82,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if is_for_server(call, self._config):
-            async with self._request_id(SERVER_PREFIX) as request_id:
+            async with self._request_id(PREFIXES[call.sampling.api]) as request_id:
                 return await self._server.generate(call, request_id)
         params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY)
         async with aclosing(self._outputs(call, params)) as outputs:
@@ -101,7 +101,7 @@ class VllmEngine:
 
         if is_for_server(call, self._config):
             async with (
-                self._request_id(SERVER_PREFIX) as request_id,
+                self._request_id(PREFIXES[call.sampling.api]) as request_id,
                 aclosing(self._server.stream(call, request_id)) as deltas,
             ):
                 async for delta in deltas:

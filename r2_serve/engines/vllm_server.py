@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from r2_serve.config import VllmEngineConfig
 from r2_serve.config.abilities import VLLM_PARAMETERS
+from r2_serve.engines.apis import TRANSLATIONS
 from r2_serve.engines.chat_body import chat_body
 from r2_serve.engines.chat_parts import first_fault
 from r2_serve.engines.hosted_replies import StreamReader, parse_completion
@@ -30,12 +31,12 @@ from r2_serve.engines.roles import (
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.vllm_errors import as_engine_errors
 from r2_serve.errors import ConfigError, EngineRefused
-from r2_serve.types import Completion, Delta, EngineCall, Json, Usage, needs_of
+from r2_serve.types import Api, Completion, Delta, EngineCall, Json, Usage, needs_of
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-SERVER_PREFIX = "chatcmpl-"
+PREFIXES: dict[Api, str] = {"chat": "chatcmpl-", "completions": "cmpl-", "embeddings": "embd-"}
 """What the server code puts before the id of a request."""
 MODEL = "model"
 """The name by which the server code knows the model."""
@@ -46,6 +47,7 @@ class VllmServer:
 
     def __init__(self, engine: AsyncLLM, config: VllmEngineConfig) -> None:
         from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+        from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
         from vllm.entrypoints.openai.models.protocol import BaseModelPath
         from vllm.entrypoints.openai.models.serving import OpenAIServingModels
         from vllm.renderers.online_renderer import OnlineRenderer
@@ -64,6 +66,9 @@ class VllmServer:
             self._chat = OpenAIServingChat(engine, models, "assistant", online_renderer=renderer, **options)
         except TypeError as e:
             raise ConfigError(f"vLLM does not know a parser of model {config.model!r}: {e}") from e
+        self._completions = OpenAIServingCompletion(
+            engine, models, online_renderer=renderer, request_logger=None
+        )
         self._may_fetch = bool(config.engine_kwargs.get("allowed_media_domains"))
 
     async def generate(self, call: EngineCall, request_id: str) -> Completion:
@@ -73,7 +78,7 @@ class VllmServer:
                 reply = await self._reply(call, request_id, is_streamed=False)
         assert isinstance(reply, BaseModel)
         content = json.dumps(reply.model_dump(exclude=_VLLMS_OWN)).encode()
-        parts = parse_completion(content, is_verbatim=call.is_verbatim)
+        parts = parse_completion(content, TRANSLATIONS[call.sampling.api].read, is_verbatim=call.is_verbatim)
         return Completion(
             text=parts.text,
             usage=parts.tokens.whole() or Usage(),
@@ -84,7 +89,8 @@ class VllmServer:
 
     async def stream(self, call: EngineCall, request_id: str) -> AsyncGenerator[Delta, None]:
         """Raises: EngineError. Closing the iterator aborts the request."""
-        deadline, reader = Deadline(call.timeout_s), StreamReader(is_verbatim=call.is_verbatim)
+        deadline = Deadline(call.timeout_s)
+        reader = StreamReader(TRANSLATIONS[call.sampling.api].read_event, is_verbatim=call.is_verbatim)
         with as_engine_errors():
             async with bounded(deadline.at):
                 events = await self._reply(call, request_id, is_streamed=True)
@@ -122,23 +128,29 @@ class VllmServer:
         if call.sampling.num_choices == 1:
             body.setdefault("temperature", 0.0)  # vLLM would take the checkpoint's, or 1
         try:
-            return await self._answered(body)
+            return await self._answered(body, call.sampling.api)
         except (EngineRefused, ValueError) as e:
             if not (has_instructions(call.messages) and is_role_refusal(str(e))):
                 raise
         body["messages"] = [message.wire for message in without_instruction_roles(call.messages)]
-        return await self._answered(body)
+        return await self._answered(body, call.sampling.api)
 
-    async def _answered(self, body: Json) -> BaseModel | AsyncGenerator[str, None]:
+    async def _answered(self, body: Json, api: Api) -> BaseModel | AsyncGenerator[str, None]:
+        """The reply to a body of chat completions, in the words of `api`."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
         try:
-            request = ChatCompletionRequest.model_validate(body)
+            kind = CompletionRequest if api == "completions" else ChatCompletionRequest
+            request = kind.model_validate(TRANSLATIONS[api].write(body))
         except ValidationError as e:
             param = ".".join(map(str, e.errors(include_url=False)[0]["loc"]))
             raise EngineRefused.of(param, f"vLLM refused the request: {first_fault(e)}") from e
-        reply: BaseModel | AsyncGenerator[str, None] = await self._chat.create_chat_completion(request)
+        answer = (
+            self._completions.create_completion if api == "completions" else self._chat.create_chat_completion
+        )
+        reply: BaseModel | AsyncGenerator[str, None] = await answer(request)
         if isinstance(reply, ErrorResponse):
             raise failure_from_body(HTTPStatus.BAD_REQUEST, reply.model_dump())
         return reply
@@ -172,6 +184,7 @@ def is_for_server(call: EngineCall, config: VllmEngineConfig) -> bool:
     """Whether a call asks for more than the engine's own way gives, which takes text and formats alone."""
     if config.reasoning_parser is not None and call.adapter is None:
         return True
-    return any(need.param != "response_format" for need in needs_of(call.messages, call.sampling)) or not all(
+    own = (("model", "chat"), ("response_format", "json_object"), ("response_format", "json_schema"))
+    return any(need not in own for need in needs_of(call.messages, call.sampling)) or not all(
         message.is_plain for message in call.messages
     )

@@ -15,9 +15,10 @@ from r2_serve.config import HostedEngineConfig
 from r2_serve.dialects.messages import events, replies, requests, writing
 from r2_serve.dialects.responses import reading
 from r2_serve.dialects.responses.writing import RequestWriter
+from r2_serve.engines.apis import TRANSLATIONS
 from r2_serve.engines.portable import knows_developer, write_portable, write_with_system_role
-from r2_serve.errors import ConfigError
-from r2_serve.types import Json, Message, Sampling
+from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.types import Api, Json, Message, Sampling
 
 ReadEvent = Callable[[Json], Iterable[Json] | None]
 """The chat chunks of one event of a stream; None for the event that ends it. An error has the key `error`."""
@@ -59,41 +60,54 @@ class ProviderWire:
     """Whether the next request will leave out what the provider refused of the one sent, by its message."""
 
 
-def wire_of(config: HostedEngineConfig, key: str | None) -> ProviderWire:
-    """The wire of the provider that `config` names.
+_HEADERS = {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
 
-    Raises: ConfigError if a setting that the provider needs is missing.
+
+def wire_of(config: HostedEngineConfig, key: str | None, api: Api = "chat") -> ProviderWire:
+    """The wire of the provider that `config` names, for calls of `api`.
+
+    Raises: ConfigError if a setting that the provider needs is missing; EngineRefused if it has no such API.
     """
-    base = config.base_url.rstrip("/")
-    headers = {"Content-Type": "application/json", "User-Agent": f"r2-serve/{__version__}"}
-    if config.kind == "openai":
-        authorization = {"Authorization": f"Bearer {key}"} if key else {}
-        write = write_portable if knows_developer(base) else write_with_system_role
-        return ProviderWire(f"{base}/chat/completions", headers | authorization, write)
-    if config.kind == "openai-responses":
-        return _responses_wire(base, headers | ({"Authorization": f"Bearer {key}"} if key else {}))
     if config.kind == "anthropic":
-        return _messages_wire(base, headers, config, key)
+        if api != "chat":
+            raise EngineRefused.of("model", f"the provider of model {config.model!r} has no {api}")
+        return _messages_wire(config, key)
+    if config.kind == "openai-responses" and api == "chat":
+        return _responses_wire(*_address(config, key, "responses"))
+    told = TRANSLATIONS[api]
+    url, headers = _address(config, key, told.path)
+    if api != "chat":
+        return ProviderWire(
+            url, headers, lambda body, *_: told.write(body), told.read, lambda: told.read_event
+        )
+    knows = config.kind == "azure" or knows_developer(config.base_url)
+    return ProviderWire(url, headers, write_portable if knows else write_with_system_role)
+
+
+def _address(config: HostedEngineConfig, key: str | None, path: str) -> tuple[str, Mapping[str, str]]:
+    """The URL of OpenAI's `path` at the provider, and the headers of a request. Raises: ConfigError."""
+    base = config.base_url.rstrip("/")
+    if config.kind != "azure":
+        return f"{base}/{path}", _HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
     if key is None or config.api_version is None:
         raise ConfigError(f"model {config.model!r}: Azure needs api_key_env and api_version")
     deployment, version = quote(config.model, safe=""), quote(config.api_version)
-    path = f"openai/deployments/{deployment}/chat/completions?api-version={version}"
-    return ProviderWire(f"{base}/{path}", headers | {"api-key": key}, write_portable)
+    url = f"{base}/openai/deployments/{deployment}/{path}?api-version={version}"
+    return url, _HEADERS | {"api-key": key}
 
 
-def _responses_wire(base: str, headers: Mapping[str, str]) -> ProviderWire:
+def _responses_wire(url: str, headers: Mapping[str, str]) -> ProviderWire:
     writer = RequestWriter()
     readers = (reading.completion_of, reading.EventsRead)
-    return ProviderWire(f"{base}/responses", headers, writer, *readers, relents=writer.relents)
+    return ProviderWire(url, headers, writer, *readers, relents=writer.relents)
 
 
-def _messages_wire(
-    base: str, headers: dict[str, str], config: HostedEngineConfig, key: str | None
-) -> ProviderWire:
+def _messages_wire(config: HostedEngineConfig, key: str | None) -> ProviderWire:
+    base = config.base_url.rstrip("/")
     own = {"anthropic-version": config.api_version or requests.VERSION} | ({"x-api-key": key} if key else {})
     return ProviderWire(
         f"{base}/messages",
-        headers | own,
+        _HEADERS | own,
         writing.write_request,
         replies.completion_of,
         events.EventsRead,

@@ -2,6 +2,8 @@
 
 POST /v1/chat/completions   `endpoint` in the dialect `dialects.chat`, streamed by `sse`
 POST /v1/responses          `endpoint` in the dialect `dialects.responses`; below it `responses`
+POST /v1/completions        `endpoint` in the dialect `dialects.completions`
+POST /v1/embeddings         `endpoint` in the dialect `dialects.embeddings`
 POST /v1/messages           `endpoint` in the dialect `dialects.messages`
 POST /v1/messages/count_tokens   `counting`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
@@ -31,6 +33,8 @@ from starlette.routing import Route
 
 from r2_serve.config import ServerConfig
 from r2_serve.dialects.chat import CHAT
+from r2_serve.dialects.completions import COMPLETIONS
+from r2_serve.dialects.embeddings import EMBEDDINGS
 from r2_serve.dialects.messages import MESSAGES
 from r2_serve.dialects.responses import ResponsesDialect
 from r2_serve.dialects.wire import Dialect, encode
@@ -95,6 +99,8 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", endpoint(CHAT), methods=["POST"]),
+            Route("/v1/completions", endpoint(COMPLETIONS), methods=["POST"]),
+            Route("/v1/embeddings", endpoint(EMBEDDINGS), methods=["POST"]),
             Route(
                 "/v1/responses", ResponsesEndpoint(ResponsesDialect(store), *rest, running), methods=["POST"]
             ),

@@ -34,7 +34,16 @@ OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
 """Paths that need no key; if keys are set, every other path needs one, unknown paths included."""
 DIALECT_OF: Mapping[str, Dialect] = {"/v1/messages": MESSAGES, "/v1/messages/count_tokens": MESSAGES}
 """The dialect of the errors of each path; chat completions on all others."""
-ROUTES = ("/v1/chat/completions", "/v1/responses", *DIALECT_OF, "/v1/models", "/metrics", *OPEN_PATHS)
+ROUTES = (
+    "/v1/chat/completions",
+    "/v1/responses",
+    *DIALECT_OF,
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+    "/metrics",
+    *OPEN_PATHS,
+)
 CLIENT_CLOSED = 499
 """Status in logs and metrics of a request whose client left; nginx uses the same number."""
 _VISIBLE_ASCII = re.compile(r"[!-~]{1,128}")

@@ -10,9 +10,12 @@ from r2_serve.config import ROUTED_QUERY_CHARS, LimitsConfig, ModelConfig
 from r2_serve.errors import BudgetExceeded, CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan
 from r2_serve.types import Plan, Query, needs_of, substituted_chars
+from r2_serve.types.abilities import states_the_default
 
 MAX_NAMES = 10
 """How many model names an error lists."""
+_OF_TEXT_ALONE = frozenset({"prompt", "echo", "suffix", "best_of"})
+"""Parameters of text completions that no conversation has; `prompt` stands for several or for tokens."""
 _SAMPLING_NAMES = ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "tools")
 """Parameters that a misspelt one may have meant."""
 
@@ -59,6 +62,26 @@ def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
             )
 
 
+def as_conversation(query: Query) -> Query:
+    """`query` for a virtual model, which answers the prompt of a text completion as the message that it is.
+
+    Raises: InvalidRequest for embeddings, and for what only a text completion can have.
+    """
+    sampling, asked = query.sampling, query.sampling.forwarded
+    if sampling.api == "embeddings":
+        hint = "GET /v1/models lists those with the capability embeddings"
+        message = f"{query.model!r} routes conversations: ask a model for embeddings by its own name ({hint})"
+        raise InvalidRequest(message, "model", "invalid_value")
+    if sampling.api == "completions":
+        counted = ["logprobs"] if type(asked.get("logprobs")) is int else []
+        for name in (*counted, *_OF_TEXT_ALONE.intersection(asked)):
+            if not states_the_default(name, asked[name]):
+                message = f"{name}: the virtual model {query.model!r} answers one prompt as a conversation"
+                raise InvalidRequest(f"{message}; leave {name} out", name, "unsupported_parameter")
+        query = query.model_copy(update={"sampling": sampling.model_copy(update={"api": "chat"})})
+    return query
+
+
 def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig]) -> None:
     """Check that `model`, which is asked by its name, can do what the query needs.
 
@@ -70,7 +93,9 @@ def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig
     able = [other.name for other in pool if other.lacking(needs) is None]
     hint = f"ask one of {able[:MAX_NAMES]}" if able else "leave it out"
     what = f"does not read {need.param}" if need.ability is None else f"is not capable of {need.ability}"
-    if need.ability is None:
+    if need.param == "prompt":
+        what, hint = "takes one prompt, as a text", "send one request for each"
+    elif need.ability is None:
         near = get_close_matches(need.param, _SAMPLING_NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else hint
     message = f"{need.param}: model {query.model!r} {what}; {hint}"
@@ -103,7 +128,7 @@ def check_template(plan: Plan, query: Query) -> None:
 
     Raises: InvalidRequest.
     """
-    needs = tuple(needs_of((), query.sampling))
+    needs = [need for need in needs_of((), query.sampling) if need.param != "model"]
     if plan.answer is not None and needs:
         message = "a template makes the answer of this plan, and only a model can honour"
         raise InvalidRequest(f"{message} {needs[0].param}", needs[0].param)

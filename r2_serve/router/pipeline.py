@@ -19,6 +19,7 @@ from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.able import with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
+    as_conversation,
     check_abilities,
     check_own_plan,
     check_pinned_models,
@@ -79,6 +80,8 @@ class Pipeline:
             raise ModelNotFound(
                 f"no model {query.model!r}; choose one of {[*routing.virtual_models, *self.pool]}"
             )
+        if virtual is not None:
+            query = as_conversation(query)
         context = self._context(query, routing, on_delta, purse)
         try:
             final = await _within_deadline(context, virtual)

@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from r2_serve.types.abilities import Ability, Need, needs_of
 from r2_serve.types.calls import (
     BYTES_PER_TOKEN,
+    Api,
     Completion,
     CountingEngine,
     Delta,
@@ -37,6 +38,7 @@ from r2_serve.types.calls import (
 __all__ = [
     "BYTES_PER_TOKEN",
     "Ability",
+    "Api",
     "Completion",
     "CountingEngine",
     "Delta",

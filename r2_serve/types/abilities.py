@@ -54,6 +54,9 @@ _DEFAULTS: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "verbosity": ("medium",),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
 }
 """Values that state what happens anyway. A test for True or False is by identity, as True == 1."""
 _PARAMETERS: dict[str, Ability] = {
@@ -78,7 +81,8 @@ template where it knows them, or are remarks on an earlier reply and thoughts th
 
 
 def needs_of(messages: Sequence[Message], sampling: Sampling) -> Iterator[Need]:
-    """What a call needs beyond a conversation in text, each once for each parameter or part that asks it."""
+    """What a call needs of its model: the kind of call, and what each parameter and part asks for."""
+    yield Need("model", sampling.api)
     for name, value in sampling.forwarded.items():
         if name not in NO_EFFECT and not states_the_default(name, value):
             yield Need(name, _PARAMETERS.get(name))

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Api = Literal["chat", "completions", "embeddings"]
+"""What a model is asked for: to answer a conversation, to go on with a text, or for vectors."""
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 Json = dict[str, object]
 """A JSON object."""
@@ -83,6 +85,8 @@ class Sampling(Record):
     """Ask for the log-probability of each generated token."""
     forwarded: Json = {}
     """Parameters that R2 does not interpret, such as `tools` and `n`. Only hosted engines get any."""
+    api: Api = "chat"
+    """`forwarded` holds the `input` of embeddings, and the `prompt` of completions unless it is one text."""
     responses: Json | None = None
     """Parameters as a client of the Responses API sent them; None if it spoke another dialect. Only an
     engine that speaks this API sends them, and answers with items as they came."""
@@ -94,9 +98,13 @@ class Sampling(Record):
 
     @property
     def num_choices(self) -> int:
-        """Number of replies asked for at once."""
-        asked = self.forwarded.get("n")
-        return asked if isinstance(asked, int) and asked > 0 else 1
+        """Number of replies asked for at once; none to a request for embeddings."""
+        if self.api == "embeddings":
+            return 0
+        asked = (self.forwarded.get(name) for name in ("n", "best_of"))
+        prompts = self.forwarded.get("prompt") if self.api == "completions" else None
+        num_prompts = len(prompts) if isinstance(prompts, list) and isinstance(prompts[0], list | str) else 1
+        return num_prompts * max([1, *(number for number in asked if isinstance(number, int))])
 
     @property
     def format_sent(self) -> dict[str, Any] | None:

@@ -123,6 +123,25 @@ async def test_unreadable_request_is_refused_with_its_reason() -> None:
         await running.generate(call(SUM).model_copy(update={"adapter": "x"}))
 
 
+async def test_completion_goes_on_with_the_text_without_a_chat_template() -> None:
+    model = engine()
+    prompt = await model.generate(call(SUM, api="completions", max_tokens=1))
+    chat = await model.generate(call(SUM, max_tokens=1))
+    assert prompt.usage.prompt_tokens == len(SUM.split()) < chat.usage.prompt_tokens
+    deltas = [delta async for delta in model.stream(call(SUM, api="completions", max_tokens=6))]
+    whole = await model.generate(call(SUM, api="completions", max_tokens=6))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    with pytest.raises(EngineRefused, match="the prompt is empty"):
+        await model.generate(call("", api="completions"))
+
+
+@pytest.mark.parametrize("asked", [{"tools": [{}]}, {"n": 2}, {"top_k": 5}, {"echo": True}])
+async def test_parameter_that_the_engine_does_not_read_is_refused_by_name(asked: dict[str, object]) -> None:
+    with pytest.raises(EngineRefused, match="this engine \\(numpy\\) is not capable") as caught:
+        await engine().generate(call(SUM, forwarded=asked))
+    assert caught.value.param == next(iter(asked))
+
+
 async def test_adapter_is_a_whole_checkpoint_that_can_be_loaded_and_unloaded() -> None:
     running = engine(adapters={"larger": str(EMBEDDED / "words-280k")})
     asked = call("3 4 5 + 9 8 7")

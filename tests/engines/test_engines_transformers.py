@@ -220,6 +220,17 @@ async def test_response_format_is_refused(words: str) -> None:
             )
 
 
+async def test_completion_goes_on_with_the_text_without_a_chat_template(words: str) -> None:
+    engine = TransformersEngine(TransformersEngineConfig(kind="transformers", path=words))
+    reply = await engine.generate(
+        engine_call(user("one plus two"), Sampling(api="completions", max_tokens=4))
+    )
+    assert reply.usage.prompt_tokens == 3
+    with pytest.raises(EngineRefused, match="not capable of tools"):
+        await engine.generate(engine_call(user("one"), Sampling(forwarded={"tools": [{}]})))
+    await engine.aclose()
+
+
 async def test_prompt_that_fills_the_context_is_refused(words: str) -> None:
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match=f"context of {CONTEXT_TOKENS}"):

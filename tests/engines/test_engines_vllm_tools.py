@@ -206,6 +206,39 @@ async def test_request_that_vllm_refuses_is_refused_with_its_reason(
             pass
 
 
+async def test_text_is_gone_on_with_and_comes_back_with_echo_and_log_probabilities(
+    engine: VllmEngine,
+) -> None:
+    asked = completions("two plus", echo=True, logprobs=2, max_tokens=4)
+    reply = await engine.generate(asked)
+    body: Any = reply.body
+    assert reply.text.startswith("two plus")
+    assert reply.usage.prompt_tokens == len("two plus"), "no chat template"
+    assert len(body["choices"][0]["logprobs"]["tokens"]) == len("two plus") + reply.usage.completion_tokens
+    plain = await engine.generate(completions("two plus", max_tokens=4))
+    deltas = [delta async for delta in engine.stream(completions("two plus", max_tokens=4))]
+    assert "".join(delta.text for delta in deltas) == plain.text == reply.text.removeprefix("two plus")
+    assert deltas[-1].usage == plain.usage
+
+
+async def test_several_prompts_get_a_choice_each(engine: VllmEngine) -> None:
+    reply = await engine.generate(completions("x", prompt=["one", "two", "three"], max_tokens=2))
+    body: Any = reply.body
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert reply.usage.prompt_tokens == len("onetwothree")
+
+
+async def test_suffix_is_refused_by_name(engine: VllmEngine) -> None:
+    with pytest.raises(EngineRefused, match="does not read suffix") as caught:
+        await engine.generate(completions("x", suffix="y"))
+    assert caught.value.param == "suffix"
+
+
+def completions(text: str, **asked: Any) -> EngineCall:
+    made = call(Message(role="user", content=text), **asked)
+    return made.model_copy(update={"sampling": made.sampling.model_copy(update={"api": "completions"})})
+
+
 async def test_abandoned_tool_call_is_aborted(engine: VllmEngine) -> None:
     async with aclosing(engine.stream(call(max_tokens=1500, min_tokens=1500))) as deltas:
         await anext(deltas)

@@ -1,0 +1,171 @@
+"""Text completions: POST /v1/completions, which goes on with a text and knows no roles.
+
+Source: https://platform.openai.com/docs/api-reference/completions. A request becomes a conversation of one
+user message, the prompt. A model of the pool is asked at its provider's own /completions, where the text is
+not put into a chat template; a virtual model answers the message. `write_request`, `completion_of` and
+`chunk_of` translate for providers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from r2_serve.dialects.chat import CHAT, DONE, usage_of
+from r2_serve.dialects.wire import Arrival, ErrorReply, encode, event, read_object
+from r2_serve.errors import InvalidRequest
+from r2_serve.types import Answer, Delta, Json, Query
+
+
+class CompletionsDialect:
+    """The dialect of POST /v1/completions."""
+
+    heartbeat = CHAT.heartbeat
+
+    def read(self, body: bytes, arrival: Arrival) -> CompletionsBody:
+        """Raises: InvalidRequest."""
+        request = read_object(body)
+        if "messages" in request:
+            raise InvalidRequest("messages belong to /v1/chat/completions: send prompt here", "messages")
+        prompt = request.pop("prompt", None)
+        texts = _prompts(prompt)
+        if len(texts) > 1 or not isinstance(_single(prompt), str):
+            request["prompt"] = prompt
+        request["messages"] = [{"role": "user", "content": text} for text in texts]
+        return CompletionsBody(json.dumps(request).encode(), arrival)
+
+    def error_body(self, error: ErrorReply, request_id: str) -> Json:
+        return CHAT.error_body(error, request_id)
+
+
+COMPLETIONS = CompletionsDialect()
+
+
+@dataclass(frozen=True)
+class CompletionsBody:
+    """A request as a conversation; `prompt` stays in it if it is more than one text."""
+
+    chat: bytes
+    arrival: Arrival
+
+    def refined(self, query: Query) -> Query:
+        sampling = query.sampling.model_copy(update={"api": "completions"})
+        return query.model_copy(update={"sampling": sampling})
+
+    def param(self, name: str) -> str:
+        return "prompt" if name.startswith("messages") else name
+
+    def reply(self, model: str, *, wants_usage_chunk: bool) -> CompletionsReply:
+        return CompletionsReply(
+            f"cmpl-{self.arrival.new_id()}", self.arrival.created, model, wants_usage_chunk
+        )
+
+
+@dataclass
+class CompletionsReply:
+    """Writes a text completion or its chunks. `model` is the name that the client gave."""
+
+    id: str
+    created: int
+    model: str
+    wants_usage_chunk: bool = False
+    _is_finished: bool = False
+
+    def whole(self, answer: Answer, r2: Json) -> bytes:
+        body = answer.body or {"choices": [_choice(answer.text, answer.finish_reason)]}
+        rest = {key: value for key, value in body.items() if key != "choices"}
+        choices = [_text_choice(choice, "message") for choice in _objects(body["choices"])]
+        return encode({**rest, **self._head(), "choices": choices, "usage": usage_of(answer), "r2": r2})
+
+    def piece(self, piece: Delta) -> bytes:
+        if piece.body is None:
+            return self._chunk([_choice(piece.text)]) if piece.text else b""
+        choices = [_text_choice(choice, "delta") for choice in _objects(piece.body["choices"])]
+        self._is_finished |= any(choice.get("finish_reason") for choice in choices)
+        rest = {key: value for key, value in piece.body.items() if key != "choices"}
+        return self._chunk(choices, rest)
+
+    def end(self, answer: Answer, rest: str, r2: Json) -> bytes:
+        """The finish reason if no chunk had one, and the usage and `r2`, in a chunk without choices."""
+        events = b"" if self._is_finished else self._chunk([_choice(rest, answer.finish_reason)])
+        usage: Json = {"usage": usage_of(answer)} if self.wants_usage_chunk else {}
+        return events + self._chunk([], {**usage, "r2": r2}) + DONE
+
+    def failure(self, error: ErrorReply) -> bytes:
+        return event(CHAT.error_body(error, ""))
+
+    def _head(self) -> Json:
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+
+    def _chunk(self, choices: list[Json], rest: Json | None = None) -> bytes:
+        return event({**(rest or {}), **self._head(), "choices": choices})
+
+
+# -- providers --
+
+
+def write_request(body: Json) -> Json:
+    """The provider's request that says a body of chat completions."""
+    messages = _objects(body["messages"])
+    rest = {name: value for name, value in body.items() if name not in ("messages", "max_completion_tokens")}
+    if (limit := body.get("max_completion_tokens")) is not None:
+        rest["max_tokens"] = limit
+    return {"prompt": messages[0]["content"], **rest}
+
+
+def completion_of(body: Json) -> Json:
+    """A provider's reply as a chat completion; its other keys, such as `logprobs`, stay as they came."""
+    return _with_choices(body, "message")
+
+
+def chunk_of(body: Json) -> Iterable[Json]:
+    """An event of a provider's stream as a chat chunk."""
+    return (_with_choices(body, "delta"),)
+
+
+def _with_choices(body: Json, holder: str) -> Json:
+    if not isinstance(body.get("choices"), list):
+        return body
+    return {**body, "choices": [_chat_choice(choice, holder) for choice in _objects(body["choices"])]}
+
+
+def _chat_choice(choice: Json, holder: str) -> Json:
+    rest = {key: value for key, value in choice.items() if key != "text"}
+    return {**rest, holder: {"role": "assistant", "content": choice.get("text")}}
+
+
+def _text_choice(choice: Json, holder: str) -> Json:
+    """The choice of a chat completion or chunk as one of a text completion."""
+    message = choice.get(holder)
+    rest = {key: value for key, value in choice.items() if key not in (holder, "logprobs")}
+    logprobs = choice.get("logprobs")
+    is_ours = isinstance(logprobs, dict) and "content" in logprobs
+    text = (message.get("content") if isinstance(message, dict) else None) or ""
+    return {"text": text, "logprobs": None if is_ours else logprobs, **rest}
+
+
+def _choice(text: str, finish_reason: str | None = None) -> Json:
+    """A choice of a reply that is text alone, in both shapes."""
+    message = {"role": "assistant", "content": text}
+    return {"index": 0, "text": text, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _objects(values: object) -> list[Json]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+def _single(prompt: object) -> object:
+    return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+
+
+def _prompts(prompt: object) -> list[str]:
+    """Each prompt as text; tokens as their numbers. Raises: InvalidRequest."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        return [" ".join(map(str, prompt))]
+    if isinstance(prompt, list) and prompt and all(isinstance(part, str | list) for part in prompt):
+        return [text for part in prompt for text in _prompts(part)]
+    code = "missing_required_parameter" if prompt is None else "invalid_value"
+    raise InvalidRequest("prompt: expected a text, an array of texts, or arrays of tokens", "prompt", code)
