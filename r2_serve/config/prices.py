@@ -30,6 +30,7 @@ PRICE_OF = {
     "usd_per_mtok_out": "output_mtok",
     "usd_per_mtok_cached_read": "cache_read_mtok",
     "usd_per_mtok_cached_write": "cache_write_mtok",
+    "usd_per_mtok_cached_hour_write": "cache_write_1h_mtok",
     "usd_per_mtok_reasoning": "output_reasoning_mtok",
 }
 """Name of each price in the table, by the name of the card's field."""

@@ -84,6 +84,10 @@ class _PromptDetails(Part):
     cache_write_tokens: Count = None
 
 
+class _CacheWrites(Part):
+    ephemeral_1h_input_tokens: Count = None
+
+
 class _CompletionDetails(Part):
     reasoning_tokens: Count = None
 
@@ -103,6 +107,8 @@ class Tokens(Part):
     cache_read_input_tokens: Count = None
     """Anthropic's name of them, which gateways keep."""
     cache_creation_input_tokens: Count = None
+    cache_creation: Tolerated[_CacheWrites] = None
+    """Anthropic's tokens written to the cache, by how long it keeps them."""
 
     def whole(self) -> Usage | None:
         """The counts with their details; None if one of the two counts is missing.
@@ -117,12 +123,14 @@ class Tokens(Part):
         if left_out > 0 and thoughts in (0, left_out):
             completion, thoughts = completion + left_out, left_out
         read, written = self._cached_read_tokens, self._cached_write_tokens
+        for_an_hour = (self.cache_creation and self.cache_creation.ephemeral_1h_input_tokens) or 0
         is_part = read + written <= self.prompt_tokens
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=completion,
             cached_read_tokens=read if is_part else 0,
             cached_write_tokens=written if is_part else 0,
+            cached_hour_write_tokens=for_an_hour if is_part and for_an_hour <= written else 0,
             reasoning_tokens=thoughts if thoughts <= completion else 0,
         )
 

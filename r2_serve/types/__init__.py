@@ -75,15 +75,20 @@ class Prices(Record):
     """Price of prompt tokens read from the provider's cache; None for that of all others."""
     usd_per_mtok_cached_write: Decimal | None = Field(default=None, ge=0)
     """Price of prompt tokens written to the provider's cache; None for that of all others."""
+    usd_per_mtok_cached_hour_write: Decimal | None = Field(default=None, ge=0)
+    """Price of those that the cache keeps for an hour (Anthropic's `ttl: 1h`); None for that of writes."""
     usd_per_mtok_reasoning: Decimal | None = Field(default=None, ge=0)
     """Price of tokens that the model thinks and does not show; None for that of the reply."""
 
     def usd_of(self, usage: Usage) -> Decimal:
         """Exact cost of `usage` in USD."""
+        usual_write = self.usd_per_mtok_cached_write
+        usual_write = self.usd_per_mtok_in if usual_write is None else usual_write
         spent = usage.prompt_tokens * self.usd_per_mtok_in + usage.completion_tokens * self.usd_per_mtok_out
         for tokens, price, usual in (
             (usage.cached_read_tokens, self.usd_per_mtok_cached_read, self.usd_per_mtok_in),
             (usage.cached_write_tokens, self.usd_per_mtok_cached_write, self.usd_per_mtok_in),
+            (usage.cached_hour_write_tokens, self.usd_per_mtok_cached_hour_write, usual_write),
             (usage.reasoning_tokens, self.usd_per_mtok_reasoning, self.usd_per_mtok_out),
         ):
             if price is not None and tokens:

@@ -130,6 +130,8 @@ class Usage(Record):
     """Those of the prompt that the provider read from its cache."""
     cached_write_tokens: int = Field(default=0, ge=0)
     """Those of the prompt that the provider wrote to its cache."""
+    cached_hour_write_tokens: int = Field(default=0, ge=0)
+    """Those of `cached_write_tokens` that it keeps for an hour, which Anthropic sells at another price."""
     reasoning_tokens: int = Field(default=0, ge=0)
     """Those of the completion that the model thought and did not show."""
 
@@ -143,6 +145,7 @@ class Usage(Record):
             completion_tokens=self.completion_tokens + other.completion_tokens,
             cached_read_tokens=self.cached_read_tokens + other.cached_read_tokens,
             cached_write_tokens=self.cached_write_tokens + other.cached_write_tokens,
+            cached_hour_write_tokens=self.cached_hour_write_tokens + other.cached_hour_write_tokens,
             reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
         )
 

@@ -316,6 +316,7 @@ def test_usage_counts_the_cache_into_the_prompt_and_out_of_it_again() -> None:
         completion_tokens=60,
         cached_read_tokens=700,
         cached_write_tokens=200,
+        cached_hour_write_tokens=50,
         reasoning_tokens=40,
     )
     message = message_of(answer_of("stop", {}, usage), "id", "m")

@@ -382,10 +382,11 @@ async def test_ledger_books_cache_and_thinking_as_the_provider_bills_them(model:
         (trace,) = stand.traces
     usage = events_of(response)[-2]["usage"] if stream else response.json()["usage"]
     if model == "gpt":
-        read, written, new, thoughts = 768, 0, 232, 40
+        read, written, for_an_hour, new, thoughts = 768, 0, 0, 232, 40
     else:
-        read, written, new, thoughts = 700, 200, 100, 40
-    bill = new * Decimal(3) + read * Decimal("0.3") + written * Decimal("3.75") + 60 * Decimal(15)
+        read, written, for_an_hour, new, thoughts = 700, 200, 50, 100, 40
+    bill = new * Decimal(3) + read * Decimal("0.3") + 60 * Decimal(15)
+    bill += (written - for_an_hour) * Decimal("3.75") + for_an_hour * Decimal(6)
     assert trace.cost_usd == bill / 10**6
     assert trace.calls[0].usage.reasoning_tokens == thoughts
     counts = {"input_tokens": new, "cache_read_input_tokens": read, "cache_creation_input_tokens": written}

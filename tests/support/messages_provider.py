@@ -16,7 +16,7 @@ USAGE = {
     "input_tokens": 100,
     "cache_creation_input_tokens": 200,
     "cache_read_input_tokens": 700,
-    "cache_creation": {"ephemeral_5m_input_tokens": 200, "ephemeral_1h_input_tokens": 0},
+    "cache_creation": {"ephemeral_5m_input_tokens": 150, "ephemeral_1h_input_tokens": 50},
     "output_tokens": 60,
     "output_tokens_details": {"thinking_tokens": 40},
     "service_tier": "standard",

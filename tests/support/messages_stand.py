@@ -26,6 +26,7 @@ PRICES = {
     "usd_per_mtok_out": Decimal("15"),
     "usd_per_mtok_cached_read": Decimal("0.3"),
     "usd_per_mtok_cached_write": Decimal("3.75"),
+    "usd_per_mtok_cached_hour_write": Decimal("6"),
 }
 
 

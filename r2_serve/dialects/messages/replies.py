@@ -85,6 +85,7 @@ def usage_of(usage: Json) -> Json:
         "completion_tokens_details": {"reasoning_tokens": thoughts},
         "cache_read_input_tokens": read,
         "cache_creation_input_tokens": written,
+        "cache_creation": usage.get("cache_creation"),
     }
     if isinstance(given := usage.get("input_tokens"), int):
         counts["prompt_tokens"] = given + read + written
