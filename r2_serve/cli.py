@@ -19,6 +19,7 @@ from r2_serve import EMBEDDED_CONFIG
 from r2_serve.lab.evaluation.cli import eval_app, sandbox_app
 from r2_serve.lab.experiment.cli import experiment
 from r2_serve.lab.load.cli import load
+from r2_serve.lab.outcomes.cli import outcomes_app, replay
 from r2_serve.lab.simulate.cli import simulate
 from r2_serve.ops.command_line import (
     DEFAULT_URL,
@@ -47,9 +48,11 @@ app = typer.Typer(
 
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
+app.add_typer(outcomes_app, name="outcomes")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.command()(load)
+app.command()(replay)
 app.command()(experiment)
 app.command()(simulate)
 app.command()(publish)

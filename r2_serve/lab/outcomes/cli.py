@@ -1,0 +1,226 @@
+"""`r2-serve outcomes` and `r2-serve replay`. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from r2_serve.ops.command_line import fail, plain_errors
+
+if TYPE_CHECKING:
+    from r2_serve.lab.outcomes.book import Outcome
+
+outcomes_app = typer.Typer(
+    help="Books of recorded replies: import, merge, grade, describe.", no_args_is_help=True
+)
+
+
+class Format(StrEnum):
+    """The formats that `import` reads."""
+
+    recorded = "recorded"
+    zeroeval = "zeroeval"
+    routerbench = "routerbench"
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+class GraderChoice(StrEnum):
+    """The graders of a book."""
+
+    math = "math"
+    number = "number"
+    choice = "choice"
+    text = "text"
+    literal = "literal"
+
+
+GraderOption = Annotated[
+    GraderChoice | None,
+    typer.Option("--grader", "-g", help="How answers are read and compared; default: as the book says."),
+]
+PricesOption = Annotated[
+    Path | None, typer.Option(help="YAML file of lines such as `gpt-4o: [2.5, 10]`, USD per 1M tokens.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The book to write; `.gz` compresses it.")]
+BookArgument = Annotated[Path, typer.Argument(help="A book that `r2-serve outcomes import` made.")]
+
+
+@outcomes_app.command("import")
+def import_(
+    file_format: Annotated[Format, typer.Argument(metavar="FORMAT", help="The format of the files.")],
+    files: Annotated[list[Path], typer.Argument(help="The files; `.gz` is read too.")],
+    out: OutOption,
+    grader: GraderOption = None,
+    prices: PricesOption = None,
+    model: Annotated[str | None, typer.Option(help="zeroeval: the model of the file.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="csv, jsonl: FIELD=COLUMN, such as reply=output; repeatable.")
+    ] = None,
+) -> None:
+    """Make a book of the replies in published files: read, grade and price each of them.
+
+    \b
+    Formats:  recorded     JSONL of tasks and replies
+              zeroeval     a result file of ZeroEval; one model in each file
+              routerbench  the CSV of RouterBench, which holds its own verdicts
+              csv, jsonl   a reply in each row; fields are task, model, prompt, reply, gold, right, ...
+    Example:  r2-serve outcomes import recorded gsm.jsonl.gz -g number --prices prices.yaml --out gsm.book
+              r2-serve outcomes import zeroeval gsm/gpt-4o.json --model gpt-4o -g number -o gpt-4o.book
+              r2-serve outcomes import csv runs.csv --column reply=output -g text --out runs.book
+    """
+    from r2_serve.lab.outcomes.book import write_book
+    from r2_serve.lab.outcomes.importing import FORMATS, Source, priced, read_prices
+
+    with plain_errors():
+        by_model = read_prices(prices) if prices else {}
+        columns = _columns(column or [])
+        records = [
+            priced(record, by_model)
+            for path in files
+            for record in FORMATS[file_format.value](Source(path, model, columns))
+        ]
+        unpriced = sorted({r.model for r in records if r.model not in by_model and not r.cost_usd})
+        if prices and unpriced:
+            fail(f"{prices} has no price for {', '.join(unpriced)}: add a line for each")
+        records = _graded(records, grader, needs_grader=file_format is not Format.routerbench)
+        count = write_book(out, records)
+    typer.echo(f"written: {out}, {count} replies. Now: r2-serve replay {out}")
+
+
+@outcomes_app.command()
+def merge(
+    books: Annotated[list[Path], typer.Argument(help="Books; of two equal keys the later book's counts.")],
+    out: OutOption,
+) -> None:
+    """Make one book of several, and compare their answers anew.
+
+    \b
+    Example:  r2-serve outcomes merge gpt-4o.book qwen.book --out pool.book
+    """
+    from r2_serve.lab.outcomes.book import read_book, write_book
+
+    with plain_errors():
+        found = {record.key: record for book in books for record in read_book(book)}
+        count = write_book(out, _graded(list(found.values()), None, needs_grader=False))
+    typer.echo(f"written: {out}, {count} replies")
+
+
+@outcomes_app.command()
+def grade(
+    book: BookArgument, out: OutOption, grader: GraderOption = None, prices: PricesOption = None
+) -> None:
+    """Grade a book again, with another grader or a mended one; with --prices also price it again.
+
+    \b
+    Example:  r2-serve outcomes grade gsm.book --grader math --out gsm-math.book
+    """
+    from r2_serve.lab.outcomes.book import read_book, write_book
+    from r2_serve.lab.outcomes.importing import priced, read_prices
+
+    with plain_errors():
+        by_model = read_prices(prices) if prices else {}
+        records = [priced(record, by_model) for record in read_book(book)]
+        count = write_book(out, _graded(records, grader, needs_grader=True))
+    typer.echo(f"written: {out}, {count} replies")
+
+
+@outcomes_app.command()
+def describe(book: BookArgument) -> None:
+    """Print what a book holds: tasks, and each model's replies, accuracy and cost.
+
+    \b
+    Example:  r2-serve outcomes describe gsm.book
+    """
+    from rich.console import Console
+
+    from r2_serve.lab.outcomes.describing import print_description
+
+    with plain_errors():
+        print_description(book, Console(markup=False))
+
+
+def replay(
+    book: BookArgument,
+    splits: Annotated[int, typer.Option(min=1, help="Random halvings of the tasks.")] = 10,
+    reference: Annotated[
+        str | None, typer.Option(help="The model to compare with; default: the target's, or the best one.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="A promise to keep, such as 'within 1 point of gpt-4o'.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="The confidence of the promise.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the first split.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as an HTML page.")] = None,
+) -> None:
+    """Answer a book's tasks under every policy, without a model: fit on one half, report on the other.
+
+    Without --target, the fitted gate is the cheapest that is expected to be as accurate as the reference.
+
+    \b
+    Example:  r2-serve replay gsm.book --splits 10 --reference gpt-4o --json gsm.json --html gsm.html
+              r2-serve replay gsm.book --target "within 1 point of gpt-4o" --confidence 0.95 --splits 20
+    """
+    from rich.console import Console
+
+    from r2_serve.files import write_whole
+    from r2_serve.lab.outcomes.book import read_book
+    from r2_serve.lab.outcomes.figures import report_of
+    from r2_serve.lab.outcomes.goals import parse_target
+    from r2_serve.lab.outcomes.page import page, print_report
+    from r2_serve.lab.outcomes.replay import replay as run
+    from r2_serve.lab.outcomes.table import table_of
+
+    with plain_errors():
+        promise = parse_target(target, confidence) if target else None
+        with _progress("splits", splits) as done:
+            found = run(
+                table_of(read_book(book)),
+                reference=reference,
+                target=promise,
+                num_splits=splits,
+                seed=seed,
+                progress=done,
+            )
+        report = report_of(found, book.name)
+        print_report(report, Console(markup=False))
+        if json_file is not None:
+            write_whole(json_file, report.model_dump_json(indent=2))
+        if html is not None:
+            write_whole(html, page(report))
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    """`FIELD=COLUMN` pairs as a mapping."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        fail(f"--column {wrong[0]}: expected FIELD=COLUMN, such as reply=output", status=2)
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _graded(records: list[Outcome], grader: GraderChoice | None, *, needs_grader: bool) -> list[Outcome]:
+    from r2_serve.lab.outcomes.grading import graded
+
+    if grader is None and any(record.grader is None for record in records):
+        if needs_grader:
+            fail("which grader? give --grader math, number, choice, text or literal", status=2)
+        return records
+    num_tasks = len({(record.task, record.step) for record in records})
+    with _progress("tasks graded", num_tasks) as done:
+        return graded(records, grader.value if grader else None, lambda count, total: done(count))
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A line on standard error that counts up, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda done: progress.update(bar, completed=done)

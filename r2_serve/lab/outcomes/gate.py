@@ -1,0 +1,193 @@
+"""The gate: models in an order, and after each answer a rule that says whether it is good enough.
+
+The rule compares two numbers. One is the probability that the leading answer is right (`posterior`). The
+other is what going on is worth: the probability of a right answer at the end, less what the further replies
+cost, where one USD is worth `value_per_usd` right answers. Going on is worth little where the leading answer
+is probably right, and also where the question seems too hard for the models that follow. It is a linear
+function of the state, fitted from the last model back to the first (fitted value iteration; Tsitsiklis and
+Van Roy, "Regression methods for pricing complex American-style options", 2001).
+
+The answer of a gate is the leading answer where it stops, which need not be the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from r2_serve.lab.outcomes.posterior import Belief, Evidence, Scales, Weights, belief, mean_replies
+from r2_serve.lab.outcomes.table import Bools, Floats, Ints, OutcomeTable
+from r2_serve.types import Record
+
+_RIDGES = (1e-6, 1e-3, 1e-3)
+"""Penalties on the constant, the probability and its log-odds; the features of the state have `_RIDGE`."""
+_RIDGE = 10.0
+MOST_STAGES = 6
+"""A gate asks at most so many models: later ones see few tasks, and their rules are fitted on few."""
+
+
+class Gate(Record):
+    """A fitted gate. It holds numbers and names alone, so that a JSON file holds all of it."""
+
+    models: tuple[str, ...]
+    """The models that the evidence weights know, in their order."""
+    order: tuple[str, ...]
+    """The models that are asked, the first one first."""
+    rules: tuple[tuple[float, ...], ...]
+    """The coefficients of what going on is worth, after each model but the last."""
+    weights: tuple[float, ...]
+    scales: Scales
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a policy does on a table: one value for each task."""
+
+    right: Floats
+    """1 if the answer is right. A policy that draws lots has the probability of a right answer."""
+    cost_usd: Floats
+    asked: Floats
+    """The number of models asked."""
+    chance: Floats | None = None
+    """The probability of a right answer as the policy sees it; None if it sees none."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return float(self.right.mean())
+
+    @property
+    def mean_cost_usd(self) -> float:
+        """The mean cost of a task."""
+        return float(self.cost_usd.mean())
+
+    def take(self, rows: Bools) -> Answers:
+        """The same for these tasks alone."""
+        chance = None if self.chance is None else self.chance[rows]
+        return Answers(self.right[rows], self.cost_usd[rows], self.asked[rows], chance)
+
+
+@dataclass(frozen=True)
+class State:
+    """All tasks after one set of models was asked."""
+
+    belief: Belief
+    features: Floats
+    """What the value of going on depends on, (T, features)."""
+
+
+@dataclass
+class States:
+    """The states of a table's tasks, each computed once. Each task is judged by the weights of its fold."""
+
+    evidence: Evidence
+    cost_usd: Floats
+    fold: Ints
+    weights: Sequence[Weights]
+    """The weights of each fold, fitted without its tasks."""
+    _states: dict[frozenset[int], State] = field(default_factory=dict)
+    _solvers: dict[tuple[frozenset[int], int], Floats] = field(default_factory=dict)
+
+    def after(self, asked: Sequence[int]) -> State:
+        """The state of all tasks after these models."""
+        key = frozenset(asked)
+        if key not in self._states:
+            self._states[key] = self._judge(sorted(key))
+        return self._states[key]
+
+    def solver(self, asked: Sequence[int], part: Part) -> Floats:
+        """The matrix that turns values of going on into the coefficients of a rule, (features, tasks)."""
+        key = frozenset(asked), part.number
+        if key not in self._solvers:
+            features = self.after(asked).features[part.rows]
+            ridge = np.diag([*_RIDGES, *[_RIDGE] * (features.shape[1] - len(_RIDGES))])
+            self._solvers[key] = np.linalg.solve(features.T @ features + ridge, features.T)
+        return self._solvers[key]
+
+    def _judge(self, asked: list[int]) -> State:
+        size = len(self.cost_usd)
+        chance, right, leader = np.zeros(size), np.zeros(size, bool), np.zeros(size, np.int64)
+        for number, weights in enumerate(self.weights):
+            rows = np.flatnonzero(self.fold == number)
+            found = belief(self.evidence, rows, asked, weights)
+            chance[rows], right[rows], leader[rows] = found.chance, found.right, found.leader
+        rows = np.arange(size)
+        clipped = np.clip(chance, 0.01, 0.99)
+        features = np.column_stack(
+            [
+                np.ones(size),
+                chance,
+                np.log(clipped / (1 - clipped)),
+                mean_replies(self.evidence, rows, np.array(asked)),
+                self.evidence.asks,
+            ]
+        )
+        return State(Belief(chance, right, leader), features)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tasks on which rules are fitted; `number` tells parts of one table apart."""
+
+    number: int
+    rows: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An order with its rules, as columns of a table, and its value on the part it was fitted on."""
+
+    order: tuple[int, ...]
+    rules: tuple[Floats, ...]
+    value: float
+    """The mean probability of a right answer, less the mean cost at `value_per_usd`."""
+
+
+def fit_rules(states: States, order: tuple[int, ...], value_per_usd: float, part: Part) -> Chain:
+    """Fit the rules of an order from its last model back to its first."""
+    price = value_per_usd * states.cost_usd
+    value = states.after(order).belief.chance
+    rules: list[Floats] = []
+    for stage in range(len(order) - 1, 0, -1):
+        state = states.after(order[:stage])
+        going_on = value - price[:, order[stage]]
+        rule = states.solver(order[:stage], part) @ going_on[part.rows]
+        rules.append(rule)
+        chance = state.belief.chance
+        value = np.where(chance > state.features @ rule, chance, going_on)
+    value = value - price[:, order[0]]
+    return Chain(order, tuple(reversed(rules)), float(value[part.rows].mean()))
+
+
+def run_chain(states: States, chain: Chain) -> Answers:
+    """Answer all tasks of the states."""
+    size = len(states.cost_usd)
+    is_open, right = np.ones(size, bool), np.zeros(size)
+    cost, asked, chance = np.zeros(size), np.zeros(size), np.zeros(size)
+    for stage, model in enumerate(chain.order):
+        cost += np.where(is_open, states.cost_usd[:, model], 0.0)
+        asked += is_open
+        state = states.after(chain.order[: stage + 1])
+        is_last = stage == len(chain.order) - 1
+        stops = is_open if is_last else is_open & (state.belief.chance > state.features @ chain.rules[stage])
+        right, chance = (
+            np.where(stops, new, old)
+            for new, old in ((state.belief.right, right), (state.belief.chance, chance))
+        )
+        is_open = is_open & ~stops
+    return Answers(right, cost, asked, chance)
+
+
+def run_gate(gate: Gate, table: OutcomeTable) -> Answers:
+    """Answer all tasks of a table by a gate. Raises: BookError if the table lacks one of its models."""
+    table = table.only(gate.models)
+    evidence = Evidence.of(table, gate.scales)
+    weights = Weights(
+        np.array(gate.weights), len(gate.models), evidence.votes.shape[2], evidence.asks.shape[1]
+    )
+    states = States(evidence, table.cost_usd, np.zeros(len(table), np.int64), [weights])
+    order = tuple(gate.models.index(model) for model in gate.order)
+    return run_chain(states, Chain(order, tuple(map(np.array, gate.rules)), 0.0))

@@ -1,0 +1,178 @@
+"""What a fit is to reach: the reference's accuracy as expected, or a promise that is kept with confidence.
+
+Without a target, the cheapest gate is taken whose accuracy on unseen fitting tasks is the reference's. It
+lies between two candidates, so it is a mix of both: a fixed share of the tasks goes to each.
+
+With a target ("within 1 point of gpt-4o"), candidates are tested one after the other, the dearest first, and
+the test stops at the first that fails: fixed-sequence testing, so no correction for many tests is needed
+(Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then Test", 2021, section 3). The test is Tango's score test
+of paired shares (Statistics in Medicine 17, 1998). It looks at the answers that each candidate's like gave to
+unseen folds (Bayle, Bayle, Janson, Mackey, "Cross-validation confidence intervals for test error", 2020),
+since a part of the book that is set aside for tests alone would make both parts small. The reference itself
+always keeps the promise, and is taken if no candidate does.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from r2_serve.lab.outcomes.book import BookError
+from r2_serve.lab.outcomes.fitting import Candidate, Fit, fit
+from r2_serve.lab.outcomes.gate import Answers, Gate, run_gate
+from r2_serve.lab.outcomes.table import Floats, OutcomeTable
+from r2_serve.types import Record
+
+_TARGET = re.compile(r"(?i)\s*within\s+(\d+(?:\.\d+)?)\s*(?:%|percent|points?|pp)?\s+of\s+(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: the accuracy is at most `margin` below the model's, with this confidence."""
+
+    margin: float
+    """A fraction: 0.01 is one point."""
+    model: str
+    confidence: float
+
+
+def parse_target(text: str, confidence: float) -> Target:
+    """Read "within 1 point of gpt-4o". Raises: BookError."""
+    match = _TARGET.fullmatch(text)
+    if match is None:
+        raise BookError(f"target {text!r} is not of the form 'within 1 point of MODEL'")
+    if not 0.5 <= confidence < 1:
+        raise BookError(f"--confidence is {confidence:g}; it must be at least 0.5 and below 1")
+    return Target(float(match[1]) / 100, match[2], confidence)
+
+
+class FittedPolicy(Record):
+    """What a fit gives: gates and the share of tasks that goes to each, or a model that answers alone."""
+
+    reference: str
+    gates: tuple[Gate, ...] = ()
+    shares: tuple[float, ...] = ()
+    expected_difference: float
+    """The accuracy minus the reference's, on fitting tasks that the gates had not seen."""
+    expected_cost_ratio: float
+    """The cost divided by the reference's, on the same tasks."""
+
+    @property
+    def order(self) -> str:
+        """The models in the order in which they are asked, for people."""
+        return " / ".join(" > ".join(gate.order) for gate in self.gates) or self.reference
+
+
+def run_policy(policy: FittedPolicy, table: OutcomeTable) -> Answers:
+    """Answer all tasks of a table; a mix gives the mean of its gates. Raises: BookError."""
+    if not policy.gates:
+        model = table.place(policy.reference)
+        return Answers(table.right[:, model].astype(float), table.cost_usd[:, model], np.ones(len(table)))
+    return mixed([run_gate(gate, table) for gate in policy.gates], policy.shares)
+
+
+def mixed(parts: Sequence[Answers], shares: Sequence[float]) -> Answers:
+    """The expected answers if each task goes to a part at random, with these shares."""
+
+    def mean(values: Sequence[Floats]) -> Floats:
+        return np.asarray(sum(share * value for share, value in zip(shares, values, strict=True)))
+
+    return Answers(
+        mean([part.right for part in parts]),
+        mean([part.cost_usd for part in parts]),
+        mean([part.asked for part in parts]),
+    )
+
+
+def fit_policy(
+    table: OutcomeTable, reference: str, target: Target | None = None, seed: int = 0
+) -> FittedPolicy:
+    """Fit the cheapest policy that reaches the reference, or keeps the promise. Raises: BookError."""
+    found = fit(table, seed)
+    return choose(found, table, reference, target)
+
+
+def choose(found: Fit, table: OutcomeTable, reference: str, target: Target | None = None) -> FittedPolicy:
+    """Choose among the candidates of a fit. Raises: BookError if the table lacks the reference."""
+    at = table.place(reference)
+    right, cost = table.right[:, at].astype(float), float(table.cost_usd[:, at].mean())
+    if target is None:
+        picks = cheapest_mix(found.candidates, float(right.mean()))
+    else:
+        kept = last_proven(found.candidates, right, target)
+        picks = [] if kept is None or kept.unseen.mean_cost_usd > cost else [(kept, 1.0)]
+    if not picks:
+        return FittedPolicy(reference=reference, expected_difference=0.0, expected_cost_ratio=1.0)
+    shares = [share for _, share in picks]
+    unseen = mixed([candidate.unseen for candidate, _ in picks], shares)
+    return FittedPolicy(
+        reference=reference,
+        gates=tuple(found.gate(candidate) for candidate, _ in picks),
+        shares=tuple(shares),
+        expected_difference=unseen.accuracy - float(right.mean()),
+        expected_cost_ratio=unseen.mean_cost_usd / cost if cost else math.nan,
+    )
+
+
+def cheapest_mix(candidates: Sequence[Candidate], accuracy: float) -> list[tuple[Candidate, float]]:
+    """The cheapest mix of at most two candidates that reaches an accuracy; the most accurate if none does."""
+    points = [(expected_accuracy(candidate), candidate.unseen.mean_cost_usd) for candidate in candidates]
+    best, picks = math.inf, [(candidates[max(range(len(points)), key=lambda i: points[i])], 1.0)]
+    for i, (high, dear) in enumerate(points):
+        if high < accuracy:
+            continue
+        if dear < best:
+            best, picks = dear, [(candidates[i], 1.0)]
+        for j, (low, cheap) in enumerate(points):
+            if low < accuracy and cheap < dear:
+                share = (accuracy - low) / (high - low)
+                if (cost := share * dear + (1 - share) * cheap) < best:
+                    best, picks = cost, [(candidates[i], share), (candidates[j], 1 - share)]
+    return picks
+
+
+def expected_accuracy(candidate: Candidate) -> float:
+    """The accuracy on unseen tasks: the mean of what was right and of what the posterior expects.
+
+    The first has no bias and much noise, the second little noise and some bias.
+    """
+    unseen = candidate.unseen
+    expected = unseen.accuracy if unseen.chance is None else float(unseen.chance.mean())
+    return (unseen.accuracy + expected) / 2
+
+
+def last_proven(candidates: Sequence[Candidate], reference: Floats, target: Target) -> Candidate | None:
+    """The last candidate before the first that fails its test, the dearest first; None if the first fails."""
+    kept = None
+    for candidate in sorted(candidates, key=lambda c: -c.unseen.mean_cost_usd):
+        if not_worse_p(candidate.unseen.right, reference, target.margin) > 1 - target.confidence:
+            break
+        kept = candidate
+    return kept
+
+
+def not_worse_p(right: Floats, reference: Floats, margin: float) -> float:
+    """The p-value of "the accuracy is at least `margin` below the reference's"; small means not worse.
+
+    Source: Tango's score test, equations 10 to 12, with a lower limit of -`margin`.
+    """
+    n = len(right)
+    wins = float(((right > 0.5) & (reference < 0.5)).sum())
+    losses = float(((right < 0.5) & (reference > 0.5)).sum())
+    share = _losses_at_limit(n, wins, losses, margin)
+    variance = n * (2 * share - margin * (margin + 1))
+    if variance <= 0:
+        return 0.0 if wins - losses + n * margin > 0 else 1.0
+    return 1 - NormalDist().cdf((wins - losses + n * margin) / math.sqrt(variance))
+
+
+def _losses_at_limit(n: int, wins: float, losses: float, margin: float) -> float:
+    """The most likely share of losses if the difference is exactly -`margin`."""
+    b = -wins - losses - (2 * n - wins + losses) * margin
+    c = losses * margin * (1 + margin)
+    return (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)

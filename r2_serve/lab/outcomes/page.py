@@ -1,0 +1,120 @@
+"""A replay as a table for the terminal, and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+from rich.console import Console
+from rich.text import Text
+
+from r2_serve.lab.outcomes.figures import Interval, ReplayReport, RowFigures
+from r2_serve.lab.outcomes.replay import CONFIDENCE, FITTED
+from r2_serve.lab.reports.html import document, table
+from r2_serve.lab.reports.terminal import figures_table
+
+COLUMNS = ("policy", "accuracy", "difference (95 % CI)", "USD/1K", "% of ref", "asked")
+MODEL_COLUMNS = ("model", "accuracy", "USD/1K", "replies")
+SPLIT_COLUMNS = ("split", "difference", "95 % CI", "cost", "expected", "asked in this order")
+
+
+def cells(row: RowFigures) -> tuple[str, ...]:
+    """One row in the order of `COLUMNS`."""
+    return (
+        row.policy,
+        _percent(row.accuracy),
+        f"{_points(row.accuracy_difference)} ({_bounds(row.accuracy_difference_ci95)})",
+        f"{row.cost_usd_per_1000:.3f}",
+        _percent(row.cost_ratio),
+        f"{row.models_asked:.1f}",
+    )
+
+
+def title(report: ReplayReport) -> str:
+    """The book, its size and the reference, in one line."""
+    return (
+        f"{report.book} · {report.tasks} tasks, {len(report.models)} models · {report.num_splits} splits · "
+        f"reference {report.reference}"
+    )
+
+
+def notes(report: ReplayReport) -> Iterator[str]:
+    """Sentences without which the figures would mislead."""
+    yield (
+        "Fitted on one half of the tasks, reported on the other; means over the splits. Intervals: 95 % "
+        "bootstrap over tasks. Difference and cost: against the reference, on the same tasks."
+    )
+    if report.gap_closed is not None:
+        yield (
+            f"The fitted gate closes {_percent(report.gap_closed)} of the accuracy gap between the best "
+            f"single model and the oracle."
+        )
+    if report.target is not None and report.confidence is not None:
+        yield (
+            f"Promise: {report.target} at {_percent(report.confidence)}; kept in {report.promises_kept} of "
+            f"{report.num_splits} splits (broken: the split's paired 95 % interval lies wholly below it)."
+        )
+    if CONFIDENCE not in (row.policy for row in report.rows):
+        yield "The book holds no confidences, so there is no confidence cascade."
+    yield f"Made {report.made}."
+
+
+def print_report(report: ReplayReport, console: Console) -> None:
+    """Print the table and the notes."""
+    styles = ["bold" if row.policy == FITTED else "" if row.on_front else "dim" for row in report.rows]
+    console.print(Text(title(report), style="bold"))
+    rows = [cells(row) for row in report.rows]
+    console.print(
+        figures_table(COLUMNS, rows, caption="dim: another row is as accurate and cheaper", styles=styles)
+    )
+    for note in notes(report):
+        console.print(Text(note))
+
+
+def page(report: ReplayReport) -> str:
+    """The whole report as HTML."""
+    from r2_serve.lab.outcomes.plot import front_plot
+
+    styles = ["ours" if row.policy == FITTED else "" if row.on_front else "beaten" for row in report.rows]
+    models = [
+        (m.model, _percent(m.accuracy), f"{m.cost_usd_per_1000:.3f}", str(m.num_replies))
+        for m in report.models
+    ]
+    body = [
+        f'<p class="small">{escape(title(report))}</p>',
+        *(f'<p class="note">{escape(note)}</p>' for note in notes(report)),
+        "<h3>Accuracy against cost</h3>",
+        f'<div class="scroll">{front_plot(report)}</div>',
+        "<h3>Policies</h3>",
+        table(COLUMNS, zip(map(cells, report.rows), styles, strict=True)),
+        '<p class="small">Grey: another row is at least as accurate and cheaper; the oracle beats none.</p>',
+        "<h3>The fitted gate in each split</h3>",
+        table(SPLIT_COLUMNS, ((row, "") for row in _split_rows(report)), texts=SPLIT_COLUMNS[-1:]),
+        "<h3>Models alone, over the whole book</h3>",
+        table(MODEL_COLUMNS, ((row, "") for row in models)),
+    ]
+    return document("R2 replay", "\n".join(body))
+
+
+def _split_rows(report: ReplayReport) -> Iterator[tuple[str, ...]]:
+    for split in report.splits:
+        yield (
+            str(split.split),
+            _points(split.accuracy_difference),
+            _bounds(split.accuracy_difference_ci95),
+            _percent(split.cost_ratio),
+            _points(split.expected_difference),
+            split.order,
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _bounds(bounds: Interval) -> str:
+    return f"{100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}"

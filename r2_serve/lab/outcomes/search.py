@@ -1,0 +1,48 @@
+"""Finds the order of a gate by local search: one model enters, leaves, moves or replaces another.
+
+The value of an order is that of `gate.fit_rules`. The search begins with the best of all single models, of
+all pairs and of the order it is given, and takes the best move until none helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+
+from r2_serve.lab.outcomes.gate import MOST_STAGES, Chain, Part, States, fit_rules
+
+Order = tuple[int, ...]
+_LEAST_GAIN = 1e-6
+
+
+def best_chain(states: States, value_per_usd: float, part: Part, start: Order | None = None) -> Chain:
+    """The best chain that the search finds at one price of a right answer."""
+    models = range(states.cost_usd.shape[1])
+
+    def best(orders: Iterator[Order] | Sequence[Order]) -> Chain:
+        chains = (fit_rules(states, order, value_per_usd, part) for order in orders)
+        return max(chains, key=lambda chain: chain.value)
+
+    first = [(model,) for model in models]
+    chain = best([*first, *permutations(models, 2), *([start] if start else [])])
+    while moves := set(_moves(chain.order, models)):
+        found = best(sorted(moves))
+        if found.value <= chain.value + _LEAST_GAIN:
+            break
+        chain = found
+    return chain
+
+
+def _moves(order: Order, models: Sequence[int]) -> Iterator[Order]:
+    for model in models:
+        rest = tuple(other for other in order if other != model)
+        if model in order:
+            if rest:
+                yield rest
+        elif len(order) >= MOST_STAGES:
+            rest = ()
+        for place in range(len(rest) + 1 if rest else 0):
+            yield (*rest[:place], model, *rest[place:])
+        if model not in order:
+            for place in range(len(order)):
+                yield (*order[:place], model, *order[place + 1 :])
