@@ -3,6 +3,8 @@
 edge             outermost: request id, client keys, one log line per request, the error body of last resort
 api              `create_app`: the routes
 endpoint         a conversation in any dialect: body limits, admission, plain and streamed replies
+responses        what clients do with a response later; `response_store` keeps responses
+background       responses that are made while the client is away
 counting         the tokens of a Messages request, counted before it is sent
 openai_wire      the core's request, checked: chat completions into `Query`; what is not honoured is refused
 refusals         the wording of refused requests

@@ -22,7 +22,10 @@ def describe() -> Json:
     parts = chat.pop("$defs")
     schemas = {**parts, "ChatRequest": chat, "Error": _ERROR_BODY}
     keys = {"key": {"type": "http", "scheme": "bearer"}}
-    description = "An LLM router behind the OpenAI chat API."
+    description = (
+        "An LLM router behind the OpenAI chat API. Requests to /v1/responses and /v1/messages are described "
+        "by OpenAI and by Anthropic."
+    )
     return {
         "openapi": "3.1.0",
         "info": {"title": "R2", "version": __version__, "description": description},

@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from r2_serve.errors import EngineUnavailable
+from tests.dialects.test_responses import CODEX, user
 from tests.support import agent_provider as provider
 from tests.support.hosted_stand import Stand, standing
 from tests.support.scripted_backend import ScriptedBackend, make_app
@@ -378,3 +379,30 @@ async def test_what_does_not_go_with_background_is_refused(parameters: dict[str,
         with pytest.raises(openai.BadRequestError) as refused:
             await client.responses.create(model="r2", input="hi", background=True, extra_body=parameters)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("key", [{}, {"prompt_cache_key": "chat-7"}])
+async def test_tool_loop_over_the_routed_model_stays_on_one_model(key: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"model": "r2", "tools": [WEATHER], "extra_body": {"r2": {"trace": True}}}
+    async with talking() as (stand, client):
+        first = await client.responses.create(input=QUESTION, **key, **asked)
+        async with client.responses.stream(
+            input=results_of(first), previous_response_id=first.id, **asked
+        ) as stream:
+            second = await stream.get_final_response()
+    assert second.output_text == "sun in Oslo and sun in Rome"
+    notes = [(response.model_extra or {})["r2"]["trace"]["session"] for response in (first, second)]
+    assert [note["state"] for note in notes] == ["new", "kept"]
+    assert len({note["model"] for note in notes}) == 1
+    assert [len(request["messages"]) for request in stand.upstream.requests] == [1, 4]
+
+
+async def test_what_codex_sends_works_over_the_routed_model() -> None:
+    async with talking() as (stand, client):
+        sent = {**CODEX, "stream": False, "input": [user(QUESTION)]}
+        first = await client.responses.create(model="r2", input="", extra_body=sent)
+    call: Any = first.output[0]
+    assert (call.type, call.call_id) == ("function_call", "call_1")
+    assert (first.model_extra or {})["r2"]["left_out"] == ["tools.4 (web_search)", "reasoning.summary"]
+    names = {tool["function"]["name"] for tool in stand.upstream.requests[0]["tools"]}
+    assert names == {"exec_command", "apply_patch", "multi_agent_v1__close_agent", "tool_search"}
