@@ -16,7 +16,7 @@ from r2_serve.dialects.messages import events, replies, requests, writing
 from r2_serve.dialects.responses import reading
 from r2_serve.dialects.responses.writing import RequestWriter
 from r2_serve.engines.apis import TRANSLATIONS
-from r2_serve.engines.portable import knows_developer, write_portable, write_with_system_role
+from r2_serve.engines.portable import knows_developer, write_for_openai, write_portable
 from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.types import Api, Json, Message, Sampling
 
@@ -81,7 +81,7 @@ def wire_of(config: HostedEngineConfig, key: str | None, api: Api = "chat") -> P
             url, headers, lambda body, *_: told.write(body), told.read, lambda: told.read_event
         )
     knows = config.kind == "azure" or knows_developer(config.base_url)
-    return ProviderWire(url, headers, write_portable if knows else write_with_system_role)
+    return ProviderWire(url, headers, write_for_openai if knows else write_portable)
 
 
 def _address(config: HostedEngineConfig, key: str | None, path: str) -> tuple[str, Mapping[str, str]]:

@@ -99,7 +99,7 @@ def test_what_codex_sends_becomes_functions_that_any_chat_model_takes() -> None:
     assert patch["parameters"]["required"] == ["input"]
     assert "start: begin_patch hunk+ end_patch" in patch["description"]
     assert request.chat["reasoning_effort"] == "medium" and request.chat["verbosity"] == "low"
-    assert request.names.left_out == ["tools.4 (web_search)", "reasoning.summary"]
+    assert request.names.left_out == ["tools.4 (web_search)"]
     assert "client_metadata" not in request.chat and "include" not in request.chat
 
 
@@ -179,8 +179,7 @@ def test_thoughts_text_and_calls_become_one_message() -> None:
     result: dict[str, Any] = {"type": "function_call_output", "call_id": "1", "output": "ok"}
     _, assistant, tool, last = messages_of(user("hi"), thought, text, call, result, text)
     assert assistant["content"] == "I look." and assistant["tool_calls"][0]["id"] == "1"
-    (detail,) = assistant["reasoning_details"]
-    assert detail["data"] == "gAAAA"
+    assert "reasoning_details" not in assistant
     assert (tool["role"], last["role"], last["content"]) == ("tool", "assistant", "I look.")
 
 
@@ -274,3 +273,24 @@ def test_images_and_files_are_said_in_both_dialects() -> None:
     (message,) = messages_of(item)
     assert [part["type"] for part in message["content"]] == ["text", "image_url", "file"]
     assert items_of([message_of(message)]) == [item]
+
+
+def test_client_that_asks_for_a_summary_sees_the_thoughts_in_it() -> None:
+    output = Output("x", ToolNames(), wants_summary=True)
+    events = [*output.take({"reasoning_content": "two "}), *output.take({"reasoning_content": "and two"})]
+    events += output.end(is_cut=False)
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "output_item.added",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+        "output_item.done",
+    ]
+    (thought,) = output.items
+    assert (
+        thought["summary"] == [{"type": "summary_text", "text": "two and two"}] and "content" not in thought
+    )
+    _, assistant = messages_of(user("hi"), thought)
+    assert assistant["reasoning_content"] == "two and two"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from r2_serve.engines.portable import knows_developer, write_portable, write_with_system_role
+from r2_serve.engines.portable import knows_developer, write_for_openai, write_portable
 from r2_serve.types import Message, Sampling
 
 IMAGE: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -44,6 +44,15 @@ def test_conversation_of_a_chat_client_passes_as_it_came() -> None:
 def test_developer_messages_are_system_messages_where_the_role_is_not_known() -> None:
     assert knows_developer("https://api.openai.com/v1") and not knows_developer("http://127.0.0.1:8000/v1")
     asked = Message(role="developer", content="be short")
-    assert written(asked)[0]["role"] == "developer"
     for sampling in (OTHER_DIALECT, Sampling()):
-        assert written(asked, sampling=sampling, write=write_with_system_role)[0]["role"] == "system"
+        assert written(asked, sampling=sampling, write=write_for_openai)[0]["role"] == "developer"
+        assert written(asked, sampling=sampling)[0]["role"] == "system"
+
+
+def test_thoughts_go_only_to_providers_that_may_read_them() -> None:
+    more = {"reasoning_content": "two and two", "thinking_blocks": [{"type": "thinking"}]}
+    thought = Message(role="assistant", content="four", more=more)
+    for sampling in (OTHER_DIALECT, Sampling()):
+        assert written(thought, sampling=sampling, write=write_for_openai)[0].keys() == {"role", "content"}
+    assert written(thought)[0].keys() == {"role", "content", "reasoning_content"}
+    assert written(thought, sampling=Sampling())[0].keys() == {"role", "content", *more}

@@ -403,6 +403,6 @@ async def test_what_codex_sends_works_over_the_routed_model() -> None:
         first = await client.responses.create(model="r2", input="", extra_body=sent)
     call: Any = first.output[0]
     assert (call.type, call.call_id) == ("function_call", "call_1")
-    assert (first.model_extra or {})["r2"]["left_out"] == ["tools.4 (web_search)", "reasoning.summary"]
+    assert (first.model_extra or {})["r2"]["left_out"] == ["tools.4 (web_search)"]
     names = {tool["function"]["name"] for tool in stand.upstream.requests[0]["tools"]}
     assert names == {"exec_command", "apply_patch", "multi_agent_v1__close_agent", "tool_search"}

@@ -83,8 +83,9 @@ class _Message(_Item):
 
 @dataclass
 class _Thoughts(_Item):
-    """A reasoning item."""
+    """A reasoning item. Its text is its content, or its summary if the client asked for one."""
 
+    is_summary: bool
     keys: Json = field(default_factory=dict)
     text: str = ""
 
@@ -94,19 +95,28 @@ class _Thoughts(_Item):
         if not isinstance(text, str):
             return
         if not self.text:
-            part = {"type": "reasoning_text", "text": ""}
-            yield self.event("content_part.added", content_index=0, part=part)
+            yield self._about("part.added", part=self._part(""))
         self.text += text
-        yield self.event("reasoning_text.delta", content_index=0, delta=text)
+        yield self._about("text.delta", delta=text)
 
     def end(self, status: str) -> Events:
         if self.text:
-            part = {"type": "reasoning_text", "text": self.text}
-            yield self.event("reasoning_text.done", content_index=0, text=self.text)
-            yield self.event("content_part.done", content_index=0, part=part)
-            self.body["content"] = [part]
+            part = self._part(self.text)
+            yield self._about("text.done", text=self.text)
+            yield self._about("part.done", part=part)
+            self.body["summary" if self.is_summary else "content"] = [part]
         self.body |= {"encrypted_content": sealed(self.keys), "status": status}
         yield self.whole("done")
+
+    def _part(self, text: str) -> Json:
+        return {"type": "summary_text" if self.is_summary else "reasoning_text", "text": text}
+
+    def _about(self, kind: str, **fields: object) -> Json:
+        """An event of the only part; `kind` begins with `part` or `text`."""
+        if self.is_summary:
+            return self.event(f"reasoning_summary_{kind}", summary_index=0, **fields)
+        prefix = "content" if kind.startswith("part") else "reasoning"
+        return self.event(f"{prefix}_{kind}", content_index=0, **fields)
 
 
 @dataclass
@@ -141,6 +151,8 @@ class Output:
 
     suffix: str
     names: ToolNames
+    wants_summary: bool = False
+    """Whether the client asked for a summary of the thoughts: it gets them all."""
     items: list[Json] = field(default_factory=list)
     """The items begun so far; those under way are not whole."""
     _message: _Message | None = None
@@ -171,7 +183,8 @@ class Output:
     def _take_thoughts(self, thoughts: Json) -> Events:
         yield from self._end_message("completed")
         if self._thoughts is None:
-            self._thoughts = _Thoughts(*self._begun("rs", {"type": "reasoning", "summary": []}))
+            begun = self._begun("rs", {"type": "reasoning", "summary": []})
+            self._thoughts = _Thoughts(*begun, self.wants_summary)
             yield self._thoughts.whole("added")
         yield from self._thoughts.add(thoughts)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from r2_serve.dialects.responses.history import call_item_as_chat
 from r2_serve.dialects.responses.shapes import as_object, as_objects
-from r2_serve.dialects.responses.thoughts import shown_thoughts, thoughts_of
+from r2_serve.dialects.responses.thoughts import details_of, shown_thoughts
 from r2_serve.dialects.sealing import join_thoughts
 from r2_serve.types import Json
 
@@ -81,8 +81,8 @@ class EventsRead:
             number = self._calls[event.get("output_index")] = len(self._calls)
             yield {"delta": {"tool_calls": [{"index": number, **call_item_as_chat(item)}]}}
         elif kind == "response.output_item.done" and item.get("type") == "reasoning":
-            if details := thoughts_of(item).get("reasoning_details"):
-                yield {"delta": {"reasoning_details": details}}
+            if details := details_of(item):
+                yield {"delta": details}
         elif kind == "response.output_text.annotation.added":
             yield {"delta": {"annotations": [_annotation(as_object(event.get("annotation")))]}}
         elif kind in _ENDS:

@@ -34,7 +34,8 @@ class ResponseReply:
     """The response of a provider that speaks the Responses API, as far as it came."""
 
     def __post_init__(self) -> None:
-        self.output = Output(self.id.removeprefix("resp_"), self.names)
+        wants_summary = bool(as_object(self.body.get("reasoning")).get("summary"))
+        self.output = Output(self.id.removeprefix("resp_"), self.names, wants_summary)
 
     def whole(self, answer: Answer, r2: Json) -> bytes:
         self._native = native_of(answer.body)

@@ -159,7 +159,8 @@ def _text(body: Json) -> Json:
 
 def _reasoning(body: Json, names: ToolNames) -> Json:
     reasoning = _section(body, "reasoning")
-    names.left_out += [f"reasoning.{key}" for key in reasoning if key != "effort" and reasoning[key]]
+    known = ("effort", "summary")
+    names.left_out += [f"reasoning.{key}" for key in reasoning if key not in known and reasoning[key]]
     return {"reasoning_effort": reasoning.get("effort")}
 
 

@@ -19,28 +19,33 @@ OPENAI_FORMAT = "openai-responses-v1"
 
 
 def thoughts_of(item: Json) -> Json:
-    """A reasoning item as keys of a chat message."""
+    """A reasoning item that a client sends back, as keys of a chat message.
+
+    What OpenAI has sealed is left out: only an engine of its API reads it, and gets the item itself.
+    """
     encrypted = item.get("encrypted_content")
     if (found := unsealed(encrypted)) is not None:
         return found
+    text = "".join(_texts(item.get("content")))
+    return {"reasoning_content": text} if text else {}
+
+
+def shown_thoughts(item: Json) -> Json:
+    """A provider's reasoning item as keys of a chat message: its text to show, and the item to send back."""
+    summary = _texts(item.get("summary"))
+    text = "".join(_texts(item.get("content"))) or "\n\n".join(summary)
+    return {**({"reasoning_content": text} if text else {}), **details_of(item)}
+
+
+def details_of(item: Json) -> Json:
+    """The `reasoning_details` that say a provider's reasoning item."""
     common = {"format": OPENAI_FORMAT, **({"id": item["id"]} if item.get("id") else {})}
     details: list[Json] = [
         {"type": "reasoning.summary", "summary": text, **common} for text in _texts(item.get("summary"))
     ]
-    if isinstance(encrypted, str):
+    if isinstance(encrypted := item.get("encrypted_content"), str):
         details.append({"type": "reasoning.encrypted", "data": encrypted, **common})
-    text = "".join(_texts(item.get("content")))
-    return {
-        **({"reasoning_content": text} if text else {}),
-        **({"reasoning_details": details} if details else {}),
-    }
-
-
-def shown_thoughts(item: Json) -> Json:
-    """A provider's reasoning item as keys of a chat message, with its summary as text to show."""
-    found = thoughts_of(item)
-    summary = "\n\n".join(_texts(item.get("summary")))
-    return {"reasoning_content": summary, **found} if summary else found
+    return {"reasoning_details": details} if details else {}
 
 
 def thought_items(message: Mapping[str, object]) -> list[Json]:
