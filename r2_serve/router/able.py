@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from r2_serve.calls.pool import Pool, PoolMember
+from r2_serve.calls.pool import Pool
 from r2_serve.config import ModelConfig
 from r2_serve.errors import InvalidRequest
 from r2_serve.prompts.conversation import without_tool_calls
 from r2_serve.router.policies import LEARNED
-from r2_serve.types import Allocation, Need, Plan, Query, Sampling, Subtask, needs_of
+from r2_serve.types import Allocation, ModelCard, Need, Plan, Query, Sampling, Subtask, needs_of
 
 TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files", "messages_api"})
 """What a query needs that is a turn of a tool loop or comes with media: it goes whole to one model."""
@@ -36,14 +36,18 @@ def able_models(names: Iterable[str], pool: Pool, needs: Sequence[Need]) -> list
 
 
 def stand_ins(model: str, names: Iterable[str], pool: Pool) -> list[str]:
-    """The other models of `names` in the order in which they stand in for `model`.
+    """The other models of `names` in the order in which they stand in for `model`."""
+    return replacing(pool[model].config, [pool[name].config for name in names])
+
+
+def replacing(failed: ModelCard, cards: Iterable[ModelCard]) -> list[str]:
+    """Names of the models that take the place of `failed`, in order.
 
     First come those that cost no less, the cheapest first, and then the cheaper ones, the dearest first.
     """
-    ranked = sorted((name for name in names if name != model), key=lambda name: price(pool[name]))
-    least = price(pool[model])
-    dearer = [name for name in ranked if price(pool[name]) >= least]
-    return dearer + [name for name in reversed(ranked) if name not in dearer]
+    ranked = sorted((card for card in cards if card.name != failed.name), key=price)
+    dearer = [card.name for card in ranked if price(card) >= price(failed)]
+    return dearer + [card.name for card in reversed(ranked) if card.name not in dearer]
 
 
 def with_able_models(
@@ -78,6 +82,6 @@ def lacks(model: ModelConfig, needs: Sequence[Need], chosen_by: str) -> InvalidR
     return InvalidRequest(message, chosen_by, "invalid_value")
 
 
-def price(member: PoolMember) -> tuple[float, float]:
+def price(card: ModelCard) -> tuple[float, float]:
     """Price of a model for comparisons: that of the reply first, which differs most between models."""
-    return float(member.config.usd_per_mtok_out), float(member.config.usd_per_mtok_in)
+    return float(card.usd_per_mtok_out), float(card.usd_per_mtok_in)

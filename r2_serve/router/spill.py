@@ -42,7 +42,7 @@ def with_room(
     if has_room(chosen):
         return chosen
     for name in stand_ins(chosen, names, pool):
-        is_able = price(pool[name]) >= price(pool[chosen]) and spec.suits(pool[name])
+        is_able = price(pool[name].config) >= price(pool[chosen].config) and spec.suits(pool[name])
         if is_able and has_room(name) and _fits(pool[name], spec):
             return name
     return chosen

@@ -24,8 +24,8 @@ from r2_serve.types import Plan, Query, SessionNote
 
 ALLOCATION_SHARE = Decimal("0.05")
 """Most that an allocation may cost, as a share of what the default model reads the turn's prompt for."""
-ALLOCATION_TOKENS = 32
-"""Tokens of a reply that names one model."""
+ALLOCATION_TOKENS = 64
+"""Longest reply of the allocator, which names one model."""
 MAX_TASK_CHARS = 4_000
 """How much of the user's last message the allocator reads."""
 TOO_MANY_REQUESTS = 429
@@ -134,7 +134,7 @@ async def _first_model(
     chosen = _model_of(context, virtual, policy)
     if chosen is not None:
         return chosen, f"the policy {policy.kind!r} chose it"
-    cheapest = min(able, key=lambda name: price(pool[name]))
+    cheapest = min(able, key=lambda name: price(pool[name].config))
     usual = virtual.fallback_model
     if usual not in able:
         if not able_models([usual], pool, final_needs(query)):
@@ -177,7 +177,7 @@ def _task(context: QueryContext, virtual: VirtualModelConfig, able: list[str], u
     return AllocationTask(
         messages=(),
         plan=Plan.single(text),
-        config=virtual.allocator,
+        config=virtual.allocator.model_copy(update={"max_tokens": ALLOCATION_TOKENS, "retries_cut": False}),
         names=tuple(able),
         fallback_model=usual,
         limits=context.limits,

@@ -44,9 +44,9 @@ def _missing_words(model: ModelConfig) -> list[str]:
 
 
 def _replaceable(routing: RoutingConfig) -> set[str]:
-    """Models that share a pool with another one; decomposers and allocators, which the router can spare."""
+    """Models that others of their pool stand in for; decomposers and allocators, which can be spared."""
     found: set[str] = set()
     for virtual in routing.virtual_models.values():
-        found.update(virtual.pool if len(virtual.pool) > 1 else ())
+        found.update(virtual.pool if len(virtual.pool) > 1 and virtual.fallbacks == "pool" else ())
         found |= {virtual.decomposer.model, virtual.allocator.model} - {*virtual.pool}
     return found

@@ -93,3 +93,24 @@ async def test_refusal_of_the_provider_reaches_the_client_of_the_virtual_model_a
             model="r2", messages=[{"role": "user", "content": "forbidden"}], tools=[TOOL]
         )
     assert refused.choices[0].message.refusal == "I will not"
+
+
+async def test_turns_of_a_stored_response_are_one_session() -> None:
+    tool = {"type": "function", **TOOL["function"]}
+    async with talking() as (stand, client):
+        first = await client.responses.create(model="r2", input="How is the weather?", tools=[tool])
+        results: Any = [
+            {"type": "function_call_output", "call_id": item.call_id, "output": "sun"}
+            for item in first.output
+            if item.type == "function_call"
+        ]
+        second = await client.responses.create(
+            model="r2", input=results, tools=[tool], previous_response_id=first.id
+        )
+    assert len(results) == 2 and second.output_text == "sun and sun"
+    notes = [(each.model_extra or {})["r2"]["session"] for each in (first, second)]
+    assert [(note["state"], note["turn"], note["model"]) for note in notes] == [
+        ("new", 1, "first"),
+        ("kept", 2, "first"),
+    ]
+    assert len(stand.upstream.requests) == 2

@@ -58,7 +58,8 @@ async def test_summary_holds_every_policy_and_its_costs() -> None:
 async def test_failed_query_counts_as_wrong_and_its_message_is_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    broken = scripts(large=[EngineUnavailable("no such model", 99.0)])
+    down = [EngineUnavailable("no such model", 99.0)]
+    broken = scripts(small=down, large=down)
     domain = Domain("sums", "r2", sums, reference="alone")
     examiner = Examiner(asker_of(engines_of(broken)), Grader(), setting())
     summary = await measure(domain, examiner, configs()[0], 2, Console(width=200))

@@ -139,6 +139,8 @@ def test_policy_of_the_request_is_obeyed_or_refused() -> None:
     assert ask(router, asked(policy="all:medium")).models == ("medium",)
     assert router.trace.session is None
     assert ask(router, asked(policy="cheapest")).models == ("medium",)
+    assert ask(router, asked(policy="one:medium")).models == ("medium",)
+    assert ask(router, asked(policy="one:auto")).models == ("large",)
     with pytest.raises(InvalidRequest) as refused:
         ask(router, asked(policy="all:small"))
     assert refused.value.param == "r2.policy"

@@ -38,3 +38,13 @@ def test_model_that_no_other_could_replace_is_named() -> None:
         ("warning", f"no other model could answer when {name!r} fails: name one in `fallbacks`")
         for name in ("small", "large")
     ]
+
+
+def test_model_of_a_pool_that_may_not_stand_in_is_named() -> None:
+    text = edited(
+        "          decomposer: {model: large}",
+        "          fallbacks: typed\n          decomposer: {model: large}",
+    )
+    assert [problem.message for problem in read(text)[1]] == [
+        "no other model could answer when 'large' fails: name one in `fallbacks`"
+    ]

@@ -299,7 +299,8 @@ class SimulatedQuery:
         self, position: int, model: str, prompt_tokens: float, reply_tokens: float, delay_s: float = 0.0
     ) -> None:
         pooled, now = self.router.system.models[model], self.router.clock.now
-        call = SimulatedCall(self, position, prompt_tokens, reply_tokens, now, pooled.chain, delay_s)
+        chain = pooled.chain if position < 0 else (*pooled.chain, *pooled.stand_ins)
+        call = SimulatedCall(self, position, prompt_tokens, reply_tokens, now, chain, delay_s)
         self.calls.add(call)
         pooled.target.submit(call)
 

@@ -28,6 +28,7 @@ from r2_serve.lab.simulate.hosted import HostedModel
 from r2_serve.lab.simulate.machines import Machines
 from r2_serve.lab.simulate.metrics_path import HandleReports
 from r2_serve.lab.simulate.replicas import DelayReplica, EngineReplica, Room, StageReplica
+from r2_serve.router.able import replacing
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
 
@@ -56,6 +57,8 @@ class PooledModel:
     target: CallTarget
     chain: tuple[str, ...]
     """The model's name and its fallbacks."""
+    stand_ins: tuple[str, ...]
+    """Other models of the pool that take a step after those."""
     usd_per_token_in: float
     usd_per_token_out: float
 
@@ -135,7 +138,8 @@ class SystemBuilder:
     def build(self, model: str) -> System:
         """The system for `model`. Raises: ConfigError if the model or a speed is not known."""
         config, server = self.config, self.config.router.server
-        models = {name: self._pooled(config.router.model(name)) for name in self._names_used(model)}
+        virtual = config.routing.virtual_models.get(model)
+        models = {name: self._pooled(config.router.model(name), virtual) for name in self._names_used(model)}
         for app in config.model_apps:
             self._model_deployment(app, None)  # idle ones cost, too
         app = config.router_app_name
@@ -147,7 +151,7 @@ class SystemBuilder:
             models=models,
             scaled=self._scaled,
             machines=self._machines,
-            virtual=config.routing.virtual_models.get(model),
+            virtual=virtual,
             limits=config.routing.limits,
             stage_hop_s=self.hardware.overheads.hop_s,
         )
@@ -168,9 +172,13 @@ class SystemBuilder:
 
     # -- models ------------------------------------------------------------------------------------------
 
-    def _pooled(self, card: ModelConfig) -> PooledModel:
+    def _pooled(self, card: ModelConfig, virtual: VirtualModelConfig | None) -> PooledModel:
         usd_in, usd_out = float(card.usd_per_mtok_in) / 1e6, float(card.usd_per_mtok_out) / 1e6
-        return PooledModel(card, self._target(card), (card.name, *card.fallbacks), usd_in, usd_out)
+        chain, others = (card.name, *card.fallbacks), []
+        if virtual is not None and virtual.fallbacks == "pool" and card.name in virtual.pool:
+            others = replacing(card, map(self.config.router.model, virtual.pool))
+        stand_ins = tuple(name for name in others if name not in chain)
+        return PooledModel(card, self._target(card), chain, stand_ins, usd_in, usd_out)
 
     def _target(self, card: ModelConfig) -> CallTarget:
         engine, known = card.engine, self.hardware.models.get(card.name)

@@ -180,7 +180,7 @@ async def test_http_failure_has_an_unknown_cost() -> None:
             parse_policy("r2", setting(), PolicyConfig()), HARD, HttpAsker(client), setting()
         )
     assert not outcome.is_cost_known
-    assert "502 subtask_failed" in (outcome.error or "")
+    assert "400 upstream_refused" in (outcome.error or "")
 
 
 def without_times(outcome: EvalOutcome) -> EvalOutcome:

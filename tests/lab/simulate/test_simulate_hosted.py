@@ -64,10 +64,10 @@ def test_call_takes_the_time_of_its_reply_and_the_spread_keeps_the_median() -> N
 
 
 def pool_with_api(tmp_path: Path, **large: Any) -> ServeConfig:
-    """`large` is behind an API."""
+    """`large` is behind an API, and only the fallbacks of its card take its place."""
     import yaml
 
-    scripted_pool(tmp_path)
+    scripted_pool(tmp_path, routing={"fallbacks": "typed"})
     raw = yaml.safe_load((tmp_path / "serve_config.yaml").read_text())
     raw["applications"] = [app for app in raw["applications"] if app["name"] != "m-large"]
     card = next(card for card in raw["applications"][-1]["args"]["models"] if card["name"] == "large")

@@ -173,8 +173,12 @@ def test_too_slow_model_is_replaced_by_its_fallback_or_fails_the_query(
     hardware = Hardware.model_validate(
         {"models": {"large": {"speed": {"prefill_tokens_per_s": 1e9, "decode_tokens_per_s": 1000}}}}
     )
-    config = scripted_pool(tmp_path, models={"timeout_s": 4})
+    own: dict[str, Any] = {"models": {"timeout_s": 4}, "routing": {"fallbacks": "typed"}}
+    config = scripted_pool(tmp_path, **own)
     assert set(statuses(simulate(config, workload(tasks=slow), hardware)).values()) == {502}
+    by_pool = scripted_pool(tmp_path, models={"timeout_s": 4})
+    assert set(statuses(simulate(by_pool, workload(tasks=slow), hardware)).values()) == {200}
+    config = scripted_pool(tmp_path, **own)
     cards = tuple(
         card.model_copy(update={"fallbacks": ("large",)}) if card.name == "small" else card
         for card in config.router.models
