@@ -18,7 +18,7 @@ from r2_serve.types import Json, Message
 
 _MARKS = frozenset({"annotations", "cache_control", "reasoning", "reasoning_content", "reasoning_details"})
 """Keys of a chat message that Messages need not say: remarks on an earlier reply, and thoughts of others."""
-_SAID = frozenset({"tool_calls", "tool_call_id", "thinking_blocks", "refusal"})
+_SAID = frozenset({"role", "content", "tool_calls", "tool_call_id", "thinking_blocks", "refusal"})
 Block = Json
 
 
@@ -87,10 +87,8 @@ class ChatHistory:
 
 def _said(message: Json, at: int) -> list[Block] | None:
     """The blocks that the chat message alone would become; None if it cannot become any."""
-    more = {key: value for key, value in message.items() if key not in ("role", "content")}
-    as_read = Message.model_validate({"role": message["role"], "content": message["content"], "more": more})
     try:
-        return list(said_blocks(as_read, f"messages.{at}"))
+        return list(said_blocks(message, f"messages.{at}"))
     except InvalidRequest:
         return None
 
@@ -156,7 +154,7 @@ def turns_of(messages: Sequence[Message]) -> tuple[list[Block], list[Json]]:
     turns: list[Json] = []
     last_role = None
     for index, message in enumerate(messages):
-        blocks = _given(message) or list(said_blocks(message, f"messages.{index}"))
+        blocks = _given(message) or list(said_blocks(message.wire, f"messages.{index}"))
         if message.role in ("system", "developer"):
             if not turns:
                 system += blocks
@@ -176,30 +174,31 @@ def _given(message: Message) -> list[Block]:
     return [block for block in blocks if block["type"] != "thinking" or _is_signed(block)]
 
 
-def said_blocks(message: Message, place: str) -> Iterator[Block]:
+def said_blocks(message: Json, place: str) -> Iterator[Block]:
     """The blocks that say a chat message. Raises: InvalidRequest for what Messages cannot say."""
     _check_keys(message, place)
-    if message.role == "tool":
+    if message["role"] == "tool":
         yield _result_block(message, place)
         return
-    thoughts = message.more.get("thinking_blocks")
+    thoughts = message.get("thinking_blocks")
     yield from thoughts if isinstance(thoughts, list) else ()
-    blocks = blocks_of(message.content, place)
-    if refusal := message.more.get("refusal"):
+    blocks = blocks_of(message["content"], place)
+    if refusal := message.get("refusal"):
         blocks.append({"type": "text", "text": refusal})
-    if mark := message.more.get("cache_control"):
+    if mark := message.get("cache_control"):
         blocks[-1:] = [{**block, "cache_control": mark} for block in blocks[-1:]]
     yield from blocks
-    calls = message.more.get("tool_calls")
+    calls = message.get("tool_calls")
     for index, call in enumerate(calls if isinstance(calls, list) else ()):
         yield _use_block(call, f"{place}.tool_calls.{index}")
 
 
-def _result_block(message: Message, place: str) -> Block:
-    id = held(message.more.get("tool_call_id"), str, f"{place}.tool_call_id")
+def _result_block(message: Json, place: str) -> Block:
+    id = held(message.get("tool_call_id"), str, f"{place}.tool_call_id")
     block: Json = {"type": "tool_result", "tool_use_id": id}
-    content = message.content if isinstance(message.content, str) else blocks_of(message.content, place)
-    mark = message.more.get("cache_control")
+    content = message["content"]
+    content = content if isinstance(content, str) else blocks_of(content, place)
+    mark = message.get("cache_control")
     return {**block, "content": content, **({"cache_control": mark} if mark else {})}
 
 
@@ -219,10 +218,10 @@ def _use_block(call: object, place: str) -> Block:
     return {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": arguments}
 
 
-def _check_keys(message: Message, place: str) -> None:
-    if message.role == "function":
+def _check_keys(message: Json, place: str) -> None:
+    if message["role"] == "function":
         raise cannot_say(f"{place}.role", "the role function")
-    ignored = _MARKS | {"name"} if message.role == "tool" else _MARKS
-    for key, value in message.more.items():
+    ignored = _MARKS | {"name"} if message["role"] == "tool" else _MARKS
+    for key, value in message.items():
         if value and key not in ignored and key not in _SAID:
             raise cannot_say(f"{place}.{key}", key)
