@@ -36,6 +36,8 @@ from r2_serve.dialects.chat import CHAT
 from r2_serve.dialects.completions import COMPLETIONS
 from r2_serve.dialects.embeddings import EMBEDDINGS
 from r2_serve.dialects.messages import MESSAGES
+from r2_serve.dialects.messages.models import listed_model, listed_models
+from r2_serve.dialects.messages.requests import VERSION_HEADER
 from r2_serve.dialects.responses import ResponsesDialect
 from r2_serve.dialects.wire import Dialect, encode
 from r2_serve.errors import R2Error
@@ -135,11 +137,14 @@ class _Pages:
     async def models(self, request: Request) -> Response:
         key = Exchange.of(request.scope).key
         listings = [listing for listing in self.backend.models() if key is None or key.may_ask(listing.id)]
-        return _json(encode(model_list(listings, self.created, self.backend.prices_as_of)))
+        objects = [model_object(listing, self.created, self.backend.prices_as_of) for listing in listings]
+        is_anthropics = VERSION_HEADER in request.headers
+        return _json(encode(listed_models(objects) if is_anthropics else model_list(objects)))
 
     async def model(self, request: Request) -> Response:
         listing = find_model(self.backend, request.path_params["id"], Exchange.of(request.scope).key)
-        return _json(encode(model_object(listing, self.created, self.backend.prices_as_of)))
+        model = model_object(listing, self.created, self.backend.prices_as_of)
+        return _json(encode(listed_model(model) if VERSION_HEADER in request.headers else model))
 
     async def health(self, request: Request) -> Response:
         return _json(b'{"status":"ok"}')

@@ -96,8 +96,8 @@ def model_object(listing: ModelListing, created: int, prices_as_of: str) -> Json
     return {"id": listing.id, "object": "model", "created": created, "owned_by": "r2", "r2": r2}
 
 
-def model_list(listings: Sequence[ModelListing], created: int, prices_as_of: str) -> Json:
-    return {"object": "list", "data": [model_object(listing, created, prices_as_of) for listing in listings]}
+def model_list(models: Sequence[Json]) -> Json:
+    return {"object": "list", "data": list(models)}
 
 
 # -- errors --

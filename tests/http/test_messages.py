@@ -468,6 +468,17 @@ async def test_anthropics_client_raises_its_own_errors() -> None:
             await client.messages.create(model="claude", max_tokens=9, messages=ASKED)
 
 
+async def test_anthropics_client_lists_the_models_and_openais_gets_its_own_list() -> None:
+    async with messages_stand() as stand, anthropic_client(stand.app) as client:
+        listed = [model async for model in client.models.list()]
+        one = await client.models.retrieve("claude")
+        plain = (await stand.client.get("/v1/models")).json()
+    assert [model.id for model in listed] == ["r2", "claude", "gpt"]
+    assert (one.type, one.display_name, one.max_input_tokens) == ("model", "claude", 32_768)
+    assert one.created_at.year >= 2026
+    assert [model["object"] for model in plain["data"]] == ["model"] * 3
+
+
 async def test_other_version_of_the_api_is_refused() -> None:
     async with messages_stand() as stand:
         stand.client.headers["anthropic-version"] = "2023-01-01"

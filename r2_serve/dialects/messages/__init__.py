@@ -9,6 +9,7 @@ replies    whole replies, stop reasons and usage, in both directions
 events     a provider's stream, read
 stream     a client's stream, written
 errors     errors for clients
+models     the list of models
 
 Source: https://docs.anthropic.com/en/api/messages.
 """

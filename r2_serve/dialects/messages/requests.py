@@ -22,7 +22,8 @@ shapes and refuses `temperature`, `top_p` and `top_k`, which some models take.""
 HEADERS = "anthropic_headers"
 """Key of the client's own headers in `Sampling.messages_api`."""
 _OLD_VERSION = "2023-01-01"
-_KEPT_HEADERS = ("anthropic-version", "anthropic-beta")
+VERSION_HEADER = "anthropic-version"
+_KEPT_HEADERS = (VERSION_HEADER, "anthropic-beta")
 _SENT_AS_CHAT = frozenset({"model", "messages", "system", "max_tokens", "stream", "temperature", "top_p"})
 _TRANSLATED = frozenset({"stop_sequences", "tools", "tool_choice", "top_k", "output_config"})
 _HINTS = frozenset(
@@ -72,9 +73,9 @@ class ReadRequest:
 
 def check_version(headers: Mapping[str, str]) -> None:
     """Raises: InvalidRequest for the version of the API whose streams differ."""
-    if headers.get("anthropic-version") == _OLD_VERSION:
+    if headers.get(VERSION_HEADER) == _OLD_VERSION:
         message = f"anthropic-version: got {_OLD_VERSION}, this server speaks {VERSION} and later ones"
-        raise InvalidRequest(message, "anthropic-version", "invalid_value")
+        raise InvalidRequest(message, VERSION_HEADER, "invalid_value")
 
 
 def read_request(body: bytes, headers: Mapping[str, str], *, is_count: bool = False) -> ReadRequest:
