@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from r2_serve.calls.estimates import format_chars
-from r2_serve.config import ROUTED_QUERY_CHARS, LimitsConfig, ModelConfig
-from r2_serve.errors import BudgetExceeded, CodecError, InvalidRequest
+from r2_serve.config import LimitsConfig, ModelConfig
+from r2_serve.errors import CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan
-from r2_serve.types import Plan, Query, needs_of, substituted_chars
+from r2_serve.types import Plan, Query, needs_of
 from r2_serve.types.abilities import states_the_default
 
 MAX_NAMES = 10
@@ -179,18 +179,3 @@ def check_own_plan(plan: Plan, limits: LimitsConfig) -> None:
         check_plan(plan, limits)
     except CodecError as e:
         raise InvalidRequest(e.message, "r2.plan") from e
-
-
-def check_substituted(what: str, text: str, answers: Mapping[int, str], limits: LimitsConfig) -> None:
-    """Check the length of `text` with `answers` filled in, before it is built.
-
-    A few characters can refer to one long answer a thousand times. A text that uses each answer once is
-    never too long.
-
-    Raises: BudgetExceeded.
-    """
-    limit = max(limits.max_query_chars or ROUTED_QUERY_CHARS, len(text) + sum(map(len, answers.values())))
-    if (num_chars := substituted_chars(text, answers)) > limit:
-        raise BudgetExceeded(
-            f"{what} would have {num_chars} characters; at most {limit} are allowed (limits.max_query_chars)"
-        )

@@ -12,7 +12,6 @@ from decimal import Decimal
 
 from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import LimitsConfig, ModelConfig, VirtualModelConfig
-from r2_serve.router.able import able_models, final_needs
 from r2_serve.router.context import read_by
 from r2_serve.types import Json, Message, Plan, Query, Subtask, Usage, likely_tokens
 
@@ -82,18 +81,6 @@ class Costs:
         last = likely_tokens(len(messages[-1].text.encode()))
         cached = max(0, num_tokens - last) if is_continued else 0
         return call_usd(self.default.config, num_tokens, answer_tokens, cached)
-
-    def whole_usd(self, model: str, answer_tokens: int) -> Decimal:
-        """The conversation to `model`, which has none of it in its cache."""
-        member = self.pool[model]
-        return call_usd(member.config, self.conversation_tokens(member), answer_tokens)
-
-    def whole_model(self) -> str:
-        """The default model, or the cheapest able one that holds the conversation if it does not."""
-        default, needs = self.virtual.fallback_model, final_needs(self.query)
-        able = able_models(dict.fromkeys((default, *self.virtual.pool)), self.pool, needs)
-        holding = [name for name in able if self.holds(name)] or able or [default]
-        return default if default in holding else min(holding, key=lambda name: self.whole_usd(name, 0))
 
     def holds(self, name: str, more_tokens: int = 0) -> bool:
         """Whether the conversation and `more_tokens` fit into the context of the model, if it is known."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from r2_serve.calls.budget import Budget, Purse
@@ -14,7 +15,7 @@ from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, RoutingConfig, VirtualModelConfig
-from r2_serve.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
+from r2_serve.errors import BudgetExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
 from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.able import with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
@@ -26,13 +27,13 @@ from r2_serve.router.checks import (
     check_pool_abilities,
     check_routing_fields,
     check_sizes,
-    check_substituted,
     check_template,
 )
 from r2_serve.router.context import WORKER_STAGES, QueryContext, lowered
 from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
+from r2_serve.router.foresight import Whole, whole_query
 from r2_serve.router.gate import Gate, PlanDropped, allocator_reads
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
@@ -41,7 +42,7 @@ from r2_serve.router.spill import Replicas, no_replicas
 from r2_serve.router.synthesis import Final, synthesize
 from r2_serve.router.turns import answer_turn
 from r2_serve.router.whole import answer_whole
-from r2_serve.types import Allocation, Answer, Message, OnDelta, Plan, Query, Trace
+from r2_serve.types import Allocation, Answer, DecisionReason, Message, OnDelta, Plan, Query, Trace
 
 Sink = Callable[[Trace], None]
 """Takes the trace of a finished query."""
@@ -146,28 +147,51 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     costs = Costs(context.caller.pool, query, virtual, context.limits)
     gate = Gate(costs, context.ledger, policy)
     draft.decision = gate.decide()
+    whole = None
     if draft.decision.action == "planned":
+        whole = None if query.plan is not None else whole_query(context, virtual)
         try:
-            return await _answer_by_plan(context, virtual, policy, gate)
+            return await _answer_by_plan(context, virtual, policy, gate, whole)
         except PlanDropped as e:
-            update = {"action": "whole", "reason": e.reason, "dropped_plan": draft.plan}
-            draft.decision = draft.decision.model_copy(update=update)
+            _drop(context, e.reason)
+        except BudgetExceeded:
+            if whole is None or any(call.stage == "execute" for call in context.ledger.calls):
+                raise
+            _drop(context, "no_budget")
     elif draft.decision.reason in ("asked", "configured", "beyond_text"):
         return await answer_turn(context, virtual, policy)
-    return await answer_whole(context, virtual, costs.whole_model())
+    whole = whole or whole_query(context, virtual)
+    return await answer_whole(context, virtual, whole.model)
+
+
+def _drop(context: QueryContext, reason: DecisionReason) -> None:
+    """Notes that a plan gives way to the query whole."""
+    draft = context.draft
+    assert draft.decision is not None
+    update = {"action": "whole", "reason": reason, "dropped_plan": draft.plan}
+    draft.decision = draft.decision.model_copy(update=update)
 
 
 async def _answer_by_plan(
-    context: QueryContext, virtual: VirtualModelConfig, policy: AllocationPolicy, gate: Gate
+    context: QueryContext,
+    virtual: VirtualModelConfig,
+    policy: AllocationPolicy,
+    gate: Gate,
+    whole: Whole | None,
 ) -> Final:
     """Decompose the query, allocate its subtasks, run the plan and make the answer.
 
-    A plan that was chosen to save money is held to that. Raises: PlanDropped if it will not.
+    A plan that was chosen to save money is held to that. The money for `whole` is set aside for as long as
+    the query may still go whole to one model.
+
+    Raises: PlanDropped if the plan will not save; BudgetExceeded.
     """
     query, draft = context.query, context.draft
     assert draft.decision is not None
     has_to_save = draft.decision.reason == "may_save"
-    with context.demand.query(query.model) as expected:
+    with ExitStack() as aside, context.demand.query(query.model) as expected:
+        if whole is not None:
+            aside.enter_context(context.ledger.allowance.set_aside(whole.need))
         plan = await _decompose(context, virtual, gate.sampler() if has_to_save else None)
         if has_to_save:
             _check_usable(plan, context)
@@ -181,11 +205,10 @@ async def _answer_by_plan(
         draft.decision = draft.decision.model_copy(update={"plan_usd": expected_usd})
         limits = gate.step_limits(plan, models) if has_to_save else None
         expected.plan(plan, draft.allocation)
+        if not has_to_save:
+            aside.close()
         calls = await PlanRun(context, virtual, plan, draft.allocation, expected, limits).calls()
-    if plan.answer is not None:
-        answers = {i: call.answer for i, call in calls.items()}
-        check_substituted("the answer", plan.answer, answers, context.limits)
-    return synthesize(plan, calls, query.sampling)
+    return synthesize(plan, calls, query.sampling, context.limits)
 
 
 def _check_usable(plan: Plan, context: QueryContext) -> None:

@@ -12,15 +12,18 @@ from r2_serve.errors import EngineError, SubtaskFailed
 from r2_serve.prompts import Codec
 from r2_serve.prompts.conversation import without_tool_calls
 from r2_serve.router.able import stand_ins
-from r2_serve.router.checks import check_substituted
 from r2_serve.router.context import QueryContext, read_by
 from r2_serve.router.demand import QueryDemand
 from r2_serve.router.executor import execute
+from r2_serve.router.foresight import fitting, plan_need
 from r2_serve.router.gate import PlanDropped, StepLimits
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import with_room
-from r2_serve.router.synthesis import cut_to_chars
+from r2_serve.router.synthesis import bounded, cut_to_chars
 from r2_serve.types import Allocation, Message, Plan, Sampling, Subtask, SubtaskResult
+
+LEAST_ANSWER_CHARS = 500
+"""Length to which answers that a step reads are cut at most, where no model holds them in full."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,20 @@ class PlanRun:
     async def calls(self) -> dict[int, CallResult]:
         """Run the plan; the call that answered each subtask, by subtask id.
 
-        Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest, PlanDropped.
+        Nothing is called unless every step's prompt has a model that holds it, and the budgets pay for all.
+
+        Raises: InvalidRequest, BudgetExceeded, SubtaskFailed, PoisonousRequest, PlanDropped.
         """
+        context = self.context
+
+        def blank(subtask: Subtask) -> CallSpec:
+            return self._spec(subtask, dict.fromkeys(subtask.depends_on, ""))
+
+        need = plan_need(context, self.plan, self.allocation.models, blank)
+        with context.ledger.allowance.prepaid(need.usd):
+            return await self._calls()
+
+    async def _calls(self) -> dict[int, CallResult]:
         began_s = self.context.ledger.elapsed_s()
 
         async def run(subtask: Subtask, inputs: dict[int, _Done]) -> _Done:
@@ -64,11 +79,7 @@ class PlanRun:
 
     async def _subtask(self, subtask: Subtask, inputs: Mapping[int, _Done], ready_s: float) -> _Done:
         context, start_s = self.context, self.context.ledger.elapsed_s()
-        max_chars = context.limits.max_answer_chars
-        answers = {i: cut_to_chars(needed.call.answer, max_chars) for i, needed in inputs.items()}
-        check_substituted(f"the prompt of subtask {subtask.id}", subtask.text, answers, context.limits)
-        spec = self._spec(subtask, answers)
-        model = self._with_room(self.allocation.models[subtask.id - 1], spec)
+        model, spec = self._call(subtask, inputs)
         try:
             with self.expected.calling(subtask.id, model):
                 is_last = subtask.id == self.plan.final_id
@@ -80,6 +91,23 @@ class PlanRun:
         if not is_last and self.limits is not None and call.completion.finish_reason == "length":
             raise PlanDropped("ran_away")
         return _Done(call, self._result(subtask, call, ready_s, start_s))
+
+    def _call(self, subtask: Subtask, inputs: Mapping[int, _Done]) -> tuple[str, CallSpec]:
+        """Model and prompt of a step, now that the answers that it reads are known.
+
+        A model that does not hold the prompt, or cannot be paid, gives way to a stand-in that does. If there
+        is none, the step reads less of each answer: they are paid for, so the step is not refused for them.
+        """
+        limits = self.context.limits
+        max_chars = limits.max_answer_chars
+        while True:
+            answers = {i: cut_to_chars(needed.call.answer, max_chars) for i, needed in inputs.items()}
+            spec = self._spec(subtask, bounded(subtask.text, answers, limits))
+            chosen = self._with_room(self.allocation.models[subtask.id - 1], spec)
+            model = fitting(self.context, chosen, spec)
+            if model is not None or max_chars <= LEAST_ANSWER_CHARS or not inputs:
+                return model or chosen, spec
+            max_chars //= 2
 
     def _spec(self, subtask: Subtask, answers: Mapping[int, str]) -> CallSpec:
         """What to ask for a subtask. The client's sampling and stream belong to the final one alone."""

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from r2_serve.calls.caller import CallResult
-from r2_serve.types import FinishReason, Json, Plan, Sampling, substitute
+from r2_serve.config import ROUTED_QUERY_CHARS, LimitsConfig
+from r2_serve.types import REFERENCE, FinishReason, Json, Plan, Sampling, substitute, substituted_chars
 
 CONFIDENCE_ALPHA = 0.4
+CUT_MARK_CHARS = 40
+"""Room for the mark of an answer that was cut."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,32 @@ class Final:
         return cls(call.answer, done.finish_reason, confidence(done.logprobs), done.body)
 
 
-def synthesize(plan: Plan, calls: Mapping[int, CallResult], sampling: Sampling) -> Final:
-    """The plan's template filled in, or the answer of its last subtask; `calls` are by subtask id."""
+def synthesize(
+    plan: Plan, calls: Mapping[int, CallResult], sampling: Sampling, limits: LimitsConfig
+) -> Final:
+    """The plan's template filled in, or the answer of its last subtask; `calls` are by subtask id.
+
+    A template that would be too long is filled with parts of the answers, and says `length`.
+    """
     if plan.answer is None:
         return Final.of(calls[len(plan.subtasks)])
-    joined = substitute(plan.answer, {i: call.answer for i, call in calls.items()})
-    return Final(*cut_to_sampling(joined, sampling))
+    answers = {i: call.answer for i, call in calls.items()}
+    shorter = bounded(plan.answer, answers, limits)
+    text, reason = cut_to_sampling(substitute(plan.answer, shorter), sampling)
+    return Final(text, reason if shorter == answers else "length")
+
+
+def bounded(text: str, answers: Mapping[int, str], limits: LimitsConfig) -> Mapping[int, str]:
+    """`answers`, each cut with a mark if `text` with all of them filled in would be too long.
+
+    A few characters can refer to one long answer a thousand times. A text that uses each answer once is
+    never too long. Nothing is refused, as the answers are paid for.
+    """
+    limit = max(limits.max_query_chars or ROUTED_QUERY_CHARS, len(text) + sum(map(len, answers.values())))
+    if substituted_chars(text, answers) <= limit:
+        return answers
+    per_answer = (limit - len(text)) // max(1, len(REFERENCE.findall(text))) - CUT_MARK_CHARS
+    return {i: cut_to_chars(answer, max(0, per_answer)) for i, answer in answers.items()}
 
 
 def confidence(logprobs: Sequence[float] | None, alpha: float = CONFIDENCE_ALPHA) -> float | None:

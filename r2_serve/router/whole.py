@@ -20,4 +20,4 @@ async def answer_whole(context: QueryContext, virtual: VirtualModelConfig, model
     with context.demand.query(context.query.model) as expected:
         expected.plan(plan, allocation)
         calls = await PlanRun(context, virtual, plan, allocation, expected).calls()
-    return synthesize(plan, calls, context.query.sampling)
+    return synthesize(plan, calls, context.query.sampling, context.limits)

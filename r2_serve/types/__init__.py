@@ -293,6 +293,7 @@ DecisionReason = Literal[
     "plan_too_dear",
     "no_format",
     "ran_away",
+    "no_budget",
 ]
 """Why a query was split or not (`docs/architecture.md` explains each)."""
 

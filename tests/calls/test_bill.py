@@ -199,7 +199,9 @@ def test_what_was_not_told_is_a_marked_estimate_near_the_truth(
     provider, books = accounts
     untold = [line for line in provider.bill if not line.is_told and not line.is_free]
     estimated = [(number, call) for number, call in books.calls if call.is_estimated]
-    assert sorted(number for number, _ in estimated) == sorted(line.request for line in untold)
+    answering = [number for number, call in estimated if call.model != SILENT_MODEL]
+    assert sorted(answering) == sorted(line.request for line in untold if line.model != SILENT_MODEL)
+    assert len(estimated) - len(answering) > 20, "a call may time out before it has reached the provider"
     assert len(untold) > 0.05 * NUM_CALLS
     truth, booked = sum(line.usd for line in untold), sum(Fraction(call.cost_usd) for _, call in estimated)
     assert 0.5 < booked / truth < 2

@@ -377,13 +377,13 @@ def assert_prometheus_agrees(market: Market) -> None:
 @pytest.mark.parametrize(
     ("failures", "max_calls", "status"),
     [
-        ([EngineUnavailable("down", 0.0)], 1, 400),
+        ([EngineUnavailable("down", 0.0)], 2, 200),
         ([ReplicaDied("gone", 0.0, name) for name in ("one", "two")], 9, 422),
         ([KeyError("an internal error")], 9, None),
     ],
     ids=["budget", "poison", "fault"],
 )
-def test_calls_of_a_stage_that_ends_in_an_error_are_accounted_for(
+def test_calls_of_a_stage_that_fails_are_accounted_for(
     failures: list[Exception],
     max_calls: int,
     status: int | None,
@@ -409,9 +409,8 @@ def test_calls_of_a_stage_that_ends_in_an_error_are_accounted_for(
         run(market.ask({"model": "r2", "messages": [{"role": "user", "content": "two plus two"}]}))
     )
     (trace,) = market.traces
-    assert (
-        status is None or body["error"]["code"] == {400: "budget_exceeded", 422: "poisonous_request"}[status]
-    )
+    codes = {200: None, 422: "poisonous_request"}  # 200: the rest of the budget pays for the query whole
+    assert status is None or body.get("error", {}).get("code") == codes[status]
     asked = {name: len(engine.calls) for name, engine in market.engines.items() if engine.calls}
     assert asked[stage] >= len(failures)
     assert asked == Counter(call.model for call in trace.calls)

@@ -403,12 +403,16 @@ def failed(router: Router, asked: Query | None = None) -> R2Error:
         ({}, {"max_cost_usd": Decimal("0.0035")}),
     ],
 )
-def test_budget_is_never_overspent_by_concurrent_subtasks(
+def test_query_goes_whole_to_one_model_if_the_budget_does_not_pay_for_all_steps(
     limits: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     router = geographer(small=ScriptedEngine(["4806 m"], delay_s=1))
     router.pipeline.routing = routing(limits=LimitsConfig(**limits))
-    assert isinstance(failed(router, query(**fields)), BudgetExceeded)
+    answer = run(router.pipeline.answer(query(**fields)))
+    assert (answer.text, answer.models) == ("Mont Blanc is higher", ("large",))
+    assert [call.stage for call in router.trace.calls].count("execute") == 1
+    assert router.trace.decision is not None
+    assert (router.trace.decision.action, router.trace.decision.reason) == ("whole", "no_budget")
     assert len(router.trace.calls) <= limits.get("max_calls", 64)
     assert router.trace.cost_usd <= Decimal("0.0035")
 
@@ -514,8 +518,8 @@ def test_changed_routing_does_not_affect_a_running_query() -> None:
         router.pipeline.routing = changed
         answer = await task
         assert (answer.num_subtasks, answer.models) == (3, ("small", "large"))
-        with pytest.raises(BudgetExceeded):
-            await router.pipeline.answer(query())
+        whole = await router.pipeline.answer(query())
+        assert (whole.num_subtasks, whole.models) == (1, ("large",))
 
     run(check())
 

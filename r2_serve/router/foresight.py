@@ -1,0 +1,125 @@
+"""What a query needs, from what is known before its calls, so that nothing is paid and then refused. No Ray.
+
+Before planning: some model must hold the conversation, and the budgets must pay for the query going whole to
+one model; that money is set aside while the query is planned. Before the first step: each model must hold
+its prompt, and the budgets must pay for all steps together, whose money is held while they run. A step whose
+prompt turns out longer goes to another model that holds it, or reads shorter answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from r2_serve.calls.budget import Need
+from r2_serve.calls.caller import CallSpec
+from r2_serve.calls.pool import PoolMember
+from r2_serve.config import VirtualModelConfig
+from r2_serve.errors import ContextOverflow, InvalidRequest
+from r2_serve.router.able import able_models, final_needs
+from r2_serve.router.context import QueryContext
+from r2_serve.types import Plan, Subtask
+
+SURELY = 0.75
+"""Part of the likely tokens of a prompt that it has at least. Only what is too long by that is refused."""
+CHARS_PER_TOKEN = 2.5
+"""Characters of an answer per token of the prompt that it becomes a part of, with a margin."""
+SpecOf = Callable[[Subtask], CallSpec]
+"""Makes the call of a step, with empty answers of the steps before it."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The query as one call of one model."""
+
+    model: str
+    need: Need
+
+
+def whole_query(context: QueryContext, virtual: VirtualModelConfig) -> Whole:
+    """The query whole to the default model, or if that is too small or too dear to the cheapest other.
+
+    Raises: InvalidRequest if no model can hold it; BudgetExceeded if none can be paid.
+    """
+    pool, query, allowance = context.caller.pool, context.query, context.ledger.allowance
+    spec = CallSpec(lambda codec: codec.render_query(query.messages), "execute", query.sampling)
+    named = list(dict.fromkeys((virtual.fallback_model, *virtual.pool)))
+    able = able_models(named, pool, final_needs(query)) or named
+    holding = [name for name in able if _fits(pool[name], spec)]
+    holding = holding or [name for name in able if _fits(pool[name], spec, SURELY)]
+    if not holding:
+        raise _too_long(context, able, spec)
+    options = [Whole(name, need_of(pool[name], spec)) for name in holding]
+    is_default = options[0].model == virtual.fallback_model
+    cheapest_first = sorted(options, key=lambda option: option.need.usd)
+    for option in (*options[:is_default], *cheapest_first):
+        if allowance.has_room(option.need):
+            return option
+    raise allowance.refusal_of(cheapest_first[0].need)
+
+
+def plan_need(context: QueryContext, plan: Plan, models: Sequence[str], spec_of: SpecOf) -> Need:
+    """What all steps of an allocated plan need together, with answers at the limits of their length.
+
+    Raises: InvalidRequest if neither a step's model nor a stand-in of it can hold its prompt; BudgetExceeded
+    if the budgets do not pay for it.
+    """
+    pool, total = context.caller.pool, Need()
+    for subtask, model in zip(plan.subtasks, models, strict=True):
+        spec = spec_of(subtask)
+        if not any(_fits(pool[name], spec, SURELY) for name in (model, *spec.stand_ins)):
+            raise _too_long(context, [model], spec)
+        read = [pool[models[i - 1]] for i in set(subtask.depends_on)]
+        more_tokens = sum(_answer_tokens(context, member) for member in read)
+        total += need_of(pool[model], spec, more_tokens)
+    if not context.ledger.allowance.has_room(total):
+        raise context.ledger.allowance.refusal_of(total)
+    return total
+
+
+def fitting(context: QueryContext, chosen: str, spec: CallSpec) -> str | None:
+    """`chosen`, or the first of its stand-ins that holds the prompt and can be paid; None if none does."""
+    pool, allowance = context.caller.pool, context.ledger.allowance
+    for name in (chosen, *spec.stand_ins):
+        member = pool[name]
+        is_able = name == chosen or spec.suits(member)
+        if is_able and _fits(member, spec) and allowance.has_room(need_of(member, spec)):
+            return name
+    return None
+
+
+def need_of(member: PoolMember, spec: CallSpec, more_tokens: int = 0) -> Need:
+    """The most that a call is expected to need, with `more_tokens` of prompt that are not written yet."""
+    config, sampling = member.config, spec.sampling
+    reply_tokens = (sampling.max_tokens or config.reply_tokens) * sampling.num_choices
+    usage = spec.prompt_for(member).most_usage(reply_tokens)
+    usage = usage.model_copy(update={"prompt_tokens": usage.prompt_tokens + more_tokens})
+    return Need(1, usage.total_tokens, config.cost_usd(usage))
+
+
+def _answer_tokens(context: QueryContext, member: PoolMember) -> int:
+    """Tokens of a model's answer as a part of another step's prompt."""
+    return min(member.config.reply_tokens, int(context.limits.max_answer_chars / CHARS_PER_TOKEN))
+
+
+def _fits(member: PoolMember, spec: CallSpec, part: float = 1.0) -> bool:
+    """Whether the context, if it is known, holds `part` of the likely prompt and a token of reply.
+
+    A model that takes no conversations is asked for the texts of steps alone, which are short.
+    """
+    config = member.config
+    if not config.has_known_context or not member.codec.takes_conversations:
+        return True
+    return part * spec.prompt_for(member).likely_usage(0, None).prompt_tokens < config.context_tokens
+
+
+def _too_long(context: QueryContext, names: Iterable[str], spec: CallSpec) -> InvalidRequest:
+    members = [context.caller.pool[name] for name in names]
+    largest = max(members, key=lambda member: member.config.context_tokens)
+    num_tokens = spec.prompt_for(largest).likely_usage(0, None).prompt_tokens
+    return InvalidRequest(
+        f"the prompt has about {num_tokens} tokens, but the context of {largest.config.name} holds "
+        f"{largest.config.context_tokens}, and no other model may take it: shorten the messages",
+        "messages",
+        ContextOverflow.code,
+    )
