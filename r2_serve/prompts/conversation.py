@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from r2_serve.types import Json, Message
 
@@ -49,6 +49,22 @@ def without_tool_calls(messages: Sequence[Message]) -> list[Message]:
         before = told.pop().text + "\n" if told and told[-1].role == "assistant" else ""
         told.append(Message(role="assistant", content=before + text))
     return told
+
+
+def without_media(messages: Iterable[Message]) -> list[Message]:
+    """The conversation with the name of its kind in place of each image, sound or file."""
+    named: list[Message] = []
+    for message in messages:
+        parts = message.content
+        if isinstance(parts, tuple) and any(part.get("type", "text") != "text" for part in parts):
+            message = message.saying(tuple(map(_named, parts)))
+        named.append(message)
+    return named
+
+
+def _named(part: Json) -> Json:
+    kind = str(part.get("type", "text"))
+    return part if kind == "text" else {"type": "text", "text": f"[{kind}]"}
 
 
 def followed_by(messages: Sequence[Message], ours: str) -> list[Message]:

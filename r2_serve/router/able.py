@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from r2_serve.calls.pool import Pool
+from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import ModelConfig
 from r2_serve.errors import InvalidRequest
-from r2_serve.prompts.conversation import without_tool_calls
+from r2_serve.prompts.conversation import without_media, without_tool_calls
 from r2_serve.router.policies import LEARNED
-from r2_serve.types import Allocation, ModelCard, Need, Plan, Query, Sampling, Subtask, needs_of
+from r2_serve.types import Allocation, Message, ModelCard, Need, Plan, Query, Sampling, Subtask, needs_of
 
 TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files", "messages_api"})
 """What a query needs that is a turn of a tool loop or comes with media: it goes whole to one model."""
@@ -23,6 +23,14 @@ def final_needs(query: Query) -> tuple[Need, ...]:
 def inner_needs(query: Query) -> tuple[Need, ...]:
     """What every other step needs: it sees the client's media, and calls of tools as text."""
     return tuple(needs_of(without_tool_calls(query.messages), Sampling()))
+
+
+def readable_by(member: PoolMember, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation as the router's own calls send it to `member`: calls of tools as text, and names of
+    media in place of those that it cannot take."""
+    told = without_tool_calls(messages)
+    is_able = member.config.lacking(tuple(needs_of(told, Sampling()))) is None
+    return tuple(told if is_able else without_media(told))
 
 
 def is_turn(query: Query) -> bool:

@@ -17,7 +17,7 @@ from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.errors import BudgetExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
 from r2_serve.prompts.conversation import conversation_text
-from r2_serve.router.able import with_able_models
+from r2_serve.router.able import readable_by, with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
     as_conversation,
@@ -229,10 +229,9 @@ async def _decompose(
     if own is not None:
         check_own_plan(own, context.limits)
         return own
+    messages = readable_by(context.caller.pool[config.model], context.query.messages)
     with context.demand.calling(config.model, num_calls=config.num_samples):
-        made = await context.decomposer.decompose(
-            context.query.messages, config, context.limits, context.ledger
-        )
+        made = await context.decomposer.decompose(messages, config, context.limits, context.ledger)
     draft.num_plan_samples, draft.num_plan_rejected = made.num_samples, made.num_rejected
     draft.plan_fallback = made.fallback
     return made.plan
@@ -264,7 +263,7 @@ async def _ask_allocator(
     messages: tuple[Message, ...],
 ) -> Allocation:
     task = AllocationTask(
-        messages=messages,
+        messages=readable_by(context.caller.pool[config.model], messages),
         plan=plan,
         config=config,
         names=virtual.pool,

@@ -373,6 +373,19 @@ def test_inner_steps_of_the_clients_plan_run_first_and_the_last_step_carries_the
     assert [message.role for message in final.messages] == ["user", "assistant", "tool", "user"]
 
 
+def test_routers_own_calls_read_the_names_of_media_that_their_model_cannot_take() -> None:
+    router = agents(allocator=[allocation_json("small", "small")])
+    content = ({"type": "text", "text": "What is it?"}, PICTURE)
+    messages = turn((Message(role="user", content=content),), calls_of("Oslo"), "rain")
+    ask(router, asked(messages, plan=plan_of("look", "answer with #1")))
+    (call,) = router.engines["allocator"].calls
+    assert "What is it?[image_url]" in call.messages[0].text
+    assert all(part["type"] == "text" for part in call.messages[0].content)
+    assert any("the tool answered: rain" in message.text for message in call.messages)
+    inner, final = router.engines["small"].calls
+    assert inner.messages[0].content == final.messages[0].content == content
+
+
 def test_last_step_goes_to_a_model_that_has_what_it_needs() -> None:
     router = agents({"small": {"capabilities": {}}}, allocator=[allocation_json("small", "small")])
     ask(router, asked(plan=plan_of("find the place", "answer with #1")))
