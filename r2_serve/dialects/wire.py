@@ -25,15 +25,19 @@ def event(value: Json, name: str | None = None) -> bytes:
     return head + b"data: " + encode(value) + b"\n\n"
 
 
-def read_object(body: bytes) -> Json:
-    """Raises: InvalidRequest if `body` is no JSON object."""
+def read_object(body: bytes, fields: str = "") -> Json:
+    """`fields` says what the object must hold. Raises: InvalidRequest if `body` is no JSON object."""
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as e:
         raise InvalidRequest(f"the body is not valid JSON: {e}", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
+        raise InvalidRequest("the body must be a JSON object" + (f" with {fields}" if fields else ""))
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,10 @@ class ResponseStore:
     def keep(self, owner: str | None, response: Json, items: tuple[Json, ...], session: str | None) -> bool:
         """Keeps a response, or the later state of one that is known."""
         head = {key: value for key, value in response.items() if key != "output"}
-        rows = [(False, json.dumps(item), item.get("id")) for item in items]
-        rows += [(True, json.dumps(item), item.get("id")) for item in as_objects(response.get("output"))]
+        rows = [(False, json.dumps(item), _name(item.get("id"))) for item in items]
+        rows += [
+            (True, json.dumps(item), _name(item.get("id"))) for item in as_objects(response.get("output"))
+        ]
         body = json.dumps(head)
         num_bytes = len(body) + sum(len(text) for _, text, _ in rows)
         if num_bytes > self._config.max_bytes or self._config.max_count == 0:
@@ -114,7 +116,7 @@ class ResponseStore:
 
     def response(self, owner: str | None, response_id: str) -> Json | None:
         """A response as it was kept; None if it is not known, or another's."""
-        row = self._db.execute(_ONE, (response_id, owner or "")).fetchone()
+        row = self._db.execute(_ONE, (_name(response_id), owner or "")).fetchone()
         if row is None:
             return None
         return {
@@ -135,19 +137,19 @@ class ResponseStore:
         return [{"id": f"item_{position}", **item} for position, item in enumerate(items)]
 
     def item(self, owner: str | None, item_id: str) -> Json | None:
-        row = self._db.execute(_ITEM, (item_id, owner or "")).fetchone()
+        row = self._db.execute(_ITEM, (_name(item_id), owner or "")).fetchone()
         return _json(row[0]) if row else None
 
     def delete(self, owner: str | None, response_id: str) -> bool:
         """Forgets a response; tells whether it was known."""
-        place = (response_id, owner or "")
+        place = (_name(response_id), owner or "")
         return self._db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", place).rowcount > 0
 
     def _chain(self, owner: str | None, response_id: str) -> list[tuple[str, str | None]] | None:
         """Id and session of a response after all those before it; None if one of them is not known."""
         chain, earlier = list[tuple[str, str | None]](), response_id
         while earlier is not None:
-            row = self._db.execute(_ONE, (earlier, owner or "")).fetchone()
+            row = self._db.execute(_ONE, (_name(earlier), owner or "")).fetchone()
             if row is None:
                 return None
             chain.append((earlier, row[0]))
@@ -179,6 +181,11 @@ class ResponseStore:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _name(value: object) -> str | None:
+    """An id as the database holds it: valid Unicode, or nothing if a client sent no text."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _json(text: object) -> Json:

@@ -7,12 +7,12 @@ only such an engine is asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r2_serve.dialects.messages.history import ChatHistory
 from r2_serve.dialects.messages.parts import held
+from r2_serve.dialects.wire import read_object
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json, Query
 
@@ -84,7 +84,8 @@ def read_request(body: bytes, headers: Mapping[str, str], *, is_count: bool = Fa
     Raises: InvalidRequest naming the field at fault.
     """
     check_version(headers)
-    given = {name: value for name, value in _object(body).items() if value is not None}
+    whole = read_object(body, "model, max_tokens and messages")
+    given = {name: value for name, value in whole.items() if value is not None}
     reading = _Reading(given)
     reading.history.read(given.get("system"), given.get("messages"))
     reading.limits(is_count=is_count)
@@ -97,16 +98,6 @@ def read_request(body: bytes, headers: Mapping[str, str], *, is_count: bool = Fa
     native[HEADERS] = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
     demands = tuple(dict.fromkeys([*reading.demands, *reading.history.demands]))
     return ReadRequest(reading.chat, native, reading.history, demands)
-
-
-def _object(body: bytes) -> Json:
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError) as e:
-        raise InvalidRequest(f"the body is not valid JSON: {e}", code="invalid_json") from None
-    if not isinstance(given, dict):
-        raise InvalidRequest("the body must be a JSON object with model, max_tokens and messages")
-    return given
 
 
 @dataclass

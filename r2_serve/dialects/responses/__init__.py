@@ -17,7 +17,6 @@ provider that speaks this API, and come back as they came.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -25,7 +24,7 @@ from typing import Protocol
 from r2_serve.dialects.chat import CHAT
 from r2_serve.dialects.responses.replies import ResponseReply
 from r2_serve.dialects.responses.requests import PARAMS, Translated, input_items, translated
-from r2_serve.dialects.wire import Arrival, ErrorReply, encode
+from r2_serve.dialects.wire import Arrival, ErrorReply, encode, read_object
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json, Query
 
@@ -66,7 +65,7 @@ class ResponsesDialect:
 
     def read(self, body: bytes, arrival: Arrival) -> ResponsesRequest:
         """Raises: InvalidRequest."""
-        return read_request(_object(body), arrival, self._keeper)
+        return read_request(read_object(body, "model and input"), arrival, self._keeper)
 
     def error_body(self, error: ErrorReply, request_id: str) -> Json:
         return CHAT.error_body(error, request_id)
@@ -147,13 +146,3 @@ def _resolved(item: Json, position: int, arrival: Arrival, keeper: Keeper) -> Js
         message = f"{where}: no item {str(item.get('id'))[:100]!r} is kept for this key: send the item itself"
         raise InvalidRequest(message, where, "item_not_found")
     return found
-
-
-def _object(body: bytes) -> Json:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as e:
-        raise InvalidRequest(f"the body is not valid JSON: {e}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object with model and input")
-    return value

@@ -22,7 +22,7 @@ def items_of(messages: Sequence[Message]) -> list[Json]:
     Raises: InvalidRequest naming the field that the Responses API has no word for.
     """
     items: list[Json] = []
-    customs = {call.get("id") for message in messages for call in _calls(message.more) if "custom" in call}
+    customs = [call.get("id") for message in messages for call in _calls(message.more) if "custom" in call]
     for position, message in enumerate(messages):
         own = message.items
         items += message_items(message.wire, f"messages.{position}", customs) if own is None else own

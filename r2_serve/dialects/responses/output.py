@@ -157,7 +157,7 @@ class Output:
     """The items begun so far; those under way are not whole."""
     _message: _Message | None = None
     _thoughts: _Thoughts | None = None
-    _calls: dict[object, _Call] = field(default_factory=dict)
+    _calls: dict[str, _Call] = field(default_factory=dict)
 
     def take(self, delta: Json, logprobs: list[Json] | None = None) -> Events:
         """The events of a chunk's `delta`, or of a whole message."""
@@ -199,7 +199,7 @@ class Output:
     def _take_call(self, call: Json, position: int) -> Events:
         held = call.get("function")
         function = held if isinstance(held, dict) else {}
-        key = call.get("index", position)
+        key = str(call.get("index", position))
         if key not in self._calls:
             yield from self._end_thoughts()
             yield from self._end_message("completed")

@@ -16,7 +16,7 @@ from r2_serve.types import Json
 NAME = "responses"
 _CUT = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _ENDS = frozenset({"response.completed", "response.incomplete"})
-_CALLS = frozenset({"function_call", "custom_tool_call"})
+_CALLS = ("function_call", "custom_tool_call")
 _TEXTS = {
     "response.output_text.delta": "content",
     "response.refusal.delta": "refusal",
@@ -49,7 +49,7 @@ class EventsRead:
     """Reads one stream. Each event stands in its chunk, so that nothing of it is lost."""
 
     def __init__(self) -> None:
-        self._calls: dict[object, int] = {}
+        self._calls: dict[str, int] = {}
         """The number of each call, by the number of its item."""
 
     def __call__(self, event: Json) -> Iterable[Json] | None:
@@ -75,10 +75,10 @@ class EventsRead:
             yield {"delta": {_TEXTS[kind]: event.get("delta")}, **more}
         elif kind in _ARGUMENTS:
             held, key = _ARGUMENTS[kind]
-            number = self._calls.get(event.get("output_index"), 0)
+            number = self._calls.get(str(event.get("output_index")), 0)
             yield {"delta": {"tool_calls": [{"index": number, held: {key: event.get("delta")}}]}}
         elif kind == "response.output_item.added" and item.get("type") in _CALLS:
-            number = self._calls[event.get("output_index")] = len(self._calls)
+            number = self._calls[str(event.get("output_index"))] = len(self._calls)
             yield {"delta": {"tool_calls": [{"index": number, **call_item_as_chat(item)}]}}
         elif kind == "response.output_item.done" and item.get("type") == "reasoning":
             if details := details_of(item):

@@ -93,6 +93,8 @@ def translated(body: Json, items: Sequence[Json], *, is_native: bool) -> Transla
     names = ToolNames.of(_tools(body))
     messages = Conversation(names, is_native).read(items)
     if instructions := body.get("instructions"):
+        if not isinstance(instructions, str):
+            raise InvalidRequest("instructions must be a string", "instructions", "invalid_type")
         messages.insert(0, {"role": "system", "content": instructions, "r2": {}})
     if not is_native:
         check_left_out(names, body.get("tool_choice"))
@@ -194,8 +196,10 @@ def _native(body: Json, *, is_native: bool) -> Json:
 def _items_to_keep(message: Json) -> tuple[Json, ...] | None:
     """The items of a message as they came; None if the translation back says the same."""
     items = as_objects(as_object(message["r2"]).get("items"))
+    if not items:
+        return None
     try:
         is_same = message_items({**message, "r2": None}, "") == items
     except InvalidRequest:
         is_same = False
-    return None if is_same or not items else tuple(items)
+    return None if is_same else tuple(items)
