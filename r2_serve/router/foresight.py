@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from r2_serve.calls.budget import Need
 from r2_serve.calls.caller import CallSpec
@@ -45,17 +46,19 @@ def whole_query(context: QueryContext, virtual: VirtualModelConfig) -> Whole:
     spec = CallSpec(lambda codec: codec.render_query(query.messages), "execute", query.sampling)
     named = list(dict.fromkeys((virtual.fallback_model, *virtual.pool)))
     able = able_models(named, pool, final_needs(query)) or named
+    if able[0] == virtual.fallback_model and _fits(pool[able[0]], spec):
+        default = Whole(able[0], need_of(pool[able[0]], spec))
+        if allowance.has_room(default.need):
+            return default
     holding = [name for name in able if _fits(pool[name], spec)]
     holding = holding or [name for name in able if _fits(pool[name], spec, SURELY)]
     if not holding:
         raise _too_long(context, able, spec)
-    options = [Whole(name, need_of(pool[name], spec)) for name in holding]
-    is_default = options[0].model == virtual.fallback_model
-    cheapest_first = sorted(options, key=lambda option: option.need.usd)
-    for option in (*options[:is_default], *cheapest_first):
-        if allowance.has_room(option.need):
-            return option
-    raise allowance.refusal_of(cheapest_first[0].need)
+    options = sorted((Whole(name, need_of(pool[name], spec)) for name in holding), key=_usd)
+    affordable = (option for option in options if allowance.has_room(option.need))
+    if (cheapest := next(affordable, None)) is None:
+        raise allowance.refusal_of(options[0].need)
+    return cheapest
 
 
 def plan_need(context: QueryContext, plan: Plan, models: Sequence[str], spec_of: SpecOf) -> Need:
@@ -95,6 +98,10 @@ def need_of(member: PoolMember, spec: CallSpec, more_tokens: int = 0) -> Need:
     usage = spec.prompt_for(member).most_usage(reply_tokens)
     usage = usage.model_copy(update={"prompt_tokens": usage.prompt_tokens + more_tokens})
     return Need(1, usage.total_tokens, config.cost_usd(usage))
+
+
+def _usd(option: Whole) -> Decimal:
+    return option.need.usd
 
 
 def _answer_tokens(context: QueryContext, member: PoolMember) -> int:
