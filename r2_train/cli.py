@@ -230,6 +230,54 @@ def pretrain(
             stage.pretrain(name, out, seed=seed, only=only, steps_scale=steps_scale, styles=styles.value)
 
 
+@app.command()
+def fit(
+    book: Annotated[Path, typer.Argument(help="A book of outcomes: r2-serve outcomes import.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file of the fitted policy.")],
+    reference: Annotated[
+        str | None, typer.Option(help="The model to be as accurate as; default: the target's, or the best.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="A promise to keep, such as 'within 1 point of gpt-4o'.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="The confidence of the promise.")] = 0.95,
+    prices: Annotated[
+        Path | None, typer.Option(help="YAML file of prices that replace the book's, USD per 1M tokens.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave this model out; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
+) -> None:
+    """Fit a gate on recorded outcomes: which models are asked, in which order, and when to stop.
+
+    It takes seconds, so fit again when a price changes or a model comes or goes.
+
+    \b
+    Example:  r2-train fit gsm.book --target "within 1 point of gpt-4o" --confidence 0.95 --out gate.json
+              r2-train fit gsm.book --reference gpt-4o --without claude-3.5-sonnet --out gate.json
+    """
+    from r2_serve.lab.outcomes.stored import write_policy
+    from r2_train.fit import FitRequest, fit_book
+
+    request = FitRequest(
+        book=book,
+        reference=reference,
+        target=target,
+        confidence=confidence,
+        prices=prices,
+        without=tuple(without or ()),
+        seed=seed,
+    )
+    found = _guarded(lambda: fit_book(request))
+    _guarded(lambda: write_policy(out, found))
+    policy = found.policy
+    typer.echo(f"asked in turn: {policy.order}")
+    typer.echo(
+        f"expected against {policy.reference}: {100 * policy.expected_difference:+.2f} points "
+        f"at {100 * policy.expected_cost_ratio:.1f} % of its cost"
+    )
+    typer.echo(f"written: {out}")
+
+
 def _run(config: Path, out: Path) -> TrainingRun:
     from rich.console import Console
 

@@ -14,6 +14,7 @@ from r2_serve.ops.command_line import fail, plain_errors
 
 if TYPE_CHECKING:
     from r2_serve.lab.outcomes.book import Outcome
+    from r2_serve.lab.outcomes.table import OutcomeTable
 
 outcomes_app = typer.Typer(
     help="Books of recorded replies: import, merge, grade, describe.", no_args_is_help=True
@@ -162,6 +163,8 @@ def replay(
     """Answer a book's tasks under every policy, without a model: fit on one half, report on the other.
 
     Without --target, the fitted gate is the cheapest that is expected to be as accurate as the reference.
+    A book that holds one reply for each task, with the probability of that choice (`propensity`), gives
+    inverse-propensity and doubly robust estimates of each model instead.
 
     \b
     Example:  r2-serve replay gsm.book --splits 10 --reference gpt-4o --json gsm.json --html gsm.html
@@ -173,15 +176,20 @@ def replay(
     from r2_serve.lab.outcomes.book import read_book
     from r2_serve.lab.outcomes.figures import report_of
     from r2_serve.lab.outcomes.goals import parse_target
+    from r2_serve.lab.outcomes.offpolicy import holds_choices
     from r2_serve.lab.outcomes.page import page, print_report
     from r2_serve.lab.outcomes.replay import replay as run
     from r2_serve.lab.outcomes.table import table_of
 
     with plain_errors():
         promise = parse_target(target, confidence) if target else None
+        table = table_of(read_book(book))
+        if holds_choices(table):
+            _estimate(table, json_file)
+            return
         with _progress("splits", splits) as done:
             found = run(
-                table_of(read_book(book)),
+                table,
                 reference=reference,
                 target=promise,
                 num_splits=splits,
@@ -194,6 +202,20 @@ def replay(
             write_whole(json_file, report.model_dump_json(indent=2))
         if html is not None:
             write_whole(html, page(report))
+
+
+def _estimate(table: OutcomeTable, json_file: Path | None) -> None:
+    """Print what each model would have reached, from replies of the models that were asked."""
+    from rich.console import Console
+
+    from r2_serve.files import write_whole
+    from r2_serve.lab.outcomes.offpolicy import Estimates, estimates
+    from r2_serve.lab.outcomes.page import print_estimates
+
+    found = Estimates(tasks=len(table), models=tuple(estimates(table)))
+    print_estimates(found, Console(markup=False))
+    if json_file is not None:
+        write_whole(json_file, found.model_dump_json(indent=2))
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ over the reference is paired: both answer the same tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from r2_serve.lab.outcomes.search import best_chain
 from r2_serve.lab.outcomes.table import Floats, Ints, OutcomeTable
 
 NUM_FOLDS = 5
-NUM_PRICES = 14
-"""Prices of a right answer that are tried."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +27,53 @@ class Candidate:
 
     value_per_usd: float
     chain: Chain
+    parts: tuple[Chain, ...]
+    """The gates that were found without one fold each."""
     unseen: Answers
     """The answers to all fitting tasks, each by the gate that was found without the task's fold."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fit:
-    """The candidates of one fit, the cheapest price first, and what makes a gate of one of them."""
+    """The evidence weights of a table, and the candidates that were made of them, by price."""
 
     table: OutcomeTable
     states: States
-    evidence_weights: Weights
-    candidates: tuple[Candidate, ...]
+    weights: Weights
+    """Fitted on all tasks."""
+    _found: dict[float, Candidate] = field(default_factory=dict)
+
+    @property
+    def prices(self) -> tuple[float, float]:
+        """The right answers that one USD is worth: almost none of the cost counts, and almost all of it."""
+        costs = self.table.mean_cost_usd[self.table.mean_cost_usd > 0]
+        return (0.02 / costs.max(), 2.0 / costs.min()) if costs.size else (1.0, 1.0)
+
+    def grid(self, number: int) -> list[Candidate]:
+        """Candidates of so many prices, spread evenly over their orders of magnitude; the lowest first."""
+        return [self.candidate(price) for price in np.geomspace(*self.prices, number)]
+
+    def candidate(self, value_per_usd: float) -> Candidate:
+        """The candidate of a price. Its search begins with the orders of the nearest price that is known."""
+        price = float(value_per_usd)
+        if price not in self._found:
+            near = min(self._found.values(), key=lambda c: abs(np.log(c.value_per_usd / price)), default=None)
+            self._found[price] = self._search(price, near)
+        return self._found[price]
+
+    def _search(self, price: float, near: Candidate | None) -> Candidate:
+        fold = self.states.fold
+        rows = np.arange(len(fold))
+        num_folds = int(fold.max()) + 1
+        chain = best_chain(self.states, price, Part(num_folds, rows), near.chain.order if near else None)
+        parts = tuple(
+            best_chain(
+                self.states, price, Part(k, rows[fold != k]), near.parts[k].order if near else chain.order
+            )
+            for k in range(num_folds)
+        )
+        unseen = _joined([run_chain(self.states, part) for part in parts], fold)
+        return Candidate(price, chain, parts, unseen)
 
     def gate(self, candidate: Candidate) -> Gate:
         """The gate of a candidate, with weights that are fitted on all tasks."""
@@ -49,48 +82,20 @@ class Fit:
             models=models,
             order=tuple(models[i] for i in candidate.chain.order),
             rules=tuple(tuple(map(float, rule)) for rule in candidate.chain.rules),
-            weights=tuple(map(float, self.evidence_weights.vector)),
+            weights=tuple(map(float, self.weights.vector)),
             scales=scales_of(self.table),
         )
 
 
 def fit(table: OutcomeTable, seed: int = 0) -> Fit:
-    """Fit the evidence weights, and a gate for each price of a right answer."""
+    """Fit the evidence weights, for each fold without its tasks, and for all tasks."""
     evidence = Evidence.of(table, scales_of(table))
     rows = np.arange(len(table))
     num_folds = min(NUM_FOLDS, len(table))
     fold = np.random.default_rng(seed).permutation(rows) % num_folds
-    weights = [fit_weights(evidence, rows[fold != k], seed) for k in range(num_folds)]
-    states = States(evidence, table.cost_usd, fold, weights)
-    candidates = _candidates(states, fold, _prices(table))
-    return Fit(table, states, fit_weights(evidence, rows, seed), tuple(candidates))
-
-
-def _prices(table: OutcomeTable) -> Floats:
-    """Right answers that one USD is worth: from "cost hardly matters" to "accuracy hardly matters"."""
-    costs = table.mean_cost_usd[table.mean_cost_usd > 0]
-    if not costs.size:
-        return np.array([1.0])
-    return np.geomspace(0.02 / costs.max(), 2.0 / costs.min(), NUM_PRICES)
-
-
-def _candidates(states: States, fold: Ints, prices: Floats) -> list[Candidate]:
-    """One candidate for each price; neighbours begin their search from each other."""
-    rows = np.arange(len(fold))
-    parts = [Part(k, rows[fold != k]) for k in range(fold.max() + 1)]
-    whole = Part(len(parts), rows)
-    starts: list[tuple[int, ...] | None] = [None] * (len(parts) + 1)
-    found = []
-    for price in prices:
-        chain = best_chain(states, price, whole, starts[-1])
-        starts[-1] = chain.order
-        unseen = []
-        for k, part in enumerate(parts):
-            other = best_chain(states, price, part, starts[k] or chain.order)
-            starts[k] = other.order
-            unseen.append(run_chain(states, other))
-        found.append(Candidate(float(price), chain, _joined(unseen, fold)))
-    return found
+    whole = fit_weights(evidence, rows, seed)
+    weights = [fit_weights(evidence, rows[fold != k], seed, whole) for k in range(num_folds)]
+    return Fit(table, States(evidence, table.cost_usd, fold, weights), whole)
 
 
 def _joined(answers: Sequence[Answers], fold: Ints) -> Answers:

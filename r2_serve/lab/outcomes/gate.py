@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from r2_serve.lab.outcomes.posterior import Belief, Evidence, Scales, Weights, belief, mean_replies
+from r2_serve.lab.outcomes.posterior import Belief, Evidence, Scales, Utilities, Weights, belief
 from r2_serve.lab.outcomes.table import Bools, Floats, Ints, OutcomeTable
 from r2_serve.types import Record
 
@@ -91,6 +92,11 @@ class States:
     _states: dict[frozenset[int], State] = field(default_factory=dict)
     _solvers: dict[tuple[frozenset[int], int], Floats] = field(default_factory=dict)
 
+    @cached_property
+    def utilities(self) -> Utilities:
+        """The utilities of all tasks."""
+        return Utilities.of(self.evidence, self.weights, self.fold)
+
     def after(self, asked: Sequence[int]) -> State:
         """The state of all tasks after these models."""
         key = frozenset(asked)
@@ -108,24 +114,12 @@ class States:
         return self._solvers[key]
 
     def _judge(self, asked: list[int]) -> State:
-        size = len(self.cost_usd)
-        chance, right, leader = np.zeros(size), np.zeros(size, bool), np.zeros(size, np.int64)
-        for number, weights in enumerate(self.weights):
-            rows = np.flatnonzero(self.fold == number)
-            found = belief(self.evidence, rows, asked, weights)
-            chance[rows], right[rows], leader[rows] = found.chance, found.right, found.leader
-        rows = np.arange(size)
-        clipped = np.clip(chance, 0.01, 0.99)
-        features = np.column_stack(
-            [
-                np.ones(size),
-                chance,
-                np.log(clipped / (1 - clipped)),
-                mean_replies(self.evidence, rows, np.array(asked)),
-                self.evidence.asks,
-            ]
-        )
-        return State(Belief(chance, right, leader), features)
+        found = belief(self.utilities, asked)
+        clipped = np.clip(found.chance, 0.01, 0.99)
+        log_odds = np.log(clipped / (1 - clipped))
+        ones = np.ones(len(clipped))
+        asks = self.evidence.asks
+        return State(found, np.column_stack([ones, found.chance, log_odds, found.features, asks]))
 
 
 @dataclass(frozen=True)

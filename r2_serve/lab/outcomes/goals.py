@@ -29,6 +29,10 @@ from r2_serve.lab.outcomes.table import Floats, OutcomeTable
 from r2_serve.types import Record
 
 _TARGET = re.compile(r"(?i)\s*within\s+(\d+(?:\.\d+)?)\s*(?:%|percent|points?|pp)?\s+of\s+(\S+)\s*")
+NUM_COARSE, NUM_HALVINGS = 7, 4
+"""Prices over the whole range, and further ones where the reference's accuracy is crossed."""
+NUM_TESTED = 12
+"""Candidates in the sequence of tests."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,9 @@ def choose(found: Fit, table: OutcomeTable, reference: str, target: Target | Non
     at = table.place(reference)
     right, cost = table.right[:, at].astype(float), float(table.cost_usd[:, at].mean())
     if target is None:
-        picks = cheapest_mix(found.candidates, float(right.mean()))
+        picks = cheapest_mix(_near(found, float(right.mean())), float(right.mean()))
     else:
-        kept = last_proven(found.candidates, right, target)
+        kept = last_proven(found.grid(NUM_TESTED), right, target)
         picks = [] if kept is None or kept.unseen.mean_cost_usd > cost else [(kept, 1.0)]
     if not picks:
         return FittedPolicy(reference=reference, expected_difference=0.0, expected_cost_ratio=1.0)
@@ -117,6 +121,21 @@ def choose(found: Fit, table: OutcomeTable, reference: str, target: Target | Non
         expected_difference=unseen.accuracy - float(right.mean()),
         expected_cost_ratio=unseen.mean_cost_usd / cost if cost else math.nan,
     )
+
+
+def _near(found: Fit, accuracy: float) -> list[Candidate]:
+    """Candidates over all prices, and more of them where an accuracy is crossed."""
+    candidates = found.grid(NUM_COARSE)
+    for _ in range(NUM_HALVINGS):
+        reach = [expected_accuracy(candidate) >= accuracy for candidate in candidates]
+        if not any(reach) or all(reach):
+            break
+        last = max(i for i, reaches in enumerate(reach) if reaches)
+        if last + 1 == len(candidates):
+            break
+        prices = [candidate.value_per_usd for candidate in candidates[last : last + 2]]
+        candidates.insert(last + 1, found.candidate(math.sqrt(prices[0] * prices[1])))
+    return candidates
 
 
 def cheapest_mix(candidates: Sequence[Candidate], accuracy: float) -> list[tuple[Candidate, float]]:

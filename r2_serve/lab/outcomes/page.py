@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from r2_serve.lab.outcomes.figures import Interval, ReplayReport, RowFigures
+from r2_serve.lab.outcomes.offpolicy import Estimate, Estimates
 from r2_serve.lab.outcomes.replay import CONFIDENCE, FITTED
 from r2_serve.lab.reports.html import document, table
 from r2_serve.lab.reports.terminal import figures_table
@@ -69,6 +70,38 @@ def print_report(report: ReplayReport, console: Console) -> None:
     )
     for note in notes(report):
         console.print(Text(note))
+
+
+ESTIMATE_COLUMNS = ("model", "replies", "effective", "IPS accuracy", "doubly robust", "USD/1K")
+
+
+def print_estimates(found: Estimates, console: Console) -> None:
+    """Print the estimates of each model, and why some are refused."""
+    console.print(
+        Text(f"{found.tasks} tasks with one reply each: estimates with 95 % intervals", style="bold")
+    )
+    rows = [
+        (
+            model.model,
+            str(model.num_replies),
+            f"{model.effective_sample:.0f}",
+            _estimated(model.accuracy_ips),
+            _estimated(model.accuracy_dr),
+            "-" if model.cost_usd_dr is None else f"{1000 * model.cost_usd_dr.value:.3f}",
+        )
+        for model in found.models
+    ]
+    console.print(figures_table(ESTIMATE_COLUMNS, rows))
+    for model in found.models:
+        if model.refused is not None:
+            console.print(Text(f"{model.model} is refused: {model.refused}."))
+
+
+def _estimated(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    half = (estimate.ci95[1] - estimate.ci95[0]) / 2
+    return f"{100 * estimate.value:.1f} ± {100 * half:.1f} %"
 
 
 def page(report: ReplayReport) -> str:

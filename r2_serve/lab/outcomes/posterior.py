@@ -30,7 +30,7 @@ NUM_COUNTS = 5
 """So many equal answers and more share one weight."""
 _CLIP = 4.0
 """Standardised features end here, so that one strange reply cannot decide."""
-_NEWTON_STEPS = 12
+_NEWTON_STEPS, _SMALL_STEP = 12, 0.01
 
 
 class Scales(Record):
@@ -147,14 +147,14 @@ class Weights:
         return np.asarray(self.vector[self._after_counts + self.num_votes :])
 
 
-def fit_weights(evidence: Evidence, rows: Ints, seed: int, *, ridge: float = RIDGE) -> Weights:
-    """Fit the weights on the tasks `rows` by Newton's method."""
+def fit_weights(evidence: Evidence, rows: Ints, seed: int, start: Weights | None = None) -> Weights:
+    """Fit the weights on the tasks `rows` by Newton's method, from `start` if it is given."""
     tasks, asked = _random_sets(len(rows), evidence.num_models, np.random.default_rng(seed))
     tasks = rows[tasks]
     asked &= evidence.groups[tasks] != MISSING
     design, states, target, starts = _design(evidence, tasks, asked)
-    weights = np.zeros(design.shape[1])
-    penalty = ridge * SETS_PER_TASK
+    weights = np.zeros(design.shape[1]) if start is None else start.vector.copy()
+    penalty = RIDGE * SETS_PER_TASK
     for _ in range(_NEWTON_STEPS):
         chances = _softmax(design @ weights, states, starts)
         slope = design.T @ (target - chances) - penalty * weights
@@ -163,7 +163,7 @@ def fit_weights(evidence: Evidence, rows: Ints, seed: int, *, ridge: float = RID
         curve = weighted.T @ design - means.T @ means + penalty * np.eye(len(weights))
         step = np.linalg.solve(curve, slope)
         weights += step
-        if np.abs(step).max() < 1e-3:
+        if np.abs(step).max() < _SMALL_STEP:
             break
     return Weights(weights, evidence.num_models, evidence.votes.shape[2], evidence.asks.shape[1])
 
@@ -221,6 +221,50 @@ def _softmax(utilities: Floats, states: Ints, starts: Ints) -> Floats:
 
 
 @dataclass(frozen=True)
+class Utilities:
+    """The weights of a table's tasks, multiplied by their features: what remains is to add them up.
+
+    Each task has the weights of its fold. `T` is the number of tasks, `M` that of models.
+    """
+
+    evidence: Evidence
+    model: Floats
+    """The weight of a model for its answer, (T, M)."""
+    vote: Floats
+    """The weight of the features of an answer and its reply, (T, M)."""
+    count: Floats
+    """The weight of one, two, ... equal answers, (T, NUM_COUNTS)."""
+    none: Floats
+    """The utility of "none" before any model is asked, (T,)."""
+    heard: Floats
+    """What a model that is asked adds to it, (T, M)."""
+    reply: Floats
+    """What the features of its reply add to it, as a mean over the models asked, (T, M)."""
+    different: Floats
+    """What the logarithm of the number of different answers adds to it, (T,)."""
+
+    @classmethod
+    def of(cls, evidence: Evidence, weights: Sequence[Weights], fold: Ints) -> Utilities:
+        """The utilities of all tasks; `weights` has those of each fold."""
+        num_models, num_asks = weights[0].num_models, weights[0].num_asks
+        none = np.stack([w.none for w in weights])[fold]
+        rest = none[:, 2 * num_models :]
+        vote = np.stack([w.vote for w in weights])[fold]
+        has_answer, is_missing = evidence.groups >= 0, evidence.groups == MISSING
+        heard = np.where(has_answer, none[:, :num_models], none[:, num_models : 2 * num_models])
+        return cls(
+            evidence=evidence,
+            model=np.stack([w.model for w in weights])[fold],
+            vote=np.einsum("tmf,tf->tm", evidence.votes, vote),
+            count=np.stack([w.count for w in weights])[fold],
+            none=rest[:, 0] + (evidence.asks * rest[:, 2 : 2 + num_asks]).sum(axis=1),
+            heard=np.where(is_missing, 0.0, heard),
+            reply=np.einsum("tmf,tf->tm", evidence.replies, rest[:, 2 + num_asks :]),
+            different=rest[:, 1],
+        )
+
+
+@dataclass(frozen=True)
 class Belief:
     """What is believed of tasks after some models were asked. All have one value for each task."""
 
@@ -230,52 +274,33 @@ class Belief:
     """Whether the leading answer is right."""
     leader: Ints
     """The first model that gives the leading answer; -1 where there is no answer."""
+    features: Floats
+    """Equal answers, different answers, and the mean features of replies, (T, features)."""
 
 
-def belief(evidence: Evidence, rows: Ints, asked: Sequence[int], weights: Weights) -> Belief:
-    """Judge the tasks `rows` after the models `asked` have answered."""
-    models = np.array(asked)
-    groups = evidence.groups[np.ix_(rows, models)]
-    same = evidence.same[np.ix_(rows, models, models)]
-    has_answer = groups >= 0
-    votes = np.maximum(same.sum(axis=2), 1)
-    feature = evidence.votes[np.ix_(rows, models)] @ weights.vote
-    utility = same @ weights.model[models] + weights.count[np.minimum(votes, NUM_COUNTS) - 1]
-    utility += (same * feature[:, None, :]).sum(axis=2) / votes
+def belief(utilities: Utilities, asked: Sequence[int]) -> Belief:
+    """Judge all tasks after the models `asked` have answered."""
+    evidence, models, at = utilities.evidence, np.array(asked), np.arange(len(utilities.none))
+    groups = evidence.groups[:, models]
+    has_answer, num_replies = groups >= 0, np.maximum((groups != MISSING).sum(axis=1), 1)
+    same = evidence.same[:, models[:, None], models[None, :]].astype(float)
+    equal = same.sum(axis=2)
+    votes = np.maximum(equal, 1.0)
+    utility = np.einsum("tij,tj->ti", same, utilities.model[:, models])
+    utility += np.einsum("tij,tj->ti", same, utilities.vote[:, models]) / votes
+    utility += utilities.count[at[:, None], np.minimum(votes, NUM_COUNTS).astype(np.int64) - 1]
     utility = np.where(has_answer, utility, -np.inf)
-    none = _none_utility(evidence, rows, models, has_answer, votes, weights)
-    top = np.maximum(utility.max(axis=1), none)
+    num_different = (has_answer / votes).sum(axis=1).round()
+    none = utilities.none + utilities.heard[:, models].sum(axis=1)
+    none = none + utilities.reply[:, models].sum(axis=1) / num_replies
+    none = none + utilities.different * np.log1p(num_different)
+    best = utility.argmax(axis=1)
+    top = np.maximum(utility[at, best], none)
     powers = np.exp(utility - top[:, None])
-    total = (powers / votes).sum(axis=1) + np.exp(none - top)
-    best, at = utility.argmax(axis=1), np.arange(len(rows))
+    replies = evidence.replies[:, models].sum(axis=1) / num_replies[:, None]
     return Belief(
-        chance=powers[at, best] / total,
-        right=evidence.right[rows, models[best]] & has_answer[at, best],
+        chance=powers[at, best] / ((powers / votes).sum(axis=1) + np.exp(none - top)),
+        right=evidence.right[at, models[best]] & has_answer[at, best],
         leader=np.where(has_answer[at, best], models[best], -1),
+        features=np.column_stack([equal.max(axis=1), num_different, replies]),
     )
-
-
-def _none_utility(
-    evidence: Evidence,
-    rows: Ints,
-    models: Ints,
-    has_answer: Bools,
-    votes: Ints,
-    weights: Weights,
-) -> Floats:
-    none, num_models = weights.none, weights.num_models
-    is_there = evidence.groups[np.ix_(rows, models)] != MISSING
-    utility = has_answer @ none[:num_models][models]
-    utility += (is_there & ~has_answer) @ none[num_models : 2 * num_models][models]
-    rest = none[2 * num_models :]
-    num_answers = np.round((has_answer / votes).sum(axis=1))
-    utility += rest[0] + rest[1] * np.log1p(num_answers)
-    utility += evidence.asks[rows] @ rest[2 : 2 + weights.num_asks]
-    return utility + mean_replies(evidence, rows, models) @ rest[2 + weights.num_asks :]
-
-
-def mean_replies(evidence: Evidence, rows: Ints, models: Ints) -> Floats:
-    """The standardised features of replies, as means over the models asked, (rows, features)."""
-    is_there = evidence.groups[np.ix_(rows, models)] != MISSING
-    total = np.maximum(is_there.sum(axis=1), 1)[:, None]
-    return np.asarray(evidence.replies[np.ix_(rows, models)].sum(axis=1) / total)

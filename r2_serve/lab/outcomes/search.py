@@ -1,7 +1,7 @@
 """Finds the order of a gate by local search: one model enters, leaves, moves or replaces another.
 
-The value of an order is that of `gate.fit_rules`. The search begins with the best of all single models, of
-all pairs and of the order it is given, and takes the best move until none helps.
+The value of an order is that of `gate.fit_rules`. The search begins with the order it is given, else with
+the best of all single models and pairs, and takes the best move until none helps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def best_chain(states: States, value_per_usd: float, part: Part, start: Order | 
         return max(chains, key=lambda chain: chain.value)
 
     first = [(model,) for model in models]
-    chain = best([*first, *permutations(models, 2), *([start] if start else [])])
+    chain = best([start] if start else [*first, *permutations(models, 2)])
     while moves := set(_moves(chain.order, models)):
         found = best(sorted(moves))
         if found.value <= chain.value + _LEAST_GAIN:

@@ -1,0 +1,55 @@
+"""`r2-train fit`: fits a gate on a book of outcomes, in seconds and without a model.
+
+A fit of the whole book takes seconds, so a changed price, a removed model or a new one is simply fitted anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from r2_serve.lab.outcomes.baselines import best_single
+from r2_serve.lab.outcomes.book import read_book
+from r2_serve.lab.outcomes.goals import fit_policy, parse_target
+from r2_serve.lab.outcomes.importing import priced, read_prices
+from r2_serve.lab.outcomes.stored import PolicyFile
+from r2_serve.lab.outcomes.table import table_of
+from r2_serve.lab.runs import code_version, machine_line
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What is fitted, and for what."""
+
+    book: Path
+    reference: str | None = None
+    """The model to be as accurate as; by default the target's, or the most accurate one."""
+    target: str | None = None
+    confidence: float = 0.95
+    prices: Path | None = None
+    """Prices that replace the book's."""
+    without: Sequence[str] = ()
+    """Models that are left out."""
+    seed: int = 0
+
+
+def fit_book(request: FitRequest) -> PolicyFile:
+    """Fit the gate of a request. Raises: BookError, OSError."""
+    by_model = read_prices(request.prices) if request.prices else {}
+    table = table_of(priced(record, by_model) for record in read_book(request.book))
+    for model in request.without:
+        table.place(model)
+    if request.without:
+        table = table.only([model for model in table.models if model not in request.without])
+    target = parse_target(request.target, request.confidence) if request.target else None
+    reference = request.reference or (target.model if target else table.models[best_single(table)])
+    return PolicyFile(
+        made=f"{datetime.now(UTC):%Y-%m-%d}, r2 {code_version()}, {machine_line()}",
+        book=request.book.name,
+        tasks=len(table),
+        target=request.target,
+        confidence=request.confidence if target else None,
+        policy=fit_policy(table, reference, target, request.seed),
+    )
