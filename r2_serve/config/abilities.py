@@ -15,6 +15,7 @@ from r2_serve.config.engines import (
     EmbeddingsEngineConfig,
     EngineConfig,
     HostedEngineConfig,
+    RecordedEngineConfig,
     ScriptedEngineConfig,
     VllmEngineConfig,
 )
@@ -77,6 +78,8 @@ def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
         return _vllm(engine)
     if isinstance(engine, EmbeddingsEngineConfig):
         return frozenset({"embeddings"})
+    if isinstance(engine, RecordedEngineConfig):
+        return TEXT_ALONE
     more: frozenset[Ability] = frozenset({"completions"})
     return TEXT_ALONE | (_FORMATS if isinstance(engine, ScriptedEngineConfig) else more)
 

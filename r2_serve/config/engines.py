@@ -248,12 +248,27 @@ class ScriptedEngineConfig(Config):
         return self
 
 
+class RecordedEngineConfig(Config):
+    """The replies that a model gave before, from a book of outcomes: the server runs without any model."""
+
+    kind: Literal["recorded"]
+    book: str
+    """A book that `r2-serve outcomes import` made; `.gz` is read too."""
+    model: str
+    """The model of the book whose replies are given."""
+    delay_s: float = Field(default=0.0, ge=0)
+    """Seconds that a call takes."""
+    adapters: Annotated[Adapters, Field(max_length=0)] = {}
+    """None: a recorded model takes no adapters."""
+
+
 LocalEngines = (
     NumpyEngineConfig
     | TransformersEngineConfig
     | VllmEngineConfig
     | EmbeddingsEngineConfig
     | ScriptedEngineConfig
+    | RecordedEngineConfig
 )
 EngineConfig = Annotated[ServedEngineConfig | HostedEngineConfig | LocalEngines, Field(discriminator="kind")]
 LocalEngineConfig = Annotated[LocalEngines, Field(discriminator="kind")]

@@ -1,4 +1,5 @@
-"""Engines: how a model is run (`transformers`, `vllm`), reached (`hosted`) or faked (`scripted`).
+"""Engines: how a model is run (`transformers`, `vllm`), reached (`hosted`), replayed (`recorded`) or
+faked (`scripted`).
 
 Each implements `r2_serve.types.Engine` and raises `EngineError`s only. Importing this package loads none of
 their libraries: `make_engine` imports what the configured kind needs.
@@ -15,6 +16,7 @@ from r2_serve.config import (
     HostedEngineConfig,
     LocalEngineConfig,
     NumpyEngineConfig,
+    RecordedEngineConfig,
     ServedEngineConfig,
     TransformersEngineConfig,
     VllmEngineConfig,
@@ -59,6 +61,10 @@ def make_local_engine(config: LocalEngineConfig) -> LocalEngine:
         from r2_serve.engines.embedder import EmbeddingsEngine
 
         return EmbeddingsEngine(config)
+    if isinstance(config, RecordedEngineConfig):
+        from r2_serve.engines.recorded import recorded_engine
+
+        return recorded_engine(config)
     from r2_serve.engines.scripted import ScriptedEngine
 
     return ScriptedEngine.from_config(config)

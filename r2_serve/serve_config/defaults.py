@@ -21,7 +21,7 @@ places replicas and limits nothing: a busy replica uses a whole core if one is f
 SERVE_CPUS = 1.0
 """CPUs that Ray Serve counts for any other replica, and for each one whose `ray_actor_options` in the file
 name no `num_cpus`."""
-_LIGHT_ENGINES = ("numpy", "scripted")
+_LIGHT_ENGINES = ("numpy", "recorded", "scripted")
 
 
 def default_cpus(server: ModelServerConfig | None) -> float:

@@ -36,7 +36,7 @@ from r2_serve.serve_config.applications import MODEL
 from r2_serve.traces import TraceWriter
 from r2_serve.types import Engine
 
-KINDS = ("numpy", "scripted")
+KINDS = ("numpy", "recorded", "scripted")
 """Engines of local models that a process without a cluster may run. A model on torch or vLLM would take the
 router's memory, threads and event loop; it belongs into a replica."""
 LACKS = (
@@ -54,8 +54,8 @@ def check_in_process(config: ServeConfig) -> None:
     ]
     if apart:
         raise ConfigError(
-            f"--in-process runs hosted, numpy and scripted models only; these applications need a cluster: "
-            f"{', '.join(apart)}. Leave --in-process out"
+            f"--in-process runs hosted, numpy, recorded and scripted models only; these applications need a "
+            f"cluster: {', '.join(apart)}. Leave --in-process out"
         )
 
 
