@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from r2_serve.router.policies import AUTO
 from r2_serve.serve_config.applications import (
     DEPLOYMENTS,
     MODEL,
@@ -30,7 +31,7 @@ from r2_serve.serve_config.checks_engines import (
     check_numbers,
     check_vllm,
 )
-from r2_serve.serve_config.checks_pool import check_pool
+from r2_serve.serve_config.checks_pool import check_pool, check_savings
 from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.defaults import SHUTDOWN_S
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
@@ -135,8 +136,9 @@ def _named_models(file: ServeFile) -> Iterator[tuple[KeyPath, str]]:
         yield (*path, "allocator", "model"), virtual.allocator.model
         if virtual.default_model is not None:
             yield (*path, "default_model"), virtual.default_model
-        if virtual.policy.startswith("all:"):
-            yield (*path, "policy"), virtual.policy.removeprefix("all:")
+        kind, _, model = virtual.policy.partition(":")
+        if kind == "all" or (kind == "one" and model != AUTO):
+            yield (*path, "policy"), model
 
 
 # -- limits ---------------------------------------------------------------------------------------------
@@ -196,6 +198,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_served_apps,
     _check_routing,
     check_pool,
+    check_savings,
     check_adapters,
     check_adapter_files,
     _check_concurrency,

@@ -1,4 +1,4 @@
-"""What an allocator and a failing call need from the pool: words to choose by, and another model to ask."""
+"""What routing needs from the pool: words to choose by, a model that stands in, and one that is cheaper."""
 
 from __future__ import annotations
 
@@ -25,6 +25,28 @@ def check_pool(file: ServeFile) -> Iterator[Problem]:
         if not model.fallbacks and model.name not in replaceable:
             message = f"no other model could answer when {model.name!r} fails: name one in `fallbacks`"
             yield file.warning(path, message)
+
+
+def check_savings(file: ServeFile) -> Iterator[Problem]:
+    """Virtual models with `plan: auto` that never split a query, as no model is cheaper than the default."""
+    if file.router is None or file.routing is None:
+        return
+    by_name = {model.name: model for model in file.router.models}
+    for name, virtual in file.routing.virtual_models.items():
+        default = by_name.get(virtual.fallback_model)
+        pool = [by_name[model] for model in virtual.pool if model in by_name]
+        if virtual.plan != "auto" or default is None or len(pool) < 2:
+            continue
+        if not any(_is_cheaper(model, default) for model in pool):
+            message = (
+                f"no model of the pool is cheaper than {default.name!r}, so `plan: auto` never splits a "
+            )
+            message += "query: set the prices, or `plan: always`"
+            yield file.warning((*file.routing_path, "virtual_models", name), message)
+
+
+def _is_cheaper(model: ModelConfig, other: ModelConfig) -> bool:
+    return model.usd_per_mtok_in < other.usd_per_mtok_in or model.usd_per_mtok_out < other.usd_per_mtok_out
 
 
 def _chosen_by_words(routing: RoutingConfig, by_name: dict[str, ModelConfig]) -> set[str]:

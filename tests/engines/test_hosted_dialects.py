@@ -429,3 +429,12 @@ def test_usage_details_of_each_provider_are_read(
         read.cached_write_tokens,
         read.reasoning_tokens,
     ) == expected
+
+
+def test_texts_of_further_choices_are_kept() -> None:
+    """The decomposer asks for several plans by one prompt; an empty choice keeps its place."""
+    message = {"role": "assistant", "content": None}
+    texts = [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"} for text in "ab"]
+    body = completion(choices=[*texts, {"message": message, "finish_reason": "length"}])
+    parts = parse_completion(json.dumps(body).encode())
+    assert (parts.text, parts.others) == ("a", ("b", ""))

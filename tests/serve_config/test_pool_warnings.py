@@ -48,3 +48,16 @@ def test_model_of_a_pool_that_may_not_stand_in_is_named() -> None:
     assert [problem.message for problem in read(text)[1]] == [
         "no other model could answer when 'large' fails: name one in `fallbacks`"
     ]
+
+
+def test_pool_without_a_cheaper_model_than_the_default_never_splits_and_says_so() -> None:
+    """Models without prices are the usual reason: there is nothing to save by a plan."""
+    text = edited(
+        "      usd_per_mtok_in: 0.1\n      usd_per_mtok_out: 0.2\n",
+        "      usd_per_mtok_in: 1\n      usd_per_mtok_out: 2\n",
+    )
+    problem = only_problem(text)
+    assert (problem.severity, problem.line) == ("warning", line_of(text, "        r2:"))
+    assert "`plan: auto` never splits" in problem.message
+    always = text.replace("          decomposer:", "          plan: always\n          decomposer:")
+    assert read(always)[1] == []
