@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from decimal import Decimal
 from functools import cache
+from itertools import product
 
 import pytest
 
@@ -60,6 +62,14 @@ async def test_cheap_steps_route_a_question_with_a_long_answer_at_half_the_direc
         cell = await run_cell(W("q", text_of(1_000), STATED, STATED), num_steps, "cheap")
         assert cell.is_planned
         assert cell.ratio <= Decimal("0.5")
+
+
+@pytest.mark.parametrize("answer_tokens", [1, 5_000])
+async def test_bound_holds_for_answers_of_any_length_where_none_is_stated(answer_tokens: int) -> None:
+    for workload, tier in product(workloads(), TIERS):
+        if workload.stated is None:
+            cell = await run_cell(replace(workload, answer_tokens=answer_tokens), 8, tier)
+            assert cell.ratio <= Decimal("1.05")
 
 
 async def test_an_answer_half_as_long_as_expected_keeps_a_plan_below_the_direct_call() -> None:

@@ -15,9 +15,9 @@ from r2_serve.config import LimitsConfig, ModelConfig, VirtualModelConfig
 from r2_serve.router.context import read_by
 from r2_serve.types import Json, Message, Plan, Query, Subtask, Usage, likely_tokens
 
-UNSTATED_REPLY_TOKENS = 256
-"""Tokens of the answer that are expected where neither request nor config says anything. A low guess only
-makes plans rarer; a high one would let planning cost more than its share of the real direct call."""
+UNSTATED_REPLY_TOKENS = 16
+"""Tokens of the answer that are expected where neither request nor config says anything: the shortest ones.
+So no answer can be so short that planning costs more than its share; longer ones only make plans rarer."""
 STEP_REPLY_TOKENS = 256
 """Tokens that an inner step is expected to write. It is asked to be brief; the mean is lower."""
 USUAL_PLAN = Plan(subtasks=tuple(Subtask(id=i, text="x" * 160) for i in range(1, 9)))

@@ -12,7 +12,8 @@ length:
    so the plan costs no more than that even where steps write more than expected. A step that reaches its
    limit ends the plan, and the query goes whole: no query costs more than 205 %.
 
-Attempts that fail and are billed come on top, and so does an answer longer than expected, by its own length.
+Attempts that fail and are billed come on top. Where an answer is shorter than expected, 5 % of the expected
+direct call are more than 5 % of the real one. So an answer of unknown length is expected to be very short.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ SHORT_QUERY_TOKENS = 100
 """Prompt tokens below which a query is never split: some 400 characters hold too little to share out."""
 STEP_LIMIT_TOKENS = 4_096
 """Highest limit of an inner step's reply: some providers refuse one above the longest reply of a model."""
-LEAST_PLAN_TOKENS = 400
-"""Tokens that a sample of the decomposer needs at least; a plan of eight steps has about 350."""
+LEAST_PLAN_TOKENS = 450
+"""Tokens that a sample of the decomposer needs at least; a plan of eight steps has 300 to 440."""
 OUR_TOKENS = 1_000
 """Tokens of our own text in the prompts of decomposer and allocator, and of their replies, at least."""
 SHORTER = 2
