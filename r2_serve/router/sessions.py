@@ -132,7 +132,7 @@ def next_turn(
     `able` are the models that can take the turn now, from the weakest to the strongest, and `instead` is the
     one to ask if the present model is not among them; `failure` says how it failed in the latest turn.
     """
-    present, failure = session.model, failure or session.error
+    present, mistake, failure = session.model, failure, failure or session.error
     if present not in able:
         return session.left_for(instead, f"{present} rests after failures, or lacks what this turn needs")
     if failure is None:
@@ -142,8 +142,9 @@ def next_turn(
     stronger = next((name for name in later if name not in session.barred), None)
     if stronger is None:
         return session.kept(f"no model is stronger, although {failure}")
-    barred = replace(session, barred=session.barred | {present})
-    return barred.left_for(stronger, f"{present} failed: {failure}")
+    if mistake is not None:
+        session = replace(session, barred=session.barred | {present})
+    return session.left_for(stronger, f"{present} failed: {failure}")
 
 
 def _cheapest(

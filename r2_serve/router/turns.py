@@ -52,7 +52,7 @@ async def answer_turn(context: QueryContext, virtual: VirtualModelConfig, policy
         raise
     result = context.draft.results[-1]
     if result.model != note.model:
-        reason = f"{note.model} did not answer, so {result.model} took its place"
+        reason = f"{note.model} did not answer or had no room, so {result.model} took its place"
         context.draft.session = note.model_copy(
             update={"state": "left", "model": result.model, "reason": reason}
         )

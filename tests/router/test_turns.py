@@ -277,6 +277,8 @@ def test_session_whose_model_and_stand_ins_fail_begins_again_on_a_stronger_model
     down["is"] = False
     assert ask(router, asked()).models == ("medium",)
     assert note_of(router).reason.startswith("small failed: ")
+    later = turn(user("How is the weather?"), calls_of("Oslo"))
+    assert ask(router, asked(later)).models == ("small",), "it was down, which is no mistake of its own"
 
 
 # -- the arithmetic of a cold cache --
