@@ -16,9 +16,12 @@ from r2_serve.config import (
     VllmEngineConfig,
     with_engines,
 )
-from r2_serve.config.abilities import EVERYTHING
+from r2_serve.config.abilities import EVERYTHING, UNSAID
+from r2_serve.dialects.messages import writing as messages
+from r2_serve.dialects.responses import writing as responses
 from r2_serve.engines.scripted import ScriptedEngine
-from r2_serve.types import Message, Need, Sampling, needs_of
+from r2_serve.errors import InvalidRequest
+from r2_serve.types import READ_BY_ENGINES, Message, Need, Sampling, asks_of, needs_of
 from tests.support.in_process import Router, model, query
 
 PROVIDERS = {
@@ -65,6 +68,32 @@ def test_known_providers_preset_what_their_models_can_do(
 
 def test_unlisted_hosted_model_counts_as_capable_of_everything() -> None:
     assert hosted("other", "unheard-of-7").abilities == EVERYTHING
+
+
+API_WRITERS = {"anthropic": messages.write_request, "openai-responses": responses.write_request}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in UNSAID.items() for name in sorted(names)]
+)
+def test_model_whose_api_lacks_a_parameter_lacks_it_too(kind: Any, name: str) -> None:
+    """Routed queries go to another model; asked by name, the model refuses it by name."""
+    value: Any = 0.5 if name.endswith("penalty") else "some"
+    chat: Any = {"model": "m", "messages": [], name: value}
+    sampling = Sampling(forwarded={} if name in READ_BY_ENGINES else {name: value})
+    with pytest.raises(InvalidRequest) as refused:
+        API_WRITERS[kind](chat, (), sampling)
+    assert refused.value.param == name
+    asked = {"seed": Sampling(seed=1), "stop": Sampling(stop=("x",))}.get(name, sampling)
+    needs = list(asks_of((), asked))
+    card = model("m", engine=HostedEngineConfig(kind=kind, model="m", base_url=PROVIDERS["other"]))
+    assert card.lacking(needs) == Need(name, None)
+    assert hosted("other", "m").lacking(needs) is None
+
+
+def test_local_models_read_seed_and_stop() -> None:
+    card = model("m", engine=NumpyEngineConfig(kind="numpy", path="embedded:words-small"))
+    assert card.lacking(asks_of((), Sampling(seed=1, stop=("x",)))) is None
 
 
 def test_the_operators_word_counts_more_than_the_preset() -> None:

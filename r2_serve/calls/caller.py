@@ -37,7 +37,7 @@ from r2_serve.types import (
     Message,
     OnDelta,
     Sampling,
-    needs_of,
+    asks_of,
 )
 
 MORE_ROOM = 4
@@ -65,7 +65,7 @@ class CallSpec:
     def suits(self, member: PoolMember) -> bool:
         """Whether `member` can do what the call needs, such as tools in its messages as they came."""
         messages = self.render(get_codec("instruct"))
-        return member.config.lacking(needs_of(messages, self.sampling)) is None
+        return member.config.lacking(asks_of(messages, self.sampling)) is None
 
     def prompt_for(self, member: PoolMember) -> Prompt:
         sampling = self.sampling

@@ -18,7 +18,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from r2_serve.config.abilities import TEXT_ALONE, abilities_of, parameters_of
+from r2_serve.config.abilities import TEXT_ALONE, abilities_of, can_say
 from r2_serve.config.engines import (
     SAFE_LOAD_FORMATS,
     Adapters,
@@ -106,10 +106,9 @@ class ModelConfig(ModelCard):
 
     def lacking(self, needs: Iterable[Need]) -> Need | None:
         """The first of `needs` that the model cannot meet; None if it can meet all."""
-        able, parameters = self.abilities, parameters_of(self.engine)
+        able = self.abilities
         for need in needs:
-            is_read = parameters is None or need.param in parameters
-            if need.ability not in able if need.ability is not None else not is_read:
+            if need.ability not in able if need.ability is not None else not can_say(self.engine, need.param):
                 return need
         return None
 

@@ -19,7 +19,7 @@ from r2_serve.config.engines import (
     ScriptedEngineConfig,
     VllmEngineConfig,
 )
-from r2_serve.types import Ability
+from r2_serve.types import READ_BY_ENGINES, Ability
 
 _OF_MESSAGES: frozenset[Ability] = frozenset({"messages_api"})
 _OF_RESPONSES: frozenset[Ability] = frozenset({"responses_api"})
@@ -56,6 +56,15 @@ _MISSING: tuple[tuple[str, str, frozenset[Ability]], ...] = (
 )
 """What is missing, by the end of the host's name and a pattern of the model's name. Every row that fits
 counts. Sources: the API references of the providers."""
+
+_NOT_IN_EITHER = frozenset(
+    {"frequency_penalty", "presence_penalty", "prediction", "seed", "web_search_options"}
+)
+UNSAID: dict[str, frozenset[str]] = {
+    "anthropic": _NOT_IN_EITHER | {"moderation", "service_tier", "verbosity"},
+    "openai-responses": _NOT_IN_EITHER | {"stop"},
+}
+"""Parameters of chat completions that an API does not have and that belong to no ability, by engine kind."""
 
 VLLM_PARAMETERS = frozenset(
     {"top_k", "min_p", "min_tokens", "repetition_penalty", "chat_template_kwargs", "prompt", "echo"}
@@ -96,6 +105,14 @@ def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
     if isinstance(engine, EmbeddingsEngineConfig):
         return EMBEDDING_PARAMETERS
     return VLLM_PARAMETERS if isinstance(engine, VllmEngineConfig) else frozenset()
+
+
+def can_say(engine: EngineConfig, param: str) -> bool:
+    """Whether the engine reads a parameter that belongs to no ability, or passes it on."""
+    if isinstance(engine, HostedEngineConfig):
+        return param not in UNSAID.get(engine.kind, ())
+    known = parameters_of(engine)
+    return known is None or param in known or param in READ_BY_ENGINES
 
 
 def _hosted(engine: HostedEngineConfig) -> frozenset[Ability]:

@@ -9,7 +9,7 @@ from r2_serve.config import ModelConfig
 from r2_serve.errors import InvalidRequest
 from r2_serve.prompts.conversation import without_media, without_tool_calls
 from r2_serve.router.policies import LEARNED
-from r2_serve.types import Allocation, Message, ModelCard, Need, Plan, Query, Sampling, Subtask, needs_of
+from r2_serve.types import Allocation, Message, ModelCard, Need, Plan, Query, Sampling, Subtask, asks_of
 
 TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files", "messages_api"})
 """What a query needs that is a turn of a tool loop or comes with media: it goes whole to one model."""
@@ -17,19 +17,19 @@ TURN_ABILITIES = frozenset({"tools", "vision", "audio", "files", "messages_api"}
 
 def final_needs(query: Query) -> tuple[Need, ...]:
     """What the last step of the query's plan needs: it has the client's conversation and parameters."""
-    return tuple(needs_of(query.messages, query.sampling))
+    return tuple(asks_of(query.messages, query.sampling))
 
 
 def inner_needs(query: Query) -> tuple[Need, ...]:
     """What every other step needs: it sees the client's media, and calls of tools as text."""
-    return tuple(needs_of(without_tool_calls(query.messages), Sampling()))
+    return tuple(asks_of(without_tool_calls(query.messages), Sampling()))
 
 
 def readable_by(member: PoolMember, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation as the router's own calls send it to `member`: calls of tools as text, and names of
     media in place of those that it cannot take."""
     told = without_tool_calls(messages)
-    is_able = member.config.lacking(tuple(needs_of(told, Sampling()))) is None
+    is_able = member.config.lacking(tuple(asks_of(told, Sampling()))) is None
     return tuple(told if is_able else without_media(told))
 
 

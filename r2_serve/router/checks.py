@@ -9,7 +9,7 @@ from r2_serve.calls.estimates import format_chars
 from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.errors import CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan
-from r2_serve.types import Plan, Query, needs_of
+from r2_serve.types import Plan, Query, asks_of, needs_of
 from r2_serve.types.abilities import states_the_default
 
 MAX_NAMES = 10
@@ -87,7 +87,7 @@ def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig
 
     Raises: InvalidRequest naming the parameter, the model, and models of `pool` that can.
     """
-    needs = tuple(needs_of(query.messages, query.sampling))
+    needs = tuple(asks_of(query.messages, query.sampling))
     if (need := model.lacking(needs)) is None:
         return
     able = [other.name for other in pool if other.lacking(needs) is None]
@@ -97,7 +97,7 @@ def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig
         what, hint = "takes one prompt, as a text", "send one request for each"
     elif need.ability is None:
         near = get_close_matches(need.param, _SAMPLING_NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else hint
+        hint = f"did you mean {near[0]}?" if near and near[0] != need.param else hint
     message = f"{need.param}: model {query.model!r} {what}; {hint}"
     raise InvalidRequest(message, need.param, "unsupported_parameter")
 
@@ -107,7 +107,7 @@ def check_pool_abilities(query: Query, models: Sequence[ModelConfig]) -> None:
 
     Raises: InvalidRequest naming the first parameter that none can take beside the others.
     """
-    needs = tuple(needs_of(query.messages, query.sampling))
+    needs = tuple(asks_of(query.messages, query.sampling))
     lacking = [model.lacking(needs) for model in models]
     if None in lacking:
         return

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from r2_serve.types.abilities import Ability, Need, needs_of
+from r2_serve.types.abilities import READ_BY_ENGINES, Ability, Need, asks_of, needs_of
 from r2_serve.types.calls import (
     BYTES_PER_TOKEN,
     Api,
@@ -37,6 +37,7 @@ from r2_serve.types.calls import (
 
 __all__ = [
     "BYTES_PER_TOKEN",
+    "READ_BY_ENGINES",
     "Ability",
     "Api",
     "Completion",
@@ -56,6 +57,7 @@ __all__ = [
     "Usage",
     "Work",
     "likely_tokens",
+    "asks_of",
     "needs_of",
 ]
 

@@ -1,4 +1,4 @@
-"""What a model can do (`Ability`), and what a call needs of the model that answers it (`needs_of`)."""
+"""What a model can do (`Ability`), and what a call needs of the model that answers it (`asks_of`)."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key",
 """Parameters of OpenAI's API that tell whose call it is, and which calls are alike."""
 NO_EFFECT = LABELS | {"prompt_cache_options", "store"}
 """Parameters of OpenAI's API that cannot change the reply, so that every model can take them."""
+READ_BY_ENGINES = ("seed", "stop")
+"""Parameters that every local engine reads, and that some APIs of providers do not have."""
 _DEFAULTS: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "logprobs": (False,),
@@ -57,6 +59,7 @@ _DEFAULTS: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "best_of": (1,),
     "suffix": ("",),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0, 0.0)),
 }
 """Values that state what happens anyway. A test for True or False is by identity, as True == 1."""
 _PARAMETERS: dict[str, Ability] = {
@@ -91,6 +94,14 @@ def needs_of(messages: Sequence[Message], sampling: Sampling) -> Iterator[Need]:
         yield Need("response_format", "json_object" if wanted.get("type") == "json_object" else "json_schema")
     for index, message in enumerate(messages):
         yield from _message_needs(f"messages.{index}", message)
+
+
+def asks_of(messages: Sequence[Message], sampling: Sampling) -> Iterator[Need]:
+    """`needs_of` a call, and what every engine of ours reads but not every provider's API can say."""
+    yield from needs_of(messages, sampling)
+    for name in READ_BY_ENGINES:
+        if getattr(sampling, name) not in (None, ()):
+            yield Need(name, None)
 
 
 def states_the_default(name: str, value: object) -> bool:

@@ -425,7 +425,23 @@ def test_values_that_state_what_happens_anyway_are_taken() -> None:
     chat = said | anyway | silent
     read = read_back(chat)
     assert read.chat == {"model": "m", "max_tokens": REPLY_TOKENS, "messages": chat["messages"]}
-    assert read.native == {"metadata": {"user_id": "ann"}, HEADERS: {}}
+    assert read.native == {"metadata": {"user_id": "ann"}, HEADERS: {}, **MARK}
+
+
+@pytest.mark.parametrize(
+    ("more", "is_marked"),
+    [
+        ({}, False),
+        ({"prompt_cache_key": "k"}, True),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, True),
+    ],
+)
+def test_prompt_that_will_be_sent_again_is_marked_for_the_cache(more: Json, is_marked: bool) -> None:
+    """Chat completions cache without marks, Messages does not."""
+    chat: Json = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **more}
+    assert ("cache_control" in read_back(chat).native) is is_marked
+    marked = {"role": "user", "content": [{"type": "text", "text": "hi", **MARK}]}
+    assert "cache_control" not in read_back({**chat, "messages": [marked]}).native, "the client marks itself"
 
 
 def test_chat_client_sends_thoughts_and_cache_marks_back_as_it_got_them() -> None:

@@ -40,7 +40,9 @@ def streamed(request: dict[str, Any]) -> tuple[dict[str, Any], str | None, Any]:
             for choice in chunk["choices"]:
                 reason = choice["finish_reason"] or reason
                 _join(message, calls, choice["delta"])
-    return {**message, **({"tool_calls": calls} if calls else {})}, reason, usage
+    assert message.pop("role") == "assistant"
+    said = {key: value for key, value in message.items() if value}
+    return {**said, **({"tool_calls": calls} if calls else {})}, reason, usage
 
 
 def _join(message: dict[str, Any], calls: list[dict[str, Any]], delta: dict[str, Any]) -> None:

@@ -17,7 +17,9 @@ from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json, Message
 
 _MARKS = frozenset({"annotations", "cache_control", "reasoning", "reasoning_content", "reasoning_details"})
-"""Keys of a chat message that Messages need not say: remarks on an earlier reply, and thoughts of others."""
+_MARKS |= {"provider_specific_fields"}
+"""Keys of a chat message that Messages need not say: remarks on an earlier reply, and thoughts of others.
+LiteLLM repeats fields of the reply in `provider_specific_fields`."""
 _SAID = frozenset({"role", "content", "tool_calls", "tool_call_id", "thinking_blocks", "refusal"})
 Block = Json
 

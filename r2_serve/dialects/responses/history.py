@@ -12,8 +12,9 @@ from r2_serve.dialects.sealing import KEYS
 from r2_serve.types import Json, Message
 
 _READ = frozenset({"role", "content", "refusal", "tool_calls", "tool_call_id", *KEYS})
-_NOTES = frozenset({"annotations", "cache_control"})
-"""What a model's message says of itself, and hints that cannot change a reply."""
+_NOTES = frozenset({"annotations", "cache_control", "provider_specific_fields"})
+"""What a model's message says of itself, and hints that cannot change a reply. LiteLLM repeats fields of the
+reply in `provider_specific_fields`."""
 
 
 def items_of(messages: Sequence[Message]) -> list[Json]:

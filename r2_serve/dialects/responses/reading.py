@@ -69,7 +69,9 @@ class EventsRead:
 
     def _choices(self, kind: str, event: Json) -> Iterator[Json]:
         item = as_object(event.get("item"))
-        if kind in _TEXTS:
+        if kind == "response.created":
+            yield {"delta": {"role": "assistant", "content": ""}}
+        elif kind in _TEXTS:
             logprobs = as_objects(event.get("logprobs"))
             more: Json = {"logprobs": {"content": logprobs}} if logprobs else {}
             yield {"delta": {_TEXTS[kind]: event.get("delta")}, **more}
