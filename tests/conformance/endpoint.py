@@ -1,7 +1,6 @@
-"""The endpoint under test: the real HTTP layer and pipeline over scripted models, with client keys.
+"""The endpoint of the schema: the real HTTP layer and pipeline over scripted models, with a client key.
 
-It prints its base URL when it listens. Two of its keys exist to be refused: one for `r2` alone, one with a
-spent budget.
+It prints its address and the key when it listens.
 """
 
 from __future__ import annotations
@@ -26,14 +25,12 @@ REPLIES = {
     "decomposer": plan_json("left", "right", "join #1 and #2"),
     "allocator": allocation_json("small", "small", "large"),
 }
-ANSWER = REPLIES["large"]
 
 
 def main(folder: Path) -> None:
-    """Serves until it is stopped. The keys file goes into `folder`, the keys in clear to the clients."""
+    """Serves until it is stopped. The keys file goes into `folder`."""
     key, entry = new_key("tester")
-    spent, spent_entry = new_key("spender", budget_usd="0.000000001")
-    (folder / "keys.yaml").write_text(entry_text(entry) + entry_text(spent_entry))
+    (folder / "keys.yaml").write_text(entry_text(entry))
     config = RouterConfig(
         models=tuple(model(name) for name in REPLIES),
         server=ServerConfig(keys_file=str(folder / "keys.yaml")),
@@ -42,7 +39,7 @@ def main(folder: Path) -> None:
     listening = socket.socket(proto=socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     listening.listen()
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}/v1 {key} {spent}", flush=True)
+    print(f"http://127.0.0.1:{listening.getsockname()[1]} {key}", flush=True)
     uvicorn.Server(uvicorn.Config(create_app(router, config.server), log_config=None, lifespan="off")).run(
         sockets=[listening]
     )

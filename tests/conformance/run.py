@@ -1,10 +1,10 @@
-"""Runs every client of `clients/` against the endpoint, and schemathesis against OpenAI's description.
+"""Runs the clients of other makers against R2 in front of a scripted provider, and shows what works.
 
-    python -m tests.conformance.run                  all; the first run installs the clients, about 1 GB
-    python -m tests.conformance.run openai_node schema
+    python -m tests.conformance.run                  all; writes the tables of docs/conformance.md
+    python -m tests.conformance.run codex schema     some; writes no page
 
-Everything is installed under runs/conformance; only package registries are reached. Exit status 1: a check
-failed.
+Everything is installed under runs/conformance, results and logs too; only package registries are reached.
+Exit status 1: something failed.
 """
 
 from __future__ import annotations
@@ -17,153 +17,118 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-HOME = Path("runs/conformance").resolve()
-CLIENTS = {
-    "openai_python": "openai",
-    "openai_node": "openai (npm)",
-    "langchain_chat": "langchain-openai",
-    "litellm_sdk": "litellm",
-    "llm_command": "llm",
-    "lm_eval_chat": "lm_eval",
-    "inspect_model": "inspect-ai",
-    "schema": "schemathesis",
-}
-"""The script, and the package whose version is shown."""
-CHECKS = ("chat", "stream", "usage", "models", "error")
-TIMEOUT_S = 1800
+from tests.conformance.installation import HERE, HOME, install
+from tests.conformance.registry import CLIENTS, Client
+from tests.conformance.report import FAILED, NOT_RUN, Cell, tables, write_json, write_page
+from tests.conformance.sessions import check_sessions
+from tests.conformance.stand import TARGETS, Stand, standing
+
+PAGE = Path("docs/conformance.md")
+TIMEOUT_S = 900
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one check of one client."""
+def main(wanted: list[str]) -> int:
+    known = {client.name: client for client in CLIENTS}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        print(f"no client {unknown[0]!r}; choose among {', '.join(known)}", file=sys.stderr)
+        return 2
+    clients = [known[name] for name in wanted] or list(CLIENTS)
+    install({client.environment for client in clients})
+    started, cells = time.monotonic(), list[Cell]()
+    with tempfile.TemporaryDirectory() as folder, standing(Path(folder)) as stand:
+        for client in clients:
+            print(f"{client.name} ...", end=" ", flush=True)
+            new = run_schema(client) if client.name == "schema" else run(client, stand)
+            cells += new
+            print(
+                ", ".join(
+                    f"{sum(c.outcome == o for c in new)} {o}" for o in dict.fromkeys(c.outcome for c in new)
+                )
+            )
+        shutil.copytree(folder, HOME / "stand", dirs_exist_ok=True)
+    return _show(cells, time.monotonic() - started, is_whole=not wanted)
 
-    client: str
-    check: str
-    outcome: str
-    detail: str = ""
+
+def _show(cells: list[Cell], took_s: float, *, is_whole: bool) -> int:
+    date = str(datetime.datetime.now(datetime.UTC).date())
+    text = f"{date}, {os.cpu_count()} CPU cores, {took_s:.0f} s once installed.\n\n{tables(cells)}"
+    print(f"\n{text}\n")
+    write_json(HOME / "results.json", cells, date)
+    failed = [cell for cell in cells if cell.outcome == FAILED]
+    for cell in failed:
+        print(
+            f"FAILED {cell.client} {cell.target} {cell.feature}: {cell.reason} (see {HOME}/{cell.client}.log)"
+        )
+    print(f"All cells: {HOME / 'results.json'}")
+    if is_whole and not any(cell.outcome in (FAILED, NOT_RUN) for cell in cells):
+        write_page(PAGE, text)
+        print(f"Written: {PAGE}")
+    return 1 if failed else 0
 
 
-def install() -> None:
-    """Installs a virtual environment and node_modules from the lists in this folder, once for each state."""
-    lists = [HERE / "requirements.txt", HERE / "package.json"]
-    stamp, wanted = HOME / "installed", "".join(path.read_text() for path in lists)
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    print(f"installing the clients under {HOME}: some minutes, about 1 GB", flush=True)
-    HOME.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", HOME / "venv"], check=True)
-    subprocess.run([HOME / "venv/bin/pip", "install", "-q", "uv==0.13.9"], check=True)
-    environment = {**os.environ, "VIRTUAL_ENV": str(HOME / "venv")}
-    subprocess.run(
-        [HOME / "venv/bin/uv", "pip", "install", "-q", "-r", lists[0]], check=True, env=environment
-    )
-    if shutil.which("npm"):
-        shutil.copy(lists[1], HOME / "package.json")
-        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund"], check=True, cwd=HOME)
-    stamp.write_text(wanted)
+def run(client: Client, stand: Stand) -> list[Cell]:
+    """Every feature of one client with every model."""
+    where = {
+        "R2_ROOT": stand.root,
+        "R2_KEY": stand.key,
+        "R2_SPENT_KEY": stand.spent_key,
+        "R2_API_KEY": stand.key,
+        "R2_TARGETS": ",".join(TARGETS),
+    }
+    cells = run_script(client, where)
+    return check_sessions(cells, stand.traces)
+
+
+def run_schema(client: Client) -> list[Cell]:
+    """The schema has an endpoint of its own, over models that need no provider."""
+    with _scripted_endpoint() as (root, key):
+        return run_script(client, {"R2_ROOT": root, "R2_KEY": key, "R2_SPENT_KEY": "", "R2_TARGETS": ""})
 
 
 @contextlib.contextmanager
-def endpoint() -> Iterator[dict[str, str]]:
-    """Starts the endpoint in a process of its own; gives the environment variables that the clients need."""
+def _scripted_endpoint() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.conformance.endpoint", folder]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            url, key, spent = process.stdout.readline().split()
-            yield {"R2_BASE_URL": url, "R2_KEY": key, "R2_SPENT_KEY": spent, "R2_NODE_HOME": str(HOME)}
+            root, key = process.stdout.readline().split()
+            yield root, key
         finally:
             process.terminate()
             process.wait()
 
 
-def run(client: str, where: dict[str, str]) -> list[Outcome]:
-    """Runs every check of one client, in an environment without proxies and keys of others."""
-    script = next((HERE / "clients").glob(f"{client}.*"))
-    interpreter = "node" if script.suffix == ".mjs" else str(HOME / "venv/bin/python")
-    if shutil.which(interpreter) is None:
-        return [Outcome(client, check, "not run", f"{interpreter} is not here") for check in CHECKS]
+def run_script(client: Client, where: dict[str, str]) -> list[Cell]:
+    """Runs the script of a client in a home of its own, without proxies and keys of others."""
+    script = HERE / "clients" / client.script
+    environment = "venv" if client.environment == "node" else client.environment
+    interpreter = "node" if script.suffix == ".mjs" else str(HOME / environment / "bin/python")
+    if shutil.which(interpreter) is None or (client.environment == "node" and shutil.which("npm") is None):
+        return [Cell(client.name, "-", "all", NOT_RUN, f"{interpreter} or npm is not here")]
     with tempfile.TemporaryDirectory() as home:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": home,
-            "HF_HUB_OFFLINE": "1",
-            "R2_API_KEY": where["R2_KEY"],
-            **where,
-        }
-        done = subprocess.run(
-            [interpreter, script],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=TIMEOUT_S,
-            cwd=home,
-        )
-    (HOME / f"{client}.log").write_text(done.stdout + done.stderr)
-    lines = [
-        line.removeprefix("R2-CHECK ") for line in done.stdout.splitlines() if line.startswith("R2-CHECK ")
-    ]
-    outcomes = [Outcome(client, **json.loads(line)) for line in lines]
-    if done.returncode != 0 or not outcomes:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        outcomes.append(Outcome(client, "all", "failed", f"exit status {done.returncode}: {last[:300]}"))
-    return outcomes
-
-
-def version(package: str) -> str:
-    if package.endswith("(npm)"):
-        manifest = HOME / "node_modules" / package.split()[0] / "package.json"
-        return str(json.loads(manifest.read_text())["version"]) if manifest.exists() else "-"
-    code = f"import importlib.metadata; print(importlib.metadata.version('{package}'))"
-    return subprocess.run(
-        [HOME / "venv/bin/python", "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
-def table(outcomes: list[Outcome]) -> str:
-    """The table of docs/conformance.md."""
-    marks = {"ok": "ok", "not offered by the client": "-"}
-    lines = ["| client | version | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 2) + "|"]
-    for client in dict.fromkeys(outcome.client for outcome in outcomes if outcome.client != "schema"):
-        cells = {
-            outcome.check: marks.get(outcome.outcome, outcome.outcome)
-            for outcome in outcomes
-            if outcome.client == client
-        }
-        package = CLIENTS[client]
-        lines.append(
-            f"| {package} | {version(package)} | "
-            + " | ".join(cells.get(check, "?") for check in CHECKS)
-            + " |"
-        )
-    schema = [outcome for outcome in outcomes if outcome.client == "schema"]
-    lines += ["", "| schema | outcome | |", "|---|---|---|"] if schema else []
-    lines += [f"| {outcome.check} | {outcome.outcome} | {outcome.detail} |" for outcome in schema]
-    return "\n".join(lines)
-
-
-def main(wanted: list[str]) -> int:
-    unknown = [name for name in wanted if name not in CLIENTS]
-    if unknown:
-        print(f"no client {unknown[0]!r}; choose among {', '.join(CLIENTS)}", file=sys.stderr)
-        return 2
-    install()
-    outcomes: list[Outcome] = []
-    with endpoint() as where:
-        for client in wanted or CLIENTS:
-            print(f"{client} ...", flush=True)
-            outcomes += run(client, where)
-    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    print(f"\n{datetime.datetime.now(datetime.UTC).date()}\n\n{table(outcomes)}\n")
-    for outcome in failed:
-        print(f"FAILED {outcome.client} {outcome.check}: {outcome.detail} (see {HOME / outcome.client}.log)")
-    return 1 if failed else 0
+        own = {"PATH": os.environ["PATH"], "HOME": home, "HF_HUB_OFFLINE": "1", **where}
+        own |= {"R2_CLIENT": client.name, "R2_NODE_HOME": str(HOME)}
+        if "R2_FEATURES" in os.environ:
+            own["R2_FEATURES"] = os.environ["R2_FEATURES"]
+        with (HOME / f"{client.name}.log").open("w+") as log:
+            command = [interpreter, str(script)]
+            status = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=own, timeout=TIMEOUT_S, cwd=home
+            ).returncode
+            log.seek(0)
+            lines = log.read().splitlines()
+    found = [json.loads(line.removeprefix("R2-CELL ")) for line in lines if line.startswith("R2-CELL ")]
+    cells = [Cell(client.name, **cell) for cell in found]
+    if status != 0 or not cells:
+        last = lines[-1][:300] if lines else "no output"
+        cells.append(Cell(client.name, "-", "all", FAILED, f"exit status {status}: {last}"))
+    return cells
 
 
 if __name__ == "__main__":

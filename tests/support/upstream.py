@@ -105,7 +105,7 @@ async def _request(reader: asyncio.StreamReader) -> dict[str, Any]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     first, *lines = head.strip().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    body = json.loads(await reader.readexactly(int(headers["content-length"])))
+    body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
     return {**body, "_headers": headers, "_path": first.split()[1]}
 
 

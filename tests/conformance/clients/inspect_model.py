@@ -1,38 +1,35 @@
-"""inspect-ai: its `openai-api` provider, one generation. Scores are not its business here."""
+"""inspect-ai: its `openai-api` provider, one generation for each check. Scores are not its business here."""
 
 import asyncio
 
-from checks import ANSWER, BASE_URL, KEY, SPENT_KEY, check, not_offered
+from cells import ANSWER, BASE_URL, KEY, SPENT_KEY, feature, run, same
 from inspect_ai.model import GenerateConfig, ModelOutput, get_model
 from tenacity import RetryError
 
 
-def ask(model: str, key: str = KEY) -> ModelOutput:
+def ask(model: str, text: str, key: str = KEY) -> ModelOutput:
     config = GenerateConfig(temperature=0, max_tokens=64, max_retries=0)
-    return asyncio.run(
-        get_model(f"openai-api/r2/{model}", base_url=BASE_URL, api_key=key, memoize=False).generate(
-            "Which is it?", config=config
-        )
-    )
+    by = get_model(f"openai-api/r2/{model}", base_url=BASE_URL, api_key=key, memoize=False)
+    return asyncio.run(by.generate(text, config=config))
 
 
-def chat() -> None:
-    output = ask("r2")
-    assert (output.completion, output.stop_reason) == (ANSWER, "stop")
+@feature
+def plain(model: str, note: str) -> None:
+    output = ask(model, note)
+    same((output.completion, output.stop_reason), (ANSWER, "stop"))
 
 
-def usage() -> None:
-    assert ask("r2").usage.total_tokens > 0
+@feature
+def usage(model: str, note: str) -> None:
+    assert ask(model, note).usage.total_tokens > 0
 
 
-def error() -> None:
-    for model, key, text in (
-        ("nope", KEY, "no model"),
-        ("r2", "wrong", "valid one"),
-        ("r2", SPENT_KEY, "budget"),
-    ):
+@feature
+def errors(model: str, note: str) -> None:
+    expected = (("nope", KEY, "no model"), (model, "wrong", "valid one"), (model, SPENT_KEY, "budget"))
+    for asked, key, text in expected:
         try:
-            output = ask(model, key)
+            output = ask(asked, note, key)
         except RetryError as e:  # it tries a 429 again, once at least
             assert text in str(e.last_attempt.exception()), e
         except Exception as e:
@@ -41,6 +38,4 @@ def error() -> None:
             assert text in str(output.error), output
 
 
-for claim in (chat, usage, error):
-    check(claim.__name__, claim)
-not_offered("stream", "models")
+run()

@@ -1,44 +1,49 @@
-"""lm-evaluation-harness: `local-chat-completions` with one generation. Its scores are not compared here."""
+"""lm-evaluation-harness: `local-chat-completions`, one generation. Its scores are not compared here."""
 
 import os
 
-from checks import ANSWER, BASE_URL, KEY, SPENT_KEY, check, not_offered, raised
+from cells import ANSWER, BASE_URL, KEY, SPENT_KEY, Impossible, feature, raised, run, same
 
 os.environ["OPENAI_API_KEY"] = KEY
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalChatCompletion
-from requests import HTTPError
+from requests import HTTPError, Response
 from tenacity import RetryError
 
 
-def ask(model: str, key: str = KEY) -> list[str]:
+def ask(model: str, text: str, key: str = KEY) -> list[str]:
     os.environ["OPENAI_API_KEY"] = key
-    lm = LocalChatCompletion(
-        base_url=f"{BASE_URL}/chat/completions", model=model, num_concurrent=1, max_retries=1
-    )
-    question = lm.apply_chat_template([{"role": "user", "content": "Which is it?"}])
-    request = Instance(
-        "generate_until", {}, (question, {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}), 0
-    )
-    return lm.generate_until([request])
+    url = f"{BASE_URL}/chat/completions"
+    lm = LocalChatCompletion(base_url=url, model=model, num_concurrent=1, max_retries=1)
+    question = lm.apply_chat_template([{"role": "user", "content": text}])
+    options = {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}
+    return lm.generate_until([Instance("generate_until", {}, (question, options), 0)])
 
 
-def chat() -> None:
-    assert ask("r2") == [ANSWER]
-
-
-def status_of(model: str, key: str) -> int:
-    """The status of the HTTP error that it gave up on."""
-    error = raised((RetryError, HTTPError), lambda: ask(model, key))
+def response_of(error: BaseException) -> Response:
+    """What the endpoint answered when the client gave up."""
     found = error.last_attempt.exception() if isinstance(error, RetryError) else error
-    return found.response.status_code
+    return found.response
 
 
-def error() -> None:
-    statuses = [status_of(model, key) for model, key in (("nope", KEY), ("r2", "wrong"), ("r2", SPENT_KEY))]
-    assert statuses == [404, 401, 429], statuses
+@feature
+def plain(model: str, note: str) -> None:
+    if model in ("responses", "messages"):
+        refused = raised((RetryError, HTTPError), lambda: ask(model, note))
+        assert "seed" in response_of(refused).text, refused
+        raise Impossible("it always sends `seed`, which Responses and Messages do not have")
+    same(ask(model, note), [ANSWER])
 
 
-check("chat", chat)
-check("error", error)
-not_offered("stream", "usage", "models")
+@feature
+def errors(model: str, note: str) -> None:
+    def status_of(asked: str, key: str) -> int:
+        error = raised((RetryError, HTTPError), lambda: ask(asked, note, key))
+        return response_of(error).status_code
+
+    same(
+        [status_of(*each) for each in (("nope", KEY), (model, "wrong"), (model, SPENT_KEY))], [404, 401, 429]
+    )
+
+
+run()

