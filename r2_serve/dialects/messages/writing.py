@@ -14,7 +14,14 @@ REPLY_TOKENS = 32_000
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _AS_THEY_ARE = ("model", "stream", "temperature", "top_p")
 _TRANSLATED = frozenset({*_AS_THEY_ARE, "messages", "stop", "tools", "tool_choice", "parallel_tool_calls"})
-_TRANSLATED |= {"max_tokens", "response_format", "reasoning_effort", "user", "safety_identifier"}
+_TRANSLATED |= {
+    "max_tokens",
+    "max_completion_tokens",
+    "response_format",
+    "reasoning_effort",
+    "user",
+    "safety_identifier",
+}
 _WITHOUT_EFFECT = frozenset({"stream_options", "metadata", "prompt_cache_key", "prompt_cache_retention"})
 _WITHOUT_EFFECT |= {"prompt_cache_options", "store"}
 _REFUSED = frozenset({"audio", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"})
@@ -47,7 +54,8 @@ def write_request(chat: Json, messages: Sequence[Message], sampling: Sampling) -
     _check(chat, sampling)
     system, turns = turns_of(messages)
     body: Json = {name: chat[name] for name in _AS_THEY_ARE if name in chat}
-    body["max_tokens"] = own.pop("max_tokens", chat.get("max_tokens", REPLY_TOKENS))
+    limit = chat.get("max_tokens") or chat.get("max_completion_tokens") or REPLY_TOKENS
+    body["max_tokens"] = own.pop("max_tokens", limit)
     body |= {"messages": turns} | ({"system": system} if system else {})
     if chat.get("stop"):
         body["stop_sequences"] = chat["stop"]
