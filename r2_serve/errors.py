@@ -185,19 +185,24 @@ class SubtaskFailed(R2Error):
         self.message, self.subtask, self.model = message, subtask, model
 
     @classmethod
-    def by(cls, error: EngineError, subtask: int, model: str, *, is_final: bool) -> Self:
+    def by(
+        cls, error: EngineError, subtask: int, model: str, *, is_final: bool, is_only: bool = False
+    ) -> Self:
         """The failure of `subtask` by `error`, of the kind that tells the client what to do.
+
+        The only step of a query (`is_only`) is no plan to the client, who reads the provider's words alone.
 
         A rate limit, a prompt that is too long and a content policy stay what they are. Every other refusal
         is the client's to mend only in the final step (`is_final`), which has its parameters. In an inner
         step, another try would pay for the plan again and end alike, so clients are asked not to make it.
         """
-        message = f"subtask {subtask} failed on {model} and its fallbacks: {error.message}"
+        where = "" if is_only else f"subtask {subtask} failed on {model} and its fallbacks: "
+        message = where + error.message
         failed = cls(message, subtask, model)
         is_refusal = isinstance(error, EngineRefused)
         if not is_refusal or is_final or error.code in (ContextOverflow.code, "content_filter"):
             failed.status, failed.kind, failed.param = error.status, error.kind, error.param
-            failed.code = error.code if error.status < 500 else cls.code
+            failed.code = error.code if error.status < 500 or isinstance(error, OperatorFault) else cls.code
         failed.is_lasting = is_refusal and failed.status >= 500
         failed.retry_after_s = getattr(error, "retry_after_s", None)
         return failed

@@ -80,14 +80,14 @@ class PlanRun:
     async def _subtask(self, subtask: Subtask, inputs: Mapping[int, _Done], ready_s: float) -> _Done:
         context, start_s = self.context, self.context.ledger.elapsed_s()
         model, spec = self._call(subtask, inputs)
+        is_last = subtask.id == self.plan.final_id
+        is_plain = is_last or self.limits is not None
         try:
             with self.expected.calling(subtask.id, model):
-                is_last = subtask.id == self.plan.final_id
-                is_plain = is_last or self.limits is not None
                 call = await (context.caller.call if is_plain else context.caller.call_uncut)(model, spec)
         except EngineError as e:
-            is_final = subtask.id == self.plan.final_id
-            raise SubtaskFailed.by(e, subtask.id, model, is_final=is_final) from e
+            is_only = len(self.plan.subtasks) == 1
+            raise SubtaskFailed.by(e, subtask.id, model, is_final=is_last, is_only=is_only) from e
         if not is_last and self.limits is not None and call.completion.finish_reason == "length":
             raise PlanDropped("ran_away")
         return _Done(call, self._result(subtask, call, ready_s, start_s))

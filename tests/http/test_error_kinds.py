@@ -91,6 +91,7 @@ async def test_prompt_that_is_too_long_has_openais_code_direct_and_routed(model:
         error = await asked(client, model)
     assert isinstance(error, openai.BadRequestError)
     assert error.code == "context_length_exceeded"
+    assert isinstance(error.body, dict) and error.body["message"] == TOO_LONG["error"]["message"]
 
 
 async def test_refused_inner_step_is_not_the_clients_fault_and_not_worth_a_retry() -> None:

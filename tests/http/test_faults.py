@@ -18,6 +18,7 @@ from tests.support import virtual_time
 from tests.support.faults import (
     HARMLESS_PLAIN,
     HARMLESS_STREAMED,
+    MISCONFIGURED,
     PLAIN,
     REFUSED,
     REPORTED,
@@ -60,7 +61,8 @@ class Case:
     @property
     def code(self) -> str:
         """The `error.code` with it."""
-        return "subtask_failed" if self.is_routed and self.status >= 500 else self.fault.code
+        is_own = self.status < 500 or self.fault.code == MISCONFIGURED
+        return "subtask_failed" if self.is_routed and not is_own else self.fault.code
 
     @property
     def model(self) -> str:
