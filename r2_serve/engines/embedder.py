@@ -61,6 +61,7 @@ class EmbeddingsEngine:
                 local_files_only=is_local_checkpoint(config.path),
                 model_kwargs={"use_safetensors": True},
             )
+            self._model.encode(["warm"], show_progress_bar=False)  # the first call takes seconds
         except Exception as e:  # the library raises many types for a broken file
             raise ConfigError(f"cannot load the model {config.path!r}: {str(e)[:500]}") from e
         self._waiting: list[_Waiting] = []

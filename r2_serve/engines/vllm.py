@@ -82,6 +82,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if is_for_server(call, self._config):
+            await self._known_to_server(call)
             async with self._request_id(PREFIXES[call.sampling.api]) as request_id:
                 return await self._server.generate(call, request_id)
         params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY)
@@ -100,6 +101,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if is_for_server(call, self._config):
+            await self._known_to_server(call)
             async with (
                 self._request_id(PREFIXES[call.sampling.api]) as request_id,
                 aclosing(self._server.stream(call, request_id)) as deltas,
@@ -134,6 +136,7 @@ class VllmEngine:
     async def unload_adapter(self, name: str) -> None:
         """Forgets the adapter and frees its weights. Raises: EngineRefused if the name is unknown."""
         request = self._adapters.pop(name)
+        self._server.forget_adapter(name)
         if name in self._loaded_adapters:
             self._loaded_adapters.discard(name)
             with as_engine_errors():
@@ -206,6 +209,12 @@ class VllmEngine:
             yield request_id
         finally:
             self._running.discard(prefix + request_id)
+
+    async def _known_to_server(self, call: EngineCall) -> None:
+        """Raises: EngineRefused for an unknown adapter; EngineUnavailable."""
+        self._check_open()
+        if (lora := await self._loaded(call.adapter)) is not None:
+            self._server.know_adapter(lora)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -34,6 +34,7 @@ from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.types import Api, Completion, Delta, EngineCall, Json, Usage, needs_of
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 PREFIXES: dict[Api, str] = {"chat": "chatcmpl-", "completions": "cmpl-", "embeddings": "embd-"}
@@ -60,7 +61,8 @@ class VllmServer:
             "tool_parser": config.tool_parser,
             "reasoning_parser": config.reasoning_parser or "",
         }
-        models = OpenAIServingModels(engine, [BaseModelPath(name=MODEL, model_path=config.model)])
+        base = BaseModelPath(name=MODEL, model_path=config.model)
+        self._models = models = OpenAIServingModels(engine, [base])
         try:
             renderer = OnlineRenderer(engine.model_config, engine.renderer, **options)
             self._chat = OpenAIServingChat(engine, models, "assistant", online_renderer=renderer, **options)
@@ -70,6 +72,13 @@ class VllmServer:
             engine, models, online_renderer=renderer, request_logger=None
         )
         self._may_fetch = bool(config.engine_kwargs.get("allowed_media_domains"))
+
+    def know_adapter(self, request: LoRARequest) -> None:
+        """Makes the adapter's name a model to the server code, like the base's."""
+        self._models.lora_requests[request.lora_name] = request
+
+    def forget_adapter(self, name: str) -> None:
+        self._models.lora_requests.pop(name, None)
 
     async def generate(self, call: EngineCall, request_id: str) -> Completion:
         """Raises: EngineError."""
@@ -81,6 +90,7 @@ class VllmServer:
         parts = parse_completion(content, TRANSLATIONS[call.sampling.api].read, is_verbatim=call.is_verbatim)
         return Completion(
             text=parts.text,
+            others=parts.others,
             usage=parts.tokens.whole() or Usage(),
             finish_reason=parts.finish_reason,
             logprobs=parts.logprobs,
@@ -115,8 +125,6 @@ class VllmServer:
         self, call: EngineCall, request_id: str, *, is_streamed: bool
     ) -> BaseModel | AsyncGenerator[str, None]:
         """Asks once more without a system role if the chat template refuses that role."""
-        if call.adapter is not None:
-            raise EngineRefused(f"adapter {call.adapter!r} takes no tools, images or other extras")
         for need in needs_of(call.messages, call.sampling):
             if need.ability is None and need.param not in VLLM_PARAMETERS:
                 raise EngineRefused.of(
@@ -124,7 +132,8 @@ class VllmServer:
                 )
         self._check_media(call)
         messages = with_system_role(call.messages)
-        body = chat_body(call, MODEL, messages=messages, is_streamed=is_streamed) | {"request_id": request_id}
+        body = chat_body(call, call.adapter or MODEL, messages=messages, is_streamed=is_streamed)
+        body["request_id"] = request_id
         if call.sampling.num_choices == 1:
             body.setdefault("temperature", 0.0)  # vLLM would take the checkpoint's, or 1
         try:
@@ -182,7 +191,7 @@ _VLLMS_OWN = {
 
 def is_for_server(call: EngineCall, config: VllmEngineConfig) -> bool:
     """Whether a call asks for more than the engine's own way gives, which takes text and formats alone."""
-    if config.reasoning_parser is not None and call.adapter is None:
+    if config.reasoning_parser is not None:
         return True
     own = (("model", "chat"), ("response_format", "json_object"), ("response_format", "json_schema"))
     return any(need not in own for need in needs_of(call.messages, call.sampling)) or not all(

@@ -40,12 +40,16 @@ def _paths() -> Json:
         "Answer a conversation; text/event-stream with stream: true", _JSON, "text/event-stream"
     )
     chat["requestBody"] = {"required": True, "content": _content("ChatRequest")}
+    text = _operation("Go on with a text; text/event-stream with stream: true", _JSON, "text/event-stream")
+    vectors = _operation("Embeddings of one or several inputs", _JSON)
     model = _operation("One model", _JSON)
     model["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}]
     health = _operation("Whether the process is alive", _JSON)
     ready = _operation("Whether queries can be answered", _JSON)
     return {
         "/v1/chat/completions": {"post": chat},
+        "/v1/completions": {"post": text},
+        "/v1/embeddings": {"post": vectors},
         "/v1/models": {"get": _operation("Models that may be asked for, with prices in r2", _JSON)},
         "/v1/models/{id}": {"get": model},
         "/health": {"get": {**health, "security": []}},

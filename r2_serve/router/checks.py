@@ -93,7 +93,9 @@ def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig
     able = [other.name for other in pool if other.lacking(needs) is None]
     hint = f"ask one of {able[:MAX_NAMES]}" if able else "leave it out"
     what = f"does not read {need.param}" if need.ability is None else f"is not capable of {need.ability}"
-    if need.param == "prompt":
+    if need.param == "model" and not able:
+        hint = "GET /v1/models shows what each model is capable of"
+    elif need.param == "prompt":
         what, hint = "takes one prompt, as a text", "send one request for each"
     elif need.ability is None:
         near = get_close_matches(need.param, _SAMPLING_NAMES, n=1)

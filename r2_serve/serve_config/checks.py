@@ -31,7 +31,7 @@ from r2_serve.serve_config.checks_engines import (
     check_numbers,
     check_vllm,
 )
-from r2_serve.serve_config.checks_pool import check_pool, check_savings
+from r2_serve.serve_config.checks_pool import check_chat, check_pool, check_savings
 from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.defaults import SHUTDOWN_S
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
@@ -197,6 +197,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_deployment_names,
     _check_served_apps,
     _check_routing,
+    check_chat,
     check_pool,
     check_savings,
     check_adapters,

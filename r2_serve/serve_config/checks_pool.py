@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from r2_serve.config import ModelConfig, RoutingConfig
+from r2_serve.config import ModelConfig, RoutingConfig, with_engines
 from r2_serve.serve_config.applications import ServeFile
-from r2_serve.serve_config.document import Problem
+from r2_serve.serve_config.document import KeyPath, Problem
 
 
 def check_pool(file: ServeFile) -> Iterator[Problem]:
@@ -47,6 +47,21 @@ def check_savings(file: ServeFile) -> Iterator[Problem]:
 
 def _is_cheaper(model: ModelConfig, other: ModelConfig) -> bool:
     return model.usd_per_mtok_in < other.usd_per_mtok_in or model.usd_per_mtok_out < other.usd_per_mtok_out
+
+
+def check_chat(file: ServeFile) -> Iterator[Problem]:
+    """Models of virtual models that hold no conversation, such as models of embeddings."""
+    if file.router is None or file.routing is None:
+        return
+    mute = {m.name for m in with_engines(file.router.models, file.model_configs) if "chat" not in m.abilities}
+    for name, virtual in file.routing.virtual_models.items():
+        path = (*file.routing_path, "virtual_models", name)
+        named: list[tuple[KeyPath, str]] = [(("pool", i), model) for i, model in enumerate(virtual.pool)]
+        named += [((stage, "model"), getattr(virtual, stage).model) for stage in ("decomposer", "allocator")]
+        for place, model in named:
+            if model in mute:
+                message = f"{model!r} is not capable of chat, which every model of a virtual model needs"
+                yield file.error((*path, *place), message)
 
 
 def _chosen_by_words(routing: RoutingConfig, by_name: dict[str, ModelConfig]) -> set[str]:

@@ -84,7 +84,7 @@ class Sampling(Record):
     logprobs: bool = False
     """Ask for the log-probability of each generated token."""
     forwarded: Json = {}
-    """Parameters that R2 does not interpret, such as `tools` and `n`. Only hosted engines get any."""
+    """Parameters that R2 does not interpret, such as `tools` and `n`, for engines that read them."""
     api: Api = "chat"
     """`forwarded` holds the `input` of embeddings, and the `prompt` of completions unless it is one text."""
     responses: Json | None = None
@@ -220,7 +220,7 @@ class EngineCall(Record):
     timeout_s: float | None = None
     """Seconds until the engine gives up with `EngineTimeout`; None for no limit."""
     is_verbatim: bool = False
-    """Whether the client gets the reply as it came, be it a tool call or a refusal (hosted engines only)."""
+    """Whether the client gets the reply as it came, be it a tool call or a refusal."""
 
 
 class Engine(Protocol):

@@ -140,6 +140,17 @@ async def test_adapters_are_chosen_by_name(engine: VllmEngine, adapters: dict[st
     assert both == [first, second, plain]
 
 
+async def test_extras_are_read_with_an_adapter_too(engine: VllmEngine) -> None:
+    async def extra(adapter: str | None) -> str:
+        sampling = Sampling(max_tokens=16, forwarded={"top_k": 1})
+        return (await engine.generate(engine_call(user(PROMPTS[0]), sampling, adapter=adapter))).text.strip()
+
+    replies = [await extra(name) for name in (None, "first", "second")]
+    assert replies == [await reply_text(engine, adapter=name) for name in (None, "first", "second")]
+    with pytest.raises(EngineRefused, match="no adapter 'unknown'"):
+        await extra("unknown")
+
+
 async def test_adapters_are_loaded_and_unloaded_live(
     engine: VllmEngine, adapters: dict[str, str], tmp_path: Path
 ) -> None:

@@ -22,10 +22,14 @@ if find_spec("vllm") is None:
     pytest.skip("needs vllm", allow_module_level=True)
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
-from r2_serve.config import VllmEngineConfig  # noqa: E402
+from r2_serve.config import RouterConfig, ServerConfig, VllmEngineConfig  # noqa: E402
 from r2_serve.engines.vllm import VllmEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
+from r2_serve.http.api import create_app  # noqa: E402
+from r2_serve.router.router import in_process  # noqa: E402
 from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling  # noqa: E402
+from tests.support.in_process import model, routing  # noqa: E402
+from tests.support.served_app import openai_client  # noqa: E402
 from tests.support.tiny_checkpoint import character_checkpoint, tool_checkpoint  # noqa: E402
 
 
@@ -248,6 +252,24 @@ async def test_abandoned_tool_call_is_aborted(engine: VllmEngine) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("the request was not aborted")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_openai_client_gets_the_tool_call_of_a_local_model(engine: VllmEngine, stream: bool) -> None:
+    names = ("decomposer", "allocator", "small", "large")
+    local = model("local", engine=VllmEngineConfig(kind="vllm", model="x", tool_parser="hermes"))
+    cards = (*(model(name) for name in names), local)
+    router = in_process(RouterConfig(models=cards), routing(), lambda _: engine)
+    asked: Any = {"model": "local", "messages": [{"role": "user", "content": "how is oslo?"}], "tools": TOOLS}
+    asked["tool_choice"] = {"type": "function", "function": {"name": "weather"}}
+    async with openai_client(create_app(router, ServerConfig())) as client:
+        if stream:
+            async with client.chat.completions.stream(**asked) as events:
+                made: Any = (await events.get_final_completion()).choices[0].message.tool_calls
+        else:
+            made = (await client.chat.completions.create(**asked)).choices[0].message.tool_calls
+    assert made[0].function.name == "weather"
+    check_arguments({"arguments": made[0].function.arguments})
 
 
 async def test_unknown_parser_and_template_without_tools_end_the_start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,6 +15,7 @@ from openai import AsyncOpenAI
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Sampling
 from tests.http.test_api import error_of
+from tests.http.test_keys import Keys, serving
 from tests.support import text_provider as provider
 from tests.support.hosted_stand import Stand, standing
 from tests.support.in_process import Router, query
@@ -141,6 +143,26 @@ async def test_embeddings_as_numbers_and_shapes_of_other_providers_pass() -> Non
     (sent,) = stand.upstream.requests
     assert (sent["input"], sent["input_type"]) == (multimodal, "query")
     assert response.headers["x-r2-models"] == "alone"
+
+
+async def test_keys_limits_and_budgets_hold_and_the_call_is_measured(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    poor = keys.add("poor", models=["alone"], budget_usd="0.0004")
+    async with standing(provider.answer) as stand, serving(stand.router, keys) as client:
+
+        async def ask(path: str, model: str, **body: Any) -> Any:
+            return await client.post(path, json={"model": model, **body}, headers={"authorization": poor})
+
+        refused = await ask("/v1/embeddings", "first", input="x")
+        assert (refused.status_code, error_of(refused)["code"]) == (403, "model_not_found")
+        assert (await ask("/v1/embeddings", "alone", input="x")).status_code == 200
+        spent = await ask("/v1/embeddings", "alone", input="x " * 2_000)
+        assert (spent.status_code, error_of(spent)["code"]) == (429, "insufficient_quota")
+        spent = await ask("/v1/completions", "alone", prompt="x", max_tokens=1_000)
+        assert (spent.status_code, error_of(spent)["code"]) == (429, "insufficient_quota")
+        page = stand.metrics.render().decode()
+    assert len(stand.upstream.requests) == 1
+    assert 'r2_calls_total{model="alone",outcome="ok",stage="pass_through"} 1.0' in page
 
 
 async def test_refused_embeddings_keep_the_kind_of_the_error() -> None:

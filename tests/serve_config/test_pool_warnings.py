@@ -61,3 +61,12 @@ def test_pool_without_a_cheaper_model_than_the_default_never_splits_and_says_so(
     assert "`plan: auto` never splits" in problem.message
     always = text.replace("          decomposer:", "          plan: always\n          decomposer:")
     assert read(always)[1] == []
+
+
+def test_model_of_embeddings_is_no_part_of_a_virtual_model() -> None:
+    local = edited("kind: scripted, delay_s: 0.1", "kind: sentence-embeddings, path: a/b")
+    hosted = edited("model: gpt-4o", "model: text-embedding-3-small")
+    for text, places in ((local, ["pool[0]"]), (hosted, ["pool[1]", "decomposer.model", "allocator.model"])):
+        problems = [problem for problem in read(text)[1] if problem.severity == "error"]
+        assert [problem.where.partition(".virtual_models.r2.")[2] for problem in problems] == places
+        assert all("is not capable of chat" in problem.message for problem in problems)

@@ -686,7 +686,7 @@ def test_embedded_prices_are_the_parameters_in_the_manifest() -> None:
 def test_clusters_install_the_pinned_versions(path: Path) -> None:
     pins = set(
         re.findall(
-            r"\b(ray\[default,serve\]|torch|transformers|vllm)==([0-9.]+)",
+            r"\"(ray\[default,serve\]|torch|transformers|vllm)==([0-9.]+)",
             (ROOT / "pyproject.toml").read_text(),
         )
     )
