@@ -271,9 +271,10 @@ def fit(
     _guarded(lambda: write_policy(out, found))
     policy = found.policy
     typer.echo(f"asked in turn: {policy.order}")
+    ratio = policy.expected_cost_ratio
+    share = "a cost where it has none" if ratio is None else f"{100 * ratio:.1f} % of its cost"
     typer.echo(
-        f"expected against {policy.reference}: {100 * policy.expected_difference:+.2f} points "
-        f"at {100 * policy.expected_cost_ratio:.1f} % of its cost"
+        f"expected against {policy.reference}: {100 * policy.expected_difference:+.2f} points at {share}"
     )
     typer.echo(f"written: {out}")
 

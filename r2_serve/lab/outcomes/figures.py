@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from r2_serve.lab.outcomes.replay import BEST_SINGLE, FITTED, ORACLE, REFERENCE, Replay, Split
+from r2_serve.lab.outcomes.replay import ACCURATE, BEST_SINGLE, FITTED, ORACLE, REFERENCE, Replay, Split
 from r2_serve.lab.outcomes.table import Floats
 from r2_serve.lab.runs import code_version, machine_line
 from r2_serve.types import Record
@@ -81,7 +81,8 @@ class ReplayReport(Record):
     cost_ratio: float | None
     cost_ratio_ci95: Interval | None
     gap_closed: float | None
-    """The fitted gate's share of the way from the best single model to the oracle; None without a gap."""
+    """The share of the way from the best single model to the oracle that a gate goes for which cost hardly
+    matters; None without a gap."""
     promises_kept: int | None
     """The number of splits that kept the target's promise; None without a target."""
     rows: tuple[RowFigures, ...]
@@ -161,7 +162,7 @@ def _on_front(rows: list[RowFigures]) -> list[RowFigures]:
 def _gap_closed(rows: list[RowFigures]) -> float | None:
     by_name = {row.policy: row.accuracy for row in rows}
     gap = by_name[ORACLE] - by_name[BEST_SINGLE]
-    return (by_name[FITTED] - by_name[BEST_SINGLE]) / gap if gap > 0 else None
+    return (by_name[ACCURATE] - by_name[BEST_SINGLE]) / gap if gap > 0 else None
 
 
 def _models(replay: Replay) -> tuple[ModelFigures, ...]:

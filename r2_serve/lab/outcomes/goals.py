@@ -31,6 +31,8 @@ from r2_serve.types import Record
 _TARGET = re.compile(r"(?i)\s*within\s+(\d+(?:\.\d+)?)\s*(?:%|percent|points?|pp)?\s+of\s+(\S+)\s*")
 NUM_COARSE, NUM_HALVINGS = 7, 4
 """Prices over the whole range, and further ones where the reference's accuracy is crossed."""
+TOLERANCE = 0.0005
+"""A gate reaches an accuracy that it misses by less than this: 0.05 points is one task in 2,000."""
 NUM_TESTED = 12
 """Candidates in the sequence of tests."""
 
@@ -63,8 +65,8 @@ class FittedPolicy(Record):
     shares: tuple[float, ...] = ()
     expected_difference: float
     """The accuracy minus the reference's, on fitting tasks that the gates had not seen."""
-    expected_cost_ratio: float
-    """The cost divided by the reference's, on the same tasks."""
+    expected_cost_ratio: float | None
+    """The cost divided by the reference's, on the same tasks; None if that costs nothing."""
 
     @property
     def order(self) -> str:
@@ -106,7 +108,8 @@ def choose(found: Fit, table: OutcomeTable, reference: str, target: Target | Non
     at = table.place(reference)
     right, cost = table.right[:, at].astype(float), float(table.cost_usd[:, at].mean())
     if target is None:
-        picks = cheapest_mix(_near(found, float(right.mean())), float(right.mean()))
+        wanted = float(right.mean()) - TOLERANCE
+        picks = cheapest_mix(_near(found, wanted), wanted)
     else:
         kept = last_proven(found.grid(NUM_TESTED), right, target)
         picks = [] if kept is None or kept.unseen.mean_cost_usd > cost else [(kept, 1.0)]
@@ -119,8 +122,13 @@ def choose(found: Fit, table: OutcomeTable, reference: str, target: Target | Non
         gates=tuple(found.gate(candidate) for candidate, _ in picks),
         shares=tuple(shares),
         expected_difference=unseen.accuracy - float(right.mean()),
-        expected_cost_ratio=unseen.mean_cost_usd / cost if cost else math.nan,
+        expected_cost_ratio=unseen.mean_cost_usd / cost if cost else None,
     )
+
+
+def most_accurate(found: Fit) -> Candidate:
+    """The candidate for which cost hardly matters."""
+    return found.candidate(found.prices[0])
 
 
 def _near(found: Fit, accuracy: float) -> list[Candidate]:

@@ -136,11 +136,11 @@ def zeroeval(source: Source) -> Iterator[Outcome]:
 
 
 def _zeroeval_prompt(row: Mapping[str, object]) -> str:
-    for name in ("model_input", "prompt", "question"):
-        if isinstance(row.get(name), str):
-            return str(row[name])
+    """The question as every model got it; `model_input` has it in the chat template of one model."""
     history = row.get("chat_history")
-    return str(history[0]) if isinstance(history, list) and history else ""
+    if isinstance(history, list) and history:
+        return str(history[0])
+    return next((str(row[name]) for name in ("prompt", "question", "model_input") if row.get(name)), "")
 
 
 def routerbench(source: Source) -> Iterator[Outcome]:

@@ -15,14 +15,16 @@ import numpy as np
 
 from r2_serve.lab.outcomes import baselines
 from r2_serve.lab.outcomes.book import BookError
-from r2_serve.lab.outcomes.gate import Answers
-from r2_serve.lab.outcomes.goals import FittedPolicy, Target, fit_policy, run_policy
+from r2_serve.lab.outcomes.fitting import fit
+from r2_serve.lab.outcomes.gate import Answers, run_gate
+from r2_serve.lab.outcomes.goals import FittedPolicy, Target, choose, most_accurate, run_policy
 from r2_serve.lab.outcomes.table import Floats, Ints, OutcomeTable
 
 BEST_SINGLE, ORACLE, MIX, NEIGHBOURS = "best single", "oracle", "random mix of two", "kNN on the prompt"
-CONFIDENCE, AGREEMENT, FITTED = "confidence cascade", "agreement gate", "fitted gate"
+CONFIDENCE, AGREEMENT = "confidence cascade", "agreement gate"
+FITTED, ACCURATE = "fitted gate", "fitted gate, any cost"
 REFERENCE = "reference"
-ROWS = (REFERENCE, BEST_SINGLE, ORACLE, MIX, NEIGHBOURS, CONFIDENCE, AGREEMENT, FITTED)
+ROWS = (REFERENCE, BEST_SINGLE, ORACLE, MIX, NEIGHBOURS, CONFIDENCE, AGREEMENT, FITTED, ACCURATE)
 """The rows of a report; the confidence cascade stands in it only if the book has confidences."""
 FEWEST_TASKS = 20
 """A smaller book has halves on which nothing can be fitted."""
@@ -114,9 +116,11 @@ class _Job:
         order = np.random.default_rng(seed).permutation(len(self.table))
         fitted, reported = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
         fitting, reporting = self.table.take(fitted), self.table.take(reported)
-        policy = fit_policy(fitting, self.reference, self.target, seed)
+        found = fit(fitting, seed)
+        policy = choose(found, fitting, self.reference, self.target)
         answers = {name: answer(reporting) for name, answer in self._policies(fitting)}
         answers[FITTED] = run_policy(policy, reporting)
+        answers[ACCURATE] = run_gate(found.gate(most_accurate(found)), reporting)
         return Split(number, reported, answers, policy)
 
     def _policies(self, fitting: OutcomeTable) -> Iterator[tuple[str, baselines.Policy]]:

@@ -48,6 +48,7 @@ def test_fitted_gate_reaches_the_reference_for_a_fraction_of_its_cost(tmp_path: 
     assert [row["policy"] for row in found["rows"]] == [row for row in ROWS if row != CONFIDENCE]
     by_name = {row["policy"]: row for row in found["rows"]}
     assert by_name[REFERENCE]["cost_ratio"] == 1
+    assert found["gap_closed"] <= 1
     assert by_name[ORACLE]["accuracy"] >= max(row["accuracy"] for row in found["rows"])
 
 

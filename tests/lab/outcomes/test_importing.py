@@ -1,0 +1,117 @@
+"""Files of others become books; what is wrong in a file is named with its line."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from r2_serve.cli import app
+from r2_serve.lab.outcomes.book import BookError, Outcome, read_book
+from r2_serve.lab.outcomes.importing import Source, read_prices, recorded
+
+runner = CliRunner()
+
+
+def imported(tmp_path: Path, *arguments: object) -> dict[tuple[str, str], Outcome]:
+    """The records of a book that the command makes, by task and model."""
+    out = tmp_path / "book.jsonl"
+    result = runner.invoke(app, ["outcomes", "import", *map(str, arguments), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return {(record.task, record.model): record for record in read_book(out)}
+
+
+def test_result_file_of_zeroeval_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "gpt-4o.json"
+    row = {
+        "id": "mmlu-1",
+        "model_input": "Which?\n- A) red\n- B) green",
+        "output": ['{"reasoning": "r", "answer": "B"}'],
+        "correct_answer": "B",
+        "choices": ["red", "green"],
+    }
+    path.write_text(json.dumps([row]))
+    found = imported(tmp_path, "zeroeval", path, "--model", "gpt-4o", "--grader", "choice")
+    record = found["mmlu-1", "gpt-4o"]
+    assert (record.answer, record.right, record.choices) == ("B", True, ("red", "green"))
+
+
+def test_csv_of_routerbench_keeps_its_verdicts_and_costs(tmp_path: Path) -> None:
+    path = tmp_path / "routerbench.csv"
+    path.write_text(
+        "sample_id,prompt,a,b,a|model_response,b|model_response,a|total_cost,b|total_cost\n"
+        'x.1,"Say, what?",1.0,0.0,"yes, it is",no,0.001,0.0002\n'
+    )
+    found = imported(tmp_path, "routerbench", path)
+    assert [found["x.1", model].right for model in "ab"] == [True, False]
+    assert found["x.1", "a"].cost_usd == Decimal("0.001")
+
+
+def test_columns_of_a_table_are_named_by_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("q,llm,said,truth,p\nq1,m1,Paris,paris,0.5\nq1,m2,Rome,paris,0.25\n")
+    names = ("task=q", "model=llm", "reply=said", "gold=truth", "propensity=p")
+    options = [part for name in names for part in ("--column", name)]
+    found = imported(tmp_path, "csv", path, "-g", "text", *options)
+    assert [found["q1", model].right for model in ("m1", "m2")] == [True, False]
+    assert found["q1", "m2"].propensity == 0.25
+
+
+def test_prices_make_the_cost_of_a_reply(tmp_path: Path) -> None:
+    path, prices = tmp_path / "rows.jsonl", tmp_path / "prices.yaml"
+    prices.write_text("m: [2, 10]\n")
+    task = {"task": {"id": "t", "prompt": "p" * 400, "gold": "1"}}
+    reply = {"id": "t", "model": "m", "prompt_chars": 400, "reply": "1" * 40}
+    path.write_text(f"{json.dumps(task)}\n{json.dumps(reply)}\n")
+    found = imported(tmp_path, "recorded", path, "-g", "number", "--prices", prices)
+    assert found["t", "m"].cost_usd == Decimal(100 * 2 + 10 * 10) / 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"id": "t", "model": "m", "reply": "1"}'], "rows.jsonl:1: task 't' has no line"),
+        (['{"task": {"id": "t"}}', '{"id": "t", "reply": "1"}'], "rows.jsonl:2: there is no `model`"),
+        (['{"task": {"id": "t"}}', '{"id": "t", "mod'], "rows.jsonl:2: this is not JSON"),
+        (["[1]"], "rows.jsonl:1: expected a JSON object"),
+    ],
+)
+def test_wrong_line_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(BookError, match=message):
+        list(recorded(Source(path)))
+
+
+def test_model_without_a_price_is_named(tmp_path: Path) -> None:
+    path, prices = tmp_path / "rows.jsonl", tmp_path / "prices.yaml"
+    prices.write_text("other: [1, 1]\n")
+    path.write_text('{"task": {"id": "t", "gold": "1"}}\n{"id": "t", "model": "m", "reply": "1"}\n')
+    arguments = ["recorded", path, "-g", "number", "--prices", prices, "-o", tmp_path / "b"]
+    result = runner.invoke(app, ["outcomes", "import", *map(str, arguments)])
+    assert result.exit_code == 1
+    assert "has no price for m" in result.output
+
+
+def test_price_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("m: cheap\n")
+    with pytest.raises(BookError, match="expected lines such as"):
+        read_prices(path)
+
+
+def test_merged_book_compares_answers_of_both(tmp_path: Path) -> None:
+    books = []
+    for model in ("a", "b"):
+        path, book = tmp_path / f"{model}.jsonl", tmp_path / f"{model}.book"
+        rows = [{"task": {"id": "t", "gold": "1"}}, {"id": "t", "model": model, "reply": "7"}]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        arguments = ["outcomes", "import", "recorded", str(path), "-g", "number", "-o", str(book)]
+        assert runner.invoke(app, arguments).exit_code == 0
+        books.append(str(book))
+    out = tmp_path / "both.book"
+    assert runner.invoke(app, ["outcomes", "merge", *books, "--out", str(out)]).exit_code == 0
+    assert [record.group for record in read_book(out)] == [1, 1]
