@@ -47,7 +47,7 @@ def notes(report: ReplayReport) -> Iterator[str]:
     )
     if report.gap_closed is not None:
         yield (
-            f"At any cost, the fitted gate closes {_percent(report.gap_closed)} of the accuracy gap between "
+            f"At any cost, a fitted gate closes {_percent(report.gap_closed)} of the accuracy gap between "
             f"the best single model and the oracle."
         )
     if report.target is not None and report.confidence is not None:

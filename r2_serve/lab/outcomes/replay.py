@@ -22,7 +22,7 @@ from r2_serve.lab.outcomes.table import Floats, Ints, OutcomeTable
 
 BEST_SINGLE, ORACLE, MIX, NEIGHBOURS = "best single", "oracle", "random mix of two", "kNN on the prompt"
 CONFIDENCE, AGREEMENT = "confidence cascade", "agreement gate"
-FITTED, ACCURATE = "fitted gate", "fitted gate, any cost"
+FITTED, ACCURATE = "fitted gate", "gate at any cost"
 REFERENCE = "reference"
 ROWS = (REFERENCE, BEST_SINGLE, ORACLE, MIX, NEIGHBOURS, CONFIDENCE, AGREEMENT, FITTED, ACCURATE)
 """The rows of a report; the confidence cascade stands in it only if the book has confidences."""
