@@ -199,10 +199,11 @@ class SubtaskFailed(R2Error):
         where = "" if is_only else f"subtask {subtask} failed on {model} and its fallbacks: "
         message = where + error.message
         failed = cls(message, subtask, model)
-        is_refusal = isinstance(error, EngineRefused)
-        if not is_refusal or is_final or error.code in (ContextOverflow.code, "content_filter"):
+        is_refusal, is_operators = isinstance(error, EngineRefused), isinstance(error, OperatorFault)
+        is_told = is_operators or error.code in (ContextOverflow.code, "content_filter")
+        if not is_refusal or is_final or is_told:
             failed.status, failed.kind, failed.param = error.status, error.kind, error.param
-            failed.code = error.code if error.status < 500 or isinstance(error, OperatorFault) else cls.code
+            failed.code = error.code if error.status < 500 or is_operators else cls.code
         failed.is_lasting = is_refusal and failed.status >= 500
         failed.retry_after_s = getattr(error, "retry_after_s", None)
         return failed
