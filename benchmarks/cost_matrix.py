@@ -220,7 +220,7 @@ def _num_equal(one: str, other: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Engine:
+class ProviderEngine:
     """One model of the provider."""
 
     provider: Provider
@@ -269,7 +269,7 @@ async def _ask(
 ) -> tuple[Answer, Decimal]:
     provider = Provider(plan_of(num_steps), tier, workload.answer_tokens)
     config, routing = configs(workload, router_tier)
-    router = in_process(config, routing, lambda card: _Engine(provider, card.name))
+    router = in_process(config, routing, lambda card: ProviderEngine(provider, card.name))
     query = Query(request_id="cell", model=model, messages=asked(workload.text), sampling=Sampling())
     return await router.answer(query), sum(provider.bills, Decimal(0))
 
