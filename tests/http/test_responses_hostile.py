@@ -8,7 +8,12 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from r2_serve.dialects.responses.reading import EventsRead, completion_of
+from r2_serve.dialects.responses.writing import write_request
+from r2_serve.errors import InvalidRequest
+from r2_serve.http.openai_wire import parse_chat
 from tests.dialects.test_responses import CODEX, user
+from tests.support import responses_provider as provider
 from tests.support.scripted_backend import ScriptedBackend, make_client
 
 JUNK: list[Any] = [
@@ -68,3 +73,55 @@ async def test_no_request_makes_the_server_fail() -> None:
             assert response.status_code < 500, json.dumps(body)
             statuses.add(response.status_code)
     assert {200, 400} <= statuses
+
+
+CHAT: dict[str, Any] = {
+    "model": "m",
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "t"}, {"type": "file", "file": {}}]},
+        {"role": "assistant", "content": None, "refusal": "no", "reasoning_content": "r",
+         "reasoning_details": [{"type": "reasoning.encrypted", "format": "openai-responses-v1", "id": "a"}],
+         "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                        {"id": "2", "type": "custom", "custom": {"name": "g", "input": "x"}}]},
+        {"role": "tool", "tool_call_id": "2", "content": "x"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f"}},
+              {"type": "custom", "custom": {"name": "g", "format": {"type": "grammar", "grammar": {}}}}],
+    "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
+    "reasoning_effort": "low",
+    "logprobs": True,
+}  # fmt: skip
+
+
+def test_no_chat_request_makes_the_translation_fail() -> None:
+    chance = random.Random(7)
+    places_of_chat = list(places(CHAT))[1:]
+    for _ in range(1_000):
+        body = replaced(copy.deepcopy(CHAT), chance.choice(places_of_chat), chance.choice(JUNK))
+        try:
+            query = parse_chat(json.dumps(body).encode()).to_query("x", is_virtual=False)
+            messages = [message.wire for message in query.messages]
+            chat = {"model": "m", "messages": messages, **query.sampling.forwarded}
+            assert write_request(chat, query.messages, query.sampling)["input"] is not None
+        except InvalidRequest as e:
+            assert e.param or e.code == "invalid_json"
+
+
+def test_no_reply_of_a_provider_makes_the_translation_fail() -> None:
+    chance = random.Random(7)
+    tools: list[Any] = [[], [{"type": "function", "name": "f"}], [{"type": "web_search"}]]
+    for _ in range(500):
+        asked = {
+            "model": "m",
+            "input": "x",
+            "reasoning": {"a": 1},
+            "tools": copy.deepcopy(chance.choice(tools)),
+        }
+        response = provider.make_response(asked)
+        events = list(provider.events(copy.deepcopy(response)))
+        broken = replaced(response, chance.choice(list(places(response))[1:]), chance.choice(JUNK))
+        assert isinstance(completion_of(broken), dict)
+        read, at = EventsRead(), chance.randrange(len(events))
+        events[at] = replaced(events[at], chance.choice(list(places(events[at]))[1:]), chance.choice(JUNK))
+        assert all(chunk for event in events for chunk in read(event) or ())

@@ -73,10 +73,10 @@ def is_foreign(item: Json) -> bool:
 
 
 def _openai_items(details: Iterable[Json]) -> list[Json]:
-    items: dict[object, Json] = {}
+    items: dict[str, Json] = {}
     for detail in details:
         head: Json = {"id": detail["id"]} if detail.get("id") else {}
-        item = items.setdefault(detail.get("id"), {"type": "reasoning", **head, "summary": []})
+        item = items.setdefault(str(detail.get("id")), {"type": "reasoning", **head, "summary": []})
         summary = item["summary"]
         if detail.get("type") == "reasoning.encrypted":
             item["encrypted_content"] = detail.get("data")
