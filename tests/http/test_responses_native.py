@@ -182,8 +182,12 @@ async def test_chat_client_gets_text_calls_thoughts_and_the_bill() -> None:
 async def test_routed_model_uses_it_too() -> None:
     async with talking() as (upstream, client):
         response = await client.responses.create(model="r2", input="two plus two")
+        called = await client.responses.create(model="r2", input="patch", tools=[PATCH, WEB])
     assert response.output_text == "four"
     assert all(request["store"] is False for request in upstream.requests)
+    assert [item.type for item in called.output] == ["custom_tool_call"]
+    assert upstream.requests[-1]["tools"] == [PATCH]
+    assert (called.model_extra or {})["r2"]["left_out"] == ["tools.1 (web_search)"]
 
 
 async def test_what_only_chat_completions_can_say_is_refused_by_name() -> None:

@@ -76,7 +76,7 @@ class ResponseReply:
         head: Json = self._head("incomplete" if reason else "completed")
         if native is not None:
             head |= {key: native[key] for key in native.keys() - _OURS if native[key] is not None}
-        if self.names.left_out and native is None:
+        if self.names.left_out:
             r2 = {**r2, "left_out": list(self.names.left_out)}
         response: Json = {
             **head,

@@ -109,6 +109,8 @@ def translated(body: Json, items: Sequence[Json], *, is_native: bool) -> Transla
         "r2": body.get("r2"),
     }
     chat = {key: value for key, value in chat.items() if value is not None}
+    if is_native:
+        names.left_out.clear()  # the provider gets them all, as they came
     own = tuple(_items_to_keep(message) for message in messages)
     return Translated(chat, names, own, _native(body, is_native=is_native))
 
