@@ -107,9 +107,7 @@ def report_of(replay: Replay, book: str) -> ReplayReport:
         num_splits=len(replay.splits),
         seed=replay.seed,
         reference=replay.reference,
-        target=f"within {100 * replay.target.margin:g} points of {replay.target.model}"
-        if replay.target
-        else None,
+        target=replay.target.text if replay.target else None,
         confidence=replay.target.confidence if replay.target else None,
         accuracy=fitted.accuracy,
         accuracy_difference=fitted.accuracy_difference,

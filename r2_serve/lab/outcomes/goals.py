@@ -46,6 +46,11 @@ class Target:
     model: str
     confidence: float
 
+    @property
+    def text(self) -> str:
+        """The promise in words."""
+        return f"within {100 * self.margin:g} points of {self.model}"
+
 
 def parse_target(text: str, confidence: float) -> Target:
     """Read "within 1 point of gpt-4o". Raises: BookError."""
