@@ -56,10 +56,10 @@ def tables(cells: Sequence[Cell]) -> str:
     for title, targets in ((f"The routed model `{ROUTED}`", [ROUTED]), ("Pass-through", list(KINDS))):
         if whole and any(cell.target in targets for cell in cells):
             lines += [f"### {title}", "", *_table(whole, list(FEATURES), targets, found, notes), ""]
-    lines += [f"{number}. {reason}" for number, reason in enumerate(notes.reasons, 1)]
     if others:
         features = ["plain", "streamed", "usage", "errors"]
-        lines += ["", "### Other clients", "", *_table(others, features, [ROUTED, *KINDS], found, notes)]
+        lines += ["### Other clients", "", *_table(others, features, [ROUTED, *KINDS], found, notes)]
+    lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(notes.reasons, 1))]
     if schema := [cell for cell in cells if cell.client == "schema"]:
         lines += ["", "### Schema", "", "| schema | outcome | |", "|---|---|---|"]
         lines += [f"| {cell.feature} | {notes.mark(cell)} | {cell.reason} |" for cell in schema]

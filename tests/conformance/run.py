@@ -94,7 +94,8 @@ def run_schema(client: Client) -> list[Cell]:
 def _scripted_endpoint() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.conformance.endpoint", folder]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        log = (HOME / "endpoint.log").open("w")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert process.stdout is not None
             root, key = process.stdout.readline().split()

@@ -42,6 +42,13 @@ def test_models_that_do_the_same_share_a_mark_and_reasons_are_numbered() -> None
     assert f"1. {REASON}" in text.splitlines()
 
 
+def test_reasons_of_clients_with_few_checks_are_listed_too() -> None:
+    text = tables(
+        [Cell("lm_eval", target, "plain", "impossible", "it always sends a seed") for target in TARGETS]
+    )
+    assert "1. it always sends a seed" in text.splitlines()
+
+
 def test_model_that_differs_is_named() -> None:
     found = [cell for cell in cells(plain="works") if cell.target != "messages"]
     text = tables([*found, Cell("codex", "messages", "plain", "failed", "x")])

@@ -126,7 +126,7 @@ def usage(model: str, note: str) -> None:
     same(first.cache_read_input_tokens, 0)
     assert second.cache_read_input_tokens > 1024, second
     counted = client.messages.count_tokens(model=model, messages=user(note), system=system)
-    assert counted.input_tokens > 1024, counted
+    assert 500 < counted.input_tokens < 4096, counted  # an estimate, but for models that speak Messages
 
 
 @feature

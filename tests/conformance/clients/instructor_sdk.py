@@ -73,7 +73,8 @@ def tools(model: str, note: str) -> None:
     wanted = {"model": model, "response_model": None, "tools": [TOOL]}
     asked = user(call_both(note))
     message = client.create(messages=asked, **wanted).choices[0].message
-    said = {"role": "assistant", "content": "", "tool_calls": message.model_dump()["tool_calls"]}
+    calls = message.model_dump()["tool_calls"]
+    said = {"role": "assistant", "content": "I look.", "tool_calls": calls}  # it would make "" a wrong []
     results = [
         {"role": "tool", "tool_call_id": call.id, "content": weather(**json.loads(call.function.arguments))}
         for call in message.tool_calls

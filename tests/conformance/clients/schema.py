@@ -102,6 +102,7 @@ def honoured(document: Json, own: Json) -> Json:
     document, own = copy.deepcopy(document), copy.deepcopy(own)
     schemas, mine = document["components"]["schemas"], own["components"]["schemas"]
     request = mine.pop("ChatRequest")
+    mine["WireMessage"] = _plain_message(mine["WireMessage"])
     theirs = schemas["CreateChatCompletionRequest"]["allOf"]
     known = {name for part in theirs for name in resolved(part, schemas)}
     names = [name for name in request["properties"] if name in known and name not in CONTRADICTIONS]
@@ -116,6 +117,17 @@ def honoured(document: Json, own: Json) -> Json:
     }
     document["components"]["schemas"] = {**mine, **schemas, "CreateChatCompletionRequest": body}
     return document
+
+
+def _plain_message(message: Json) -> Json:
+    """A message of text, which a model without tools and eyes takes."""
+    role = {"type": "string", "enum": ["system", "developer", "user", "assistant"]}
+    part = {"type": {"const": "text"}, "text": {"type": "string"}}
+    text = {"type": "object", "properties": part, "required": ["type", "text"]}
+    texts = {"type": "array", "items": text, "minItems": 1}
+    content = {"anyOf": [{"type": "string"}, texts, {"type": "null"}]}
+    properties = {**message["properties"], "role": role, "content": content}
+    return {**message, "properties": properties, "additionalProperties": False}
 
 
 def resolved(part: Json, schemas: Json) -> set[str]:

@@ -8,6 +8,10 @@ from typing import Any
 Json = dict[str, Any]
 
 
+TEMPLATE_TOKENS = 8
+"""Tokens of the chat template around a message or a call."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of a tool of the client."""
@@ -41,7 +45,7 @@ class Said:
     @property
     def tokens(self) -> int:
         said = len(self.text) + sum(len(call.arguments) + len(call.name) for call in self.calls)
-        return said // 4 + 85 * len(self.images) + 3
+        return said // 4 + 85 * len(self.images) + TEMPLATE_TOKENS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ import hashlib
 import json
 import re
 
-from tests.conformance.provider.conversation import Answer, Asked, Call, Json, Refusal, Said, Usage
+from tests.conformance.provider.conversation import (
+    TEMPLATE_TOKENS,
+    Answer,
+    Asked,
+    Call,
+    Json,
+    Refusal,
+    Said,
+    Usage,
+)
 from tests.conformance.provider.memory import Memory
 
 ANSWER = "The whole answer of six words."
@@ -58,7 +67,8 @@ def _answer(asked: Asked, memory: Memory, text: str, calls: tuple[Call, ...]) ->
     read, written = memory.cached(asked)
     reasoning = len(thought) // 4
     reply = Said("assistant", text, calls=calls).tokens + reasoning
-    prompt = sum(each.tokens for each in asked.said) + len(json.dumps(asked.tools)) // 4
+    tools = len(json.dumps(asked.tools)) // 4 + TEMPLATE_TOKENS * len(asked.tools)
+    prompt = sum(each.tokens for each in asked.said) + tools
     usage = Usage(prompt, read, written, reply, reasoning)
     return Answer(next(memory.numbers), usage, text, calls, thought, signature_of(thought) if thought else "")
 
