@@ -127,7 +127,10 @@ def ask(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
     policy: Annotated[
-        str | None, typer.Option(help="learned, random, all:MODEL, one:MODEL or one:auto.")
+        str | None,
+        typer.Option(
+            help="learned, cheapest, random, all:MODEL, final-only:SMALL,LARGE, one:MODEL or one:auto."
+        ),
     ] = None,
     max_cost_usd: Annotated[
         float | None, typer.Option(min=1e-6, help="The most this question may cost, in USD.")

@@ -5,7 +5,8 @@
     |-- PublishError           the running cluster did not take an adapter; says what is in force
     |-- ServeApiError          Ray Serve's REST interface or controller refused, failed or did not answer
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
-    |   `-- ModelNotFound      404
+    |   |-- ModelNotFound      404
+    |   `-- ResponseNotFound   404
     |-- NotAllowed             403   the client's key may not ask for that model
     |-- BudgetExceeded         400   the request's own limit (cost, calls, tokens) would be overspent
     |   `-- QuotaExceeded      429   the client key's budget would be
@@ -106,6 +107,13 @@ class ModelNotFound(InvalidRequest):
         self, message: str, param: str | None = "model", code: str | None = "model_not_found"
     ) -> None:
         super().__init__(message, param, code)
+
+
+class ResponseNotFound(InvalidRequest):
+    """A response that the client names is not kept, or another key made it."""
+
+    status = 404
+    code = "response_not_found"
 
 
 class NotAllowed(R2Error):

@@ -49,6 +49,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "ServeApiError": 500,
         "InvalidRequest": 400,
         "ModelNotFound": 404,
+        "ResponseNotFound": 404,
         "NotAllowed": 403,
         "BudgetExceeded": 400,
         "QuotaExceeded": 429,

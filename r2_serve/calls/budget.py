@@ -18,6 +18,8 @@ class Budget:
     max_calls: int | None = None
     max_tokens: int | None = None
     max_cost_usd: Decimal | None = None
+    cost_limit: str = "r2.max_cost_usd"
+    """The name of what sets `max_cost_usd`, for the message of a refusal."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Allowance:
         if left.max_cost_usd is not None and left.max_cost_usd < need.usd:
             raise BudgetExceeded(
                 f"{what} may cost up to {need.usd:f} USD; {max(left.max_cost_usd, Decimal(0)):f} of the "
-                f"request's {limit.max_cost_usd:f} USD are left; raise r2.max_cost_usd or lower max_tokens"
+                f"request's {limit.max_cost_usd:f} USD are left; raise {limit.cost_limit} or lower max_tokens"
             )
         if in_purse is not None and in_purse < need.usd:
             raise self._purse.refusal()

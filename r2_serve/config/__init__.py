@@ -138,7 +138,7 @@ class ModelConfig(ModelCard):
     @property
     def has_known_context(self) -> bool:
         """Whether `context_tokens` is the model's own, and not the default of a hosted model."""
-        return "context_tokens" in self.model_fields_set or not self.is_forwarding
+        return super().has_known_context or not self.is_forwarding
 
     @property
     def has_fixed_rate(self) -> bool:

@@ -7,6 +7,7 @@ money in it is a decimal string.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from r2_serve.dialects.wire import NATIVE, Arrival, ErrorReply, encode, event
 from r2_serve.types import Answer, Delta, Json, Query
@@ -60,10 +61,13 @@ class ChatReply:
     _last: Json | None = field(default=None)
     """The provider's chunk that finishes a choice, held back to carry `r2` if no other follows."""
 
+    kind: ClassVar[str] = "chat.completion"
+    chunk_kind: ClassVar[str] = "chat.completion.chunk"
+
     def whole(self, answer: Answer, r2: Json) -> bytes:
-        usage, head = usage_of(answer), self._head("chat.completion")
+        usage, head = usage_of(answer), self._head(self.kind)
         if answer.body is not None:
-            return encode({**_without_native(answer.body), **head, "usage": usage, "r2": r2})
+            return encode({**without_native(answer.body), **head, "usage": usage, "r2": r2})
         message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
         return encode({**head, "choices": [choice], "usage": usage, "r2": r2})
@@ -80,7 +84,7 @@ class ChatReply:
         if not self.wants_usage_chunk:
             return events + self._chunk(last, r2) + DONE
         usage = {"choices": [], "usage": usage_of(answer), "r2": r2}
-        return events + self._chunk(last) + event({**self._head("chat.completion.chunk"), **usage}) + DONE
+        return events + self._chunk(last) + event({**self._head(self.chunk_kind), **usage}) + DONE
 
     def failure(self, error: ErrorReply) -> bytes:
         return event(CHAT.error_body(error, ""))
@@ -101,8 +105,8 @@ class ChatReply:
     def _chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
         """`chunk`, ours or a provider's, under our id and the client's name of the model."""
         usage: Json = {"usage": None} if self.wants_usage_chunk else {}
-        chunk = _without_native(chunk)
-        return event({**self._head("chat.completion.chunk"), **chunk, **usage, **({"r2": r2} if r2 else {})})
+        chunk = without_native(chunk)
+        return event({**self._head(self.chunk_kind), **chunk, **usage, **({"r2": r2} if r2 else {})})
 
     def _head(self, kind: str) -> Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -116,7 +120,8 @@ def _piece(delta: Json, finish_reason: str | None = None) -> Json:
     return {"choices": [choice]}
 
 
-def _without_native(body: Json) -> Json:
+def without_native(body: Json) -> Json:
+    """A chat completion or chunk without what its provider said in another dialect."""
     return {key: value for key, value in body.items() if key not in NATIVE}
 
 

@@ -12,10 +12,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from r2_serve.dialects.chat import CHAT, DONE, usage_of
-from r2_serve.dialects.wire import Arrival, ErrorReply, encode, event, read_object
+from r2_serve.dialects.chat import CHAT, ChatReply, usage_of, without_native
+from r2_serve.dialects.wire import Arrival, ErrorReply, encode, read_object
 from r2_serve.errors import InvalidRequest
-from r2_serve.types import Answer, Delta, Json, Query
+from r2_serve.types import Answer, Json, Query
 
 
 class CompletionsDialect:
@@ -62,44 +62,24 @@ class CompletionsBody:
         )
 
 
-@dataclass
-class CompletionsReply:
-    """Writes a text completion or its chunks. `model` is the name that the client gave."""
+class CompletionsReply(ChatReply):
+    """Writes a text completion or its chunks: those of a chat completion, with texts for messages."""
 
-    id: str
-    created: int
-    model: str
-    wants_usage_chunk: bool = False
-    _is_finished: bool = False
+    kind = chunk_kind = "text_completion"
 
     def whole(self, answer: Answer, r2: Json) -> bytes:
         body = answer.body or {"choices": [_choice(answer.text, answer.finish_reason)]}
-        rest = {key: value for key, value in body.items() if key != "choices"}
         choices = [_text_choice(choice, "message") for choice in _objects(body["choices"])]
-        return encode({**rest, **self._head(), "choices": choices, "usage": usage_of(answer), "r2": r2})
+        ours = {**self._head(self.kind), "choices": choices, "usage": usage_of(answer), "r2": r2}
+        return encode({**without_native(body), **ours})
 
-    def piece(self, piece: Delta) -> bytes:
-        if piece.body is None:
-            return self._chunk([_choice(piece.text)]) if piece.text else b""
-        choices = [_text_choice(choice, "delta") for choice in _objects(piece.body["choices"])]
-        self._is_finished |= any(choice.get("finish_reason") for choice in choices)
-        rest = {key: value for key, value in piece.body.items() if key != "choices"}
-        return self._chunk(choices, rest)
+    def _text(self, text: str) -> bytes:
+        self._has_begun = True
+        return self._chunk({"choices": [_choice(text)]}) if text else b""
 
-    def end(self, answer: Answer, rest: str, r2: Json) -> bytes:
-        """The finish reason if no chunk had one, and the usage and `r2`, in a chunk without choices."""
-        events = b"" if self._is_finished else self._chunk([_choice(rest, answer.finish_reason)])
-        usage: Json = {"usage": usage_of(answer)} if self.wants_usage_chunk else {}
-        return events + self._chunk([], {**usage, "r2": r2}) + DONE
-
-    def failure(self, error: ErrorReply) -> bytes:
-        return event(CHAT.error_body(error, ""))
-
-    def _head(self) -> Json:
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
-
-    def _chunk(self, choices: list[Json], rest: Json | None = None) -> bytes:
-        return event({**(rest or {}), **self._head(), "choices": choices})
+    def _chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
+        choices = [_text_choice(choice, "delta") for choice in _objects(chunk["choices"])]
+        return super()._chunk({**chunk, "choices": choices}, r2)
 
 
 # -- providers --
@@ -138,7 +118,7 @@ def _chat_choice(choice: Json, holder: str) -> Json:
 def _text_choice(choice: Json, holder: str) -> Json:
     """The choice of a chat completion or chunk as one of a text completion."""
     message = choice.get(holder)
-    rest = {key: value for key, value in choice.items() if key not in (holder, "logprobs")}
+    rest = {key: value for key, value in choice.items() if key not in ("message", "delta", "logprobs")}
     logprobs = choice.get("logprobs")
     is_ours = isinstance(logprobs, dict) and "content" in logprobs
     text = (message.get("content") if isinstance(message, dict) else None) or ""
@@ -146,9 +126,10 @@ def _text_choice(choice: Json, holder: str) -> Json:
 
 
 def _choice(text: str, finish_reason: str | None = None) -> Json:
-    """A choice of a reply that is text alone, in both shapes."""
+    """A choice of a reply that is text alone: of a chat completion, and of a chunk."""
     message = {"role": "assistant", "content": text}
-    return {"index": 0, "text": text, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    rest = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
+    return {**rest, "message": message, "delta": message}
 
 
 def _objects(values: object) -> list[Json]:

@@ -74,7 +74,8 @@ def entry_text(entry: ClientKey) -> str:
 def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
     """Raises: ConfigError if the file cannot be read, an entry is wrong, or a name or digest stands twice."""
     try:
-        entries = _ENTRIES.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = _ENTRIES.validate_python([] if given is None else given)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise ConfigError(f"cannot read the keys file {path}: {e}") from e
     except ValidationError as e:

@@ -88,7 +88,7 @@ def model_object(listing: ModelListing, created: int, prices_as_of: str) -> Json
     if (card := listing.card) is not None:
         r2 |= {
             "group": card.group,
-            "context_tokens": card.context_tokens,
+            "context_tokens": card.context_tokens if card.has_known_context else None,
             "usd_per_mtok_in": f"{card.usd_per_mtok_in:f}",
             "usd_per_mtok_out": f"{card.usd_per_mtok_out:f}",
             "prices_as_of": prices_as_of,

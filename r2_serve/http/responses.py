@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from r2_serve.dialects.wire import encode
-from r2_serve.errors import InvalidRequest
+from r2_serve.errors import InvalidRequest, ResponseNotFound
 from r2_serve.http.background import Running, settled
 from r2_serve.http.edge import Exchange
 from r2_serve.http.response_store import ResponseStore
@@ -56,7 +56,7 @@ class KeptResponses:
         return _json(self._known(owner, response_id))
 
     def _known(self, owner: str | None, response_id: str) -> Json:
-        """Raises: HTTPException 404."""
+        """Raises: ResponseNotFound."""
         response = self.store.response(owner, response_id)
         if response is None:
             raise _unknown(response_id)
@@ -99,8 +99,8 @@ def _named(request: Request) -> tuple[str, str | None]:
     return str(request.path_params["id"]), key.name if key else None
 
 
-def _unknown(response_id: str) -> HTTPException:
-    return HTTPException(404, f"no response {response_id[:100]!r} is kept for this key")
+def _unknown(response_id: str) -> ResponseNotFound:
+    return ResponseNotFound(f"no response {response_id[:100]!r} is kept for this key", "response_id")
 
 
 def _json(body: Json) -> Response:

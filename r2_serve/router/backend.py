@@ -20,7 +20,7 @@ class ModelListing:
     card: ModelCard | None = None
     """Price and ability of a pool model; None for a virtual one."""
     abilities: frozenset[Ability] = frozenset()
-    """What the model can do; for a virtual model, what any model of its pool can do."""
+    """What the model can do; for a virtual model, what its pool can do, without embeddings."""
 
 
 class RouterBackend(Protocol):

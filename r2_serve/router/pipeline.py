@@ -96,7 +96,9 @@ class Pipeline:
         self, query: Query, routing: RoutingConfig, on_delta: OnDelta | None, purse: Purse | None
     ) -> QueryContext:
         limits = lowered(routing.limits, query)
-        budget = Budget(limits.max_calls, limits.max_total_tokens, limits.max_cost_usd)
+        is_own = query.max_cost_usd is not None and query.max_cost_usd == limits.max_cost_usd
+        cost_limit = "r2.max_cost_usd" if is_own else "the operator's limits.max_cost_usd"
+        budget = Budget(limits.max_calls, limits.max_total_tokens, limits.max_cost_usd, cost_limit)
         ledger = Ledger(budget, purse=purse, on_call=self.demand.learn)
         return QueryContext(
             query=query,

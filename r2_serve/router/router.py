@@ -6,7 +6,7 @@ runs."""
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
@@ -23,6 +23,13 @@ from r2_serve.types import Ability, Answer, CountingEngine, EngineCall, OnDelta,
 
 Readiness = Callable[[], Awaitable[str | None]]
 """Says why the router is not ready; None if it is."""
+
+
+def _virtual_abilities(pool: Iterable[frozenset[Ability]]) -> frozenset[Ability]:
+    """What a virtual model can do: all that its pool can, but no embeddings; and it answers a prompt of text
+    completions as the message of a conversation."""
+    extra = frozenset[Ability]({"completions"})
+    return extra.union(*pool) - {"embeddings"}
 
 
 class Router:
@@ -55,7 +62,7 @@ class Router:
                 True,
                 model.description,
                 None,
-                frozenset[Ability]().union(*(abilities[name] for name in model.pool)),
+                _virtual_abilities([abilities[name] for name in model.pool]),
             )
             for name, model in routing.virtual_models.items()
         )

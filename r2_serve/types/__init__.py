@@ -118,6 +118,11 @@ class ModelCard(Prices):
     description: str = ""
     """One line on what the model is good at, shown to an instruct allocator."""
 
+    @property
+    def has_known_context(self) -> bool:
+        """Whether `context_tokens` is written, and not the default."""
+        return "context_tokens" in self.model_fields_set
+
     def cost_usd(self, usage: Usage) -> Decimal:
         """Exact cost in USD of one call that used `usage`."""
         over = [tier for tier in self.price_tiers if usage.prompt_tokens > tier.over_prompt_tokens]

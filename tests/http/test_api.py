@@ -6,10 +6,13 @@ import json
 import logging
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.routing import Route
 
+from r2_serve.config import ServerConfig
 from r2_serve.errors import (
     BudgetExceeded,
     ConfigError,
@@ -20,6 +23,8 @@ from r2_serve.errors import (
     R2Error,
     SubtaskFailed,
 )
+from r2_serve.http.api import create_app
+from r2_serve.http.openapi import describe
 from tests.support.scripted_backend import ScriptedBackend, chat_body, make_client
 
 URL = "/v1/chat/completions"
@@ -510,4 +515,29 @@ async def test_openapi_describes_what_is_honoured() -> None:
     parameters = described["components"]["schemas"]["ChatRequest"]["properties"]
     assert {"model", "messages", "temperature", "r2"} <= set(parameters)
     assert "tools" not in parameters
-    assert set(described["paths"]) >= {URL, "/v1/models/{id}", "/health/ready"}
+    named = re.findall(r"#/components/schemas/(\w+)", json.dumps(described))
+    assert set(named) <= set(described["components"]["schemas"])
+
+
+def routes() -> set[tuple[str, str]]:
+    """Method and path of every route of the endpoint."""
+    app = create_app(ScriptedBackend(), ServerConfig())
+    given = [route for route in app.routes if isinstance(route, Route)]
+    return {
+        (method, route.path.replace(":path", ""))
+        for route in given
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+
+
+def test_openapi_describes_every_route_and_its_body() -> None:
+    paths: Any = describe()["paths"]
+    described = {(method.upper(), path): paths[path][method] for path in paths for method in paths[path]}
+    assert set(described) == routes()
+    with_body = {path for (_, path), operation in described.items() if "requestBody" in operation}
+    assert with_body == {path for method, path in routes() if method == "POST" and "{id}" not in path}
+
+
+def test_api_page_names_every_route() -> None:
+    page = Path("docs/api.md").read_text(encoding="utf-8")
+    assert [f"{method} {path}" for method, path in sorted(routes()) if f"`{method} {path}`" not in page] == []

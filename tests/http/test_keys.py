@@ -151,7 +151,7 @@ def test_wrong_field_of_a_key_is_refused_by_name(option: str, value: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the whole file"),
+        ("", "holds no key"),
         ("[]", "holds no key"),
         ("{name: a}", "the whole file"),
         ("- {name: a, sha256: sk-r2-this-is-the-key-itself}", "0.sha256"),

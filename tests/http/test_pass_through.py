@@ -330,3 +330,27 @@ async def asked_of_local_model(body: Any, cards: Any = None) -> tuple[Router, An
     app = create_app(served, ServerConfig())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2") as client:
         return router, await client.post("/v1/chat/completions", json=body)
+
+
+async def test_refusal_for_cost_names_the_limit_that_binds() -> None:
+    async with standing(provider.answer, max_cost_usd=Decimal("0.000001")) as stand:
+        body = {"model": "alone", "messages": [{"role": "user", "content": "hi"}]}
+        by_operator = await stand.client.post("/v1/chat/completions", json=body)
+        own = {"max_cost_usd": "0.0000001"}
+        by_client = await stand.client.post("/v1/chat/completions", json={**body, "r2": own})
+    assert "raise the operator's limits.max_cost_usd" in error_of(by_operator)["message"]
+    assert "raise r2.max_cost_usd" in error_of(by_client)["message"]
+
+
+async def test_virtual_model_lists_what_it_takes_itself() -> None:
+    async with standing(provider.answer) as stand:
+        listed = (await stand.client.get("/v1/models")).json()["data"]
+    able = {model["id"]: model["r2"]["capabilities"] for model in listed}
+    assert "embeddings" in able["alone"] and "embeddings" not in able["r2"]
+    assert "completions" in able["r2"]
+
+
+async def test_context_that_is_not_known_is_not_listed_as_a_number() -> None:
+    async with standing(provider.answer) as stand:
+        listed = (await stand.client.get("/v1/models/alone")).json()
+    assert listed["r2"]["context_tokens"] is None

@@ -225,8 +225,9 @@ async def test_responses_can_be_read_listed_and_deleted() -> None:
 async def test_response_that_is_not_stored_is_not_kept() -> None:
     async with talking() as (_, client):
         response = await client.responses.create(model="alone", input="hi", store=False)
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError) as caught:
             await client.responses.retrieve(response.id)
+    assert (caught.value.code, caught.value.param) == ("response_not_found", "response_id")
     assert (response.model_extra or {})["store"] is False
 
 

@@ -19,6 +19,7 @@ from tests.http.test_keys import Keys, serving
 from tests.support import text_provider as provider
 from tests.support.hosted_stand import Stand, standing
 from tests.support.in_process import Router, query
+from tests.support.messages_stand import messages_stand
 from tests.support.served_app import openai_client
 from tests.support.upstream import Script
 
@@ -89,7 +90,26 @@ async def test_virtual_model_answers_the_prompt_as_a_message() -> None:
     assert {request["_path"] for request in stand.upstream.requests} == {"/v1/chat/completions"}
     assert reply.choices[0].text.strip() == "by chat"
     assert (reply.object, reply.choices[0].finish_reason) == ("text_completion", "stop")
-    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert (chunks[-1].model_extra or {})["r2"]["models"]
+
+
+async def test_every_chunk_has_a_choice_unless_usage_is_asked_for() -> None:
+    async with talking() as (_, client):
+        for model in ("alone", "r2"):
+            chunks = await client.completions.create(model=model, prompt="two plus", stream=True)
+            assert all([chunk.choices async for chunk in chunks])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_completion_hides_what_its_provider_said_in_another_dialect(stream: bool) -> None:
+    async with messages_stand() as stand:
+        body = {"model": "r2", "prompt": "two plus", "stream": stream, "r2": {"policy": "one:claude"}}
+        reply = await stand.client.post("/v1/completions", json=body)
+    assert reply.status_code == 200
+    assert stand.anthropic.requests
+    assert "messages_api" not in reply.text
+    assert "claude-real" not in reply.text
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,15 @@ def _short(text: str, limit: int) -> Text:
     return Text(line if len(line) <= limit else line[: limit - 1] + "…")
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _summary(trace: Trace) -> str:
     router = trace.cost_usd - trace.worker_cost_usd
+    counts = f"{_counted(len(trace.results), 'subtask')}, {_counted(len(trace.calls), 'call')}"
     return (
-        f"{len(trace.results)} subtasks, {len(trace.calls)} calls, {1000 * trace.duration_s:.0f} ms "
+        f"{counts}, {1000 * trace.duration_s:.0f} ms "
         f"(of which {1000 * trace.overhead_s:.0f} ms routing); "
         f"workers {usd(trace.worker_cost_usd)} + router {usd(router)} = {usd(trace.cost_usd)}"
     )
