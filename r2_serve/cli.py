@@ -88,6 +88,12 @@ def up(
     port: PortOption = None,
     host: HostOption = None,
     start_timeout: StartTimeoutOption = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="GPUs that replicas may take. Default: those that Ray finds on this machine."
+        ),
+    ] = None,
     in_process: Annotated[
         bool,
         typer.Option(
@@ -100,6 +106,7 @@ def up(
     \b
     Example:  r2-serve up
               curl http://127.0.0.1:8000/v1/models
+              r2-serve up --config serve_config.yaml --gpus 2
               r2-serve up --in-process --config serve_config.yaml
     """
     if in_process:
@@ -110,7 +117,7 @@ def up(
     prepare_environment()
     loaded = _load(config)
     at = _address(loaded, host, port)
-    with _cluster(loaded, *at, start_timeout) as url:
+    with _cluster(loaded, *at, start_timeout, gpus) as url:
         _say_how_to_use(loaded, url)
         wait_for_interrupt()
         typer.echo("stopping: waiting for the requests at work; once more to cut them off")
@@ -338,14 +345,22 @@ def _address(config: ServeConfig, host: str | None, port: int | None) -> tuple[s
 
 
 @contextlib.contextmanager
-def _cluster(config: ServeConfig, host: str, port: int, start_timeout_s: float | None) -> Iterator[str]:
+def _cluster(
+    config: ServeConfig, host: str, port: int, start_timeout_s: float | None, num_gpus: int | None = None
+) -> Iterator[str]:
     """A local cluster running `config`; its base URL. Our own errors end the command without a traceback."""
     from r2_serve.ops.local.cluster import free_port, local_cluster
 
-    port = port or free_port()
     with (
         plain_errors(),
-        local_cluster(config, host=host, port=port, start_timeout_s=start_timeout_s, say=typer.echo) as url,
+        local_cluster(
+            config,
+            host=host,
+            port=port or free_port(),
+            num_gpus=num_gpus,
+            start_timeout_s=start_timeout_s,
+            say=typer.echo,
+        ) as url,
     ):
         _say_ready(url)
         yield url

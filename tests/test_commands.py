@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from r2_serve.calls.pool import in_process_engines
 from r2_serve.cli import app
 from r2_serve.config import ModelConfig, RouterConfig, RoutingConfig, ServerConfig
+from r2_serve.errors import ConfigError
 from r2_serve.http.api import create_app
+from r2_serve.ops.local import cluster
 from r2_serve.router.router import in_process
 from tests import ROOT
 from tests.support.load_endpoint import serving
@@ -66,6 +68,22 @@ def test_every_console_prints_text_without_markup() -> None:
 
 def sources() -> list[Path]:
     return [path for package in ("r2_serve", "r2_train") for path in (ROOT / package).rglob("*.py")]
+
+
+@pytest.mark.parametrize(("options", "num_gpus"), [([], None), (["--gpus", "2"], 2)])
+def test_up_leaves_the_count_of_gpus_to_ray_unless_it_is_given(
+    options: list[str], num_gpus: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def refuse(*_: object, num_gpus: int | None, **__: object) -> None:
+        given.append(num_gpus)
+        raise ConfigError("this test starts no Ray")
+
+    monkeypatch.setattr(cluster, "local_cluster", refuse)
+    monkeypatch.setattr(cluster, "prepare_environment", lambda: None)
+    assert CliRunner().invoke(app, ["up", *options]).exit_code == 1
+    assert given == [num_gpus]
 
 
 @pytest.mark.parametrize("port", ["70000", "-1"])

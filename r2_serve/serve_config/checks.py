@@ -27,12 +27,11 @@ from r2_serve.serve_config.checks_engines import (
     check_adapter_files,
     check_adapters,
     check_embedded_models,
-    check_gpus,
     check_numbers,
-    check_vllm,
 )
 from r2_serve.serve_config.checks_pool import check_chat, check_pool, check_savings
 from r2_serve.serve_config.checks_scaling import check_policies
+from r2_serve.serve_config.checks_vllm import check_contexts, check_gpus, check_vllm
 from r2_serve.serve_config.defaults import SHUTDOWN_S
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 
@@ -207,6 +206,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     _check_http_options,
     check_gpus,
     check_vllm,
+    check_contexts,
     check_numbers,
     check_policies,
     check_embedded_models,

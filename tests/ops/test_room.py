@@ -34,7 +34,12 @@ def test_default_shares_of_router_decomposer_and_allocator_fit_two_cores() -> No
 def test_replica_without_a_gpu_names_the_deployment_and_the_numbers() -> None:
     message = refusal_of(small(ray_actor_options={"num_gpus": 2}), [{"CPU": 8.0, "GPU": 1.0}])
     assert "deployment Model of application 'm-small': a replica asks for 2 GPU, and 1 GPU" in message
-    assert "num_gpus" in message
+    assert "num_gpus" in message and "Ray counts the GPUs that the NVIDIA driver shows" in message
+
+
+def test_config_that_asks_for_gpus_is_refused_on_a_machine_without_any() -> None:
+    message = refusal_of(small(ray_actor_options={"num_gpus": 1}), TWO_CORES)
+    assert "a replica asks for 1 GPU, and 0 GPU is the most that a node here has" in message
 
 
 def test_replicas_that_fit_only_one_by_one_are_summed_up() -> None:

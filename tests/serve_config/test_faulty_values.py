@@ -1,8 +1,7 @@
-"""Values that YAML or pydantic would let pass: `yes` for a number, arguments that vLLM refuses."""
+"""Values that YAML or pydantic would let pass: `yes` for a number, a port out of range."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,9 @@ from pydantic import Field
 
 from r2_serve.config import Config
 from r2_serve.errors import ConfigError
-from r2_serve.serve_config.document import Problem
 from r2_serve.serve_config.imports import import_problems
 from r2_serve.serve_config.sections import read_file
 from tests.serve_config.test_serve_config import SMALL, edited, only_problem, parsed, read
-
-ENGINE = "applications[0].args.engine.engine_kwargs"
 
 
 @pytest.mark.parametrize(
@@ -92,79 +88,6 @@ def test_port_that_no_server_can_have_is_an_error(port: int) -> None:
 def test_base_url_that_would_fail_says_what_to_write(url: str, message: str) -> None:
     problem = only_problem(edited("kind: openai,", f"kind: openai, base_url: {url},"))
     assert problem.where.endswith("engine.base_url") and message in problem.message
-
-
-def on_vllm(arguments: str, gpus: str = "num_gpus: 1") -> list[Problem]:
-    """The problems of the small config whose model runs in vLLM with these engine arguments."""
-    text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, engine_kwargs: {{{arguments}}}")
-    return read(text.replace("num_cpus: 1", gpus))[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "key", "message"),
-    [
-        (
-            "gpu_memory_utilization: 90",
-            "gpu_memory_utilization",
-            "got 90, expected a share of the GPU's memory",
-        ),
-        ("gpu_memory_utilization: 0", "gpu_memory_utilization", "got 0, expected"),
-        ("gpu_memory_utilization: yes", "gpu_memory_utilization", "got True, expected"),
-        ("enable_lora: true, max_lora_rank: 20", "max_lora_rank", "got 20, expected one of 1, 8, 16, 32"),
-        ("enable_lora: true, max_loras: 0", "max_loras", "got 0, expected a whole number of at least 1"),
-        ("max_num_seqs: 1.5", "max_num_seqs", "got 1.5, expected a whole number of at least 1"),
-        ("tensor_parallel_size: 2", "tensor_parallel_size", "needs 2 GPUs, but a replica has num_gpus 1"),
-        ("pipeline_parallel_size: 4", "pipeline_parallel_size", "needs 4 GPUs, but a replica has num_gpus 1"),
-    ],
-)
-def test_what_vllm_would_refuse_is_an_error_that_names_the_conflict(
-    arguments: str, key: str, message: str
-) -> None:
-    (problem,) = on_vllm(arguments)
-    assert (problem.severity, problem.where) == ("error", f"{ENGINE}.{key}")
-    assert message in problem.message
-
-
-@pytest.mark.skipif(find_spec("vllm") is None, reason="the names are those of the installed vLLM")
-@pytest.mark.parametrize(
-    ("parser", "message"),
-    [
-        ("tool_parser: hermess", "the installed vLLM has no parser 'hermess'; did you mean 'hermes'?"),
-        ("reasoning_parser: qwen", "the installed vLLM has no parser 'qwen'; did you mean 'qwen3'?"),
-        ("tool_parser: hermes, reasoning_parser: qwen3", None),
-    ],
-)
-def test_parser_that_the_installed_vllm_does_not_have_gets_a_suggestion(
-    parser: str, message: str | None
-) -> None:
-    text = edited("kind: scripted, delay_s: 0.1", f"kind: vllm, model: a/b, {parser}")
-    problems = read(text.replace("num_cpus: 1", "num_gpus: 1"))[1]
-    assert [problem.message for problem in problems] == ([message] if message else [])
-
-
-@pytest.mark.parametrize("arguments", ["gpu_memory_utilization: 0.9", "max_num_seqs: 8"])
-def test_more_gpu_memory_than_the_share_of_the_gpu_is_a_warning(arguments: str) -> None:
-    (problem,) = on_vllm(arguments, "num_gpus: 0.5")
-    assert problem.severity == "warning" and "num_gpus 0.5" in problem.message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "gpus"),
-    [
-        ("gpu_memory_utilization: 0.45", "num_gpus: 0.5"),
-        ("kv_cache_memory_bytes: 1000000", "num_gpus: 0.5"),
-        ("gpu_memory_utilization: 1.0, max_lora_rank: 32", "num_gpus: 1"),
-        ("tensor_parallel_size: 2, pipeline_parallel_size: 2", "num_gpus: 4"),
-    ],
-)
-def test_arguments_that_fit_are_no_problem(arguments: str, gpus: str) -> None:
-    assert on_vllm(arguments, gpus) == []
-
-
-def test_number_that_serve_deploy_would_read_as_text_is_a_warning() -> None:
-    (problem,) = on_vllm("rope_theta: 1e6")
-    assert problem.severity == "warning"
-    assert problem.message == "`serve deploy` reads 1e6 as text: write 1.0e+6"
 
 
 # -- functions and classes that the file names ----------------------------------------------------------

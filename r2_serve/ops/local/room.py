@@ -96,8 +96,9 @@ def _too_many(entry: Replicas, wanted: Sequence[Replicas], nodes: Sequence[Resou
 
 def _advice(entry: Replicas, name: str) -> str:
     if name == "GPU":
-        other = "or put a hosted model in its place, or take a machine with more GPUs"
-        return f"Write fewer `num_gpus` (or replicas) for it, {other}"
+        other = "put a hosted model in its place, or take a machine with more GPUs"
+        seen = "Ray counts the GPUs that the NVIDIA driver shows, within `--gpus` and CUDA_VISIBLE_DEVICES"
+        return f"Write fewer `num_gpus` (or replicas) for it, {other}. {seen}"
     option = f"{_OPTIONS[name]}: ..." if name in _OPTIONS else f"resources: {{{name}: ...}}"
     option = "num_cpus: 0.1" if name == "CPU" else option
     return (
