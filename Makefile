@@ -120,5 +120,12 @@ lock: .venv/bin/uv  ## resolve constraints.txt anew; pins stay where they can (U
 	  --extra eval --extra train --extra embeddings --extra dev --group vllm-on-cpu pyproject.toml
 	@{ grep '^#' constraints.txt; cat .venv/lock; } > .venv/new-lock && mv .venv/new-lock constraints.txt
 
+lock-gpu: .venv/bin/uv  ## resolve constraints-gpu.txt anew, for the CUDA builds of Linux x86_64
+	@cp constraints-gpu.txt .venv/lock-gpu
+	@$(UV) compile -q --no-config --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
+	  --no-annotate --no-header $(UPGRADE) --extra gpu --extra train -o .venv/lock-gpu pyproject.toml
+	@{ grep '^#' constraints-gpu.txt; cat .venv/lock-gpu; } > .venv/new-lock
+	@mv .venv/new-lock constraints-gpu.txt
+
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

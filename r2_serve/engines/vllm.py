@@ -24,7 +24,8 @@ from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
 from r2_serve.engines.timing import Deadline, bounded
-from r2_serve.engines.vllm_errors import as_engine_errors
+from r2_serve.engines.vllm_arguments import ENVIRONMENT
+from r2_serve.engines.vllm_errors import as_engine_errors, check_cuda, start_errors
 from r2_serve.engines.vllm_server import PREFIXES, VllmServer, is_for_server
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
@@ -238,14 +239,12 @@ def _started(kwargs: Mapping[str, object]) -> AsyncLLM:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    try:
+    with start_errors(str(kwargs["model"])):
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
-    except (TypeError, ValueError, OSError) as e:
-        raise ConfigError(f"vLLM does not start with model {kwargs['model']!r}: {e}") from e
 
 
 def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, object]:
-    """The operator's arguments over our defaults. Sets `CPU_ENVIRONMENT` if there is no CUDA."""
+    """The operator's arguments over our defaults. Sets `ENVIRONMENT`, and `CPU_ENVIRONMENT` without CUDA."""
     kwargs: dict[str, object] = {
         "model": path,
         "disable_log_stats": True,
@@ -258,9 +257,11 @@ def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | 
         kwargs["enable_lora"] = True
     if config.reasoning_parser is not None:
         kwargs["reasoning_parser"] = config.reasoning_parser
-    if not torch.cuda.is_available():
-        for name, value in CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    has_cuda = torch.cuda.is_available()
+    check_cuda(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda, has_cuda=has_cuda)
+    for name, value in (ENVIRONMENT | ({} if has_cuda else CPU_ENVIRONMENT)).items():
+        os.environ.setdefault(name, value)
+    if not has_cuda:
         kwargs |= CPU_ENGINE_KWARGS
         if (kwargs | config.engine_kwargs).get("enable_lora"):
             kwargs["max_loras"] = CPU_MAX_LORAS

@@ -1,4 +1,6 @@
-"""The names of vLLM's engine arguments: those of the pinned version, as the base install has no vLLM.
+"""The environment of vLLM, and the names of its engine arguments.
+
+The names are a list from the pinned version, as the base install has no vLLM.
 
 `python -m r2_serve.engines.vllm_arguments` writes the list anew from the source of the installed vLLM.
 """
@@ -12,6 +14,11 @@ from pathlib import Path
 
 LIST = Path(__file__).with_name("vllm_arguments.txt")
 """Fields of `AsyncEngineArgs` of the pinned vLLM, one a line."""
+ENVIRONMENT = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # vLLM's default sampler compiles itself with nvcc and g++
+    "VLLM_NO_USAGE_STATS": "1",  # vLLM would report its use to its makers
+}
+"""Variables of every process that runs vLLM, unless the operator has set them."""
 _CLASSES = ("EngineArgs", "AsyncEngineArgs")
 
 

@@ -77,7 +77,7 @@ def _parallel_faults(
 
 
 def _bundle_faults(file: ServeFile, app: ApplicationEntry, product: str, needed: float) -> Iterator[Problem]:
-    """In a placement group vLLM starts a Ray actor with one GPU per bundle, beside the replica itself.
+    """vLLM starts a Ray actor with one GPU per bundle of a placement group, beside the replica itself.
 
     Source: vLLM 0.29, `vllm/v1/executor/ray_utils.py`, `initialize_ray_cluster`.
     """
