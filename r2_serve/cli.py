@@ -32,6 +32,7 @@ from r2_serve.ops.command_line import (
     replace_unprintable_characters,
 )
 from r2_serve.ops.deploy_files.cli import kuberay, monitoring
+from r2_serve.ops.prefetch import prefetch
 from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
 
@@ -59,6 +60,7 @@ app.command()(publish)
 app.command()(rollback)
 app.command()(kuberay)
 app.command()(monitoring)
+app.command()(prefetch)
 app.command()(prices)
 
 PortOption = Annotated[

@@ -21,6 +21,7 @@ import torch
 
 from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
+from r2_serve.engines.fetching import checkpoint_of, fetch
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
 from r2_serve.engines.timing import Deadline, bounded
@@ -60,6 +61,8 @@ class VllmEngine:
 
     def __init__(self, config: VllmEngineConfig) -> None:
         path = resolve_checkpoint(config.model)
+        if (checkpoint := checkpoint_of(config)) is not None:
+            fetch(checkpoint)
         self._config = config
         self._adapter_ids = itertools.count(1)
         self._adapters: NamedAdapters[LoRARequest] = NamedAdapters()

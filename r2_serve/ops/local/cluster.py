@@ -28,7 +28,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from r2_serve.engines import vllm_arguments
+from r2_serve.engines.vllm_arguments import ENVIRONMENT as VLLM_ENVIRONMENT
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.ops.local import haproxy
 from r2_serve.ops.local.progress import POLL_S, Say, say_nothing, start_limit_s, wait_until_running
@@ -68,7 +68,7 @@ ENVIRONMENT = {
     # of cores, makes two cores warn of the twelve embedded models.
     "RAY_worker_maximum_startup_concurrency": "8",
     "OMP_NUM_THREADS": "1",
-    **vllm_arguments.ENVIRONMENT,
+    **VLLM_ENVIRONMENT,
 }
 
 
