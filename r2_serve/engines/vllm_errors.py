@@ -15,7 +15,8 @@ _ERROR_LINE = re.compile(r"(?P<error>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Excepti
 _NO_CAUSE = "Engine core initialization failed"
 """What vLLM raises in our process while the error itself is in the output of its own process."""
 _TAIL_BYTES = 1_000_000
-_STANDARD_ERROR = Path("/proc/self/fd/2")
+_OUTPUT = (Path("/proc/self/fd/1"), Path("/proc/self/fd/2"))
+"""Standard output, where vLLM 0.29 logs (VLLM_LOGGING_STREAM), before standard error."""
 
 
 @contextmanager
@@ -23,15 +24,15 @@ def start_errors(model: str) -> Iterator[None]:
     """Raises: ConfigError for arguments or files that vLLM refuses, EngineUnavailable for any other failure
     of its start. Both name the cause, the node and the log file.
     """
-    log = _log_file()
-    start = log.stat().st_size if log else 0
+    starts = {log: log.stat().st_size for log in _log_files()}
     try:
         yield
     except Exception as e:
         cause = f"{type(e).__name__}: {e}"
-        if log and _NO_CAUSE in cause:
-            cause = cause_in(_text_after(log, start)) or cause
-        where = f"; log file {log}" if log else ""
+        if _NO_CAUSE in cause:
+            found = (cause_in(_text_after(log, start)) for log, start in starts.items())
+            cause = next(filter(None, found), cause)
+        where = f"; log files {', '.join(map(str, starts))}" if starts else ""
         message = f"vLLM does not start with model {model!r} on node {socket.gethostname()}: {cause[:1000]}"
         kind = ConfigError if isinstance(e, TypeError | ValueError | OSError) else EngineUnavailable
         raise kind(message + where) from e
@@ -66,13 +67,10 @@ def check_cuda(reserved: str | None, torch_cuda: str | None, *, has_cuda: bool) 
     )
 
 
-def _log_file() -> Path | None:
-    """The file that holds standard error of this process, as of every worker of Ray; None for a terminal."""
-    try:
-        path = _STANDARD_ERROR.readlink()
-    except OSError:
-        return None
-    return path if path.is_file() else None
+def _log_files() -> list[Path]:
+    """The files that hold what this process prints, as of every worker of Ray; none for a terminal."""
+    paths = [stream.readlink() for stream in _OUTPUT if stream.is_symlink()]
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
 def _text_after(log: Path, start: int) -> str:

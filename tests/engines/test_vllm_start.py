@@ -46,7 +46,7 @@ def test_failure_in_vllms_own_process_names_cause_log_file_and_node(tmp_path: Pa
         )
     assert "'a/b'" in done.stdout and f"on node {socket.gethostname()}" in done.stdout
     assert "torch.OutOfMemoryError: CUDA out of memory" in done.stdout and "earlier" not in done.stdout
-    assert f"log file {log}" in done.stdout
+    assert f"log files {log}" in done.stdout
 
 
 @pytest.mark.parametrize(
