@@ -21,6 +21,9 @@ _SAID_BLOCKS = frozenset({"text", "image", "document", "tool_use", "tool_result"
 DENSE_RUN_CHARS, DENSE_CHARS_PER_TOKEN = 20, 1.25
 """Characters between blanks beyond which a text is no words (base64, hashes, minified code), and the
 characters that a token of it has at least, on average."""
+MAX_TEMPLATE_SHARE = 0.1
+"""Prompts are learned from if the chat template counts for no more of them than this: many short messages
+would teach the rate of the template, which is counted too high, and not that of the text."""
 BYTES_PER_FOREIGN_TOKEN = 2
 """UTF-8 bytes per token of text beyond ASCII: a Chinese character is 1.5 tokens."""
 
@@ -85,13 +88,17 @@ class Prompt:
     @cached_property
     def counted_tokens(self) -> int:
         """Tokens of text and chat template by their characters alone."""
-        template = TEMPLATE_TOKENS_PER_MESSAGE * (len(self.messages) + 1)
         words = (text for text in self._texts() if not _is_dense(text))
-        return sum(_most_tokens(text, self.chars_per_token) for text in words) + template
+        return sum(_most_tokens(text, self.chars_per_token) for text in words) + self._template_tokens
+
+    @property
+    def _template_tokens(self) -> int:
+        return TEMPLATE_TOKENS_PER_MESSAGE * (len(self.messages) + 1)
 
     def learn(self, usage: Usage) -> None:
-        """Learns from what the model reported of this prompt, if it holds nothing but words."""
-        if not self._wordless_tokens:
+        """Learns from what the model reported of this prompt, if it holds little but words."""
+        is_text = self._template_tokens <= MAX_TEMPLATE_SHARE * self.counted_tokens
+        if is_text and not self._wordless_tokens:
             self.rate.learn(self.counted_tokens, usage.prompt_tokens)
 
     @cached_property

@@ -74,6 +74,16 @@ def test_nothing_is_believed_before_some_prompts_were_seen_and_short_ones_tell_n
     assert reserved(asked, text) == before
 
 
+def test_many_short_messages_tell_nothing_of_long_texts() -> None:
+    """The chat template is counted high for each message, which is no property of the text."""
+    asked, text = member(), ENGLISH * 600
+    before = reserved(asked, text)
+    chat = asked.prompt(user("Yes, please go on.") * 50)
+    for _ in range(MIN_KNOWN):
+        chat.learn(Usage(prompt_tokens=500))
+    assert reserved(asked, text) == before
+
+
 def test_rate_that_is_written_is_kept() -> None:
     asked = member(chars_per_token=3)
     before = reserved(asked, ENGLISH * 600)
