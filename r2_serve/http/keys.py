@@ -72,7 +72,15 @@ def entry_text(entry: ClientKey) -> str:
 
 
 def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
-    """Raises: ConfigError if the file cannot be read, an entry is wrong, or a name or digest stands twice."""
+    """Raises: ConfigError if the file holds no key or cannot be read, if an entry is wrong, or if a name or
+    digest stands twice."""
+    entries = _read_entries(path)
+    if not entries:
+        raise ConfigError(f"{path} holds no key: add the entry that `r2-serve keys new --name NAME` prints")
+    return entries
+
+
+def _read_entries(path: Path) -> tuple[ClientKey, ...]:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = _ENTRIES.validate_python([] if given is None else given)
@@ -84,11 +92,9 @@ def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
         where = ".".join(map(str, first["loc"])) or "the whole file"
         hint = "a keys file is a YAML list of entries as `r2-serve keys new` prints them"
         raise ConfigError(f"{path}: {where}: {first['msg']}; {hint}") from None
-    if not entries:
-        raise ConfigError(f"{path} holds no key: add the entry that `r2-serve keys new --name NAME` prints")
     for kind in ("name", "sha256"):
-        ((value, count),) = Counter(getattr(entry, kind) for entry in entries).most_common(1)
-        if count > 1:
+        values = Counter(getattr(entry, kind) for entry in entries)
+        for value in (value for value, count in values.items() if count > 1):
             raise ConfigError(f"{path}: {kind} {value!r} stands twice")
     return entries
 
@@ -136,13 +142,16 @@ class KeyRing:
         return (*self._fixed, *self._from_file)
 
     def _read_again(self, path: Path) -> None:
-        """Reads a changed file. If it is gone or broken, the last good keys stay and the log says so."""
+        """Reads a changed file. If it is gone or broken, the last good keys stay and the log says so.
+
+        A file without entries lets no key in, so that the last key can be revoked.
+        """
         stamp = _stamp(path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
         try:
-            self._from_file = read_keys_file(path)
+            self._from_file = _read_entries(path)
             log.info("keys file %s read again: %d keys", path, len(self._from_file))
         except ConfigError as e:
             log.error("the last good keys stay in force: %s", e.message)

@@ -179,6 +179,14 @@ def test_wrong_keys_file_is_refused_without_showing_its_content(
     assert "the-key-itself" not in refused.value.message
 
 
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_last_key_is_revoked_by_taking_it_out_of_the_file(keys: Keys, text: str) -> None:
+    alice = keys.add("alice")
+    ring = KeyRing(path=keys.path, clock=lambda: 0.0)
+    keys.path.write_text(text)
+    assert ring.is_required and ring.find(alice) is None
+
+
 def test_missing_keys_file_does_not_open_the_endpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the keys file"):
         make_app(ScriptedBackend(), keys_file=str(tmp_path / "none.yaml"))
