@@ -43,7 +43,7 @@ def read_prices(path: Path) -> dict[str, tuple[Decimal, Decimal]]:
     Raises: BookError if it is not of that form; OSError.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506  # texts alone
+        loaded = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506  # nosec B506
         return TypeAdapter(dict[str, tuple[Decimal, Decimal]]).validate_python(loaded)
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as e:
         raise BookError(f"{path}: expected lines such as `gpt-4o: [2.5, 10]` (USD per 1M tokens): {e}") from e
