@@ -69,6 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "pool": [SMALL, LARGE],
             "decomposer": {"model": SMALL, "num_samples": 1},
             "allocator": {"model": SMALL},
+            "plan": "always",
         }
         path: Path = tmp_path_factory.mktemp("cluster") / "serve_config.yaml"
         path.write_text(

@@ -64,7 +64,7 @@ class Nodes:
 def nodes() -> Iterator[Nodes]:
     reference = load(REFERENCE)
     config = scaled_to_zero(
-        rehearsed(reference, {model.name: SPEED for model in reference.router.models}),
+        always_planning(rehearsed(reference, {model.name: SPEED for model in reference.router.models})),
         f"m-{SMALL}",
         f"m-{LARGE}",
     )
@@ -73,6 +73,13 @@ def nodes() -> Iterator[Nodes]:
         local_cluster(config, port=free_port(), address=cluster.address) as url,
     ):
         yield Nodes(cluster, url)
+
+
+def always_planning(config: ServeConfig) -> ServeConfig:
+    """The config whose virtual models split every query, also a short one."""
+    virtual = config.routing.virtual_models
+    planned = {name: model.model_copy(update={"plan": "always"}) for name, model in virtual.items()}
+    return replace(config, routing=config.routing.model_copy(update={"virtual_models": planned}))
 
 
 def scaled_to_zero(config: ServeConfig, *apps: str) -> ServeConfig:

@@ -70,6 +70,7 @@ def config() -> dict[str, Any]:
         "pool": [SMALL],
         "decomposer": {"model": REAL, "num_samples": 1},
         "allocator": {"model": "picker"},
+        "plan": "always",
     }
     return config
 
