@@ -118,8 +118,8 @@ def test_no_reply_of_a_provider_makes_the_translation_fail() -> None:
             "reasoning": {"a": 1},
             "tools": copy.deepcopy(chance.choice(tools)),
         }
-        response = provider.make_response(asked)
-        events = list(provider.events(copy.deepcopy(response)))
+        response = copy.deepcopy(provider.make_response(asked))
+        events = copy.deepcopy(list(provider.events(response)))
         broken = replaced(response, chance.choice(list(places(response))[1:]), chance.choice(JUNK))
         assert isinstance(completion_of(broken), dict)
         read, at = EventsRead(), chance.randrange(len(events))
