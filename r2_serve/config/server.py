@@ -1,0 +1,47 @@
+"""The HTTP endpoint: keys, sizes, places in the queue, and kept responses."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from r2_serve.config.engines import Config, EnvName
+
+
+class ResponsesConfig(Config):
+    """How long `/v1/responses` keeps responses, so that clients may go on from them and read them again."""
+
+    file: str | None = None
+    """SQLite file in which they stand in clear: it survives restarts, and the router replicas of one machine
+    share it. None: each replica keeps its own in memory."""
+    max_count: int = Field(default=10_000, ge=0)
+    """Responses kept at most; those not used for longest go first. 0 keeps none."""
+    max_bytes: int = Field(default=256_000_000, ge=1_000)
+    """Their total size at most, as JSON."""
+    max_age_s: float = Field(default=2_592_000.0, gt=0)
+    """Seconds since the last use after which a response is forgotten. 30 days, as with OpenAI."""
+
+
+class ServerConfig(Config):
+    """The HTTP endpoint."""
+
+    api_keys_env: EnvName | None = None
+    """Environment variable with comma-separated client keys, which may ask every model without a budget."""
+    keys_file: str | None = None
+    """File of hashed client keys, models and budgets (`r2-serve keys new`) on each router's node; read live.
+    This or `api_keys_env` is required to bind an address other than loopback."""
+    spend_file: str | None = None
+    """SQLite file of what each key has spent. None: each router replica counts from its own start."""
+    responses: ResponsesConfig = ResponsesConfig()
+    """What `/v1/responses` keeps."""
+    max_body_bytes: int = Field(default=32_000_000, ge=1_000)
+    """Longest request body; the default holds long documents and some images."""
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds from a request's head to the end of its body, so that slow senders hold no place: then 408."""
+    max_running: int = Field(default=64, ge=1)
+    """Requests that one router replica works on at once."""
+    max_queued: int = Field(default=256, ge=0)
+    """Requests that wait in addition to those; more are refused with 429."""
+    heartbeat_s: float = Field(default=10.0, gt=0)
+    """Seconds between the SSE comments that keep a stream open; proxies close after 30 s or more."""
+    trace_dir: str | None = None
+    """Directory of trace JSONL files, which hold queries and answers in clear; None writes none."""
