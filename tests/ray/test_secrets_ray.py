@@ -119,7 +119,7 @@ def test_no_file_written_during_faults_holds_a_secret(
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    key, entry = new_key("alice", budget_usd="0.0025")
+    key, entry = new_key("alice", budget_usd="0.0021")
     (tmp_path / "keys.yaml").write_text(entry_text(entry))
     path = tmp_path / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config_of(provider, tmp_path)))
