@@ -61,6 +61,8 @@ class CallSpec:
 
     stand_ins: tuple[str, ...] = ()
     """Models asked after the fallbacks of the one asked first, where they suit."""
+    _prompts: dict[str, Prompt] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The prompts made so far, by model."""
 
     def suits(self, member: PoolMember) -> bool:
         """Whether `member` can do what the call needs, such as tools in its messages as they came."""
@@ -68,8 +70,12 @@ class CallSpec:
         return member.config.lacking(asks_of(messages, self.sampling)) is None
 
     def prompt_for(self, member: PoolMember) -> Prompt:
-        sampling = self.sampling
-        return member.prompt(self.render(member.codec), sampling.format_sent, sampling.forwarded)
+        """The prompt for `member`. It is rendered and counted once, as a document may be long."""
+        name, sampling = member.config.name, self.sampling
+        if name not in self._prompts:
+            rendered = self.render(member.codec)
+            self._prompts[name] = member.prompt(rendered, sampling.format_sent, sampling.forwarded)
+        return self._prompts[name]
 
 
 @dataclass(frozen=True)

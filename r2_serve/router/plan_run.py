@@ -143,12 +143,13 @@ class PlanRun:
         """Whether the one step of the plan is the client's conversation itself, which is sent unwrapped.
 
         The text of a step counts where the client wrote it, and where the model reads nothing else."""
-        own, draft = self.context.query.plan, self.context.draft
-        if draft.plan_fallback is not None:
+        if self.context.draft.plan_fallback is not None:
             return True
         is_one_step = len(self.plan.subtasks) == 1 and self.plan.final_id is not None
-        is_obeyed = own is not None and own != Plan.single(self.context.text)
-        return is_one_step and codec.takes_conversations and not is_obeyed
+        if not is_one_step or not codec.takes_conversations:
+            return False
+        own = self.context.query.plan
+        return own is None or own == Plan.single(self.context.text)
 
     def _with_room(self, model: str, spec: CallSpec) -> str:
         """`model`, or a stand-in if it has no room. A model that the client pinned is kept."""
