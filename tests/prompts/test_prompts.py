@@ -1,7 +1,6 @@
 """Both codecs: what models read (golden files), and that what they write is read back or refused."""
 
 import json
-import time
 from itertools import pairwise
 
 import pytest
@@ -13,6 +12,7 @@ from r2_serve.prompts import Codec, get_codec
 from r2_serve.prompts.conversation import asked, followed_by
 from r2_serve.types import Allocation, Message, Plan, Subtask, references
 from tests import ROOT
+from tests.support.cpu import loops
 from tests.support.in_process import allocation_json, model, plan_json, plan_of
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -269,12 +269,13 @@ CASES = [
 
 @pytest.mark.parametrize(("codec", "reason", "reply"), CASES)
 def test_hostile_plan_is_refused_with_a_reason(codec: Codec, reason: str, reply: str) -> None:
-    start_s = time.process_time()
-    with pytest.raises(CodecError) as caught:
-        codec.parse_plan(reply, QUERY)
-    assert caught.value.reason == reason
-    assert len(caught.value.message) < 1_000, "it goes into every trace"
-    assert time.process_time() - start_s < 3.0
+    def is_refused() -> None:
+        with pytest.raises(CodecError) as caught:
+            codec.parse_plan(reply, QUERY)
+        assert caught.value.reason == reason
+        assert len(caught.value.message) < 1_000, "it goes into every trace"
+
+    assert loops(is_refused) < 100
 
 
 @pytest.mark.parametrize(
@@ -288,10 +289,8 @@ def test_hostile_plan_is_refused_with_a_reason(codec: Codec, reason: str, reply:
     ],
     ids=["wide", "chain", "one step that refers 60,000 times"],
 )
-def test_longest_instruct_plans_are_read_in_a_second(reply: str) -> None:
-    start_s = time.process_time()
-    INSTRUCT.parse_plan(reply, QUERY)
-    assert time.process_time() - start_s < 3.0
+def test_longest_instruct_plans_are_read_quickly(reply: str) -> None:
+    assert loops(lambda: INSTRUCT.parse_plan(reply, QUERY)) < 100
 
 
 @pytest.mark.parametrize(
@@ -306,10 +305,8 @@ def test_longest_instruct_plans_are_read_in_a_second(reply: str) -> None:
         ";".join(["x", *["#1"] * 6_000]),
     ],
 )
-def test_longest_compact_plans_are_read_in_a_second(reply: str) -> None:
-    start_s = time.process_time()
-    COMPACT.parse_plan(reply, QUERY)
-    assert time.process_time() - start_s < 3.0
+def test_longest_compact_plans_are_read_quickly(reply: str) -> None:
+    assert loops(lambda: COMPACT.parse_plan(reply, QUERY)) < 100
 
 
 @pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)

@@ -1,7 +1,6 @@
 """Each subtask gets a model: the allocator's choice, or the fallback model with the reason."""
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import BudgetExceeded, EngineRefused
 from r2_serve.prompts.conversation import asked
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
+from tests.support.cpu import loops
 from tests.support.in_process import allocation_json, model, plan_of, pool_of
 from tests.support.virtual_time import now_s, run
 
@@ -60,15 +60,14 @@ def test_choice_of_the_allocator_is_used(codec: str, reply: str) -> None:
     ],
 )
 def test_hostile_allocator_costs_money_but_not_the_answer(reply: str | Exception, reason: str) -> None:
-    start_s = time.process_time()
-    ledger = Ledger(NO_LIMIT)
-    made = run(allocate(ScriptedEngine([reply]), ledger=ledger))
+    ledger, done = Ledger(NO_LIMIT), list[AllocationResult]()
+    assert loops(lambda: done.append(run(allocate(ScriptedEngine([reply]), ledger=ledger)))) < 40
+    made = done[0]
     assert made.allocation.models == ("large", "large")
     assert made.fallback is not None
     assert made.fallback.startswith(reason)
     assert len(made.fallback) < 500
     assert len(ledger.calls) == 1, "and the call is paid"
-    assert time.process_time() - start_s < 1.0
 
 
 def test_hanging_allocator_is_abandoned_and_paid() -> None:

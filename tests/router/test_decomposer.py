@@ -1,7 +1,6 @@
 """A valid plan, always: the best of the samples, or the one-step plan with the reason why."""
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from r2_serve.errors import BudgetExceeded, CodecError, EngineRefused, EngineUna
 from r2_serve.prompts.conversation import asked
 from r2_serve.router.decomposer import Decomposer, Decomposition, best_plan, check_plan, score_plans
 from r2_serve.types import EngineCall, Plan
+from tests.support.cpu import loops
 from tests.support.in_process import model, plan_json, plan_of, pool_of
 from tests.support.virtual_time import now_s, run
 
@@ -74,12 +74,12 @@ def test_samples_are_drawn_concurrently_and_a_single_one_is_greedy() -> None:
     ],
 )
 def test_hostile_decomposer_loses_the_plan_but_not_the_answer(reply: str | Exception, reason: str) -> None:
-    start_s = time.process_time()
-    made = run(decompose(ScriptedEngine([reply]), num_samples=3))
+    done = list[Decomposition]()
+    assert loops(lambda: done.append(run(decompose(ScriptedEngine([reply]), num_samples=3)))) < 100
+    made = done[0]
     assert made.plan == Plan.single("the query")
     assert made.fallback == f"no valid plan: {reason} x3"
     assert (made.num_samples, made.num_rejected) == (3, 3)
-    assert time.process_time() - start_s < 3.0
 
 
 def test_late_samples_are_rejected_and_still_paid() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from functools import cache
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from r2_serve.router.executor import execute
 from r2_serve.types import Plan, Subtask
+from tests.support.cpu import loops
 from tests.support.virtual_time import now_s, run, turns
 
 
@@ -227,13 +227,12 @@ def test_slow_branch_does_not_hold_up_another() -> None:
     run(check())
 
 
-def test_ten_thousand_subtasks_are_scheduled_in_two_seconds() -> None:
+def test_scheduling_a_subtask_costs_no_more_in_a_plan_of_ten_thousand() -> None:
     async def work(subtask: Subtask, inputs: dict[int, int]) -> int:
         return subtask.id
 
-    start_s = time.process_time()
-    asyncio.run(execute(plan_of((), *((i,) for i in range(1, 10_000))), work, max_parallel=16))
-    assert time.process_time() - start_s < 2.0
+    plan = plan_of((), *((i,) for i in range(1, 10_000)))
+    assert loops(lambda: asyncio.run(execute(plan, work, max_parallel=16))) < 150
 
 
 def test_subtask_that_is_cancelled_by_other_code_is_a_failure() -> None:
