@@ -34,7 +34,7 @@ from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
 from r2_serve.router.foresight import Whole, whole_query
-from r2_serve.router.gate import Gate, PlanDropped, allocator_reads
+from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
 from r2_serve.router.sessions import Sessions
@@ -137,7 +137,7 @@ async def pass_through(context: QueryContext) -> Final:
 
 
 async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
-    """Split the query and make the answer by its plan, or send it whole to one model, as the gate decides."""
+    """Split the query and make the answer by its plan, or send it whole, as `PlanOrNot` decides."""
     query, draft = context.query, context.draft
     draft.policy = query.policy or virtual.policy
     policy = AllocationPolicy.parse(draft.policy, virtual.pool)
@@ -147,13 +147,13 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
         plan = draft.plan = await _decompose(context, virtual)
         return Final(plan.model_dump_json(exclude_none=True), "stop")
     costs = Costs(context.caller.pool, query, virtual, context.limits)
-    gate = Gate(costs, context.ledger, policy)
-    draft.decision = gate.decide()
+    choice = PlanOrNot(costs, context.ledger, policy)
+    draft.decision = choice.decide()
     whole = None
     if draft.decision.action == "planned":
         whole = None if query.plan is not None else whole_query(context, virtual)
         try:
-            return await _answer_by_plan(context, virtual, policy, gate, whole)
+            return await _answer_by_plan(context, virtual, policy, choice, whole)
         except PlanDropped as e:
             _drop(context, e.reason)
         except BudgetExceeded:
@@ -178,7 +178,7 @@ async def _answer_by_plan(
     context: QueryContext,
     virtual: VirtualModelConfig,
     policy: AllocationPolicy,
-    gate: Gate,
+    choice: PlanOrNot,
     whole: Whole | None,
 ) -> Final:
     """Decompose the query, allocate its subtasks, run the plan and make the answer.
@@ -194,18 +194,18 @@ async def _answer_by_plan(
     with ExitStack() as aside, context.demand.query(query.model) as expected:
         if whole is not None:
             aside.enter_context(context.ledger.allowance.set_aside(whole.need))
-        plan = await _decompose(context, virtual, gate.sampler() if has_to_save else None)
+        plan = await _decompose(context, virtual, choice.sampler() if has_to_save else None)
         if has_to_save:
             _check_usable(plan, context)
         draft.plan = plan
         check_template(plan, query)
-        how = gate.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
+        how = choice.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
         allocation = await _allocate(context, virtual, plan, policy, *how)
         draft.allocation = with_able_models(query, context.caller.pool, virtual.pool, plan, allocation)
         models = draft.allocation.models
-        expected_usd = gate.expected_usd(plan, models)
+        expected_usd = choice.expected_usd(plan, models)
         draft.decision = draft.decision.model_copy(update={"plan_usd": expected_usd})
-        limits = gate.step_limits(plan, models) if has_to_save else None
+        limits = choice.step_limits(plan, models) if has_to_save else None
         expected.plan(plan, draft.allocation)
         if not has_to_save:
             aside.close()

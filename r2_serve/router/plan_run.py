@@ -16,7 +16,7 @@ from r2_serve.router.context import QueryContext, read_by
 from r2_serve.router.demand import QueryDemand
 from r2_serve.router.executor import execute
 from r2_serve.router.foresight import fitting, plan_need
-from r2_serve.router.gate import PlanDropped, StepLimits
+from r2_serve.router.plan_or_not import PlanDropped, StepLimits
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import with_room
 from r2_serve.router.synthesis import bounded, cut_to_chars

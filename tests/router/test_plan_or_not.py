@@ -1,4 +1,4 @@
-"""The gate splits a query only where arithmetic expects a plan to cost less than the direct call."""
+"""A query is split only where arithmetic expects a plan to cost less than the direct call."""
 
 import json
 from decimal import Decimal
@@ -138,7 +138,7 @@ def test_limits_of_inner_steps_leave_a_plan_below_105_percent() -> None:
     router = router_of(small=["word " * 200])
     trace = answered(router)
     limits = [call.sampling.max_tokens for call in router.engines["small"].calls]
-    assert limits[2] == 1_024, "that of the model: the gate sets none for the answer"
+    assert limits[2] == 1_024, "that of the model: the plan sets none for the answer"
     assert all(limit is not None and limit >= 256 for limit in limits[:2])
     assert trace.decision is not None and trace.decision.action == "planned"
     assert trace.cost_usd <= trace.decision.direct_usd * Decimal("1.05")

@@ -71,7 +71,7 @@ class StepLimits:
         return min(step.card.reply_limit or STEP_LIMIT_TOKENS, STEP_LIMIT_TOKENS, step.reply_tokens + more)
 
 
-class Gate:
+class PlanOrNot:
     """Decides about one query of a virtual model."""
 
     def __init__(self, costs: Costs, ledger: Ledger, policy: AllocationPolicy) -> None:
