@@ -213,7 +213,7 @@ DecisionReason = Literal[
 
 
 class Decision(Record):
-    """Whether a query was split into a plan, and what was expected of both ways (`r2_serve.router.plan_or_not`)."""
+    """Whether a query was split, and what was expected of both ways (`r2_serve.router.plan_or_not`)."""
 
     action: Literal["whole", "planned"]
     reason: DecisionReason
