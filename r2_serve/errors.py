@@ -77,6 +77,11 @@ class ConfigError(R2Error):
     """The configuration is wrong."""
 
 
+class BookError(R2Error):
+    """A file is no book of outcomes and no fitted policy, or a book lacks what a command needs. The message
+    names the file and the line."""
+
+
 class PublishError(R2Error):
     """The running cluster did not take an adapter or a routing; says what is in force now."""
 

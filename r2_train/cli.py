@@ -255,7 +255,7 @@ def fit(
     Example:  r2-train fit gsm.book --target "within 1 point of gpt-4o" --confidence 0.95 --out gate.json
               r2-train fit gsm.book --reference gpt-4o --without claude-3.5-sonnet --out gate.json
     """
-    from r2_serve.lab.outcomes.stored import write_policy
+    from r2_serve.gates.stored import write_policy
     from r2_train.fit import FitRequest, fit_book
 
     request = FitRequest(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from r2_serve.gates.stored import PolicyFile
 from r2_serve.lab.outcomes.baselines import best_single
 from r2_serve.lab.outcomes.book import read_book
 from r2_serve.lab.outcomes.goals import fit_policy, parse_target
 from r2_serve.lab.outcomes.importing import priced, read_prices
-from r2_serve.lab.outcomes.stored import PolicyFile
 from r2_serve.lab.outcomes.table import table_of
 from r2_serve.lab.runs import code_version, machine_line
 
@@ -38,7 +38,9 @@ class FitRequest:
 def fit_book(request: FitRequest) -> PolicyFile:
     """Fit the gate of a request. Raises: BookError, OSError."""
     by_model = read_prices(request.prices) if request.prices else {}
-    table = table_of(priced(record, by_model) for record in read_book(request.book))
+    records = read_book(request.book)
+    table = table_of(priced(record, by_model) for record in records)
+    graders = {record.grader for record in records if not record.step}
     for model in request.without:
         table.place(model)
     if request.without:
@@ -49,6 +51,7 @@ def fit_book(request: FitRequest) -> PolicyFile:
         made=f"{datetime.now(UTC):%Y-%m-%d}, r2 {code_version()}, {machine_line()}",
         book=request.book.name,
         tasks=len(table),
+        grader=graders.pop() if len(graders) == 1 else None,
         target=request.target,
         confidence=request.confidence if target else None,
         policy=fit_policy(table, reference, target, request.seed),

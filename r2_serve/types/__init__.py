@@ -32,6 +32,7 @@ from r2_serve.types.calls import (
     Work,
     likely_tokens,
 )
+from r2_serve.types.gates import AskOutcome, GateAsk, GateNote, GraderName
 from r2_serve.types.plans import (
     REFERENCE,
     Allocation,
@@ -49,12 +50,16 @@ __all__ = [
     "Ability",
     "Allocation",
     "Api",
+    "AskOutcome",
     "Completion",
     "CountingEngine",
     "Delta",
     "Engine",
     "EngineCall",
     "FinishReason",
+    "GateAsk",
+    "GateNote",
+    "GraderName",
     "Json",
     "LocalEngine",
     "Message",

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from r2_serve.cli import app as serve_app
-from r2_serve.lab.outcomes.book import BookError, read_book
+from r2_serve.errors import BookError
+from r2_serve.gates.stored import read_policy
+from r2_serve.lab.outcomes.book import read_book
 from r2_serve.lab.outcomes.goals import run_policy
-from r2_serve.lab.outcomes.stored import read_policy
 from r2_serve.lab.outcomes.table import table_of
 from r2_train.cli import app
 from tests.lab.outcomes import books

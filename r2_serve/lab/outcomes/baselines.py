@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from r2_serve.lab.outcomes.gate import Answers
-from r2_serve.lab.outcomes.table import Bools, Floats, OutcomeTable
+from r2_serve.gates.fitted import Answers
+from r2_serve.gates.table import Bools, Floats, OutcomeTable
 
 T = TypeVar("T")
 Policy = Callable[[OutcomeTable], Answers]

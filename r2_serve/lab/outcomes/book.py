@@ -12,20 +12,13 @@ import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from pydantic import Field, ValidationError
 
-from r2_serve.errors import R2Error
+from r2_serve.errors import BookError
 from r2_serve.files import json_line, whole_file
-from r2_serve.types import Record
-
-GraderName = Literal["math", "number", "choice", "text", "literal"]
-"""The rule by which two answers are equal; `outcomes.answers` has the rules."""
-
-
-class BookError(R2Error):
-    """A file is no book, or a book lacks what a command needs. The message names the file and the line."""
+from r2_serve.types import GraderName, Record
 
 
 class Outcome(Record):

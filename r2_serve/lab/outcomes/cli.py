@@ -13,8 +13,8 @@ import typer
 from r2_serve.ops.command_line import fail, plain_errors
 
 if TYPE_CHECKING:
+    from r2_serve.gates.table import OutcomeTable
     from r2_serve.lab.outcomes.book import Outcome
-    from r2_serve.lab.outcomes.table import OutcomeTable
 
 outcomes_app = typer.Typer(
     help="Books of recorded replies: import, merge, grade, describe.", no_args_is_help=True

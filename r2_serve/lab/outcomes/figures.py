@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from r2_serve.gates.table import Floats
 from r2_serve.lab.outcomes.replay import ACCURATE, BEST_SINGLE, FITTED, ORACLE, REFERENCE, Replay, Split
-from r2_serve.lab.outcomes.table import Floats
 from r2_serve.lab.runs import code_version, machine_line
 from r2_serve.types import Record
 

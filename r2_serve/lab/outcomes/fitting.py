@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from r2_serve.lab.outcomes.gate import Answers, Chain, Gate, Part, States, run_chain
-from r2_serve.lab.outcomes.posterior import Evidence, Weights, fit_weights, scales_of
+from r2_serve.gates.belief import Evidence, Weights
+from r2_serve.gates.fitted import Answers, Chain, Gate, run_chain
+from r2_serve.gates.table import Floats, Ints, OutcomeTable
+from r2_serve.lab.outcomes.posterior import fit_weights, scales_of
+from r2_serve.lab.outcomes.rules import FittingStates, Part
 from r2_serve.lab.outcomes.search import best_chain
-from r2_serve.lab.outcomes.table import Floats, Ints, OutcomeTable
 
 NUM_FOLDS = 5
 
@@ -38,7 +40,7 @@ class Fit:
     """The evidence weights of a table, and the candidates that were made of them, by price."""
 
     table: OutcomeTable
-    states: States
+    states: FittingStates
     weights: Weights
     """Fitted on all tasks."""
     _found: dict[float, Candidate] = field(default_factory=dict)
@@ -95,7 +97,7 @@ def fit(table: OutcomeTable, seed: int = 0) -> Fit:
     fold = np.random.default_rng(seed).permutation(rows) % num_folds
     whole = fit_weights(evidence, rows, seed)
     weights = [fit_weights(evidence, rows[fold != k], seed, whole) for k in range(num_folds)]
-    return Fit(table, States(evidence, table.cost_usd, fold, weights), whole)
+    return Fit(table, FittingStates(evidence, table.cost_usd, fold, weights), whole)
 
 
 def _joined(answers: Sequence[Answers], fold: Ints) -> Answers:

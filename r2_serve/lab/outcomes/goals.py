@@ -22,11 +22,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from r2_serve.lab.outcomes.book import BookError
+from r2_serve.errors import BookError
+from r2_serve.gates.fitted import Answers, FittedPolicy, run_gate
+from r2_serve.gates.table import Floats, OutcomeTable
 from r2_serve.lab.outcomes.fitting import Candidate, Fit, fit
-from r2_serve.lab.outcomes.gate import Answers, Gate, run_gate
-from r2_serve.lab.outcomes.table import Floats, OutcomeTable
-from r2_serve.types import Record
 
 _TARGET = re.compile(r"(?i)\s*within\s+(\d+(?:\.\d+)?)\s*(?:%|percent|points?|pp)?\s+of\s+(\S+)\s*")
 NUM_COARSE, NUM_HALVINGS = 7, 4
@@ -60,23 +59,6 @@ def parse_target(text: str, confidence: float) -> Target:
     if not 0.5 <= confidence < 1:
         raise BookError(f"--confidence is {confidence:g}; it must be at least 0.5 and below 1")
     return Target(float(match[1]) / 100, match[2], confidence)
-
-
-class FittedPolicy(Record):
-    """What a fit gives: gates and the share of tasks that goes to each, or a model that answers alone."""
-
-    reference: str
-    gates: tuple[Gate, ...] = ()
-    shares: tuple[float, ...] = ()
-    expected_difference: float
-    """The accuracy minus the reference's, on fitting tasks that the gates had not seen."""
-    expected_cost_ratio: float | None
-    """The cost divided by the reference's, on the same tasks; None if that costs nothing."""
-
-    @property
-    def order(self) -> str:
-        """The models in the order in which they are asked, for people."""
-        return " / ".join(" > ".join(gate.order) for gate in self.gates) or self.reference
 
 
 def run_policy(policy: FittedPolicy, table: OutcomeTable) -> Answers:

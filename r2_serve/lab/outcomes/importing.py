@@ -23,7 +23,8 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from r2_serve.lab.outcomes.book import BookError, Outcome, json_lines, open_text, prompt_hash
+from r2_serve.errors import BookError
+from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text, prompt_hash
 
 CHARS_PER_TOKEN = 4
 """Characters of one token, where a file counts no tokens."""

@@ -18,8 +18,8 @@ import math
 
 import numpy as np
 
-from r2_serve.lab.outcomes.book import BookError
-from r2_serve.lab.outcomes.table import Bools, Floats, OutcomeTable
+from r2_serve.errors import BookError
+from r2_serve.gates.table import Bools, Floats, OutcomeTable
 from r2_serve.types import Record
 
 LEAST_EFFECTIVE = 30.0

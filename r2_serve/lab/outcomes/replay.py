@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r2_serve.errors import BookError
+from r2_serve.gates.fitted import Answers, FittedPolicy, run_gate
+from r2_serve.gates.table import Floats, Ints, OutcomeTable
 from r2_serve.lab.outcomes import baselines
-from r2_serve.lab.outcomes.book import BookError
 from r2_serve.lab.outcomes.fitting import fit
-from r2_serve.lab.outcomes.gate import Answers, run_gate
-from r2_serve.lab.outcomes.goals import FittedPolicy, Target, choose, most_accurate, run_policy
-from r2_serve.lab.outcomes.table import Floats, Ints, OutcomeTable
+from r2_serve.lab.outcomes.goals import Target, choose, most_accurate, run_policy
 
 BEST_SINGLE, ORACLE, MIX, NEIGHBOURS = "best single", "oracle", "random mix of two", "kNN on the prompt"
 CONFIDENCE, AGREEMENT = "confidence cascade", "agreement gate"

@@ -1,6 +1,6 @@
 """Finds the order of a gate by local search: one model enters, leaves, moves or replaces another.
 
-The value of an order is that of `gate.fit_rules`. The search begins with the order it is given, else with
+The value of an order is that of `rules.fit_rules`. The search begins with the order it is given, else with
 the best of all single models and pairs, and takes the best move until none helps.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
-from r2_serve.lab.outcomes.gate import MOST_STAGES, Chain, Part, States, fit_rules
+from r2_serve.gates.fitted import Chain
+from r2_serve.lab.outcomes.rules import MOST_STAGES, FittingStates, Part, fit_rules
 
 Order = tuple[int, ...]
 _LEAST_GAIN = 1e-6
 
 
-def best_chain(states: States, value_per_usd: float, part: Part, start: Order | None = None) -> Chain:
+def best_chain(states: FittingStates, value_per_usd: float, part: Part, start: Order | None = None) -> Chain:
     """The best chain that the search finds at one price of a right answer."""
     models = range(states.cost_usd.shape[1])
 

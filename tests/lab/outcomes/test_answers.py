@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from r2_serve.lab.outcomes.answers import choices_in, literal_answer, number_answer, reader
-from r2_serve.lab.outcomes.book import GraderName, Outcome
+from r2_serve.grading.answers import choices_in, literal_answer, number_answer, reader
+from r2_serve.lab.outcomes.book import Outcome
 from r2_serve.lab.outcomes.grading import graded
+from r2_serve.types import GraderName
 
 
 def outcomes(gold: str, *replies: str, prompt: str = "") -> list[Outcome]:

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from r2_serve.cli import app
-from r2_serve.lab.outcomes.book import BookError, Outcome, read_book
+from r2_serve.errors import BookError
+from r2_serve.lab.outcomes.book import Outcome, read_book
 from r2_serve.lab.outcomes.importing import Source, read_prices, recorded
 
 runner = CliRunner()

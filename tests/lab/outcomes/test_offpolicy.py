@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from r2_serve.lab.outcomes.book import BookError, Outcome
+from r2_serve.errors import BookError
+from r2_serve.lab.outcomes.book import Outcome
 from r2_serve.lab.outcomes.offpolicy import estimates, holds_choices
 from r2_serve.lab.outcomes.table import table_of
 

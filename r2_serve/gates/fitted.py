@@ -1,11 +1,10 @@
-"""The gate: models in an order, and after each answer a rule that says whether it is good enough.
+"""The fitted gate: models in an order, and after each answer a rule that says whether it is good enough.
 
 The rule compares two numbers. One is the probability that the leading answer is right (`posterior`). The
 other is what going on is worth: the probability of a right answer at the end, less what the further replies
 cost, where one USD is worth `value_per_usd` right answers. Going on is worth little where the leading answer
 is probably right, and also where the question seems too hard for the models that follow. It is a linear
-function of the state, fitted from the last model back to the first (fitted value iteration; Tsitsiklis and
-Van Roy, "Regression methods for pricing complex American-style options", 2001).
+function of the state, which `lab.outcomes.rules` fits.
 
 The answer of a gate is the leading answer where it stops, which need not be the last one.
 """
@@ -17,17 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-from r2_serve.lab.outcomes.posterior import Belief, Evidence, Scales, Utilities, Weights, belief
-from r2_serve.lab.outcomes.table import Bools, Floats, Ints, OutcomeTable
+from r2_serve.gates.belief import Belief, Evidence, Scales, Utilities, Weights, belief
+from r2_serve.gates.table import Bools, Floats, Ints, OutcomeTable
 from r2_serve.types import Record
-
-_RIDGES = (1e-6, 1e-3, 1e-3)
-"""Penalties on the constant, the probability and its log-odds; the features of the state have `_RIDGE`."""
-_RIDGE = 10.0
-MOST_STAGES = 6
-"""A gate asks at most so many models: later ones see few tasks, and their rules are fitted on few."""
 
 
 class Gate(Record):
@@ -41,6 +33,23 @@ class Gate(Record):
     """The coefficients of what going on is worth, after each model but the last."""
     weights: tuple[float, ...]
     scales: Scales
+
+
+class FittedPolicy(Record):
+    """What a fit gives: gates and the share of tasks that goes to each, or a model that answers alone."""
+
+    reference: str
+    gates: tuple[Gate, ...] = ()
+    shares: tuple[float, ...] = ()
+    expected_difference: float
+    """The accuracy minus the reference's, on fitting tasks that the gates had not seen."""
+    expected_cost_ratio: float | None
+    """The cost divided by the reference's, on the same tasks; None if that costs nothing."""
+
+    @property
+    def order(self) -> str:
+        """The models in the order in which they are asked, for people."""
+        return " / ".join(" > ".join(gate.order) for gate in self.gates) or self.reference
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,6 @@ class States:
     weights: Sequence[Weights]
     """The weights of each fold, fitted without its tasks."""
     _states: dict[frozenset[int], State] = field(default_factory=dict)
-    _solvers: dict[tuple[frozenset[int], int], Floats] = field(default_factory=dict)
 
     @cached_property
     def utilities(self) -> Utilities:
@@ -104,15 +112,6 @@ class States:
             self._states[key] = self._judge(sorted(key))
         return self._states[key]
 
-    def solver(self, asked: Sequence[int], part: Part) -> Floats:
-        """The matrix that turns values of going on into the coefficients of a rule, (features, tasks)."""
-        key = frozenset(asked), part.number
-        if key not in self._solvers:
-            features = self.after(asked).features[part.rows]
-            ridge = np.diag([*_RIDGES, *[_RIDGE] * (features.shape[1] - len(_RIDGES))])
-            self._solvers[key] = np.linalg.solve(features.T @ features + ridge, features.T)
-        return self._solvers[key]
-
     def _judge(self, asked: list[int]) -> State:
         found = belief(self.utilities, asked)
         clipped = np.clip(found.chance, 0.01, 0.99)
@@ -123,14 +122,6 @@ class States:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The tasks on which rules are fitted; `number` tells parts of one table apart."""
-
-    number: int
-    rows: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Chain:
     """An order with its rules, as columns of a table, and its value on the part it was fitted on."""
 
@@ -138,22 +129,6 @@ class Chain:
     rules: tuple[Floats, ...]
     value: float
     """The mean probability of a right answer, less the mean cost at `value_per_usd`."""
-
-
-def fit_rules(states: States, order: tuple[int, ...], value_per_usd: float, part: Part) -> Chain:
-    """Fit the rules of an order from its last model back to its first."""
-    price = value_per_usd * states.cost_usd
-    value = states.after(order).belief.chance
-    rules: list[Floats] = []
-    for stage in range(len(order) - 1, 0, -1):
-        state = states.after(order[:stage])
-        going_on = value - price[:, order[stage]]
-        rule = states.solver(order[:stage], part) @ going_on[part.rows]
-        rules.append(rule)
-        chance = state.belief.chance
-        value = np.where(chance > state.features @ rule, chance, going_on)
-    value = value - price[:, order[0]]
-    return Chain(order, tuple(reversed(rules)), float(value[part.rows].mean()))
 
 
 def run_chain(states: States, chain: Chain) -> Answers:

@@ -1,4 +1,4 @@
-"""Reads the answers of replies, and gathers equal answers of one task into groups.
+"""Reads the answers of replies.
 
 Each grader has a reader, which finds the answer in a reply, and a rule by which two answers are equal:
 
@@ -10,7 +10,7 @@ Each grader has a reader, which finds the answer in a reply, and a rule by which
 | text | a few words | they are equal without case, articles and punctuation |
 | literal | a Python literal | their values are equal |
 
-Group 0 holds the gold answer. A reply without an answer belongs to no group.
+`grading.equality` gathers equal answers of one task into groups.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from r2_serve.grading import grade_math, grade_text
-from r2_serve.grading.formula import Formula, formula
 from r2_serve.grading.reading import read_answer, read_envelope
-from r2_serve.lab.outcomes.book import GraderName
+from r2_serve.types import GraderName
 
 Read = Callable[[str], str | None]
 _DECIMAL = re.compile(
@@ -46,6 +45,11 @@ def choices_in(prompt: str) -> dict[str, str]:
     found = {letter: text.strip() for letter, text in _CHOICE.findall(prompt)}
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(found)]
     return found if len(found) > 1 and list(found) == list(letters) else {}
+
+
+def choices_offered(prompt: str) -> dict[str, str]:
+    """The choices that a prompt lists; if it lists none, ten letters without a text."""
+    return choices_in(prompt) or dict.fromkeys("ABCDEFGHIJ", "")
 
 
 def number_answer(reply: str) -> str | None:
@@ -115,58 +119,3 @@ _READERS: dict[str, Read] = {
     "text": text_answer,
     "literal": literal_answer,
 }
-
-
-# -- equal formulas ------------------------------------------------------------------------------------------
-
-_FRACTION = re.compile(r"(-?)\\frac\{(\d+)\}\{(\d+)\}")
-_PLAIN = re.compile(r"-?\d+(?:/\d+|\.\d+)?")
-_NEAR = Fraction(1, 100_000)
-"""Relative difference above which two numbers differ; `math_compare` calls decimals equal below 1e-6."""
-
-
-class Spelling:
-    """One mathematical answer in the forms by which most comparisons end at once."""
-
-    def __init__(self, answer: str) -> None:
-        self.answer = answer
-        self.formula: Formula = formula(answer)
-        self.value = _value(self.formula.latex)
-
-    def surely(self, other: Spelling) -> bool | None:
-        """Whether two answers are equal, if their spelling decides it; None if their values must be compared.
-
-        Numbers whose values are far apart differ; where a decimal is near, the full comparison rounds.
-        """
-        if self.formula.text and self.formula.text == other.formula.text:
-            return True
-        if self.value is None or other.value is None:
-            return None
-        size = max(abs(self.value), abs(other.value))
-        if abs(self.value - other.value) > size * _NEAR:
-            return False
-        return True if self.value == other.value and self.formula.unit == other.formula.unit else None
-
-
-def _value(latex: str) -> Fraction | None:
-    """The value of a whole number, a decimal or a fraction; None for anything else."""
-    text = latex.strip()
-    match = _FRACTION.fullmatch(text)
-    if match is not None:
-        text = f"{match[1]}{match[2]}/{match[3]}"
-    try:
-        return Fraction(text) if _PLAIN.fullmatch(text) else None
-    except ZeroDivisionError:
-        return None
-
-
-def same_spelling_groups(gold: str | None, answers: Sequence[str | None]) -> list[int | None]:
-    """Group answers that are compared by their spelling; None for replies without an answer."""
-    numbers: dict[str, int] = {} if gold is None else {gold: 0}
-    groups: list[int | None] = []
-    for answer in answers:
-        if answer is None:
-            groups.append(None)
-        else:
-            groups.append(numbers.setdefault(answer, max(numbers.values(), default=0) + 1))
-    return groups

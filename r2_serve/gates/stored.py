@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from r2_serve.errors import BookError
 from r2_serve.files import write_whole
-from r2_serve.lab.outcomes.book import BookError
-from r2_serve.lab.outcomes.goals import FittedPolicy
-from r2_serve.types import Record
+from r2_serve.gates.fitted import FittedPolicy
+from r2_serve.types import GraderName, Record
 
 
 class PolicyFile(Record):
@@ -21,6 +21,8 @@ class PolicyFile(Record):
     """Date, version and machine."""
     book: str
     tasks: int
+    grader: GraderName | None = None
+    """The rule by which the book's answers were compared. A gate without one is not served."""
     target: str | None = None
     confidence: float | None = None
     policy: FittedPolicy
