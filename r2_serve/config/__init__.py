@@ -13,8 +13,7 @@ file."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -36,6 +35,8 @@ from r2_serve.config.engines import (
     TransformersEngineConfig,
     VllmEngineConfig,
 )
+from r2_serve.config.gates import GateConfig
+from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
 from r2_serve.config.server import ResponsesConfig, ServerConfig
 from r2_serve.types import Ability, ModelCard, Need
@@ -43,10 +44,13 @@ from r2_serve.types import Ability, ModelCard, Need
 __all__ = [
     "SAFE_LOAD_FORMATS",
     "Config",
+    "CooldownConfig",
     "EmbeddingsEngineConfig",
     "EngineConfig",
     "EnvName",
+    "GateConfig",
     "HostedEngineConfig",
+    "LimitsConfig",
     "LocalEngineConfig",
     "NumpyEngineConfig",
     "RecordedEngineConfig",
@@ -293,6 +297,9 @@ class SpillConfig(Config):
     A model without a replica has no room; a hosted model has room unless it rests after failures."""
 
 
+GateName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
 class VirtualModelConfig(Config):
     """A name clients may ask for that is routed, such as `r2`."""
 
@@ -305,6 +312,12 @@ class VirtualModelConfig(Config):
     policy: str = "learned"
     """How subtasks get models if the request names no policy: `learned`, `cheapest`, `all:MODEL`, `random`;
     or `one:MODEL` and `one:auto`, which send every query whole to one model."""
+    gates: dict[GateName, GateConfig] = Field(default={})
+    """Gates by name. A gate may stand where a model's name may: in `policy` (`one:GATE`, `all:GATE`), in
+    `whole`, in the choice of an instruct allocator, and in requests (`r2.gate`, `r2.policy`, `r2.models`)."""
+    whole: str | None = None
+    """A gate that answers queries which are not split. It is used where it is expected to cost less than the
+    direct call. None: the default model answers them."""
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether queries are split: `auto` splits one if that is expected to cost less than asking the default
     model for all of it; `never` sends each whole to one model, as the policy `one:auto` does."""
@@ -321,54 +334,26 @@ class VirtualModelConfig(Config):
     description: str = ""
     """One line for clients that list the models."""
 
+    @model_validator(mode="after")
+    def _gates_resolve(self) -> Self:
+        for name, gate in self.gates.items():
+            if name in self.pool or name == "auto":
+                raise ValueError(f"gate {name!r} has the name of a model of the pool, or a reserved one")
+            if unknown := sorted(set(gate.ask) - set(self.pool)):
+                raise ValueError(f"gate {name!r} asks {unknown}: choose among the pool, {list(self.pool)}")
+        if self.whole is not None and self.whole not in self.gates:
+            raise ValueError(f"whole: no gate {self.whole!r}; the gates are {sorted(self.gates)}")
+        return self
+
     @property
     def fallback_model(self) -> str:
         return self.default_model or self.pool[-1]
 
-
-class CooldownConfig(Config):
-    """When a model that keeps failing is passed over in favour of its fallbacks, and for how long."""
-
-    after_failures: int = Field(default=3, ge=1)
-    """Failures in a row before a rest: no answer, 429, 5xx, a broken reply. Refusals do not count."""
-    first_s: float = Field(default=10.0, ge=0)
-    """Seconds of the first rest; each one after it is twice as long until a call is answered. 0: no rests."""
-    longest_s: float = Field(default=300.0, gt=0)
-    """Longest rest in seconds, also if the provider asks for more (Retry-After)."""
-
-
-class LimitsConfig(Config):
-    """Bounds of one request, checked before any call is made for it. A request may only lower them."""
-
-    deadline_s: float = Field(default=120.0, gt=0)
-    """Seconds for the whole request, its wait in the queue included."""
-    max_cost_usd: Decimal | None = Field(default=None, gt=0)
-    """Most USD that all calls of a request may cost together; None for no limit."""
-    max_calls: int = Field(default=64, ge=1)
-    """Most model calls of a request: 16 subtasks with retries and fallbacks."""
-    max_total_tokens: int = Field(default=2_000_000, ge=1)
-    """Most tokens of all calls together, prompts and replies."""
-    max_subtasks: int = Field(default=16, ge=1, le=256)
-    """Most steps of a plan."""
-    max_depth: int = Field(default=12, ge=1)
-    """Longest chain of steps that wait for each other."""
-    max_parallel: int = Field(default=16, ge=1)
-    """Most subtasks of one plan in progress at once."""
-    max_subtask_chars: int = Field(default=4_000, ge=1)
-    """Longest text of a step, and longest answer template, in characters."""
-    max_messages: int = Field(default=10_000, ge=1)
-    """Most messages of a request."""
-    max_query_chars: int | None = Field(default=None, ge=1)
-    """Most characters of all messages and the schema together, and of a step with answers filled in.
-    None: as many as the longest context may hold that may read them; 200,000 for a step with answers."""
-    max_tokens: int = Field(default=131_072, ge=1)
-    """Longest reply that a request may ask for, in tokens."""
-    max_answer_chars: int = Field(default=20_000, ge=1)
-    """Longest part of an answer that other subtasks get to read; the rest is cut off, with a mark."""
-    max_attempts: int = Field(default=2, ge=1, le=10)
-    """Tries of one call on one model, before its fallbacks are asked."""
-    cooldown: CooldownConfig = CooldownConfig()
-    """Rests of failing models; each process that calls models keeps its own."""
+    @property
+    def checkers(self) -> frozenset[str]:
+        """The models that check the answers of gates; they need not be of the pool."""
+        found = (evidence for gate in self.gates.values() for evidence in gate.accept)
+        return frozenset(evidence.model for evidence in found if evidence.kind == "checker")
 
 
 class RoutingConfig(Config):
@@ -383,6 +368,7 @@ class RoutingConfig(Config):
         known = {model.name for model in models}
         for name, virtual in self.virtual_models.items():
             used = {*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model}
+            used |= virtual.checkers
             if used - known:
                 raise ValueError(
                     f"virtual model {name!r} names {sorted(used - known)}; choose among {sorted(known)}"

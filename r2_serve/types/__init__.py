@@ -32,7 +32,7 @@ from r2_serve.types.calls import (
     Work,
     likely_tokens,
 )
-from r2_serve.types.gates import AskOutcome, GateAsk, GateNote, GraderName
+from r2_serve.types.gates import GateAsk, GateNote, GateSpec, GraderName
 from r2_serve.types.plans import (
     REFERENCE,
     Allocation,
@@ -50,7 +50,6 @@ __all__ = [
     "Ability",
     "Allocation",
     "Api",
-    "AskOutcome",
     "Completion",
     "CountingEngine",
     "Delta",
@@ -59,6 +58,7 @@ __all__ = [
     "FinishReason",
     "GateAsk",
     "GateNote",
+    "GateSpec",
     "GraderName",
     "Json",
     "LocalEngine",
@@ -146,7 +146,8 @@ class ModelCard(Prices):
         return max(over, key=lambda tier: tier.over_prompt_tokens, default=self).usd_of(usage)
 
 
-CallStage = Literal["decompose", "allocate", "execute", "pass_through"]
+CallStage = Literal["decompose", "allocate", "execute", "check", "pass_through"]
+"""The part of the work on a query that a call belongs to; `check` is a model that checks a gate's answer."""
 
 
 class CallRecord(Record):
@@ -182,6 +183,8 @@ class SubtaskResult(Record):
     num_attempts: int = 1
     finish_reason: FinishReason = "stop"
     """Why the reply ended; `length` means that it was cut at its limit."""
+    gate: GateNote | None = None
+    """What the gate did that answered the subtask; None if a model was asked alone."""
     ready_s: float
     """Seconds from the request's start to the answer of the last subtask that it depends on."""
     start_s: float
@@ -283,7 +286,10 @@ class Query(Record):
     plan: Plan | None = None
     """The client's own plan, which is not decomposed."""
     pinned: dict[int, str] = Field(default={})
-    """Models that the client chose for subtasks of its own plan, by subtask id."""
+    """Models and gates that the client chose for subtasks of its own plan, by subtask id."""
+    gate: str | GateSpec | None = None
+    """A gate of the virtual model, by its name, or the client's own one. It answers the query whole, or every
+    step of the client's own plan."""
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     max_subtasks: int | None = Field(default=None, ge=1)
     deadline_s: float | None = Field(default=None, gt=0)
