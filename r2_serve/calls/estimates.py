@@ -67,15 +67,16 @@ class Prompt:
             **known,
         )
 
-    def most_usage(self, max_tokens: int) -> Usage:
+    def most_usage(self, max_tokens: int, more_tokens: int = 0) -> Usage:
         """An upper bound for ordinary text; exact if the model's tokenizer is at hand.
 
-        Source of the bound: characters, weighted by what the model has reported (`token_rates`).
+        `more_tokens` are those of the prompt that are not written yet. Source of the bound: characters,
+        weighted by what the model has reported (`token_rates`).
         """
-        if self.num_tokens is not None:
-            return Usage(prompt_tokens=self.num_tokens, completion_tokens=max_tokens)
-        prompt_tokens = math.ceil(self.counted_tokens * self.rate.most) + self._wordless_tokens
-        return Usage(prompt_tokens=prompt_tokens, completion_tokens=max_tokens)
+        prompt_tokens = self.num_tokens
+        if prompt_tokens is None:
+            prompt_tokens = math.ceil(self.counted_tokens * self.rate.most) + self._wordless_tokens
+        return Usage(prompt_tokens=prompt_tokens + more_tokens, completion_tokens=max_tokens)
 
     def likely_usage(self, received_bytes: int, max_tokens: int | None) -> Usage:
         """An estimate within that bound, for a call that was sent but reported no usage."""

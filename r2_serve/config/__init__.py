@@ -13,6 +13,8 @@ file."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -102,7 +104,7 @@ class ModelConfig(ModelCard):
     def _priced(cls, card: object) -> object:
         return with_listed_prices(card)
 
-    @property
+    @cached_property
     def abilities(self) -> frozenset[Ability]:
         """What the model can do. A model of the compact codec answers one message of text."""
         if self.codec != "instruct":
@@ -110,6 +112,11 @@ class ModelConfig(ModelCard):
         given = self.capabilities
         added = {ability for ability, has in given.items() if has}
         return frozenset(a for a in abilities_of(self.engine) | added if given.get(a, True))
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.__dict__.pop("abilities", None)  # a copy may get another engine
+        return copied
 
     def lacking(self, needs: Iterable[Need]) -> Need | None:
         """The first of `needs` that the model cannot meet; None if it can meet all."""
@@ -262,9 +269,14 @@ class DecomposerConfig(Config):
     adapter: str | None = None
     """Adapter of that model; None for the model itself."""
     num_samples: int = Field(default=3, ge=1, le=16)
-    """Plans sampled at once, of which the best valid one is kept. The paper samples 3."""
+    """Most plans that are sampled for a query; the best valid one is kept. The paper samples 3."""
+    good_enough: float | None = Field(default=0.25, ge=0)
+    """Plans are sampled one after the other, and the first valid one ends the sampling whose faults per step
+    are at most this. A step that does not name an answer it needs and an answer that nothing uses are one
+    fault each: 0.25 allows one in four steps. None: all are sampled at once, and all are paid for."""
     temperature: float = Field(default=0.7, ge=0, le=2)
-    """Temperature of the samples, so that they differ; a single sample is greedy."""
+    """Temperature of the samples, so that they differ. Where they come one after the other the first is
+    greedy, as it is the most likely to be good, and so is a single one."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest plan; it holds `limits.max_subtasks` steps of one sentence each."""
     timeout_s: float = Field(default=30.0, gt=0)
@@ -272,6 +284,11 @@ class DecomposerConfig(Config):
     retries_cut: bool = True
     """Whether a plan that is cut at `max_tokens` is asked for once more with more room."""
     weights: ScoreWeights = ScoreWeights()
+
+    @property
+    def num_at_once(self) -> int:
+        """Samples that are under way at a time."""
+        return self.num_samples if self.good_enough is None else 1
 
 
 class AllocatorConfig(Config):
@@ -321,6 +338,9 @@ class VirtualModelConfig(Config):
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether queries are split: `auto` splits one if that is expected to cost less than asking the default
     model for all of it; `never` sends each whole to one model, as the policy `one:auto` does."""
+    planning_share: Decimal = Field(default=Decimal("0.1"), gt=0, le=1)
+    """Most that a plan and its allocation may cost with `plan: auto`, as a share of the direct call. The bill
+    exceeds that of the direct call by no more than this share, unless calls fail."""
     context: Literal["full", "needed"] = "full"
     """What inner steps read of the client's conversation. `needed`: its system messages, and all of it only
     where the plan says that a step needs it; the allocator then reads the plan alone. `full` is the default

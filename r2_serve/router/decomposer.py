@@ -1,5 +1,7 @@
 """The first stage: sample plans of a query, reject the invalid ones, keep the one with the best score.
 
+Samples come one after the other until one is good enough, as most first ones are; or all at once.
+
 Source of the score: R2-Reasoner (arXiv 2506.05901), Eq. 1: conciseness, practicality, coherence, lower is
 better. There, practicality is the tokens a baseline model uses to solve the subtasks and coherence is judged
 by a model; at test time both would cost calls, so ours are estimates from the text (`docs/architecture.md`).
@@ -11,7 +13,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from r2_serve.calls.caller import Caller, CallSpec
@@ -77,32 +79,16 @@ class Decomposer:
     ) -> list[Plan | str]:
         """One entry for each sample: its plan, or the reason why it has none."""
         asker = _Asker(Caller(self.pool, ledger, limits), messages, config, limits)
-        samples: list[Plan | str] = ["timeout"] * config.num_samples
-        too_dear: list[BudgetExceeded] = []
-
-        async def sample(i: int, text: str | None = None) -> None:
-            try:
-                samples[i] = await asker.one() if text is None else asker.plan(config.model, text)
-            except CodecError as e:
-                samples[i] = e.reason
-            except EngineError as e:
-                samples[i] = f"decomposer_failed ({type(e).__name__}: {e.message[:120]})"
-            except BudgetExceeded as e:
-                samples[i] = "budget"
-                too_dear.append(e)
-
         try:
-            async with asyncio.timeout(config.timeout_s), asyncio.TaskGroup() as group:
-                texts = await asker.at_once()
-                for i in range(config.num_samples):
-                    group.create_task(sample(i, texts[i] if i < len(texts) else None))
+            async with asyncio.timeout(config.timeout_s):
+                await (asker.all_at_once() if config.good_enough is None else asker.until_good())
         except TimeoutError:
             pass  # those not back count as rejected, with the slug they began with
         except ExceptionGroup as e:  # a poisonous request: no other sample may kill a replica too
             raise e.exceptions[0] from e.exceptions[0].__cause__
-        if too_dear and len(too_dear) == config.num_samples:
-            raise too_dear[0]
-        return samples
+        if asker.too_dear and len(asker.too_dear) == len(asker.samples):
+            raise asker.too_dear[0]
+        return asker.samples
 
 
 @dataclass(frozen=True)
@@ -113,14 +99,54 @@ class _Asker:
     messages: Messages
     config: DecomposerConfig
     limits: LimitsConfig
+    samples: list[Plan | str] = field(default_factory=list)
+    """The plan of each sample that was begun, or the reason why it has none."""
+    too_dear: list[BudgetExceeded] = field(default_factory=list)
 
-    async def one(self) -> Plan:
+    async def until_good(self) -> None:
+        """Samples until a plan is good enough. A decomposer that fails is not asked again."""
+        assert self.config.good_enough is not None
+        for i in range(self.config.num_samples):
+            self.samples.append("timeout")
+            may_go_on = await self._sample(i, temperature=self.config.temperature if i else 0.0)
+            made = self.samples[i]
+            is_good = isinstance(made, Plan) and faults_per_step(made) <= self.config.good_enough
+            if is_good or not may_go_on:
+                return
+
+    async def all_at_once(self) -> None:
+        self.samples.extend(["timeout"] * self.config.num_samples)
+        temperature = self.config.temperature if self.config.num_samples > 1 else 0.0
+        texts = await self._by_one_prompt(temperature)
+        async with asyncio.TaskGroup() as group:
+            for i in range(self.config.num_samples):
+                group.create_task(self._sample(i, temperature, texts[i] if i < len(texts) else None))
+
+    async def _sample(self, i: int, temperature: float, text: str | None = None) -> bool:
+        """Enters sample `i`, from `text` if it is there already; whether the decomposer still answers."""
+        try:
+            if text is None:
+                self.samples[i] = await self._one(temperature)
+            else:
+                self.samples[i] = self._plan(self.config.model, text)
+        except CodecError as e:
+            self.samples[i] = e.reason
+        except EngineError as e:
+            self.samples[i] = f"decomposer_failed ({type(e).__name__}: {e.message[:120]})"
+            return False
+        except BudgetExceeded as e:
+            self.samples[i] = "budget"
+            self.too_dear.append(e)
+            return False
+        return True
+
+    async def _one(self, temperature: float) -> Plan:
         """Raises: CodecError if the reply is no valid plan; EngineError, BudgetExceeded."""
         ask = self.caller.call_uncut if self.config.retries_cut else self.caller.call
-        result = await ask(self.config.model, self._spec())
-        return self.plan(result.model, result.completion.text)
+        result = await ask(self.config.model, self._spec(temperature))
+        return self._plan(result.model, result.completion.text)
 
-    async def at_once(self) -> tuple[str, ...]:
+    async def _by_one_prompt(self, temperature: float) -> tuple[str, ...]:
         """The texts of all samples by one prompt, which is billed once; those that did not come are missing.
 
         Whether the provider takes such a call is remembered: if it does not, samples are asked one by one.
@@ -129,7 +155,8 @@ class _Asker:
         if config.num_samples == 1 or not member.may_take_choices:
             return ()
         try:
-            result = await self.caller.call(config.model, self._spec({"n": config.num_samples}))
+            spec = self._spec(temperature, {"n": config.num_samples})
+            result = await self.caller.call(config.model, spec)
         except (EngineError, BudgetExceeded) as e:
             member.choices.are_taken = False if isinstance(e, EngineRefused) else member.choices.are_taken
             return ()
@@ -138,13 +165,13 @@ class _Asker:
             member.choices.are_taken = len(texts) > 1
         return texts
 
-    def plan(self, model: str, text: str) -> Plan:
+    def _plan(self, model: str, text: str) -> Plan:
         """The plan that `model` wrote. Raises: CodecError."""
         plan = self.caller.pool[model].codec.parse_plan(text, conversation_text(self.messages))
         check_plan(plan, self.limits)
         return plan
 
-    def _spec(self, forwarded: Json | None = None) -> CallSpec:
+    def _spec(self, temperature: float, forwarded: Json | None = None) -> CallSpec:
         config, max_subtasks = self.config, self.limits.max_subtasks
         codec = self.caller.pool[config.model].codec
         return CallSpec(
@@ -152,7 +179,7 @@ class _Asker:
             stage="decompose",
             sampling=Sampling(
                 max_tokens=config.max_tokens,
-                temperature=config.temperature if config.num_samples > 1 else 0.0,
+                temperature=temperature,
                 json_schema=codec.plan_schema(max_subtasks),
                 forwarded=forwarded or {},
             ),
@@ -229,6 +256,11 @@ def incoherence(plan: Plan) -> float:
     by_id = {subtask.id: subtask for subtask in plan.subtasks}
     pairs = sum(1 - _coherence(by_id[d], s) for s in plan.subtasks for d in s.depends_on)
     return pairs + num_unused(plan)
+
+
+def faults_per_step(plan: Plan) -> float:
+    """The incoherence of a plan by its number of steps, so that it says something without other plans."""
+    return incoherence(plan) / len(plan.subtasks)
 
 
 def num_unused(plan: Plan) -> int:

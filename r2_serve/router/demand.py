@@ -150,14 +150,21 @@ class QueryDemand:
     _models: tuple[str, ...] = ()
     _started_s: dict[int, float] = field(default_factory=dict)
     _ended: set[int] = field(default_factory=set)
+    _noted: list[_Span] | None = None
+    """The query in the history of its name."""
 
     def plan(self, plan: Plan, allocation: Allocation) -> None:
-        """Note how the query will be worked on from now on."""
+        """Note how the query will be worked on from now on. A second plan takes the place of the first."""
         self._plan, self._models = plan, allocation.models
+        self._started_s, self._ended = {}, set()
         now_s = self.demand.now_s()
         spans = [
             _Span(model, start_s - now_s, end_s - start_s) for model, start_s, end_s in self._expected(now_s)
         ]
+        if self._noted is not None:
+            self._noted[:] = spans
+            return
+        self._noted = spans
         self.history.add(now_s - self.opened_s, spans)
 
     @contextmanager

@@ -8,7 +8,7 @@ prompt turns out longer goes to another model that holds it, or reads shorter an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -19,14 +19,12 @@ from r2_serve.config import VirtualModelConfig
 from r2_serve.errors import ContextOverflow, InvalidRequest
 from r2_serve.router.able import able_models, final_needs
 from r2_serve.router.context import QueryContext
-from r2_serve.types import Plan, Subtask
+from r2_serve.types import Plan
 
 SURELY = 0.75
 """Part of the likely tokens of a prompt that it has at least. Only what is too long by that is refused."""
 CHARS_PER_TOKEN = 2.5
 """Characters of an answer per token of the prompt that it becomes a part of, with a margin."""
-SpecOf = Callable[[Subtask], CallSpec]
-"""Makes the call of a step, with empty answers of the steps before it."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,19 @@ def whole_query(context: QueryContext, virtual: VirtualModelConfig) -> Whole:
     return cheapest
 
 
-def plan_need(context: QueryContext, plan: Plan, models: Sequence[str], spec_of: SpecOf) -> Need:
+def plan_need(
+    context: QueryContext, plan: Plan, models: Sequence[str], blank: Mapping[int, CallSpec]
+) -> Need:
     """What all steps of an allocated plan need together, with answers at the limits of their length.
+
+    `blank` has the call of each step, with empty answers of the steps before it.
 
     Raises: InvalidRequest if neither a step's model nor a stand-in of it can hold its prompt; BudgetExceeded
     if the budgets do not pay for it.
     """
     pool, total = context.caller.pool, Need()
     for subtask, model in zip(plan.subtasks, models, strict=True):
-        spec = spec_of(subtask)
+        spec = blank[subtask.id]
         if not any(_fits(pool[name], spec, SURELY) for name in (model, *spec.stand_ins)):
             raise _too_long(context, [model], spec)
         read = [pool[models[i - 1]] for i in set(subtask.depends_on)]
@@ -95,8 +97,7 @@ def need_of(member: PoolMember, spec: CallSpec, more_tokens: int = 0) -> Need:
     """The most that a call is expected to need, with `more_tokens` of prompt that are not written yet."""
     config, sampling = member.config, spec.sampling
     reply_tokens = (sampling.max_tokens or config.reply_tokens) * sampling.num_choices
-    usage = spec.prompt_for(member).most_usage(reply_tokens)
-    usage = usage.model_copy(update={"prompt_tokens": usage.prompt_tokens + more_tokens})
+    usage = spec.prompt_for(member).most_usage(reply_tokens, more_tokens)
     return Need(1, usage.total_tokens, config.cost_usd(usage))
 
 

@@ -32,7 +32,7 @@ from r2_serve.router.checks import (
 from r2_serve.router.context import WORKER_STAGES, QueryContext, lowered
 from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
-from r2_serve.router.demand import Demand
+from r2_serve.router.demand import Demand, QueryDemand
 from r2_serve.router.foresight import Whole, whole_query
 from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
 from r2_serve.router.plan_run import PlanRun
@@ -149,21 +149,34 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     costs = Costs(context.caller.pool, query, virtual, context.limits)
     choice = PlanOrNot(costs, context.ledger, policy)
     draft.decision = choice.decide()
+    with context.demand.query(query.model) as expected:
+        return await _planned_or_whole(context, virtual, policy, choice, expected)
+
+
+async def _planned_or_whole(
+    context: QueryContext,
+    virtual: VirtualModelConfig,
+    policy: AllocationPolicy,
+    choice: PlanOrNot,
+    expected: QueryDemand,
+) -> Final:
+    query, decision = context.query, context.draft.decision
+    assert decision is not None
     whole = None
-    if draft.decision.action == "planned":
+    if decision.action == "planned":
         whole = None if query.plan is not None else whole_query(context, virtual)
         try:
-            return await _answer_by_plan(context, virtual, policy, choice, whole)
+            return await _answer_by_plan(context, virtual, policy, choice, whole, expected)
         except PlanDropped as e:
             _drop(context, e.reason)
         except BudgetExceeded:
             if whole is None or any(call.stage == "execute" for call in context.ledger.calls):
                 raise
             _drop(context, "no_budget")
-    elif draft.decision.reason in ("asked", "configured", "beyond_text"):
-        return await answer_turn(context, virtual, policy)
+    elif decision.reason in ("asked", "configured", "beyond_text"):
+        return await answer_turn(context, virtual, policy, expected)
     whole = whole or whole_query(context, virtual)
-    return await answer_whole(context, virtual, whole.model)
+    return await answer_whole(context, virtual, whole.model, expected)
 
 
 def _drop(context: QueryContext, reason: DecisionReason) -> None:
@@ -180,6 +193,7 @@ async def _answer_by_plan(
     policy: AllocationPolicy,
     choice: PlanOrNot,
     whole: Whole | None,
+    expected: QueryDemand,
 ) -> Final:
     """Decompose the query, allocate its subtasks, run the plan and make the answer.
 
@@ -191,7 +205,7 @@ async def _answer_by_plan(
     query, draft = context.query, context.draft
     assert draft.decision is not None
     has_to_save = draft.decision.reason == "may_save"
-    with ExitStack() as aside, context.demand.query(query.model) as expected:
+    with ExitStack() as aside:
         if whole is not None:
             aside.enter_context(context.ledger.allowance.set_aside(whole.need))
         plan = await _decompose(context, virtual, choice.sampler() if has_to_save else None)
@@ -202,10 +216,9 @@ async def _answer_by_plan(
         how = choice.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
         allocation = await _allocate(context, virtual, plan, policy, *how)
         draft.allocation = with_able_models(query, context.caller.pool, virtual.pool, plan, allocation)
-        models = draft.allocation.models
-        expected_usd = choice.expected_usd(plan, models)
-        draft.decision = draft.decision.model_copy(update={"plan_usd": expected_usd})
-        limits = choice.step_limits(plan, models) if has_to_save else None
+        cost = choice.plan_cost(plan, draft.allocation.models)
+        draft.decision = draft.decision.model_copy(update={"plan_usd": cost.total_usd})
+        limits = choice.step_limits(cost) if has_to_save else None
         expected.plan(plan, draft.allocation)
         if not has_to_save:
             aside.close()
@@ -232,7 +245,7 @@ async def _decompose(
         check_own_plan(own, context.limits)
         return own
     messages = readable_by(context.caller.pool[config.model], context.query.messages)
-    with context.demand.calling(config.model, num_calls=config.num_samples):
+    with context.demand.calling(config.model, num_calls=config.num_at_once):
         made = await context.decomposer.decompose(messages, config, context.limits, context.ledger)
     draft.num_plan_samples, draft.num_plan_rejected = made.num_samples, made.num_rejected
     draft.plan_fallback = made.fallback

@@ -1,19 +1,19 @@
 """Whether a query is split or goes whole to one model: arithmetic with expected costs, and no calls.
 
 With `plan: auto` a query is compared with the direct call, which is the client's conversation as it is to the
-default model. Three rules keep the bill at or below 105 % of the direct call for an answer of the expected
-length:
+default model. `planning_share` says by how much the bill may exceed the direct call: 10 % by default. Three
+rules keep to that for an answer of the expected length:
 
-1. Before any call: plan and allocation together may cost at most 5 % of the direct call, by the limits of
-   their replies, and a plan must be able to save something. Short queries are never split.
+1. Before any call: plan and allocation together may cost at most this share of the direct call, by the limits
+   of their replies, and a plan must be able to save something. Short queries are never split.
 2. Once plan and allocation are known: the steps must cost less than the direct call, also if the answer
-   turns out to be half as long as expected. Otherwise the query goes whole, at 105 % at most.
-3. While the plan runs: each inner step has a limit of its reply. The limits share what is left up to 105 %,
+   turns out to be half as long as expected. Otherwise the query goes whole, at 110 % at most.
+3. While the plan runs: each inner step has a limit of its reply. The limits share what is left up to 110 %,
    so the plan costs no more than that even where steps write more than expected. A step that reaches its
-   limit ends the plan, and the query goes whole: no query costs more than 205 %.
+   limit ends the plan, and the query goes whole: no query costs more than 210 %.
 
-Attempts that fail and are billed come on top. Where an answer is shorter than expected, 5 % of the expected
-direct call are more than 5 % of the real one. So an answer of unknown length is expected to be very short.
+Attempts that fail and are billed come on top. Where an answer is shorter than expected, 10 % of the expected
+direct call are more than 10 % of the real one. So an answer of unknown length is expected to be very short.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from r2_serve.router.costs import USUAL_PLAN, Costs, StepCost, expected_reply_to
 from r2_serve.router.policies import AllocationPolicy
 from r2_serve.types import Decision, DecisionReason, Message, Plan, Query
 
-PLANNING_SHARE = Decimal("0.05")
-"""Most that planning may cost, as a share of the direct call."""
 SHORT_QUERY_TOKENS = 100
 """Prompt tokens below which a query is never split: some 400 characters hold too little to share out."""
 STEP_LIMIT_TOKENS = 4_096
@@ -50,6 +48,15 @@ class PlanDropped(Exception):
     def __init__(self, reason: DecisionReason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """What an allocated plan is expected to cost."""
+
+    steps: Mapping[int, StepCost]
+    total_usd: Decimal
+    """The whole bill: what is spent, and what the steps are expected to cost."""
 
 
 @dataclass(frozen=True)
@@ -126,25 +133,27 @@ class PlanOrNot:
             messages = ()
         return self._costs.virtual.allocator.model_copy(update=update), messages
 
-    def expected_usd(self, plan: Plan, models: Sequence[str]) -> Decimal:
-        """The whole bill of an allocated plan: what is spent, and what its steps are expected to cost."""
-        return self._ledger.cost_usd + _total(self._costs.steps(plan, models), self.answer_tokens)
-
-    def step_limits(self, plan: Plan, models: Sequence[str]) -> StepLimits:
-        """The limits of an allocated plan. Raises: PlanDropped if it costs more than the direct call."""
-        if not all(self._costs.holds(name, OUR_TOKENS) for name in models):
-            raise PlanDropped("too_long")
+    def plan_cost(self, plan: Plan, models: Sequence[str]) -> PlanCost:
+        """The expected cost of an allocated plan."""
         steps = self._costs.steps(plan, models)
+        return PlanCost(steps, self._ledger.cost_usd + _total(steps, self.answer_tokens))
+
+    def step_limits(self, cost: PlanCost) -> StepLimits:
+        """The limits of an allocated plan. Raises: PlanDropped if it costs more than the direct call."""
+        if not all(
+            self._costs.holds(name, OUR_TOKENS) for name in {s.card.name for s in cost.steps.values()}
+        ):
+            raise PlanDropped("too_long")
         for answer_tokens in (self.answer_tokens, self.answer_tokens // SHORTER):
-            if _total(steps, answer_tokens) >= self._costs.direct_usd(answer_tokens):
+            if _total(cost.steps, answer_tokens) >= self._costs.direct_usd(answer_tokens):
                 raise PlanDropped("plan_too_dear")
-        expected_usd = self._ledger.cost_usd + _total(steps, self.answer_tokens)
-        return StepLimits(steps, max(Decimal(0), self.direct_usd + self._allowance_usd - expected_usd))
+        slack_usd = self.direct_usd + self._allowance_usd - cost.total_usd
+        return StepLimits(cost.steps, max(Decimal(0), slack_usd))
 
     @property
     def _allowance_usd(self) -> Decimal:
         """The most that planning may cost."""
-        return PLANNING_SHARE * self.direct_usd
+        return self._costs.virtual.planning_share * self.direct_usd
 
     def _decision(self, action: str, reason: DecisionReason) -> Decision:
         return Decision.model_validate(
@@ -180,7 +189,8 @@ class PlanOrNot:
 
     def _num_prompts(self, num_samples: int) -> int:
         """How often the decomposer's prompt is billed: once if its provider is known to take `n`."""
-        is_shared = self._costs.pool[self._costs.virtual.decomposer.model].choices.are_taken
+        config = self._costs.virtual.decomposer
+        is_shared = config.num_at_once > 1 and self._costs.pool[config.model].choices.are_taken
         return 1 if is_shared else num_samples
 
     def _planning_usd(self, sampler: DecomposerConfig) -> Decimal:

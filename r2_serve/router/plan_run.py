@@ -46,6 +46,8 @@ class PlanRun:
     limits: StepLimits | None = None
     """Limits of the inner steps of a plan that has to save; one that reaches its limit ends the plan."""
     _done: dict[int, _Done] = field(default_factory=dict)
+    _blank: dict[int, CallSpec] = field(default_factory=dict)
+    """The call of each step with empty answers of other steps."""
 
     async def calls(self) -> dict[int, CallResult]:
         """Run the plan; the call that answered each subtask, by subtask id.
@@ -54,13 +56,10 @@ class PlanRun:
 
         Raises: InvalidRequest, BudgetExceeded, SubtaskFailed, PoisonousRequest, PlanDropped.
         """
-        context = self.context
-
-        def blank(subtask: Subtask) -> CallSpec:
-            return self._spec(subtask, dict.fromkeys(subtask.depends_on, ""))
-
-        need = plan_need(context, self.plan, self.allocation.models, blank)
-        with context.ledger.allowance.prepaid(need.usd):
+        for subtask in self.plan.subtasks:
+            self._blank[subtask.id] = self._spec(subtask, dict.fromkeys(subtask.depends_on, ""))
+        need = plan_need(self.context, self.plan, self.allocation.models, self._blank)
+        with self.context.ledger.allowance.prepaid(need.usd):
             return await self._calls()
 
     async def _calls(self) -> dict[int, CallResult]:
@@ -98,11 +97,11 @@ class PlanRun:
         A model that does not hold the prompt, or cannot be paid, gives way to a stand-in that does. If there
         is none, the step reads less of each answer: they are paid for, so the step is not refused for them.
         """
-        limits = self.context.limits
+        limits, blank = self.context.limits, self._blank[subtask.id]
         max_chars = limits.max_answer_chars
         while True:
             answers = {i: cut_to_chars(needed.call.answer, max_chars) for i, needed in inputs.items()}
-            spec = self._spec(subtask, bounded(subtask.text, answers, limits))
+            spec = self._spec(subtask, bounded(subtask.text, answers, limits)) if inputs else blank
             chosen = self._with_room(self.allocation.models[subtask.id - 1], spec)
             model = fitting(self.context, chosen, spec)
             if model is not None or max_chars <= LEAST_ANSWER_CHARS or not inputs:

@@ -15,6 +15,7 @@ from r2_serve.errors import SubtaskFailed
 from r2_serve.router.able import able_models, final_needs, price, stand_ins, with_able_models
 from r2_serve.router.allocator import AllocationTask
 from r2_serve.router.context import QueryContext
+from r2_serve.router.demand import QueryDemand
 from r2_serve.router.failing import sign_of_failure
 from r2_serve.router.policies import CHEAPEST, LEARNED, AllocationPolicy
 from r2_serve.router.sessions import Session, next_turn, session_key, turn_usd
@@ -31,7 +32,9 @@ MAX_TASK_CHARS = 4_000
 TOO_MANY_REQUESTS = 429
 
 
-async def answer_turn(context: QueryContext, virtual: VirtualModelConfig, policy: AllocationPolicy) -> Final:
+async def answer_turn(
+    context: QueryContext, virtual: VirtualModelConfig, policy: AllocationPolicy, expected: QueryDemand
+) -> Final:
     """The answer of the session's model, or of the first one if the conversation is new.
 
     A policy of the request is obeyed to the letter, without a session.
@@ -40,12 +43,12 @@ async def answer_turn(context: QueryContext, virtual: VirtualModelConfig, policy
     """
     query, sessions = context.query, context.sessions
     if (model := _obeyed(context, virtual, policy)) is not None:
-        return await answer_whole(context, virtual, model)
+        return await answer_whole(context, virtual, model, expected)
     key = session_key(query)
     session, note = await _turn(context, virtual, policy, sessions.get(key))
     context.draft.session = note
     try:
-        final = await answer_whole(context, virtual, note.model)
+        final = await answer_whole(context, virtual, note.model, expected)
     except SubtaskFailed as e:
         if e.status >= TOO_MANY_REQUESTS:  # every other refusal is about the request, and not about the model
             sessions.put(key, session.failed(e.message))

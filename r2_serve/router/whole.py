@@ -5,19 +5,21 @@ from __future__ import annotations
 from r2_serve.config import VirtualModelConfig
 from r2_serve.router.allocator import everything_to
 from r2_serve.router.context import QueryContext
+from r2_serve.router.demand import QueryDemand
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.synthesis import Final, synthesize
 from r2_serve.types import Plan
 
 
-async def answer_whole(context: QueryContext, virtual: VirtualModelConfig, model: str) -> Final:
+async def answer_whole(
+    context: QueryContext, virtual: VirtualModelConfig, model: str, expected: QueryDemand
+) -> Final:
     """The reply of `model` to the client's conversation, in one call, streamed where the client asks for it.
 
     Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest.
     """
     plan = context.draft.plan = Plan.single(context.text)
     allocation = context.draft.allocation = everything_to(model, plan)
-    with context.demand.query(context.query.model) as expected:
-        expected.plan(plan, allocation)
-        calls = await PlanRun(context, virtual, plan, allocation, expected).calls()
+    expected.plan(plan, allocation)
+    calls = await PlanRun(context, virtual, plan, allocation, expected).calls()
     return synthesize(plan, calls, context.query.sampling, context.limits)

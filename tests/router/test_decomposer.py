@@ -24,7 +24,7 @@ NO_LIMIT = Budget()
 
 
 async def decompose(engine: ScriptedEngine, *, ledger: Ledger | None = None, **fields: Any) -> Decomposition:
-    config = DecomposerConfig(**{"model": "m", "num_samples": 1, **fields})
+    config = DecomposerConfig(**{"model": "m", "num_samples": 1, "good_enough": None, **fields})
     return await Decomposer(pool_of((model("m"), engine))).decompose(
         asked("the query"), config, LimitsConfig(), ledger or Ledger(NO_LIMIT)
     )
@@ -80,6 +80,63 @@ def test_hostile_decomposer_loses_the_plan_but_not_the_answer(reply: str | Excep
     assert made.plan == Plan.single("the query")
     assert made.fallback == f"no valid plan: {reason} x3"
     assert (made.num_samples, made.num_rejected) == (3, 3)
+
+
+LOOSE = plan_json("find the tower", "say how high", "name the city")
+"""Two of its three answers are used by nothing."""
+GOOD = plan_json("find the tower", "how high is #1")
+
+
+@pytest.mark.parametrize(
+    ("replies", "kept", "temperatures", "num_rejected"),
+    [
+        ([GOOD], plan_of("find the tower", "how high is #1"), [0.0], 0),
+        (["no plan", GOOD], plan_of("find the tower", "how high is #1"), [0.0, 0.7], 1),
+        ([LOOSE, "no plan", GOOD], plan_of("find the tower", "how high is #1"), [0.0, 0.7, 0.7], 1),
+        ([LOOSE], plan_of("find the tower", "say how high", "name the city"), [0.0, 0.7, 0.7], 0),
+    ],
+    ids=["good", "invalid, then good", "loose, invalid, then good", "never good"],
+)
+def test_first_plan_that_is_good_enough_ends_the_sampling(
+    replies: list[str], kept: Plan, temperatures: list[float], num_rejected: int
+) -> None:
+    """The first sample is greedy; the best of all is kept where none is good enough."""
+    engine, ledger = ScriptedEngine(replies), Ledger(NO_LIMIT)
+    made = run(decompose(engine, num_samples=3, good_enough=0.25, ledger=ledger))
+    assert made.plan == kept
+    assert [call.sampling.temperature for call in engine.calls] == temperatures
+    assert (made.num_samples, made.num_rejected) == (len(temperatures), num_rejected)
+    assert len(ledger.calls) == len(temperatures)
+
+
+@pytest.mark.parametrize("failure", [EngineUnavailable("down"), EngineRefused("prompt too long")])
+def test_decomposer_that_fails_is_not_asked_for_further_samples(failure: Exception) -> None:
+    made = run(decompose(ScriptedEngine([failure]), num_samples=3, good_enough=0.25))
+    assert (made.plan, made.num_samples) == (Plan.single("the query"), 1)
+    assert made.fallback is not None and "decomposer_failed" in made.fallback
+
+
+def test_samples_in_turn_share_one_time_limit() -> None:
+    async def check() -> tuple[float, Decomposition]:
+        engine = ScriptedEngine([LOOSE], delay_s=4)
+        made = await decompose(engine, num_samples=3, good_enough=0.0, timeout_s=10)
+        return now_s(), made
+
+    took_s, made = run(check())
+    assert (took_s, made.num_samples, made.num_rejected) == (10.0, 3, 1)
+    assert made.plan == plan_of("find the tower", "say how high", "name the city")
+
+
+def test_budget_that_ends_while_samples_come_in_turn_keeps_the_plan_that_is_there() -> None:
+    ledger = Ledger(Budget(max_calls=1))
+    made = run(decompose(ScriptedEngine([LOOSE]), num_samples=3, good_enough=0.25, ledger=ledger))
+    assert (len(made.plan.subtasks), made.num_samples, made.num_rejected) == (3, 2, 1)
+    with pytest.raises(BudgetExceeded):
+        run(
+            decompose(
+                ScriptedEngine([GOOD]), num_samples=3, good_enough=0.25, ledger=Ledger(Budget(max_tokens=10))
+            )
+        )
 
 
 def test_late_samples_are_rejected_and_still_paid() -> None:

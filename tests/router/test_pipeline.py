@@ -196,7 +196,8 @@ def test_query_can_go_whole_to_one_model_in_one_call() -> None:
         pieces.append(piece.text)
 
     context = router.pipeline._context(query(), router.pipeline.routing, keep, None)
-    final = run(answer_whole(context, virtual, "small"))
+    with context.demand.query("r2") as expected:
+        final = run(answer_whole(context, virtual, "small", expected))
     trace = context.trace(answer=final.text)
     assert (final.text, "".join(pieces)) == ("4806 m", "4806 m")
     assert [(call.stage, call.model) for call in trace.calls] == [("execute", "small")]

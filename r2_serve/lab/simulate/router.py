@@ -132,8 +132,8 @@ class SimulatedQuery:
             self._begin()
         elif call.position == DECOMPOSE:
             planner = self._virtual.decomposer
-            self.num_left = planner.num_samples
-            self._ask_stage_model(PLAN, planner, sizes.plan_prompt, sizes.plan_reply, planner.num_samples)
+            self.num_left = planner.num_at_once  # the first plan is good enough where they come in turn
+            self._ask_stage_model(PLAN, planner, sizes.plan_prompt, sizes.plan_reply, self.num_left)
         else:
             self._ask_stage_model(PICK, self._virtual.allocator, sizes.pick_prompt, sizes.pick_reply, 1)
 
