@@ -6,7 +6,9 @@
     |-- ServeApiError          Ray Serve's REST interface or controller refused, failed or did not answer
     |-- InvalidRequest         400   the client's request is wrong; `param` names the field
     |   |-- ModelNotFound      404
-    |   `-- ResponseNotFound   404
+    |   |-- ResponseNotFound   404
+    |   `-- QueryNotFound      404
+    |-- FeedbackLost           503   a rating cannot be written at present
     |-- NotAllowed             403   the client's key may not ask for that model
     |-- BudgetExceeded         400   the request's own limit (cost, calls, tokens) would be overspent
     |   `-- QuotaExceeded      429   the client key's budget would be
@@ -119,6 +121,20 @@ class ResponseNotFound(InvalidRequest):
 
     status = 404
     code = "response_not_found"
+
+
+class QueryNotFound(InvalidRequest):
+    """A query that the client rates is not known, or another key asked it."""
+
+    status = 404
+    code = "query_not_found"
+
+
+class FeedbackLost(R2Error):
+    """A rating cannot be written at present."""
+
+    status = 503
+    code = "feedback_not_written"
 
 
 class NotAllowed(R2Error):

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import TextIO
 
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
+
+LOCK_TIMEOUT_S = 1.0
+"""Seconds that a database waits for the writer of another process."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -39,6 +43,22 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def open_database(path: Path | None, schema: str) -> sqlite3.Connection:
+    """An SQLite database with the tables of `schema`, in memory if `path` is None. It commits each statement.
+
+    Readers never wait, a commit needs no fsync, and writers of other processes are waited for a second.
+
+    Raises: sqlite3.Error.
+    """
+    database = sqlite3.connect(
+        path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        database.execute(f"PRAGMA {setting}")
+    database.executescript(schema)
+    return database
 
 
 @contextmanager

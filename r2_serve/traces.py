@@ -1,7 +1,7 @@
 """The only writer and the only reader of traces, which are JSON lines.
 
 One file per process and day, `YYYY-MM-DD-PID.jsonl`, mode 0600: a trace holds the query and its answers in
-clear, but for the values that `redact` replaces."""
+clear, but for the values that `redact` replaces, unless texts are not kept."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from pydantic import ValidationError
 
+from r2_serve.config import ServerConfig
 from r2_serve.files import drop_torn_line, json_line
 from r2_serve.types import Trace
 
@@ -27,12 +29,25 @@ class TraceWriter:
     """Appends traces. A failing disk loses traces but fails no query; it is logged and counted."""
 
     def __init__(
-        self, directory: Path, *, redact: Callable[[str], str] = str, today: Callable[[], str] = _today
+        self,
+        directory: Path,
+        *,
+        keeps_texts: bool = True,
+        redact: Callable[[str], str] = str,
+        today: Callable[[], str] = _today,
     ) -> None:
         self.num_lost = 0
         self._directory, self._redact, self._today = directory, redact, today
+        self._keeps_texts = keeps_texts
+
+    @classmethod
+    def of(cls, server: ServerConfig, redact: Callable[[str], str] = str) -> Self:
+        """The writer that the config asks for; its `trace_dir` must be set."""
+        assert server.trace_dir is not None
+        return cls(Path(server.trace_dir), keeps_texts=server.trace_texts, redact=redact)
 
     def __call__(self, trace: Trace) -> None:
+        trace = trace if self._keeps_texts else without_texts(trace)
         line = self._redact(json_line(trace)).encode()
         path = self._directory / f"{self._today()}-{os.getpid()}.jsonl"
         try:
@@ -43,6 +58,27 @@ class TraceWriter:
             log.warning(
                 "trace %s not written to %s: %s (%d lost so far)", trace.request_id, path, e, self.num_lost
             )
+
+
+def without_texts(trace: Trace) -> Trace:
+    """The trace without what clients and models wrote: hashes and figures alone.
+
+    Errors and reasons of fallbacks may quote a provider, which may quote a prompt, so only their first word
+    stays.
+    """
+    results = tuple(result.model_copy(update={"answer": ""}) for result in trace.results)
+    decision = trace.decision and trace.decision.model_copy(update={"dropped_plan": None})
+    reasons = {name: _first_word(getattr(trace, name)) for name in _REASONS}
+    bare = {"query": "", "plan": None, "answer": None, "results": results, "decision": decision}
+    return trace.model_copy(update={**bare, **reasons})
+
+
+_REASONS = ("error", "plan_fallback", "allocation_fallback")
+
+
+def _first_word(text: str | None) -> str | None:
+    """The kind of an error or of a fallback, such as `SubtaskFailed`."""
+    return text and text.split()[0].rstrip(":")
 
 
 def read_traces(path: Path) -> Iterator[Trace]:

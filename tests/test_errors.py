@@ -50,6 +50,8 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "InvalidRequest": 400,
         "ModelNotFound": 404,
         "ResponseNotFound": 404,
+        "QueryNotFound": 404,
+        "FeedbackLost": 503,
         "NotAllowed": 403,
         "BudgetExceeded": 400,
         "QuotaExceeded": 429,

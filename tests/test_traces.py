@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from r2_serve.traces import TraceWriter, read_traces
-from r2_serve.types import Allocation, CallRecord, SubtaskResult, Trace, Usage
+from r2_serve.types import Allocation, CallRecord, SubtaskResult, Trace, Usage, text_hash
 from tests.support.in_process import plan_of
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=1)
@@ -127,3 +127,24 @@ def test_full_disk_costs_only_traces_and_leaves_no_torn_line(tmp_path: Path) -> 
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert ran.stdout.split() == ["2", "2", "True"]
+
+
+def test_trace_without_texts_keeps_figures_and_hashes_alone(tmp_path: Path) -> None:
+    failed = Trace(
+        request_id="req-2",
+        model="r2",
+        query="a secret",
+        query_hash=text_hash("a secret"),
+        error="SubtaskFailed: the provider says that a secret is too long",
+        plan_fallback="decomposer_failed (EngineRefused: a secret)",
+    )
+    writer = TraceWriter(tmp_path, keeps_texts=False, today=lambda: "2026-01-31")
+    writer(TRACE)
+    writer(failed)
+    (file,) = tmp_path.glob("*.jsonl")
+    kept, bare = read_traces(file)
+    text = file.read_text()
+    assert not [word for word in ("secret", "wie hoch", "find", "4,806") if word in text]
+    assert (kept.calls, kept.allocation, kept.cost_usd) == (TRACE.calls, TRACE.allocation, TRACE.cost_usd)
+    assert (bare.error, bare.plan_fallback) == ("SubtaskFailed", "decomposer_failed")
+    assert bare.query_hash == text_hash("a secret")

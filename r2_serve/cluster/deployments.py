@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
 
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -36,6 +35,7 @@ from r2_serve.config import (
 from r2_serve.engines import make_engine, make_local_engine
 from r2_serve.engines.sharing import SharedTime
 from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.feedback import FeedbackStore
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
@@ -157,9 +157,10 @@ class RouterDeployment:
         self._view, self._demand = ClusterView(config, replica.app_name), Demand()
         self._writing: asyncio.Task[None] | None = None
         self._admission = Admission(config.server.max_running, config.server.max_queued)
-        sinks: list[Sink] = [self._metrics.observe]
+        self._feedback = FeedbackStore(config.server)
+        sinks: list[Sink] = [self._metrics.observe, self._feedback.note]
         if config.server.trace_dir:
-            sinks.append(TraceWriter(Path(config.server.trace_dir), redact=self._redact))
+            sinks.append(TraceWriter.of(config.server, self._redact))
 
         def make_pipeline(routing: RoutingConfig) -> Pipeline:
             return Pipeline(pool, routing, decomposes, allocates, sinks, self._view.replicas, self._demand)
@@ -172,6 +173,7 @@ class RouterDeployment:
             self._server,
             metrics=self._metrics,
             admission=self._admission,
+            feedback=self._feedback,
             redact=self._redact,
             scrape=self._replica_metrics.every_page,
         )

@@ -40,16 +40,18 @@ from r2_serve.config.engines import (
 from r2_serve.config.gates import GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
-from r2_serve.config.server import ResponsesConfig, ServerConfig
+from r2_serve.config.server import FEEDBACK_FILE, FeedbackConfig, ResponsesConfig, ServerConfig
 from r2_serve.types import Ability, ModelCard, Need
 
 __all__ = [
+    "FEEDBACK_FILE",
     "SAFE_LOAD_FORMATS",
     "Config",
     "CooldownConfig",
     "EmbeddingsEngineConfig",
     "EngineConfig",
     "EnvName",
+    "FeedbackConfig",
     "GateConfig",
     "HostedEngineConfig",
     "LimitsConfig",
@@ -324,6 +326,9 @@ class VirtualModelConfig(Config):
     """Models that may answer subtasks, cheapest first: a compact allocator numbers them in this order."""
     decomposer: DecomposerConfig
     allocator: AllocatorConfig
+    baseline: str | None = None
+    """The model that savings are measured against (`x-r2-saved-usd`); None for the default model. It may be
+    any of `models`, also one outside the pool."""
     default_model: str | None = None
     """Model used if no plan or no allocation can be made; None for the last of the pool, the strongest."""
     policy: str = "learned"
@@ -375,6 +380,11 @@ class VirtualModelConfig(Config):
         found = (evidence for gate in self.gates.values() for evidence in gate.accept)
         return frozenset(evidence.model for evidence in found if evidence.kind == "checker")
 
+    @property
+    def baseline_model(self) -> str:
+        """The model that savings are measured against."""
+        return self.baseline or self.fallback_model
+
 
 class RoutingConfig(Config):
     """`user_config` of the `Router` deployment. Each request keeps the version it started with."""
@@ -389,6 +399,7 @@ class RoutingConfig(Config):
         for name, virtual in self.virtual_models.items():
             used = {*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model}
             used |= virtual.checkers
+            used.add(virtual.baseline_model)
             if used - known:
                 raise ValueError(
                     f"virtual model {name!r} names {sorted(used - known)}; choose among {sorted(known)}"

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from r2_serve.config.engines import Config, EnvName
 
+FEEDBACK_FILE = "feedback.sqlite"
+"""The file of scores beside the traces, unless the config names another."""
+
 
 class ResponsesConfig(Config):
     """How long `/v1/responses` keeps responses, so that clients may go on from them and read them again."""
@@ -21,6 +24,19 @@ class ResponsesConfig(Config):
     """Seconds since the last use after which a response is forgotten. 30 days, as with OpenAI."""
 
 
+class FeedbackConfig(Config):
+    """What `POST /v1/r2/feedback` needs: the queries that may be rated, and their scores."""
+
+    file: str | None = None
+    """SQLite file, which the router replicas of one machine share. None: `feedback.sqlite` in `trace_dir`,
+    or without that the memory of each replica, which is lost when it ends."""
+    max_count: int = Field(default=200_000, ge=1)
+    """Queries remembered at most, with their scores; the oldest go first."""
+    max_age_s: float = Field(default=2_592_000.0, gt=0)
+    """Seconds after which a query can no longer be rated and its scores are forgotten. 30 days, so that a
+    book of outcomes made every week or month misses none."""
+
+
 class ServerConfig(Config):
     """The HTTP endpoint."""
 
@@ -33,6 +49,8 @@ class ServerConfig(Config):
     """SQLite file of what each key has spent. None: each router replica counts from its own start."""
     responses: ResponsesConfig = ResponsesConfig()
     """What `/v1/responses` keeps."""
+    feedback: FeedbackConfig = FeedbackConfig()
+    """What `/v1/r2/feedback` remembers."""
     max_body_bytes: int = Field(default=32_000_000, ge=1_000)
     """Longest request body; the default holds long documents and some images."""
     body_timeout_s: float = Field(default=60.0, gt=0)
@@ -45,3 +63,12 @@ class ServerConfig(Config):
     """Seconds between the SSE comments that keep a stream open; proxies close after 30 s or more."""
     trace_dir: str | None = None
     """Directory of trace JSONL files, which hold queries and answers in clear; None writes none."""
+    trace_texts: bool = True
+    """Whether traces hold the texts of queries, plans and answers. `false` keeps hashes and figures alone, so
+    that a book made of them can be counted and compared, but neither graded anew nor trained on."""
+
+    @property
+    def feedback_file(self) -> str | None:
+        """The file of scores; None for the memory of the process."""
+        in_traces = f"{self.trace_dir}/{FEEDBACK_FILE}" if self.trace_dir else None
+        return self.feedback.file or in_traces

@@ -45,7 +45,7 @@ class ChatBody:
         return name
 
     def reply(self, model: str, *, wants_usage_chunk: bool) -> ChatReply:
-        id = f"chatcmpl-{self.arrival.new_id()}"
+        id = f"chatcmpl-{self.arrival.reply_id}"
         return ChatReply(id, self.arrival.created, model, wants_usage_chunk)
 
 

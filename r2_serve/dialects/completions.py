@@ -58,7 +58,7 @@ class CompletionsBody:
 
     def reply(self, model: str, *, wants_usage_chunk: bool) -> CompletionsReply:
         return CompletionsReply(
-            f"cmpl-{self.arrival.new_id()}", self.arrival.created, model, wants_usage_chunk
+            f"cmpl-{self.arrival.reply_id}", self.arrival.created, model, wants_usage_chunk
         )
 
 

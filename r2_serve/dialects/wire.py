@@ -66,8 +66,8 @@ class Arrival:
     request_id: str
     created: int
     """Unix time in seconds."""
-    new_id: Callable[[], str]
-    """Makes a fresh id, without a prefix."""
+    reply_id: str
+    """The id of the reply, to which each dialect adds its prefix."""
     headers: Mapping[str, str]
     """The headers, with names in lower case."""
     owner: str | None = None

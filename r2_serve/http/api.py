@@ -6,6 +6,7 @@ POST /v1/completions        `endpoint` in the dialect `dialects.completions`
 POST /v1/embeddings         `endpoint` in the dialect `dialects.embeddings`
 POST /v1/messages           `endpoint` in the dialect `dialects.messages`
 POST /v1/messages/count_tokens   `counting`
+POST /v1/r2/feedback        `rating`
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
@@ -41,6 +42,7 @@ from r2_serve.dialects.messages.requests import VERSION_HEADER
 from r2_serve.dialects.responses import ResponsesDialect
 from r2_serve.dialects.wire import Dialect, encode
 from r2_serve.errors import R2Error
+from r2_serve.feedback import FeedbackStore
 from r2_serve.http.admission import Admission
 from r2_serve.http.background import ResponsesEndpoint, Running
 from r2_serve.http.counting import CountTokens
@@ -50,6 +52,7 @@ from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import model_list, model_object
 from r2_serve.http.openapi import describe
+from r2_serve.http.rating import Feedback
 from r2_serve.http.redaction import Redactor
 from r2_serve.http.response_store import ResponseStore
 from r2_serve.http.responses import KeptResponses
@@ -71,6 +74,7 @@ def create_app(
     metrics: Metrics | None = None,
     redact: Callable[[str], str] | None = None,
     admission: Admission | None = None,
+    feedback: FeedbackStore | None = None,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
@@ -79,7 +83,8 @@ def create_app(
     """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
 
     `redact` takes secrets out of error messages; by default those in the environment. `scrape` makes the page
-    of `/metrics`; by default from `metrics`, those of this process.
+    of `/metrics`; by default from `metrics`, those of this process. Queries can be rated if the backend has
+    `feedback.note` as a sink too.
 
     Raises: ConfigError if `server` names a variable or a file without keys, or a file that cannot be used.
     """
@@ -91,6 +96,7 @@ def create_app(
     metrics.watch_spend(purses)
     store, running = ResponseStore(server.responses, clock), Running()
     kept = KeptResponses(store, running, backend, clock)
+    rating = Feedback(feedback or FeedbackStore(server, clock), (metrics.count_rating,))
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
 
     rest = (backend, server, admission, purses, clock, new_id)
@@ -111,6 +117,7 @@ def create_app(
             Route("/v1/responses/{id}/input_items", kept.input_items),
             Route("/v1/messages", endpoint(MESSAGES), methods=["POST"]),
             Route("/v1/messages/count_tokens", CountTokens(endpoint(MESSAGES)), methods=["POST"]),
+            Route("/v1/r2/feedback", rating, methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

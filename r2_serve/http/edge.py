@@ -40,6 +40,7 @@ ROUTES = (
     *DIALECT_OF,
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/r2/feedback",
     "/v1/models",
     "/metrics",
     *OPEN_PATHS,
@@ -54,6 +55,8 @@ class Exchange:
     """What is known of one request and its reply so far."""
 
     request_id: str
+    reply_id: str = ""
+    """The id of the reply without the prefix of its dialect; `request_id` may be the client's own."""
     key: ClientKey | None = None
     """None if the endpoint is open."""
     session: str | None = None

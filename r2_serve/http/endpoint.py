@@ -83,7 +83,9 @@ class Endpoint:
 
     def arrival(self, exchange: Exchange, headers: Headers) -> Arrival:
         owner = exchange.key.name if exchange.key else None
-        return Arrival(exchange.request_id, int(self.clock()), self.new_id, headers, owner, self._speaks)
+        exchange.reply_id = self.new_id()
+        known = (exchange.request_id, int(self.clock()), exchange.reply_id)
+        return Arrival(*known, headers, owner, self._speaks)
 
     def _speaks(self, model: str, ability: str) -> bool:
         pool = (known for known in self.backend.models() if not known.is_virtual)
@@ -177,11 +179,13 @@ class _Streamed:
 
 
 def _of_its_conversation(query: Query, exchange: Exchange) -> Query:
-    """`query` with what tells its conversation from others, as far as the client names it."""
+    """`query` with what tells it and its conversation from others, as far as the client names that."""
     named = query.session or query.sampling.forwarded.get("prompt_cache_key")
     session = exchange.session or (named if isinstance(named, str) else None)
     client = exchange.key.name if exchange.key else ""
-    return query.model_copy(update={"session": session and session[:MAX_SESSION_CHARS], "client": client})
+    session = session and session[:MAX_SESSION_CHARS]
+    update = {"session": session, "client": client, "reply_id": exchange.reply_id}
+    return query.model_copy(update=update)
 
 
 def text_after(sent: str, text: str) -> str:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from r2_serve.calls.pool import Pool
+from r2_serve.feedback import Rated
 from r2_serve.http.admission import Admission
 from r2_serve.http.spend import Purses
 from r2_serve.types import CallRecord, Decision, Trace
@@ -53,10 +54,14 @@ class Metrics:
         self._decisions = counter(
             "r2_decisions", "Routed queries, split or whole, and why.", "model", "action", "reason"
         )
+        self._ratings = counter("r2_feedback", "Ratings of answers and steps.", "model", "source")
+        self._scores = counter("r2_feedback_score", "Sum of the scores of ratings.", "model", "source")
+        self._saved_usd: dict[tuple[str, str, str], Decimal] = {}
         self._costs_usd: dict[tuple[str, str], Decimal] = {}
         self._compared_usd: dict[tuple[str, str], Decimal] = {}
         self._computed(self._cost)
         self._computed(self._comparison)
+        self._computed(self._savings)
 
     def watch(self, admission: Admission) -> None:
         """Adds the queue's state."""
@@ -104,12 +109,20 @@ class Metrics:
         if trace.plan is not None:
             self._plan_depth.observe(trace.plan.depth)
             self._plan_width.observe(trace.plan.width)
+        if trace.savings is not None:
+            place = (trace.client or "-", trace.model, trace.savings.baseline)
+            self._saved_usd[place] = self._saved_usd.get(place, Decimal(0)) + trace.savings.saved_usd
         if trace.decision is not None:
             self._count_decision(trace, trace.decision)
         if trace.plan_fallback is not None:
             self._fallbacks.labels("plan").inc()
         if trace.allocation_fallback is not None:
             self._fallbacks.labels("allocation").inc()
+
+    def count_rating(self, rated: Rated) -> None:
+        """Counts one rating; one that replaces another is counted again, and its score as well."""
+        self._ratings.labels(rated.model, rated.rating.source).inc()
+        self._scores.labels(rated.model, rated.rating.source).inc(rated.rating.score)
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -135,6 +148,14 @@ class Metrics:
         text = "Cost of answered queries in USD: billed, and expected of the direct call."
         family = CounterMetricFamily("r2_compared_usd", text, labels=["model", "kind"])
         for place, usd in sorted(self._compared_usd.items()):
+            family.add_metric(place, float(usd))
+        return [family]
+
+    def _savings(self) -> list[Metric]:
+        """What each key's answered queries cost less than at the baseline; a gauge, as it may fall."""
+        text = "Savings of answered queries in USD, since the process started; key is - without keys."
+        family = GaugeMetricFamily("r2_key_saved_usd", text, labels=["key", "model", "baseline"])
+        for place, usd in sorted(self._saved_usd.items()):
             family.add_metric(place, float(usd))
         return [family]
 

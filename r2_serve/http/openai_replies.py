@@ -48,6 +48,8 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence
         "overhead_ms": round(answer.overhead_s * 1000, 3),
         "duration_ms": round(trace.duration_s * 1000, 3),
     }
+    if trace.savings is not None:
+        shown["savings"] = {"baseline": trace.savings.baseline, "saved_usd": f"{trace.savings.saved_usd:f}"}
     if trace.session is not None:
         shown["session"] = trace.session.model_dump()
     if has_confidence:
@@ -67,10 +69,13 @@ def extra_headers(answer: Answer) -> dict[str, str]:
     """The main figures as headers of a plain reply; a stream sends its headers before it knows them."""
     session = answer.trace.session
     decision = answer.trace.decision
+    savings = answer.trace.savings
+    saved = {"x-r2-saved-usd": f"{savings.saved_usd:f}"} if savings else {}
     decided = {"x-r2-decision": f"{decision.action}; {decision.reason}"} if decision else {}
     return {
         **decided,
         "x-r2-cost-usd": f"{answer.cost_usd:f}",
+        **saved,
         "x-r2-models": ",".join(answer.models),
         "x-r2-plan-nodes": str(answer.num_subtasks),
         "x-r2-overhead-ms": f"{answer.overhead_s * 1000:.3f}",

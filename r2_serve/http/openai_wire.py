@@ -75,7 +75,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Int = Annotated[int, BeforeValidator(_whole)]
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
 """An integer as JSON Schema defines it, so 3.0 is one."""
 
 
@@ -160,9 +160,9 @@ class StreamOptions(Wire):
 class WireSubtask(Wire):
     """A step of `r2.plan`."""
 
-    id: _Int = Field(ge=1)
+    id: WholeNumber = Field(ge=1)
     text: str = Field(min_length=1)
-    depends_on: Annotated[tuple[_Int, ...], FailFast(), Field(max_length=MAX_SUBTASKS)] = ()
+    depends_on: Annotated[tuple[WholeNumber, ...], FailFast(), Field(max_length=MAX_SUBTASKS)] = ()
     needs_query: bool = True
     """Whether the step reads your messages on a virtual model with `context: needed`."""
 
@@ -193,7 +193,7 @@ class Extras(Wire):
     """The most this request may cost in USD; the server's own limit holds too."""
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The longest this request may take in seconds, its wait in the queue included."""
-    max_subtasks: _Int | None = Field(default=None, ge=1)
+    max_subtasks: WholeNumber | None = Field(default=None, ge=1)
     policy: str | None = Field(default=None, min_length=1, max_length=1_000)
     """`learned`, `all:MODEL` or `random`; `one:MODEL` and `one:auto` send the query whole to one model."""
     plan: WirePlan | None = None
@@ -221,12 +221,12 @@ class ChatRequest(Wire):
 
     model: str = Field(min_length=1)
     messages: Annotated[tuple[WireMessage, ...], FailFast(), Field(min_length=1)]
-    max_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
-    max_completion_tokens: _Int | None = Field(default=None, ge=1, le=10_000_000)
+    max_tokens: WholeNumber | None = Field(default=None, ge=1, le=10_000_000)
+    max_completion_tokens: WholeNumber | None = Field(default=None, ge=1, le=10_000_000)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     stop: _Stop | None = None
-    seed: _Int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    seed: WholeNumber | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     response_format: ResponseFormat | None = None

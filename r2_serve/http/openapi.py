@@ -6,6 +6,7 @@ from functools import cache
 
 from r2_serve import __version__
 from r2_serve.http.openai_wire import ChatRequest
+from r2_serve.http.rating import FeedbackRequest
 from r2_serve.types import Json
 
 _TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
@@ -20,7 +21,9 @@ def describe() -> Json:
     """OpenAPI 3.1, as far as every model goes: most models take more parameters."""
     chat = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = chat.pop("$defs")
-    schemas = {**parts, **_bodies(), "ChatRequest": chat, "Error": _ERROR_BODY}
+    feedback = FeedbackRequest.model_json_schema()
+    own = {"ChatRequest": chat, "FeedbackRequest": feedback, "Error": _ERROR_BODY}
+    schemas = {**parts, **_bodies(), **own}
     keys = {
         "key": {"type": "http", "scheme": "bearer"},
         "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -91,6 +94,7 @@ def _paths() -> Json:
         f"{kept}/input_items": {"get": _named("The input of a response", "order", "limit", "after")},
         "/v1/messages": {"post": _asked("Answer as Anthropic's Messages" + events, "MessagesRequest")},
         "/v1/messages/count_tokens": {"post": _asked("Tokens of a Messages request", "CountRequest")},
+        "/v1/r2/feedback": {"post": _asked("Rate an answer", "FeedbackRequest")},
         "/v1/models": {"get": listing},
         "/v1/models/{id}": {"get": _named("One model")},
         "/health": {"get": {**_operation("Whether the process is alive"), "security": []}},

@@ -32,13 +32,15 @@ def check_forwarded(parameters: Iterable[str]) -> None:
         raise InvalidRequest(message, name, "unsupported_parameter")
 
 
-def refusal(fault: ErrorDetails, known: Iterable[str] = ()) -> InvalidRequest:
-    """`known` are the keys allowed in place of an unknown one."""
+def refusal(
+    fault: ErrorDetails, known: Iterable[str] = (), fields: str = "model and messages"
+) -> InvalidRequest:
+    """`known` are the keys allowed in place of an unknown one; `fields` says what the body must hold."""
     kind, param, got = fault["type"], _param(fault["loc"]), shown(fault["input"])
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {fault['ctx']['error']}", code="invalid_json")
     if param is None:
-        return InvalidRequest(f"the body must be a JSON object with model and messages, got {got}")
+        return InvalidRequest(f"the body must be a JSON object with {fields}, got {got}")
     if kind == "missing":
         return InvalidRequest(f"{param} is missing", param, "missing_required_parameter")
     if kind == "extra_forbidden":

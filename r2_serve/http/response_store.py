@@ -22,10 +22,10 @@ from r2_serve.config import ResponsesConfig
 from r2_serve.dialects.responses import Earlier
 from r2_serve.dialects.responses.shapes import as_objects
 from r2_serve.errors import ConfigError
+from r2_serve.files import open_database
 from r2_serve.types import Json
 
 log = logging.getLogger(__name__)
-LOCK_TIMEOUT_S = 1.0
 _ENDED = ("completed", "incomplete")
 _KEPT = 0.9
 """Share of the limits that is kept when one is passed."""
@@ -67,13 +67,7 @@ class ResponseStore:
         self._config, self._clock = config, clock
         path = Path(config.file) if config.file else None
         try:
-            self._db = sqlite3.connect(
-                path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            self._db.executescript(_SCHEMA)
+            self._db = open_database(path, _SCHEMA)
         except sqlite3.Error as e:
             raise ConfigError(f"server.responses.file {path} cannot be used: {e}") from e
 

@@ -16,10 +16,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from r2_serve.errors import ConfigError, QuotaExceeded
+from r2_serve.files import open_database
 from r2_serve.http.keys import ClientKey
 
 log = logging.getLogger(__name__)
-LOCK_TIMEOUT_S = 1.0
 _SCHEMA = """CREATE TABLE IF NOT EXISTS spend
     (name TEXT, period TEXT, usd TEXT NOT NULL, PRIMARY KEY (name, period)) WITHOUT ROWID"""
 _READ = "SELECT usd FROM spend WHERE name = ? AND period = ?"
@@ -43,12 +43,7 @@ class SpendBook:
         self._unwritten: dict[tuple[str, str], Decimal] = {}
         self._last_read: dict[tuple[str, str], Decimal] = {}
         try:
-            self._db = sqlite3.connect(
-                path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")  # readers never wait, and a commit needs no fsync
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(_SCHEMA)
+            self._db = open_database(path, _SCHEMA)
         except sqlite3.Error as e:
             raise ConfigError(f"server.spend_file {path} cannot be used as the book of spend: {e}") from e
 

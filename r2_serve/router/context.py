@@ -23,10 +23,13 @@ from r2_serve.types import (
     OnDelta,
     Plan,
     Query,
+    RolloutNote,
+    Savings,
     SessionNote,
     Subtask,
     SubtaskResult,
     Trace,
+    text_hash,
 )
 
 WORKER_STAGES = ("execute", "pass_through")
@@ -38,6 +41,9 @@ class TraceDraft:
     """The fields of a trace that the stages of a query fill in as they end."""
 
     policy: str = LEARNED
+    shares: dict[str, float] = field(default_factory=dict)
+    savings: Savings | None = None
+    rollout: RolloutNote | None = None
     decision: Decision | None = None
     plan: Plan | None = None
     num_plan_samples: int = 0
@@ -80,6 +86,9 @@ class QueryContext:
             request_id=self.query.request_id,
             model=self.query.model,
             query=self.text,
+            query_hash=text_hash(self.text),
+            reply_id=self.query.reply_id,
+            client=self.query.client,
             plan=draft.plan,
             allocation=draft.allocation,
             results=draft.results,
@@ -90,6 +99,7 @@ class QueryContext:
             allocation_fallback=draft.allocation_fallback,
             session=draft.session,
             policy=draft.policy,
+            shares=draft.shares,
             decision=draft.decision,
             num_plan_samples=draft.num_plan_samples,
             num_plan_rejected=draft.num_plan_rejected,
@@ -97,6 +107,8 @@ class QueryContext:
             overhead_s=max(0.0, duration_s - _covered_s(worker_calls)),
             cost_usd=total_cost_usd(calls),
             worker_cost_usd=total_cost_usd(worker_calls),
+            savings=draft.savings,
+            rollout=draft.rollout,
         )
 
 

@@ -37,6 +37,7 @@ from r2_serve.router.foresight import Whole, whole_query
 from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
+from r2_serve.router.savings import savings
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas, no_replicas
 from r2_serve.router.synthesis import Final, synthesize
@@ -89,6 +90,8 @@ class Pipeline:
         except (Exception, asyncio.CancelledError) as e:
             self._publish(context.trace(error=_error_text(e)))
             raise
+        if virtual is not None:
+            context.draft.savings = savings(context, virtual, final.text)
         trace = self._publish(context.trace(answer=final.text))
         return _answer(final, trace, context)
 
@@ -141,6 +144,7 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     query, draft = context.query, context.draft
     draft.policy = query.policy or virtual.policy
     policy = AllocationPolicy.parse(draft.policy, virtual.pool)
+    draft.shares = policy.chances
     check_pinned_models(query.pinned, virtual.pool)
     check_pool_abilities(query, [context.caller.pool[name].config for name in virtual.pool])
     if query.is_plan_only:

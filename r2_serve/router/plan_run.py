@@ -19,7 +19,7 @@ from r2_serve.router.foresight import fitting, plan_need
 from r2_serve.router.plan_or_not import PlanDropped, StepLimits
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import with_room
-from r2_serve.router.synthesis import bounded, cut_to_chars
+from r2_serve.router.synthesis import bounded, confidence, cut_to_chars
 from r2_serve.types import Allocation, Message, Plan, Sampling, Subtask, SubtaskResult
 
 LEAST_ANSWER_CHARS = 500
@@ -177,6 +177,7 @@ class PlanRun:
             ),
             num_attempts=call.num_attempts,
             finish_reason=call.completion.finish_reason,
+            confidence=confidence(call.completion.logprobs),
             ready_s=ready_s,
             start_s=start_s,
             end_s=ledger.elapsed_s(),

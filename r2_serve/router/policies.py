@@ -40,6 +40,13 @@ class AllocationPolicy:
         """Whether the same plan gets the same models each time, by name."""
         return self.kind in _FIXED and self.models != (AUTO,)
 
+    @property
+    def chances(self) -> dict[str, float]:
+        """The probability of each model for a step; empty where nothing is drawn at random."""
+        return {
+            model: share / sum(self.shares) for model, share in zip(self.models, self.shares, strict=False)
+        }
+
     @classmethod
     def parse(cls, text: str, pool: Sequence[str]) -> AllocationPolicy:
         """The policy that `text` names.

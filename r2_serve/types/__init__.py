@@ -42,6 +42,7 @@ from r2_serve.types.plans import (
     substitute,
     substituted_chars,
 )
+from r2_serve.types.served import Arm, RolloutNote, Savings, text_hash
 
 __all__ = [
     "BYTES_PER_TOKEN",
@@ -50,6 +51,7 @@ __all__ = [
     "Ability",
     "Allocation",
     "Api",
+    "Arm",
     "Completion",
     "CountingEngine",
     "Delta",
@@ -68,7 +70,9 @@ __all__ = [
     "Plan",
     "Record",
     "Role",
+    "RolloutNote",
     "Sampling",
+    "Savings",
     "Subtask",
     "Usage",
     "Work",
@@ -78,6 +82,7 @@ __all__ = [
     "references",
     "substitute",
     "substituted_chars",
+    "text_hash",
 ]
 
 
@@ -185,6 +190,8 @@ class SubtaskResult(Record):
     """Why the reply ended; `length` means that it was cut at its limit."""
     gate: GateNote | None = None
     """What the gate did that answered the subtask; None if a model was asked alone."""
+    confidence: float | None = None
+    """The 0.4-quantile of the probabilities of the reply's tokens; None if the engine gave none."""
     ready_s: float
     """Seconds from the request's start to the answer of the last subtask that it depends on."""
     start_s: float
@@ -246,6 +253,13 @@ class Trace(Record):
     model: str
     """The model that the client asked for: a virtual one, or a pool model (pass-through, without a plan)."""
     query: str
+    """The client's messages as one text; empty where texts are not kept (`server.trace_texts`)."""
+    query_hash: str = ""
+    """The first 16 digits of the SHA-256 hash of `query`."""
+    reply_id: str = ""
+    """The id of the reply without the prefix of its dialect."""
+    client: str = ""
+    """The name of the client's key; empty without keys."""
     plan: Plan | None = None
     allocation: Allocation | None = None
     results: tuple[SubtaskResult, ...] = ()
@@ -260,6 +274,8 @@ class Trace(Record):
     session: SessionNote | None = None
     """Why the model of a turn stayed or changed; None for a query that belongs to no session."""
     policy: str = "learned"
+    shares: dict[str, float] = Field(default={})
+    """The probability of each model where the policy draws one at random; empty where it does not."""
     decision: Decision | None = None
     """Whether the query was split, and why; None for a pool model asked by its name."""
     num_plan_samples: int = 0
@@ -270,6 +286,15 @@ class Trace(Record):
     cost_usd: Decimal = Decimal(0)
     worker_cost_usd: Decimal = Decimal(0)
     """Cost of the calls that worked on the query, without the router's own (`decompose`, `allocate`)."""
+    savings: Savings | None = None
+    """Savings against the baseline; None for a failed query, a plan alone, or a pool model by its name."""
+    rollout: RolloutNote | None = None
+    """The router that answered while a candidate is on trial; None if none is."""
+
+    @property
+    def task(self) -> str:
+        """A name that no other query has: request ids may be chosen by clients."""
+        return self.reply_id or self.request_id
 
 
 class Query(Record):
@@ -295,6 +320,8 @@ class Query(Record):
     deadline_s: float | None = Field(default=None, gt=0)
     session: str | None = None
     """Name of the conversation, the same in all its turns; None: its first messages tell it from others."""
+    reply_id: str = ""
+    """The id of the reply without the prefix of its dialect, by which feedback may name the query."""
     client: str = ""
     """Name of the client's key, as sessions of one client are hidden from the others; empty without keys."""
     is_plan_only: bool = False

@@ -38,7 +38,7 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 def without_ours(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: held for key, held in value.items() if key not in ("r2", "model")}
+    return {key: held for key, held in value.items() if key not in ("r2", "id", "model")}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,9 @@ async def test_reply_of_a_messages_provider_comes_back_as_it_came(fields: Any) -
         sent = provider.message_of(stand.anthropic.requests[0])
     assert without_ours(whole.json()) == without_ours(sent)
     assert whole.json()["model"] == streamed[0]["message"]["model"] == "claude"
+    assert [whole.json()["id"], streamed[0]["message"]["id"]] == [
+        f"msg_{trace.reply_id}" for trace in stand.traces
+    ]
     came = [event for event in provider.stream_of(sent) if event["type"] != "ping"]
     start, delta = streamed.pop(0), streamed.pop(-2)
     assert without_ours(start["message"]) == without_ours(came.pop(0)["message"])

@@ -58,4 +58,4 @@ class MessagesBody:
         return self.request.param(name)
 
     def reply(self, model: str, *, wants_usage_chunk: bool) -> MessagesReply:
-        return MessagesReply(f"msg_{self.arrival.new_id()}", model, self.arrival.request_id)
+        return MessagesReply(f"msg_{self.arrival.reply_id}", model, self.arrival.request_id)

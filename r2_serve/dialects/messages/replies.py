@@ -105,13 +105,13 @@ def _count(usage: Json, name: str) -> int:
 
 
 def message_of(answer: Answer, id: str, model: str) -> Json:
-    """The message of an answer. A provider's own comes as it is, under the client's name of the model."""
+    """The message of an answer. A provider's own comes as it is, under our id and the client's model name."""
     body = answer.body or {}
     native = native_of(body)
     if native is not None:
         reported = native.get("usage")
         usage = (reported if isinstance(reported, dict) else {}) | counts_of(answer.usage)
-        return {**native, "model": model, "usage": usage}
+        return {**native, "id": id, "model": model, "usage": usage}
     choices = body.get("choices")
     choice: Json = choices[0] if isinstance(choices, list) and choices else {}
     message = choice.get("message")

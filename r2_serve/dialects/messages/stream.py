@@ -86,7 +86,7 @@ class MessagesReply:
             self._last = came
             return b""
         if came["type"] == "message_start" and isinstance(message := came.get("message"), dict):
-            came = {**came, "message": {**message, "model": self.model}}
+            came = {**came, "message": {**message, "id": self.id, "model": self.model}}
         return typed(came)
 
     def _said(self, delta: Json) -> bytes:

@@ -106,7 +106,7 @@ class ResponsesRequest:
 def read_request(body: Json, arrival: Arrival, keeper: Keeper) -> ResponsesRequest:
     """Raises: InvalidRequest."""
     own = tuple(_resolved(item, i, arrival, keeper) for i, item in enumerate(input_items(body.get("input"))))
-    response_id = f"resp_{arrival.new_id()}"
+    response_id = f"resp_{arrival.reply_id}"
     earlier = _earlier(body.get("previous_response_id"), arrival, keeper)
     key = body.get("prompt_cache_key")
     session = str(key) if key else earlier.session if earlier else None

@@ -66,7 +66,9 @@ def _values(config: ServeConfig, options: Options) -> Object:
         require_keys(EVERY_ADDRESS, server)
     except ConfigError as e:
         raise ConfigError(f"{e.message}.\n{template('how_to_set_keys.txt').rstrip()}") from e
-    _check_folders(options.claims, server.spend_file, server.responses.file, server.trace_dir)
+    _check_folders(
+        options.claims, server.spend_file, server.responses.file, server.feedback_file, server.trace_dir
+    )
     replicas = replicas_of(config)
     grace_s = int(max(entry.shutdown_s for entry in replicas)) + FLUSH_S
     ports = {"serve": config.http_port, "metrics": METRICS_PORT}

@@ -11,17 +11,17 @@ import contextlib
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
 
-from r2_serve.calls.pool import EngineFor, build_pool
+from r2_serve.calls.pool import EngineFor, Pool, build_pool
 from r2_serve.cluster.adapter_slots import AdapterSlots
 from r2_serve.config import ModelConfig, ModelTunables, RoutingConfig
 from r2_serve.engines import make_engine, make_local_engine
 from r2_serve.errors import ConfigError
+from r2_serve.feedback import FeedbackStore
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
@@ -71,9 +71,20 @@ async def serve(config: ServeConfig, host: str, port: int, on_ready: Callable[[]
     _log_to_stderr(config)
     engines = await _local_engines(config)
     admission = Admission(config.router.server.max_running, config.router.server.max_queued)
-    metrics = Metrics()
-    router = _router(config, _engine_for(engines), metrics, redact)
-    app = create_app(router, config.router.server, metrics=metrics, admission=admission, redact=redact)
+    metrics, feedback = Metrics(), FeedbackStore(config.router.server)
+    sinks: list[Sink] = [metrics.observe, feedback.note]
+    if config.router.server.trace_dir:
+        sinks.append(TraceWriter.of(config.router.server, redact))
+    pool = build_pool(config.router.models, _engine_for(engines))
+    metrics.watch_models(pool)
+    app = create_app(
+        _router(config, pool, sinks),
+        config.router.server,
+        metrics=metrics,
+        admission=admission,
+        feedback=feedback,
+        redact=redact,
+    )
     options = uvicorn.Config(
         app,
         host,
@@ -87,14 +98,7 @@ async def serve(config: ServeConfig, host: str, port: int, on_ready: Callable[[]
     await _Server(options, on_ready).serve()
 
 
-def _router(
-    config: ServeConfig, engine_for: EngineFor, metrics: Metrics, redact: Callable[[str], str]
-) -> Router:
-    pool = build_pool(config.router.models, engine_for)
-    metrics.watch_models(pool)
-    sinks: list[Sink] = [metrics.observe]
-    if config.router.server.trace_dir:
-        sinks.append(TraceWriter(Path(config.router.server.trace_dir), redact=redact))
+def _router(config: ServeConfig, pool: Pool, sinks: Sequence[Sink]) -> Router:
     local = {model.name for model in config.router.models if model.engine.kind == "served"}
 
     def replicas(model: str) -> float | None:
