@@ -45,6 +45,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
     assert statuses == {
         "R2Error": 500,
         "ConfigError": 500,
+        "BookError": 500,
         "PublishError": 500,
         "ServeApiError": 500,
         "InvalidRequest": 400,

@@ -40,6 +40,7 @@ from r2_serve.config.engines import (
 from r2_serve.config.gates import GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
+from r2_serve.config.scaling import PlanAheadConfig
 from r2_serve.config.server import FEEDBACK_FILE, FeedbackConfig, ResponsesConfig, ServerConfig
 from r2_serve.types import Ability, ModelCard, Need
 
@@ -57,6 +58,7 @@ __all__ = [
     "LimitsConfig",
     "LocalEngineConfig",
     "NumpyEngineConfig",
+    "PlanAheadConfig",
     "RecordedEngineConfig",
     "ResponsesConfig",
     "ScriptedEngineConfig",
@@ -206,20 +208,6 @@ class AdapterLoad(Config):
     """The adapter's directory, on the nodes of the model's replicas."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds for all replicas together; loading a large adapter from a network disk takes minutes."""
-
-
-class PlanAheadConfig(Config):
-    """`policy_kwargs` of the autoscaling policy `r2_serve.scaling.serve_policy:PlanAhead`."""
-
-    cold_start_s: float = Field(default=60.0, gt=0)
-    """Seconds from asking for a replica to its first call, on a node that is up.
-
-    Measure it: if it is too low, replicas come too late; if it is too high, they wait for work.
-    """
-    drain_s: float = Field(default=5.0, gt=0)
-    """Seconds in which a new replica should be through with the calls that wait for it."""
-    trend: float = Field(default=1.0, ge=0, le=1)
-    """Share of the present arrival rate that is expected to go on; 0 plans for present queries only."""
 
 
 class RouterConfig(Config):

@@ -1,0 +1,21 @@
+"""What the autoscaling policy may be told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from r2_serve.config.engines import Config
+
+
+class PlanAheadConfig(Config):
+    """`policy_kwargs` of the autoscaling policy `r2_serve.scaling.serve_policy:PlanAhead`."""
+
+    cold_start_s: float = Field(default=60.0, gt=0)
+    """Seconds from asking for a replica to its first call, on a node that is up.
+
+    Measure it: if it is too low, replicas come too late; if it is too high, they wait for work.
+    """
+    drain_s: float = Field(default=5.0, gt=0)
+    """Seconds in which a new replica should be through with the calls that wait for it."""
+    trend: float = Field(default=1.0, ge=0, le=1)
+    """Share of the present arrival rate that is expected to go on; 0 plans for present queries only."""
