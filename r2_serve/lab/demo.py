@@ -31,12 +31,13 @@ from r2_serve.lab.evaluation.desk import Desk, EvalPolicy, Solved, user
 from r2_serve.lab.evaluation.manifest import pool_models, setting_of
 from r2_serve.lab.evaluation.policies import Single
 from r2_serve.lab.evaluation.report.cells import failure_notes, percent
-from r2_serve.lab.evaluation.report.figures import PolicyReport, policy_report, wilson
+from r2_serve.lab.evaluation.report.policy import PolicyReport, policy_report
 from r2_serve.lab.evaluation.report.table import accuracy_table, models_table, usage_table
 from r2_serve.lab.evaluation.runner import Examiner
 from r2_serve.lab.evaluation.session import rows_of
 from r2_serve.lab.reports.terminal import dag_view, trace_view, usd
 from r2_serve.lab.runs import machine
+from r2_serve.lab.statistics import wilson
 from r2_serve.serve_config import ServeConfig
 from r2_serve.types import Sampling, Trace
 
@@ -140,7 +141,7 @@ async def measure(
         rows = await rows_of(policy, tasks, examiner, console, num_at_once=AT_ONCE)
         if policy is routed:
             solved.update(row.task_id for row in rows if row.status == "correct")
-        return policy_report(policy.name, rows, len(tasks), pool_models(router))
+        return policy_report(policy.name, [rows], len(tasks), pool_models(router))
 
     first = await report(routed)
     compared = pool if domain.reference == "same plans" else pool[-1:]

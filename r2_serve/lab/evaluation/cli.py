@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Literal
@@ -169,18 +171,36 @@ def export(
     typer.echo(exporting.command(file_format, benchmark, out, model))
 
 
+MarginOption = Annotated[
+    float,
+    typer.Option(
+        "--margin", min=0.01, max=100, help="Points of accuracy that may be lost and still be 'not worse'."
+    ),
+]
+CsvOption = Annotated[Path | None, typer.Option("--csv", help="Write all numbers, a line for each policy.")]
+LatexOption = Annotated[Path | None, typer.Option("--latex", help="Write the tables for booktabs.")]
+
+
 @eval_app.command()
 def report(
-    directories: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    directories: Annotated[
+        list[Path], typer.Argument(help="Run directories, or directories with the runs of several seeds.")
+    ],
     html: Annotated[
         Path | None, typer.Option(help="The page; default: report.html in the first directory.")
     ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="The figures; default: report.json in the first directory.")
     ] = None,
+    csv: CsvOption = None,
+    latex: LatexOption = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Directory for vector figures, as SVG and PDF.")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Policy whose cost is 100 %; default: the largest model alone.")
     ] = None,
+    margin: MarginOption = 1.0,
     brief: Annotated[
         bool, typer.Option("--brief", help="Print one table for each run; the files hold everything.")
     ] = False,
@@ -189,19 +209,71 @@ def report(
 
     \b
     Example:  r2-serve eval report runs/eval/*
+              r2-serve eval report runs/scan --csv scan.csv --latex scan.tex --figures figures
     """
     from rich.console import Console
 
-    from r2_serve.lab.evaluation.session import write_reports
+    from r2_serve.lab.evaluation.session import ReportFiles, write_reports
 
+    files = ReportFiles(html=html, json_out=json_out, csv=csv, latex=latex, figures=figures)
+    with _report_packages():
+        written = write_reports(
+            directories,
+            files,
+            Console(markup=False),
+            reference=reference,
+            margin=margin / 100,
+            is_brief=brief,
+        )
+    typer.echo(f"written: {', '.join(map(str, written))}")
+
+
+@eval_app.command()
+def compare(
+    a: Annotated[
+        Path, typer.Argument(help="A run directory, or a directory with the runs of several seeds.")
+    ],
+    b: Annotated[Path, typer.Argument(help="Another one; or the same, to compare two of its policies.")],
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Policies of A; default: all that B has too.")
+    ] = None,
+    other: Annotated[
+        list[str] | None, typer.Option("--with", help="Policies of B; default: those of A.")
+    ] = None,
+    margin: MarginOption = 1.0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    csv: CsvOption = None,
+    latex: LatexOption = None,
+) -> None:
+    """Compare two runs task by task: accuracy and cost with paired intervals, tests, and 'not worse'.
+
+    Only the tasks that both runs have are compared.
+
+    \b
+    Example:  r2-serve eval compare runs/new runs/old
+              r2-serve eval compare runs/scan runs/scan -p r2 --with all:scan-3k --with single:scan-168k
+    """
+    from rich.console import Console
+
+    from r2_serve.lab.evaluation.report.compare import compare_runs, print_comparison
+    from r2_serve.lab.evaluation.report.export import write_comparison
+
+    with _report_packages():
+        found = compare_runs(a, b, policy or (), other or (), margin / 100)
+        print_comparison(found, Console(markup=False))
+        written = write_comparison(found, json_out, csv, latex)
+    if written:
+        typer.echo(f"written: {', '.join(map(str, written))}")
+
+
+@contextmanager
+def _report_packages() -> Iterator[None]:
+    """Say what to install if a package of the extra `eval` is missing."""
     try:
         with plain_errors():
-            written = write_reports(
-                directories, html, json_out, Console(markup=False), reference=reference, is_brief=brief
-            )
+            yield
     except ImportError as e:
         fail(f"reports need more packages: pip install 'route-and-reason[eval]' ({e})")
-    typer.echo(f"written: {', '.join(map(str, written))}")
 
 
 @sandbox_app.command("run")

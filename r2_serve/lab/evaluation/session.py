@@ -214,26 +214,44 @@ def _progress(name: str, console: Console, *, is_transient: bool = False) -> Ite
         yield show
 
 
+class ReportFiles(Config):
+    """The files of a report; None leaves a file out, but for the page and the figures as JSON."""
+
+    html: Path | None = None
+    json_out: Path | None = None
+    csv: Path | None = None
+    latex: Path | None = None
+    figures: Path | None = None
+    """The directory of vector figures."""
+
+
 def write_reports(
     directories: Sequence[Path],
-    html: Path | None,
-    json_out: Path | None,
+    files: ReportFiles,
     console: Console,
     *,
     reference: str | None,
+    margin: float,
     is_brief: bool,
 ) -> list[Path]:
-    """Print the tables of every run, and write all runs into one JSON and one HTML file. Raises: RunError."""
+    """Print the tables of every run, and write all runs into one file of each kind. Raises: RunError."""
+    from r2_serve.lab.evaluation.report import export
     from r2_serve.lab.evaluation.report.figures import report_of
     from r2_serve.lab.evaluation.report.page import page
     from r2_serve.lab.evaluation.report.table import print_overview, print_report
 
-    reports = [report_of(directory, reference) for directory in directories]
+    reports = [report_of(directory, reference, margin) for directory in directories]
     for report in reports:
         print_report(report, console, is_brief=is_brief)
     if len(reports) > 1:
         print_overview(reports, console)
-    paths = [json_out or directories[0] / "report.json", html or directories[0] / "report.html"]
+    paths = [files.json_out or directories[0] / "report.json", files.html or directories[0] / "report.html"]
     write_whole(paths[0], "[" + ",\n".join(report.model_dump_json(indent=2) for report in reports) + "]")
     write_whole(paths[1], page(reports))
-    return paths
+    if files.csv is not None:
+        export.write_csv(files.csv, reports)
+        paths.append(files.csv)
+    if files.latex is not None:
+        export.write_latex(files.latex, reports)
+        paths.append(files.latex)
+    return paths + (export.write_figures(files.figures, reports) if files.figures is not None else [])

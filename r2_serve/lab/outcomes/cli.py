@@ -159,6 +159,12 @@ def replay(
     seed: Annotated[int, typer.Option(help="Seed of the first split.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as an HTML page.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all numbers, a line for each row.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="Write the table for booktabs.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Directory for vector figures: SVG and PDF.")] = None,
+    margin: Annotated[
+        float, typer.Option(min=0.01, help="Points that a row may lose and still be 'not worse'.")
+    ] = 1.0,
 ) -> None:
     """Answer a book's tasks under every policy, without a model: fit on one half, report on the other.
 
@@ -177,9 +183,10 @@ def replay(
     from r2_serve.lab.outcomes.figures import report_of
     from r2_serve.lab.outcomes.goals import parse_target
     from r2_serve.lab.outcomes.offpolicy import holds_choices
-    from r2_serve.lab.outcomes.page import page, print_report
+    from r2_serve.lab.outcomes.page import COLUMNS, cells, page, print_report, title
     from r2_serve.lab.outcomes.replay import replay as run
     from r2_serve.lab.outcomes.table import table_of
+    from r2_serve.lab.reports.export import csv_text, latex_table, write_figure
 
     with plain_errors():
         promise = parse_target(target, confidence) if target else None
@@ -196,12 +203,20 @@ def replay(
                 seed=seed,
                 progress=done,
             )
-        report = report_of(found, book.name)
+        report = report_of(found, book.name, margin / 100)
         print_report(report, Console(markup=False))
         if json_file is not None:
             write_whole(json_file, report.model_dump_json(indent=2))
         if html is not None:
             write_whole(html, page(report))
+        if csv is not None:
+            write_whole(csv, csv_text(map(dict, report.rows)))
+        if latex is not None:
+            write_whole(latex, latex_table(COLUMNS, map(cells, report.rows), title(report)))
+        if figures is not None:
+            from r2_serve.lab.outcomes.plot import front_figure
+
+            write_figure(front_figure(report), figures, f"{book.stem}-front")
 
 
 def _estimate(table: OutcomeTable, json_file: Path | None) -> None:

@@ -7,18 +7,22 @@ twice, and both policies of a pair answer the same tasks.
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 
 import numpy as np
 
-from r2_serve.gates.table import Floats
 from r2_serve.lab.outcomes.replay import ACCURATE, BEST_SINGLE, FITTED, ORACLE, REFERENCE, Replay, Split
 from r2_serve.lab.runs import code_version, machine_line
+from r2_serve.lab.statistics import (
+    MARGIN,
+    Interval,
+    Verdict,
+    mcnemar_p,
+    mean_interval,
+    normal_interval,
+    paired,
+)
 from r2_serve.types import Record
-
-NUM_RESAMPLES = 2_000
-Interval = tuple[float, float]
 
 
 class RowFigures(Record):
@@ -34,6 +38,12 @@ class RowFigures(Record):
     cost_ratio: float | None
     """The cost divided by the reference's; None if that is 0."""
     cost_ratio_ci95: Interval | None
+    bootstrap_p: float
+    """The two-sided p-value of "as accurate as the reference"."""
+    not_worse_p: float
+    """The one-sided p-value of "worse than the reference by `margin` or more"."""
+    verdict: Verdict
+    """The accuracy against the reference's; `lab.statistics` has the meaning."""
     models_asked: float
     """The mean number of models asked for one task."""
     on_front: bool
@@ -60,6 +70,9 @@ class SplitFigures(Record):
     """The models in the order in which they are asked."""
     expected_difference: float
     """The difference that the fit expected."""
+    mcnemar_p: float
+    """McNemar's exact p-value of "as accurate as the reference"; of a mix of gates, each task goes to the
+    gate that is more often drawn."""
     promise_kept: bool | None
     """False if the interval lies wholly below the target's margin; None without a target."""
 
@@ -75,6 +88,8 @@ class ReplayReport(Record):
     reference: str
     target: str | None
     confidence: float | None
+    margin: float
+    """The accuracy that a row may lose against the reference and still be called not worse."""
     accuracy: float
     accuracy_difference: float
     accuracy_difference_ci95: Interval
@@ -96,9 +111,9 @@ class ReplayReport(Record):
         return next(row for row in self.rows if row.policy == policy)
 
 
-def report_of(replay: Replay, book: str) -> ReplayReport:
+def report_of(replay: Replay, book: str, margin: float = MARGIN) -> ReplayReport:
     """The figures of a replay of the book at a path."""
-    rows = _on_front([_row(replay, name) for name in replay.rows])
+    rows = _on_front([_row(replay, name, margin) for name in replay.rows])
     fitted = next(row for row in rows if row.policy == FITTED)
     splits = tuple(_split(replay, split) for split in replay.splits)
     return ReplayReport(
@@ -109,6 +124,7 @@ def report_of(replay: Replay, book: str) -> ReplayReport:
         reference=replay.reference,
         target=replay.target.text if replay.target else None,
         confidence=replay.target.confidence if replay.target else None,
+        margin=margin,
         accuracy=fitted.accuracy,
         accuracy_difference=fitted.accuracy_difference,
         accuracy_difference_ci95=fitted.accuracy_difference_ci95,
@@ -123,22 +139,27 @@ def report_of(replay: Replay, book: str) -> ReplayReport:
     )
 
 
-def _row(replay: Replay, name: str) -> RowFigures:
+def _row(replay: Replay, name: str, margin: float) -> RowFigures:
     right, cost = replay.by_task(name, lambda a: a.right), replay.by_task(name, lambda a: a.cost_usd)
     base_right = replay.by_task(REFERENCE, lambda a: a.right)
     base_cost = replay.by_task(REFERENCE, lambda a: a.cost_usd)
+    known = ~np.isnan(right)
+    pair = paired(right[known], base_right[known], cost[known], base_cost[known], margin)
     ratios = replay.cost_ratios(name)
     has_ratio = not np.isnan(ratios).any()
     accuracy = replay.each(name, lambda a: a.accuracy)
     return RowFigures(
         policy=name,
         accuracy=float(accuracy.mean()),
-        accuracy_ci95=interval(right),
+        accuracy_ci95=mean_interval(right[known]),
         accuracy_difference=float((accuracy - replay.each(REFERENCE, lambda a: a.accuracy)).mean()),
-        accuracy_difference_ci95=interval(right - base_right),
+        accuracy_difference_ci95=pair.accuracy_difference_ci95,
         cost_usd_per_1000=1000 * float(replay.each(name, lambda a: a.mean_cost_usd).mean()),
         cost_ratio=float(ratios.mean()) if has_ratio else None,
-        cost_ratio_ci95=ratio_interval(cost, base_cost) if has_ratio else None,
+        cost_ratio_ci95=pair.cost_ratio_ci95 if has_ratio else None,
+        bootstrap_p=pair.bootstrap_p,
+        not_worse_p=pair.not_worse_p,
+        verdict=pair.verdict,
         models_asked=float(replay.each(name, lambda a: float(a.asked.mean())).mean()),
         on_front=True,
     )
@@ -182,6 +203,7 @@ def _split(replay: Replay, split: Split) -> SplitFigures:
     fitted, reference = split.answers[FITTED], split.answers[REFERENCE]
     bounds = normal_interval(fitted.right - reference.right)
     cost = reference.mean_cost_usd
+    won, lost = ((a.right > 0.5) & (b.right < 0.5) for a, b in ((fitted, reference), (reference, fitted)))
     return SplitFigures(
         split=split.number,
         accuracy_difference=fitted.accuracy - reference.accuracy,
@@ -189,37 +211,6 @@ def _split(replay: Replay, split: Split) -> SplitFigures:
         cost_ratio=fitted.mean_cost_usd / cost if cost else None,
         order=split.policy.order,
         expected_difference=split.policy.expected_difference,
+        mcnemar_p=mcnemar_p(int(won.sum()), int(lost.sum())),
         promise_kept=None if replay.target is None else bounds[1] >= -replay.target.margin,
     )
-
-
-# -- intervals -----------------------------------------------------------------------------------------------
-
-
-def interval(values: Floats) -> Interval:
-    """The 95 % bootstrap interval of a mean over tasks; NaN marks a task that no half reports."""
-    known = values[~np.isnan(values)]
-    return _bounds(known[_resamples(len(known))].mean(axis=1))
-
-
-def ratio_interval(values: Floats, others: Floats) -> Interval:
-    """The 95 % bootstrap interval of a ratio of two means over the same tasks."""
-    known = ~np.isnan(values)
-    picks = _resamples(int(known.sum()))
-    return _bounds(values[known][picks].mean(axis=1) / others[known][picks].mean(axis=1))
-
-
-def normal_interval(differences: Floats) -> Interval:
-    """The 95 % interval of a mean of paired differences."""
-    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
-    half = 1.96 * deviation / math.sqrt(len(differences))
-    return mean - half, mean + half
-
-
-def _resamples(size: int) -> np.typing.NDArray[np.int64]:
-    return np.random.default_rng(0).integers(0, size, size=(NUM_RESAMPLES, size))
-
-
-def _bounds(means: Floats) -> Interval:
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

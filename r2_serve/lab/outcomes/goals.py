@@ -18,7 +18,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from r2_serve.errors import BookError
 from r2_serve.gates.fitted import Answers, FittedPolicy, run_gate
 from r2_serve.gates.table import Floats, OutcomeTable
 from r2_serve.lab.outcomes.fitting import Candidate, Fit, fit
+from r2_serve.lab.statistics import not_worse_p
 
 _TARGET = re.compile(r"(?i)\s*within\s+(\d+(?:\.\d+)?)\s*(?:%|percent|points?|pp)?\s+of\s+(\S+)\s*")
 NUM_COARSE, NUM_HALVINGS = 7, 4
@@ -168,25 +168,3 @@ def last_proven(candidates: Sequence[Candidate], reference: Floats, target: Targ
             break
         kept = candidate
     return kept
-
-
-def not_worse_p(right: Floats, reference: Floats, margin: float) -> float:
-    """The p-value of "the accuracy is at least `margin` below the reference's"; small means not worse.
-
-    Source: Tango's score test, equations 10 to 12, with a lower limit of -`margin`.
-    """
-    n = len(right)
-    wins = float(((right > 0.5) & (reference < 0.5)).sum())
-    losses = float(((right < 0.5) & (reference > 0.5)).sum())
-    share = _losses_at_limit(n, wins, losses, margin)
-    variance = n * (2 * share - margin * (margin + 1))
-    if variance <= 0:
-        return 0.0 if wins - losses + n * margin > 0 else 1.0
-    return 1 - NormalDist().cdf((wins - losses + n * margin) / math.sqrt(variance))
-
-
-def _losses_at_limit(n: int, wins: float, losses: float, margin: float) -> float:
-    """The most likely share of losses if the difference is exactly -`margin`."""
-    b = -wins - losses - (2 * n - wins + losses) * margin
-    c = losses * margin * (1 + margin)
-    return (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)

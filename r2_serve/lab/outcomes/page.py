@@ -8,13 +8,17 @@ from html import escape
 from rich.console import Console
 from rich.text import Text
 
-from r2_serve.lab.outcomes.figures import Interval, ReplayReport, RowFigures
+from r2_serve.lab.outcomes.figures import ReplayReport, RowFigures
 from r2_serve.lab.outcomes.offpolicy import Estimate, Estimates
 from r2_serve.lab.outcomes.replay import CONFIDENCE, FITTED
-from r2_serve.lab.reports.html import document, table
+from r2_serve.lab.reports.html import document
+from r2_serve.lab.reports.html import table as html_table
 from r2_serve.lab.reports.terminal import figures_table
+from r2_serve.lab.statistics import Interval
 
-COLUMNS = ("policy", "accuracy", "difference (95 % CI)", "USD/1K", "% of ref", "asked")
+COLUMNS = ("policy", "accuracy", "points (95 % CI)", "is", "cost, % (95 % CI)", "asked", "USD/1K")
+_IN_TERMINAL = len(COLUMNS) - 1
+"""Columns for which 80 signs have room."""
 MODEL_COLUMNS = ("model", "accuracy", "USD/1K", "replies")
 SPLIT_COLUMNS = ("split", "difference", "95 % CI", "cost", "expected", "asked in this order")
 
@@ -25,10 +29,21 @@ def cells(row: RowFigures) -> tuple[str, ...]:
         row.policy,
         _percent(row.accuracy),
         f"{_points(row.accuracy_difference)} ({_bounds(row.accuracy_difference_ci95)})",
-        f"{row.cost_usd_per_1000:.3f}",
-        _percent(row.cost_ratio),
+        row.verdict,
+        _ratio(row),
         f"{row.models_asked:.1f}",
+        f"{row.cost_usd_per_1000:.3f}",
     )
+
+
+def _ratio(row: RowFigures) -> str:
+    if row.cost_ratio is None or row.cost_ratio_ci95 is None:
+        return "-"
+    return f"{_short(row.cost_ratio)} ({'-'.join(map(_short, row.cost_ratio_ci95))})"
+
+
+def _short(ratio: float) -> str:
+    return f"{100 * ratio:.1f}" if ratio < 0.9995 else f"{100 * ratio:.0f}"
 
 
 def title(report: ReplayReport) -> str:
@@ -43,7 +58,11 @@ def notes(report: ReplayReport) -> Iterator[str]:
     """Sentences without which the figures would mislead."""
     yield (
         "Fitted on one half of the tasks, reported on the other; means over the splits. Intervals: 95 % "
-        "bootstrap over tasks. Difference and cost: against the reference, on the same tasks."
+        "bootstrap over tasks. Points and cost: against the reference, on the same tasks."
+    )
+    yield (
+        f"'not worse': the bootstrap proves a loss below {100 * report.margin:g} points (one-sided, 2.5 %); "
+        "'undecided': the tasks are too few to tell."
     )
     if report.gap_closed is not None:
         yield (
@@ -64,10 +83,11 @@ def print_report(report: ReplayReport, console: Console) -> None:
     """Print the table and the notes."""
     styles = ["bold" if row.policy == FITTED else "" if row.on_front else "dim" for row in report.rows]
     console.print(Text(title(report), style="bold"))
-    rows = [cells(row) for row in report.rows]
-    console.print(
-        figures_table(COLUMNS, rows, caption="dim: another row is as accurate and cheaper", styles=styles)
-    )
+    rows = [cells(row)[:_IN_TERMINAL] for row in report.rows]
+    caption = "dim: another row is as accurate and cheaper"
+    table = figures_table(COLUMNS[:_IN_TERMINAL], rows, caption=caption, styles=styles)
+    table.show_edge = table.pad_edge = False
+    console.print(table)
     for note in notes(report):
         console.print(Text(note))
 
@@ -119,12 +139,12 @@ def page(report: ReplayReport) -> str:
         "<h3>Accuracy against cost</h3>",
         f'<div class="scroll">{front_plot(report)}</div>',
         "<h3>Policies</h3>",
-        table(COLUMNS, zip(map(cells, report.rows), styles, strict=True)),
+        html_table(COLUMNS, zip(map(cells, report.rows), styles, strict=True)),
         '<p class="small">Grey: another row is at least as accurate and cheaper; the oracle beats none.</p>',
         "<h3>The fitted gate in each split</h3>",
-        table(SPLIT_COLUMNS, ((row, "") for row in _split_rows(report)), texts=SPLIT_COLUMNS[-1:]),
+        html_table(SPLIT_COLUMNS, ((row, "") for row in _split_rows(report)), texts=SPLIT_COLUMNS[-1:]),
         "<h3>Models alone, over the whole book</h3>",
-        table(MODEL_COLUMNS, ((row, "") for row in models)),
+        html_table(MODEL_COLUMNS, ((row, "") for row in models)),
     ]
     return document("R2 replay", "\n".join(body))
 

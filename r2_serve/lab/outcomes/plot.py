@@ -13,6 +13,13 @@ _OURS, _ROW, _MODEL = "#d1495b", "#3a86c8", "#8a94a0"
 
 
 def front_plot(report: ReplayReport) -> str:
+    """The picture of `front_figure` as SVG for a page."""
+    figure = front_figure(report)
+    with mpl.rc_context(STYLE):
+        return svg(figure, f"Accuracy against cost of {len(report.rows)} policies")
+
+
+def front_figure(report: ReplayReport) -> Figure:
     """Accuracy against cost: policies with their intervals, and single models as small points."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -32,4 +39,4 @@ def front_plot(report: ReplayReport) -> str:
         axes.set_xlabel("USD for 1,000 tasks")
         axes.set_ylabel("accuracy, % (95 % CI)")
         axes.grid(alpha=0.15)
-        return svg(figure, f"Accuracy against cost of {len(report.rows)} policies")
+        return figure

@@ -101,3 +101,12 @@ def test_description_counts_missing_replies(tmp_path: Path) -> None:
     source, book = books.write(tmp_path / "r.jsonl", books.lines(50, missing=0.2)), tmp_path / "book.jsonl.gz"
     run("outcomes", "import", "recorded", source, "-g", "number", "--out", book)
     assert "50 tasks" in " ".join(run("outcomes", "describe", book).split())
+
+
+def test_replay_is_written_for_a_paper(tmp_path: Path) -> None:
+    table, text, pictures = tmp_path / "a.csv", tmp_path / "a.tex", tmp_path / "figures"
+    files = ("--csv", table, "--latex", text, "--figures", pictures)
+    replayed(tmp_path, books.lines(60), "--splits", 1, "--reference", "large", *files)
+    assert "accuracy_difference_ci95_low" in table.read_text().splitlines()[0]
+    assert "fitted gate" in text.read_text()
+    assert {path.suffix for path in pictures.iterdir()} == {".svg", ".pdf"}

@@ -6,15 +6,11 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.report.figures import (
-    Comparison,
-    EqualAccuracy,
-    Interval,
-    PolicyReport,
-    RunReport,
-    find_policy,
-)
+from r2_serve.lab.evaluation.report.comparisons import EqualAccuracy, find_policy
+from r2_serve.lab.evaluation.report.figures import RunReport
+from r2_serve.lab.evaluation.report.policy import PolicyReport
 from r2_serve.lab.reports.terminal import usd
+from r2_serve.lab.statistics import Interval, Paired, spread
 
 Cells = tuple[str, ...]
 
@@ -22,8 +18,9 @@ Cells = tuple[str, ...]
 def title(report: RunReport) -> str:
     manifest = report.manifest
     side = "" if manifest.split == "all" else f", {manifest.split} side"
+    seeds = (f"{len(report.seeds)} seeds",) if len(report.seeds) > 1 else ()
     parts = (manifest.benchmark, manifest.data + side, f"{manifest.num_tasks} tasks", manifest.virtual_model)
-    return " · ".join(parts)
+    return " · ".join((*parts, *seeds))
 
 
 # -- notes under the tables ----------------------------------------------------------------------------------
@@ -32,14 +29,46 @@ def title(report: RunReport) -> str:
 def notes(report: RunReport) -> list[str]:
     """Sentences without which the figures would mislead."""
     return [
+        *_rival_notes(report),
         *_equal_accuracy_notes(report),
         *_shares_notes(report),
+        *_seeds_notes(report),
         *_incomplete_notes(report),
         *failure_notes(report.policies),
         "Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks went alike.",
         f"Total cost prices local models as configured; ref is {report.reference}. {_api_note(report)}",
         "Latency is under the load of this very run.",
     ]
+
+
+def _rival_notes(report: RunReport) -> list[str]:
+    margin = points(report.margin)
+    if not report.comparisons:
+        return []
+    if report.cheapest_rival is None:
+        return [f"No baseline is within {margin} of r2's accuracy."]
+    rival = next(c for c in report.comparisons if c.baseline == report.cheapest_rival)
+    return [
+        f"The cheapest baseline within {margin} of r2's accuracy is {rival.baseline}. Against it r2 has "
+        f"{difference(rival)} points at {cost_ratio(rival)} times its total cost.",
+        f"r2 is 'not worse' where Tango's test proves that it loses less than {margin} (one-sided, 2.5 %). "
+        "p is McNemar's, corrected by Holm for the number of baselines.",
+    ]
+
+
+def _seeds_notes(report: RunReport) -> list[str]:
+    if len(report.seeds) < 2:
+        return []
+    seeds = ", ".join(map(str, report.seeds))
+    found = [
+        f"Seeds {seeds}: costs and counts are over all of them; the mark of a task is its mean over them, "
+        "and p is the bootstrap's."
+    ]
+    ours = find_policy(report.policies, R2)
+    deviation = spread(ours.accuracy_by_seed) if ours else None
+    if deviation is not None:
+        found.append(f"Over the seeds, r2's accuracy has a standard deviation of {points(deviation)}.")
+    return found
 
 
 def _equal_accuracy_notes(report: RunReport) -> list[str]:
@@ -115,9 +144,33 @@ def interval(bounds: Interval) -> str:
     return f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
 
 
-def difference(comparison: Comparison) -> str:
-    low, high = comparison.difference_ci95
-    return f"{100 * comparison.accuracy_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+def difference(pair: Paired) -> str:
+    """The difference of two accuracies in points, with its interval."""
+    low, high = pair.accuracy_difference_ci95
+    return f"{100 * pair.accuracy_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def cost_ratio(pair: Paired) -> str:
+    """A cost as a multiple of another, with its interval."""
+    if pair.cost_ratio is None:
+        return "-"
+    bounds = "" if pair.cost_ratio_ci95 is None else f" ({'-'.join(map(_multiple, pair.cost_ratio_ci95))})"
+    return f"{_multiple(pair.cost_ratio)}{bounds}"
+
+
+def _multiple(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def probability(value: float) -> str:
+    """A p-value with two digits."""
+    return "<.001" if value < 0.001 else f"{value:.2g}".removeprefix("0") if value < 0.995 else "1"
+
+
+def points(value: float) -> str:
+    """A fraction as points, without needless digits."""
+    text = f"{100 * value:.2g}"
+    return f"{text} point" if text == "1" else f"{text} points"
 
 
 def relative(cost_usd: Decimal, reference_usd: Decimal) -> str:
@@ -181,13 +234,13 @@ def usage_cells(policy: PolicyReport) -> Cells:
     )
 
 
-COMPARISON_COLUMNS = ("r2 against", "accuracy (95 % CI)", "r2 is", "total saved", "API saved")
+COMPARISON_COLUMNS = ("r2 against", "points (95 % CI)", "p", "r2 is", "cost, times (95 % CI)")
 
 
 def comparison_rows(report: RunReport) -> list[Cells]:
     """Cells in the order of `COMPARISON_COLUMNS`."""
     return [
-        (c.baseline, difference(c), c.verdict, saved(c.total_cost_reduction), saved(c.api_cost_reduction))
+        (c.baseline, difference(c), probability(c.holm_p), c.verdict, cost_ratio(c))
         for c in report.comparisons
     ]
 

@@ -78,7 +78,14 @@ def _policies(report: RunReport) -> list[str]:
 def _comparisons(report: RunReport) -> list[str]:
     if not report.comparisons:
         return []
+    rows = cells.comparison_rows(report)
     return [
         "<h3>r2 against each baseline</h3>",
-        table(cells.COMPARISON_COLUMNS, ((row, "") for row in cells.comparison_rows(report))),
+        table(
+            (*cells.COMPARISON_COLUMNS, "API saved"),
+            (
+                ((*row, cells.saved(c.api_cost_reduction)), "")
+                for row, c in zip(rows, report.comparisons, strict=True)
+            ),
+        ),
     ]

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r2_serve.lab.evaluation.policies import R2
-from r2_serve.lab.evaluation.report.figures import PolicyReport, RunReport
+from r2_serve.lab.evaluation.report.figures import RunReport
+from r2_serve.lab.evaluation.report.policy import PolicyReport
 from r2_serve.lab.reports.svg import STYLE, svg
 
 Box = tuple[float, float, float, float]
@@ -18,6 +19,13 @@ _OURS, _BEST, _OTHER = "#d1495b", "#3a86c8", "#8a94a0"
 
 
 def pareto_plot(report: RunReport) -> str:
+    """The picture of `pareto_figure` as SVG for a page."""
+    figure = pareto_figure(report)
+    with mpl.rc_context(STYLE):
+        return svg(figure, f"Accuracy against total cost per task of {len(report.policies)} policies")
+
+
+def pareto_figure(report: RunReport) -> Figure:
     """Accuracy with its interval against total cost per task; a line joins the policies that no other beats.
 
     Points are numbered by cost, as whole names of neighbours would cover each other.
@@ -45,10 +53,17 @@ def pareto_plot(report: RunReport) -> str:
         axes.grid(alpha=0.15)
         figure.legend(loc="outside right upper", frameon=False, handlelength=1)
         _number_points(figure, axes, by_cost, report.pareto)
-        return svg(figure, f"Accuracy against total cost per task of {len(by_cost)} policies")
+        return figure
 
 
 def models_plot(report: RunReport) -> str:
+    """The picture of `models_figure` as SVG for a page."""
+    figure = models_figure(report)
+    with mpl.rc_context(STYLE):
+        return svg(figure, "Tokens per task, and share of subtasks, of each model under each policy")
+
+
+def models_figure(report: RunReport) -> Figure:
     """Tokens per model, one bar per policy; and the share of subtasks per model where plans were run."""
     names = [
         model.name
@@ -75,7 +90,7 @@ def models_plot(report: RunReport) -> str:
         left.invert_yaxis()
         handles, _ = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-        return svg(figure, "Tokens per task, and share of subtasks, of each model under each policy")
+        return figure
 
 
 def _usd_per_task(policy: PolicyReport) -> float:

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from r2_serve.lab.evaluation.policies import R2
 from r2_serve.lab.evaluation.report import cells
-from r2_serve.lab.evaluation.report.figures import PolicyReport, RunReport
+from r2_serve.lab.evaluation.report.figures import RunReport
+from r2_serve.lab.evaluation.report.policy import PolicyReport
 from r2_serve.lab.reports.terminal import figures_table
 
 NAME_CHARS = 21

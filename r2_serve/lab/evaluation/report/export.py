@@ -1,0 +1,81 @@
+"""The evaluation report for a paper: CSV of all numbers, LaTeX tables, and figures as SVG and PDF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from r2_serve.files import write_whole
+from r2_serve.lab.evaluation.report import cells
+from r2_serve.lab.evaluation.report.compare import RunComparison
+from r2_serve.lab.evaluation.report.figures import RunReport
+from r2_serve.lab.reports.export import csv_text, latex_table, write_figure
+
+
+def write_csv(path: Path, reports: Sequence[RunReport]) -> None:
+    """One line for each policy of each run, with its comparison with r2. Raises: OSError."""
+    write_whole(path, csv_text(row for report in reports for row in _csv_rows(report)))
+
+
+def _csv_rows(report: RunReport) -> Iterator[dict[str, object]]:
+    against = {comparison.baseline: comparison for comparison in report.comparisons}
+    for policy in report.policies:
+        comparison = against.get(policy.policy)
+        versus = {} if comparison is None else {f"r2_{k}": v for k, v in dict(comparison).items()}
+        yield {"run": report.directory, "benchmark": report.manifest.benchmark, **dict(policy), **versus}
+
+
+def write_latex(path: Path, reports: Sequence[RunReport]) -> None:
+    """Two tables for each run: its policies, and r2 against each of them. Raises: OSError."""
+    write_whole(path, "\n".join(part for report in reports for part in _latex(report)))
+
+
+def _latex(report: RunReport) -> Iterator[str]:
+    rows = [cells.accuracy_cells(policy, report.reference_report) for policy in report.policies]
+    caption = f"{cells.title(report)}. Cost relative to {report.reference}."
+    yield latex_table(cells.ACCURACY_COLUMNS, rows, caption)
+    if report.comparisons:
+        caption = f"{cells.title(report)}. r2 against each baseline, on the same tasks."
+        yield latex_table(cells.COMPARISON_COLUMNS, cells.comparison_rows(report), caption)
+
+
+def write_figures(directory: Path, reports: Sequence[RunReport]) -> list[Path]:
+    """Accuracy against cost, and the use of models, of each run; the paths. Raises: OSError."""
+    from r2_serve.lab.evaluation.report.plots import models_figure, pareto_figure
+
+    paths: list[Path] = []
+    for report in reports:
+        name = re.sub(r"[^A-Za-z0-9]+", "-", f"{report.manifest.benchmark}-{Path(report.directory).name}")
+        paths += write_figure(pareto_figure(report), directory, f"{name}-pareto")
+        paths += write_figure(models_figure(report), directory, f"{name}-models")
+    return paths
+
+
+def write_comparison(
+    found: RunComparison, json_out: Path | None, csv: Path | None, latex: Path | None
+) -> list[Path]:
+    """Write a comparison of two runs into the files that are named; their paths. Raises: OSError."""
+    rows = [
+        (
+            row.policy,
+            row.other,
+            cells.percent(row.accuracy),
+            cells.percent(row.other_accuracy),
+            cells.difference(row),
+            cells.probability(row.holm_p),
+            row.verdict,
+            cells.cost_ratio(row),
+        )
+        for row in found.rows
+    ]
+    columns = ("policy of A", "of B", "A", "B", "points (95 % CI)", "p", "A is", "cost, times (95 % CI)")
+    texts = {
+        json_out: found.model_dump_json(indent=2),
+        csv: csv_text({"a": found.a, "b": found.b, **dict(row)} for row in found.rows),
+        latex: latex_table(columns, rows, f"A: {found.a}; B: {found.b}; {found.num_tasks} tasks."),
+    }
+    for path, text in texts.items():
+        if path is not None:
+            write_whole(path, text)
+    return [path for path in texts if path is not None]
