@@ -181,7 +181,7 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
     """
     domain = _domain(run.config)
     tasks = sample_tasks(load_tasks(domain, TESTS[domain][0]), num_test)
-    with run.pool(pair) as pool:
+    async with run.pool(pair) as pool:
         rollouts = await map_all(
             tasks, lambda task: pool.run(f"plan-{task.id}", task.query), num_at_once=pool.num_at_once
         )

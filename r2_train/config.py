@@ -92,8 +92,9 @@ class CollectConfig(Config):
     teacher: str | None = None
     """Model that writes the plans. None takes the virtual model's decomposer."""
     executor: str | None = None
-    """Model that carries out every step, the paper's M_eval. Its tokens are the plan's practicality. None
-    takes the fallback model."""
+    """Model that carries out every step, the paper's M_eval. Its tokens are the plan's practicality. A strong
+    one solves the question in any plan, so it should be weak. None takes the cheapest pool model of group
+    `mlm`, or else the middle one. [ours]"""
     judge: str | None = None
     """Model that rates how coherent dependent steps are, from 0 to 1. None computes it from the text. [paper:
     judged; None is ours]"""
@@ -181,6 +182,9 @@ class GrpoConfig(Config):
     reward: RewardConfig = RewardConfig()
     lora: dict[LoraField, JsonValue] | None = None
     """Fields of `peft.LoraConfig`, for a run that starts from a full checkpoint."""
+    max_flat_steps: int | None = Field(default=32, ge=1)
+    """The stage stops after so many steps in a row whose rewards do not differ within any group, because
+    nothing is learned from them. None never stops. [ours]"""
     num_prompts: int | None = Field(default=None, ge=1)
     """Number of training tasks that prompts are made from; None takes all."""
     trainer: dict[GrpoField, JsonValue] = Field(default_factory=dict)

@@ -26,9 +26,7 @@ def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> P
         raise ConfigError(
             f"{run.directory} has no trained {module}: run `r2-train sft` or `r2-train alternate` first"
         )
-    with run.pool() as pool:
-        card = pool.module_model(module)
-        codec = pool.members[card.name].codec
+    card, codec = run.described.module_model(module), run.described.codec_of(module)
     manifest = AdapterManifest(
         name=name,
         kind="lora" if (source / "adapter_config.json").is_file() else "full",

@@ -168,7 +168,7 @@ def train_pair(run: TrainingRun, base: Path, watch: Stopwatch) -> tuple[Pair, li
 async def test(run: TrainingRun, pair: Pair, domain: DomainName, split: str, num_tasks: int) -> RouterScore:
     """The score of the pair on held-out tasks. Costs are divided by the reference's on the same tasks."""
     tasks = sample_tasks(load_tasks(domain, split), num_tasks)
-    with run.pool(pair) as pool:
+    async with run.pool(pair) as pool:
         reference = await measure_reference(pool, tasks, run.config.pool.reference)
         return await measure(pool, tasks, Grader(), reference)
 

@@ -16,7 +16,7 @@ import contextlib
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -31,12 +31,12 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.jsonl import read_jsonl
 from r2_serve.lab.runs import code_version, machine
-from r2_serve.prompts import get_codec
 from r2_serve.serve_config import load
 from r2_train.config import MODULES, Module, TrainConfig
 from r2_train.launch.launch import launch
 from r2_train.rollouts.call_cache import CallCache
-from r2_train.rollouts.served_pool import Checkpoint, ServedPool, described, open_pool
+from r2_train.rollouts.described_pool import DescribedPool, described
+from r2_train.rollouts.served_pool import Checkpoint, ServedPool, open_pool
 from r2_train.stages.collect import PLANS, CollectedTask, Collector, CollectSummary
 from r2_train.stages.examples import allocation_example, plan_example, write_examples
 from r2_train.stages.measure import RouterScore, measure, measure_reference
@@ -81,14 +81,13 @@ class TrainingRun:
             path.write_text(json.dumps(self._manifest(tasks), indent=2) + "\n")
         return tasks
 
+    @cached_property
+    def described(self) -> DescribedPool:
+        """The pool without engines."""
+        return described(self.config.pool)
+
     def _manifest(self, tasks: TaskSplit) -> dict[str, object]:
-        router, routing = described(self.config.pool)
-        virtual = routing.virtual_models[self.config.pool.virtual_model]
-        models: dict[Module, str] = {
-            "decomposer": virtual.decomposer.model,
-            "allocator": virtual.allocator.model,
-        }
-        codecs = {module: get_codec(router.model(model).codec) for module, model in models.items()}
+        codecs = {module: self.described.codec_of(module) for module in MODULES}
         return {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "code_version": code_version(),
@@ -96,31 +95,33 @@ class TrainingRun:
             "num_train": len(tasks.train),
             "num_validation": len(tasks.validation),
             "codecs": {module: f"{codec.name} {codec.version}" for module, codec in codecs.items()},
-            "pool": list(virtual.pool),
+            "pool": list(self.described.pool),
             "packages": {name: version(name) for name in PACKAGES},
             "machine": machine(),
         }
 
-    @contextlib.contextmanager
-    def pool(self, modules: Mapping[Module, Path] | None = None) -> Iterator[ServedPool]:
+    @contextlib.asynccontextmanager
+    async def pool(self, modules: Mapping[Module, Path] | None = None) -> AsyncIterator[ServedPool]:
         """The served pool behind this run's cache. `modules` replace the configured ones."""
         checkpoints = {name: Checkpoint(path=path) for name, path in (modules or {}).items()}
         with CallCache(self.directory / "calls" / "calls-0.sqlite", self.config.max_cost_usd) as cache:
-            yield open_pool(self.config.pool, cache, checkpoints)
+            pool = open_pool(self.config.pool, cache, checkpoints)
+            async with contextlib.aclosing(pool):
+                yield pool
 
     # -- data
     # -----------------------------------------------------------------------------------------------------
 
     async def collect(self, modules: Mapping[Module, Path] | None = None) -> CollectSummary:
         """Collects plans for every training and validation task. `modules` may hold the teacher."""
-        with self.pool(modules) as pool:
+        async with self.pool(modules) as pool:
             collector = Collector(pool, self.config.collect, Grader(), self.directory / "collect")
             return await collector.run([*self.tasks.train, *self.tasks.validation], self.console)
 
     async def search(self) -> SearchSummary:
         """Searches schemes for the plans of training tasks, with thresholds fitted on validation tasks."""
         train, validation = self._kept_plans()
-        with self.pool() as pool:
+        async with self.pool() as pool:
             searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
             return await searcher.run(train[: self.config.search.num_plans], validation, self.console)
 
@@ -159,21 +160,16 @@ class TrainingRun:
         return pair
 
     def write_sft_examples(self, module: Module) -> Path:
-        with self.pool() as pool:
-            codec = pool.members[pool.module_model(module).name].codec
-            if module == "decomposer":
-                limits = pool.routing.limits
-                examples = [
-                    plan_example(codec, limits, p.task.id, p.task.query, p.plan)
-                    for p in self._kept_plans()[0]
-                ]
-            else:
-                rows = read_jsonl(self.directory / "search" / SCHEMES, SearchedPlan)
-                examples = [
-                    allocation_example(codec, pool.cards, row.task_id, row.query, row.plan, row.models)
-                    for row in rows
-                    if row.models
-                ]
+        pool = self.described
+        if module == "decomposer":
+            examples = [plan_example(pool, p.task.id, p.task.query, p.plan) for p in self._kept_plans()[0]]
+        else:
+            rows = read_jsonl(self.directory / "search" / SCHEMES, SearchedPlan)
+            examples = [
+                allocation_example(pool, row.task_id, row.query, row.plan, row.models)
+                for row in rows
+                if row.models
+            ]
         if not examples:
             raise ConfigError(
                 f"no example for the {module} in {self.directory}: run `r2-train collect` and "
@@ -200,14 +196,14 @@ class TrainingRun:
         """The cost that others are divided by. The first pair measures it once, on validation tasks."""
         path = self.directory / "reference.json"
         if not path.exists():
-            with self.pool(pair) as pool:
+            async with self.pool(pair) as pool:
                 reference = await measure_reference(pool, self.tasks.validation, self.config.pool.reference)
             path.write_text(reference.model_dump_json(indent=2) + "\n")
         return Reference.model_validate_json(path.read_text())
 
     async def validate(self, pair: Pair, reference: Reference) -> RouterScore:
         """The score of the pair on validation tasks."""
-        with self.pool(pair) as pool:
+        async with self.pool(pair) as pool:
             return await measure(pool, self.tasks.validation, Grader(), reference)
 
     def keep_best(self, pair: Pair) -> Pair:

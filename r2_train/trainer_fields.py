@@ -16,6 +16,14 @@ _TRAINER = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
 )
+OWN = {
+    "output_dir": "the option --out names the directory",
+    "seed": "`seed` at the top of the file sets it",
+    "deepspeed": "`launch.deepspeed` sets it",
+    "use_cpu": "`launch.use_gpu` sets it",
+    "task_type": "it is always CAUSAL_LM",
+}
+"""Fields that follow from other settings of the run."""
 _CLASSES = {
     "trl.SFTConfig": (*_TRAINER, ("trl", "trainer/sft_config.py", "SFTConfig")),
     "trl.GRPOConfig": (*_TRAINER, ("trl", "trainer/grpo_config.py", "GRPOConfig")),
@@ -32,6 +40,8 @@ def known_field(class_name: str) -> Callable[[str], str]:
     trained then."""
 
     def check(key: str) -> str:
+        if key in OWN:
+            raise ValueError(f"{key} is not set here: {OWN[key]}")
         names = field_names(class_name)
         if names and key not in names:
             close = difflib.get_close_matches(key, names, n=1)

@@ -334,10 +334,11 @@ class VirtualModelConfig(Config):
     planning_share: Decimal = Field(default=Decimal("0.1"), gt=0, le=1)
     """Most that a plan and its allocation may cost with `plan: auto`, as a share of the direct call. The bill
     exceeds that of the direct call by no more than this share, unless calls fail."""
-    context: Literal["full", "needed"] = "full"
-    """What inner steps read of the client's conversation. `needed`: its system messages, and all of it only
-    where the plan says that a step needs it; the allocator then reads the plan alone. `full` is the default
-    as plans that are wrong about this give wrong answers."""
+    context: Literal["full", "needed", "stated"] = "full"
+    """What steps read of the client's conversation. `needed`: inner steps read its system messages, and all
+    of it only where the plan says that a step needs it; the allocator then reads the plan alone. `stated`:
+    this holds for the last step too. `full` is the default as plans that are wrong about this give wrong
+    answers."""
     fallbacks: Literal["pool", "typed"] = "pool"
     """Models asked when one is rate-limited, down or gives no answer: its own `fallbacks`, then with `pool`
     the other capable models of the pool, the next dearer ones first. `typed`: its own `fallbacks` alone.

@@ -17,6 +17,7 @@ from r2_serve.config.engines import (
     HostedEngineConfig,
     RecordedEngineConfig,
     ScriptedEngineConfig,
+    TransformersEngineConfig,
     VllmEngineConfig,
 )
 from r2_serve.types import READ_BY_ENGINES, Ability
@@ -90,6 +91,8 @@ def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
     if isinstance(engine, RecordedEngineConfig):
         return TEXT_ALONE
     more: frozenset[Ability] = frozenset({"completions"})
+    if isinstance(engine, TransformersEngineConfig):
+        return TEXT_ALONE | _FORMATS | more
     return TEXT_ALONE | (_FORMATS if isinstance(engine, ScriptedEngineConfig) else more)
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
-from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer
+from r2_serve.engines.grammar import Grammars
+from r2_serve.engines.prompting import check_chat_template, end_token_of, has_generic_tokenizer
 from r2_serve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ class Checkpoint:
     model: PreTrainedModel
     eos_ids: frozenset[int]
     context_tokens: int
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.model.config.get_text_config().vocab_size, sorted(self.eos_ids))
 
 
 def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
@@ -66,6 +72,8 @@ def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
     if not eos_ids and tokenizer.eos_token_id is None:
         raise ConfigError(f"the model {path!r} names no end-of-sequence token")
     eos_ids = eos_ids or [tokenizer.eos_token_id]
+    if (end := end_token_of(tokenizer)) is not None and end not in eos_ids:
+        eos_ids.append(end)
     pad = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=eos_ids, pad_token_id=pad, use_cache=True

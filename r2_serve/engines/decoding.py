@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from r2_serve.engines.grammar import Constraint
 from r2_serve.engines.reply import Reply
 from r2_serve.types import Sampling
 
@@ -26,6 +27,8 @@ class Row:
     reply: Reply
     on_token: Callable[[], None]
     is_cancelled: Callable[[], bool]
+    constraint: Constraint | None = None
+    """Which tokens may come next; None if all may."""
     generator: torch.Generator | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class RowSampler:
         self._penalised = [
             i for i, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty
         ]
+        self._constrained = [i for i, row in enumerate(rows) if row.constraint is not None]
         self._wants_logprobs = any(row.sampling.logprobs for row in rows)
         self._logprobs: torch.Tensor | None = None
         self._temperatures = torch.tensor(
@@ -68,11 +72,14 @@ class RowSampler:
         """`input_ids` (B, T), `logits` (B, V); returns scores (B, V)."""
         if self._wants_logprobs:
             self._logprobs = torch.log_softmax(logits, dim=-1)
-        scores = logits.clone() if self._sampled or self._penalised else logits
+        scores = logits.clone() if self._sampled or self._penalised or self._constrained else logits
         for i in self._penalised:
             scores[i] -= self._penalty(
                 self._rows[i].sampling, input_ids[i, self._num_prompt_positions :], logits.shape[-1]
             )
+        for i in self._constrained:
+            if (constraint := self._rows[i].constraint) is not None and not self._rows[i].is_done:
+                constraint.apply(scores[i])
         if self._sampled:
             scores[self._sampled] = self._drawn(scores[self._sampled])
         return scores
@@ -126,6 +133,8 @@ class RowStops:
                 continue
             if logprobs is not None and row.sampling.logprobs:
                 row.reply.logprobs.append(logprobs[i])
+            if row.constraint is not None:
+                row.constraint.accept(token)
             row.reply.push(token)
             row.on_token()
         return torch.tensor([row.is_done for row in self._rows], device=input_ids.device)

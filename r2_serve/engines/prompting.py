@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from r2_serve.engines.roles import INSTRUCTION_ROLES, has_instructions, without_instruction_roles
 from r2_serve.errors import ConfigError, ContextOverflow, EngineRefused
-from r2_serve.types import Api, EngineCall, Message, needs_of
+from r2_serve.types import Ability, Api, EngineCall, Message, needs_of
 
 MAX_WORDS_NAMED = 5
 GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -30,6 +30,12 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
 
 
+class SpecialTokenizer(Tokenizer, Protocol):
+    """A tokenizer that knows which of its tokens are special."""
+
+    all_special_ids: list[int]
+
+
 def has_generic_tokenizer(path: str) -> bool:
     """Whether `path` is a directory whose `tokenizer.json` alone describes its tokenizer.
 
@@ -43,6 +49,22 @@ def has_generic_tokenizer(path: str) -> bool:
     return json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC_CLASSES
 
 
+def end_token_of(tokenizer: SpecialTokenizer) -> int | None:
+    """The special token with which the chat template ends a reply; None if it writes none.
+
+    A tokenizer and a generation config often name others, such as the end of a document. A model that learned
+    to end its turns as the template does would then never stop.
+    """
+    question, reply = {"role": "user", "content": "one"}, {"role": "assistant", "content": "one"}
+    try:
+        text = tokenizer.apply_chat_template([question, reply], add_generation_prompt=False, tokenize=False)
+    except TemplateError:
+        return None
+    after = text.rpartition("one")[2].strip()
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+
+
 def check_chat_template(tokenizer: Tokenizer, path: str, *, renders_tools: bool = False) -> None:
     """Raises: ConfigError if the checkpoint has no chat template, or none that `renders_tools`."""
     if not tokenizer.chat_template:
@@ -53,10 +75,13 @@ def check_chat_template(tokenizer: Tokenizer, path: str, *, renders_tools: bool 
         raise ConfigError(f"the chat template of {path!r} does not render tools: leave out tool_parser")
 
 
-def check_text_alone(call: EngineCall, engine: str) -> None:
-    """Raises: EngineRefused naming the first thing that an engine of text does not do."""
+def check_text_alone(call: EngineCall, engine: str, formats: Collection[Ability] = ()) -> None:
+    """Raises: EngineRefused naming the first thing that an engine of text does not do.
+
+    `formats` are the formats of replies that it keeps to.
+    """
     for need in needs_of(call.messages, call.sampling):
-        if need.ability not in ("chat", "completions"):
+        if need.ability not in ("chat", "completions", *formats):
             what = f"is not capable of {need.ability or need.param}"
             message = f"this engine ({engine}) {what}: leave {need.param} out, or ask another model"
             raise EngineRefused.of(need.param, message)

@@ -7,8 +7,9 @@ its row ends. vLLM batches continuously, this engine does not.
 Adapters are checkpoints held by name next to the base (`checkpoints`). A batch holds calls of one checkpoint,
 the one that the oldest call asks for.
 
-Limits: `json_schema` is ignored and `response_format` refused. Positions in the padding may pass the model's
-context, which works for rotary models but not for models with a learned position table.
+Replies keep to a JSON schema if xgrammar is installed; without it, `json_schema` is ignored and
+`response_format` refused. Positions in the padding may pass the model's context, which works for rotary
+models but not for models with a learned position table.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
 from r2_serve.engines.decoding import Row, RowSampler, RowStops
+from r2_serve.engines.grammar import HAS_XGRAMMAR, schema_of
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_text_alone, prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import EngineError, EngineUnavailable
-from r2_serve.types import Completion, Delta, EngineCall, Message, Sampling
+from r2_serve.types import Ability, Completion, Delta, EngineCall, Message, Sampling
 
 _log = logging.getLogger(__name__)
+_FORMATS: tuple[Ability, ...] = ("json_object", "json_schema") if HAS_XGRAMMAR else ()
 _Event = Delta | Completion | EngineError
 
 
@@ -92,7 +95,7 @@ class TransformersEngine:
     async def generate(self, call: EngineCall) -> Completion:
         """Raises: EngineRefused for an unknown adapter or word, or too long a prompt; EngineUnavailable."""
         deadline = Deadline(call.timeout_s)
-        check_text_alone(call, "transformers")
+        check_text_alone(call, "transformers", _FORMATS)
         submitted = self._submitted(
             _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=False)
         )
@@ -106,7 +109,7 @@ class TransformersEngine:
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Raises: as `generate`. Closing the iterator ends the row."""
         deadline = Deadline(call.timeout_s)
-        check_text_alone(call, "transformers")
+        check_text_alone(call, "transformers", _FORMATS)
         submitted = self._submitted(
             _Call(self._checkpoint(call.adapter), call.messages, call.sampling, is_streamed=True)
         )
@@ -210,6 +213,8 @@ class TransformersEngine:
             prompt = prompt_ids(
                 checkpoint.tokenizer, call.messages, checkpoint.context_tokens, call.sampling.api
             )
+            schema = schema_of(call.sampling) if HAS_XGRAMMAR else None
+            constraint = None if schema is None else checkpoint.grammars.constraint(schema)
         except EngineError as e:
             call.post(e)
             return None
@@ -219,7 +224,8 @@ class TransformersEngine:
         )
         reply = Reply(checkpoint.tokenizer, limits, is_streamed=call.is_streamed)
         is_cancelled = partial(_any_set, call.cancelled, self._closing)
-        return Row(prompt, call.sampling, reply, partial(_pass_on, call, reply, len(prompt)), is_cancelled)
+        pass_on = partial(_pass_on, call, reply, len(prompt))
+        return Row(prompt, call.sampling, reply, pass_on, is_cancelled, constraint)
 
     def _decode(self, rows: Sequence[Row], checkpoint: Checkpoint) -> None:
         """Decodes the rows to their ends, padded on the left, as each goes on at its right end."""

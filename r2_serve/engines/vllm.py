@@ -23,7 +23,12 @@ from r2_serve.config import VllmEngineConfig
 from r2_serve.engines import resolve_checkpoint
 from r2_serve.engines.fetching import checkpoint_of, fetch
 from r2_serve.engines.named_adapters import NamedAdapters
-from r2_serve.engines.prompting import check_chat_template, has_generic_tokenizer, prompt_ids
+from r2_serve.engines.prompting import (
+    check_chat_template,
+    end_token_of,
+    has_generic_tokenizer,
+    prompt_ids,
+)
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.vllm_arguments import ENVIRONMENT
 from r2_serve.engines.vllm_errors import as_engine_errors, check_cuda, start_errors
@@ -76,6 +81,7 @@ class VllmEngine:
         self._server = VllmServer(self._engine, config)
         self._tokenizer: PreTrainedTokenizerBase = self._engine.get_tokenizer()
         self._tokenizer_lock = asyncio.Lock()
+        self._end_id = end_token_of(self._tokenizer) if self._tokenizer.chat_template else None
         self._context_tokens = int(self._engine.model_config.max_model_len)
         check_chat_template(self._tokenizer, config.model, renders_tools=config.tool_parser is not None)
         for name, folder in config.adapters.items():
@@ -89,7 +95,7 @@ class VllmEngine:
             await self._known_to_server(call)
             async with self._request_id(PREFIXES[call.sampling.api]) as request_id:
                 return await self._server.generate(call, request_id)
-        params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY)
+        params = _sampling_params(call.sampling, RequestOutputKind.FINAL_ONLY, self._end_id)
         async with aclosing(self._outputs(call, params)) as outputs:
             async for output in outputs:
                 reply = output.outputs[0]
@@ -113,7 +119,7 @@ class VllmEngine:
                 async for delta in deltas:
                     yield delta
             return
-        params = _sampling_params(call.sampling, RequestOutputKind.DELTA)
+        params = _sampling_params(call.sampling, RequestOutputKind.DELTA, self._end_id)
         num_tokens = 0
         async with aclosing(self._outputs(call, params)) as outputs:
             async for output in outputs:
@@ -302,7 +308,10 @@ def _check_adapter(name: str, path: str) -> None:
         raise ConfigError(f"adapter {name!r}: {path!r} is no directory with an adapter_config.json")
 
 
-def _sampling_params(sampling: Sampling, output_kind: RequestOutputKind) -> SamplingParams:
+def _sampling_params(
+    sampling: Sampling, output_kind: RequestOutputKind, end_id: int | None = None
+) -> SamplingParams:
+    """vLLM's parameters. `end_id` ends a reply beside the tokens that the checkpoint names."""
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
     structure = _structure(sampling)
@@ -312,6 +321,7 @@ def _sampling_params(sampling: Sampling, output_kind: RequestOutputKind) -> Samp
             temperature=sampling.temperature or 0.0,
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             stop=list(sampling.stop) or None,
+            stop_token_ids=None if end_id is None else [end_id],
             seed=sampling.seed,
             presence_penalty=sampling.presence_penalty or 0.0,
             frequency_penalty=sampling.frequency_penalty or 0.0,

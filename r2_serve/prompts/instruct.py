@@ -74,15 +74,9 @@ class InstructCodec:
         return followed_by(messages, tagged("task", _DECOMPOSE.replace("MAX", str(max_subtasks))))
 
     def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
-        step = _closed_object(
-            id={"type": "integer"},
-            text={"type": "string"},
-            depends_on={"type": "array", "items": {"type": "integer"}},
-            needs_query={"type": "boolean"},
-        )
-        return _closed_object(
-            subtasks={"type": "array", "items": step, "minItems": 1, "maxItems": max_subtasks}
-        )
+        """Each step by its place, so that its id is the place and it depends on earlier steps alone."""
+        steps = [_step_schema(place) for place in range(1, max_subtasks + 1)]
+        return _closed_object(subtasks={"type": "array", "prefixItems": steps, "items": False, "minItems": 1})
 
     def format_plan(self, plan: Plan, query: str) -> str:
         reply: dict[str, object] = {
@@ -150,6 +144,19 @@ def _pool_line(card: ModelCard) -> str:
     return f"- {card.name} ({card.group}; {price}) {card.description}".rstrip()
 
 
+def _step_schema(place: int) -> dict[str, object]:
+    integer: dict[str, object] = {"type": "integer"}
+    earlier = (
+        {"items": integer | {"enum": [*range(1, place)]}} if place > 1 else {"items": integer, "maxItems": 0}
+    )
+    return _closed_object(
+        id=integer | {"enum": [place]},
+        text={"type": "string", "minLength": 1},
+        depends_on={"type": "array", **earlier},
+        needs_query={"type": "boolean"},
+    )
+
+
 def _closed_object(**properties: object) -> dict[str, object]:
     return {
         "type": "object",
@@ -181,6 +188,9 @@ def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
 def _in_topological_order(reply: _PlanReply) -> Plan:
     """The plan with ids 1..n, each subtask after those it depends on, otherwise in the model's order."""
     steps = {step.id: step for step in reply.subtasks}
+    empty = [step.id for step in reply.subtasks if not any(map(str.isalnum, step.text))]
+    if empty:
+        raise CodecError(f"subtask {empty[0]} has no word: {steps[empty[0]].text[:40]!r}", "empty_step")
     if len(steps) != len(reply.subtasks):
         raise CodecError("the plan repeats a subtask id", "duplicate_id")
     needs = {step.id: set(step.depends_on) | references(step.text) for step in reply.subtasks}

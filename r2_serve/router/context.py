@@ -116,7 +116,7 @@ def read_by(
     subtask: Subtask, plan: Plan, messages: Sequence[Message], virtual: VirtualModelConfig
 ) -> Sequence[Message]:
     """What a step reads of the client's conversation: all of it, or its system messages alone."""
-    is_needed = subtask.needs_query or subtask.id == plan.final_id
+    is_needed = subtask.needs_query or (virtual.context == "needed" and subtask.id == plan.final_id)
     return messages if virtual.context == "full" or is_needed else instructions_of(messages)
 
 

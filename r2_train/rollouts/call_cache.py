@@ -139,6 +139,11 @@ class CachedEngine:
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         return self.engine.stream(call)
 
+    async def aclose(self) -> None:
+        """Ends the engine, if it is one that can be ended; a handle to a deployment is not."""
+        if (close := getattr(self.engine, "aclose", None)) is not None:
+            await close()
+
 
 def cached_engines(
     engine_for: EngineFor, apps: Mapping[str, ModelServerConfig], cache: CallCache

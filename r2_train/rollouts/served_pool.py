@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.calls.pool import EngineFor, Pool, build_pool, in_process_engines
@@ -25,9 +26,9 @@ from r2_serve.config import (
     TransformersEngineConfig,
 )
 from r2_serve.engines import make_engine
-from r2_serve.errors import ConfigError, EngineRefused, R2Error
+from r2_serve.errors import ConfigError, EngineRefused, OperatorFault, R2Error
 from r2_serve.lab.evaluation.asker import AskFailed, InProcessAsker
-from r2_serve.serve_config import ServeConfig, load
+from r2_serve.serve_config import load
 from r2_serve.types import (
     CallRecord,
     Completion,
@@ -35,15 +36,16 @@ from r2_serve.types import (
     Engine,
     EngineCall,
     Message,
-    ModelCard,
     Plan,
     Query,
     Sampling,
     Trace,
 )
 from r2_train.config import Module, PoolConfig
-from r2_train.rollouts.call_cache import CallCache, cached_engines
+from r2_train.rollouts.call_cache import CachedEngine, CallCache, cached_engines
+from r2_train.rollouts.described_pool import DescribedPool, with_experiments, with_virtual
 
+Context: TypeAlias = Literal["full", "needed", "stated"]
 BATCH_SIZE = 512
 """Number of calls that an engine in this process decodes together."""
 
@@ -99,15 +101,17 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class ServedPool:
+class ServedPool(DescribedPool):
     """Runs queries on the pool. Use one per event loop."""
 
-    config: RouterConfig
-    routing: RoutingConfig
-    virtual_model: str
     engine_for: EngineFor
     cache: CallCache
     num_at_once: int = 256
+
+    async def aclose(self) -> None:
+        """Ends the engines that this pool has made. No call may follow."""
+        if isinstance(self.engine_for, MadeOnce):
+            await self.engine_for.aclose()
 
     @cached_property
     def _asker(self) -> InProcessAsker:
@@ -118,6 +122,17 @@ class ServedPool:
         """Every model by name, for plain calls."""
         return build_pool(self.config.models, self.engine_for)
 
+    def is_whole(self, plan: Plan) -> bool:
+        """True if serving sends the query itself in place of the plan's one step, so that its text is not
+        read."""
+        return len(plan.subtasks) == 1 and plan.final_id is not None and self.takes_conversations
+
+    def in_context(self, context: Context) -> ServedPool:
+        """The same pool, where the steps of plans read `context` of the query."""
+        virtual = self.virtual.model_copy(update={"context": context})
+        models = {**self.routing.virtual_models, self.virtual_model: virtual}
+        return replace(self, routing=self.routing.model_copy(update={"virtual_models": models}))
+
     def sampled(self, temperature: float, seed: int) -> ServedPool:
         """The same pool with a temperature in every call. Runs of a plan with given models are greedy
         otherwise."""
@@ -126,24 +141,6 @@ class ServedPool:
             return _SampledEngine(self.engine_for(model), temperature, seed)
 
         return replace(self, engine_for=engine_for)
-
-    @property
-    def pool(self) -> tuple[str, ...]:
-        """Names of the pool's models, cheapest first."""
-        return self.routing.virtual_models[self.virtual_model].pool
-
-    @property
-    def cards(self) -> list[ModelCard]:
-        """Cards of the pool's models, in the order of `pool`."""
-        return [self.config.model(name) for name in self.pool]
-
-    @property
-    def largest(self) -> str:
-        return self.routing.virtual_models[self.virtual_model].fallback_model
-
-    def module_model(self, module: Module) -> ModelConfig:
-        virtual = self.routing.virtual_models[self.virtual_model]
-        return self.config.model((virtual.decomposer if module == "decomposer" else virtual.allocator).model)
 
     async def run(
         self,
@@ -155,10 +152,12 @@ class ServedPool:
         policy: str | None = None,
     ) -> Rollout:
         """Runs `query`. Without `plan` the decomposer makes it; without `models` the policy or the allocator
-        decides.
+        decides. A plan of one step is run as serving does: the query goes to the model as it is.
 
         Raises: SpendLimitReached.
         """
+        if plan is not None and self.is_whole(plan):
+            plan = Plan.single(query)
         asked = Query(
             request_id=request_id,
             model=self.virtual_model,
@@ -185,22 +184,19 @@ class ServedPool:
         return await member.engine.generate(call)
 
 
-def described(config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
-    """The models and the routing that `config` describes; no engine is made. Raises: ConfigError."""
-    return _with_experiments(load(config.serve_config or EMBEDDED_CONFIG), config)
-
-
 def open_pool(
     config: PoolConfig, cache: CallCache, modules: Mapping[Module, Checkpoint] | None = None
 ) -> ServedPool:
-    """The pool that `config` describes; `modules` replace its decomposer and allocator. Raises:
-    ConfigError."""
+    """The pool that `config` describes; `modules` replace its decomposer and allocator. Close it after use.
+
+    Raises: ConfigError.
+    """
     served = load(config.serve_config or EMBEDDED_CONFIG)
-    router, routing = _with_experiments(served, config)
+    router, routing = with_experiments(served, config)
     apps = served.model_apps
     for module, checkpoint in (modules or {}).items():
         router, routing = _with_module(router, routing, config, module, checkpoint)
-    engine_for = _made_once(cached_engines(_engines(config, apps), apps, cache))
+    engine_for = MadeOnce(cached_engines(_engines(config, apps), apps, cache))
     return ServedPool(router, routing, config.virtual_model, engine_for, cache, config.num_at_once)
 
 
@@ -223,16 +219,23 @@ class _SampledEngine:
         return call.model_copy(update={"sampling": sampling})
 
 
-def _made_once(engine_for: EngineFor) -> EngineFor:
-    """Makes one engine per model, for any number of pools."""
-    made: dict[str, Engine] = {}
+@dataclass(frozen=True)
+class MadeOnce:
+    """Makes one engine per model, for any number of pools, and ends them together."""
 
-    def engine(model: ModelConfig) -> Engine:
-        if model.name not in made:
-            made[model.name] = engine_for(model)
-        return made[model.name]
+    make: EngineFor
+    made: dict[str, Engine] = field(default_factory=dict)
 
-    return engine
+    def __call__(self, model: ModelConfig) -> Engine:
+        if model.name not in self.made:
+            self.made[model.name] = self.make(model)
+        return self.made[model.name]
+
+    async def aclose(self) -> None:
+        while self.made:
+            _, engine = self.made.popitem()
+            if isinstance(engine, CachedEngine):
+                await engine.aclose()
 
 
 def _engines(config: PoolConfig, apps: Mapping[str, ModelServerConfig]) -> EngineFor:
@@ -272,53 +275,18 @@ def _in_large_batches(app: ModelServerConfig) -> ModelServerConfig:
     return app.model_copy(update={"engine": app.engine.model_copy(update={"max_batch_size": BATCH_SIZE})})
 
 
-def _with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterConfig, RoutingConfig]:
-    """Applies `prices`, `without` and `call_timeout_s`; training splits every query.
-
-    Raises: ConfigError for unknown names.
-    """
-    router, routing = served.router, served.routing
-    if config.virtual_model not in routing.virtual_models:
-        raise ConfigError(
-            f"pool.virtual_model  {config.virtual_model!r}: the config has {[*routing.virtual_models]}"
-        )
-    virtual = routing.virtual_models[config.virtual_model]
-    known = [model.name for model in router.models]
-    unknown = [name for name in (*config.prices, *config.without) if name not in known]
-    if unknown:
-        raise ConfigError(f"pool.prices or pool.without names {unknown}; the models are {known}")
-    models = tuple(_priced(model, config) for model in router.models)
-    kept = tuple(name for name in virtual.pool if name not in config.without)
-    default = virtual.default_model if virtual.default_model in kept else None
-    routing = _with_virtual(routing, config, {"pool": kept, "default_model": default, "plan": "always"})
-    if config.call_timeout_s is not None:
-        limits = routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
-        routing = routing.model_copy(update={"limits": limits})
-    return router.model_copy(update={"models": models}), routing
-
-
-def _with_virtual(routing: RoutingConfig, config: PoolConfig, update: dict[str, object]) -> RoutingConfig:
-    virtual = routing.virtual_models[config.virtual_model].model_copy(update=update)
-    models = {**routing.virtual_models, config.virtual_model: virtual}
-    return routing.model_copy(update={"virtual_models": models})
-
-
-def _priced(model: ModelConfig, config: PoolConfig) -> ModelConfig:
-    if model.name not in config.prices:
-        return model
-    price = config.prices[model.name]
-    return model.model_copy(update={"usd_per_mtok_in": price, "usd_per_mtok_out": price})
-
-
 def _with_module(
     router: RouterConfig, routing: RoutingConfig, config: PoolConfig, module: Module, checkpoint: Checkpoint
 ) -> tuple[RouterConfig, RoutingConfig]:
-    """Replaces a module by its checkpoint in this process, or by its adapter on the served model."""
+    """Replaces a module by its checkpoint in this process, or by its adapter on the served model.
+
+    The checkpoint is a model of its own: the other module and the pool may use the same served model.
+    """
     virtual = routing.virtual_models[config.virtual_model]
     section = virtual.decomposer if module == "decomposer" else virtual.allocator
     if checkpoint.adapter is not None:
         named = section.model_copy(update={"adapter": checkpoint.adapter})
-        return router, _with_virtual(routing, config, {module: named})
+        return router, with_virtual(routing, config, {module: named})
     assert checkpoint.path is not None
     engine = TransformersEngineConfig(
         kind="transformers",
@@ -327,13 +295,16 @@ def _with_module(
         dtype=config.module_dtype,
         max_batch_size=BATCH_SIZE,
     )
-    models = tuple(
-        model.model_copy(update={"engine": engine}) if model.name == section.model else model
-        for model in router.models
-    )
-    return router.model_copy(update={"models": models}), routing
+    served = router.model(section.model)
+    trained = served.model_copy(update={"name": f"{served.name}/{module}", "engine": engine})
+    named = section.model_copy(update={"model": trained.name, "adapter": None})
+    models = (*router.models, trained)
+    return router.model_copy(update={"models": models}), with_virtual(routing, config, {module: named})
 
 
 def _is_refused(cause: BaseException | None) -> bool:
     chain = [cause, getattr(cause, "__cause__", None)]
-    return any(isinstance(e, R2Error) and (isinstance(e, EngineRefused) or e.status == 400) for e in chain)
+    refused = [
+        e for e in chain if isinstance(e, R2Error) and (isinstance(e, EngineRefused) or e.status == 400)
+    ]
+    return bool(refused) and not any(isinstance(e, OperatorFault) for e in refused)

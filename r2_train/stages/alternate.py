@@ -20,6 +20,7 @@ from r2_serve.lab.jsonl import JsonlLog, read_jsonl
 from r2_serve.types import Record
 from r2_train.config import Module
 from r2_train.launch.launch import launch
+from r2_train.launch.stage_run import TrainingFailed
 from r2_train.rollouts.progress import map_all
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
@@ -107,21 +108,31 @@ class Alternation:
         )
         if not has_final(directory):
             launch(grpo_stage, stage, launch=config.launch, directory=directory)
+            self._report_stop(directory)
         return len(used)
 
+    def _report_stop(self, directory: Path) -> None:
+        """Says why the stage stopped early. Raises: TrainingFailed if it has no result."""
+        from r2_train.stages.flat_rewards import read_stopped
+
+        stopped = read_stopped(directory)
+        if stopped is not None and stopped.is_hopeless:
+            raise TrainingFailed(f"{directory} stopped at step {stopped.step}: {stopped.reason}")
+        if stopped is not None:
+            self.run.console.print(f"converged at step {stopped.step}: {stopped.reason}")
+
     async def _examples(self, module: Module) -> list[Example]:
-        train, grader = self.run.tasks.train, Grader()
-        with self.run.pool(self.pair) as pool:
-            codec = pool.members[pool.module_model(module).name].codec
-            if module == "decomposer":
-                return [plan_example(codec, pool.routing.limits, task.id, task.query) for task in train]
+        train, grader, described = self.run.tasks.train, Grader(), self.run.described
+        if module == "decomposer":
+            return [plan_example(described, task.id, task.query) for task in train]
+        async with self.run.pool(self.pair) as pool:
             rollouts = await map_all(
                 train,
                 lambda task: pool.run(f"plan-{task.id}", task.query, policy=f"all:{pool.largest}"),
                 num_at_once=pool.num_at_once,
             )
             return [
-                allocation_example(codec, pool.cards, task.id, task.query, rollout.plan)
+                allocation_example(described, task.id, task.query, rollout.plan)
                 for task, rollout in zip(train, rollouts, strict=True)
                 if rollout.plan is not None and await verdict(grader, task, rollout)
             ]

@@ -13,14 +13,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Self
 
+from pydantic import Field
 from rich.console import Console
 
 from r2_serve.config import LimitsConfig
-from r2_serve.errors import CodecError, EngineError
+from r2_serve.errors import CodecError, EngineError, EngineRefused, OperatorFault
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
-from r2_serve.prompts import get_codec
+from r2_serve.prompts import Codec
 from r2_serve.prompts.conversation import asked
 from r2_serve.router.decomposer import check_plan, incoherence, num_unused, weighted_scores
 from r2_serve.types import Plan, Record, Sampling
@@ -31,6 +32,8 @@ from r2_train.stages.rows import StageRow, complete_rows, write_summary
 from r2_train.stages.tasks import verdict
 
 PLANS = "plans.jsonl"
+WHOLE = Plan.single("Answer the question.")
+"""The plan of one step: serving sends the query itself, so every text of this step does the same."""
 
 
 class Candidate(Record):
@@ -56,6 +59,10 @@ class CollectedTask(StageRow):
     candidates: tuple[Candidate, ...]
     num_invalid: int
     """Samples that were no plan, or broke a limit."""
+    invalid: dict[str, int] = Field(default_factory=dict)
+    """The reasons of the invalid samples, with their numbers."""
+    failed_sample: str | None = None
+    """Why a call for a sample failed; None if none did."""
     scores: tuple[float, ...] = ()
     """Scores of the correct candidates, in order; lower is better."""
     kept: int | None = None
@@ -68,6 +75,11 @@ class CollectedTask(StageRow):
     @property
     def is_kept(self) -> bool:
         return self.kept is not None
+
+    @property
+    def failure(self) -> str | None:
+        failed = (c.error for c in self.candidates if c.is_correct is None and c.error is not None)
+        return self.failed_sample or next(failed, None)
 
     @property
     def plan(self) -> Plan | None:
@@ -85,6 +97,8 @@ class CollectSummary(Record):
     """Tasks without a correct candidate, of which at least one candidate could not be judged."""
     num_samples: int
     num_invalid_samples: int
+    invalid_samples: dict[str, int]
+    """Numbers of the invalid samples by reason."""
     mean_subtasks_kept: float
     mean_depth_kept: float
 
@@ -100,6 +114,7 @@ class CollectSummary(Record):
             num_dropped_not_known=dropped["not_known"],
             num_samples=len(rows) * num_samples,
             num_invalid_samples=sum(row.num_invalid for row in rows),
+            invalid_samples=dict(sum((Counter(row.invalid) for row in rows), Counter()).most_common()),
             mean_subtasks_kept=sum(len(plan.subtasks) for plan in plans) / max(1, len(plans)),
             mean_depth_kept=sum(plan.depth for plan in plans) / max(1, len(plans)),
         )
@@ -117,7 +132,7 @@ class Collector:
     async def run(self, tasks: Sequence[Task], console: Console) -> CollectSummary:
         """Collects for every task that has no row yet.
 
-        Raises: RunError; SpendLimitReached, after which the same call goes on.
+        Raises: RunError; SpendLimitReached and EngineUnavailable, after which the same call goes on.
         """
         by_id = {task.id: task for task in tasks}
         path = self.directory / PLANS
@@ -129,7 +144,9 @@ class Collector:
     async def collect(self, task: Task) -> CollectedTask:
         """Draws K samples and runs each distinct plan once."""
         samples = [await self._sample(task, seed) for seed in range(self.config.num_candidates)]
-        distinct = Counter(sample for sample in samples if sample is not None)
+        distinct = Counter(sample for sample in samples if isinstance(sample, Plan))
+        invalid = Counter(sample.reason for sample in samples if isinstance(sample, CodecError))
+        failed = [sample for sample in samples if isinstance(sample, EngineError)]
         candidates = [await self._candidate(task, plan, count) for plan, count in distinct.items()]
         correct = [i for i, candidate in enumerate(candidates) if candidate.is_correct]
         scores = self._scores([candidates[i] for i in correct])
@@ -137,12 +154,15 @@ class Collector:
             task_id=task.id,
             query=task.query,
             candidates=tuple(candidates),
-            num_invalid=samples.count(None),
+            num_invalid=invalid.total(),
+            invalid=dict(invalid),
+            failed_sample=f"{type(failed[0]).__name__}: {failed[0].message}" if failed else None,
             scores=tuple(scores),
             kept=correct[scores.index(min(scores))] if correct else None,
         )
 
-    async def _sample(self, task: Task, seed: int) -> Plan | None:
+    async def _sample(self, task: Task, seed: int) -> Plan | CodecError | EngineError:
+        """A plan, or why there is none: the reply is not valid, or the call failed."""
         section = self.pool.routing.virtual_models[self.pool.virtual_model].decomposer
         teacher, limits = self.config.teacher or section.model, self.pool.routing.limits
         codec = self.pool.members[teacher].codec
@@ -158,13 +178,19 @@ class Collector:
             reply = await self.pool.ask(teacher, messages, sampling, adapter)
         except SpendLimitReached:
             raise
-        except EngineError:
-            return None
-        return checked_plan(reply.text, task.query, codec.name, limits)
+        except EngineError as e:
+            is_verdict = isinstance(e, EngineRefused) and not isinstance(e, OperatorFault)
+            return CodecError(e.message, f"refused ({e.message[:120]})") if is_verdict else e
+        try:
+            plan = checked_plan(reply.text, task.query, codec, limits)
+        except CodecError as e:
+            return e
+        return WHOLE if self.pool.is_whole(plan) else plan
 
     async def _candidate(self, task: Task, plan: Plan, num_drawn: int) -> Candidate:
-        models = (self.config.executor or self.pool.largest,) * len(plan.subtasks)
-        rollout = await self.pool.run(f"collect-{task.id}", task.query, plan=plan, models=models)
+        models = (self.config.executor or self.pool.middle,) * len(plan.subtasks)
+        pool = self.pool.in_context("stated")
+        rollout = await pool.run(f"collect-{task.id}", task.query, plan=plan, models=models)
         candidate = Candidate(
             plan=plan,
             num_drawn=num_drawn,
@@ -206,17 +232,15 @@ class Collector:
         )
 
 
-def checked_plan(text: str, query: str, codec: str, limits: LimitsConfig) -> Plan | None:
-    """The plan in a reply; None if there is none or it breaks a limit."""
-    try:
-        plan = get_codec(codec).parse_plan(text, query)
-        check_plan(plan, limits)
-    except CodecError:
-        return None
+def checked_plan(text: str, query: str, codec: Codec, limits: LimitsConfig) -> Plan:
+    """The plan in a reply. Raises: CodecError if there is none or it breaks a limit."""
+    plan = codec.parse_plan(text, query)
+    check_plan(plan, limits)
     return plan
 
 
 def _why_dropped(row: CollectedTask) -> str:
-    if not row.candidates:
+    if not row.candidates and row.failure is None:
         return "no_valid_plan"
-    return "not_known" if any(c.is_correct is None for c in row.candidates) else "none_correct"
+    is_known = row.failure is None and all(c.is_correct is not None for c in row.candidates)
+    return "none_correct" if is_known else "not_known"

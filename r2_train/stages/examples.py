@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from r2_serve.config import LimitsConfig
+from r2_serve.config import VirtualModelConfig
 from r2_serve.files import read_lines, whole_file
-from r2_serve.prompts import Codec
 from r2_serve.prompts.conversation import asked
-from r2_serve.types import Allocation, Message, ModelCard, Plan, Record
+from r2_serve.types import Allocation, Message, Plan, Record
+from r2_train.rollouts.described_pool import DescribedPool
 
 
 class Example(Record):
@@ -28,23 +28,27 @@ class Example(Record):
     """The plan to allocate; None for the decomposer."""
 
 
-def plan_example(
-    codec: Codec, limits: LimitsConfig, task_id: str, query: str, plan: Plan | None = None
-) -> Example:
+def plan_example(pool: DescribedPool, task_id: str, query: str, plan: Plan | None = None) -> Example:
     """The decomposer's example: it is given the query and has to write the plan."""
-    messages = tuple(codec.render_decompose(asked(query), limits.max_subtasks))
+    codec = pool.codec_of("decomposer")
+    messages = tuple(codec.render_decompose(asked(query), pool.routing.limits.max_subtasks))
     target = None if plan is None else codec.format_plan(plan, query)
     return Example(task_id=task_id, query=query, messages=messages, target=target)
 
 
 def allocation_example(
-    codec: Codec, cards: Sequence[ModelCard], task_id: str, query: str, plan: Plan,
-    models: Sequence[str] | None = None,
-) -> Example:  # fmt: skip
+    pool: DescribedPool, task_id: str, query: str, plan: Plan, models: Sequence[str] | None = None
+) -> Example:
     """The allocator's example: it is given the plan and has to write the models."""
-    messages = tuple(codec.render_allocate(asked(query), plan, cards))
-    target = None if models is None else codec.format_allocation(Allocation(models=tuple(models)), cards)
+    codec = pool.codec_of("allocator")
+    messages = tuple(codec.render_allocate(read_by_allocator(pool.virtual, query), plan, pool.cards))
+    target = None if models is None else codec.format_allocation(Allocation(models=tuple(models)), pool.cards)
     return Example(task_id=task_id, query=query, messages=messages, target=target, plan=plan)
+
+
+def read_by_allocator(virtual: VirtualModelConfig, query: str) -> tuple[Message, ...]:
+    """What the allocator reads of the conversation, as in serving: all of it, or the plan alone."""
+    return asked(query) if virtual.context == "full" else ()
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> Path:

@@ -9,6 +9,7 @@ and the module would become cheap and wrong. Groups without differences give no 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from r2_train.launch.stage_run import StageRun
 from r2_train.rollouts.call_cache import CallCache
 from r2_train.rollouts.served_pool import Checkpoint, open_pool
 from r2_train.stages.examples import Example, read_examples
-from r2_train.stages.model_files import load_causal_lm, load_tokenizer, lora_config, save_final
+from r2_train.stages.model_files import load_causal_lm, load_tokenizer, lora_config, save_final, settings
 from r2_train.stages.rewards import Judge, PlanReward, Reference, TokenCounts
 from r2_train.stages.run_log import quiet_libraries, train_logged
 from r2_train.stages.tasks import TaskSplit
@@ -75,26 +76,38 @@ class GrpoStage(Config):
 
 
 def run(stage: GrpoStage, run: StageRun) -> None:
-    """Trains, and writes `final`. Raises: ConfigError; EngineUnavailable if the pool is down."""
+    """Trains, and writes `final`; nothing but `stopped.json` if no reply was ever right.
+
+    Raises: ConfigError; EngineUnavailable if the pool is down.
+    """
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
+
+    from r2_train.stages.constrained import ConstrainedGrpoTrainer, schemas_by_prompt
+    from r2_train.stages.flat_rewards import StopWhenFlat
 
     quiet_libraries()
     examples = read_examples(stage.examples)
     model, tokenizer = load_causal_lm(stage.base), load_tokenizer(stage.base)
     arguments = {**DEFAULTS, **run.training_arguments(), **stage.grpo.trainer, "seed": stage.seed}
+    flat = StopWhenFlat(run.directory, stage.grpo.max_flat_steps)
     with _judge(stage, run, tokenizer) as judge:
-        trainer = GRPOTrainer(
+        trainer = ConstrainedGrpoTrainer(
             model=model,
             reward_funcs=PlanReward(judge, stage.grpo.reward, stage.reference),
-            args=GRPOConfig(**arguments),
+            args=settings(GRPOConfig, arguments),
             train_dataset=Dataset.from_list([_prompt_row(example) for example in examples]),
             processing_class=tokenizer,
-            callbacks=list(run.callbacks),
+            callbacks=[*run.callbacks, flat],
             peft_config=lora_config(stage.grpo.lora),
         )
-        train_logged(trainer, run)
-        save_final(trainer, tokenizer, run)
+        trainer.schemas = schemas_by_prompt(examples, stage.module, judge.pool, tokenizer)
+        try:
+            train_logged(trainer, run)
+        finally:  # the engines belong to the event loop that the rewards ran on
+            asyncio.run_coroutine_threadsafe(judge.pool.aclose(), trainer.async_loop).result()
+        if flat.stopped is None or not flat.stopped.is_hopeless:
+            save_final(trainer, tokenizer, run)
 
 
 def other_module(module: Module) -> Module:

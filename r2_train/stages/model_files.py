@@ -4,19 +4,27 @@ base."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import JsonValue
 
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
-from r2_serve.engines.prompting import GENERIC_CLASSES, check_chat_template, has_generic_tokenizer
+from r2_serve.engines.prompting import (
+    GENERIC_CLASSES,
+    check_chat_template,
+    end_token_of,
+    has_generic_tokenizer,
+)
+from r2_serve.errors import ConfigError
 from r2_train.launch.stage_run import StageRun
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+T = TypeVar("T")
 GENERIC = "PreTrainedTokenizerFast"
 """Tokenizer class of the tiny models, by the name that every version of transformers knows."""
 
@@ -55,13 +63,18 @@ def load_fresh(base: str, seed: int) -> PreTrainedModel:
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`. Raises: ConfigError if it has no chat template."""
+    """The tokenizer of `base`, whose end token is that of its chat template, as in serving.
+
+    Raises: ConfigError if it has no chat template.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path, is_local = resolve_checkpoint(base), is_local_checkpoint(base)
     kind = PreTrainedTokenizerFast if has_generic_tokenizer(path) else AutoTokenizer
     tokenizer = kind.from_pretrained(path, local_files_only=is_local, trust_remote_code=False)
     check_chat_template(tokenizer, base)
+    if (end := end_token_of(tokenizer)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     return tokenizer
 
 
@@ -71,7 +84,16 @@ def lora_config(options: dict[str, JsonValue] | None) -> LoraConfig | None:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(task_type="CAUSAL_LM", **options)
+    return settings(LoraConfig, {"task_type": "CAUSAL_LM", **options})
+
+
+def settings(kind: Callable[..., T], arguments: Mapping[str, object]) -> T:
+    """A library's settings. Raises: ConfigError with the library's words if it refuses a value."""
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as e:
+        name = getattr(kind, "__name__", "the library")
+        raise ConfigError(f"{name} refuses the settings: {e}") from e
 
 
 def save_final(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, run: StageRun) -> None:
@@ -89,7 +111,9 @@ def has_final(directory: Path) -> bool:
 def complete_checkpoint(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Makes saved weights ready for serving: a tokenizer, the key-value cache on, files that all may read."""
     is_generic = type(tokenizer).__name__ in GENERIC_CLASSES
-    _edit(directory / "config.json", {"use_cache": True})
+    end = tokenizer.eos_token_id
+    _edit(directory / "config.json", {"use_cache": True, "eos_token_id": end})
+    _edit(directory / "generation_config.json", {"eos_token_id": end})
     tokenizer.save_pretrained(directory, save_jinja_files=not is_generic)
     if is_generic:
         changes: dict[str, JsonValue] = {

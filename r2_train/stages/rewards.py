@@ -11,6 +11,7 @@ same prompt runs only once.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -28,6 +29,7 @@ from r2_train.rollouts.call_cache import SpendLimitReached
 from r2_train.rollouts.progress import map_all
 from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.collect import checked_plan
+from r2_train.stages.examples import read_by_allocator
 from r2_train.stages.tasks import is_correct, verdict
 
 Completion: TypeAlias = str | Sequence[dict[str, str]]
@@ -48,6 +50,8 @@ class Judged(Record):
     """What one reply achieves."""
 
     is_well_formed: bool
+    invalid: str | None = None
+    """Why the reply is not well-formed: the slug of the codec's error."""
     is_correct: bool | None = False
     """None if calls failed or the grader could not tell."""
     cost_usd: float = 0.0
@@ -106,9 +110,10 @@ class Judge:
         return judged
 
     async def _judge_plan(self, task: Task, reply: str) -> Judged:
-        plan = checked_plan(reply, task.query, self._codec.name, self._limits)
-        if plan is None:
-            return Judged(is_well_formed=False)
+        try:
+            plan = checked_plan(reply, task.query, self._codec, self._limits)
+        except CodecError as e:
+            return Judged(is_well_formed=False, invalid=e.reason)
         prompt = self._codec.render_decompose(asked(task.query), self._limits.max_subtasks)
         rollout = await self.pool.run(f"reward-{task.id}", task.query, plan=plan)
         return await self._judged(task, plan, rollout, self._reply_cost(prompt, reply))
@@ -116,9 +121,10 @@ class Judge:
     async def _judge_models(self, task: Task, plan: Plan, reply: str) -> Judged:
         try:
             models = self._codec.parse_allocation(reply, plan, self.pool.cards).models
-        except CodecError:
-            return Judged(is_well_formed=False)
-        prompt = self._codec.render_allocate(asked(task.query), plan, self.pool.cards)
+        except CodecError as e:
+            return Judged(is_well_formed=False, invalid=e.reason)
+        read = read_by_allocator(self.pool.virtual, task.query)
+        prompt = self._codec.render_allocate(read, plan, self.pool.cards)
         rollout = await self.pool.run(f"reward-{task.id}", task.query, plan=plan, models=models)
         judged = await self._judged(task, plan, rollout, self._reply_cost(prompt, reply))
         if self.config.swap and judged.is_correct:
@@ -169,7 +175,7 @@ class Judge:
 
     @property
     def _codec(self) -> Codec:
-        return self.pool.members[self.pool.module_model(self.module).name].codec
+        return self.pool.codec_of(self.module)
 
     @property
     def _limits(self) -> LimitsConfig:
@@ -228,6 +234,7 @@ def batch_metrics(judged: Sequence[Judged], reference: Reference, pool: Sequence
     known = [item for item in judged if item.is_correct is not None]
     formed = [item for item in known if item.is_well_formed]
     steps = [model for item in formed for model in item.models]
+    invalid = Counter(item.invalid for item in judged if item.invalid is not None)
     return {
         "accuracy": _mean([bool(item.is_correct) for item in known]),
         "well_formed": _mean([item.is_well_formed for item in judged]),
@@ -236,6 +243,7 @@ def batch_metrics(judged: Sequence[Judged], reference: Reference, pool: Sequence
         "critical_path_ratio": _mean([reference.path_ratio(item.critical_path_tokens) for item in formed]),
         "subtasks": _mean([item.num_subtasks for item in formed]),
         **{f"share/{model}": steps.count(model) / max(1, len(steps)) for model in pool},
+        **{f"invalid/{reason}": count / len(judged) for reason, count in invalid.items()},
     }
 
 

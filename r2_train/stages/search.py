@@ -44,6 +44,8 @@ class Scheme(Record):
     models: Models
     is_correct: bool | None
     """None if calls failed or the grader could not tell."""
+    error: str | None = None
+    """Why calls failed; None if they did not."""
     worker_cost_usd: Decimal
     move: str
     """The move that led to it: `initial`, `down:STEP`, `within:STEP` or `up:STEP`."""
@@ -68,6 +70,10 @@ class SearchedPlan(StageRow):
     @property
     def is_kept(self) -> bool:
         return self.best is not None
+
+    @property
+    def failure(self) -> str | None:
+        return next((scheme.error for scheme in self.schemes if scheme.error is not None), None)
 
     @property
     def models(self) -> Models | None:
@@ -119,7 +125,7 @@ class Searcher:
     def __post_init__(self) -> None:
         self.by_group = group_models(self.pool)
         self.top = len(self.by_group) - 1
-        self.probe = self.config.probe or _middle(self.pool)
+        self.probe = self.config.probe or self.pool.middle
         if self.probe not in self.pool.pool:
             raise ConfigError(
                 f"search.probe is {self.probe!r}, but must be one of the pool's {list(self.pool.pool)}"
@@ -132,7 +138,7 @@ class Searcher:
     ) -> SearchSummary:
         """Fits the thresholds on `validation`, then searches every plan of `train` that has no row yet.
 
-        Raises: RunError; SpendLimitReached, after which the same call goes on.
+        Raises: RunError; SpendLimitReached and EngineUnavailable, after which the same call goes on.
         """
         self.thresholds = await self.fit(validation[: self.config.num_fit])
         items = {item.key: item for item in train}
@@ -309,7 +315,8 @@ class _Trail:
         if known is None:
             rollout, is_right = await self.searcher.execute(self.item, models)
             cost = rollout.worker_cost_usd
-            known = Scheme(models=models, is_correct=is_right, worker_cost_usd=cost, move=move)
+            error = rollout.error if rollout.has_failed else None
+            known = Scheme(models=models, is_correct=is_right, error=error, worker_cost_usd=cost, move=move)
             self.schemes.append(known)
         return bool(known.is_correct)
 
@@ -322,8 +329,3 @@ def group_models(pool: ServedPool) -> list[list[str]]:
     """The pool's models by capability group, cheapest first; empty groups are left out."""
     groups = [[card.name for card in pool.cards if card.group == group] for group in GROUPS]
     return [names for names in groups if names]
-
-
-def _middle(pool: ServedPool) -> str:
-    medium = [card.name for card in pool.cards if card.group == "mlm"]
-    return medium[0] if medium else pool.pool[len(pool.pool) // 2]

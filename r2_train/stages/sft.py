@@ -17,7 +17,14 @@ from r2_serve.errors import ConfigError
 from r2_train.config import SftConfig
 from r2_train.launch.stage_run import StageRun
 from r2_train.stages.examples import Example, read_examples
-from r2_train.stages.model_files import load_causal_lm, load_fresh, load_tokenizer, lora_config, save_final
+from r2_train.stages.model_files import (
+    load_causal_lm,
+    load_fresh,
+    load_tokenizer,
+    lora_config,
+    save_final,
+    settings,
+)
 from r2_train.stages.run_log import quiet_libraries, train_logged
 
 if TYPE_CHECKING:
@@ -56,10 +63,10 @@ def run(stage: SftStage, run: StageRun) -> None:
     examples = read_examples(stage.examples)
     model = load_fresh(stage.base, stage.seed) if stage.sft.fresh else load_causal_lm(stage.base)
     tokenizer = load_tokenizer(stage.base)
-    args = SFTConfig(**{**DEFAULTS, **run.training_arguments(), **stage.sft.trainer, "seed": stage.seed})
+    arguments = {**DEFAULTS, **run.training_arguments(), **stage.sft.trainer, "seed": stage.seed}
     trainer = SFTTrainer(
         model=model,
-        args=args,
+        args=settings(SFTConfig, arguments),
         train_dataset=Dataset.from_list([tokenized(example, tokenizer) for example in examples]),
         processing_class=tokenizer,
         callbacks=list(run.callbacks),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import shutil
 import threading
@@ -212,12 +213,47 @@ async def test_unknown_words_are_refused_by_name(words: str) -> None:
         ).usage.completion_tokens == 1
 
 
-async def test_response_format_is_refused(words: str) -> None:
+async def test_replies_keep_to_a_json_schema_each_to_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("xgrammar")
+
+    def schema(*names: str) -> dict[str, Any]:
+        items = {"type": "string", "enum": list(names)}
+        models = {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
+        return {"type": "object", "properties": {"models": models}, "required": ["models"]}
+
+    wanted = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema("c", "d")}}
+    async with running(character_checkpoint(tmp_path)) as engine:
+        replies = await together(
+            engine,
+            [
+                Sampling(max_tokens=60, json_schema=schema("a", "b")),
+                Sampling(max_tokens=60, temperature=1.0, response_format=wanted),
+                Sampling(max_tokens=5),
+            ],
+        )
+    models = [json.loads(reply.text)["models"] for reply in replies[:2]]
+    assert set(models[0]) <= {"a", "b"} and set(models[1]) <= {"c", "d"} and len(models[0]) == 2
+    assert [reply.finish_reason for reply in replies[:2]] == ["stop", "stop"]
+    assert not replies[2].text.startswith("{")
+
+
+async def test_format_is_refused_without_the_library_that_keeps_to_it(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r2_serve.engines.transformers._FORMATS", ())
     async with running(words) as engine:
         with pytest.raises(EngineRefused, match="response_format"):
             await engine.generate(
                 engine_call(user(PROMPTS[0]), Sampling(response_format={"type": "json_object"}))
             )
+
+
+async def test_reply_ends_at_the_end_token_of_the_chat_template(tmp_path: Path) -> None:
+    """Training teaches the template's end, so serving must stop there, whatever the config names."""
+    path = character_checkpoint(tmp_path, end="<user>")
+    async with running(path) as engine:
+        ends = engine._base.tokenizer.convert_tokens_to_ids(["<eos>", "<user>"])
+        assert engine._base.eos_ids == set(ends)
 
 
 async def test_completion_goes_on_with_the_text_without_a_chat_template(words: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from r2_serve.config import (
 from r2_serve.engines.scripted import Reply, ScriptedEngine
 from r2_serve.types import Completion, Engine, Message, Sampling, Usage
 from r2_train.rollouts.call_cache import CallCache, cached_engines
-from r2_train.rollouts.served_pool import ServedPool
+from r2_train.rollouts.served_pool import MadeOnce, ServedPool
 from tests.support.in_process import plan_json
 from tests.support.scripted_evaluation import numbers, question
 
@@ -106,6 +107,11 @@ def pool_over(cache: CallCache, of: Mapping[str, Engine]) -> ServedPool:
         cached_engines(lambda model: of[model.name], {}, cache),
         cache,
     )
+
+
+def made_once(pool: ServedPool) -> ServedPool:
+    """The pool with engines that are made once and closed together, as `open_pool` makes it."""
+    return replace(pool, engine_for=MadeOnce(pool.engine_for))
 
 
 def cache_in(tmp_path: Path, **fields: Any) -> CallCache:

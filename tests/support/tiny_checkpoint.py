@@ -54,12 +54,16 @@ def word_checkpoint(folder: Path, *, seed: int = 0) -> str:
     return _save(folder, tokenizer, seed)
 
 
-def character_checkpoint(folder: Path, *, seed: int = 0) -> str:
-    """A model whose tokens are single characters, enough of them for JSON."""
+def character_checkpoint(folder: Path, *, seed: int = 0, end: str = "") -> str:
+    """A model whose tokens are single characters, enough of them for JSON.
+
+    `end` is the special token with which its template ends each message; its config always names <eos>.
+    """
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.decoder = decoders.Fuse()
-    return _save(folder, tokenizer, seed)
+    template = CHAT_TEMPLATE.replace("{{ message['content'] }} ", "{{ message['content'] }} " + end)
+    return _save(folder, tokenizer, seed, template)
 
 
 def tool_checkpoint(folder: Path, *, seed: int = 0, context_tokens: int = 2048) -> str:

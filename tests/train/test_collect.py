@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.grading.graders import Grader
 from r2_serve.types import Engine
 from r2_train.config import CollectConfig
 from r2_train.rollouts.call_cache import SpendLimitReached
-from r2_train.stages.collect import Collector, CollectSummary
-from tests.support.scripted_evaluation import sums
+from r2_train.stages.collect import WHOLE, Collector, CollectSummary
+from tests.support.scripted_evaluation import numbers, question, sums
 from tests.support.scripted_training import ADD, cache_in, engines, num_calls, plans, pool_over
 
 QUIET = Console(quiet=True)
@@ -54,9 +56,57 @@ async def test_dropped_tasks_are_counted_by_reason(tmp_path: Path) -> None:
     assert (wrong.num_kept, wrong.num_dropped_none_correct) == (0, 6)
 
 
-async def test_failed_calls_do_not_count_a_plan_as_wrong(tmp_path: Path) -> None:
-    summary = await collected(tmp_path, engines(large=[EngineUnavailable("down")]))
-    assert (summary.num_dropped_not_known, summary.num_dropped_none_correct) == (6, 0)
+async def test_outage_is_no_verdict_and_the_next_run_asks_again(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"calls failed in 6 of 6 tasks.*down.*same command"):
+        await collected(tmp_path, engines(decomposer=[EngineUnavailable("down")]))
+    assert (await collected(tmp_path, engines())).num_kept == 6
+
+
+async def test_plan_whose_steps_failed_is_run_again(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="6 of 6 tasks"):
+        await collected(tmp_path, engines(small=[EngineUnavailable("down")]))
+    assert (await collected(tmp_path, engines())).num_kept == 6
+
+
+async def test_few_failed_tasks_leave_the_stage_and_are_asked_next_time(tmp_path: Path) -> None:
+    def reply(messages: Any, sampling: Any) -> Any:
+        if question(messages) == "Add 1 and 2.":
+            return EngineUnavailable("down")
+        return plans(ADD)(messages, sampling)
+
+    summary = await collected(tmp_path, engines(decomposer=reply))
+    assert (summary.num_kept, summary.num_dropped_not_known, summary.num_dropped_no_valid_plan) == (5, 1, 0)
+    assert (await collected(tmp_path, engines())).num_kept == 6
+
+
+async def test_reasons_of_invalid_samples_are_kept(tmp_path: Path) -> None:
+    empty = '{"subtasks": [{"id": 1, "text": "..."}]}'
+    summary = await collected(tmp_path, engines(decomposer=plans("nonsense", empty)))
+    assert summary.invalid_samples == {"not_json": 12, "empty_step": 6}
+
+
+async def test_steps_of_collected_plans_read_what_they_ask_for_alone(tmp_path: Path) -> None:
+    """So a plan whose steps say nothing is wrong, even if its executor could solve the question."""
+    step = {"text": "proceed", "depends_on": [], "needs_query": False}
+    idle = json.dumps({"subtasks": [{**step, "id": 1}, {**step, "id": 2}]})
+
+    def solver(messages: Any, sampling: Any) -> str:
+        found = numbers(messages[0].text)
+        return str(sum(found)) if found else "none"
+
+    small = ScriptedEngine(solver)
+    summary = await collected(tmp_path, engines(decomposer=plans(idle), small=small))
+    assert summary.num_dropped_none_correct == 6
+    assert not any("Add" in message.text for call in small.calls for message in call.messages)
+
+
+async def test_plans_of_one_step_are_one_plan_whatever_they_say(tmp_path: Path) -> None:
+    texts = ["Solve it.", "Answer the question.", "zzz"]
+    options = [json.dumps({"subtasks": [{"id": 1, "text": text}]}) for text in texts]
+    with cache_in(tmp_path) as cache:
+        pool = pool_over(cache, engines(decomposer=plans(*options), small=ScriptedEngine("3")))
+        row = await Collector(pool, CollectConfig(num_candidates=3), Grader(), tmp_path).collect(sums(1)[0])
+    assert [(c.plan, c.num_drawn, c.is_correct) for c in row.candidates] == [(WHOLE, 3, True)]
 
 
 async def test_a_second_run_makes_no_calls(tmp_path: Path) -> None:

@@ -54,15 +54,12 @@ def allocations(run: TrainingRun) -> list[Example]:
 
     draw = random.Random(0)
 
-    with run.pool() as pool:
-        codec = pool.members[pool.module_model("allocator").name].codec
-        plans = [(task, scan.reference_plan(task.query)) for task in run.tasks.train]
-        return [
-            allocation_example(
-                codec, pool.cards, task.id, task.query, plan, draw.choices(pool.pool, k=len(plan.subtasks))
-            )
-            for task, plan in plans
-        ]
+    pool = run.described
+    plans = [(task, scan.reference_plan(task.query)) for task in run.tasks.train]
+    return [
+        allocation_example(pool, task.id, task.query, plan, draw.choices(pool.pool, k=len(plan.subtasks)))
+        for task, plan in plans
+    ]
 
 
 def sft_of(run: TrainingRun, examples: list[Example], **trainer: Any) -> Path:

@@ -1,0 +1,124 @@
+"""GRPO whose rollouts keep to the schema that serving sends: the same grammar in training and in serving.
+
+Each prompt has a schema of its own, as an allocation has as many models as its plan has steps. The log-
+probabilities that are learned from are the model's own, without the grammar.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from transformers.generation import LogitsProcessorList
+from trl import GRPOTrainer
+
+from r2_serve.engines.grammar import Constraint, Grammars
+from r2_serve.errors import ConfigError
+from r2_serve.types import Json
+from r2_train.config import Module
+from r2_train.rollouts.described_pool import DescribedPool
+from r2_train.stages.examples import Example
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+PromptIds = tuple[int, ...]
+
+
+def schemas_by_prompt(
+    examples: Sequence[Example], module: Module, pool: DescribedPool, tokenizer: PreTrainedTokenizerBase
+) -> dict[PromptIds, Json]:
+    """The schema of each prompt, by the ids that TRL gives it. Empty for a codec without schemas."""
+    codec, found = pool.codec_of(module), {}
+    for example in examples:
+        if example.plan is None:
+            schema = codec.plan_schema(pool.routing.limits.max_subtasks)
+        else:
+            schema = codec.allocation_schema(example.plan, pool.cards)
+        if schema is not None:
+            chat = [{"role": message.role, "content": message.text} for message in example.messages]
+            rendered = tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+            found[tuple(rendered["input_ids"])] = schema
+    return found
+
+
+class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
+    """`GRPOTrainer`, whose generation keeps to `schemas`. Prompts without a schema are answered freely."""
+
+    schemas: Mapping[PromptIds, Json] = {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *given: Any, **more: Any) -> Any:
+        if not self.schemas:
+            return super()._generate_single_turn(prompt_ids, *given, **more)
+        constrained = self._by_vllm() if self.use_vllm else self._by_transformers(prompt_ids)
+        with constrained:
+            return super()._generate_single_turn(prompt_ids, *given, **more)
+
+    @contextlib.contextmanager
+    def _by_transformers(self, prompt_ids: list[list[int]]) -> Iterator[None]:
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        vocabulary = model.config.get_text_config().vocab_size
+        if not hasattr(self, "_grammars"):
+            self._grammars = Grammars(self._tokenizer, vocabulary, self.eos_token_ids)
+        rows = [self._grammars.constraint(schema) if schema else None for schema in map(self._of, prompt_ids)]
+        plain = model.generate
+        model.generate = partial(plain, logits_processor=LogitsProcessorList([RowConstraints(rows)]))
+        try:
+            yield
+        finally:
+            del model.generate  # the method of its class is left
+
+    @contextlib.contextmanager
+    def _by_vllm(self) -> Iterator[None]:
+        if self.vllm_generation.mode != "colocate":
+            raise ConfigError(
+                "rollouts that keep to a schema need `vllm_mode: colocate`: TRL's server takes one schema "
+                "for all prompts"
+            )
+        llm = self.vllm_generation.llm
+        llm.generate = partial(_generate_each, llm.generate, self._of)
+        try:
+            yield
+        finally:
+            del llm.generate
+
+    def _of(self, prompt_ids: Sequence[int]) -> Json | None:
+        return self.schemas.get(tuple(prompt_ids))
+
+
+class RowConstraints:
+    """Logits processor of one `generate`: each row keeps to its constraint."""
+
+    def __init__(self, rows: Sequence[Constraint | None]) -> None:
+        self._rows, self._is_first = rows, True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`input_ids` (B, T), `scores` (B, V); returns scores (B, V)."""
+        scores = scores.clone()
+        for i, row in enumerate(self._rows):
+            if row is not None:
+                if not self._is_first:
+                    row.accept(int(input_ids[i, -1]))
+                row.apply(scores[i])
+        self._is_first = False
+        return scores
+
+
+def _generate_each(
+    generate: Callable[..., Any], schema_of: Callable[[Sequence[int]], Json | None],
+    prompts: list[dict[str, Any]], sampling_params: Any, **more: Any,
+) -> Any:  # fmt: skip
+    """vLLM's `generate` with the parameters of each prompt."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    each = []
+    for prompt in prompts:
+        params, schema = sampling_params.clone(), schema_of(prompt["prompt_token_ids"])
+        params.structured_outputs = None if schema is None else StructuredOutputsParams(json=schema)
+        each.append(params)
+    return generate(prompts, sampling_params=each, **more)
