@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,10 @@ def test_grpo_finds_models_that_are_right_and_cheap(trained: tuple[TrainingRun, 
         if "reward" in row
     ]
     assert len(rewards) == 24 and sum(rewards[-6:]) > sum(rewards[:6])
+
+
+def test_no_engine_outlives_its_pool(trained: tuple[TrainingRun, Pair]) -> None:
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "transformers-engine"]
 
 
 def test_a_finished_half_round_is_not_trained_again(trained: tuple[TrainingRun, Pair]) -> None:
