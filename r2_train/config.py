@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from r2_serve.config import Config, ScoreWeights
-from r2_serve.grading.rows import Benchmark
+from r2_serve.grading.rows import BenchmarkName
 from r2_serve.serve_config.sections import read_file
 from r2_train.launch.stage_run import LaunchConfig
 from r2_train.trainer_fields import known_field
@@ -68,7 +68,10 @@ class DataConfig(Config):
     """Tasks to train on. They are split by task id from the tasks that evaluation uses
     (`lab.evaluation.benchmarks`)."""
 
-    benchmark: Benchmark
+    benchmark: BenchmarkName
+    """A benchmark of `r2-serve eval`; `qa` for JSONL rows of your own; or MODULE:NAME, your own benchmark."""
+    grader: str | None = None
+    """A grader in place of the benchmark's own: math, number, choice, text, literal or MODULE:NAME."""
     data: str = "train"
     """A generated split (`train`, `train@N`), or an official file or directory, whose development side is
     used."""

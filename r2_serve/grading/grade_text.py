@@ -231,6 +231,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "csqa": last_letter,
     "scan": scan_actions,
     "musique": lambda reply: normalised_span(read_answer(reply).text),
+    "gsm8k": last_number,
     "words": last_number,
 }
 """The answer of a reply in the form in which two answers are compared, by benchmark."""

@@ -4,11 +4,13 @@
 |---|---|---|
 | math | math-verify, else MATH's string match | `math_workers`, `grade_math` |
 | champ | yes/no, plain text, math-verify; wrong only on proof | the same |
+| gsm8k | the number stated last | `answers.number_answer` |
 | csqa | the letter stated last | `grade_text.last_letter` |
 | scan | the exact action sequence | `grade_text.scan_actions` |
 | p3 | `sat(value) is True`, run in sandboxes | `p3` |
 | musique | exact match with the answer or an alias; F1 is a second score | `grade_text.span_scores` |
 | words | the last whole number | `grade_text.last_number` |
+| qa, and any other on request | the grader of that name, or your own by import path | `named` |
 
 `correct` is None if the grader cannot decide (`ungradable`, `error`, `timeout` of a comparison). Such a
 verdict is never turned into False, and never dropped. A reply in which no answer is found is `unparsed` and
@@ -18,22 +20,22 @@ False.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, Self, TextIO
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
 from r2_serve.config import Config
-from r2_serve.grading import grade_math, grade_text, rows
+from r2_serve.config.imported import is_import_path
+from r2_serve.grading import grade_math, grade_text, named, rows
+from r2_serve.grading.answers import number_answer, reader
 from r2_serve.grading.math_workers import MathTimeout, MathWorkers
 from r2_serve.grading.p3 import grade_puzzle
 from r2_serve.grading.reading import read_answer, read_envelope
-from r2_serve.grading.rows import Benchmark, BenchmarkError
+from r2_serve.grading.rows import Benchmark, BenchmarkError, Task
 from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits
-from r2_serve.types import Record
+from r2_serve.types import GraderName, Record
 
 if TYPE_CHECKING:
     from r2_serve.grading.math_compare import Relation
@@ -103,17 +105,42 @@ class Grader:
             self._math = None
 
     async def grade(
-        self, benchmark: Benchmark, row: Mapping[str, object], answer: str, *, task_id: str = ""
+        self,
+        benchmark: Benchmark,
+        row: Mapping[str, object],
+        answer: str,
+        *,
+        task_id: str = "",
+        grader: str | None = None,
     ) -> Verdict:
         """Judge `answer` to an official row. `task_id` names the verdict; by default it is the row's own id.
 
-        Raises: BenchmarkError if the row does not belong to the benchmark; SandboxUnavailable.
+        `grader` stands in for the benchmark's own: a name of `named.GRADER_NAMES`, or MODULE:NAME.
+        Raises: BenchmarkError if the row does not belong to the benchmark; ConfigError if an own grader
+        cannot be imported; SandboxUnavailable.
         """
         parsed = rows.parse_row(benchmark, row)
-        await self.start(benchmark)
-        verdict = await self._judge(parsed, answer)
-        named = {"id": _printable(task_id or parsed.task_id), "detail": _printable(verdict.detail)}
-        return verdict.model_copy(update=named)
+        name = named.grader_of(parsed, grader)
+        if name is None:
+            await self.start(benchmark)
+            verdict = await self._judge(parsed, answer)
+        elif is_import_path(name):
+            verdict = await _own_verdict(name, row, answer)
+        else:
+            verdict = await self._judge_by(named.known_name(name), parsed, answer)
+        shown = {"id": printable(task_id or parsed.task_id), "detail": printable(verdict.detail)}
+        return verdict.model_copy(update=shown)
+
+    async def judge(self, task: Task, answer: str) -> Verdict:
+        """Judge `answer` to a task, as `grade` does."""
+        return await self.grade(task.benchmark, task.row, answer, task_id=task.id, grader=task.grader)
+
+    async def _judge_by(self, name: GraderName, row: rows.OfficialRow, answer: str) -> Verdict:
+        gold = named.gold_answer(name, row)
+        if name == "math":
+            await self.start("math")
+            return await self._grade_math(gold, answer)
+        return _choice(reader(name, row.choices or None)(answer), gold)
 
     async def _judge(self, row: rows.OfficialRow, answer: str) -> Verdict:
         match row:
@@ -123,6 +150,8 @@ class Grader:
                 return await self._grade_champ(row.problem_answer, answer)
             case rows.P3Row():
                 return await self._grade_p3(row, answer)
+            case rows.Gsm8kRow():
+                return _choice(number_answer(answer), named.gold_answer("number", row))
             case rows.CsqaRow():
                 return _choice(grade_text.last_letter(answer, row.choices), row.answerKey)
             case rows.ScanRow():
@@ -131,6 +160,8 @@ class Grader:
                 return grade_musique(row.golds, answer) if row.answerable else grade_unanswerable(answer)
             case rows.WordsRow():
                 return grade_number(row.gold, answer)
+            case rows.QaRow():
+                raise BenchmarkError("a row of your own is judged by a grader that has a name")
 
     async def _grade_math(self, gold: str, reply: str) -> Verdict:
         gold, answer = read_answer(gold).text, grade_math.math_answer(reply)
@@ -240,6 +271,19 @@ def grade_number(gold: str, answer: str) -> Verdict:
     return _choice(grade_text.last_number(answer), gold)
 
 
+async def _own_verdict(import_path: str, row: Mapping[str, object], answer: str) -> Verdict:
+    """The verdict of a user's grader; its failure is a verdict too."""
+    try:
+        found = await named.own_verdict(import_path, row, answer)
+    except BenchmarkError as e:
+        return _verdict("error", e.message)
+    if isinstance(found, Verdict):
+        return found
+    if found is None or isinstance(found, bool):
+        return _verdict("ungradable" if found is None else found, "")
+    return _verdict("error", f"{import_path} returned {found!r:.60}, expected True, False, None or a Verdict")
+
+
 def _choice(found: str | None, gold: str) -> Verdict:
     if found is None:
         return _verdict("unparsed", "no answer found")
@@ -261,90 +305,6 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-# -- rows in, verdicts out -----------------------------------------------------------------------------------
-
-
-def grade_lines(
-    benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None = None
-) -> Counter[str]:
-    """Grade JSONL rows to JSONL verdicts, in order, one for each line that is not blank. Returns the number
-    of verdicts of each status.
-
-    A row is `{"id", "answer", "row": <official row>}`, or `{"id", "answer", "gold"}`, where `gold` is the
-    short answer (musique: or a list of accepted ones; p3: `{"sat", "ans_type"}`). A bad row gets a verdict of
-    status `error`. Raises: SandboxUnavailable (p3 only), before the first row.
-    """
-    return asyncio.run(_grade_lines(benchmark, lines, out, config))
-
-
-async def _grade_lines(
-    benchmark: Benchmark, lines: Iterable[str], out: TextIO, config: GraderConfig | None
-) -> Counter[str]:
-    statuses: Counter[str] = Counter()
-
-    async def write(pending: asyncio.Task[Verdict]) -> None:
-        verdict = await pending
-        statuses[verdict.status] += 1
-        out.write(f"{verdict.model_dump_json()}\n")
-
-    async with Grader(config) as grader, asyncio.TaskGroup() as group:
-        await grader.start(benchmark)
-        window: deque[asyncio.Task[Verdict]] = deque()
-        for number, line in enumerate((line.removeprefix("\ufeff") for line in lines), 1):
-            if not line.strip():
-                continue
-            window.append(group.create_task(_grade_line(grader, benchmark, line, number)))
-            if len(window) >= 4 * (os.cpu_count() or 1):
-                await write(window.popleft())
-        while window:
-            await write(window.popleft())
-    return statuses
-
-
-async def _grade_line(grader: Grader, benchmark: Benchmark, line: str, number: int) -> Verdict:
-    task_id = f"line {number}"
-    try:
-        record = json.loads(line)
-        if isinstance(record, dict) and record.get("id") is not None:
-            task_id = str(record["id"])
-        if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
-            raise BenchmarkError("expected an object with a text in `answer`")
-        if task_id != (task_id := _printable(task_id)):
-            raise BenchmarkError("`id` holds half of a surrogate pair, which is no character")
-        row = _official_row(benchmark, record, task_id)
-        return await grader.grade(benchmark, row, record["answer"], task_id=task_id)
-    except (json.JSONDecodeError, BenchmarkError, RecursionError) as e:
-        detail = _printable(f"line {number}: {e}"[:500])
-        return Verdict(id=task_id, correct=None, status="error", detail=detail)
-
-
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with "?" in place of lone surrogates, which no file in UTF-8 can hold."""
     return text.encode(errors="replace").decode()
-
-
-def _official_row(benchmark: Benchmark, record: dict[str, object], task_id: str) -> dict[str, object]:
-    """The official row of a line, or the smallest one that holds its gold."""
-    if isinstance(row := record.get("row"), dict):
-        return row
-    if "gold" not in record:
-        raise BenchmarkError("expected `row` (the official row) or `gold`; the line has neither")
-    gold = record["gold"]
-    match benchmark:
-        case "p3" if isinstance(gold, dict):
-            return {"name": task_id, **gold}
-        case "musique" if isinstance(gold, str) or (isinstance(gold, list) and gold):
-            golds = [gold] if isinstance(gold, str) else gold
-            return {"id": task_id, "question": "-", "answer": golds[0], "answer_aliases": golds[1:]}
-        case "math" if isinstance(gold, str):
-            return {"problem": "-", "solution": gold if "boxed" in gold else f"\\boxed{{{gold}}}"}
-        case "csqa" if isinstance(gold, str):
-            choices = [{"label": label, "text": f"option-{label}"} for label in "ABCDE"]
-            return {"id": task_id, "question": {"stem": "-", "choices": choices}, "answerKey": gold.strip()}
-        case "scan" if isinstance(gold, str):
-            return {"commands": "jump", "actions": gold}
-        case "champ" if isinstance(gold, str):
-            return {"problem_identifier": task_id, "problem_text": "-", "problem_answer": gold}
-        case "words" if isinstance(gold, str | int):
-            return {"id": task_id, "query": "-", "gold": str(gold)}
-    raise BenchmarkError(f"`gold` is of the wrong type for {benchmark}: {type(gold).__name__}")

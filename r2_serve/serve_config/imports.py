@@ -6,14 +6,12 @@ whose log alone says what failed. So `r2-serve validate` imports them first.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 
-from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping, suggestion
+from r2_serve.config.imported import imported
+from r2_serve.errors import ConfigError
+from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping
 
 IMPORTED_KEYS = ("policy_function", "request_router_class")
 """Keys whose value Ray imports."""
@@ -58,22 +56,10 @@ def _imports(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, str, Mappi
 
 def _fault(import_path: str, policy_kwargs: Mapping[str, object] | None) -> str | None:
     """Why Ray cannot use `import_path`; `policy_kwargs` are those of a policy, None for another class."""
-    separator = ":" if ":" in import_path else "."
-    module_name, _, name = import_path.rpartition(separator)
-    if not module_name or not name:
-        return f"got {import_path!r}, expected MODULE:NAME, such as my_package.policies:by_hour"
     try:
-        with _importable_from_here():
-            module = importlib.import_module(module_name)
-        found = getattr(module, name, None)
-    except (Exception, SystemExit) as e:  # noqa: BLE001  # the module is the user's
-        return f"importing {module_name!r} failed: {type(e).__name__}: {' '.join(str(e).split())}"
-    if found is None:
-        names = [known for known in vars(module) if not known.startswith("_")]
-        close = suggestion(name, names)
-        return f"module {module_name!r} has no {name!r}{close if close.startswith('; did') else ''}"
-    if not callable(found):
-        return f"{import_path!r} is a {type(found).__name__}, expected a function or a class"
+        found = imported(import_path)
+    except ConfigError as e:
+        return e.message
     return _call_fault(found, policy_kwargs) if policy_kwargs is not None else None
 
 
@@ -96,14 +82,3 @@ def _call_fault(policy: object, kwargs: Mapping[str, object]) -> str | None:
         )
         return f"Ray cannot call it: {wanted} ({e})"
     return None
-
-
-@contextmanager
-def _importable_from_here() -> Iterator[None]:
-    """Has modules of the working directory found, as `serve run` does."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

@@ -33,7 +33,7 @@ class TaskSplit:
     def load(cls, config: DataConfig) -> Self:
         """Draws the tasks. Raises: BenchmarkError; ConfigError if there are too few."""
         is_generated = config.data.partition("@")[0] == GENERATED.get(config.benchmark)
-        tasks = load_tasks(config.benchmark, config.data)
+        tasks = load_tasks(config.benchmark, config.data, config.grader)
         usable = tasks if is_generated else split_tasks(tasks)[0]
         n = config.num_validation
         if len(usable) <= n:
@@ -63,7 +63,7 @@ async def is_correct(grader: Grader, task: Task, answer: str | None) -> bool | N
     """True if `answer` is right; None if the grader cannot tell. A missing answer is wrong."""
     if answer is None:
         return False
-    return (await grader.grade(task.benchmark, task.row, answer, task_id=task.id)).correct
+    return (await grader.judge(task, answer)).correct
 
 
 def _shuffled(task_id: str, seed: int) -> bytes:

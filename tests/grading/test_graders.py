@@ -17,11 +17,11 @@ from r2_serve.grading.graders import (
     Grader,
     GraderConfig,
     Verdict,
-    grade_lines,
     grade_musique,
     grade_number,
     grade_scan,
 )
+from r2_serve.grading.lines import grade_lines
 from r2_serve.grading.reading import boxed
 from r2_serve.grading.rows import Benchmark, BenchmarkError
 
@@ -395,6 +395,7 @@ def test_bad_line_is_an_error_verdict_and_the_rest_is_graded(line: str) -> None:
         ("musique", ["Paris", "City of Light"], "the city of light"),
         ("musique", "Paris", "Paris"),
         ("words", 12, "12"),
+        ("gsm8k", 1200, "1,200"),
         ("champ", "144", "144"),
     ],
 )

@@ -18,7 +18,7 @@ from r2_serve.types import Engine, EngineCall, Message, Query
 from tests import ROOT
 
 PAGE = (ROOT / "docs/extending.md").read_text()
-POLICIES, ENGINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+POLICIES, ENGINE, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 _ARGUMENTS, SCALING = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 

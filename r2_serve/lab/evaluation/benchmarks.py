@@ -3,10 +3,12 @@
 | benchmark | accepted |
 |---|---|
 | math | the official directory of JSON files, or JSONL (MATH-500) |
-| csqa, musique | the official JSONL |
+| gsm8k, csqa, musique | the official JSONL |
 | p3, champ | the official JSON list |
 | scan | the official text file (`IN: jump OUT: I_JUMP` lines); `train`, `simple`, `length` are generated |
 | words | `train` or `test`, generated: 1,000 problems, or N of them as `train@N` |
+| qa | JSONL of your own: `question`, `answer`, optionally `choices`, `grader`, `id` |
+| MODULE:NAME | a function of yours that gives such rows for what the command names as data |
 | any but p3 | `hf:NAME` or `hf:NAME@SPLIT`, a dataset of the Hugging Face hub (needs `datasets`) |
 
 A file with one bad row is refused; the message names the file, the line and the field. Rows are kept
@@ -18,11 +20,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from r2_serve.grading.rows import Benchmark, BenchmarkError, Task, task_of
+from r2_serve.config.imported import imported, is_import_path
+from r2_serve.errors import R2Error
+from r2_serve.grading.named import with_grader
+from r2_serve.grading.rows import BENCHMARKS, Benchmark, BenchmarkError, Task, known_benchmark, task_of
 from r2_serve.lab.domains import scan, words
 
 _SCAN_LINE = re.compile(r"^IN: (.+?) OUT: (.+?)\s*$")
@@ -38,13 +43,20 @@ Located = tuple[str, Mapping[str, object]]
 """The place of a row ("file:line"), and the row."""
 
 
-def load_tasks(benchmark: Benchmark, source: str | Path) -> tuple[Task, ...]:
-    """Every task of a file, directory, generated split or hub dataset in order. Raises: BenchmarkError."""
+def load_tasks(benchmark: str, source: str | Path, grader: str | None = None) -> tuple[Task, ...]:
+    """Every task of a file, directory, generated split or hub dataset in order.
+
+    `benchmark` is a `Benchmark`, or MODULE:NAME of a function of `source` that gives rows of `qa`. `grader`
+    judges in place of the benchmark's own, or of the rows' own.
+    Raises: BenchmarkError, which names the row; ConfigError for an import path that leads nowhere.
+    """
+    kind = kind_of(benchmark)
     tasks: list[Task] = []
     seen: dict[str, str] = {}
-    for where, row in _read(benchmark, str(source)):
+    read = _own_rows if is_import_path(benchmark) else _read
+    for where, row in read(benchmark, str(source)):
         try:
-            task = task_of(benchmark, row)
+            task = with_grader(task_of(kind, row), grader)
         except BenchmarkError as e:
             raise BenchmarkError(f"{where}: {e.message}") from e
         if task.id in seen:
@@ -56,7 +68,16 @@ def load_tasks(benchmark: Benchmark, source: str | Path) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def is_generated(benchmark: Benchmark, source: str) -> bool:
+def kind_of(benchmark: str) -> Benchmark:
+    """The benchmark whose rows these are: `qa` for one of the user's own. Raises: BenchmarkError."""
+    try:
+        known_benchmark(benchmark)
+    except ValueError as e:
+        raise BenchmarkError(str(e)) from e
+    return next((known for known in BENCHMARKS if known == benchmark), "qa")
+
+
+def is_generated(benchmark: str, source: str) -> bool:
     """True if `source` names a generated split, which is held out from training as a whole."""
     if benchmark == "scan":
         return source in _SCAN_SPLITS
@@ -92,7 +113,7 @@ def _uniform(salt: str, key: str) -> float:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _read(benchmark: Benchmark, source: str) -> Iterator[Located]:
+def _read(benchmark: str, source: str) -> Iterator[Located]:
     if source.startswith(_HUB):
         return _read_hub(source.removeprefix(_HUB))
     if is_generated(benchmark, source):
@@ -106,6 +127,18 @@ def _read(benchmark: Benchmark, source: str) -> Iterator[Located]:
     if benchmark == "scan":
         return _read_scan(path)
     return _read_list(path) if path.suffix == ".json" else _read_lines(path)
+
+
+def _own_rows(import_path: str, source: str) -> Iterator[Located]:
+    """What a user's function gives for `source`. Raises: BenchmarkError if it fails; ConfigError."""
+    load = cast("Callable[[str], Iterable[object]]", imported(import_path))
+    try:
+        for i, row in enumerate(load(source)):
+            yield f"{import_path}[{i}]", _row(row, f"{import_path}[{i}]")
+    except R2Error:
+        raise
+    except Exception as e:
+        raise BenchmarkError(f"{import_path}({source!r}) failed: {type(e).__name__}: {e}") from e
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import typer
 
 from r2_serve import EMBEDDED_CONFIG
-from r2_serve.grading.rows import Benchmark
+from r2_serve.grading.named import GRADER_NAMES
+from r2_serve.grading.rows import BENCHMARKS, known_benchmark
 from r2_serve.lab.evaluation.benchmarks import Split
 from r2_serve.ops.command_line import RESUMES, ConfigOption, KeyOption, SetAsideOption, fail, plain_errors
 
@@ -30,7 +31,25 @@ def _usd(text: str) -> Decimal:
         raise typer.BadParameter(f"{text!r} is not an amount") from e
 
 
-BenchmarkOption = Annotated[Benchmark, typer.Option("--benchmark", "-b", help="The benchmark.")]
+def _benchmark(text: str) -> str:
+    try:
+        return known_benchmark(text)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+
+
+BENCHMARK_HELP = f"One of {', '.join(BENCHMARKS)} (qa: JSONL of your own), or MODULE:NAME."
+BenchmarkOption = Annotated[
+    str, typer.Option("--benchmark", "-b", parser=_benchmark, metavar="BENCHMARK", help=BENCHMARK_HELP)
+]
+GraderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--grader",
+        "-g",
+        help=f"{', '.join(GRADER_NAMES)} or MODULE:NAME; default: the benchmark's or row's own.",
+    ),
+]
 PolicyOption = Annotated[
     list[str], typer.Option("--policy", "-p", help="Repeatable; r2, single:MODEL, cot:MODEL, ..., or all.")
 ]
@@ -60,6 +79,7 @@ def run(
     out: OutOption,
     limit: LimitOption = None,
     split: SplitOption = None,
+    grader: GraderOption = None,
     config: ConfigOption = EMBEDDED_CONFIG,
     url: UrlOption = None,
     api_key: KeyOption = None,
@@ -91,6 +111,7 @@ def run(
     \b
     Example:  r2-serve eval run -b scan -d length -p r2 -p single:scan-168k --limit 200 --out runs/scan
               r2-serve eval run -b math -d MATH/test -p all -c serve_config.yaml --out runs/math
+              r2-serve eval run -b qa -d mine.jsonl --grader number -p r2 -c serve_config.yaml --out runs/mine
               r2-serve eval report runs/scan
     """
     from rich.console import Console
@@ -106,6 +127,7 @@ def run(
         out=out,
         limit=limit,
         split=split,
+        grader=grader,
         config=config,
         url=url,
         api_key=api_key,
@@ -125,18 +147,23 @@ def run(
 
 
 @eval_app.command()
-def grade(benchmark: Annotated[Benchmark, typer.Argument(help="The benchmark.")]) -> None:
+def grade(
+    benchmark: Annotated[str, typer.Argument(parser=_benchmark, metavar="BENCHMARK", help=BENCHMARK_HELP)],
+    grader: GraderOption = None,
+) -> None:
     """Grade JSONL rows from standard input to JSONL verdicts on standard output, without any model.
 
     \b
     Rows:     {"id": ..., "answer": ..., "gold": ...}, or the official row as "row" in place of "gold"
     Verdicts: {"id": ..., "correct": true, false or null, "status": ..., "detail": ..., "scores": {...}}
     Example:  r2-serve eval grade csqa < rows.jsonl > verdicts.jsonl
+              r2-serve eval grade qa --grader number < rows.jsonl > verdicts.jsonl
     """
-    from r2_serve.grading.graders import grade_lines
+    from r2_serve.grading.lines import grade_lines
+    from r2_serve.lab.evaluation.benchmarks import kind_of
 
     with plain_errors():
-        counts = grade_lines(benchmark, sys.stdin, sys.stdout)
+        counts = grade_lines(kind_of(benchmark), sys.stdin, sys.stdout, grader=grader)
     summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     typer.echo(summary or "no rows", err=True)
 

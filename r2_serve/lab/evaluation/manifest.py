@@ -20,7 +20,7 @@ from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
 from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
-from r2_serve.grading.rows import Benchmark, Task
+from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.benchmarks import Split
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.policies import PolicyConfig
@@ -48,7 +48,10 @@ class PoolModel(Record):
 class Manifest(Record):
     """The contents of `run.json`."""
 
-    benchmark: Benchmark
+    benchmark: str
+    """A benchmark by name, or MODULE:NAME of one of the user's own."""
+    grader: str | None = None
+    """The grader in place of the benchmark's own."""
     data: str
     """File, directory or generated split, as the command named it."""
     data_sha256: str
@@ -132,7 +135,7 @@ def setting_of(config: RouterConfig, routing: RoutingConfig, virtual_model: str,
     return Setting(virtual_model, pool, cards, routing.limits.max_subtasks, seed)
 
 
-def default_virtual_model(routing: RoutingConfig, benchmark: Benchmark) -> str:
+def default_virtual_model(routing: RoutingConfig, benchmark: str) -> str:
     """`r2-BENCHMARK` if the config has it, else the first virtual model."""
     own = f"r2-{benchmark}"
     return own if own in routing.virtual_models else next(iter(routing.virtual_models))

@@ -103,7 +103,7 @@ class Examiner:
         outcome = await outcome_of(item.policy, task, self.asker, self.setting)
         verdict = None
         if outcome.answer is not None:
-            verdict = await self.grader.grade(task.benchmark, task.row, outcome.answer, task_id=task.id)
+            verdict = await self.grader.judge(task, outcome.answer)
         return EvalRow.of(item.policy.name, task.id, outcome, verdict)
 
     async def work_off(self, work: Iterable[Work], keep: Keep, *, num_at_once: int) -> None:
@@ -148,7 +148,8 @@ class Runner:
             done = merged(rows)
             standing = self._standing(done, rows)
             self.on_row(standing)
-            await self.examiner.grader.start(self.manifest.benchmark)
+            if self.tasks[0].grader is None:
+                await self.examiner.grader.start(self.tasks[0].benchmark)
             await self._work_off(self._pending(self._first_policies(), done), log, done, standing)
             if RANDOM in self.manifest.policies and standing.stopped_because is None:
                 drawn = random_policy(self._shares(done.values()))

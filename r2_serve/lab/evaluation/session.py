@@ -27,7 +27,7 @@ from r2_serve.config import Config, VirtualModelConfig
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
-from r2_serve.grading.rows import Benchmark, Task
+from r2_serve.grading.rows import BenchmarkName, Task
 from r2_serve.lab.evaluation.asker import Asker, HttpAsker, InProcessAsker
 from r2_serve.lab.evaluation.benchmarks import Split, is_generated, load_tasks, sample_tasks, split_tasks
 from r2_serve.lab.evaluation.desk import EvalPolicy, Setting
@@ -52,7 +52,8 @@ from r2_serve.serve_config import ServeConfig, load
 class EvalRequest(Config):
     """One `r2-serve eval run`."""
 
-    benchmark: Benchmark
+    benchmark: BenchmarkName
+    grader: str | None = None
     policies: tuple[str, ...]
     data: str
     out: Path
@@ -76,10 +77,11 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     config = load(request.config)
     virtual_model = request.virtual_model or default_virtual_model(config.routing, request.benchmark)
     setting = setting_of(config.router, config.routing, virtual_model, request.seed)
-    tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit)
+    tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit, request.grader)
     names = policy_names(request.policies, setting, request.policy_config)
     manifest = Manifest(
         benchmark=request.benchmark,
+        grader=request.grader,
         data=request.data,
         data_sha256=data_sha256(tasks),
         num_tasks=len(tasks),
@@ -112,10 +114,10 @@ def _say(console: Console, text: str) -> None:
 
 
 def select_tasks(
-    benchmark: Benchmark, data: str, asked: Split | None, limit: int | None
+    benchmark: str, data: str, asked: Split | None, limit: int | None, grader: str | None = None
 ) -> tuple[tuple[Task, ...], Split]:
     """The tasks that a run of these options is over. Raises: BenchmarkError; ConfigError if none is left."""
-    tasks = load_tasks(benchmark, data)
+    tasks = load_tasks(benchmark, data, grader)
     split: Split = asked or ("all" if is_generated(benchmark, data) else "test")
     development, test = split_tasks(tasks)
     tasks = {"all": tasks, "development": development, "test": test}[split]

@@ -124,7 +124,7 @@ async def _grade(directory: Path, tasks: Mapping[str, Task]) -> None:
         if record.answer is None or record.task_id is None:
             return record
         task = tasks[record.task_id]
-        verdict = await grader.grade(task.benchmark, task.row, record.answer, task_id=task.id)
+        verdict = await grader.judge(task, record.answer)
         return record.model_copy(update={"correct": verdict.correct})
 
     records = iter(RequestFile(directory))

@@ -20,7 +20,7 @@ from r2_serve.config import Config
 from r2_serve.lab.workload.request import Step
 
 if TYPE_CHECKING:
-    from r2_serve.grading.rows import Benchmark, Task
+    from r2_serve.grading.rows import Task
 
 
 def _as_range(value: object) -> object:
@@ -76,7 +76,9 @@ class BenchmarkTasks(Config):
     kind: Literal["benchmark"]
     model: str = "r2"
     name: str
-    """One of math, csqa, p3, scan, champ, musique and words."""
+    """A benchmark of `r2-serve eval run`: math, gsm8k, csqa, ..., qa for rows of your own, or MODULE:NAME."""
+    grader: str | None = None
+    """A grader in place of the benchmark's own, as in `r2-serve eval run --grader`."""
     dataset: str
     """Official file or directory, `hf:NAME` or a generated split, as in `r2-serve eval run --data`."""
     limit: int | None = Field(default=None, ge=1)
@@ -109,16 +111,10 @@ def task_source(tasks: SyntheticTasks | BenchmarkTasks, draw: random.Random) -> 
 
 
 def load_benchmark(tasks: BenchmarkTasks) -> tuple[Task, ...]:
-    """The tasks to draw from. Raises: ConfigError for an unknown benchmark; BenchmarkError."""
-    from r2_serve.errors import ConfigError
-    from r2_serve.grading.rows import BENCHMARKS
+    """The tasks to draw from. Raises: BenchmarkError; ConfigError for an import path that leads nowhere."""
     from r2_serve.lab.evaluation.benchmarks import load_tasks, sample_tasks
-    from r2_serve.serve_config.document import suggestion
 
-    name: Benchmark | None = next((known for known in BENCHMARKS if known == tasks.name), None)
-    if name is None:
-        raise ConfigError(f"tasks.name: no benchmark {tasks.name!r}{suggestion(tasks.name, BENCHMARKS)}")
-    loaded = load_tasks(name, tasks.dataset)
+    loaded = load_tasks(tasks.name, tasks.dataset, tasks.grader)
     return loaded if tasks.limit is None else sample_tasks(loaded, tasks.limit)
 
 

@@ -126,8 +126,8 @@ def test_model_that_cannot_be_loaded_ends_the_run_before_the_first_task(tmp_path
     ("arguments", "message"),
     [
         (
-            ("run", "-b", "gsm8k", "-d", "x", "-p", "r2", "-o", "x"),
-            "'gsm8k' is not one of 'math', 'csqa'",
+            ("run", "-b", "gsm9k", "-d", "x", "-p", "r2", "-o", "x"),
+            "'gsm9k' is not one of math, gsm8k,",
         ),
         (("run", "-b", "scan", "-d", "nowhere", "-p", "r2", "-o", "x"), "nowhere: no such file or directory"),
         (("run", "-b", "scan", "-d", "length", "-p", "r3", "-o", "x"), "unknown policy 'r3'"),
@@ -140,7 +140,7 @@ def test_model_that_cannot_be_loaded_ends_the_run_before_the_first_task(tmp_path
             "give its --url",
         ),
         (("report", "nowhere"), "nowhere is not a run"),
-        (("grade", "gsm8k"), "'gsm8k' is not one of 'math'"),
+        (("grade", "gsm9k"), "'gsm9k' is not one of math, gsm8k,"),
         (
             ("export", "-b", "champ", "-d", "length", "-f", "csv", "-o", "x"),
             "'csv' is not one of 'lm-eval', 'inspect'",

@@ -16,6 +16,7 @@ import yaml
 
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import ConfigError
+from r2_serve.grading.rows import BenchmarkError
 from r2_serve.lab.examples import example_names, example_path
 from r2_serve.lab.workload import EXAMPLES, Request, Workload, load_workload
 from r2_serve.lab.workload.arrivals import TraceArrivals
@@ -316,7 +317,7 @@ def test_invalid_workload_is_refused(tmp_path: Path, text: str, message: str) ->
 
 def test_unknown_benchmark_is_named() -> None:
     tasks = {"kind": "benchmark", "name": "wrods", "dataset": "test"}
-    with pytest.raises(ConfigError, match="did you mean 'words'"):
+    with pytest.raises(BenchmarkError, match="did you mean 'words'"):
         next(workload({"kind": "constant", "rate_per_s": 1}, tasks=tasks).requests())
 
 
