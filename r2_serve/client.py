@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from r2_serve.engines.chat_parts import ChatCompletion, Chunk, Tokens, first_fault, is_finished
 from r2_serve.engines.events import DONE, IGNORED_EVENTS, EventReader, EventStreamError
 from r2_serve.errors import R2Error
-from r2_serve.types import Query, Trace
+from r2_serve.types import GateSpec, Query, Trace
 
 UNWORKED_STATUSES = frozenset({401, 404, 413, 415, 429})
 """R2 answers with these before any model is called."""
@@ -172,6 +172,7 @@ def _extras_of(query: Query) -> dict[str, object]:
             "confidence": query.sampling.logprobs or None,
             "plan_only": query.is_plan_only or None,
             "policy": query.policy,
+            "gate": query.gate.model_dump(mode="json") if isinstance(query.gate, GateSpec) else query.gate,
             "plan": query.plan.model_dump(mode="json", exclude_none=True) if query.plan else None,
             "models": {str(subtask): model for subtask, model in query.pinned.items()} or None,
             "max_cost_usd": None if query.max_cost_usd is None else f"{query.max_cost_usd:f}",

@@ -61,6 +61,8 @@ class CallSpec:
 
     stand_ins: tuple[str, ...] = ()
     """Models asked after the fallbacks of the one asked first, where they suit."""
+    is_alone: bool = False
+    """Whether the one model is asked and no fallback of it, as by a gate, which has its own next model."""
     _prompts: dict[str, Prompt] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The prompts made so far, by model."""
 
@@ -68,6 +70,12 @@ class CallSpec:
         """Whether `member` can do what the call needs, such as tools in its messages as they came."""
         messages = self.render(get_codec("instruct"))
         return member.config.lacking(asks_of(messages, self.sampling)) is None
+
+    def but(self, **changes: object) -> CallSpec:
+        """The same question, asked in another way, with the prompts that were made for it."""
+        changed = replace(self, **changes)  # type: ignore[arg-type]
+        changed._prompts.update(self._prompts)
+        return changed
 
     def prompt_for(self, member: PoolMember) -> Prompt:
         """The prompt for `member`. It is rendered and counted once, as a document may be long."""
@@ -107,7 +115,8 @@ class Caller:
 
         Raises: the most telling EngineError if all failed; BudgetExceeded; PoisonousRequest.
         """
-        chain, fallbacks = _Chain(self, model, spec), self.pool[model].config.fallbacks
+        chain = _Chain(self, model, spec)
+        fallbacks = () if spec.is_alone else self.pool[model].config.fallbacks
         for name in (model, *(name for name in fallbacks if spec.suits(self.pool[name]))):
             if (result := await chain.ask(name)) is not None:
                 return result

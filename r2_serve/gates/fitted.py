@@ -11,14 +11,22 @@ The answer of a gate is the leading answer where it stops, which need not be the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from r2_serve.gates.belief import Belief, Evidence, Scales, Utilities, Weights, belief
-from r2_serve.gates.table import Bools, Floats, Ints, OutcomeTable
+from r2_serve.gates.features import (
+    ANSWER_FEATURES,
+    REPLY_FEATURES,
+    answer_features,
+    prompt_features,
+    reply_features,
+)
+from r2_serve.gates.table import MISSING, NO_ANSWER, Bools, Floats, Ints, OutcomeTable
 from r2_serve.types import Record
 
 
@@ -33,6 +41,12 @@ class Gate(Record):
     """The coefficients of what going on is worth, after each model but the last."""
     weights: tuple[float, ...]
     scales: Scales
+
+    @property
+    def reads_confidence(self) -> bool:
+        """Whether the fitting replies told how sure their models were."""
+        place = REPLY_FEATURES.index("confidence")
+        return any(features[place][1] > 0 for features in self.scales.replies)
 
 
 class FittedPolicy(Record):
@@ -153,10 +167,79 @@ def run_chain(states: States, chain: Chain) -> Answers:
 def run_gate(gate: Gate, table: OutcomeTable) -> Answers:
     """Answer all tasks of a table by a gate. Raises: BookError if the table lacks one of its models."""
     table = table.only(gate.models)
+    order = tuple(gate.models.index(model) for model in gate.order)
+    return run_chain(_states(gate, table), Chain(order, tuple(map(np.array, gate.rules)), 0.0))
+
+
+def _states(gate: Gate, table: OutcomeTable) -> States:
+    """The states of a table that has the gate's models in their order."""
     evidence = Evidence.of(table, gate.scales)
     weights = Weights(
         np.array(gate.weights), len(gate.models), evidence.votes.shape[2], evidence.asks.shape[1]
     )
-    states = States(evidence, table.cost_usd, np.zeros(len(table), np.int64), [weights])
-    order = tuple(gate.models.index(model) for model in gate.order)
-    return run_chain(states, Chain(order, tuple(map(np.array, gate.rules)), 0.0))
+    return States(evidence, table.cost_usd, np.zeros(len(table), np.int64), [weights])
+
+
+@dataclass(frozen=True)
+class Said:
+    """The reply of one model, as evidence."""
+
+    reply: str
+    answer: str | None
+    """The answer in it; None if it has none."""
+    group: int | None
+    """Replies with equal answers have one number."""
+    confidence: float | None = None
+
+
+class Standing(NamedTuple):
+    """What a gate makes of the replies so far."""
+
+    stops: bool
+    chance: float
+    """The probability that the leading answer is right."""
+    worth: float
+    """What going on is worth; it stops where the chance is above that."""
+    leader: str | None
+    """The first model that gave the leading answer; None if no reply has an answer."""
+
+
+def standing(gate: Gate, prompt: str, said: Mapping[str, Said], latest: str) -> Standing:
+    """What the gate decides after `latest` was asked, by the same arithmetic as `run_gate`.
+
+    `said` has the replies by model. Models before `latest` that are not in it gave none.
+    """
+    table = _one_task(gate, prompt, said)
+    stage = gate.order.index(latest)
+    order = [gate.models.index(model) for model in gate.order[: stage + 1]]
+    state = _states(gate, table).after(order)
+    chance, leader = float(state.belief.chance[0]), int(state.belief.leader[0])
+    is_last = stage == len(gate.order) - 1
+    worth = 0.0 if is_last else float((state.features @ np.array(gate.rules[stage]))[0])
+    return Standing(is_last or chance > worth, chance, worth, gate.models[leader] if leader >= 0 else None)
+
+
+def _one_task(gate: Gate, prompt: str, said: Mapping[str, Said]) -> OutcomeTable:
+    """The table of one task that is not answered yet. Nothing is known of right and wrong, or of costs."""
+    size = len(gate.models)
+    groups, confidence = np.full((1, size), MISSING), np.full((1, size), np.nan)
+    replies, answers = np.zeros((1, size, len(REPLY_FEATURES))), np.zeros((1, size, len(ANSWER_FEATURES)))
+    for at, model in enumerate(gate.models):
+        if (one := said.get(model)) is not None:
+            groups[0, at] = NO_ANSWER if one.group is None else one.group
+            confidence[0, at] = np.nan if one.confidence is None else one.confidence
+            replies[0, at] = reply_features(one.reply, one.confidence)
+            answers[0, at] = answer_features(one.answer)
+    return OutcomeTable(
+        tasks=("",),
+        prompts=(prompt,),
+        models=gate.models,
+        groups=groups,
+        right=np.zeros((1, size), bool),
+        cost_usd=np.zeros((1, size)),
+        confidence=confidence,
+        propensity=np.full((1, size), np.nan),
+        replies=replies,
+        answers=answers,
+        asks=np.array([prompt_features(prompt)]),
+    )

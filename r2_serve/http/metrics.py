@@ -57,6 +57,11 @@ class Metrics:
         self._ratings = counter("r2_feedback", "Ratings of answers and steps.", "model", "source")
         self._scores = counter("r2_feedback_score", "Sum of the scores of ratings.", "model", "source")
         self._saved_usd: dict[tuple[str, str, str], Decimal] = {}
+        self._gates = counter(
+            "r2_gate_answers",
+            "Models that gates asked: what became of their answers, and what decided.",
+            *("model", "gate", "asked", "outcome", "evidence"),
+        )
         self._costs_usd: dict[tuple[str, str], Decimal] = {}
         self._compared_usd: dict[tuple[str, str], Decimal] = {}
         self._computed(self._cost)
@@ -114,6 +119,9 @@ class Metrics:
             self._saved_usd[place] = self._saved_usd.get(place, Decimal(0)) + trace.savings.saved_usd
         if trace.decision is not None:
             self._count_decision(trace, trace.decision)
+        for note in (result.gate for result in trace.results if result.gate is not None):
+            for ask in note.asked:
+                self._gates.labels(trace.model, note.name, ask.model, ask.outcome, ask.evidence).inc()
         if trace.plan_fallback is not None:
             self._fallbacks.labels("plan").inc()
         if trace.allocation_fallback is not None:

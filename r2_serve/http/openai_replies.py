@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from r2_serve.dialects.wire import ErrorReply
 from r2_serve.errors import R2Error
 from r2_serve.router.backend import ModelListing
-from r2_serve.types import Answer, Decision, Json
+from r2_serve.types import Answer, Decision, Json, Trace
 
 _CODES = {
     401: "invalid_api_key",
@@ -50,6 +50,8 @@ def extras(answer: Answer, prices_as_of: str, *, has_trace: bool, has_confidence
     }
     if trace.savings is not None:
         shown["savings"] = {"baseline": trace.savings.baseline, "saved_usd": f"{trace.savings.saved_usd:f}"}
+    if gates := _gates(trace):
+        shown["gates"] = gates
     if trace.session is not None:
         shown["session"] = trace.session.model_dump()
     if has_confidence:
@@ -63,6 +65,32 @@ def _decision(decision: Decision | None) -> Json | None:
         return None
     shown = decision.model_dump(mode="json", exclude={"dropped_plan"}, exclude_none=True)
     return {name: f"{Decimal(v):f}" if name.endswith("_usd") else v for name, v in shown.items()}
+
+
+def _gates(trace: Trace) -> list[Json]:
+    """What each gate asked, accepted and escalated, and why."""
+    return [
+        {
+            "step": result.id,
+            **result.gate.model_dump(mode="json", exclude={"asked"}, exclude_none=True),
+            "asked": [
+                {**ask.model_dump(mode="json"), "cost_usd": f"{ask.cost_usd:f}"} for ask in result.gate.asked
+            ],
+        }
+        for result in trace.results
+        if result.gate is not None
+    ]
+
+
+def _gates_header(trace: Trace) -> dict[str, str]:
+    """Each gate as `STEP=GATE; kept=MODEL; asked=COUNT; by=EVIDENCE`, which is `none` if nothing was
+    accepted."""
+    notes = [(result.id, result.gate) for result in trace.results if result.gate is not None]
+    texts = (
+        f"{step}={note.name}; kept={note.kept}; asked={note.num_asked}; by={note.evidence or 'none'}"
+        for step, note in notes
+    )
+    return {"x-r2-gates": ", ".join(texts)} if notes else {}
 
 
 def extra_headers(answer: Answer) -> dict[str, str]:
@@ -79,6 +107,7 @@ def extra_headers(answer: Answer) -> dict[str, str]:
         "x-r2-models": ",".join(answer.models),
         "x-r2-plan-nodes": str(answer.num_subtasks),
         "x-r2-overhead-ms": f"{answer.overhead_s * 1000:.3f}",
+        **_gates_header(answer.trace),
         **({"x-r2-session": f"{session.state}; turn={session.turn}"} if session else {}),
     }
 

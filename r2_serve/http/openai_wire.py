@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,7 +34,8 @@ from typing_extensions import TypeAliasType
 from r2_serve.errors import InvalidRequest
 from r2_serve.http.refusals import refusal
 from r2_serve.router.checks import check_routing_fields
-from r2_serve.types import Json, Message, Plan, Query, Role, Sampling
+from r2_serve.types import GateSpec, Json, Message, Plan, Query, Role, Sampling
+from r2_serve.types.gates import MOST_ASKED, Sameness
 
 MAX_SUBTASKS = 256
 """The largest plan that any configuration allows."""
@@ -182,8 +183,44 @@ class WirePlan(Wire):
             raise refusal({**fault, "loc": ("r2", "plan", *fault["loc"])}) from None
 
 
+_EvidenceKind = Literal["agreement", "confidence", "checker"]
+
+
+class WireEvidence(Wire):
+    """A kind of evidence of `r2.gate`. Code of the server (`check`) is for the operator's gates alone."""
+
+    kind: _EvidenceKind
+    by: Sameness | None = None
+    votes: WholeNumber | None = None
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
+    model: str | None = None
+    max_tokens: WholeNumber | None = None
+
+
+class WireGate(Wire):
+    """`r2.gate` as an object: your own gate, before `GateSpec` checks it."""
+
+    ask: Annotated[tuple[str, ...], FailFast(), Field(min_length=2, max_length=MOST_ASKED)]
+    """Models in the order in which they are asked, until the evidence accepts an answer."""
+    accept: Annotated[tuple[WireEvidence, ...], FailFast(), Field(min_length=1, max_length=MOST_ASKED)]
+    """Evidence of which one kind is enough, such as {"kind": "agreement", "by": "math"}."""
+
+    def to_gate(self) -> GateSpec:
+        """Raises: InvalidRequest."""
+        try:
+            return GateSpec.model_validate(self.model_dump(exclude_none=True))
+        except ValidationError as e:
+            fault = e.errors(include_url=False)[0]
+            place = [part for part in fault["loc"] if part not in get_args(_EvidenceKind)]
+            raise refusal({**fault, "loc": ("r2", "gate", *place)}) from None
+
+
 _SubtaskId = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 _ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+_Gate = Annotated[
+    Annotated[_ModelName, Tag("<text>")] | Annotated[WireGate, Tag("<object>")],
+    Discriminator(lambda value: "<object>" if isinstance(value, dict | WireGate) else "<text>"),
+]
 
 
 class Extras(Wire):
@@ -199,7 +236,9 @@ class Extras(Wire):
     plan: WirePlan | None = None
     """Your own plan: nothing is decomposed."""
     models: dict[_SubtaskId, _ModelName] | None = None
-    """Models pinned to subtasks of your own plan, by subtask id."""
+    """Models and gates pinned to subtasks of your own plan, by subtask id."""
+    gate: _Gate | None = None
+    """A gate that answers the query whole, or each step of your own plan: its name, or your own gate."""
     trace: bool | None = None
     """Return the whole trace in the reply's `r2.trace`."""
     confidence: bool | None = None
@@ -249,6 +288,7 @@ class ChatRequest(Wire):
             sampling=self._sampling(),
             policy=r2.policy,
             plan=r2.plan.to_plan() if r2.plan else None,
+            gate=r2.gate.to_gate() if isinstance(r2.gate, WireGate) else r2.gate,
             pinned={int(subtask): model for subtask, model in (r2.models or {}).items()},
             max_cost_usd=r2.max_cost_usd,
             max_subtasks=r2.max_subtasks,

@@ -76,7 +76,7 @@ def _expected(fault: ErrorDetails) -> str:
 
 def _param(location: tuple[int | str, ...]) -> str | None:
     """A name such as `messages.1.content.0.type`; None for the body itself."""
-    parts = [str(part) for part in location if part not in ("<text>", "<list>", "[key]")]
+    parts = [str(part) for part in location if part not in ("<text>", "<list>", "<object>", "[key]")]
     return _cut(".".join(parts), 120) if parts else None
 
 

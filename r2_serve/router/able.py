@@ -8,6 +8,7 @@ from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import ModelConfig
 from r2_serve.errors import InvalidRequest
 from r2_serve.prompts.conversation import without_media, without_tool_calls
+from r2_serve.router.gates import QueryGates
 from r2_serve.router.policies import LEARNED
 from r2_serve.types import Allocation, Message, ModelCard, Need, Plan, Query, Sampling, Subtask, asks_of
 
@@ -59,20 +60,25 @@ def replacing(failed: ModelCard, cards: Iterable[ModelCard]) -> list[str]:
 
 
 def with_able_models(
-    query: Query, pool: Pool, names: Sequence[str], plan: Plan, allocation: Allocation
+    query: Query, gates: QueryGates, names: Sequence[str], plan: Plan, allocation: Allocation
 ) -> Allocation:
-    """`allocation` with a stand-in for each model that cannot take its step.
+    """`allocation` with a stand-in for each model that cannot take its step, and each gate that has no model
+    which can.
 
-    Raises: InvalidRequest if the request itself named such a model.
+    Raises: InvalidRequest if the request itself named such a model or gate.
     """
-    inner, final = inner_needs(query), final_needs(query)
+    inner, final, pool = inner_needs(query), final_needs(query), gates.pool
 
-    def able(subtask: Subtask, model: str) -> str:
+    def able(subtask: Subtask, name: str) -> str:
         needs = final if subtask.id == plan.final_id else inner
-        if pool[model].config.lacking(needs) is None:
-            return model
+        asked = gates.models(name)
+        if able_models(asked, pool, needs):
+            return name
+        model = asked[-1]
         if subtask.id in query.pinned:
             raise lacks(pool[model].config, needs, f"r2.models.{subtask.id}")
+        if query.gate is not None:
+            raise lacks(pool[model].config, needs, "r2.gate")
         if query.policy is not None and query.policy != LEARNED:
             raise lacks(pool[model].config, needs, "r2.policy")
         return able_models(stand_ins(model, names, pool), pool, needs)[0]

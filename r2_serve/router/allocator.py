@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,8 @@ from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, LimitsConfig
 from r2_serve.errors import CodecError, EngineError
-from r2_serve.types import Allocation, Message, Plan, Record, Sampling
+from r2_serve.prompts import Codec
+from r2_serve.types import Allocation, Message, ModelCard, Plan, Record, Sampling
 
 
 class AllocationTask(Record):
@@ -23,6 +25,8 @@ class AllocationTask(Record):
     config: AllocatorConfig
     names: tuple[str, ...]
     """The models to choose from, cheapest first."""
+    gates: tuple[ModelCard, ...] = ()
+    """The gates to choose from, which an allocator of the instruct codec reads of like models."""
     fallback_model: str
     limits: LimitsConfig
 
@@ -68,8 +72,8 @@ class Allocator:
 
     async def _ask(self, caller: Caller, task: AllocationTask) -> Allocation:
         plan, config = task.plan, task.config
-        cards = [self.pool[name].config for name in task.names]
         codec = self.pool[config.model].codec
+        cards = [*(self.pool[name].config for name in task.names), *offered(task.gates, codec)]
         spec = CallSpec(
             render=lambda c: c.render_allocate(task.messages, plan, cards),
             stage="allocate",
@@ -83,6 +87,12 @@ class Allocator:
         ask = caller.call_uncut if config.retries_cut else caller.call
         result = await ask(config.model, spec)
         return self.pool[result.model].codec.parse_allocation(result.completion.text, plan, cards)
+
+
+def offered(gates: Sequence[ModelCard], codec: Codec) -> Sequence[ModelCard]:
+    """The gates among which a model of this codec may choose: a compact one knows the models of its training
+    alone."""
+    return gates if codec.takes_conversations else ()
 
 
 def everything_to(model: str, plan: Plan) -> Allocation:

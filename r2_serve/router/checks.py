@@ -30,6 +30,7 @@ def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
         "max_subtasks": query.max_subtasks,
         "plan": query.plan,
         "models": query.pinned,
+        "gate": query.gate,
         "plan_only": query.is_plan_only,
     }
     named = [name for name, value in asked.items() if value]
@@ -38,6 +39,12 @@ def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
             f"r2.{named[0]} is about routing, but {query.model!r} is a pool model, which is asked directly; "
             "leave it out, or ask for a virtual model (GET /v1/models lists them)",
             f"r2.{named[0]}",
+            "invalid_value",
+        )
+    if query.gate is not None and query.policy is not None:
+        raise InvalidRequest(
+            "r2.gate and r2.policy both say which models are asked: send one of the two",
+            "r2.gate",
             "invalid_value",
         )
     if query.plan is not None and query.is_plan_only:

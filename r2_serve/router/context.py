@@ -12,6 +12,7 @@ from r2_serve.prompts.conversation import instructions_of
 from r2_serve.router.allocator import Allocates
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
+from r2_serve.router.gates import QueryGates
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas
@@ -70,6 +71,7 @@ class QueryContext:
     demand: Demand
     replicas: Replicas
     sessions: Sessions
+    gates: QueryGates
     on_delta: OnDelta | None
     """Takes the pieces of the final answer as they come."""
     draft: TraceDraft = field(default_factory=TraceDraft)

@@ -6,13 +6,16 @@ is counted alike for each model, so an error of the estimate is in both sides of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import LimitsConfig, ModelConfig, VirtualModelConfig
+from r2_serve.router.able import final_needs
+from r2_serve.router.allocator import offered
 from r2_serve.router.context import read_by
+from r2_serve.router.gates import QueryGates
 from r2_serve.types import Json, Message, Plan, Query, Subtask, Usage, likely_tokens
 
 UNSTATED_REPLY_TOKENS = 16
@@ -22,6 +25,8 @@ STEP_REPLY_TOKENS = 256
 """Tokens that an inner step is expected to write. It is asked to be brief; the mean is lower."""
 USUAL_PLAN = Plan(subtasks=tuple(Subtask(id=i, text="x" * 160) for i in range(1, 9)))
 """The plan that is assumed before there is one: eight steps of one long sentence."""
+WHOLE = Plan.single("the whole query")
+"""The plan of one step that is the query itself."""
 LEAST_CACHED_TOKENS = 1_024
 """Shortest prompt that providers keep in their caches (OpenAI, Anthropic, Google)."""
 
@@ -36,33 +41,74 @@ def expected_reply_tokens(query: Query, default: ModelConfig) -> int:
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """What one step of a plan is expected to read and write."""
+class AskCost:
+    """One call that a step may make."""
 
     card: ModelConfig
     prompt_tokens: int
     """Tokens of its prompt, with the answers of other steps as long as expected."""
-    cached_tokens: int
+    cached_tokens: int = 0
     """Those that an earlier step has left in the cache of the model's provider."""
+    share: Decimal = Decimal(1)
+    """The share of queries for which it is expected: 1, but for later models of a gate and checks."""
+    reply_tokens: int | None = None
+    """None for the reply of the step, which `StepCost` knows."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step of a plan is expected to read and write."""
+
+    asks: tuple[AskCost, ...]
+    """One call, or those of a gate."""
     reply_tokens: int | None
     """None for the last step, which writes the answer of the query."""
     users_usd_per_mtok: Decimal
     """Price of a token of its answer as a part of other steps' prompts."""
 
-    def usd(self, answer_tokens: int) -> Decimal:
-        """`answer_tokens` is the expected length of the query's answer."""
-        reply_tokens = answer_tokens if self.reply_tokens is None else self.reply_tokens
-        return call_usd(self.card, self.prompt_tokens, reply_tokens, self.cached_tokens)
+    def usd(self, answer_tokens: int, *, is_most: bool = False) -> Decimal:
+        """The expected cost, or with `is_most` that of a gate which asks all its models.
+
+        `answer_tokens` is the expected length of the query's answer."""
+        usual = answer_tokens if self.reply_tokens is None else self.reply_tokens
+        return sum(
+            (
+                (1 if is_most else ask.share)
+                * call_usd(
+                    ask.card,
+                    ask.prompt_tokens,
+                    usual if ask.reply_tokens is None else ask.reply_tokens,
+                    ask.cached_tokens,
+                )
+                for ask in self.asks
+            ),
+            Decimal(0),
+        )
+
+    @property
+    def usd_per_mtok_out(self) -> Decimal:
+        """Price of a token of the reply, if all models of the step write it."""
+        return sum((ask.card.usd_per_mtok_out for ask in self.asks if ask.reply_tokens is None), Decimal(0))
+
+    @property
+    def reply_limit(self) -> int | None:
+        """The longest reply that all models of the step give; None if none has a limit."""
+        limits = [ask.card.reply_limit for ask in self.asks if ask.reply_tokens is None]
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True)
 class Costs:
     """Expected costs of one query of a virtual model."""
 
-    pool: Pool
+    gates: QueryGates
     query: Query
     virtual: VirtualModelConfig
     limits: LimitsConfig
+
+    @property
+    def pool(self) -> Pool:
+        return self.gates.pool
 
     @property
     def default(self) -> PoolMember:
@@ -99,21 +145,22 @@ class Costs:
     def allocation_usd(self, plan: Plan, messages: Sequence[Message]) -> Decimal:
         """The most that it costs to ask for the models of `plan`, if the allocator reads `messages` too."""
         config = self.virtual.allocator
-        member, cards = self.pool[config.model], [self.pool[name].config for name in self.virtual.pool]
+        member, gates = self.pool[config.model], self.gates.cards()
+        cards = [*(self.pool[name].config for name in self.virtual.pool), *offered(gates, member.codec)]
         rendered = member.codec.render_allocate(messages, plan, cards)
         num_tokens = prompt_tokens(member, rendered, member.codec.allocation_schema(plan, cards))
         return call_usd(member.config, num_tokens, self.allocation_tokens(plan))
 
     def allocation_tokens(self, plan: Plan) -> int:
         """Longest allocation of `plan`: every step with the longest name, at two bytes a token."""
-        longest = max(len(name) for name in self.virtual.pool)
+        longest = max(len(name) for name in (*self.virtual.pool, *self.gates.by_name))
         return min(self.virtual.allocator.max_tokens, 32 + len(plan.subtasks) * (longest // 2 + 4))
 
     def cheapest_plan_usd(self, models: Sequence[str], answer_tokens: int) -> Decimal:
         """Two steps on the cheapest of `models` for them: a plan costs this at least."""
 
         def usd(name: str) -> Decimal:
-            member = self.pool[name]
+            member = self.pool[self.gates.models(name)[0]]
             num_tokens = self.conversation_tokens(member)
             first = call_usd(member.config, num_tokens if self.virtual.context == "full" else 0, 0)
             return first + call_usd(member.config, num_tokens, answer_tokens, num_tokens)
@@ -125,17 +172,47 @@ class Costs:
         costs: dict[int, StepCost] = {}
         before = _ancestors(plan)
         for subtask, name in zip(plan.subtasks, models, strict=True):
-            member = self.pool[name]
             users = [models[other.id - 1] for other in plan.subtasks if subtask.id in other.depends_on]
-            limit = member.config.reply_limit or STEP_REPLY_TOKENS
+            reading = [self.pool[user].config for name in users for user in self.gates.models(name)]
+            limits = [self.pool[name].config.reply_limit for name in self.gates.models(name)]
+            limit = min((limit for limit in limits if limit is not None), default=STEP_REPLY_TOKENS)
+            reply_tokens = None if subtask.id == plan.final_id else min(STEP_REPLY_TOKENS, limit)
             costs[subtask.id] = StepCost(
-                card=member.config,
-                prompt_tokens=self._step_tokens(member, plan, subtask),
-                cached_tokens=self._cached_tokens(plan, subtask, before[subtask.id], models),
-                reply_tokens=None if subtask.id == plan.final_id else min(STEP_REPLY_TOKENS, limit),
-                users_usd_per_mtok=sum((self.pool[u].config.usd_per_mtok_in for u in users), Decimal(0)),
+                asks=tuple(self._asks(plan, subtask, before[subtask.id], models)),
+                reply_tokens=reply_tokens,
+                users_usd_per_mtok=sum((card.usd_per_mtok_in for card in reading), Decimal(0)),
             )
         return costs
+
+    def _asks(
+        self, plan: Plan, subtask: Subtask, before: frozenset[int], models: Sequence[str]
+    ) -> Iterator[AskCost]:
+        """The calls of a step: its model's, or those of its gate and of the models that check answers."""
+        action = models[subtask.id - 1]
+        names = self.gates.models(action)
+        shares = [Decimal(f"{share:.6f}") for share in self.gates.shares(action, names)]
+        for place, (name, share) in enumerate(zip(names, shares, strict=True), 1):
+            member = self.pool[name]
+            num_tokens = self._step_tokens(member, plan, subtask)
+            cached = self._cached_tokens(plan, subtask, before, models, name)
+            yield AskCost(member.config, num_tokens, cached, share)
+            for checker in self.gates.checkers(action) if place < len(names) else ():
+                checking = self.pool[checker.model]
+                read = self._step_tokens(checking, plan, subtask) + STEP_REPLY_TOKENS
+                yield AskCost(checking.config, read, share=share, reply_tokens=checker.max_tokens)
+
+    @property
+    def whole_gate(self) -> str | None:
+        """The gate for queries that are not split; None if there is none that can take this one."""
+        name, needs = self.virtual.whole, final_needs(self.query)
+        return name if name is not None and self.gates.models(name, needs) else None
+
+    def whole_usd(self, answer_tokens: int) -> Decimal:
+        """The expected cost of the query whole: to its gate, or if that is not cheaper the direct call."""
+        direct_usd, gate = self.direct_usd(answer_tokens), self.whole_gate
+        if gate is None:
+            return direct_usd
+        return min(direct_usd, self.steps(WHOLE, [gate])[1].usd(answer_tokens))
 
     def _step_tokens(self, member: PoolMember, plan: Plan, subtask: Subtask) -> int:
         codec, needed = member.codec, sorted(set(subtask.depends_on))
@@ -146,15 +223,17 @@ class Costs:
         return prompt_tokens(member, rendered) + STEP_REPLY_TOKENS * len(needed)
 
     def _cached_tokens(
-        self, plan: Plan, subtask: Subtask, before: frozenset[int], models: Sequence[str]
+        self, plan: Plan, subtask: Subtask, before: frozenset[int], models: Sequence[str], name: str
     ) -> int:
-        """Tokens of the conversation, if the step reads it after another step on the same model did."""
-        name, messages = models[subtask.id - 1], self.query.messages
+        """Tokens of the conversation, if the model reads it after it did so for another step."""
+        messages = self.query.messages
 
         def reads_all(step: Subtask) -> bool:
             return read_by(step, plan, messages, self.virtual) == messages
 
-        is_warm = any(models[i - 1] == name and reads_all(plan.subtasks[i - 1]) for i in before)
+        is_warm = any(
+            self.gates.models(models[i - 1])[0] == name and reads_all(plan.subtasks[i - 1]) for i in before
+        )
         return self.conversation_tokens(self.pool[name]) if is_warm and reads_all(subtask) else 0
 
 

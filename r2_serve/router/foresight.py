@@ -9,7 +9,7 @@ prompt turns out longer goes to another model that holds it, or reads shorter an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from r2_serve.calls.budget import Need
@@ -19,12 +19,30 @@ from r2_serve.config import VirtualModelConfig
 from r2_serve.errors import ContextOverflow, InvalidRequest
 from r2_serve.router.able import able_models, final_needs
 from r2_serve.router.context import QueryContext
-from r2_serve.types import Plan
+from r2_serve.types import Plan, Sampling
+from r2_serve.types.gates import Checker
 
 SURELY = 0.75
 """Part of the likely tokens of a prompt that it has at least. Only what is too long by that is refused."""
 CHARS_PER_TOKEN = 2.5
 """Characters of an answer per token of the prompt that it becomes a part of, with a margin."""
+
+
+@dataclass(frozen=True)
+class StepModels:
+    """The models that a step may ask: one, or those of a gate in order, and models that check answers."""
+
+    names: tuple[str, ...]
+    checkers: tuple[Checker, ...] = ()
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a plan needs."""
+
+    need: Need
+    num_asked: int
+    """Models of each gate that the budgets pay for, from the first on."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +78,45 @@ def whole_query(context: QueryContext, virtual: VirtualModelConfig) -> Whole:
 
 
 def plan_need(
-    context: QueryContext, plan: Plan, models: Sequence[str], blank: Mapping[int, CallSpec]
-) -> Need:
+    context: QueryContext, plan: Plan, models: Sequence[StepModels], blank: Mapping[int, CallSpec]
+) -> Needed:
     """What all steps of an allocated plan need together, with answers at the limits of their length.
 
+    Gates may ask all their models if the budgets pay for that; else as many, from the first on, as they pay.
     `blank` has the call of each step, with empty answers of the steps before it.
 
     Raises: InvalidRequest if neither a step's model nor a stand-in of it can hold its prompt; BudgetExceeded
-    if the budgets do not pay for it.
+    if the budgets do not pay for one model of each step.
     """
+    allowance, total = context.ledger.allowance, Need()
+    for num_asked in range(max(len(step.names) for step in models), 0, -1):
+        total = _steps_need(context, plan, models, blank, num_asked)
+        if allowance.has_room(total):
+            return Needed(total, num_asked)
+    raise allowance.refusal_of(total)
+
+
+def _steps_need(
+    context: QueryContext,
+    plan: Plan,
+    models: Sequence[StepModels],
+    blank: Mapping[int, CallSpec],
+    num_asked: int,
+) -> Need:
+    """What the steps need if gates ask at most `num_asked` models."""
     pool, total = context.caller.pool, Need()
-    for subtask, model in zip(plan.subtasks, models, strict=True):
+    for subtask, step in zip(plan.subtasks, models, strict=True):
         spec = blank[subtask.id]
-        if not any(_fits(pool[name], spec, SURELY) for name in (model, *spec.stand_ins)):
-            raise _too_long(context, [model], spec)
-        read = [pool[models[i - 1]] for i in set(subtask.depends_on)]
-        more_tokens = sum(_answer_tokens(context, member) for member in read)
-        total += need_of(pool[model], spec, more_tokens)
-    if not context.ledger.allowance.has_room(total):
-        raise context.ledger.allowance.refusal_of(total)
+        if not any(_fits(pool[name], spec, SURELY) for name in (*step.names, *spec.stand_ins)):
+            raise _too_long(context, step.names, spec)
+        read = [models[i - 1].names[:num_asked] for i in set(subtask.depends_on)]
+        more_tokens = sum(max(_answer_tokens(context, pool[name]) for name in names) for names in read)
+        for place, name in enumerate(step.names[:num_asked], 1):
+            total += need_of(pool[name], spec, more_tokens)
+            for checker in step.checkers if place < len(step.names) else ():
+                checks = replace(spec, sampling=Sampling(max_tokens=checker.max_tokens))
+                answer_tokens = _answer_tokens(context, pool[name])
+                total += need_of(pool[checker.model], checks, more_tokens + answer_tokens)
     return total
 
 

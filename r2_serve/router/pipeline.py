@@ -17,7 +17,7 @@ from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, RoutingConfig, VirtualModelConfig
 from r2_serve.errors import BudgetExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
 from r2_serve.prompts.conversation import conversation_text
-from r2_serve.router.able import readable_by, with_able_models
+from r2_serve.router.able import final_needs, readable_by, with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
 from r2_serve.router.checks import (
     as_conversation,
@@ -34,6 +34,7 @@ from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand, QueryDemand
 from r2_serve.router.foresight import Whole, whole_query
+from r2_serve.router.gates import OWN, GateShelf
 from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
@@ -66,6 +67,14 @@ class Pipeline:
     """Learns of every plan and call, so that models can be scaled before the calls come."""
     sessions: Sessions = field(default_factory=Sessions)
     """Which conversations are on which model."""
+    shelf: GateShelf = field(default_factory=GateShelf)
+    """The gates of the routing, made once."""
+
+    def route_by(self, routing: RoutingConfig) -> None:
+        """Use `routing` for the queries to come. Raises: ConfigError if a gate cannot be made; nothing has
+        changed then."""
+        self.shelf.take(routing)
+        self.routing = routing
 
     async def answer(
         self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
@@ -113,6 +122,7 @@ class Pipeline:
             demand=self.demand,
             replicas=self.replicas,
             sessions=self.sessions,
+            gates=self.shelf.of(query, routing, self.pool, final_needs(query)),
             on_delta=on_delta,
         )
 
@@ -142,19 +152,29 @@ async def pass_through(context: QueryContext) -> Final:
 async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     """Split the query and make the answer by its plan, or send it whole, as `PlanOrNot` decides."""
     query, draft = context.query, context.draft
-    draft.policy = query.policy or virtual.policy
-    policy = AllocationPolicy.parse(draft.policy, virtual.pool)
+    draft.policy = _policy_of(query, virtual)
+    policy = AllocationPolicy.parse(draft.policy, virtual.pool, context.gates.by_name)
     draft.shares = policy.chances
-    check_pinned_models(query.pinned, virtual.pool)
+    check_pinned_models(query.pinned, [*virtual.pool, *context.gates.by_name])
     check_pool_abilities(query, [context.caller.pool[name].config for name in virtual.pool])
     if query.is_plan_only:
         plan = draft.plan = await _decompose(context, virtual)
         return Final(plan.model_dump_json(exclude_none=True), "stop")
-    costs = Costs(context.caller.pool, query, virtual, context.limits)
+    costs = Costs(context.gates, query, virtual, context.limits)
     choice = PlanOrNot(costs, context.ledger, policy)
     draft.decision = choice.decide()
     with context.demand.query(query.model) as expected:
         return await _planned_or_whole(context, virtual, policy, choice, expected)
+
+
+def _policy_of(query: Query, virtual: VirtualModelConfig) -> str:
+    """The policy of the request, of its gate, or of the virtual model.
+
+    A gate of the request answers every step of the client's own plan, or else the query whole."""
+    if query.gate is None:
+        return query.policy or virtual.policy
+    name = query.gate if isinstance(query.gate, str) else OWN
+    return f"{'one' if query.plan is None else 'all'}:{name}"
 
 
 async def _planned_or_whole(
@@ -177,10 +197,12 @@ async def _planned_or_whole(
             if whole is None or any(call.stage == "execute" for call in context.ledger.calls):
                 raise
             _drop(context, "no_budget")
-    elif decision.reason in ("asked", "configured", "beyond_text"):
+    elif decision.reason in ("asked", "beyond_text") or (
+        decision.reason == "configured" and virtual.whole is None
+    ):
         return await answer_turn(context, virtual, policy, expected)
     whole = whole or whole_query(context, virtual)
-    return await answer_whole(context, virtual, whole.model, expected)
+    return await answer_whole(context, virtual, choice.whole_action(whole.model), expected)
 
 
 def _drop(context: QueryContext, reason: DecisionReason) -> None:
@@ -219,11 +241,11 @@ async def _answer_by_plan(
         check_template(plan, query)
         how = choice.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
         allocation = await _allocate(context, virtual, plan, policy, *how)
-        draft.allocation = with_able_models(query, context.caller.pool, virtual.pool, plan, allocation)
+        draft.allocation = with_able_models(query, context.gates, virtual.pool, plan, allocation)
         cost = choice.plan_cost(plan, draft.allocation.models)
         draft.decision = draft.decision.model_copy(update={"plan_usd": cost.total_usd})
         limits = choice.step_limits(cost) if has_to_save else None
-        expected.plan(plan, draft.allocation)
+        expected.plan(plan, context.gates.first_models(draft.allocation))
         if not has_to_save:
             aside.close()
         calls = await PlanRun(context, virtual, plan, draft.allocation, expected, limits).calls()
@@ -286,6 +308,7 @@ async def _ask_allocator(
         plan=plan,
         config=config,
         names=virtual.pool,
+        gates=tuple(context.gates.cards()),
         fallback_model=virtual.fallback_model,
         limits=context.limits,
     )

@@ -72,10 +72,10 @@ class StepLimits:
         step = self.steps[subtask_id]
         if step.reply_tokens is None:
             return None
-        price = step.card.usd_per_mtok_out + step.users_usd_per_mtok
+        price = step.usd_per_mtok_out + step.users_usd_per_mtok
         num_inner = sum(other.reply_tokens is not None for other in self.steps.values())
         more = int(self.slack_usd * 1_000_000 / (num_inner * price)) if price else STEP_LIMIT_TOKENS
-        return min(step.card.reply_limit or STEP_LIMIT_TOKENS, STEP_LIMIT_TOKENS, step.reply_tokens + more)
+        return min(step.reply_limit or STEP_LIMIT_TOKENS, STEP_LIMIT_TOKENS, step.reply_tokens + more)
 
 
 class PlanOrNot:
@@ -85,6 +85,8 @@ class PlanOrNot:
         self._costs, self._ledger, self._policy = costs, ledger, policy
         self.answer_tokens = expected_reply_tokens(costs.query, costs.default.config)
         self.direct_usd = costs.direct_usd(self.answer_tokens)
+        self._whole_usd = costs.whole_usd(self.answer_tokens)
+        """What a plan is compared with: the direct call, or a cheaper gate for whole queries."""
 
     def decide(self) -> Decision:
         """What to do before any call is made. What the client or the operator asks for is obeyed."""
@@ -105,6 +107,11 @@ class PlanOrNot:
             return self._decision("whole", "planning_too_dear")
         decision = self._decision("planned", "may_save")
         return decision.model_copy(update={"planning_usd": self._planning_usd(sampler)})
+
+    def whole_action(self, model: str) -> str:
+        """The gate for whole queries where it is expected to cost less than the direct call, else `model`."""
+        gate = self._costs.whole_gate
+        return gate if gate is not None and self._whole_usd < self.direct_usd else model
 
     def sampler(self) -> DecomposerConfig | None:
         """How to sample plans within what planning may cost; None if it pays for no plan at all."""
@@ -139,21 +146,23 @@ class PlanOrNot:
         return PlanCost(steps, self._ledger.cost_usd + _total(steps, self.answer_tokens))
 
     def step_limits(self, cost: PlanCost) -> StepLimits:
-        """The limits of an allocated plan. Raises: PlanDropped if it costs more than the direct call."""
-        if not all(
-            self._costs.holds(name, OUR_TOKENS) for name in {s.card.name for s in cost.steps.values()}
-        ):
+        """The limits of an allocated plan, in which gates are taken to ask all their models.
+
+        Raises: PlanDropped if it costs more than the direct call."""
+        asked = {ask.card.name for step in cost.steps.values() for ask in step.asks}
+        if not all(self._costs.holds(name, OUR_TOKENS) for name in asked):
             raise PlanDropped("too_long")
         for answer_tokens in (self.answer_tokens, self.answer_tokens // SHORTER):
-            if _total(cost.steps, answer_tokens) >= self._costs.direct_usd(answer_tokens):
+            if _total(cost.steps, answer_tokens, is_most=True) >= self._costs.whole_usd(answer_tokens):
                 raise PlanDropped("plan_too_dear")
-        slack_usd = self.direct_usd + self._allowance_usd - cost.total_usd
+        most_usd = self._ledger.cost_usd + _total(cost.steps, self.answer_tokens, is_most=True)
+        slack_usd = self._whole_usd + self._allowance_usd - most_usd
         return StepLimits(cost.steps, max(Decimal(0), slack_usd))
 
     @property
     def _allowance_usd(self) -> Decimal:
         """The most that planning may cost."""
-        return self._costs.virtual.planning_share * self.direct_usd
+        return self._costs.virtual.planning_share * self._whole_usd
 
     def _decision(self, action: str, reason: DecisionReason) -> Decision:
         return Decision.model_validate(
@@ -174,7 +183,7 @@ class PlanOrNot:
         if not all(costs.holds(m, OUR_TOKENS) for m in (virtual.decomposer.model, virtual.allocator.model)):
             return "too_long"
         models = self._policy.models or virtual.pool
-        is_dear = costs.cheapest_plan_usd(models, self.answer_tokens) >= self.direct_usd
+        is_dear = costs.cheapest_plan_usd(models, self.answer_tokens) >= self._whole_usd
         return "nothing_to_save" if is_dear else None
 
     def _room(self, num_samples: int, left_usd: Decimal) -> int:
@@ -210,5 +219,5 @@ def allocator_reads(query: Query, virtual: VirtualModelConfig) -> tuple[Message,
     return query.messages if virtual.context == "full" else ()
 
 
-def _total(steps: Mapping[int, StepCost], answer_tokens: int) -> Decimal:
-    return sum((step.usd(answer_tokens) for step in steps.values()), Decimal(0))
+def _total(steps: Mapping[int, StepCost], answer_tokens: int, *, is_most: bool = False) -> Decimal:
+    return sum((step.usd(answer_tokens, is_most=is_most) for step in steps.values()), Decimal(0))

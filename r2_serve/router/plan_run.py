@@ -9,18 +9,30 @@ from r2_serve.calls.caller import CallResult, CallSpec
 from r2_serve.calls.ledger import total_cost_usd
 from r2_serve.config import VirtualModelConfig
 from r2_serve.errors import EngineError, SubtaskFailed
-from r2_serve.prompts import Codec
+from r2_serve.prompts import Codec, get_codec
 from r2_serve.prompts.conversation import without_tool_calls
-from r2_serve.router.able import stand_ins
+from r2_serve.router.able import final_needs, inner_needs, stand_ins
 from r2_serve.router.context import QueryContext, read_by
 from r2_serve.router.demand import QueryDemand
+from r2_serve.router.evidence import Question
 from r2_serve.router.executor import execute
-from r2_serve.router.foresight import fitting, plan_need
+from r2_serve.router.foresight import StepModels, fitting, plan_need
+from r2_serve.router.gated_step import GatedStep
+from r2_serve.router.gates import Gate
 from r2_serve.router.plan_or_not import PlanDropped, StepLimits
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.spill import with_room
 from r2_serve.router.synthesis import bounded, confidence, cut_to_chars
-from r2_serve.types import Allocation, Message, Plan, Sampling, Subtask, SubtaskResult
+from r2_serve.types import (
+    Allocation,
+    GateNote,
+    Message,
+    Plan,
+    Sampling,
+    Subtask,
+    SubtaskResult,
+    substitute,
+)
 
 LEAST_ANSWER_CHARS = 500
 """Length to which answers that a step reads are cut at most, where no model holds them in full."""
@@ -56,18 +68,26 @@ class PlanRun:
 
         Raises: InvalidRequest, BudgetExceeded, SubtaskFailed, PoisonousRequest, PlanDropped.
         """
-        for subtask in self.plan.subtasks:
-            self._blank[subtask.id] = self._spec(subtask, dict.fromkeys(subtask.depends_on, ""))
-        need = plan_need(self.context, self.plan, self.allocation.models, self._blank)
-        with self.context.ledger.allowance.prepaid(need.usd):
-            return await self._calls()
+        models = [self._models_of(subtask) for subtask in self.plan.subtasks]
+        for subtask, step in zip(self.plan.subtasks, models, strict=True):
+            blank = dict.fromkeys(subtask.depends_on, "")
+            self._blank[subtask.id] = self._spec(subtask, blank, step.names[-1])
+        needed = plan_need(self.context, self.plan, models, self._blank)
+        with self.context.ledger.allowance.prepaid(needed.need.usd):
+            return await self._calls(needed.num_asked)
 
-    async def _calls(self) -> dict[int, CallResult]:
+    def _models_of(self, subtask: Subtask) -> StepModels:
+        """The models that a step may ask: its own, or those of its gate that can take it."""
+        query, gates, name = self.context.query, self.context.gates, self.allocation.models[subtask.id - 1]
+        needs = final_needs(query) if subtask.id == self.plan.final_id else inner_needs(query)
+        return StepModels(gates.models(name, needs), gates.checkers(name))
+
+    async def _calls(self, num_asked: int) -> dict[int, CallResult]:
         began_s = self.context.ledger.elapsed_s()
 
         async def run(subtask: Subtask, inputs: dict[int, _Done]) -> _Done:
             ready_s = max((needed.result.end_s for needed in inputs.values()), default=began_s)
-            self._done[subtask.id] = await self._subtask(subtask, inputs, ready_s)
+            self._done[subtask.id] = await self._subtask(subtask, inputs, ready_s, num_asked)
             return self._done[subtask.id]
 
         try:
@@ -76,22 +96,57 @@ class PlanRun:
             self.context.draft.results = tuple(self._done[i].result for i in sorted(self._done))
         return {subtask_id: each.call for subtask_id, each in done.items()}
 
-    async def _subtask(self, subtask: Subtask, inputs: Mapping[int, _Done], ready_s: float) -> _Done:
-        context, start_s = self.context, self.context.ledger.elapsed_s()
-        model, spec = self._call(subtask, inputs)
+    async def _subtask(
+        self, subtask: Subtask, inputs: Mapping[int, _Done], ready_s: float, num_asked: int
+    ) -> _Done:
+        start_s, name = self.context.ledger.elapsed_s(), self.allocation.models[subtask.id - 1]
+        gate, note = self.context.gates.get(name), None
         is_last = subtask.id == self.plan.final_id
-        is_plain = is_last or self.limits is not None
         try:
-            with self.expected.calling(subtask.id, model):
-                call = await (context.caller.call if is_plain else context.caller.call_uncut)(model, spec)
+            if gate is None:
+                call = await self._ask(subtask, *self._call(subtask, inputs, name))
+            else:
+                call, note = await self._gated(gate, subtask, inputs, num_asked)
         except EngineError as e:
             is_only = len(self.plan.subtasks) == 1
-            raise SubtaskFailed.by(e, subtask.id, model, is_final=is_last, is_only=is_only) from e
+            raise SubtaskFailed.by(e, subtask.id, name, is_final=is_last, is_only=is_only) from e
         if not is_last and self.limits is not None and call.completion.finish_reason == "length":
             raise PlanDropped("ran_away")
-        return _Done(call, self._result(subtask, call, ready_s, start_s))
+        return _Done(call, self._result(subtask, call, ready_s, start_s, note))
 
-    def _call(self, subtask: Subtask, inputs: Mapping[int, _Done]) -> tuple[str, CallSpec]:
+    async def _ask(
+        self, subtask: Subtask, model: str, spec: CallSpec, *, is_first: bool = True
+    ) -> CallResult:
+        """The reply of a model to a step. An inner step that is cut is asked for again, without limits.
+
+        `is_first` is False for a model that a gate asks after another one."""
+        caller, demand = self.context.caller, self.context.demand
+        is_plain = subtask.id == self.plan.final_id or self.limits is not None
+        with self.expected.calling(subtask.id, model) if is_first else demand.calling(model):
+            return await (caller.call if is_plain else caller.call_uncut)(model, spec)
+
+    async def _gated(
+        self, gate: Gate, subtask: Subtask, inputs: Mapping[int, _Done], num_asked: int
+    ) -> tuple[CallResult, GateNote]:
+        """The answer that a gate keeps."""
+        limits, models = self.context.limits, self._models_of(subtask).names
+        answers = {i: cut_to_chars(done.call.answer, limits.max_answer_chars) for i, done in inputs.items()}
+        read = bounded(subtask.text, answers, limits)
+        spec = self._spec(subtask, read, models[-1]) if inputs else self._blank[subtask.id]
+        is_query = self._is_whole(get_codec("instruct"))
+        text = self.context.query.messages[-1].text if is_query else substitute(subtask.text, read)
+        step = GatedStep(
+            context=self.context,
+            gate=gate,
+            models=models,
+            spec=spec,
+            question=Question(text, spec.render, subtask.id, self.context.caller),
+            last=lambda model: self._call(subtask, inputs, model),
+            ask=lambda model, spec: self._ask(subtask, model, spec, is_first=model == models[0]),
+        )
+        return await step.answer(num_asked)
+
+    def _call(self, subtask: Subtask, inputs: Mapping[int, _Done], model: str) -> tuple[str, CallSpec]:
         """Model and prompt of a step, now that the answers that it reads are known.
 
         A model that does not hold the prompt, or cannot be paid, gives way to a stand-in that does. If there
@@ -101,14 +156,15 @@ class PlanRun:
         max_chars = limits.max_answer_chars
         while True:
             answers = {i: cut_to_chars(needed.call.answer, max_chars) for i, needed in inputs.items()}
-            spec = self._spec(subtask, bounded(subtask.text, answers, limits)) if inputs else blank
-            chosen = self._with_room(self.allocation.models[subtask.id - 1], spec)
-            model = fitting(self.context, chosen, spec)
-            if model is not None or max_chars <= LEAST_ANSWER_CHARS or not inputs:
-                return model or chosen, spec
+            read = bounded(subtask.text, answers, limits)
+            spec = self._spec(subtask, read, model) if inputs else blank
+            chosen = self._with_room(model, spec)
+            found = fitting(self.context, chosen, spec)
+            if found is not None or max_chars <= LEAST_ANSWER_CHARS or not inputs:
+                return found or chosen, spec
             max_chars //= 2
 
-    def _spec(self, subtask: Subtask, answers: Mapping[int, str]) -> CallSpec:
+    def _spec(self, subtask: Subtask, answers: Mapping[int, str], model: str) -> CallSpec:
         """What to ask for a subtask. The client's sampling and stream belong to the final one alone."""
         query, is_final = self.context.query, subtask.id == self.plan.final_id
         messages = query.messages if is_final else without_tool_calls(query.messages)
@@ -127,12 +183,12 @@ class PlanRun:
             sampling=query.sampling if is_final else Sampling(temperature=0.0, max_tokens=limit),
             on_delta=self.context.on_delta if is_final else None,
             is_verbatim=is_final,
-            stand_ins=self._stand_ins(subtask),
+            stand_ins=self._stand_ins(subtask, model),
         )
 
-    def _stand_ins(self, subtask: Subtask) -> tuple[str, ...]:
+    def _stand_ins(self, subtask: Subtask, model: str) -> tuple[str, ...]:
         """The other models of the pool, unless the request named the model or the operator wants none."""
-        query, model = self.context.query, self.allocation.models[subtask.id - 1]
+        query = self.context.query
         is_named = subtask.id in query.pinned or query.policy not in (None, LEARNED)
         if is_named or self.virtual.fallbacks == "typed":
             return ()
@@ -165,7 +221,9 @@ class PlanRun:
             config=self.virtual.spill,
         )
 
-    def _result(self, subtask: Subtask, call: CallResult, ready_s: float, start_s: float) -> SubtaskResult:
+    def _result(
+        self, subtask: Subtask, call: CallResult, ready_s: float, start_s: float, gate: GateNote | None
+    ) -> SubtaskResult:
         ledger = self.context.ledger
         return SubtaskResult(
             id=subtask.id,
@@ -178,6 +236,7 @@ class PlanRun:
             num_attempts=call.num_attempts,
             finish_reason=call.completion.finish_reason,
             confidence=confidence(call.completion.logprobs),
+            gate=gate,
             ready_s=ready_s,
             start_s=start_s,
             end_s=ledger.elapsed_s(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from r2_serve.errors import InvalidRequest
@@ -29,6 +29,8 @@ class AllocationPolicy:
     - `final-only:SMALL,LARGE`: the last subtask goes to LARGE, every other one to SMALL.
     - `one:MODEL`: the query is not split; MODEL gets all of it. With `one:auto` the router chooses the model.
     - `random`, or `random:MODEL=SHARE,...`: each subtask draws a model, with equal or the given shares.
+
+    A gate of the virtual model may stand where a model stands.
     """
 
     kind: str
@@ -48,8 +50,8 @@ class AllocationPolicy:
         }
 
     @classmethod
-    def parse(cls, text: str, pool: Sequence[str]) -> AllocationPolicy:
-        """The policy that `text` names.
+    def parse(cls, text: str, pool: Sequence[str], gates: Collection[str] = ()) -> AllocationPolicy:
+        """The policy that `text` names; `gates` may be named like models of the pool.
 
         Raises: InvalidRequest if `text` has none of the forms above or names a model outside `pool`.
         """
@@ -64,10 +66,10 @@ class AllocationPolicy:
         except ValueError:
             policy = None
         is_known = policy is not None and (kind == "random" or _NUM_MODELS.get(kind) == len(policy.models))
-        names = {*pool, AUTO} if kind == "one" else set(pool)
+        names = {*pool, *gates, AUTO} if kind == "one" else {*pool, *gates}
         if policy is None or not is_known or not set(policy.models) <= names:
             raise InvalidRequest(
-                f"unknown policy {text!r}; expected {FORMS} with models of {list(pool)}", "r2.policy"
+                f"unknown policy {text!r}; expected {FORMS} with models of {[*pool, *gates]}", "r2.policy"
             )
         return replace(policy, models=(pool[0],)) if kind == CHEAPEST else policy
 

@@ -52,9 +52,9 @@ class Router:
             routing.check_against(self._config.models)
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        if self._pipeline is None:
-            self._pipeline = self._make_pipeline(routing)
-        self._pipeline.routing = routing
+        pipeline = self._pipeline or self._make_pipeline(routing)
+        pipeline.route_by(routing)
+        self._pipeline = pipeline
         abilities = {model.name: model.abilities for model in self._config.models}
         virtual = (
             ModelListing(

@@ -28,7 +28,7 @@ def _baseline_usage(context: QueryContext, virtual: VirtualModelConfig, answer: 
     draft, member = context.draft, context.caller.pool[virtual.baseline_model]
     if draft.decision is not None and draft.decision.action == "whole":
         return draft.results[-1].usage
-    costs = Costs(context.caller.pool, context.query, virtual, context.limits)
+    costs = Costs(context.gates, context.query, virtual, context.limits)
     reply = (Message(role="assistant", content=answer),)
     return Usage(
         prompt_tokens=costs.conversation_tokens(member), completion_tokens=prompt_tokens(member, reply)

@@ -126,7 +126,7 @@ def _model_of(context: QueryContext, virtual: VirtualModelConfig, policy: Alloca
         return None
     if policy.kind == CHEAPEST:
         return able_models(virtual.pool, context.caller.pool, final_needs(query))[0]
-    return with_able_models(query, context.caller.pool, virtual.pool, plan, chosen).models[0]
+    return with_able_models(query, context.gates, virtual.pool, plan, chosen).models[0]
 
 
 async def _first_model(

@@ -1,4 +1,4 @@
-"""A query that goes whole to one pool model, as a plan of one step that no model was asked for."""
+"""A query that goes whole to one pool model or gate, as a plan of one step that no model was asked for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from r2_serve.types import Plan
 
 
 async def answer_whole(
-    context: QueryContext, virtual: VirtualModelConfig, model: str, expected: QueryDemand
+    context: QueryContext, virtual: VirtualModelConfig, action: str, expected: QueryDemand
 ) -> Final:
-    """The reply of `model` to the client's conversation, in one call, streamed where the client asks for it.
+    """The reply of a model, or of a gate, to the client's conversation, streamed if the client asks for it.
 
     Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest.
     """
     plan = context.draft.plan = Plan.single(context.text)
-    allocation = context.draft.allocation = everything_to(model, plan)
-    expected.plan(plan, allocation)
+    allocation = context.draft.allocation = everything_to(action, plan)
+    expected.plan(plan, context.gates.first_models(allocation))
     calls = await PlanRun(context, virtual, plan, allocation, expected).calls()
     return synthesize(plan, calls, context.query.sampling, context.limits)

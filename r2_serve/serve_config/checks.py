@@ -29,6 +29,7 @@ from r2_serve.serve_config.checks_engines import (
     check_embedded_models,
     check_numbers,
 )
+from r2_serve.serve_config.checks_gates import check_gates
 from r2_serve.serve_config.checks_pool import check_chat, check_pool, check_savings
 from r2_serve.serve_config.checks_scaling import check_policies
 from r2_serve.serve_config.checks_vllm import check_contexts, check_gpus, check_vllm
@@ -136,7 +137,7 @@ def _named_models(file: ServeFile) -> Iterator[tuple[KeyPath, str]]:
         if virtual.default_model is not None:
             yield (*path, "default_model"), virtual.default_model
         kind, _, model = virtual.policy.partition(":")
-        if kind == "all" or (kind == "one" and model != AUTO):
+        if model not in virtual.gates and (kind == "all" or (kind == "one" and model != AUTO)):
             yield (*path, "policy"), model
 
 
@@ -199,6 +200,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     check_chat,
     check_pool,
     check_savings,
+    check_gates,
     check_adapters,
     check_adapter_files,
     _check_concurrency,

@@ -105,3 +105,13 @@ class GateNote(Record):
     """The model whose answer was kept. A fitted gate may keep an earlier answer than the last."""
     chance: float | None = None
     """The probability that the kept answer is right, as a fitted gate sees it."""
+
+    @property
+    def num_asked(self) -> int:
+        """Models that were asked."""
+        return sum(ask.outcome != "refused" for ask in self.asked)
+
+    @property
+    def evidence(self) -> EvidenceKind | None:
+        """What accepted the kept answer; None if none was accepted, and the best there is was kept."""
+        return next((ask.evidence for ask in self.asked if ask.outcome == "accepted"), None)
