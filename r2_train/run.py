@@ -1,7 +1,8 @@
 """One training run: its directory, and its stages in order. A stage that runs again does only what is
-missing.
+missing, and a changed setting has the stages made again that depend on it.
 
-DIR/config.yaml                  the settings of the run; another config is refused
+DIR/config.yaml                  the settings of the newest command
+    made_from.json               what each stage was made from
     calls/                       every model call, by its content
     collect/  search/            candidate plans; allocation schemes
     decomposer/sft/ allocator/sft/   examples.jsonl, metrics.jsonl, tensorboard/, final/
@@ -27,6 +28,7 @@ from rich.console import Console
 
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.errors import ConfigError
+from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.jsonl import read_jsonl
@@ -34,11 +36,12 @@ from r2_serve.lab.runs import code_version, machine
 from r2_serve.serve_config import load
 from r2_train.config import MODULES, Module, TrainConfig
 from r2_train.launch.launch import launch
+from r2_train.provenance import Facts, Provenance, checkpoint_facts, dumped, pool_facts, sha256_of
 from r2_train.rollouts.call_cache import CallCache
 from r2_train.rollouts.described_pool import DescribedPool, described
 from r2_train.rollouts.served_pool import Checkpoint, ServedPool, open_pool
 from r2_train.stages.collect import PLANS, CollectedTask, Collector, CollectSummary
-from r2_train.stages.examples import allocation_example, plan_example, write_examples
+from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
 from r2_train.stages.measure import RouterScore, measure, measure_reference
 from r2_train.stages.model_files import has_final
 from r2_train.stages.rewards import Reference
@@ -54,31 +57,26 @@ Pair = dict[Module, Path]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run in its directory. Raises: ConfigError if the directory holds another run."""
+    """A run in its directory."""
 
     config: TrainConfig
     directory: Path
     console: Console
 
     def __post_init__(self) -> None:
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        path = self.directory / "config.yaml"
         self.directory.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(text)
-        elif path.read_text() != text:
-            raise ConfigError(
-                f"{path} belongs to another run: {_difference(path.read_text(), text)}. "
-                "Choose another --out, or remove the directory"
-            )
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        write_whole(self.directory / "config.yaml", text)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        return Provenance(self.directory, self.console)
 
     @cached_property
     def tasks(self) -> TaskSplit:
-        """The data. Their first reading writes `manifest.json`, which says what the run is made of."""
+        """The data. Reading them writes `manifest.json`, which says what the run is made of."""
         tasks = TaskSplit.load(self.config.data)
-        path = self.directory / "manifest.json"
-        if not path.exists():
-            path.write_text(json.dumps(self._manifest(tasks), indent=2) + "\n")
+        write_whole(self.directory / "manifest.json", json.dumps(self._manifest(tasks), indent=2) + "\n")
         return tasks
 
     @cached_property
@@ -114,6 +112,7 @@ class TrainingRun:
 
     async def collect(self, modules: Mapping[Module, Path] | None = None) -> CollectSummary:
         """Collects plans for every training and validation task. `modules` may hold the teacher."""
+        self.provenance.renew("collect", self._collect_facts(modules or {}), self.directory / "collect")
         async with self.pool(modules) as pool:
             collector = Collector(pool, self.config.collect, Grader(), self.directory / "collect")
             return await collector.run([*self.tasks.train, *self.tasks.validation], self.console)
@@ -121,9 +120,26 @@ class TrainingRun:
     async def search(self) -> SearchSummary:
         """Searches schemes for the plans of training tasks, with thresholds fitted on validation tasks."""
         train, validation = self._kept_plans()
+        self.provenance.renew("search", self._search_facts(), self.directory / "search")
         async with self.pool() as pool:
             searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
             return await searcher.run(train[: self.config.search.num_plans], validation, self.console)
+
+    def _collect_facts(self, modules: Mapping[Module, Path]) -> Facts:
+        """A row of `collect` depends on its task, whichever others are drawn with it."""
+        return {
+            "collect": dumped(self.config.collect),
+            "pool": pool_facts(self.described, with_prices=False),
+            "tasks": [self.config.data.benchmark, self.config.data.data],
+            "modules": {name: checkpoint_facts(path) for name, path in modules.items()},
+        }
+
+    def _search_facts(self) -> Facts:
+        return {
+            "search": dumped(self.config.search),
+            "pool": pool_facts(self.described, with_prices=True),
+            "tasks": [self.config.data.benchmark, self.config.data.data],
+        }
 
     def _kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
         rows = read_jsonl(self.directory / "collect" / PLANS, CollectedTask)
@@ -143,10 +159,18 @@ class TrainingRun:
         """Fine-tunes the module on the results of collect or search. Returns its checkpoint."""
         directory = self.directory / module / "sft"
         config = self.config.module(module).sft
+        start = base or config.base or self._served_base(module)
+        examples = self.sft_examples(module)
+        facts: Facts = {
+            "sft": dumped(config),
+            "base": checkpoint_facts(start),
+            "examples": sha256_of(examples),
+            "seed": self.config.seed,
+        }
+        self.provenance.renew(f"{module}/sft", facts, directory)
         if not has_final(directory):
-            examples = self.write_sft_examples(module)
-            start = base or config.base or self._served_base(module)
-            stage = SftStage(examples=examples, base=start, sft=config, seed=self.config.seed)
+            path = write_examples(directory / "examples.jsonl", examples)
+            stage = SftStage(examples=path, base=start, sft=config, seed=self.config.seed)
             launch(sft_stage, stage, launch=self.config.launch, directory=directory)
         return directory / "final"
 
@@ -159,23 +183,26 @@ class TrainingRun:
             raise ConfigError(f"{self.directory} has no trained {missing[0]}: run `{command}` first")
         return pair
 
-    def write_sft_examples(self, module: Module) -> Path:
-        pool = self.described
+    def sft_examples(self, module: Module) -> list[Example]:
+        """The examples that collect and search give. Raises: ConfigError if there is none."""
+        pool, planned = self.described, self._kept_plans()[0]
         if module == "decomposer":
-            examples = [plan_example(pool, p.task.id, p.task.query, p.plan) for p in self._kept_plans()[0]]
+            examples = [plan_example(pool, p.task.id, p.task.query, p.plan) for p in planned]
         else:
+            self.provenance.note_if_stale("search", self._search_facts())
+            keys = {item.key for item in planned}
             rows = read_jsonl(self.directory / "search" / SCHEMES, SearchedPlan)
             examples = [
                 allocation_example(pool, row.task_id, row.query, row.plan, row.models)
                 for row in rows
-                if row.models
+                if row.models and row.key in keys
             ]
         if not examples:
             raise ConfigError(
                 f"no example for the {module} in {self.directory}: run `r2-train collect` and "
                 "`r2-train search` first"
             )
-        return write_examples(self.directory / module / "sft" / "examples.jsonl", examples)
+        return examples
 
     def _served_base(self, module: Module) -> str:
         """The checkpoint of the module's model in the serve config. Raises: ConfigError if it has none."""
@@ -195,6 +222,12 @@ class TrainingRun:
     async def reference(self, pair: Pair) -> Reference:
         """The cost that others are divided by. The first pair measures it once, on validation tasks."""
         path = self.directory / "reference.json"
+        facts: Facts = {
+            "kind": self.config.pool.reference,
+            "pool": pool_facts(self.described, with_prices=True),
+            "tasks": sha256_of(self.tasks.validation),
+        }
+        self.provenance.renew("reference", facts, path)
         if not path.exists():
             async with self.pool(pair) as pool:
                 reference = await measure_reference(pool, self.tasks.validation, self.config.pool.reference)
@@ -215,8 +248,3 @@ class TrainingRun:
         shutil.rmtree(best, ignore_errors=True)
         draft.rename(best)
         return {module: best / module for module in pair}
-
-
-def _difference(old: str, new: str) -> str:
-    pairs = zip(old.splitlines(), new.splitlines(), strict=False)
-    return next((f"there {a.strip()!r}, now {b.strip()!r}" for a, b in pairs if a != b), "its length differs")

@@ -175,11 +175,11 @@ def identity_of(model: ModelConfig, apps: Mapping[str, ModelServerConfig]) -> st
     for field_name in ("path", "model"):
         path = getattr(config, field_name, "") if config.kind in ("numpy", "transformers", "vllm") else ""
         if path and is_local_checkpoint(path):
-            config = config.model_copy(update={field_name: _weights_sha256(Path(resolve_checkpoint(path)))})
+            config = config.model_copy(update={field_name: weights_sha256(Path(resolve_checkpoint(path)))})
     return f"{model.name}|{config.model_dump_json()}"
 
 
-def _weights_sha256(directory: Path) -> str:
+def weights_sha256(directory: Path) -> str:
     """The hash of the weights. It is computed each time, because training changes a directory's weights."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):

@@ -21,6 +21,7 @@ from r2_serve.types import Record
 from r2_train.config import Module
 from r2_train.launch.launch import launch
 from r2_train.launch.stage_run import TrainingFailed
+from r2_train.provenance import Facts, checkpoint_facts, digest, dumped, pool_facts, set_aside
 from r2_train.rollouts.progress import map_all
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
@@ -46,6 +47,8 @@ class RoundRow(Record):
     """True if it beats the pair so far."""
     num_examples: int = 0
     score: RouterScore
+    made_from: str = ""
+    """The hash of all that decides the row; empty in rows of earlier versions, which are taken as current."""
 
 
 @dataclass
@@ -61,6 +64,51 @@ class Alternation:
     def best(self) -> RoundRow:
         return [row for row in self.rows if row.is_kept][-1]
 
+    def facts(self, module: Module | None) -> Facts:
+        """What decides the next row: the pair so far, and the settings of the module that is trained."""
+        config = self.run.config
+        return {
+            "grpo": dumped(config.module(module).grpo) if module else None,
+            "pool": pool_facts(self.run.described, with_prices=True),
+            "data": dumped(config.data),
+            "reference": dumped(self.reference),
+            "weights": [config.alternate.cost_weight, config.alternate.path_weight],
+            "pair": {name: checkpoint_facts(path) for name, path in self.pair.items()},
+            "seed": config.seed,
+        }
+
+    def folder(self, number: int, module: Module) -> Path:
+        return self.run.directory / "rounds" / f"{number:02d}-{module}"
+
+    def replay(self, start: Pair, rows: Sequence[RoundRow]) -> None:
+        """Takes over `rows` as far as the present settings made them, and sets the others aside."""
+        self.pair = start
+        for row in rows:
+            if row.made_from not in ("", digest(self.facts(row.module))):
+                break
+            self.rows.append(row)
+            if row.is_kept and row.module is not None:
+                self.pair = {
+                    **self.pair,
+                    row.module: self.folder(row.half_round, row.module) / row.checkpoint,
+                }
+        stale = rows[len(self.rows) :]
+        if not stale:
+            return
+        self.run.console.print(f"half-rounds from {stale[0].half_round} on are made again: settings changed")
+        for row in stale:
+            if row.module is not None and (path := self.folder(row.half_round, row.module)).exists():
+                set_aside(path)
+        set_aside(self.run.directory / ROUNDS)
+        self._write_rows()
+        if self.rows:
+            self.run.keep_best(self.pair)
+
+    def _write_rows(self) -> None:
+        with JsonlLog(self.run.directory / ROUNDS, rows_per_sync=1) as log:
+            for row in self.rows:
+                log.append(row)
+
     def record(self, row: RoundRow) -> None:
         """Adds a row to the table and to `rounds.jsonl`."""
         with JsonlLog(self.run.directory / ROUNDS, rows_per_sync=1) as log:
@@ -69,7 +117,8 @@ class Alternation:
 
     async def half_round(self, number: int, module: Module) -> RoundRow:
         """Trains `module`, measures its checkpoints, and keeps the best one if it beats the pair so far."""
-        directory = self.run.directory / "rounds" / f"{number:02d}-{module}"
+        directory, facts = self.folder(number, module), self.facts(module)
+        self.run.provenance.renew(f"rounds/{directory.name}", facts, directory)
         num_examples = self._train(module, directory, await self._examples(module))
         scores = {
             path: await self.run.validate({**self.pair, module: path}, self.reference)
@@ -87,6 +136,7 @@ class Alternation:
             is_kept=is_better,
             num_examples=num_examples,
             score=scores[path],
+            made_from=digest(facts),
         )
 
     def _train(self, module: Module, directory: Path, examples: Sequence[Example]) -> int:
@@ -174,11 +224,12 @@ async def half_round(run: TrainingRun, module: Module) -> list[RoundRow]:
 
 async def _opened(run: TrainingRun, start: Pair) -> Alternation:
     """The state of the run. If it has no table yet, `start` is measured first."""
-    reference = await run.reference(start)
-    state = Alternation(run, start, reference, list(read_jsonl(run.directory / ROUNDS, RoundRow)))
+    state = Alternation(run, start, await run.reference(start))
+    state.replay(start, list(read_jsonl(run.directory / ROUNDS, RoundRow)))
     if not state.rows:
         run.keep_best(start)
-        state.record(RoundRow(half_round=0, is_kept=True, score=await run.validate(start, reference)))
+        made_from, score = digest(state.facts(None)), await run.validate(start, state.reference)
+        state.record(RoundRow(half_round=0, is_kept=True, score=score, made_from=made_from))
     state.pair = {module: run.directory / "best" / module for module in start}
     return state
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from pydantic import ValidationError
 
 from r2_serve.errors import ConfigError
 from r2_serve.lab.domains import scan
 from r2_train.config import TrainConfig, load_config
-from r2_train.run import TrainingRun
 from r2_train.stages.tasks import TaskSplit
 from r2_train.trainer_fields import field_names
 from tests import ROOT
@@ -101,8 +100,7 @@ def test_only_the_development_side_of_an_official_file_is_trained_on(tmp_path: P
     assert test and not {task.id for task in (*split.train, *split.validation)} & {task.id for task in test}
 
 
-def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
-    TrainingRun(TrainConfig.model_validate(SCAN), tmp_path, Console(quiet=True))
-    TrainingRun(TrainConfig.model_validate(SCAN), tmp_path, Console(quiet=True))
-    with pytest.raises(ConfigError, match="seed: 0', now 'seed: 1'"):
-        TrainingRun(TrainConfig.model_validate({**SCAN, "seed": 1}), tmp_path, Console(quiet=True))
+@pytest.mark.parametrize("key", ["output_dir", "seed", "deepspeed", "use_cpu"])
+def test_trainer_keys_that_the_run_sets_are_refused_with_the_setting_to_use(key: str) -> None:
+    with pytest.raises(ValidationError, match=f"{key} is not set here: "):
+        TrainConfig.model_validate({**SCAN, "allocator": {"grpo": {"trainer": {key: 1}}}})
