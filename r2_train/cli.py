@@ -6,7 +6,7 @@ Each command imports torch and TRL only if it needs them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -18,6 +18,7 @@ from r2_serve.ops.command_line import RESUMES, plain_errors, replace_unprintable
 if TYPE_CHECKING:
     from r2_serve.types import Record
     from r2_train.run import TrainingRun
+    from r2_train.stages.collect import CollectSummary
 
 app = typer.Typer(
     help="Train routers: collect plans, search allocations, SFT, alternating GRPO; or pretrain tiny models.",
@@ -51,7 +52,13 @@ class ModuleName(StrEnum):
 
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="Run description, such as r2_train/configs/embedded-scan.yaml.")
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="Run description, such as r2_train/configs/embedded-scan.yaml; default: that of the last one, "
+        "OUT/config.yaml.",
+    ),
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it goes on.")
@@ -66,17 +73,44 @@ def _at_start() -> None:
 
 
 @app.command()
-def collect(config: ConfigOption, out: OutOption) -> None:
+def collect(
+    out: OutOption,
+    config: ConfigOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="Tasks in place of the config's: a file of your own."),
+    ] = None,
+    benchmark: Annotated[
+        str, typer.Option("--benchmark", "-b", help="What --data holds; qa is JSONL of question and answer.")
+    ] = "qa",
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            "--grader",
+            "-g",
+            help="The judge of --data where its rows name none: math, number, choice, text, literal or "
+            "MODULE:NAME.",
+        ),
+    ] = None,
+) -> None:
     """Sample plans for every task, run and grade them on the pool, keep the best correct one.
+
+    With --data the later commands need no --config: they read OUT/config.yaml.
 
     \b
     Example:  r2-train collect -c r2_train/configs/embedded-scan.yaml -o runs/scan
+              r2-train collect -c mine.yaml -d mine.jsonl --grader number -o runs/mine
     """
-    _show(_guarded(lambda: asyncio.run(_run(config, out).collect())))
+
+    def work() -> CollectSummary:
+        own = None if data is None else {"benchmark": benchmark, "data": data, "grader": grader}
+        return asyncio.run(_run(config, out, own).collect())
+
+    _show(_guarded(work))
 
 
 @app.command()
-def search(config: ConfigOption, out: OutOption) -> None:
+def search(out: OutOption, config: ConfigOption = None) -> None:
     """Find the cheapest correct allocation of every plan that `collect` kept.
 
     \b
@@ -86,7 +120,7 @@ def search(config: ConfigOption, out: OutOption) -> None:
 
 
 @app.command()
-def sft(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
+def sft(out: OutOption, module: ModuleOption, config: ConfigOption = None) -> None:
     """Fine-tune a module on what `collect` (decomposer) or `search` (allocator) found.
 
     \b
@@ -97,7 +131,7 @@ def sft(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
 
 
 @app.command()
-def grpo(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
+def grpo(out: OutOption, module: ModuleOption, config: ConfigOption = None) -> None:
     """One half-round: train a module against the newest pair, measure its checkpoints, keep the best.
 
     \b
@@ -113,8 +147,8 @@ def grpo(config: ConfigOption, out: OutOption, module: ModuleOption) -> None:
 
 @app.command()
 def alternate(
-    config: ConfigOption,
     out: OutOption,
+    config: ConfigOption = None,
     rounds: Annotated[
         int | None, typer.Option(min=0, help="Rounds of two half-rounds each; default: the config's.")
     ] = None,
@@ -135,10 +169,10 @@ def alternate(
 
 @app.command()
 def adapter(
-    config: ConfigOption,
     out: OutOption,
     module: ModuleOption,
     name: Annotated[str, typer.Option(help="Name of the adapter. Never reuse one: engines cache by name.")],
+    config: ConfigOption = None,
     parent: Annotated[Path, typer.Option(help="Folder that gets the adapter's directory.")] = Path(
         "adapters"
     ),
@@ -279,13 +313,23 @@ def fit(
     typer.echo(f"written: {out}")
 
 
-def _run(config: Path, out: Path) -> TrainingRun:
+def _run(config: Path | None, out: Path, data: Mapping[str, object] | None = None) -> TrainingRun:
+    """The run in `out`. `data` replaces the task file of its description. Raises: ConfigError."""
+    from pydantic import ValidationError
     from rich.console import Console
 
-    from r2_train.config import load_config
+    from r2_serve.errors import ConfigError
+    from r2_train.config import DataConfig, load_config
     from r2_train.run import TrainingRun
 
-    return TrainingRun(load_config(config), out, Console(markup=False))
+    loaded = load_config(config or out / "config.yaml")
+    if data is not None:
+        try:
+            changed = DataConfig.model_validate({**loaded.data.model_dump(), **data})
+        except ValidationError as e:
+            raise ConfigError("; ".join(str(error["msg"]) for error in e.errors())) from e
+        loaded = loaded.model_copy(update={"data": changed})
+    return TrainingRun(loaded, out, Console(markup=False))
 
 
 def _guarded(work: Callable[[], T]) -> T:

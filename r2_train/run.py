@@ -130,7 +130,7 @@ class TrainingRun:
         return {
             "collect": dumped(self.config.collect),
             "pool": pool_facts(self.described, with_prices=False),
-            "tasks": [self.config.data.benchmark, self.config.data.data],
+            "tasks": [self.config.data.benchmark, self.config.data.data, self.config.data.grader],
             "modules": {name: checkpoint_facts(path) for name, path in modules.items()},
         }
 
@@ -138,7 +138,7 @@ class TrainingRun:
         return {
             "search": dumped(self.config.search),
             "pool": pool_facts(self.described, with_prices=True),
-            "tasks": [self.config.data.benchmark, self.config.data.data],
+            "tasks": [self.config.data.benchmark, self.config.data.data, self.config.data.grader],
         }
 
     def _kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -23,11 +25,15 @@ from r2_serve.calls.pool import EngineFor
 from r2_serve.config import ModelConfig, ModelServerConfig
 from r2_serve.engines import is_local_checkpoint, resolve_checkpoint
 from r2_serve.errors import ConfigError, EngineRefused
+from r2_serve.files import write_whole
 from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 COMMIT_EVERY = 500
 """Number of replies between two commits. A killed run may lose so many, and asks for them again."""
 LOCK_TIMEOUT_S = 1.0
+SECONDS_PER_LOOK = 1.0
+SPENT = ".spent"
+"""End of the name of the file that says what one cache has spent, in USD."""
 
 
 class SpendLimitReached(EngineRefused):
@@ -38,7 +44,7 @@ class SpendLimitReached(EngineRefused):
 @dataclass
 class CallCache:
     """Replies by key, in memory and in the file `path`. Spend counts the calls that were made, in earlier
-    runs too."""
+    runs too, and by the other caches of the same directory: each rank of a stage has its own."""
 
     path: Path
     max_cost_usd: Decimal | None = None
@@ -59,8 +65,13 @@ class CallCache:
         )
         rows = self._db.execute("select key, reply, cost_usd from calls").fetchall()
         self._replies.update((key, Completion.model_validate_json(reply)) for key, reply, _ in rows)
-        self.spent_usd = sum((Decimal(cost) for _, _, cost in rows), Decimal(0))
+        self._spend = SharedSpend(self.path, sum((Decimal(cost) for _, _, cost in rows), Decimal(0)))
         return self
+
+    @property
+    def spent_usd(self) -> Decimal:
+        """Cost of all calls of the directory, those of the other ranks as of about a second ago."""
+        return self._spend.total_usd()
 
     def _lock(self) -> None:
         """Locks the file until it is closed. Raises: ConfigError if another process holds it."""
@@ -75,6 +86,7 @@ class CallCache:
             ) from e
 
     def __exit__(self, *_: object) -> None:
+        self._spend.write()
         self._db.commit()
         self._db.close()
 
@@ -110,13 +122,54 @@ class CallCache:
 
     def _keep(self, key: str, reply: Completion, cost_usd: Decimal) -> None:
         self._replies[key] = reply
-        self.spent_usd += cost_usd
+        self._spend.add(cost_usd)
         self.num_calls += 1
         self._db.execute(
             "insert or replace into calls values (?, ?, ?)", (key, reply.model_dump_json(), f"{cost_usd:f}")
         )
         if self.num_calls % COMMIT_EVERY == 0:
             self._db.commit()
+
+
+@dataclass
+class SharedSpend:
+    """What the caches of one directory have spent. Each tells the others by a small file next to its own.
+
+    Calls of other ranks are seen after about `SECONDS_PER_LOOK`, so a limit may be passed by what the ranks
+    spend in that time, and by the calls in flight.
+    """
+
+    path: Path
+    own_usd: Decimal
+    _others_usd: Decimal = Decimal(0)
+    _looked_s: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.write()
+
+    def add(self, cost_usd: Decimal) -> None:
+        self.own_usd += cost_usd
+        self._look()
+
+    def total_usd(self) -> Decimal:
+        self._look()
+        return self.own_usd + self._others_usd
+
+    def write(self) -> None:
+        write_whole(self._file, f"{self.own_usd:f}")
+
+    @property
+    def _file(self) -> Path:
+        return self.path.with_suffix(SPENT)
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < SECONDS_PER_LOOK:
+            return
+        self._looked_s = now_s
+        self.write()
+        others = (file for file in self.path.parent.glob(f"*{SPENT}") if file != self._file)
+        self._others_usd = sum((Decimal(file.read_text()) for file in others), Decimal(0))
 
 
 @dataclass(frozen=True)

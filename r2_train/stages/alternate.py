@@ -154,6 +154,7 @@ class Alternation:
             partner=self.pair[other_module(module)],
             reference=self.reference,
             cache=self.run.directory / "calls",
+            max_cost_usd=config.max_cost_usd,
             seed=config.seed,
         )
         if not has_final(directory):

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,9 @@ class GrpoStage(Config):
     """Checkpoint of the other module, run in this process. None takes the served one."""
     reference: Reference
     cache: Path
-    """Directory of the call cache."""
+    """Directory of the call caches, one for each rank."""
+    max_cost_usd: Decimal | None = None
+    """Most that calls of the whole directory may cost, over all ranks and stages."""
     seed: int = 0
 
 
@@ -88,14 +91,15 @@ def run(stage: GrpoStage, run: StageRun) -> None:
 
     quiet_libraries()
     examples = read_examples(stage.examples)
-    model, tokenizer = load_causal_lm(stage.base), load_tokenizer(stage.base)
     arguments = {**DEFAULTS, **run.training_arguments(), **stage.grpo.trainer, "seed": stage.seed}
+    args = settings(GRPOConfig, arguments)  # before the model, which ZeRO-3 then divides while it is loaded
+    model, tokenizer = load_causal_lm(stage.base), load_tokenizer(stage.base)
     flat = StopWhenFlat(run.directory, stage.grpo.max_flat_steps)
     with _judge(stage, run, tokenizer) as judge:
         trainer = ConstrainedGrpoTrainer(
             model=model,
             reward_funcs=PlanReward(judge, stage.grpo.reward, stage.reference),
-            args=settings(GRPOConfig, arguments),
+            args=args,
             train_dataset=Dataset.from_list([_prompt_row(example) for example in examples]),
             processing_class=tokenizer,
             callbacks=[*run.callbacks, flat],
@@ -127,7 +131,7 @@ def _judge(stage: GrpoStage, run: StageRun, tokenizer: PreTrainedTokenizerBase) 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tasks = TaskSplit.load(stage.data).by_id
     partner = {} if stage.partner is None else {other_module(stage.module): Checkpoint(path=stage.partner)}
-    with CallCache(stage.cache / f"calls-{run.rank}.sqlite") as cache:
+    with CallCache(stage.cache / f"calls-{run.rank}.sqlite", stage.max_cost_usd) as cache:
         pool = open_pool(stage.pool, cache, partner)
         yield Judge(stage.module, pool, Grader(), stage.grpo.reward, tasks, _token_counts(tokenizer))
 

@@ -61,12 +61,13 @@ def run(stage: SftStage, run: StageRun) -> None:
 
     quiet_libraries()
     examples = read_examples(stage.examples)
+    arguments = {**DEFAULTS, **run.training_arguments(), **stage.sft.trainer, "seed": stage.seed}
+    args = settings(SFTConfig, arguments)  # before the model, which ZeRO-3 then divides while it is loaded
     model = load_fresh(stage.base, stage.seed) if stage.sft.fresh else load_causal_lm(stage.base)
     tokenizer = load_tokenizer(stage.base)
-    arguments = {**DEFAULTS, **run.training_arguments(), **stage.sft.trainer, "seed": stage.seed}
     trainer = SFTTrainer(
         model=model,
-        args=settings(SFTConfig, arguments),
+        args=args,
         train_dataset=Dataset.from_list([tokenized(example, tokenizer) for example in examples]),
         processing_class=tokenizer,
         callbacks=list(run.callbacks),

@@ -13,9 +13,10 @@ from rich.console import Console
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.grading.graders import Grader
-from r2_serve.types import Engine
+from r2_serve.prompts.conversation import asked
+from r2_serve.types import Engine, EngineCall, Sampling
 from r2_train.config import CollectConfig
-from r2_train.rollouts.call_cache import SpendLimitReached
+from r2_train.rollouts.call_cache import CallCache, SpendLimitReached
 from r2_train.stages.collect import WHOLE, Collector, CollectSummary
 from tests.support.scripted_evaluation import numbers, question, sums
 from tests.support.scripted_training import ADD, cache_in, engines, num_calls, plans, pool_over
@@ -135,3 +136,18 @@ async def test_the_spend_limit_stops_the_run_and_a_higher_one_goes_on(tmp_path: 
 def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
     with cache_in(tmp_path), pytest.raises(ConfigError, match="another process uses"), cache_in(tmp_path):
         pass
+
+
+async def test_spend_of_every_cache_of_the_directory_counts_against_the_limit(tmp_path: Path) -> None:
+    """Each rank of a GRPO stage has a cache of its own."""
+    call = EngineCall(messages=asked("Add 1 and 2."), sampling=Sampling())
+    with CallCache(tmp_path / "calls-1.sqlite") as other:
+        await pool_over(other, engines(large=["3"])).ask("large", call.messages, call.sampling)
+        spent_usd = other.spent_usd
+        assert spent_usd > 0
+    with CallCache(tmp_path / "calls-0.sqlite", max_cost_usd=spent_usd) as cache:
+        assert cache.spent_usd == spent_usd
+        with pytest.raises(SpendLimitReached, match="raise the limit"):
+            await pool_over(cache, engines(large=["3"])).ask("large", call.messages, call.sampling)
+    with CallCache(tmp_path / "calls-1.sqlite") as again:
+        assert again.spent_usd == spent_usd, "its own calls count once"

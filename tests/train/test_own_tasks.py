@@ -1,0 +1,62 @@
+"""`r2-train collect -d` trains on a user's own questions, and later commands go on with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from r2_serve.lab.domains import words
+from r2_train.cli import app
+
+CONFIG = """
+pool: {virtual_model: r2, reference: same-plans}
+data: {benchmark: scan, num_train: 6, num_validation: 3}
+collect: {num_candidates: 1, executor: words-48k}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    rows = [{"question": task.query, "answer": task.gold} for task in words.tasks("train", 40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def called(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_own_questions_are_collected_and_searched(place: Path) -> None:
+    run = place / "run"
+    code, said = called(
+        "collect", "-c", place / "config.yaml", "-d", place / "mine.jsonl", "--grader", "number", "-o", run
+    )
+    assert code == 0, said
+    assert json.loads((run / "collect" / "summary.json").read_text())["num_kept"] >= 5
+    code, said = called("search", "-o", run)
+    assert code == 0, said
+    assert json.loads((run / "search" / "summary.json").read_text())["num_solved"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(("--grader", "guess"), "guess"), (("-b", "chess"), "chess")],
+    ids=["grader", "benchmark"],
+)
+def test_wrong_name_is_an_error_without_a_traceback(
+    place: Path, option: tuple[str, str], message: str
+) -> None:
+    code, said = called(
+        "collect", "-c", place / "config.yaml", "-d", place / "mine.jsonl", *option, "-o", place / "run"
+    )
+    assert code != 0 and message in said and "Traceback" not in said
+
+
+def test_command_without_a_config_names_the_file_that_is_missing(tmp_path: Path) -> None:
+    code, said = called("search", "-o", tmp_path / "nothing")
+    assert code != 0 and "config.yaml" in said
