@@ -120,6 +120,24 @@ def search(out: OutOption, config: ConfigOption = None) -> None:
 
 
 @app.command()
+def prompts(
+    out: OutOption,
+    file: Annotated[Path, typer.Argument(help="YAML file for `prompts:` of the virtual model.")],
+    examples: Annotated[int, typer.Option(min=1, help="Number of questions with their plans.")] = 3,
+    config: ConfigOption = None,
+) -> None:
+    """Write few-shot examples from what `collect` and `search` found, for `prompts:` of the virtual model.
+
+    \b
+    Example:  r2-train prompts prompts-0001.yaml --examples 3 -o runs/mine
+    """
+    from r2_train.stages.few_shot import write_prompts
+
+    written = _guarded(lambda: write_prompts(_run(config, out), file, examples))
+    typer.echo(f"written: {file}, version {written.sha256[:12]}. Now: prompts: {file} in the virtual model")
+
+
+@app.command()
 def sft(out: OutOption, module: ModuleOption, config: ConfigOption = None) -> None:
     """Fine-tune a module on what `collect` (decomposer) or `search` (allocator) found.
 

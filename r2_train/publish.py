@@ -10,6 +10,7 @@ import datetime
 from pathlib import Path
 
 from r2_serve.adapters import write_adapter
+from r2_serve.config.prompts import prompts_sha256
 from r2_serve.errors import ConfigError
 from r2_serve.lab.jsonl import read_jsonl
 from r2_serve.types import AdapterManifest
@@ -34,6 +35,7 @@ def write_module(run: TrainingRun, module: Module, name: str, parent: Path) -> P
         module=module,
         codec=codec.name,
         codec_version=codec.version,
+        prompts_sha256=prompts_sha256(run.described.virtual.prompts),
         data_sha256=run.tasks.sha256,
         metrics=_metrics(run.directory),
         created=datetime.datetime.now(datetime.UTC),

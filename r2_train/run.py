@@ -119,7 +119,7 @@ class TrainingRun:
 
     async def search(self) -> SearchSummary:
         """Searches schemes for the plans of training tasks, with thresholds fitted on validation tasks."""
-        train, validation = self._kept_plans()
+        train, validation = self.kept_plans()
         self.provenance.renew("search", self._search_facts(), self.directory / "search")
         async with self.pool() as pool:
             searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
@@ -141,7 +141,8 @@ class TrainingRun:
             "tasks": [self.config.data.benchmark, self.config.data.data, self.config.data.grader],
         }
 
-    def _kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
+    def kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
+        """The training and the validation tasks that `collect` kept a plan for. Raises: ConfigError."""
         rows = read_jsonl(self.directory / "collect" / PLANS, CollectedTask)
         plans = {row.task_id: row.plan for row in rows if row.plan is not None}
         if not plans:
@@ -185,7 +186,7 @@ class TrainingRun:
 
     def sft_examples(self, module: Module) -> list[Example]:
         """The examples that collect and search give. Raises: ConfigError if there is none."""
-        pool, planned = self.described, self._kept_plans()[0]
+        pool, planned = self.described, self.kept_plans()[0]
         if module == "decomposer":
             examples = [plan_example(pool, p.task.id, p.task.query, p.plan) for p in planned]
         else:

@@ -100,7 +100,8 @@ class ServedDecomposer:
         self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
         member = self._pool[config.model]
-        rendered = member.codec.render_decompose(messages, limits.max_subtasks)
+        codec = member.codec.with_prompts(config.prompts)
+        rendered = codec.render_decompose(messages, limits.max_subtasks)
         prompt = member.prompt(rendered, member.codec.plan_schema(limits.max_subtasks))
         count = config.num_samples
         stage = _Stage[Decomposition](self._handle.decompose, ledger, "decompose", config.max_tokens, count)
@@ -125,7 +126,8 @@ class ServedAllocator:
     async def allocate(self, task: AllocationTask, ledger: Ledger) -> AllocationResult:
         member = self._pool[task.config.model]
         cards = [self._pool[name].config for name in task.names]
-        messages = member.codec.render_allocate(task.messages, task.plan, cards)
+        codec = member.codec.with_prompts(task.config.prompts)
+        messages = codec.render_allocate(task.messages, task.plan, cards)
         prompt = member.prompt(messages, member.codec.allocation_schema(task.plan, cards))
         stage = _Stage[AllocationResult](self._handle.allocate, ledger, "allocate", task.config.max_tokens)
         try:

@@ -40,6 +40,7 @@ from r2_serve.config.engines import (
 from r2_serve.config.gates import GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
+from r2_serve.config.prompts import Prompts, read_prompts
 from r2_serve.config.scaling import PlanAheadConfig
 from r2_serve.config.server import FEEDBACK_FILE, FeedbackConfig, ResponsesConfig, ServerConfig
 from r2_serve.types import Ability, ModelCard, Need
@@ -58,6 +59,7 @@ __all__ = [
     "LimitsConfig",
     "LocalEngineConfig",
     "NumpyEngineConfig",
+    "Prompts",
     "PlanAheadConfig",
     "RecordedEngineConfig",
     "ResponsesConfig",
@@ -273,6 +275,8 @@ class DecomposerConfig(Config):
     """Seconds for all samples together; samples that are not back by then count as rejected."""
     retries_cut: bool = True
     """Whether a plan that is cut at `max_tokens` is asked for once more with more room."""
+    prompts: Prompts | None = None
+    """Texts of the prompt: `prompts` of the virtual model, which sets this."""
     weights: ScoreWeights = ScoreWeights()
 
     @property
@@ -294,6 +298,8 @@ class AllocatorConfig(Config):
     """Seconds for the allocation; after that every subtask goes to the default model."""
     retries_cut: bool = True
     """Whether an allocation that is cut at `max_tokens` is asked for once more with more room."""
+    prompts: Prompts | None = None
+    """Texts of the prompt: `prompts` of the virtual model, which sets this."""
 
 
 class SpillConfig(Config):
@@ -345,8 +351,25 @@ class VirtualModelConfig(Config):
     Where a request names the model (`r2.models`, `r2.policy`), the pool does not stand in for it."""
     spill: SpillConfig | None = None
     """None: subtasks wait for the model chosen for them."""
+    prompts: Prompts | None = None
+    """A YAML file with the texts of the prompts and with examples, which every router node must see; or the
+    texts themselves. None: the built-in texts. Adapters name the texts that they were trained with."""
     description: str = ""
     """One line for clients that list the models."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_reach_both_modules(cls, given: object) -> object:
+        if not isinstance(given, Mapping) or not (prompts := given.get("prompts")):
+            return given
+        texts = read_prompts(prompts) if isinstance(prompts, str) else prompts
+        changed: dict[str, object] = {**given, "prompts": texts}
+        for module in ("decomposer", "allocator"):
+            if isinstance(section := given.get(module), Mapping):
+                changed[module] = {**section, "prompts": texts}
+            elif isinstance(section, Config):
+                changed[module] = section.model_copy(update={"prompts": Prompts.model_validate(texts)})
+        return changed
 
     @model_validator(mode="after")
     def _gates_resolve(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from r2_serve.config import Prompts
 from r2_serve.prompts.compact import CompactCodec
 from r2_serve.prompts.instruct import InstructCodec
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask
@@ -25,6 +26,10 @@ class Codec(Protocol):
 
     takes_conversations: bool
     """Whether its models answer a conversation as it is; False if they know the texts of steps alone."""
+
+    def with_prompts(self, prompts: Prompts | None) -> Codec:
+        """The codec with these texts in place of the built-in ones, if its dialect has texts."""
+        ...
 
     def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
         """The prompt for a plan of the client's conversation."""

@@ -46,6 +46,10 @@ class CompactCodec:
     is_streamable = False
     takes_conversations = False
 
+    def with_prompts(self, prompts: object) -> CompactCodec:
+        """The same: this dialect has no texts."""
+        return self
+
     def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
         numbers, words = 0, []
         for token in _QUERY_TOKEN.findall(conversation_text(messages).lower()):

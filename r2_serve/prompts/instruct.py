@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from r2_serve.config import Prompts
 from r2_serve.errors import CodecError
 from r2_serve.prompts.conversation import followed_by, tagged
 from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
@@ -63,15 +64,26 @@ class _AllocationReply(BaseModel):
 
 
 class InstructCodec:
-    """The `instruct` dialect; the module's docstring describes it."""
+    """The `instruct` dialect; `texts` replace the built-in ones. The docstring of the module describes it."""
 
     name = "instruct"
     version = 2
     is_streamable = True
     takes_conversations = True
 
+    def __init__(self, texts: Prompts | None = None) -> None:
+        self._own = texts or Prompts()
+
+    def with_prompts(self, prompts: Prompts | None) -> InstructCodec:
+        return InstructCodec(prompts)
+
     def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
-        return followed_by(messages, tagged("task", _DECOMPOSE.replace("MAX", str(max_subtasks))))
+        task = (self._own.decompose or _DECOMPOSE).replace("MAX", str(max_subtasks))
+        shown = (
+            f"Question: {example.query}\nReply: {self.format_plan(example.plan, example.query)}"
+            for example in self._own.examples
+        )
+        return followed_by(messages, tagged("task", "\n\n".join([task, *shown])))
 
     def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
         """Each step by its place, so that its id is the place and it depends on earlier steps alone."""
@@ -100,7 +112,13 @@ class InstructCodec:
     def render_allocate(
         self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
     ) -> list[Message]:
-        task = "\n".join([_ALLOCATE, *map(_pool_line, pool)])
+        lines = [self._own.allocate or _ALLOCATE, *map(_pool_line, pool)]
+        names = {card.name for card in pool}
+        for example in self._own.examples:
+            if example.models is not None and names.issuperset(example.models):
+                reply = self.format_allocation(Allocation(models=example.models), pool)
+                lines.append(f"\nPlan: {self.format_plan(example.plan, '')}\nReply: {reply}")
+        task = "\n".join(lines)
         return followed_by(messages, f"{tagged('plan', self.format_plan(plan, ''))}\n{tagged('task', task)}")
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None:
@@ -129,7 +147,8 @@ class InstructCodec:
         done = [
             tagged(f"answer_{i}", f"{plan.subtasks[i - 1].text}\n=> {answers[i]}") for i in sorted(answers)
         ]
-        task = _CONCLUDE if subtask.id == plan.final_id else _WORK
+        own, is_last = self._own, subtask.id == plan.final_id
+        task = (own.last_step or _CONCLUDE) if is_last else (own.step or _WORK)
         return followed_by(messages, "\n".join([*done, tagged("step", subtask.text), tagged("task", task)]))
 
     def render_query(self, messages: Sequence[Message]) -> list[Message]:

@@ -75,7 +75,7 @@ class Allocator:
         codec = self.pool[config.model].codec
         cards = [*(self.pool[name].config for name in task.names), *offered(task.gates, codec)]
         spec = CallSpec(
-            render=lambda c: c.render_allocate(task.messages, plan, cards),
+            render=lambda c: c.with_prompts(config.prompts).render_allocate(task.messages, plan, cards),
             stage="allocate",
             sampling=Sampling(
                 max_tokens=config.max_tokens,

@@ -138,7 +138,8 @@ class Costs:
         """The prompt of the decomposer."""
         config, max_subtasks = self.virtual.decomposer, self.limits.max_subtasks
         member = self.pool[config.model]
-        rendered = member.codec.render_decompose(self.query.messages, max_subtasks)
+        codec = member.codec.with_prompts(config.prompts)
+        rendered = codec.render_decompose(self.query.messages, max_subtasks)
         schema = member.codec.plan_schema(max_subtasks)
         return call_usd(member.config, prompt_tokens(member, rendered, schema), 0)
 
@@ -147,7 +148,7 @@ class Costs:
         config = self.virtual.allocator
         member, gates = self.pool[config.model], self.gates.cards()
         cards = [*(self.pool[name].config for name in self.virtual.pool), *offered(gates, member.codec)]
-        rendered = member.codec.render_allocate(messages, plan, cards)
+        rendered = member.codec.with_prompts(config.prompts).render_allocate(messages, plan, cards)
         num_tokens = prompt_tokens(member, rendered, member.codec.allocation_schema(plan, cards))
         return call_usd(member.config, num_tokens, self.allocation_tokens(plan))
 
@@ -215,7 +216,7 @@ class Costs:
         return min(direct_usd, self.steps(WHOLE, [gate])[1].usd(answer_tokens))
 
     def _step_tokens(self, member: PoolMember, plan: Plan, subtask: Subtask) -> int:
-        codec, needed = member.codec, sorted(set(subtask.depends_on))
+        codec, needed = member.codec.with_prompts(self.virtual.prompts), sorted(set(subtask.depends_on))
         if len(plan.subtasks) == 1 and plan.final_id is not None and codec.takes_conversations:
             return self.conversation_tokens(member)
         messages = read_by(subtask, plan, self.query.messages, self.virtual)

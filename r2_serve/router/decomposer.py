@@ -175,7 +175,7 @@ class _Asker:
         config, max_subtasks = self.config, self.limits.max_subtasks
         codec = self.caller.pool[config.model].codec
         return CallSpec(
-            render=lambda c: c.render_decompose(self.messages, max_subtasks),
+            render=lambda c: c.with_prompts(config.prompts).render_decompose(self.messages, max_subtasks),
             stage="decompose",
             sampling=Sampling(
                 max_tokens=config.max_tokens,

@@ -174,7 +174,7 @@ class PlanRun:
         def render(codec: Codec) -> list[Message]:
             if self._is_whole(codec):
                 return codec.render_query(messages)
-            return codec.render_subtask(read, self.plan, subtask, answers)
+            return codec.with_prompts(self.virtual.prompts).render_subtask(read, self.plan, subtask, answers)
 
         return CallSpec(
             render=render,

@@ -362,6 +362,8 @@ class AdapterManifest(Record):
     codec_version: int
     data_sha256: Sha256
     """SHA-256 of the training data."""
+    prompts_sha256: Sha256 | None = None
+    """Version of the virtual model's `prompts` in training; None for the built-in texts."""
     metrics: dict[str, float] = Field(default={})
     created: AwareDatetime
     trainer: str = ""

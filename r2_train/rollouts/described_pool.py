@@ -56,8 +56,8 @@ class DescribedPool:
         return self.config.model(section.model)
 
     def codec_of(self, module: Module) -> Codec:
-        """The dialect that the module's model reads and writes."""
-        return get_codec(self.module_model(module).codec)
+        """The dialect that the module's model reads and writes, with the texts of the virtual model."""
+        return get_codec(self.module_model(module).codec).with_prompts(self.virtual.prompts)
 
 
 def described(config: PoolConfig) -> DescribedPool:

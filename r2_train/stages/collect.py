@@ -165,7 +165,7 @@ class Collector:
         """A plan, or why there is none: the reply is not valid, or the call failed."""
         section = self.pool.routing.virtual_models[self.pool.virtual_model].decomposer
         teacher, limits = self.config.teacher or section.model, self.pool.routing.limits
-        codec = self.pool.members[teacher].codec
+        codec = self.pool.members[teacher].codec.with_prompts(section.prompts)
         messages = codec.render_decompose(asked(task.query), limits.max_subtasks)
         sampling = Sampling(
             max_tokens=section.max_tokens,

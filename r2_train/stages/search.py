@@ -224,7 +224,8 @@ class Searcher:
         for step in steps:
             inputs = {d: answers[d] for d in step.depends_on}
             conversation = (Message(role="user", content=query),)
-            messages = member.codec.render_subtask(conversation, item.plan, step, inputs)
+            codec = member.codec.with_prompts(self.pool.virtual.prompts)
+            messages = codec.render_subtask(conversation, item.plan, step, inputs)
             reply = await self.pool.ask(self.probe, messages, sampling)
             if reply.logprobs is None:
                 raise ConfigError(

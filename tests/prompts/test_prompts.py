@@ -2,11 +2,15 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from r2_serve.config import Prompts, VirtualModelConfig
+from r2_serve.config.prompts import PromptExample
 from r2_serve.errors import CodecError
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.prompts.conversation import asked, followed_by
@@ -372,3 +376,58 @@ def test_blocks_and_items_that_hold_our_tags_are_not_sent_in_place_of_the_escape
         assert message.blocks is None or block not in message.blocks
         assert message.items is None
         assert "<step>" not in message.text
+
+
+# -- prompts of a virtual model ------------------------------------------------------------------------------
+
+TEXTS = Prompts(
+    decompose="Plan it in at most MAX steps.",
+    allocate="Choose models.",
+    step="Do it.",
+    examples=(PromptExample(query="What is 2 + 3?", plan=plan_of("2 + 3"), models=("small",)),),
+)
+
+
+def test_own_texts_and_examples_replace_the_built_in_ones() -> None:
+    codec = INSTRUCT.with_prompts(TEXTS)
+    decompose = codec.render_decompose(asked(QUERY), 4)[-1].text
+    assert "Plan it in at most 4 steps." in decompose and "Split what" not in decompose
+    assert "Question: What is 2 + 3?\nReply: {" in decompose
+    allocate = codec.render_allocate(asked(QUERY), PLAN, POOL)[-1].text
+    assert "Choose models." in allocate and 'Reply: {"models": ["small"]}' in allocate
+    step, last = (codec.render_subtask(asked(QUERY), PLAN, PLAN.subtasks[i], {})[-1].text for i in (0, 2))
+    assert "Do it." in step and "complete final answer" in last, "what is not given stays"
+
+
+def test_example_with_a_model_that_is_gone_is_not_shown_to_the_allocator() -> None:
+    codec = INSTRUCT.with_prompts(TEXTS)
+    assert "Reply: {" not in codec.render_allocate(asked(QUERY), PLAN, POOL[1:])[-1].text
+
+
+def test_compact_dialect_has_no_texts() -> None:
+    assert COMPACT.with_prompts(TEXTS) is COMPACT
+
+
+def virtual_model(**fields: object) -> VirtualModelConfig:
+    modules = {"decomposer": {"model": "planner"}, "allocator": {"model": "planner"}}
+    return VirtualModelConfig.model_validate({"pool": ["small"], **modules, **fields})
+
+
+def test_prompts_come_from_a_file_and_reach_both_modules(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.yaml"
+    file.write_text(json.dumps(TEXTS.model_dump(mode="json")))
+    virtual = virtual_model(prompts=str(file))
+    assert virtual.prompts == virtual.decomposer.prompts == virtual.allocator.prompts == TEXTS
+    assert VirtualModelConfig.model_validate(virtual.model_dump(mode="json")) == virtual
+    assert virtual_model().decomposer.prompts is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "cannot read the prompts"), ("decomposes: x", "decomposes"), ("[", "YAML")]
+)
+def test_wrong_file_of_prompts_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "prompts.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValidationError, match=message):
+        virtual_model(prompts=str(file))

@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from r2_serve.config.prompts import read_prompts
 from r2_serve.lab.domains import words
 from r2_train.cli import app
+from r2_train.config import load_config
+from r2_train.run import TrainingRun
 
 CONFIG = """
 pool: {virtual_model: r2, reference: same-plans}
@@ -60,3 +64,17 @@ def test_wrong_name_is_an_error_without_a_traceback(
 def test_command_without_a_config_names_the_file_that_is_missing(tmp_path: Path) -> None:
     code, said = called("search", "-o", tmp_path / "nothing")
     assert code != 0 and "config.yaml" in said
+
+
+def test_examples_of_prompts_are_training_tasks_with_their_plans_and_models(place: Path) -> None:
+    run, file = place / "run", place / "prompts.yaml"
+    called("collect", "-c", place / "config.yaml", "-d", place / "mine.jsonl", "-g", "number", "-o", run)
+    called("search", "-o", run)
+    code, said = called("prompts", file, "--examples", 2, "-o", run)
+    assert code == 0, said
+    examples = read_prompts(str(file)).examples
+    tasks = TrainingRun(load_config(run / "config.yaml"), run, Console(quiet=True)).tasks
+    assert len(examples) == 2 and {example.query for example in examples} <= {t.query for t in tasks.train}
+    assert all(len(example.models or ()) in (0, len(example.plan.subtasks)) for example in examples)
+    code, said = called("prompts", file, "-o", run)
+    assert code != 0 and "exists" in said, "a version is never overwritten"

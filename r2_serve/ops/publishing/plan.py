@@ -18,6 +18,7 @@ from r2_serve.config import (
     RoutingConfig,
     VllmEngineConfig,
 )
+from r2_serve.config.prompts import prompts_sha256
 from r2_serve.errors import ConfigError
 from r2_serve.ops.publishing.config_file import changed, with_adapter, with_route
 from r2_serve.serve_config import Problem, own_problems, parse_yaml
@@ -73,6 +74,7 @@ def plan_publication(
     pool = _Pool(text)
     card, app = pool.base_of(manifest)
     targets = pool.targets(manifest.module, card.name, virtual_models)
+    pool.check_prompts(manifest, targets)
     loaded = pool.live_adapters(app)
     if manifest.name in pool.adapters(app):
         back = f"`r2-serve rollback --module {manifest.module} --to {manifest.name}` routes to it"
@@ -177,6 +179,16 @@ class _Pool:
     def module(self, virtual_model: str, module: Module) -> DecomposerConfig | AllocatorConfig:
         virtual = self._routing.virtual_models[virtual_model]
         return virtual.decomposer if module == "decomposer" else virtual.allocator
+
+    def check_prompts(self, manifest: AdapterManifest, targets: Sequence[str]) -> None:
+        """The adapter must have learned the prompts that it will read."""
+        for name in targets:
+            if prompts_sha256(self._routing.virtual_models[name].prompts) != manifest.prompts_sha256:
+                trained = "the built-in texts" if manifest.prompts_sha256 is None else "other texts"
+                raise ConfigError(
+                    f"adapter {manifest.name!r} was trained with {trained} than `prompts` of virtual model "
+                    f"{name!r}: set the file that it was trained with, or train it with this one"
+                )
 
     def check_virtual_models(self, names: Sequence[str]) -> None:
         known = self._routing.virtual_models
