@@ -118,9 +118,11 @@ def rules_gate(name: str, spec: GateSpec, means: Means, description: str = "") -
 def own_check(path: str) -> CheckFunction:
     """The function at MODULE:NAME. Raises: ConfigError."""
     try:
-        function: CheckFunction = imported(path)
+        function = imported(path)
     except ConfigError as e:
         raise ConfigError(f"the check {path!r}: {e.message}") from e
+    if not callable(function):
+        raise ConfigError(f"the check {path!r} is no function")
     return function
 
 
