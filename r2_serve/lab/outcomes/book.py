@@ -7,7 +7,6 @@ Records of one task and step repeat the prompt, so that a part of a book is a bo
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
@@ -41,6 +40,10 @@ class Outcome(Record):
     group: int | None = None
     """Answers to one task that are equal have one number. The gold answer's is 0."""
     right: bool | None = None
+    score: float | None = Field(default=None, ge=0, le=1)
+    """The score that a client gave; `right` says whether it is 0.5 or more."""
+    score_source: str | None = None
+    """Who gave the score: `user`, a person, or `check`, a program."""
     tokens_in: int = Field(default=0, ge=0)
     tokens_out: int = Field(default=0, ge=0)
     tokens_cached: int = Field(default=0, ge=0)
@@ -56,11 +59,6 @@ class Outcome(Record):
     def key(self) -> tuple[str, str, str]:
         """What is recorded once in a book: the task, the step and the model."""
         return self.task, self.step, self.model
-
-
-def prompt_hash(prompt: str) -> str:
-    """The hash by which prompts are compared without being shown."""
-    return hashlib.sha256(prompt.encode(errors="replace")).hexdigest()[:16]
 
 
 def open_text(path: Path) -> IO[str]:

@@ -29,6 +29,14 @@ class Format(StrEnum):
     routerbench = "routerbench"
     csv = "csv"
     jsonl = "jsonl"
+    traces = "traces"
+
+
+class View(StrEnum):
+    """What the records of traces are about."""
+
+    models = "models"
+    routers = "routers"
 
 
 class GraderChoice(StrEnum):
@@ -63,17 +71,25 @@ def import_(
     column: Annotated[
         list[str] | None, typer.Option(help="csv, jsonl: FIELD=COLUMN, such as reply=output; repeatable.")
     ] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="traces: the file of scores; default: the one in the directory.")
+    ] = None,
+    by: Annotated[
+        View, typer.Option(help="traces: a record of each model's reply, or of each router's answer.")
+    ] = View.models,
 ) -> None:
-    """Make a book of the replies in published files: read, grade and price each of them.
+    """Make a book of the replies in published files or traces: read, grade and price each of them.
 
     \b
     Formats:  recorded     JSONL of tasks and replies
               zeroeval     a result file of ZeroEval; one model in each file
               routerbench  the CSV of RouterBench, which holds its own verdicts
               csv, jsonl   a reply in each row; fields are task, model, prompt, reply, gold, right, ...
+              traces       a directory of traces, with the scores of POST /v1/r2/feedback
     Example:  r2-serve outcomes import recorded gsm.jsonl.gz -g number --prices prices.yaml --out gsm.book
               r2-serve outcomes import zeroeval gsm/gpt-4o.json --model gpt-4o -g number -o gpt-4o.book
               r2-serve outcomes import csv runs.csv --column reply=output -g text --out runs.book
+              r2-serve outcomes import traces /var/r2/traces --out served.book
     """
     from r2_serve.lab.outcomes.book import write_book
     from r2_serve.lab.outcomes.importing import FORMATS, Source, priced, read_prices
@@ -84,14 +100,17 @@ def import_(
         records = [
             priced(record, by_model)
             for path in files
-            for record in FORMATS[file_format.value](Source(path, model, columns))
+            for record in FORMATS[file_format.value](Source(path, model, columns, feedback, by.value))
         ]
         unpriced = sorted({r.model for r in records if r.model not in by_model and not r.cost_usd})
         if prices and unpriced:
             fail(f"{prices} has no price for {', '.join(unpriced)}: add a line for each")
-        records = _graded(records, grader, needs_grader=file_format is not Format.routerbench)
+        records = _graded(
+            records, grader, needs_grader=file_format not in (Format.routerbench, Format.traces)
+        )
         count = write_book(out, records)
-    typer.echo(f"written: {out}, {count} replies. Now: r2-serve replay {out}")
+    rated = f", {sum(r.score is not None for r in records)} rated" if file_format is Format.traces else ""
+    typer.echo(f"written: {out}, {count} replies{rated}. Now: r2-serve replay {out}")
 
 
 @outcomes_app.command()
@@ -182,7 +201,7 @@ def replay(
     from r2_serve.lab.outcomes.book import read_book
     from r2_serve.lab.outcomes.figures import report_of
     from r2_serve.lab.outcomes.goals import parse_target
-    from r2_serve.lab.outcomes.offpolicy import holds_choices
+    from r2_serve.lab.outcomes.offpolicy import holds_choices, with_verdicts
     from r2_serve.lab.outcomes.page import COLUMNS, cells, page, print_report, title
     from r2_serve.lab.outcomes.replay import replay as run
     from r2_serve.lab.outcomes.table import table_of
@@ -190,7 +209,7 @@ def replay(
 
     with plain_errors():
         promise = parse_target(target, confidence) if target else None
-        table = table_of(read_book(book))
+        table = table_of(with_verdicts(read_book(book)))
         if holds_choices(table):
             _estimate(table, json_file)
             return

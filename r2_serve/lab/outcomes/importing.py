@@ -6,6 +6,7 @@
 - `routerbench` is the CSV of RouterBench: a row for each task, with the columns `MODEL`,
   `MODEL|model_response` and `MODEL|total_cost` for each model.
 - `csv` and `jsonl` have a row for each reply; `--column` names its columns.
+- `traces` is a directory of traces, joined with the feedback of clients (`served`).
 
 Sources: github.com/WildEval/ZeroEval (result_dirs); github.com/withmartian/routerbench.
 """
@@ -24,7 +25,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from r2_serve.errors import BookError
-from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text, prompt_hash
+from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text
+from r2_serve.lab.outcomes.served import View, outcomes_of, served_queries
+from r2_serve.types import text_hash
 
 CHARS_PER_TOKEN = 4
 """Characters of one token, where a file counts no tokens."""
@@ -70,6 +73,10 @@ class Source:
     """The model of a `zeroeval` file; by default the one that its rows name."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The column of each field (`csv`, `jsonl`); by default the column of the field's own name."""
+    feedback: Path | None = None
+    """The database of scores (`traces`); by default the one beside the traces."""
+    view: View = "models"
+    """What a record of `traces` is about."""
 
 
 def recorded(source: Source) -> Iterator[Outcome]:
@@ -223,7 +230,7 @@ def _outcome(fields: Mapping[str, object], place: str) -> Outcome:
     """Raises: BookError naming the place and the field."""
     prompt = str(fields.get("prompt", ""))
     try:
-        return Outcome.model_validate({**fields, "prompt_hash": prompt_hash(prompt)})
+        return Outcome.model_validate({**fields, "prompt_hash": text_hash(prompt)})
     except ValidationError as e:
         first = e.errors()[0]
         raise BookError(f"{place}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
@@ -258,10 +265,16 @@ def _number(text: object, place: str) -> Decimal:
         raise BookError(f"{place}: {text!r} is not a number") from e
 
 
+def traces(source: Source) -> Iterator[Outcome]:
+    """Read a directory of traces, or one file, with the scores of its queries. Raises: BookError."""
+    return outcomes_of(*served_queries(source.path, source.feedback), source.view)
+
+
 FORMATS = {
     "recorded": recorded,
     "zeroeval": zeroeval,
     "routerbench": routerbench,
     "csv": table_csv,
     "jsonl": table_jsonl,
+    "traces": traces,
 }

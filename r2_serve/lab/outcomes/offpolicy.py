@@ -20,10 +20,13 @@ import numpy as np
 
 from r2_serve.errors import BookError
 from r2_serve.gates.table import Bools, Floats, OutcomeTable
+from r2_serve.lab.outcomes.book import Outcome
 from r2_serve.types import Record
 
 LEAST_EFFECTIVE = 30.0
 """A smaller effective sample says too little: the normal interval no longer holds."""
+MOST_DEVIATIONS = 4.0
+"""Standard deviations by which a model's weights may miss the number of tasks."""
 NUM_FOLDS = 5
 _RIDGE = 1.0
 
@@ -56,6 +59,15 @@ class Estimates(Record):
     models: tuple[ModelEstimate, ...]
 
 
+def with_verdicts(records: list[Outcome]) -> list[Outcome]:
+    """The records to replay: of a book of served traffic, those that were rated; of others, all of them."""
+    is_served = any(record.propensity is not None for record in records)
+    rated = [record for record in records if record.right is not None] if is_served else records
+    if not rated:
+        raise BookError("the book holds no rated reply: clients rate answers by POST /v1/r2/feedback")
+    return rated
+
+
 def holds_choices(table: OutcomeTable) -> bool:
     """Whether the book holds one reply for each task, with the probability of that choice."""
     is_one = bool((table.is_asked.sum(axis=1) == 1).all())
@@ -77,6 +89,8 @@ def _estimate(table: OutcomeTable, model: int, seed: int) -> ModelEstimate:
     if effective < LEAST_EFFECTIVE:
         reason = f"the effective sample is {effective:.0f} replies; at least {LEAST_EFFECTIVE:.0f} are needed"
         return known.model_copy(update={"refused": reason})
+    if (bias := _why_biased(table.propensity[asked, model], len(table))) is not None:
+        return known.model_copy(update={"refused": bias})
     right, cost = table.right[:, model].astype(float), table.cost_usd[:, model]
     return known.model_copy(
         update={
@@ -84,6 +98,22 @@ def _estimate(table: OutcomeTable, model: int, seed: int) -> ModelEstimate:
             "accuracy_dr": doubly_robust(right, weights, _predicted(table, right, asked, seed)),
             "cost_usd_dr": doubly_robust(cost, weights, _predicted(table, cost, asked, seed)),
         }
+    )
+
+
+def _why_biased(propensity: Floats, num_tasks: int) -> str | None:
+    """Why the replies do not stand for all tasks; None if they may.
+
+    The weights of a model that every task can draw add up to the number of tasks, but for chance. A model
+    that a rule gives some tasks and not others has no reply to the others, which no weight can replace.
+    """
+    total = float((1 / propensity).sum())
+    deviation = math.sqrt(float(((1 - propensity) / propensity**2).sum()))
+    if abs(total - num_tasks) <= MOST_DEVIATIONS * deviation + 1e-6 * num_tasks:
+        return None
+    return (
+        f"its replies stand for {total:.0f} of {num_tasks} tasks: the choice was not drawn at random for all "
+        "of them (serve with a policy such as random:A=0.9,B=0.1)"
     )
 
 
