@@ -56,7 +56,7 @@ def _beside(traces: Path) -> Path | None:
 
 
 def _counting(scores: Iterable[Score]) -> Scores:
-    """Of a person's and a program's score of one answer, the program's counts."""
+    """The score that counts for each task and step: a program's rather than a person's."""
     ranked = sorted(scores, key=lambda score: score.source == "check")
     return {(score.task, score.step): score for score in ranked}
 
