@@ -38,7 +38,9 @@ from r2_train.tiny.tiny_data import DomainName
 
 CONFIGS = Path(__file__).parent / "configs"
 DOMAINS: tuple[DomainName, ...] = ("words", "scan")
-TESTS: dict[DomainName, tuple[str, ...]] = {"words": ("test",), "scan": ("length", "simple")}
+TESTS: dict[DomainName, tuple[str, ...]] = {
+    "everyday": ("test",), "words": ("test",), "scan": ("length", "simple"),
+}  # fmt: skip
 """The held-out splits of each domain. The first one is the headline."""
 NUM_TEST_TASKS = 1000
 SUMMARY = "summary.json"

@@ -227,12 +227,23 @@ def last_number(answer: str) -> str | None:
     return f"{sign}{digits}" if digits else "0"
 
 
+# -- everyday problems ---------------------------------------------------------------------------------------
+
+
+def listed_results(answer: str) -> tuple[str, ...]:
+    """The results that a reply states, in order: numbers without thousands separators, and words."""
+    text = read_answer(answer, is_rest=True).text.lower()
+    whole = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+    return tuple(found for found in re.findall(r"[a-z]+|[0-9]+", whole) if found != "and")
+
+
 READERS: dict[str, Callable[[str], object]] = {
     "csqa": last_letter,
     "scan": scan_actions,
     "musique": lambda reply: normalised_span(read_answer(reply).text),
     "gsm8k": last_number,
     "words": last_number,
+    "everyday": listed_results,
 }
 """The answer of a reply in the form in which two answers are compared, by benchmark."""
 
@@ -258,6 +269,8 @@ def is_right(row: Mapping[str, object], answer: str) -> bool:
             return bool(read_answer(answer).text.strip()) and span_scores(answer, gold)[0] == 1.0
         case "words":
             return last_number(answer) == str(gold)
+        case "everyday":
+            return listed_results(answer) == listed_results(str(gold))
     raise ValueError(f"no text grader for {row['benchmark']!r}")
 
 

@@ -11,6 +11,7 @@
 | musique | exact match with the answer or an alias; F1 is a second score | `grade_text.span_scores` |
 | words | the last whole number | `grade_text.last_number` |
 | qa, and any other on request | the grader of that name, or your own by import path | `named` |
+| everyday | all results, in order | `grade_text.listed_results` |
 
 `correct` is None if the grader cannot decide (`ungradable`, `error`, `timeout` of a comparison). Such a
 verdict is never turned into False, and never dropped. A reply in which no answer is found is `unparsed` and
@@ -162,6 +163,8 @@ class Grader:
                 return grade_number(row.gold, answer)
             case rows.QaRow():
                 raise BenchmarkError("a row of your own is judged by a grader that has a name")
+            case rows.EverydayRow():
+                return grade_results(row.gold, answer)
 
     async def _grade_math(self, gold: str, reply: str) -> Verdict:
         gold, answer = read_answer(gold).text, grade_math.math_answer(reply)
@@ -282,6 +285,12 @@ async def _own_verdict(import_path: str, row: Mapping[str, object], answer: str)
     if found is None or isinstance(found, bool):
         return _verdict("ungradable" if found is None else found, "")
     return _verdict("error", f"{import_path} returned {found!r:.60}, expected True, False, None or a Verdict")
+
+
+def grade_results(gold: str, answer: str) -> Verdict:
+    """Correct are all results in the order of the questions."""
+    found = grade_text.listed_results(answer)
+    return _choice(", ".join(found) or None, gold)
 
 
 def _choice(found: str | None, gold: str) -> Verdict:

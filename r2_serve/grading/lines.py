@@ -102,6 +102,6 @@ def _official_row(benchmark: Benchmark, record: dict[str, object], task_id: str)
         case "qa":
             kept = {name: record[name] for name in record if name in ("choices", "grader")}
             return {"id": task_id, "question": "-", "answer": gold, **kept}
-        case "words" if isinstance(gold, str | int):
+        case "words" | "everyday" if isinstance(gold, str | int):
             return {"id": task_id, "query": "-", "gold": str(gold)}
     raise BenchmarkError(f"`gold` is of the wrong type for {benchmark}: {type(gold).__name__}")

@@ -18,21 +18,28 @@ appends the arrow that asks for the reply.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from r2_serve.errors import CodecError
+from r2_serve.prompts.candidates import are_described, candidates, described, place_of
 from r2_serve.prompts.conversation import conversation_text
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask, references, substitute
 
 _NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
 """A number of a text: 645, 1,000 or 3.5."""
-_QUERY_TOKEN = re.compile(rf"{_NUMERAL}|[A-Za-z_]+|[^\sA-Za-z0-9_]")
-_STEP_TOKEN = re.compile(rf"#[0-9]+|{_NUMERAL}|[A-Za-z_]+|[^\sA-Za-z0-9_]")
+_LISTED = rf"{_NUMERAL}(?:, {_NUMERAL})+,? and {_NUMERAL}"
+_QUOTED = r'"[A-Za-z]+"'
+_QUERY_TOKEN = re.compile(rf"{_LISTED}|{_NUMERAL}|{_QUOTED}|[A-Za-z_]+|[^\sA-Za-z0-9_]")
+_STEP_TOKEN = re.compile(
+    rf'"#[0-9]+"|#[0-9]+|{_NUMERAL}(?: , {_NUMERAL})+|{_NUMERAL}|{_QUOTED}|[A-Za-z_]+|[^\sA-Za-z0-9_]'
+)
 _WORKER_TOKEN = re.compile(r"#[0-9]+|[0-9]|[A-Za-z_]+|[^\sA-Za-z0-9_]")
+_SPELLED = re.compile(r'"([a-z]+)"')
+_LETTER_GAP = re.compile(r"(?<!\S)[a-z](?: [a-z])+(?!\S)")
 _DIGIT_GAP = re.compile(r"(?<!\S)[0-9](?: [0-9])+(?!\S)")
 _DIGITS = re.compile(r"(?<!#)\b[0-9]+\b")
-_PLACEHOLDER = re.compile(r"(?<!\S)n([0-9]+)(?!\S)")
+_PLACEHOLDER = re.compile(r"(?<!\S)([nlw])([0-9]+)(?!\S)")
 _SIDE_BY_SIDE = re.compile(r"(?<!\S)n?[0-9]+ n?[0-9]+(?!\S)")
 _SILENT = frozenset(".,?!")
 MAX_REPLY_CHARS = 20_000
@@ -51,11 +58,11 @@ class CompactCodec:
         return self
 
     def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
-        numbers, words = 0, []
+        counts, words = Counter[str](), []
         for token in _QUERY_TOKEN.findall(conversation_text(messages).lower()):
-            if _is_number(token):
-                numbers += 1
-                words.append(f"n{numbers}")
+            if letter := _letter(token):
+                counts[letter] += 1
+                words.append(f"{letter}{counts[letter]}")
             elif token not in _SILENT:
                 words.append(token)
         return [Message(role="user", content=" ".join(words))]
@@ -64,26 +71,28 @@ class CompactCodec:
         return None
 
     def format_plan(self, plan: Plan, query: str) -> str:
-        """The plan as text. The n-th use of a number that the query repeats refers to its n-th occurrence."""
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, number in enumerate(_numbers(query), 1):
-            places[number].append(place)
+        """The plan as text. The n-th use of a literal that the query repeats means its n-th occurrence."""
+        places: dict[str, list[str]] = defaultdict(list)
+        for name, literal in _literals(query).items():
+            places[literal].append(name)
 
-        def placeholder(number: str) -> str:
-            found = places.get(number)
-            if not found:
-                return " ".join(number)
-            return f"n{found.pop(0) if len(found) > 1 else found[0]}"
+        def placeholder(literal: str) -> str:
+            found = places.get(literal)
+            if found:
+                return found.pop(0) if len(found) > 1 else found[0]
+            if " , " in literal:
+                return " , ".join(map(placeholder, literal.split(" , ")))
+            return literal if literal.startswith('"') else " ".join(literal)
 
         steps = " ; ".join(_rewritten(subtask.text, placeholder) for subtask in plan.subtasks)
-        return steps if plan.answer is None else f"{steps} | {plan.answer}"
+        return steps if plan.answer is None else f"{steps} | {plan.answer.replace(', ', ' , ')}"
 
     def parse_plan(self, text: str, query: str) -> Plan:
         if len(text) > MAX_REPLY_CHARS:
             raise CodecError(f"a plan of {len(text)} characters (limit {MAX_REPLY_CHARS})", "too_long")
         body, bar, answer = text.strip().partition("|")
-        numbers = _numbers(query)
-        steps = [_filled(step, numbers) for step in body.split(";")]
+        literals = _literals(query)
+        steps = [_filled(step, literals) for step in body.split(";")]
         if not all(steps):
             raise CodecError("the plan has an empty step", "empty_step")
         try:
@@ -91,35 +100,41 @@ class CompactCodec:
                 Subtask(id=i, text=step, depends_on=tuple(sorted(references(step))))
                 for i, step in enumerate(steps, 1)
             )
-            return Plan(subtasks=subtasks, answer=answer.strip() if bar else None)
+            return Plan(subtasks=subtasks, answer=answer.strip().replace(" , ", ", ") if bar else None)
         except ValueError as e:
             raise CodecError(f"not a plan: {_first_line(e)}", "invalid_plan") from e
 
     def render_allocate(
         self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
     ) -> list[Message]:
-        steps = (
-            _rewritten(subtask.text, lambda number: f"d{sum(map(str.isdigit, number))}")
-            for subtask in plan.subtasks
-        )
+        if are_described(pool):
+            steps = [described(_kind(subtask), pool) for subtask in plan.subtasks]
+        else:
+            steps = [_rewritten(subtask.text, _lengths) for subtask in plan.subtasks]
         return [Message(role="user", content=" ; ".join(steps))]
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None:
         return None
 
-    def format_allocation(self, allocation: Allocation, pool: Sequence[ModelCard]) -> str:
-        position = {card.name: i for i, card in enumerate(pool, 1)}
-        return " ".join(f"@{position[model]}" for model in allocation.models)
+    def format_allocation(self, allocation: Allocation, plan: Plan, pool: Sequence[ModelCard]) -> str:
+        """A model that is no candidate of its step is written as the candidate that is better and cheaper."""
+        options = _options(plan, pool)
+        return " ".join(
+            f"@{place_of(model, names, pool)}"
+            for model, names in zip(allocation.models, options, strict=True)
+        )
 
     def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:
         words = text[:MAX_REPLY_CHARS].split()
-        names = {f"@{i}": card.name for i, card in enumerate(pool, 1)}
         if len(words) != len(plan.subtasks):
             raise CodecError(f"{len(words)} choices for {len(plan.subtasks)} subtasks", "wrong_count")
-        unknown = [word for word in words if word not in names]
-        if unknown:
-            raise CodecError(f"unknown model {unknown[0][:40]!r}; the pool is {list(names)}", "unknown_model")
-        return Allocation(models=tuple(names[word] for word in words))
+        models = []
+        for word, cards in zip(words, _options(plan, pool), strict=True):
+            names = {f"@{i}": card.name for i, card in enumerate(cards, 1)}
+            if word not in names:
+                raise CodecError(f"unknown model {word[:40]!r}; the choices are {names}", "unknown_model")
+            models.append(names[word])
+        return Allocation(models=tuple(models))
 
     def render_subtask(
         self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
@@ -130,39 +145,80 @@ class CompactCodec:
         return [Message(role="user", content=_worker_text(messages[-1].text))]
 
     def parse_answer(self, text: str) -> str:
-        return _DIGITS.sub(lambda match: match.group()[::-1].lstrip("0") or "0", _joined(text))
+        joined = _LETTER_GAP.sub(lambda match: match.group().replace(" ", ""), _joined(text))
+        return _DIGITS.sub(lambda match: match.group()[::-1].lstrip("0") or "0", joined).replace(" , ", ", ")
 
 
-def _numbers(query: str) -> list[str]:
-    """The query's numbers in order, thousands separators dropped."""
-    return [token.replace(",", "") for token in _QUERY_TOKEN.findall(query) if _is_number(token)]
+def _letter(token: str) -> str:
+    """What a token of a query or step is: a number, a list of numbers, a quoted word; empty for others."""
+    if token.startswith('"'):
+        return "w" if len(token) > 1 else ""
+    if not "0" <= token[0] <= "9":
+        return ""
+    return "l" if " " in token else "n"
 
 
-def _is_number(token: str) -> bool:
-    return "0" <= token[0] <= "9"
+def _literals(query: str) -> dict[str, str]:
+    """Each placeholder of the query with what it stands for. Thousands separators are dropped."""
+    counts, found = Counter[str](), {}
+    for token in _QUERY_TOKEN.findall(query):
+        if letter := _letter(token):
+            counts[letter] += 1
+            found[f"{letter}{counts[letter]}"] = _plain(token)
+    return found
+
+
+def _plain(token: str) -> str:
+    """A literal as steps write it: `1000`, `34 , 12 , 78`, `"garden"`."""
+    if token.startswith('"'):
+        return token.lower()
+    return " , ".join(number.replace(",", "") for number in re.findall(_NUMERAL, token))
 
 
 def _rewritten(step: str, rewrite: Callable[[str], str]) -> str:
-    """The step's tokens separated by single spaces, each number replaced."""
+    """The step's tokens separated by single spaces, each literal replaced."""
     tokens = _STEP_TOKEN.findall(step)
-    return " ".join(rewrite(token.replace(",", "")) if _is_number(token) else token for token in tokens)
+    return " ".join(rewrite(_plain(token)) if _is_literal(token) else token for token in tokens)
 
 
-def _filled(step: str, numbers: Sequence[str]) -> str:
-    """The reverse of `_rewritten`. Raises: CodecError for a name that stands for no number."""
+def _is_literal(token: str) -> bool:
+    return bool(_letter(token)) and "#" not in token
+
+
+def _lengths(literal: str) -> str:
+    """Numbers of digits in place of numbers; a quoted word as it is."""
+    return (
+        literal if literal.startswith('"') else _DIGITS.sub(lambda match: f"d{len(match.group())}", literal)
+    )
+
+
+def _kind(subtask: Subtask) -> str:
+    """The first word or sign of a step that is no operand: `max`, `+`. It names what skill the step needs."""
+    tokens = _STEP_TOKEN.findall(subtask.text)
+    return next((token for token in tokens if not _letter(token) and "#" not in token), "")
+
+
+def _options(plan: Plan, pool: Sequence[ModelCard]) -> list[list[ModelCard]]:
+    """The models that each step chooses from, in the order of `@1 @2 ...`."""
+    if not are_described(pool):
+        return [list(pool)] * len(plan.subtasks)
+    return [candidates(_kind(subtask), pool) for subtask in plan.subtasks]
+
+
+def _filled(step: str, literals: Mapping[str, str]) -> str:
+    """The reverse of `_rewritten`. Raises: CodecError for a name that stands for no literal."""
     joined = _joined(step)
     if match := _SIDE_BY_SIDE.search(joined):
         raise CodecError(f"two numbers side by side in a step: {match.group()[:40]!r}", "adjacent_numbers")
 
-    def number(match: re.Match[str]) -> str:
-        place = int(match[1]) if len(match[1]) < 6 else 0
-        if not 1 <= place <= len(numbers):
+    def literal(match: re.Match[str]) -> str:
+        if match.group() not in literals:
             raise CodecError(
-                f"{match.group()[:40]!r} stands for no number: the query has {len(numbers)}", "unknown_number"
+                f"{match.group()[:40]!r} stands for nothing: the query has {list(literals)}", "unknown_number"
             )
-        return numbers[place - 1]
+        return literals[match.group()]
 
-    return _PLACEHOLDER.sub(number, joined)
+    return _PLACEHOLDER.sub(literal, joined)
 
 
 def _joined(text: str) -> str:
@@ -171,7 +227,9 @@ def _joined(text: str) -> str:
 
 
 def _worker_text(text: str) -> str:
-    return " ".join(_WORKER_TOKEN.findall(_DIGITS.sub(lambda match: match.group()[::-1], text.lower())))
+    """Digits apart, the least significant first, and the letters of quoted words apart."""
+    spelled = _SPELLED.sub(lambda match: " ".join(match[1]), text.lower())
+    return " ".join(_WORKER_TOKEN.findall(_DIGITS.sub(lambda match: match.group()[::-1], spelled)))
 
 
 def _first_line(error: ValueError) -> str:

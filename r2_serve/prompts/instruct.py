@@ -116,7 +116,7 @@ class InstructCodec:
         names = {card.name for card in pool}
         for example in self._own.examples:
             if example.models is not None and names.issuperset(example.models):
-                reply = self.format_allocation(Allocation(models=example.models), pool)
+                reply = self.format_allocation(Allocation(models=example.models), example.plan, pool)
                 lines.append(f"\nPlan: {self.format_plan(example.plan, '')}\nReply: {reply}")
         task = "\n".join(lines)
         return followed_by(messages, f"{tagged('plan', self.format_plan(plan, ''))}\n{tagged('task', task)}")
@@ -126,7 +126,7 @@ class InstructCodec:
         names = {"type": "string", "enum": [card.name for card in pool]}
         return _closed_object(models={"type": "array", "items": names, "minItems": count, "maxItems": count})
 
-    def format_allocation(self, allocation: Allocation, pool: Sequence[ModelCard]) -> str:
+    def format_allocation(self, allocation: Allocation, plan: Plan, pool: Sequence[ModelCard]) -> str:
         return json.dumps({"models": list(allocation.models)}, ensure_ascii=False)
 
     def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:

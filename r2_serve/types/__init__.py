@@ -139,6 +139,9 @@ class ModelCard(Prices):
     context_tokens: int = Field(default=32_768, ge=1)
     description: str = ""
     """One line on what the model is good at, shown to an instruct allocator."""
+    skills: dict[str, float] = Field(default_factory=dict)
+    """Measured share of steps that the model solves, from 0 to 1, by kind of step (`+`, `reverse`). A compact
+    allocator reads prices and skills of a pool that has them, and places in the pool otherwise."""
 
     @property
     def has_known_context(self) -> bool:

@@ -42,7 +42,9 @@ def allocation_example(
     """The allocator's example: it is given the plan and has to write the models."""
     codec = pool.codec_of("allocator")
     messages = tuple(codec.render_allocate(read_by_allocator(pool.virtual, query), plan, pool.cards))
-    target = None if models is None else codec.format_allocation(Allocation(models=tuple(models)), pool.cards)
+    target = None
+    if models is not None:
+        target = codec.format_allocation(Allocation(models=tuple(models)), plan, pool.cards)
     return Example(task_id=task_id, query=query, messages=messages, target=target, plan=plan)
 
 

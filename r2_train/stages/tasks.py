@@ -18,7 +18,7 @@ from r2_serve.lab.evaluation.manifest import data_sha256
 from r2_train.config import DataConfig
 from r2_train.rollouts.served_pool import Rollout
 
-GENERATED = {"scan": "train", "words": "train"}
+GENERATED = {"everyday": "train", "scan": "train", "words": "train"}
 """The split of each generated benchmark that holds no test task."""
 
 

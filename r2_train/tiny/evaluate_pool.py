@@ -15,15 +15,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r2_serve.lab.domains import Task, scan, words
+from r2_serve.lab.domains import Task, everyday, scan, words
 from r2_serve.types import Plan
 from r2_train.tiny.pool_execution import allocate, answer_whole, decompose, execute
 from r2_train.tiny.tiny_data import DomainName, pool_cards
 from r2_train.tiny.tiny_models import TinyModel
 
 MANIFEST = "manifest.json"
-MAX_ANSWER_TOKENS: dict[DomainName, int] = {"words": 8, "scan": 64}
-SPLITS: dict[DomainName, tuple[str, ...]] = {"words": ("test",), "scan": ("length", "simple")}
+MAX_ANSWER_TOKENS: dict[DomainName, int] = {"everyday": 16, "words": 8, "scan": 64}
+SPLITS: dict[DomainName, tuple[str, ...]] = {
+    "everyday": ("test",), "words": ("test",), "scan": ("length", "simple"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class RouterReport:
 
 def held_out_tasks(domain: DomainName, split: str, num_tasks: int, seed: int = 0) -> list[Task]:
     """Test tasks. `scan` gives every n-th task of the split, so that about `num_tasks` cover it evenly."""
+    if domain == "everyday":
+        return everyday.tasks("test", num_tasks, seed)
     if domain == "words":
         return words.tasks("test", num_tasks, seed)
     everything = scan.tasks("length" if split == "length" else "simple", seed)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from r2_train.tiny.evaluate_pool import (
     report_json,
 )
 from r2_train.tiny.pool_execution import decompose
+from r2_train.tiny.skills import everyday_skills
 from r2_train.tiny.solve_rates import cheapest, choose_target, scan_rates, words_rates
 from r2_train.tiny.tiny_data import (
     CODEC,
@@ -39,6 +41,9 @@ from r2_train.tiny.tiny_data import (
     allocation_example,
     ask,
     calculation_example,
+    everyday_plan_examples,
+    everyday_worker_examples,
+    everyday_worker_vocabulary,
     examples_sha256,
     plan_examples,
     pool_cards,
@@ -55,6 +60,7 @@ from r2_train.tiny.tiny_models import Schedule, Shape, TextExample, TinyModel, t
 NUM_PLAN_TASKS = 40_000
 NUM_CHAIN_TASKS = 60_000
 NUM_CALCULATIONS = 240_000
+NUM_STEPS_PER_KIND = 40_000
 NUM_LABELLED_TASKS = 4_000
 NUM_VALIDATION_TASKS = 600
 NUM_RESAMPLES = 16
@@ -71,6 +77,20 @@ class Recipe:
     schedule: Schedule
     max_operand: int = MAX_OPERAND
     """Largest operand in the examples of a `words` worker."""
+    kinds: Mapping[str, float] = field(default_factory=dict)
+    """Kinds of step of an `everyday` worker, each with its weight in the draw of examples."""
+
+
+def _everyday_worker(
+    name: str, shape: Shape, steps: int, kinds: str, rates: tuple[float, float] = (3e-3, 0.02)
+) -> Recipe:
+    """`kinds` repeats a kind that is hard to learn. `rates` are the learning rates of AdamW and Muon."""
+    schedule = Schedule(steps, 3072, rates[0], muon_learning_rate=rates[1], num_parts=2)
+    return Recipe(name, "worker", shape, schedule, kinds=Counter(kinds.split()))
+
+
+_TINY, _SMALL = Shape(16, 2, 2, 32), Shape(32, 3, 4, 64)
+_ALL_KINDS = "+ + - - * max min reverse shift replace replace day convert sort sort /"
 
 
 RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
@@ -88,6 +108,23 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
             "baseline",
             Shape(96, 4, 4, 192),
             Schedule(1500, 4096, 3e-3, muon_learning_rate=0.02, num_parts=2),
+        ),
+    ),
+    "everyday": (
+        _everyday_worker("arithmetic-6k", _TINY, 2600, "+ + - - *", (1e-2, 0.02)),
+        _everyday_worker("calendar-6k", _TINY, 2000, "day convert", (1e-2, 0.02)),
+        _everyday_worker("arithmetic-33k", _SMALL, 2800, "+ + - - *"),
+        _everyday_worker("lists-33k", _SMALL, 1300, "max min"),
+        _everyday_worker("text-33k", _SMALL, 2600, "reverse shift replace replace"),
+        _everyday_worker("calendar-33k", _SMALL, 2600, "day convert"),
+        _everyday_worker("general-33k", _SMALL, 2200, _ALL_KINDS),
+        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 2300, _ALL_KINDS),
+        _everyday_worker("general-170k", Shape(64, 4, 4, 128), 4800, _ALL_KINDS, (3e-3, 0.015)),
+        Recipe(
+            "everyday-decomposer",
+            "decomposer",
+            Shape(32, 2, 2, 64),
+            Schedule(2000, 4096, 1e-2, muon_learning_rate=0.02, num_parts=2),
         ),
     ),
     "scan": (
@@ -164,6 +201,8 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
     known = vocabulary(examples)
     if recipe.role == "allocator":
         known = sorted({*known, *_allocator_words(settings)})
+    if recipe.kinds:
+        known = everyday_worker_vocabulary()
     schedule = replace(recipe.schedule, steps=max(1, round(recipe.schedule.steps * settings.steps_scale)))
     tiny = TinyModel.create(recipe.name, recipe.shape, known, settings.seed)
     size = f"{tiny.num_params:,} parameters, {len(examples):,} examples, {schedule.steps} steps"
@@ -192,10 +231,15 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
 def _examples(settings: Pretraining, recipe: Recipe) -> list[TextExample]:
     seed = settings.seed
     match recipe.role, settings.domain:
+        case "worker", "everyday":
+            size = sum(recipe.kinds.values()) * NUM_STEPS_PER_KIND
+            return everyday_worker_examples(round(size), seed, recipe.kinds)
         case "worker", "words":
             return words_worker_examples(NUM_CALCULATIONS, seed, max_operand=recipe.max_operand)
         case "worker", _:
             return scan_worker_examples(seed)
+        case "decomposer", "everyday":
+            return everyday_plan_examples(NUM_PLAN_TASKS, seed)
         case "decomposer", "words":
             return words_plan_examples(NUM_PLAN_TASKS, seed, settings.styles)
         case "decomposer", _:
@@ -247,6 +291,8 @@ def _metrics(
     domain, seed = settings.domain, settings.seed
     if recipe.role == "allocator":
         return {"label_agreement": _rate(tiny, examples[:NUM_METRIC_TASKS])}
+    if recipe.kinds:
+        return everyday_skills(tiny, seed)
     if recipe.role == "baseline":
         return asdict(evaluate_chain(tiny, settings.out, NUM_METRIC_TASKS, seed))
     tests = {split: held_out_tasks(domain, split, NUM_METRIC_TASKS, seed) for split in SPLITS[domain]}

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal
 
-from r2_serve.lab.domains import Task, scan, words
+from r2_serve.lab.domains import Task, everyday, everyday_steps, scan, words
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import Allocation, Message, ModelCard, Plan, substitute
 from r2_train.tiny.tiny_models import TextExample
 
-DomainName = Literal["words", "scan"]
+DomainName = Literal["everyday", "words", "scan"]
 Styles = Literal["mixed", "reference"]
 """The plans that a decomposer is trained on: all of a task's, or its reference plan alone."""
 CODEC: Codec = get_codec("compact")
@@ -68,12 +68,15 @@ def calculation_example(text: str) -> TextExample:
 def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[TextExample]:
     """One example per task and plan. No style is marked, so that a model learns to write each of them."""
     return [
-        TextExample(
-            CODEC.render_decompose(ask(task.query), MAX_SUBTASKS)[0].text, CODEC.format_plan(plan, task.query)
-        )
+        plan_example(task.query, plan)
         for task in tasks
         for plan in (task.plans if styles == "mixed" else (task.reference_plan,))
     ]
+
+
+def plan_example(query: str, plan: Plan) -> TextExample:
+    prompt = CODEC.render_decompose(ask(query), MAX_SUBTASKS)[0].text
+    return TextExample(prompt, CODEC.format_plan(plan, query))
 
 
 def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[TextExample]:
@@ -86,10 +89,19 @@ def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[TextE
     return plan_examples(tasks, styles)
 
 
+def everyday_plan_examples(num_tasks: int, seed: int) -> list[TextExample]:
+    """The plans of everyday training problems whose literals are made distinct, as for `words`."""
+    problems = enumerate(map(everyday.with_distinct_operands, everyday.problems("train", num_tasks, seed)))
+    return [
+        plan_example(everyday.query(problem, random.Random(f"plans/{seed}/{i}")), everyday.plan(problem))
+        for i, problem in problems
+    ]
+
+
 def allocation_example(
     query: str, plan: Plan, models: Sequence[str], pool: Sequence[ModelCard]
 ) -> TextExample:
-    target = CODEC.format_allocation(Allocation(models=tuple(models)), pool)
+    target = CODEC.format_allocation(Allocation(models=tuple(models)), plan, pool)
     return TextExample(CODEC.render_allocate(ask(query), plan, pool)[0].text, target)
 
 
@@ -126,6 +138,33 @@ def scan_worker_examples(seed: int) -> list[TextExample]:
     num_clauses = round(len(compounds) * CLAUSE_SHARE / (1 - CLAUSE_SHARE))
     repeated = query_examples(clauses) * (num_clauses // len(clauses) + 1)
     return query_examples(compounds) + repeated[:num_clauses]
+
+
+def everyday_worker_examples(num_examples: int, seed: int, weights: Mapping[str, float]) -> list[TextExample]:
+    """Steps of the given kinds, drawn with these weights. No held-out step is among them."""
+    rng = random.Random(f"everyday-worker/{seed}")
+    kinds = rng.choices(list(weights), list(weights.values()), k=num_examples)
+    return [everyday_step_example(text) for text in (_training_step(kind, rng) for kind in kinds)]
+
+
+def everyday_step_example(text: str) -> TextExample:
+    """One step of an everyday problem, with its exact answer as workers write it."""
+    gold = everyday_steps.solve(text)
+    is_text = everyday_steps.kind_of(text) in everyday_steps.SKILLS["text"]
+    return TextExample(worker_prompt(text), " ".join(gold) if is_text else worker_prompt(gold))
+
+
+def everyday_worker_vocabulary() -> list[str]:
+    """The words of all everyday workers, so that equal shapes have equal sizes."""
+    rng = random.Random(0)
+    steps = (everyday_steps.draw(kind, rng) for kind in everyday_steps.KINDS for _ in range(2000))
+    return vocabulary(everyday_step_example(text) for text in steps)
+
+
+def _training_step(kind: str, rng: random.Random) -> str:
+    while everyday_steps.is_held_out(text := everyday_steps.draw(kind, rng)):
+        pass
+    return text
 
 
 def vocabulary(examples: Iterable[TextExample]) -> list[str]:

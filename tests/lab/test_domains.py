@@ -7,9 +7,10 @@ from itertools import islice
 
 import pytest
 
-from r2_serve.lab.domains import Task, scan, solve_plan, words
+from r2_serve.lab.domains import Task, everyday, everyday_steps, scan, solve_plan, words
 from r2_serve.prompts import get_codec
 from r2_serve.prompts.conversation import asked
+from r2_serve.types import substitute
 
 CODEC = get_codec("compact")
 SAMPLE = [
@@ -17,11 +18,15 @@ SAMPLE = [
     *scan.tasks("length")[::40],
     *words.tasks("train", 300),
     *words.tasks("test", 300),
+    *everyday.tasks("train", 300),
+    *everyday.tasks("test", 100),
 ]
 PLANS = [(task, plan) for task in SAMPLE for plan in task.plans]
 
 
 def _solve(text: str) -> str:
+    if any(kind in text.split() for kind in everyday_steps.KINDS):
+        return everyday_steps.solve(text)
     return words.solve(text) if any(character.isdigit() for character in text) else scan.interpret(text)
 
 
@@ -158,6 +163,100 @@ def test_words_distinct_operands_change_no_word_and_no_structure() -> None:
         assert here == there
         numbers = [n for branch in distinct.branches for n in branch.operands]
         assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("step", "answer"),
+    [
+        ("645 + 12", "657"),
+        ("645 - 12", "633"),
+        ("27 * 6", "162"),
+        ("84 / 7", "12"),
+        ("max 34 , 12 , 78", "78"),
+        ("min 34 , 12 , 78", "12"),
+        ("sort 34 , 12 , 78", "12, 34, 78"),
+        ('reverse "garden"', "nedrag"),
+        ('shift 3 "lazy"', "odcb"),
+        ('replace "a" "o" "banana"', "bonono"),
+        ("day sunday 8", "monday"),
+        ("convert 3 feet", "36"),
+    ],
+)
+def test_everyday_steps_give_the_answers_worked_out_by_hand(step: str, answer: str) -> None:
+    assert everyday_steps.solve(step) == answer
+
+
+@pytest.mark.parametrize("step", ["sing loudly", "85 / 7", "convert 3 moons", "day noday 3"])
+def test_everyday_refuses_what_is_no_step(step: str) -> None:
+    with pytest.raises(ValueError):
+        everyday_steps.solve(step)
+
+
+def test_everyday_problem_states_its_steps_in_english_and_reads_back_as_its_plan() -> None:
+    """The plan of the module's example, with a join that takes the threads in the order of the question."""
+    threads = (
+        everyday.Thread((everyday.Step("*", (3, 24)), everyday.Step("-", (12,)))),
+        everyday.Thread((everyday.Step("max", ((34, 71, 18),)),)),
+        everyday.Thread((everyday.Step("reverse", ("garden",)), everyday.Step("shift", (3,)))),
+    )
+    task = everyday.task(everyday.Problem(threads, "-", (1, 0)), random.Random(0))
+    assert [subtask.text for subtask in task.reference_plan.subtasks] == [
+        "3 * 24",
+        "#1 - 12",
+        "max 34 , 71 , 18",
+        'reverse "garden"',
+        'shift 3 "#4"',
+        "#3 - #2",
+    ]
+    assert (task.reference_plan.answer, task.gold) == ("#5, #6", "qhgudj, 11")
+    assert CODEC.format_plan(task.reference_plan, task.query) == (
+        'n1 * n2 ; #1 - n3 ; max l1 ; reverse w1 ; shift n4 "#4" ; #3 - #2 | #5 , #6'
+    )
+    assert all(part in task.query for part in ("24", "34, 71 and 18", '"garden"'))
+
+
+def test_everyday_problems_need_every_skill_and_no_skill_is_a_third_of_the_steps() -> None:
+    plans = [task.reference_plan for task in everyday.tasks("train", 1000)]
+    kinds = [everyday_steps.kind_of(subtask.text) for plan in plans for subtask in plan.subtasks]
+    shares = {
+        skill: sum(kinds.count(kind) for kind in own) / len(kinds)
+        for skill, own in everyday_steps.SKILLS.items()
+    }
+    assert all(0.1 < share < 1 / 3 for share in shares.values()), shares
+    assert {len(plan.subtasks) for plan in plans} == set(range(2, 11))
+    assert 0.3 < sum(bool(s.depends_on) for plan in plans for s in plan.subtasks) / len(kinds) < 0.5
+
+
+def test_everyday_operands_stay_as_large_as_workers_are_trained_for() -> None:
+    for task in everyday.tasks("train", 300):
+        answers: dict[int, str] = {}
+        for subtask in task.reference_plan.subtasks:
+            text = substitute(subtask.text, answers)
+            answers[subtask.id] = everyday_steps.solve(text)
+            numbers = [int(word) for word in [*text.split(), answers[subtask.id]] if word.isdigit()]
+            is_large = everyday_steps.kind_of(text) in ("+", "-", "*", "/", "convert")
+            assert max(numbers, default=0) <= (9999 if is_large else 99), text
+
+
+def test_everyday_train_and_test_are_disjoint() -> None:
+    words.assert_disjoint(everyday.tasks("train", 2000), everyday.tasks("test", 500))
+
+
+def test_everyday_steps_that_are_held_out_are_a_tenth_of_those_that_are_no_small_table() -> None:
+    rng = random.Random(0)
+    steps = [everyday_steps.draw(kind, rng) for kind in ("+", "sort", "reverse") for _ in range(1000)]
+    assert 0.07 < sum(map(everyday_steps.is_held_out, steps)) / len(steps) < 0.13
+    assert not any(everyday_steps.is_held_out(everyday_steps.draw("convert", rng)) for _ in range(200))
+
+
+def test_everyday_distinct_operands_change_no_word_and_no_structure() -> None:
+    for problem in everyday.problems("train", 50):
+        distinct = everyday.with_distinct_operands(problem)
+        here, there = (
+            CODEC.render_decompose(asked(everyday.query(p, random.Random(0))), 16)[0].content
+            for p in (problem, distinct)
+        )
+        assert here == there
 
 
 def test_every_plan_executed_exactly_gives_the_gold_answer() -> None:

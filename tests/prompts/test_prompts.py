@@ -110,7 +110,7 @@ def test_allocator_sees_the_lengths_of_numbers_and_no_digits() -> None:
 @given(names=allocations)
 def test_allocation_is_read_back_as_it_was_written(codec: Codec, names: list[str]) -> None:
     allocation, plan = Allocation(models=tuple(names)), plan_of(*["step"] * len(names))
-    assert codec.parse_allocation(codec.format_allocation(allocation, POOL), plan, POOL) == allocation
+    assert codec.parse_allocation(codec.format_allocation(allocation, plan, POOL), plan, POOL) == allocation
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=3))

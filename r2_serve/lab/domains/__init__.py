@@ -1,6 +1,7 @@
 """Generated task domains with exact answers, for the demo, evaluation and training of the embedded models.
 
-`scan` is the SCAN benchmark, and `words` is multi-step arithmetic in English. Every task is a pure function
+`everyday` has problems in English whose steps need different skills, `words` is multi-step arithmetic in
+English, and `scan` is the SCAN benchmark. Every task is a pure function
 of its seed. A task's plans are for training and tests: no router sees them.
 """
 

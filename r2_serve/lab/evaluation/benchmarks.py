@@ -6,7 +6,7 @@
 | gsm8k, csqa, musique | the official JSONL |
 | p3, champ | the official JSON list |
 | scan | the official text file (`IN: jump OUT: I_JUMP` lines); `train`, `simple`, `length` are generated |
-| words | `train` or `test`, generated: 1,000 problems, or N of them as `train@N` |
+| words, everyday | `train` or `test`, generated: 1,000 problems, or N of them as `train@N` |
 | qa | JSONL of your own: `question`, `answer`, optionally `choices`, `grader`, `id` |
 | MODULE:NAME | a function of yours that gives such rows for what the command names as data |
 | any but p3 | `hf:NAME` or `hf:NAME@SPLIT`, a dataset of the Hugging Face hub (needs `datasets`) |
@@ -28,14 +28,14 @@ from r2_serve.config.imported import imported, is_import_path
 from r2_serve.errors import R2Error
 from r2_serve.grading.named import with_grader
 from r2_serve.grading.rows import BENCHMARKS, Benchmark, BenchmarkError, Task, known_benchmark, task_of
-from r2_serve.lab.domains import scan, words
+from r2_serve.lab.domains import everyday, scan, words
 
 _SCAN_LINE = re.compile(r"^IN: (.+?) OUT: (.+?)\s*$")
-_WORDS_SPLIT = re.compile(r"^(train|test)(?:@([1-9][0-9]{0,6}))?$")
+_PROBLEM_SPLIT = re.compile(r"^(train|test)(?:@([1-9][0-9]{0,6}))?$")
 _SCAN_SPLITS = ("train", "simple", "length")
 _HUB = "hf:"
-NUM_WORDS = 1000
-"""Generated word problems of a split."""
+NUM_PROBLEMS = 1000
+"""Generated problems of a split."""
 
 Split = Literal["all", "development", "test"]
 
@@ -81,7 +81,7 @@ def is_generated(benchmark: str, source: str) -> bool:
     """True if `source` names a generated split, which is held out from training as a whole."""
     if benchmark == "scan":
         return source in _SCAN_SPLITS
-    return benchmark == "words" and _WORDS_SPLIT.match(source) is not None
+    return benchmark in ("everyday", "words") and _PROBLEM_SPLIT.match(source) is not None
 
 
 def split_tasks(
@@ -117,7 +117,7 @@ def _read(benchmark: str, source: str) -> Iterator[Located]:
     if source.startswith(_HUB):
         return _read_hub(source.removeprefix(_HUB))
     if is_generated(benchmark, source):
-        return _generate_scan(source) if benchmark == "scan" else _generate_words(source)
+        return _generate_scan(source) if benchmark == "scan" else _generate_problems(benchmark, source)
     path = Path(source)
     if path.is_dir():
         files = sorted(path.rglob("*.json"))
@@ -188,10 +188,11 @@ def _generate_scan(split: str) -> Iterator[Located]:
         yield f"scan/{split}/{task.id}", {"commands": task.query, "actions": task.gold}
 
 
-def _generate_words(source: str) -> Iterator[Located]:
+def _generate_problems(benchmark: str, source: str) -> Iterator[Located]:
     split, _, num_tasks = source.partition("@")
-    for task in words.tasks("test" if split == "test" else "train", int(num_tasks or NUM_WORDS)):
-        yield f"words/{split}/{task.id}", {"id": task.id, "query": task.query, "gold": task.gold}
+    generate = words.tasks if benchmark == "words" else everyday.tasks
+    for task in generate("test" if split == "test" else "train", int(num_tasks or NUM_PROBLEMS)):
+        yield f"{benchmark}/{split}/{task.id}", {"id": task.id, "query": task.query, "gold": task.gold}
 
 
 def _text(path: Path) -> str:

@@ -24,7 +24,7 @@ from r2_serve.grading.rows import Benchmark, CsqaRow, MusiqueRow, ScanRow, Task,
 
 Format = Literal["lm-eval", "inspect"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-EXPORTABLE: tuple[Benchmark, ...] = ("scan", "csqa", "musique", "words")
+EXPORTABLE: tuple[Benchmark, ...] = ("scan", "csqa", "musique", "words", "everyday")
 
 
 def export(tasks: Sequence[Task], file_format: Format, directory: Path) -> list[Path]:

@@ -148,7 +148,7 @@ class Sizer:
             plan_prompt=_count(planner.render_decompose(messages, self._max_subtasks)),
             plan_reply=_words(planner.format_plan(plan, text)),
             pick_prompt=_count(picker.render_allocate(messages, plan, cards)),
-            pick_reply=_words(picker.format_allocation(Allocation(models=models), cards)),
+            pick_reply=_words(picker.format_allocation(Allocation(models=models), plan, cards)),
             work_prompts=tuple(_count(work_prompt(*pair)) for pair in zip(steps, plan.subtasks)),
             max_replies=tuple(self._models[step.model].reply_tokens for step in steps),
         )

@@ -39,6 +39,7 @@ TASKS: dict[Benchmark, Task] = {
         {"id": "m", "question": "?", "answer": "Eiffel Tower", "answer_aliases": ["tower of Eiffel"]},
     ),
     "words": task_of("words", {"id": "w", "query": "?", "gold": "1200"}),
+    "everyday": task_of("everyday", {"id": "e", "query": "?", "gold": "1200, nedrag"}),
 }
 ANSWERS = (
     "I_TURN_LEFT I_JUMP",
@@ -57,6 +58,7 @@ ANSWERS = (
     "1200.5",
     "",
     "\\boxed{B}",
+    "the answer is 1,200 and nedrag.",
 )
 
 
