@@ -25,6 +25,7 @@ from r2_serve.cluster.view import ClusterView, with_deployed_engines
 from r2_serve.config import (
     AdapterLoad,
     DecomposerConfig,
+    GateCheck,
     LimitsConfig,
     ModelConfig,
     ModelServerConfig,
@@ -44,10 +45,11 @@ from r2_serve.http.redaction import Redactor, redact_logs, redactor_of
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from r2_serve.router.decomposer import Decomposer, Decomposition, Messages
 from r2_serve.router.demand import Demand, ModelDemand, total
+from r2_serve.router.gates import read_gate_file
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
-from r2_serve.serve_config.applications import MODEL
+from r2_serve.serve_config.applications import MODEL, ROUTER
 from r2_serve.traces import TraceWriter
 from r2_serve.types import Completion, Delta, Engine, EngineCall
 
@@ -183,6 +185,10 @@ class RouterDeployment:
         """The metrics of this replica, for the replica that is scraped."""
         return self._replica_metrics.page()
 
+    def check_gate(self, name: str, file: str, pool: tuple[str, ...]) -> None:
+        """Raises: ConfigError if this replica cannot serve the fitted gate in `file`."""
+        read_gate_file(name, file, pool)
+
     async def finish(self) -> None:
         """Refuses new requests for good; returns when the others are answered. A local cluster ends so."""
         self._admission.close()
@@ -212,15 +218,28 @@ class AdapterLoadDeployment:
 async def load_on_every_replica(load: AdapterLoad) -> None:
     """Raises: ConfigError if a replica cannot load the adapter; EngineUnavailable if there is no replica."""
     handle = serve.get_deployment_handle(MODEL, load.app)
+    await _on_every_replica(handle, load.app, load.timeout_s, "load_adapter", load.name, load.path)
+
+
+async def check_gate_on_every_replica(check: GateCheck) -> None:
+    """Raises: ConfigError if a replica cannot serve the gate; EngineUnavailable if there is no replica."""
+    handle = serve.get_deployment_handle(ROUTER, check.app)
+    asked = (check.gate, check.file, check.pool)
+    await _on_every_replica(handle, check.app, check.timeout_s, "check_gate", *asked)
+
+
+async def _on_every_replica(
+    handle: DeploymentHandle, app: str, timeout_s: float, method: str, *args: object
+) -> None:
     try:
-        outcomes = await handle.broadcast("load_adapter", load.name, load.path).results_async(
-            timeout_s=load.timeout_s, return_exceptions=True
+        outcomes = await handle.broadcast(method, *args).results_async(
+            timeout_s=timeout_s, return_exceptions=True
         )
     except Exception as e:
-        raise EngineUnavailable(f"application {load.app!r} does not answer: {type(e).__name__}: {e}") from e
+        raise EngineUnavailable(f"application {app!r} does not answer: {type(e).__name__}: {e}") from e
     failures = [unwrapped(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
     if failures:
-        some = f"{len(failures)} of {len(outcomes)} replicas of {load.app!r}"
+        some = f"{len(failures)} of {len(outcomes)} replicas of {app!r}"
         raise ConfigError(f"{some} cannot load it: {failures[0].message}")
 
 

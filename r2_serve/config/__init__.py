@@ -37,7 +37,7 @@ from r2_serve.config.engines import (
     TransformersEngineConfig,
     VllmEngineConfig,
 )
-from r2_serve.config.gates import GateConfig
+from r2_serve.config.gates import GateCheck, GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
 from r2_serve.config.prompts import Prompts, read_prompts
@@ -54,6 +54,7 @@ __all__ = [
     "EngineConfig",
     "EnvName",
     "FeedbackConfig",
+    "GateCheck",
     "GateConfig",
     "HostedEngineConfig",
     "LimitsConfig",

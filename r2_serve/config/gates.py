@@ -29,14 +29,27 @@ class GateConfig(Config):
     @model_validator(mode="after")
     def _is_one_kind(self) -> Self:
         if (self.file is None) == (not self.ask and not self.accept):
-            raise ValueError("a gate has either `file`, or `ask` and `accept`")
+            raise ValueError(
+                "a gate has either `file`, or `ask` and `accept`: a fitted one has its own models and rules"
+            )
         if self.file is None:
             _ = self.rules
-        elif self.ask or self.accept:
-            raise ValueError("a fitted gate (`file`) has its own models and rules: leave `ask` and `accept`")
         return self
 
     @property
     def rules(self) -> GateSpec:
         """The gate's own rules. Raises: ValueError for a fitted gate."""
         return GateSpec(ask=self.ask, accept=self.accept)
+
+
+class GateCheck(Config):
+    """`args` of the short-lived application that has every router replica read a gate's file."""
+
+    app: str
+    """The router's application."""
+    gate: str
+    file: str
+    pool: tuple[str, ...]
+    """The models that the gate may ask."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds for all replicas together."""

@@ -73,6 +73,23 @@ def with_route(router_app: str, virtual_model: str, module: str, adapter: str | 
     return change
 
 
+def with_gate(router_app: str, virtual_model: str, gate: str, file: str, earlier: Sequence[str]) -> Change:
+    """Lets the fitted gate of `virtual_model` use `file`, and keeps the names of earlier ones."""
+
+    def change(config: YamlMapping) -> None:
+        routing = _deployment(config, router_app, ROUTER)["user_config"]["virtual_models"]
+        section = routing[virtual_model]["gates"][gate]
+        section["file"] = file
+        if not earlier:
+            section.pop("earlier", None)
+        elif "earlier" in section:
+            section["earlier"] = list(earlier)
+        else:
+            _insert_second(section, "earlier", list(earlier))
+
+    return change
+
+
 def _editor() -> YAML:
     editor = YAML()
     editor.preserve_quotes = True

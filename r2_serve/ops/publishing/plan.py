@@ -16,6 +16,7 @@ from r2_serve.config import (
     ModelConfig,
     RouterConfig,
     RoutingConfig,
+    VirtualModelConfig,
     VllmEngineConfig,
 )
 from r2_serve.config.prompts import prompts_sha256
@@ -71,7 +72,7 @@ def plan_publication(
     Raises: ConfigError if the adapter does not fit, or the file has or would get an error.
     """
     manifest = read_adapter(directory)
-    pool = _Pool(text)
+    pool = Pool(text)
     card, app = pool.base_of(manifest)
     targets = pool.targets(manifest.module, card.name, virtual_models)
     pool.check_prompts(manifest, targets)
@@ -89,7 +90,7 @@ def plan_publication(
     load = with_adapter(app, manifest.name, str(directory.resolve()), last=replaced, drop=dropped)
     routes = [with_route(pool.router_app, name, manifest.module, manifest.name) for name in targets]
     routed = changed(text, load, *routes)
-    _Pool(routed)
+    Pool(routed)
     return Publication(
         manifest,
         directory.resolve(),
@@ -110,7 +111,7 @@ def plan_rollback(
 
     Raises: ConfigError if there is nothing to go back to, or it is not clear for which virtual model.
     """
-    pool = _Pool(text)
+    pool = Pool(text)
     targets = virtual_models or pool.with_adapter(module, to)
     pool.check_virtual_models(targets)
     moves = {
@@ -129,11 +130,11 @@ def plan_rollback(
         for name, (_, new) in moves.items()
     ]
     routed = changed(text, *routes)
-    _Pool(routed)
+    Pool(routed)
     return Rollback(module, pool.router_app, moves, routed)
 
 
-class _Pool:
+class Pool:
     """The config file's answers to the questions of a plan. Raises: ConfigError if the file has an error."""
 
     def __init__(self, text: str) -> None:
@@ -189,6 +190,15 @@ class _Pool:
                     f"adapter {manifest.name!r} was trained with {trained} than `prompts` of virtual model "
                     f"{name!r}: set the file that it was trained with, or train it with this one"
                 )
+
+    @property
+    def virtual_models(self) -> tuple[str, ...]:
+        """The names of all virtual models."""
+        return tuple(self._routing.virtual_models)
+
+    def virtual(self, name: str) -> VirtualModelConfig:
+        """A virtual model."""
+        return self._routing.virtual_models[name]
 
     def check_virtual_models(self, names: Sequence[str]) -> None:
         known = self._routing.virtual_models

@@ -56,21 +56,21 @@ def publish(plan: Publication, file: ConfigFile, dashboard: Dashboard, tell: Tel
     """
     original = yaml.safe_load(file.original)
     check_deployed(original, dashboard.applications())
-    with _step(tell, f"loaded on every replica of {plan.app}"):
+    with step(tell, f"loaded on every replica of {plan.app}"):
         _load_everywhere(plan, original, dashboard)
     with (
-        _step(tell, f"named in user_config of {plan.app}"),
-        _restored(file, dashboard, file.original, "nothing was published"),
+        step(tell, f"named in user_config of {plan.app}"),
+        restored(file, dashboard, file.original, "nothing was published"),
     ):
         file.write(plan.loaded)
         dashboard.deploy(yaml.safe_load(plan.loaded))
         dashboard.wait_for(plan.app)
     to = f"{plan.manifest.module} of {', '.join(plan.virtual_models)}"
     with (
-        _step(tell, f"{to} routed to {plan.manifest.name}"),
-        _restored(file, dashboard, plan.loaded, "the adapter is loaded but not used"),
+        step(tell, f"{to} routed to {plan.manifest.name}"),
+        restored(file, dashboard, plan.loaded, "the adapter is loaded but not used"),
     ):
-        _route(plan.routed, plan.router_app, file, dashboard)
+        route(plan.routed, plan.router_app, file, dashboard)
 
 
 def roll_back(plan: Rollback, file: ConfigFile, dashboard: Dashboard, tell: Tell) -> None:
@@ -78,10 +78,10 @@ def roll_back(plan: Rollback, file: ConfigFile, dashboard: Dashboard, tell: Tell
     check_deployed(yaml.safe_load(file.original), dashboard.applications())
     ((_, new), *_) = plan.moves.values()
     with (
-        _step(tell, f"{plan.module} of {', '.join(plan.moves)} routed to {new}"),
-        _restored(file, dashboard, file.original, "still as before"),
+        step(tell, f"{plan.module} of {', '.join(plan.moves)} routed to {new}"),
+        restored(file, dashboard, file.original, "still as before"),
     ):
-        _route(plan.routed, plan.router_app, file, dashboard)
+        route(plan.routed, plan.router_app, file, dashboard)
 
 
 def _load_everywhere(plan: Publication, config: YamlMapping, dashboard: Dashboard) -> None:
@@ -100,26 +100,32 @@ def _load_everywhere(plan: Publication, config: YamlMapping, dashboard: Dashboar
         },
         **({"runtime_env": model_app["runtime_env"]} if "runtime_env" in model_app else {}),
     }
+    build_once(loader, config, dashboard, f"adapter {plan.manifest.name!r}")
+
+
+def build_once(app: YamlMapping, config: YamlMapping, dashboard: Dashboard, what: str) -> None:
+    """Deploy a short-lived application beside `config`; its builder does the work on the cluster.
+
+    Raises: PublishError with the builder's message; `config` is then deployed as before.
+    """
     try:
-        dashboard.deploy({**config, "applications": [*config["applications"], loader]})
-        dashboard.wait_for(loader["name"])
+        dashboard.deploy({**config, "applications": [*config["applications"], app]})
+        dashboard.wait_for(app["name"])
     except BaseException as e:
         dashboard.deploy(config)
         if not isinstance(e, PublishError | ServeApiError):
             raise
-        raise PublishError(
-            f"adapter {plan.manifest.name!r} was not published, file and routing are as before: {e.message}"
-        ) from e
+        raise PublishError(f"{what} was not published, file and routing are as before: {e.message}") from e
 
 
-def _route(text: str, router_app: str, file: ConfigFile, dashboard: Dashboard) -> None:
+def route(text: str, router_app: str, file: ConfigFile, dashboard: Dashboard) -> None:
     file.write(text)
     dashboard.deploy(yaml.safe_load(text))
     dashboard.wait_for(router_app)
 
 
 @contextmanager
-def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -> Iterator[None]:
+def restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -> Iterator[None]:
     """Puts `text` back, in the file and on the cluster, if the block fails or is interrupted."""
     try:
         yield
@@ -139,7 +145,7 @@ def _restored(file: ConfigFile, dashboard: Dashboard, text: str, outcome: str) -
 
 
 @contextmanager
-def _step(tell: Tell, what: str) -> Iterator[None]:
+def step(tell: Tell, what: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     tell(f"{time.monotonic() - start:6.1f} s  {what}")
