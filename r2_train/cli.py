@@ -328,7 +328,7 @@ def fit(
     typer.echo(
         f"expected against {policy.reference}: {100 * policy.expected_difference:+.2f} points at {share}"
     )
-    typer.echo(f"written: {out}")
+    typer.echo(f"written: {out}. Now: gates: {{NAME: {{file: {out}}}}} in a virtual model (docs/gates.md)")
 
 
 def _run(config: Path | None, out: Path, data: Mapping[str, object] | None = None) -> TrainingRun:

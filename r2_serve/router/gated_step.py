@@ -62,7 +62,7 @@ class GatedStep:
             spec = spec.but(on_delta=self._show if is_live else None)
         else:
             chosen, spec = model, self._tried(model)
-        if self.gate.judge.wants_confidence:
+        if self._needs_confidence(chosen, is_last=is_last):
             spec = spec.but(sampling=spec.sampling.model_copy(update={"logprobs": True}))
         try:
             return await self.ask(chosen, spec)
@@ -70,6 +70,11 @@ class GatedStep:
             if self._has_shown or (spec.is_verbatim and type(e) is EngineRefused):
                 raise GateOver(e) from e
             raise
+
+    def _needs_confidence(self, model: str, *, is_last: bool) -> bool:
+        """Whether the judge reads the confidence of a model's answer, and the model reports one."""
+        judge, abilities = self.gate.judge, self.context.caller.pool[model].config.abilities
+        return judge.wants_confidence and "logprobs" in abilities and not (is_last and judge.keeps_last)
 
     def _tried(self, model: str) -> CallSpec:
         """The call of a model after which others follow: no stand-in, and no stream.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from r2_serve.config import GateConfig, LimitsConfig
+from r2_serve.config import GateConfig
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import (
     BudgetExceeded,
@@ -31,14 +31,16 @@ def gate(*asked: str, accept: tuple[dict[str, Any], ...] = (AGREE,)) -> GateConf
     return GateConfig.model_validate({"ask": asked or POOL, "accept": accept})
 
 
-def gated(
-    *, virtual: dict[str, Any] | None = None, limits: LimitsConfig | None = None, **engines: Any
-) -> Router:
+Cards = dict[str, dict[str, Any]]
+SURE: Cards = {name: {"capabilities": {"logprobs": True}} for name in POOL}
+
+
+def gated(*, virtual: dict[str, Any] | None = None, cards: Cards | None = None, **engines: Any) -> Router:
     """A router whose virtual model has the gate `careful`; by default it answers every query whole."""
     usual: dict[str, Any] = {"pool": POOL, "gates": {"careful": gate()}, "policy": "one:careful"}
     models = {"small": ["The answer is 4."], "medium": ["It is 5"], "large": ["It is 6"]}
     replies = {"decomposer": ["?"], "allocator": ["?"], **models, **engines}
-    return Router(routed=routing(limits=limits, **{**usual, **(virtual or {})}), **replies)
+    return Router(routed=routing(**{**usual, **(virtual or {})}), cards=cards, **replies)
 
 
 async def ask(router: Router, asked: Query | None = None) -> tuple[Answer, list[str]]:
@@ -128,10 +130,20 @@ def test_confidence_of_the_tokens_is_evidence(logprob: float | None, kept: str) 
         text="4", usage=Usage(), finish_reason="stop", logprobs=None if logprob is None else (logprob,)
     )
     rule = {"kind": "confidence", "at_least": 0.9}
-    router = gated(virtual={"gates": {"careful": gate("small", "large", accept=(rule,))}}, small=[sure])
+    config = {"gates": {"careful": gate("small", "large", accept=(rule,))}}
+    router = gated(virtual=config, cards=SURE, small=[sure])
     run(ask(router))
     assert note(router).kept == kept
     assert router.engines["small"].calls[0].sampling.logprobs
+
+
+def test_confidence_is_asked_of_models_that_report_it_alone() -> None:
+    rule = {"kind": "confidence", "at_least": 0.9}
+    mute: Cards = {**SURE, "small": {"capabilities": {"logprobs": False}}}
+    router = gated(virtual={"gates": {"careful": gate(accept=(rule,))}}, cards=mute)
+    run(ask(router))
+    asked = {name: router.engines[name].calls[0].sampling.logprobs for name in POOL}
+    assert asked == {"small": False, "medium": True, "large": False}, "the last answer needs no evidence"
 
 
 @pytest.mark.parametrize(
@@ -350,12 +362,10 @@ def test_reply_that_broke_off_after_its_first_word_is_not_replaced() -> None:
 
 
 def test_budget_that_pays_for_the_first_models_alone_keeps_their_answer() -> None:
-    dear = {"large": {"usd_per_mtok_in": Decimal(1000), "usd_per_mtok_out": Decimal(1000)}}
-    usual: dict[str, Any] = {"pool": POOL, "gates": {"careful": gate()}, "policy": "one:careful"}
-    replies = {"decomposer": ["?"], "allocator": ["?"], "small": ["4"], "medium": ["5"], "large": ["6"]}
-    router = Router(routed=routing(**usual), cards=dear, **replies)
+    dear: Cards = {"large": {"usd_per_mtok_in": Decimal(1000), "usd_per_mtok_out": Decimal(1000)}}
+    router = gated(cards=dear)
     answer, _ = run(ask(router, query("2 + 2?", max_cost_usd=Decimal("0.01"))))
-    assert (answer.text, note(router).kept) == ("5", "medium")
+    assert (answer.text, note(router).kept) == ("It is 5", "medium")
     assert outcomes(router)[-1] == ("large", "refused", "budget")
 
 
