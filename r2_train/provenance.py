@@ -19,8 +19,8 @@ from rich.console import Console
 from r2_serve.config import ModelConfig
 from r2_serve.engines import EMBEDDED_PREFIX, is_local_checkpoint, resolve_checkpoint
 from r2_serve.files import write_whole
+from r2_serve.lab.evaluation.identity import weights_sha256
 from r2_serve.types import Record
-from r2_train.rollouts.call_cache import weights_sha256
 from r2_train.rollouts.described_pool import DescribedPool
 
 MADE_FROM = "made_from.json"

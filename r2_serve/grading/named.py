@@ -13,10 +13,14 @@ from typing import cast, get_args
 from r2_serve.config.imported import imported, is_import_path
 from r2_serve.grading.answers import reader
 from r2_serve.grading.reading import read_answer
-from r2_serve.grading.rows import BenchmarkError, OfficialRow, QaRow, Task, parse_row
+from r2_serve.grading.rows import Benchmark, BenchmarkError, OfficialRow, QaRow, Task, parse_row
 from r2_serve.types import GraderName
 
 GRADER_NAMES: tuple[GraderName, ...] = get_args(GraderName)
+_SAME_AS: dict[Benchmark, GraderName] = {
+    "math": "math", "gsm8k": "number", "words": "number", "csqa": "choice",
+}  # fmt: skip
+"""Graders by name whose verdicts are those of the benchmark."""
 OwnGrader = Callable[[Mapping[str, object], str], object]
 _HOW = f"give --grader {', '.join(GRADER_NAMES)} or MODULE:NAME, or the field `grader` in each row"
 
@@ -48,6 +52,13 @@ def with_grader(task: Task, asked: str | None) -> Task:
     elif name is not None:
         gold_answer(known_name(name), row)
     return task.model_copy(update={"grader": name})
+
+
+def grader_in_books(task: Task) -> GraderName | None:
+    """The grader by name that gives the task's verdicts; None if only the benchmark's own can."""
+    if task.grader is not None:
+        return next((name for name in GRADER_NAMES if name == task.grader), None)
+    return _SAME_AS.get(task.benchmark)
 
 
 def own_grader(import_path: str) -> OwnGrader:

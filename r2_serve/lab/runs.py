@@ -10,7 +10,9 @@ import hashlib
 import itertools
 import os
 import platform
+import re
 from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import r2_serve
@@ -37,9 +39,22 @@ def code_version() -> str:
     return f"{r2_serve.__version__}+{digest.hexdigest()[:12]}"
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, str | int | None]:
     """This machine, as far as the reader of a figure needs it."""
     return {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+
+
+@cache
+def packages() -> dict[str, str]:
+    """The versions of the installed packages that this one can use."""
+    found: dict[str, str] = {}
+    for line in requires("route-and-reason") or ():
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))
 
 
 def machine_line() -> str:

@@ -14,13 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r2_serve.config import AllocatorConfig, DecomposerConfig, RouterConfig, RoutingConfig, VirtualModelConfig
+from r2_serve.config import (
+    AllocatorConfig,
+    DecomposerConfig,
+    ModelConfig,
+    RouterConfig,
+    RoutingConfig,
+    VirtualModelConfig,
+)
 from r2_serve.engines.scripted import Reply, ScriptedEngine
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task, task_of
 from r2_serve.lab.evaluation.asker import Asker, InProcessAsker
+from r2_serve.lab.evaluation.booked import Keeper, booked_engines
 from r2_serve.lab.evaluation.desk import Setting
-from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models, setting_of
+from r2_serve.lab.evaluation.manifest import Manifest, data_sha256, pool_models, queries_sha256, setting_of
 from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.runner import Examiner, OnRow, Runner, RunOptions
 from r2_serve.types import Completion, Engine, Message, Sampling, Usage
@@ -121,8 +129,12 @@ def engines_of(replies: Mapping[str, Any]) -> dict[str, ScriptedEngine]:
     return {name: ScriptedEngine(reply) for name, reply in replies.items()}
 
 
-def asker_of(engines: Mapping[str, Engine], **cards: Any) -> Asker:
-    return InProcessAsker(*configs(**cards), lambda card: engines[card.name])
+def asker_of(engines: Mapping[str, Engine], keeper: Keeper | None = None, **cards: Any) -> Asker:
+    def engine_for(card: ModelConfig) -> Engine:
+        return engines[card.name]
+
+    booked = engine_for if keeper is None else booked_engines(engine_for, {}, keeper)
+    return InProcessAsker(*configs(**cards), booked)
 
 
 def setting(**cards: Any) -> Setting:
@@ -135,6 +147,7 @@ def manifest_of(tasks: Sequence[Task], policies: Sequence[str], **changed: Any) 
         "benchmark": "words",
         "data": "sums",
         "data_sha256": data_sha256(tasks),
+        "queries_sha256": queries_sha256(tasks),
         "num_tasks": len(tasks),
         "split": "all",
         "limit": None,
@@ -159,6 +172,7 @@ def runner_of(
     asker: Asker | None = None,
     *,
     on_row: OnRow | None = None,
+    keeper: Keeper | None = None,
     **options: Any,
 ) -> Runner:
     """A run of `policies`; further keywords are `RunOptions`."""
@@ -166,7 +180,7 @@ def runner_of(
     shown = {"on_row": on_row} if on_row else {}
     given = RunOptions(**options)
     examiner = Examiner(own, Grader(), setting())
-    return Runner(directory, manifest_of(tasks, policies), tasks, examiner, given, **shown)
+    return Runner(directory, manifest_of(tasks, policies), tasks, examiner, given, keeper=keeper, **shown)
 
 
 def lines_of(directory: Path, *, is_whole: bool = True) -> list[dict[str, Any]]:

@@ -99,6 +99,16 @@ def run(
         float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")
     ] = 0.9,
     seed: Annotated[int, typer.Option(help="Seed of every draw that a policy makes.")] = 0,
+    book: Annotated[
+        Path | None,
+        typer.Option("--book", help="Book of replies to read and add to; default: book.jsonl in DIR."),
+    ] = None,
+    reprice: Annotated[
+        bool, typer.Option("--reprice", help="Price the rows of DIR at the config's prices, without a call.")
+    ] = False,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the rows of DIR again, without a call.")
+    ] = False,
     set_aside: SetAsideOption = False,
     engine: Annotated[
         Literal["asyncio", "ray-data"], typer.Option(help="ray-data: Ray Data on the cluster; needs --url.")
@@ -106,20 +116,26 @@ def run(
 ) -> None:
     """Answer and grade tasks under one or more policies; killed at any time, the same command goes on.
 
-    No policy shows few-shot examples, so none can come from the evaluated rows.
+    Replies are kept in a book, so that a further policy, a larger --limit, another price or a mended
+    grader asks only what is missing. No policy shows few-shot examples, so none can come from the evaluated
+    rows.
 
     \b
     Example:  r2-serve eval run -b scan -d length -p r2 -p single:scan-168k --limit 200 --out runs/scan
               r2-serve eval run -b math -d MATH/test -p all -c serve_config.yaml --out runs/math
               r2-serve eval run -b qa -d mine.jsonl --grader number -p r2 -c serve_config.yaml --out runs/mine
+              r2-serve eval run -b scan -d length -p single:scan-22k --limit 400 --out runs/scan
               r2-serve eval report runs/scan
     """
     from rich.console import Console
 
+    from r2_serve.lab.evaluation.manifest import Revision
     from r2_serve.lab.evaluation.policies import PolicyConfig
     from r2_serve.lab.evaluation.runner import RunOptions
     from r2_serve.lab.evaluation.session import EvalRequest, run_session
 
+    wanted: dict[Revision, bool] = {"prices": reprice, "grades": regrade}
+    revised = tuple(name for name, is_wanted in wanted.items() if is_wanted)
     request = EvalRequest(
         benchmark=benchmark,
         policies=tuple(policy),
@@ -136,6 +152,8 @@ def run(
         engine=engine,
         policy_config=PolicyConfig(tau=tau),
         options=RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),
+        book=book,
+        revised=revised,
         set_aside_other_run=set_aside,
     )
     with plain_errors(interrupted=RESUMES):

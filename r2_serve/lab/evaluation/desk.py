@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Protocol
 
 from r2_serve.grading.rows import Task
@@ -40,12 +41,15 @@ class Solved:
     models: tuple[str, ...] = ()
     """The model that answered each subtask, in plan order."""
     is_plan_fallback: bool = False
+    answers: tuple[str, ...] = ()
+    """The answer to each subtask, in plan order."""
 
     @classmethod
     def of(cls, asked: Asked) -> Solved:
         trace = asked.trace
         models = tuple(result.model for result in trace.results)
-        return cls(asked.text, trace.plan, models, trace.plan_fallback is not None)
+        answers = tuple(result.answer for result in trace.results)
+        return cls(asked.text, trace.plan, models, trace.plan_fallback is not None, answers)
 
 
 class EvalOutcome(Record):
@@ -63,6 +67,15 @@ class EvalOutcome(Record):
     subtask_models: tuple[str, ...] = ()
     is_plan_fallback: bool = False
     latency_s: float = 0.0
+    plan: Plan | None = None
+    step_answers: tuple[str, ...] = ()
+    """The answer to each subtask, in plan order."""
+    request_ids: tuple[str, ...] = ()
+    """The ids of the requests that were made, in order; an endpoint's traces have them."""
+    num_reused: int = 0
+    """Replies that came from the book. The latency of such a task was not measured."""
+    reused_usd: Decimal = Decimal(0)
+    """The part of the cost that had been paid before."""
 
 
 class EvalPolicy(Protocol):
@@ -86,10 +99,11 @@ class Desk:
     """Policy and task: request ids, and so every seeded draw, come from it."""
     clock: Callable[[], float] = time.monotonic
     calls: list[CallRecord] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
     is_cost_known: bool = True
 
     def __post_init__(self) -> None:
-        self._start_s, self._num_asks = self.clock(), 0
+        self._start_s = self.clock()
 
     @property
     def elapsed_s(self) -> float:
@@ -131,9 +145,10 @@ class Desk:
         return asked
 
     def _next_request_id(self) -> str:
-        self._num_asks += 1
-        digest = hashlib.sha256(f"{self.setting.seed}/{self.owner}/{self._num_asks}".encode()).hexdigest()
-        return f"eval-{digest[:32]}"
+        number = len(self.request_ids) + 1
+        digest = hashlib.sha256(f"{self.setting.seed}/{self.owner}/{number}".encode()).hexdigest()
+        self.request_ids.append(f"eval-{digest[:32]}")
+        return self.request_ids[-1]
 
     def _keep(
         self, calls: Sequence[CallRecord], asked_s: float, stage: CallStage | None, subtask: int | None
@@ -156,6 +171,9 @@ class Desk:
             subtask_models=solved.models if solved else (),
             is_plan_fallback=solved.is_plan_fallback if solved else False,
             latency_s=round(self.elapsed_s, 6),
+            plan=plan,
+            step_answers=solved.answers if solved else (),
+            request_ids=tuple(self.request_ids),
         )
 
 

@@ -1,35 +1,53 @@
-"""`run.json`: what a run directory holds the results of. A run goes on only under the very same manifest.
+"""`run.json`: what a run directory holds the results of.
 
-Two runs whose manifests agree may share rows: same tasks, policies, prices, code and models. Anything else is
-refused with the name of what differs, because a table whose rows come from two programs says nothing about
-either.
+Two runs may share rows where their manifests agree: same data, prices, code and models. A run may grow:
+further policies, and a larger limit, which draws the same tasks and more. With `--reprice` its prices may
+change, with `--regrade` its grader and the code. Anything else is refused with the name of what differs,
+because a table whose rows come from two programs says nothing about either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
 from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
 from r2_serve.grading.rows import Task
-from r2_serve.lab.evaluation.benchmarks import Split
+from r2_serve.lab.evaluation.benchmarks import Split, sample_tasks
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.policies import PolicyConfig
 from r2_serve.lab.evaluation.rows import ROWS
 from r2_serve.lab.jsonl import JsonlLog
-from r2_serve.lab.runs import RunError, put_aside
-from r2_serve.types import ModelCard, ModelGroup, Record
+from r2_serve.lab.runs import RunError, code_version, machine, packages, put_aside
+from r2_serve.types import ModelCard, ModelGroup, Prices, Record
 
-MANIFEST = "run.json"
+MANIFEST, BOOK = "run.json", "book.jsonl"
+Revision = Literal["prices", "grades"]
+"""What may be done anew in the rows of a run, without a call."""
+REVISIONS: dict[Revision, frozenset[str]] = {
+    "prices": frozenset({"models", "prices_as_of", "prices_sha256"}),
+    "grades": frozenset({"grader", "code_version", "data_sha256"}),
+}
+"""The fields of a manifest that a revision may change."""
+_WAYS = "choose another --out, keep that run with --set-aside, or go back to what it was started with"
+_ADVICE = {
+    "prices_sha256": " (--reprice prices its rows anew)",
+    "data_sha256": " (--regrade grades its rows anew, if questions and ids are the same)",
+    "grader": " (--regrade grades its rows anew)",
+    "code_version": " (--regrade grades its rows anew, and keeps their answers)",
+}
+_PRICES = {*Prices.model_fields, "price_tiers"}
 HOSTED_KINDS = ("openai", "azure")
 """Kinds of engines that send bills."""
 
@@ -45,6 +63,19 @@ class PoolModel(Record):
     usd_per_mtok_out: Decimal
 
 
+class Start(Record):
+    """One start of a run: when, where and with what."""
+
+    at: AwareDatetime
+    policies: tuple[str, ...]
+    revised: tuple[str, ...] = ()
+    """What was done anew in earlier rows: `prices`, `grades`."""
+    code_version: str
+    machine: dict[str, str | int | None]
+    packages: dict[str, str]
+    """Versions of installed packages by name."""
+
+
 class Manifest(Record):
     """The contents of `run.json`."""
 
@@ -56,6 +87,8 @@ class Manifest(Record):
     """File, directory or generated split, as the command named it."""
     data_sha256: str
     """Hash of the selected tasks: ids, queries and rows."""
+    queries_sha256: str = ""
+    """Hash of their ids and queries alone."""
     num_tasks: int
     split: Split
     limit: int | None
@@ -65,12 +98,16 @@ class Manifest(Record):
     virtual_model: str
     pool: tuple[str, ...]
     models: tuple[PoolModel, ...]
+    prices_sha256: str = ""
+    """Hash of all prices, of cached tokens and long prompts too."""
     prices_as_of: str
     endpoint: str | None
     """URL of the endpoint; None for a router in the process of the run."""
     config_sha256: str
     """Hash of the Serve config, and of the embedded checkpoints that it names."""
     code_version: str
+    starts: tuple[Start, ...] = ()
+    """Every start of the run, the first one first."""
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -84,32 +121,54 @@ class Manifest(Record):
             raise RunError(f"{path} is not a manifest: {e.errors()[0]['msg']}") from e
 
     def claim(self, directory: Path) -> None:
-        """Take `directory` for this run, or check that it is this run's. Raises: RunError."""
+        """Take `directory` for this run."""
         directory.mkdir(parents=True, exist_ok=True)
-        if (directory / MANIFEST).exists():
-            self.check(directory)
-        else:
-            write_whole(directory / MANIFEST, self.model_dump_json(indent=2))
+        write_whole(directory / MANIFEST, self.model_dump_json(indent=2))
 
-    def check(self, directory: Path) -> None:
-        """Raises: RunError naming the differences if the directory holds another run."""
-        differences = _differences(Manifest.read(directory), self) if (directory / MANIFEST).exists() else []
-        if differences:
-            ways = (
-                "choose another --out, keep that run with --set-aside, or go back to what it was started with"
-            )
-            raise RunError("\n  ".join([f"{directory} holds another run; {ways}:", *differences]))
+    def joined(self, directory: Path, tasks: Sequence[Task], revised: Iterable[Revision] = ()) -> Manifest:
+        """The manifest with which the run in `directory` goes on; this one if there is no run yet.
+
+        Raises: RunError naming the differences if the directory holds another run.
+        """
+        if not (directory / MANIFEST).exists():
+            return self
+        old = Manifest.read(directory)
+        if differences := _differences(old, self, tasks, revised):
+            raise RunError("\n  ".join([f"{directory} holds another run; {_WAYS}:", *differences]))
+        policies = dict.fromkeys((*old.policies, *self.policies))
+        return self.model_copy(update={"policies": tuple(policies), "starts": (*old.starts, *self.starts)})
 
 
-def set_aside_other_run(directory: Path, manifest: Manifest) -> Path | None:
+def started(policies: Sequence[str], revised: Iterable[Revision] = ()) -> Start:
+    """A start of a run, now and here."""
+    return Start(
+        at=datetime.now(UTC).replace(microsecond=0),
+        policies=tuple(policies),
+        revised=tuple(revised),
+        code_version=code_version(),
+        machine=machine(),
+        packages=packages(),
+    )
+
+
+def set_aside_other_run(
+    directory: Path, manifest: Manifest, tasks: Sequence[Task], revised: Iterable[Revision] = ()
+) -> Path | None:
     """Rename `directory` if it holds another run than that of `manifest`; the new name, or None.
 
-    Raises: RunError if the other run is under way.
+    Its book is copied into the new directory, so that nothing is asked again in vain. Raises: RunError if
+    the other run is under way.
     """
-    if not (directory / MANIFEST).exists() or not _differences(Manifest.read(directory), manifest):
-        return None
-    with JsonlLog(directory / ROWS):
-        return put_aside(directory)
+    try:
+        manifest.joined(directory, tasks, revised)
+    except RunError:
+        with JsonlLog(directory / ROWS):
+            moved = put_aside(directory)
+        if (moved / BOOK).exists():
+            directory.mkdir()
+            shutil.copy2(moved / BOOK, directory / BOOK)
+        return moved
+    return None
 
 
 def pool_models(config: RouterConfig) -> tuple[PoolModel, ...]:
@@ -149,12 +208,21 @@ def data_sha256(tasks: Sequence[Task]) -> str:
     return _sha256(f"{line}\n".encode() for line in lines)
 
 
+def queries_sha256(tasks: Sequence[Task]) -> str:
+    return _sha256(f"{json.dumps([task.id, task.query])}\n".encode() for task in tasks)
+
+
+def prices_sha256(config: RouterConfig) -> str:
+    prices = (model.model_dump(mode="json", include=_PRICES) for model in config.models)
+    return _sha256(json.dumps(some).encode() for some in prices)
+
+
 def config_sha256(
     config: RouterConfig, routing: RoutingConfig, model_apps: dict[str, ModelServerConfig]
 ) -> str:
-    """Hash of what decides answers and costs: embedded checkpoints by content, other models by name."""
+    """Hash of what decides answers: embedded checkpoints by content, other models by name; prices aside."""
     sections = [
-        config.model_dump_json(),
+        config.model_dump_json(exclude={"prices_as_of": True, "models": {"__all__": _PRICES}}),
         routing.model_dump_json(),
         *(f"{k}={v.model_dump_json()}" for k, v in sorted(model_apps.items())),
     ]
@@ -176,10 +244,21 @@ def _sha256(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _differences(old: Manifest, new: Manifest) -> list[str]:
+def _differences(
+    old: Manifest, new: Manifest, tasks: Sequence[Task], revised: Iterable[Revision]
+) -> list[str]:
+    """What differs, but for growth and for what is revised."""
+    may_differ = {"policies", "starts"}.union(*(REVISIONS[name] for name in revised))
+    earlier = sample_tasks(tasks, old.num_tasks) if new.num_tasks >= old.num_tasks else ()
+    if queries_sha256(earlier) == old.queries_sha256:
+        may_differ |= {"limit", "num_tasks", "queries_sha256"}
+    if data_sha256(earlier) == old.data_sha256:
+        may_differ.add("data_sha256")
     was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
     return [
-        f"{name}: was {_short(was[name])}, now {_short(now[name])}" for name in was if was[name] != now[name]
+        f"{name}: was {_short(was[name])}, now {_short(now[name])}{_ADVICE.get(name, '')}"
+        for name in was
+        if name not in may_differ and was[name] != now[name]
     ]
 
 

@@ -11,6 +11,8 @@
 | `random` | router's plan, models drawn with the shares that `r2` had in the same run | |
 | `final-only:SMALL,LARGE` | router's plan, LARGE for the last step alone | |
 | `cascade:M1,M2,...` | M1, and the next where it is unsure | |
+| `all:MODEL`, `one:auto`, ... | the virtual model under a policy of serving | |
+| `MODULE:NAME` | a function of the user's own | |
 
 A compact model of some thousand parameters can neither plan nor judge: it answers one line with one line. For
 it the router's decomposer plans, and confidence stands for judgement. A compact prompt of a step holds only
@@ -22,19 +24,23 @@ is the answer, which makes these baselines cheaper than as published.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import Field
 
 from r2_serve.config import Config
-from r2_serve.errors import CodecError, ConfigError
+from r2_serve.config.imported import imported, is_import_path
+from r2_serve.errors import CodecError, ConfigError, InvalidRequest
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation import judging
 from r2_serve.lab.evaluation.asker import Asked, AskFailed
 from r2_serve.lab.evaluation.desk import Desk, EvalPolicy, Setting, Solved, user
 from r2_serve.prompts import get_codec
 from r2_serve.router.executor import execute
+from r2_serve.router.policies import AllocationPolicy
 from r2_serve.types import Message, Plan, Sampling, Subtask, substitute
 
 _GREEDY = Sampling(temperature=0.0)
@@ -70,6 +76,30 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Own:
+    """A user's own way of answering: a coroutine function of the task and the desk, by import path.
+
+    It returns the answer as text, or a `Solved`.
+    """
+
+    name: str
+
+    async def answer(self, task: Task, desk: Desk) -> Solved:
+        function = cast("Callable[[Task, Desk], Awaitable[object]]", imported(self.name))
+        try:
+            answer = await function(task, desk)
+        except AskFailed:
+            raise
+        except Exception as e:
+            raise AskFailed(f"{self.name} failed: {type(e).__name__}: {e}") from e
+        if isinstance(answer, Solved):
+            return answer
+        if not isinstance(answer, str):
+            raise AskFailed(f"{self.name} returned {answer!r:.60}, expected a text or a Solved")
+        return Solved(answer)
+
+
+@dataclass(frozen=True)
 class Single:
     """One model is asked directly."""
 
@@ -91,7 +121,7 @@ class ChainOfThought:
         made = await _plan_by(self.model, task, desk)
         if made.is_fallback:
             answered = await desk.ask(self.model, user(task.query), stage="execute", subtask=1)
-            return Solved(answered.text, made.plan, (self.model,), is_plan_fallback=True)
+            return Solved(answered.text, made.plan, (self.model,), True, (answered.text,))
         asked = await desk.ask(
             desk.setting.virtual_model, user(task.query), plan=chain(made.plan), policy=f"all:{self.model}"
         )
@@ -238,7 +268,8 @@ class _Planned:
     def solved(self, answers: dict[int, str], models: dict[int, str]) -> Solved:
         last = answers[len(self.plan.subtasks)]
         text = last if self.plan.answer is None else substitute(self.plan.answer, answers)
-        return Solved(text, self.plan, tuple(models[i] for i in sorted(models)), self.is_fallback)
+        chosen = tuple(models[i] for i in sorted(models))
+        return Solved(text, self.plan, chosen, self.is_fallback, tuple(answers[i] for i in sorted(answers)))
 
 
 async def _plan_by(model: str, task: Task, desk: Desk) -> _Planned:
@@ -311,12 +342,22 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
             return Routed(name, f"final-only:{small},{large}")
         case "cascade", (_, _, *_):
             return Cascade(name, models, config)
+    with suppress(InvalidRequest):
+        AllocationPolicy.parse(name, setting.pool)
+        return Routed(name, name)
+    if is_import_path(name) and kind not in (*KINDS, *SERVED):
+        imported(name)
+        return Own(name)
     raise ConfigError(f"unknown policy {name!r}; {FORMS}")
 
 
+KINDS = (R2, RANDOM, ALL, "single", "cot", "tot", "datashunt", "dot", "final-only", "cascade")
+SERVED = ("all", "one", "final-only", "random", "learned", "cheapest")
+"""Kinds of policies of serving (`router.policies`)."""
 FORMS = (
     "one of r2, single:MODEL, cot:MODEL, tot:MODEL, datashunt:SMALL,LARGE, dot:SMALL,LARGE, random, "
-    "final-only:SMALL,LARGE, cascade:M1,M2,..., or all"
+    "final-only:SMALL,LARGE, cascade:M1,M2,..., a policy of serving such as all:MODEL, your own as "
+    "MODULE:NAME, or all"
 )
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from r2_serve.calls.ledger import total_cost_usd
 from r2_serve.grading.graders import Verdict
+from r2_serve.grading.rows import Task, parse_row
 from r2_serve.lab.evaluation.desk import EvalOutcome
 from r2_serve.lab.jsonl import read_jsonl
 from r2_serve.types import Record
@@ -36,6 +37,8 @@ class EvalRow(Record):
     outcome: EvalOutcome
     detail: str = ""
     scores: dict[str, float] = Field(default_factory=dict)
+    golds: tuple[str, ...] = ()
+    """The right answers, the usual one first; empty if only a program can tell."""
 
     @property
     def key(self) -> Key:
@@ -46,18 +49,29 @@ class EvalRow(Record):
         return total_cost_usd(self.outcome.calls)
 
     @property
+    def spent_usd(self) -> Decimal:
+        """What was paid for this row: its cost, without the replies that the book had already."""
+        return self.cost_usd - self.outcome.reused_usd
+
+    @property
     def may_be_retried(self) -> bool:
         """True if something other than the answer was at fault."""
         return self.status in ("failed", "error")
 
     @classmethod
-    def of(cls, policy: str, task_id: str, outcome: EvalOutcome, verdict: Verdict | None) -> EvalRow:
+    def of(cls, policy: str, task: Task, outcome: EvalOutcome, verdict: Verdict | None) -> EvalRow:
         """The row of an outcome; `verdict` is None if there was no answer to grade."""
         status: RowStatus = "failed" if verdict is None else verdict.status
         detail = (outcome.error or "") if verdict is None else verdict.detail
         scores = {} if verdict is None else verdict.scores
         return cls(
-            policy=policy, task_id=task_id, status=status, outcome=outcome, detail=detail, scores=scores
+            policy=policy,
+            task_id=task.id,
+            status=status,
+            outcome=outcome,
+            detail=detail,
+            scores=scores,
+            golds=parse_row(task.benchmark, task.row).golds,
         )
 
 
@@ -79,6 +93,7 @@ def _with_calls_of(row: EvalRow, earlier: EvalRow) -> EvalRow:
     outcome = row.outcome.model_copy(
         update={
             "calls": (*earlier.outcome.calls, *row.outcome.calls),
+            "reused_usd": earlier.outcome.reused_usd + row.outcome.reused_usd,
             "is_cost_known": earlier.outcome.is_cost_known and row.outcome.is_cost_known,
         }
     )

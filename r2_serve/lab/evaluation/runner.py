@@ -28,8 +28,9 @@ from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.asker import Asker
+from r2_serve.lab.evaluation.booked import Keeper, purpose_of
 from r2_serve.lab.evaluation.desk import EvalPolicy, Setting, outcome_of
-from r2_serve.lab.evaluation.manifest import Manifest
+from r2_serve.lab.evaluation.manifest import Manifest, Revision
 from r2_serve.lab.evaluation.policies import R2, RANDOM, parse_policy, random_policy
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow, Key, merged, read_rows
 from r2_serve.lab.jsonl import JsonlLog
@@ -60,6 +61,7 @@ class Standing:
     num_correct: int = 0
     num_failed: int = 0
     cost_usd: Decimal = Decimal(0)
+    """What was spent; replies that the book had already cost nothing again."""
     stopped_because: str | None = None
     num_failures_in_a_row: int = field(default=0, repr=False)
 
@@ -68,7 +70,7 @@ class Standing:
         self.num_correct += row.status == "correct"
         self.num_failed += row.status == "failed"
         self.num_failures_in_a_row = self.num_failures_in_a_row + 1 if row.status == "failed" else 0
-        self.cost_usd += row.cost_usd
+        self.cost_usd += row.spent_usd
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,15 @@ class Examiner:
     async def row(self, item: Work) -> EvalRow:
         """One task, answered and graded."""
         task = item.task
-        outcome = await outcome_of(item.policy, task, self.asker, self.setting)
+        owner = f"{self.setting.seed}/{item.policy.name}/{task.benchmark}/{task.id}"
+        with purpose_of(owner, task) as purpose:
+            outcome = await outcome_of(item.policy, task, self.asker, self.setting)
+        reused = {"num_reused": purpose.num_reused, "reused_usd": purpose.reused_usd}
+        outcome = outcome.model_copy(update=reused)
         verdict = None
         if outcome.answer is not None:
             verdict = await self.grader.judge(task, outcome.answer)
-        return EvalRow.of(item.policy.name, task.id, outcome, verdict)
+        return EvalRow.of(item.policy.name, task, outcome, verdict)
 
     async def work_off(self, work: Iterable[Work], keep: Keep, *, num_at_once: int) -> None:
         """Give a row of each piece of work to `keep`, as they end. The first internal error stops all."""
@@ -129,10 +135,14 @@ class Runner:
 
     directory: Path
     manifest: Manifest
+    """The run as it is asked for now. Further policies that the directory holds are left as they are."""
     tasks: Sequence[Task]
     examiner: Examiner
     options: RunOptions = field(default_factory=RunOptions)
     on_row: OnRow = lambda standing: None
+    revised: Sequence[Revision] = ()
+    """What was done anew in the rows that the directory has."""
+    keeper: Keeper | None = None
     source: RowSource | None = None
     """Does the work in other processes (`ray_data`); None does it on this event loop."""
 
@@ -142,7 +152,7 @@ class Runner:
         Raises: RunError if the directory holds another run, is in use or cannot be written;
         SandboxUnavailable.
         """
-        self.manifest.claim(self.directory)
+        self.manifest.joined(self.directory, self.tasks, self.revised).claim(self.directory)
         with JsonlLog(self.directory / ROWS) as log:
             rows = list(read_rows(self.directory))
             done = merged(rows)
@@ -172,9 +182,9 @@ class Runner:
     def _standing(self, done: dict[Key, EvalRow], rows: Iterable[EvalRow]) -> Standing:
         standing = Standing(num_total=len(self.tasks) * len(self.manifest.policies))
         for row in done.values():
-            if not self._is_tried_again(row):
+            if row.policy in self.manifest.policies and not self._is_tried_again(row):
                 standing.count(row)
-        standing.cost_usd = sum((row.cost_usd for row in rows), Decimal(0))
+        standing.cost_usd = sum((row.spent_usd for row in rows), Decimal(0))
         standing.num_failures_in_a_row = 0
         return standing
 
@@ -205,6 +215,8 @@ class Runner:
                     return
 
     def _why_stop(self, standing: Standing) -> str | None:
+        if self.keeper is not None and self.keeper.fault is not None:
+            return self.keeper.fault
         limit, num_failures = self.options.max_cost_usd, standing.num_failures_in_a_row
         if limit is not None and standing.cost_usd >= limit:
             spent = f"{standing.cost_usd:f} USD are spent; the limit is {limit:f}"

@@ -30,19 +30,26 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import BenchmarkName, Task
 from r2_serve.lab.evaluation.asker import Asker, HttpAsker, InProcessAsker
 from r2_serve.lab.evaluation.benchmarks import Split, is_generated, load_tasks, sample_tasks, split_tasks
+from r2_serve.lab.evaluation.booked import BookedAsker, Keeper, booked_engines, opened
 from r2_serve.lab.evaluation.desk import EvalPolicy, Setting
 from r2_serve.lab.evaluation.manifest import (
+    BOOK,
     HOSTED_KINDS,
     Manifest,
+    Revision,
     config_sha256,
     data_sha256,
     default_virtual_model,
     pool_models,
+    prices_sha256,
+    queries_sha256,
     set_aside_other_run,
     setting_of,
+    started,
 )
 from r2_serve.lab.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
-from r2_serve.lab.evaluation.rows import EvalRow
+from r2_serve.lab.evaluation.revising import Cards, grade_book, regrade_rows, reprice_book, reprice_rows
+from r2_serve.lab.evaluation.rows import ROWS, EvalRow
 from r2_serve.lab.evaluation.runner import Examiner, OnRow, RowSource, Runner, RunOptions, Standing, Work
 from r2_serve.lab.reports.terminal import usd
 from r2_serve.lab.runs import code_version
@@ -68,6 +75,10 @@ class EvalRequest(Config):
     engine: Literal["asyncio", "ray-data"] = "asyncio"
     policy_config: PolicyConfig = PolicyConfig()
     options: RunOptions = RunOptions()
+    book: Path | None = None
+    """The book that is read and written; None for `book.jsonl` in `out`."""
+    revised: tuple[Revision, ...] = ()
+    """What is done anew in the rows that `out` has, without a call."""
     set_aside_other_run: bool = False
     """If `out` holds another run, move that to `out`.1 (.2, ...) and start anew, instead of refusing."""
 
@@ -79,34 +90,81 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     setting = setting_of(config.router, config.routing, virtual_model, request.seed)
     tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit, request.grader)
     names = policy_names(request.policies, setting, request.policy_config)
-    manifest = Manifest(
+    manifest = _manifest(request, config, setting, names, tasks, split)
+    source = _source(request, setting)
+    is_halved = split == "test" and request.split is None
+    side = " (the test half of the file: --split all takes all)" if is_halved else ""
+    _say(console, f"{len(tasks)} tasks{side} x {len(names)} policies: {', '.join(names)}")
+    if request.set_aside_other_run:
+        moved = set_aside_other_run(request.out, manifest, tasks, request.revised)
+        if moved is not None:
+            _say(console, f"{request.out} held another run, which is now in {moved}")
+    manifest.joined(request.out, tasks, request.revised)  # before models are loaded in vain
+    async with Grader() as grader:
+        await _revise(request, tasks, setting.cards, grader, console)
+        path = request.book or request.out / BOOK
+        with opened(path) as keeper:
+            async with _asker(request, config, virtual_model, names, keeper) as asker:
+                examiner = Examiner(asker, grader, setting)
+                with _progress(request.out.name, console) as on_row:
+                    runner = Runner(request.out, manifest, tasks, examiner, request.options, on_row)
+                    runner.revised, runner.keeper, runner.source = request.revised, keeper, source
+                    standing = await runner.run()
+        if keeper.num_asked:
+            await grade_book(path, tasks, grader, is_all=False)
+    asked = f"{keeper.num_asked} replies were asked for ({usd(keeper.asked_usd)})"
+    _say(console, f"{asked}, {keeper.num_reused} came from {path}")
+    return standing
+
+
+def _manifest(
+    request: EvalRequest,
+    config: ServeConfig,
+    setting: Setting,
+    names: tuple[str, ...],
+    tasks: Sequence[Task],
+    split: Split,
+) -> Manifest:
+    return Manifest(
         benchmark=request.benchmark,
         grader=request.grader,
         data=request.data,
         data_sha256=data_sha256(tasks),
+        queries_sha256=queries_sha256(tasks),
         num_tasks=len(tasks),
         split=split,
         limit=request.limit,
         policies=names,
         policy_config=request.policy_config,
         seed=request.seed,
-        virtual_model=virtual_model,
+        virtual_model=setting.virtual_model,
         pool=setting.pool,
         models=pool_models(config.router),
+        prices_sha256=prices_sha256(config.router),
         prices_as_of=config.router.prices_as_of,
         endpoint=request.url,
         config_sha256=config_sha256(config.router, config.routing, config.model_apps),
         code_version=code_version(),
+        starts=(started(names, request.revised),),
     )
-    source = _source(request, setting)
-    _say(console, f"{len(tasks)} tasks x {len(names)} policies: {', '.join(names)}")
-    if request.set_aside_other_run and (moved := set_aside_other_run(request.out, manifest)) is not None:
-        _say(console, f"{request.out} held another run, which is now in {moved}")
-    manifest.check(request.out)  # before models are loaded in vain
-    with _progress(request.out.name, console) as on_row:
-        async with Grader() as grader, _asker(request, config, virtual_model, names) as asker:
-            examiner = Examiner(asker, grader, setting)
-            return await Runner(request.out, manifest, tasks, examiner, request.options, on_row, source).run()
+
+
+async def _revise(
+    request: EvalRequest, tasks: Sequence[Task], cards: Cards, grader: Grader, console: Console
+) -> None:
+    """Do anew what the request asks for in the rows and the book that there are."""
+    path = request.book or request.out / BOOK
+    has_rows, has_book = (request.out / ROWS).exists(), path.exists() and path.stat().st_size > 0
+    if "prices" in request.revised:
+        num_rows = reprice_rows(request.out, cards) if has_rows else 0
+        if has_book:
+            reprice_book(path, cards)
+        _say(console, f"{num_rows} rows priced anew")
+    if "grades" in request.revised:
+        num_changed = await regrade_rows(request.out, tasks, grader) if has_rows else 0
+        if has_book:
+            await grade_book(path, tasks, grader, is_all=True)
+        _say(console, f"rows graded anew: {num_changed} verdicts changed")
 
 
 def _say(console: Console, text: str) -> None:
@@ -147,14 +205,16 @@ def _source(request: EvalRequest, setting: Setting) -> RowSource | None:
 
 @contextlib.asynccontextmanager
 async def _asker(
-    request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str]
+    request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str], keeper: Keeper
 ) -> AsyncIterator[Asker]:
     if request.url is None:
         models = models_of(policies, config.routing.virtual_models[virtual_model])
-        yield InProcessAsker(config.router, config.routing, _made_engines(config, models))
+        engine_for = booked_engines(_made_engines(config, models), config.model_apps, keeper)
+        yield InProcessAsker(config.router, config.routing, engine_for)
         return
     async with new_client(request.url, api_key=request.api_key) as client:
-        yield HttpAsker(client)
+        cards = {model.name: model for model in config.router.models}
+        yield BookedAsker(HttpAsker(client), cards, request.url, keeper)
 
 
 def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:

@@ -17,7 +17,19 @@ from pydantic import Field, ValidationError
 
 from r2_serve.errors import BookError
 from r2_serve.files import json_line, whole_file
-from r2_serve.types import GraderName, Record
+from r2_serve.types import FinishReason, GraderName, Record, Usage
+
+
+class RecordedCall(Record):
+    """What decided a reply and how it ended, so that a run that asks the same again gets it from the book."""
+
+    key: str
+    """The hash of the model's identity, messages, sampling and adapter (`evaluation.booked`)."""
+    usage: Usage
+    is_usage_estimated: bool = False
+    finish_reason: FinishReason = "stop"
+    logprobs: bool = False
+    """Whether log-probabilities were asked for."""
 
 
 class Outcome(Record):
@@ -54,6 +66,9 @@ class Outcome(Record):
     """How sure the model was, such as the mean probability of its tokens."""
     propensity: float | None = Field(default=None, gt=0, le=1)
     """The probability with which the router chose this model; None if every model was asked."""
+
+    call: RecordedCall | None = None
+    """None for a reply that was imported: what decided it is not known."""
 
     @property
     def key(self) -> tuple[str, str, str]:

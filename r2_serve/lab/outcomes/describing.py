@@ -15,9 +15,10 @@ COLUMNS = ("model", "replies", "missing", "right", "no answer", "USD/1K", "token
 
 
 def print_description(path: Path, console: Console) -> None:
-    """Print a line for each model of a book. Raises: BookError, OSError."""
-    records = read_book(path)
-    tasks = {(record.task, record.step) for record in records}
+    """Print a line for each model that answered whole tasks. Raises: BookError, OSError."""
+    book = read_book(path)
+    records = [record for record in book if not record.step]
+    tasks = {record.task for record in records}
     graders = sorted({record.grader or "none" for record in records})
     by_model: dict[str, list[Outcome]] = defaultdict(list)
     for record in records:
@@ -28,6 +29,8 @@ def print_description(path: Path, console: Console) -> None:
     console.print(
         figures_table(COLUMNS, [_cells(model, found, len(tasks)) for model, found in by_model.items()])
     )
+    if num_steps := len(book) - len(records):
+        console.print(Text(f"Not in the table: {num_steps} replies to steps, plans and other prompts."))
 
 
 def _cells(model: str, records: list[Outcome], num_tasks: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from decimal import Decimal
 
@@ -179,7 +180,9 @@ def relative(cost_usd: Decimal, reference_usd: Decimal) -> str:
 
 
 def seconds(value: float) -> str:
-    """Three digits."""
+    """Three digits; a dash for NaN."""
+    if math.isnan(value):
+        return "-"
     return f"{value:.3f}" if value < 1 else f"{value:#.3g}" if value < 99.9 else f"{value:.0f}"
 
 

@@ -11,6 +11,7 @@ allocate) cost.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
@@ -58,6 +59,7 @@ class PolicyReport(Record):
     """Tasks with a failed request whose cost is unknown."""
     models: dict[str, ModelUse]
     latency_p50_s: float
+    """Median over the tasks without a reply from the book, whose latency is not measured; else NaN."""
     latency_p95_s: float
     mean_subtasks: float
     mean_width: float
@@ -85,7 +87,8 @@ def policy_report(
     counts = Counter[str](row.status for row in rows)
     calls = [call for row in rows for call in row.outcome.calls]
     hosted = {model.name for model in models if model.is_hosted}
-    p50, p95 = np.percentile([row.outcome.latency_s for row in rows] or [0.0], [50, 95])
+    times = [row.outcome.latency_s for row in rows if not row.outcome.num_reused]
+    p50, p95 = np.percentile(times or [math.nan], [50, 95])
     planned = [row.outcome for row in rows if row.outcome.num_subtasks]
     return PolicyReport(
         policy=name,

@@ -15,7 +15,7 @@ from r2_serve.lab.statistics import Floats
 
 Rows = dict[str, dict[str, EvalRow]]
 """The rows of each policy, by task."""
-_OWN = ("seed", "policies")
+_OWN = ("seed", "policies", "starts")
 """What the manifests of several seeds may differ in; policies that not all have are left out."""
 
 
