@@ -160,6 +160,8 @@ def run(
         standing = asyncio.run(run_session(request, Console(markup=False)))
     if standing.stopped_because is not None:
         fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
+    if standing.num_failed:
+        typer.echo(f"the last failure: {standing.last_failure}")
     typer.echo(f"done: {standing.num_done} rows, {standing.num_failed} failed.", nl=False)
     typer.echo(f" Now: r2-serve eval report {out}")
 

@@ -40,6 +40,8 @@ REVISIONS: dict[Revision, frozenset[str]] = {
     "grades": frozenset({"grader", "code_version", "data_sha256"}),
 }
 """The fields of a manifest that a revision may change."""
+_SELECTING = {"benchmark", "data", "split", "limit", "num_tasks"}
+"""The fields that select tasks."""
 _WAYS = "choose another --out, keep that run with --set-aside, or go back to what it was started with"
 _ADVICE = {
     "prices_sha256": " (--reprice prices its rows anew)",
@@ -255,10 +257,11 @@ def _differences(
     if data_sha256(earlier) == old.data_sha256:
         may_differ.add("data_sha256")
     was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
+    names = [name for name in was if name not in may_differ and was[name] != now[name]]
+    if set(names) & _SELECTING:  # other tasks have other hashes, which say no more
+        names = [name for name in names if name not in ("data_sha256", "queries_sha256")]
     return [
-        f"{name}: was {_short(was[name])}, now {_short(now[name])}{_ADVICE.get(name, '')}"
-        for name in was
-        if name not in may_differ and was[name] != now[name]
+        f"{name}: was {_short(was[name])}, now {_short(now[name])}{_ADVICE.get(name, '')}" for name in names
     ]
 
 

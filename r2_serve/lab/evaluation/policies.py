@@ -320,7 +320,7 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
     kind, _, details = name.partition(":")
     models = tuple(details.split(",")) if details else ()
     known = tuple(setting.cards) if kind in ("single", "cascade", "datashunt") else setting.pool
-    unknown = [model for model in models if model not in known]
+    unknown = [model for model in models if model not in known and kind in KINDS]
     if unknown:
         raise ConfigError(f"policy {name!r}: no model {unknown[0]!r}; choose among {', '.join(known)}")
     match kind, models:

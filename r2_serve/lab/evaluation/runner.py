@@ -64,11 +64,14 @@ class Standing:
     """What was spent; replies that the book had already cost nothing again."""
     stopped_because: str | None = None
     num_failures_in_a_row: int = field(default=0, repr=False)
+    last_failure: str = field(default="", repr=False)
+    """Why the last task that failed has no answer."""
 
     def count(self, row: EvalRow) -> None:
         self.num_done += 1
         self.num_correct += row.status == "correct"
         self.num_failed += row.status == "failed"
+        self.last_failure = row.detail if row.status == "failed" else self.last_failure
         self.num_failures_in_a_row = self.num_failures_in_a_row + 1 if row.status == "failed" else 0
         self.cost_usd += row.spent_usd
 
@@ -222,7 +225,8 @@ class Runner:
             spent = f"{standing.cost_usd:f} USD are spent; the limit is {limit:f}"
             return f"{spent}. Raise --max-cost-usd to go on"
         if num_failures > self.options.max_failures_in_a_row:
-            return f"{num_failures} tasks in a row failed; see their `detail` in {self.directory / ROWS}"
+            where = f"all are in {self.directory / ROWS}"
+            return f"{num_failures} tasks in a row failed; the last: {standing.last_failure}; {where}"
         return None
 
     def _shares(self, rows: Iterable[EvalRow]) -> dict[str, float]:

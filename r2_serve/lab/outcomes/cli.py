@@ -260,9 +260,9 @@ def _columns(pairs: list[str]) -> dict[str, str]:
 
 
 def _graded(records: list[Outcome], grader: GraderChoice | None, *, needs_grader: bool) -> list[Outcome]:
-    from r2_serve.lab.outcomes.grading import graded
+    from r2_serve.lab.outcomes.grading import graded, is_bare_step
 
-    if grader is None and any(record.grader is None for record in records):
+    if grader is None and any(record.grader is None and not is_bare_step(record) for record in records):
         if needs_grader:
             fail("which grader? give --grader math, number, choice, text or literal", status=2)
         return records

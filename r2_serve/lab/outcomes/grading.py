@@ -25,17 +25,19 @@ def graded(
 ) -> list[Outcome]:
     """The records with `answer`, `group`, `right` and `grader`; in their order.
 
-    Without `grader`, each task is graded by the grader that its records name. Verdicts of tasks without a
-    gold answer are kept as they are. Raises: BookError if a task has no grader.
+    Replies to steps that have no gold answer stay as they are. Without `grader`, each task is graded by
+    the grader that its records name. Verdicts of tasks without a gold answer are kept as they are.
+    Raises: BookError if a task has no grader.
     """
     return asyncio.run(_graded(records, grader, progress or (lambda done, total: None)))
 
 
 async def _graded(records: Sequence[Outcome], grader: GraderName | None, progress: Progress) -> list[Outcome]:
     tasks: dict[tuple[str, str], list[int]] = defaultdict(list)
+    found = {i: record for i, record in enumerate(records) if is_bare_step(record)}
     for i, record in enumerate(records):
-        tasks[record.task, record.step].append(i)
-    found: dict[int, Outcome] = {}
+        if i not in found:
+            tasks[record.task, record.step].append(i)
     limit, num_done = asyncio.Semaphore(TASKS_AT_ONCE), 0
     workers = Comparer()
 
@@ -56,6 +58,11 @@ async def _graded(records: Sequence[Outcome], grader: GraderName | None, progres
     finally:
         await workers.close()
     return [found[i] for i in range(len(records))]
+
+
+def is_bare_step(record: Outcome) -> bool:
+    """Whether it is the reply to a step of a plan, whose right answer is not known."""
+    return bool(record.step) and record.gold is None
 
 
 async def _graded_task(

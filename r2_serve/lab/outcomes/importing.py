@@ -13,6 +13,7 @@ Sources: github.com/WildEval/ZeroEval (result_dirs); github.com/withmartian/rout
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import sys
@@ -161,9 +162,9 @@ def routerbench(source: Source) -> Iterator[Outcome]:
         models = [name.removesuffix("|model_response") for name in row if name.endswith("|model_response")]
         if not models or "sample_id" not in row:
             raise BookError(f"{place}: expected the columns `sample_id` and `MODEL|model_response`")
-        prompt = str(row.get("prompt", ""))
+        prompt = _unprinted(str(row.get("prompt", "")))
         for model in models:
-            reply = str(row[f"{model}|model_response"])
+            reply = _unprinted(str(row[f"{model}|model_response"]))
             if not reply and not row.get(model):
                 continue
             fields = {
@@ -178,6 +179,17 @@ def routerbench(source: Source) -> Iterator[Outcome]:
                 "tokens_out": round(len(reply) / CHARS_PER_TOKEN),
             }
             yield _outcome(fields, place)
+
+
+def _unprinted(text: str) -> str:
+    """The text of a list of one text, as Python prints it; any other text as it is."""
+    if not text.startswith(("['", '["')):
+        return text
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found[0] if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str) else text
 
 
 def table_csv(source: Source) -> Iterator[Outcome]:

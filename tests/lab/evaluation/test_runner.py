@@ -211,6 +211,13 @@ async def test_changed_run_is_refused_by_name(tmp_path: Path, name: str, change:
     assert (tmp_path / "rows.jsonl").read_bytes() == before
 
 
+async def test_other_tasks_are_named_without_their_hashes(tmp_path: Path) -> None:
+    await runner_of(tmp_path, sums(3), ["single:large"]).run()
+    with pytest.raises(RunError, match="num_tasks: was 3, now 2") as refused:
+        await runner_of(tmp_path, sums(2), ["single:large"]).run()
+    assert "sha256" not in refused.value.message
+
+
 async def test_two_drivers_never_share_a_directory(tmp_path: Path) -> None:
     first = runner_of(tmp_path, sums(1), ["single:large"])
     await first.run()

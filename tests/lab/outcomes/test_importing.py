@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from r2_serve.cli import app
 from r2_serve.errors import BookError
-from r2_serve.lab.outcomes.book import Outcome, read_book
+from r2_serve.lab.outcomes.book import Outcome, read_book, write_book
 from r2_serve.lab.outcomes.importing import Source, read_prices, recorded
 
 runner = CliRunner()
@@ -40,6 +40,37 @@ def test_result_file_of_zeroeval_is_read(tmp_path: Path) -> None:
     assert (record.answer, record.right, record.choices) == ("B", True, ("red", "green"))
 
 
+def test_published_form_of_zeroeval_is_read_without_options(tmp_path: Path) -> None:
+    """The keys are those that ZeroEval's `save_outputs` writes, with the data set's own after them."""
+    row = {
+        "session_id": "gsm/gsm8k-main-test-#0",
+        "chat_history": ["## Question: How many?"],
+        "model_input": "<s>[INST] ## Question: How many? [/INST]",
+        "output": ['{"reasoning": "6 * 7", "answer": "42"}'],
+        "generator": "gpt-4o-2024-08-06",
+        "configs": {"engine": "openai", "temperature": 0.0, "top_p": 1.0, "max_tokens": 4096},
+        "dataset": "gsm",
+        "id": "gsm8k-main-test-#0",
+        "question": "How many?",
+        "answer": "42",
+    }
+    path = tmp_path / "gpt-4o-2024-08-06.json"
+    path.write_text(json.dumps([row], indent=2))
+    (record,) = imported(tmp_path, "zeroeval", path, "--grader", "number").values()
+    assert (record.model, record.prompt, record.right) == (row["generator"], "## Question: How many?", True)
+
+
+def test_texts_of_routerbench_that_are_printed_lists_are_read(tmp_path: Path) -> None:
+    """Its pickles hold lists, which `to_csv` prints."""
+    path = tmp_path / "routerbench.csv"
+    path.write_text(
+        ",sample_id,prompt,eval_name,m,m|model_response,m|total_cost,oracle_model_to_route_to\n"
+        "0,mmlu-1,\"['Which?']\",mmlu,1.0,\"['It is\\nB']\",9.3e-05,m\n"
+    )
+    (record,) = imported(tmp_path, "routerbench", path).values()
+    assert (record.prompt, record.reply, record.right) == ("Which?", "It is\nB", True)
+
+
 def test_csv_of_routerbench_keeps_its_verdicts_and_costs(tmp_path: Path) -> None:
     path = tmp_path / "routerbench.csv"
     path.write_text(
@@ -49,6 +80,19 @@ def test_csv_of_routerbench_keeps_its_verdicts_and_costs(tmp_path: Path) -> None
     found = imported(tmp_path, "routerbench", path)
     assert [found["x.1", model].right for model in "ab"] == [True, False]
     assert found["x.1", "a"].cost_usd == Decimal("0.001")
+
+
+def test_grading_a_book_again_leaves_replies_to_steps_alone(tmp_path: Path) -> None:
+    whole = Outcome(task="t", model="m", gold="4", reply="4.0", grader="text", right=False)
+    step = Outcome(task="t", step="0ab1", model="m", reply="{}")
+    write_book(tmp_path / "a.book", [whole, step])
+    out = tmp_path / "b.book"
+    for options in ((), ("--grader", "number")):
+        result = runner.invoke(
+            app, ["outcomes", "grade", str(tmp_path / "a.book"), *options, "--out", str(out)]
+        )
+        assert result.exit_code == 0, result.output
+    assert [(record.grader, record.right) for record in read_book(out)] == [("number", True), (None, None)]
 
 
 def test_columns_of_a_table_are_named_by_the_user(tmp_path: Path) -> None:
