@@ -35,6 +35,9 @@ from r2_serve.ops.deploy_files.cli import kuberay, monitoring
 from r2_serve.ops.prefetch import prefetch
 from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
+from r2_serve.ops.setup.doctor import doctor
+from r2_serve.ops.setup.init import init
+from r2_serve.ops.setup.show import config_app
 
 if TYPE_CHECKING:
     from r2_serve.serve_config import ServeConfig
@@ -47,11 +50,14 @@ app = typer.Typer(
     epilog=f"Example: r2-serve up, then in another shell: r2-serve ask '{QUESTION}'",
 )
 
+app.add_typer(config_app, name="config")
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(outcomes_app, name="outcomes")
 keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.command()(init)
+app.command()(doctor)
 app.command()(load)
 app.command()(replay)
 app.command()(experiment)

@@ -41,6 +41,7 @@ from r2_serve.config.gates import GateCheck, GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
 from r2_serve.config.prompts import Prompts, read_prompts
+from r2_serve.config.providers import with_engine_defaults
 from r2_serve.config.scaling import PlanAheadConfig
 from r2_serve.config.server import FEEDBACK_FILE, FeedbackConfig, ResponsesConfig, ServerConfig
 from r2_serve.types import Ability, ModelCard, Need
@@ -82,7 +83,8 @@ ROUTED_QUERY_CHARS = 200_000
 class ModelConfig(ModelCard):
     """A pool model: its card, and how to reach it.
 
-    A hosted model without written prices has those of the table in `r2_serve.config.prices`.
+    A hosted model without written prices has those of the table in `r2_serve.config.prices`, and one whose
+    engine names a provider has the address of `r2_serve.config.providers`.
     """
 
     engine: EngineConfig
@@ -109,7 +111,7 @@ class ModelConfig(ModelCard):
     @model_validator(mode="before")
     @classmethod
     def _priced(cls, card: object) -> object:
-        return with_listed_prices(card)
+        return with_listed_prices(with_engine_defaults(card))
 
     @cached_property
     def abilities(self) -> frozenset[Ability]:

@@ -96,6 +96,11 @@ def abilities_of(engine: EngineConfig) -> frozenset[Ability]:
     return TEXT_ALONE | (_FORMATS if isinstance(engine, ScriptedEngineConfig) else more)
 
 
+def is_embedder(name: str) -> bool:
+    """Whether a model's name is that of a model of embeddings, which holds no conversation."""
+    return re.search(_EMBEDDER, name.lower()) is not None
+
+
 def parameters_of(engine: EngineConfig) -> frozenset[str] | None:
     """Names of the parameters that the engine reads beside those of `Sampling` and of its abilities.
 

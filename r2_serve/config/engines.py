@@ -17,6 +17,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from r2_serve.config.providers import ProviderName, with_provider
+
 
 class Config(BaseModel):
     """Base of every section: frozen, unknown keys are refused."""
@@ -121,8 +123,12 @@ class HostedEngineConfig(Config):
     kind: Literal["openai", "azure", "anthropic", "openai-responses"]
     """What the provider speaks: `openai` is chat completions, `openai-responses` is Responses, `anthropic` is
     Messages. Responses keeps nothing at the provider (`store: false`) unless a client asks for it."""
+    provider: ProviderName | None = None
+    """A provider of `r2_serve.config.providers`, such as deepseek: it fills `kind`, `base_url` and
+    `api_key_env` where they are not written. None: the address is written."""
     model: str
-    """The provider's name of the model; on Azure, the name of the deployment."""
+    """The provider's name of the model; on Azure, the name of the deployment. A card whose engine names a
+    provider may leave it out if it is the card's own name."""
     base_url: Annotated[str, AfterValidator(_is_address)] = "https://api.openai.com/v1"
     """Address before `/chat/completions`, `/responses` or `/messages`: for kind `anthropic` by default
     https://api.anthropic.com/v1; on Azure, the resource's https://NAME.openai.azure.com."""
@@ -138,6 +144,7 @@ class HostedEngineConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _address_of_the_kind(cls, values: object) -> object:
+        values = with_provider(values)
         if isinstance(values, dict) and values.get("kind") == "anthropic":
             return {"base_url": "https://api.anthropic.com/v1", **values}
         return values

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from r2_serve.config.engines import HostedEngineConfig
+from r2_serve.config.providers import with_engine_defaults
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
@@ -84,7 +85,7 @@ def with_listed_prices(card: object) -> object:
     """
     if not is_without_prices(card):
         return card
-    engine = _hosted(card.get("engine"))
+    engine = _hosted(card)
     if engine is None:
         return card
     if (entry := listed(engine)) is None:
@@ -103,7 +104,7 @@ def with_table_date(router: object) -> object:
         return router
     models = router.get("models")
     has_listed = isinstance(models, list | tuple) and any(
-        is_without_prices(model) and _hosted(model.get("engine")) for model in models
+        is_without_prices(model) and _hosted(model) for model in models
     )
     return {**router, "prices_as_of": table_name()} if has_listed else router
 
@@ -113,12 +114,14 @@ def is_without_prices(card: object) -> TypeGuard[dict[str, object]]:
     return isinstance(card, dict) and not any(name in card for name in NEEDED)
 
 
-def _hosted(engine: object) -> HostedEngineConfig | None:
+def _hosted(card: dict[str, object]) -> HostedEngineConfig | None:
+    engine = card.get("engine")
     if isinstance(engine, HostedEngineConfig):
         return engine
     try:
-        return HostedEngineConfig.model_validate(engine)
-    except ValidationError:
+        filled = with_engine_defaults(card)
+        return HostedEngineConfig.model_validate(filled["engine"] if isinstance(filled, dict) else None)
+    except (ValidationError, ValueError, KeyError):
         return None
 
 

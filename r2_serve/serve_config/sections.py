@@ -191,10 +191,13 @@ def _is_model(option: Annotation) -> TypeGuard[type[BaseModel]]:
 
 
 def _model_for(models: list[type[BaseModel]], node: yaml.Node) -> type[BaseModel] | None:
-    """The one model that `node` can be, chosen by `kind` if there are several."""
+    """The one model that `node` can be, chosen by `kind` if there are several, or by a key `provider`."""
     if len(models) > 1 and isinstance(node, yaml.MappingNode):
         kind = children(node).get("kind", (None, None))[1]
-        models = [model for model in models if kind is not None and kind.value in _kinds(model)]
+        if kind is None and "provider" in children(node):
+            models = [model for model in models if "provider" in model.model_fields]
+        else:
+            models = [model for model in models if kind is not None and kind.value in _kinds(model)]
     return models[0] if len(models) == 1 else None
 
 
