@@ -54,7 +54,7 @@ class Chosen:
     usd_in: Decimal
     usd_out: Decimal
     price_source: str = ""
-    """Where prices come from that must be written; empty if the config takes them from its table."""
+    """The source of prices that must be written; empty if the config takes them from its table."""
     hub_name: str | None = None
     """Name at the Hugging Face hub of a model that a GPU of this cluster runs."""
 
