@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 ProviderName = Literal[
     "openai",
@@ -84,6 +85,12 @@ def with_engine_defaults(card: object) -> object:
     provider = _named(engine)
     free = {"usd_per_mtok_in": 0, "usd_per_mtok_out": 0} if provider and provider.is_local else {}
     return {**free, **card, "engine": {"model": card.get("name"), **filled}}
+
+
+def provider_at(base_url: str) -> str:
+    """The provider at an address; the host's name if it is none of ours."""
+    host = urlsplit(base_url).hostname or ""
+    return next((n for n, known in PROVIDERS.items() if urlsplit(known.base_url).hostname == host), host)
 
 
 def _named(engine: dict[str, object]) -> Provider | None:

@@ -93,7 +93,7 @@ def _without(entry: YamlMapping, *keys: str) -> dict[str, object]:
 def _plain(value: object) -> object:
     """`value` as YAML has it: sections as mappings, tuples as lists."""
     if isinstance(value, BaseModel):
-        value = dict(value)
+        value = {name: getattr(value, name) for name in type(value).model_fields}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
