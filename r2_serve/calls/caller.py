@@ -273,6 +273,7 @@ class _Chain:
             adapter=spec.adapter if config.name == self._first else None,
             timeout_s=config.timeout_s,
             is_verbatim=spec.is_verbatim and config.codec == "instruct",
+            trace_parent=reservation.trace_parent,
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
         return Attempt(member, call, reservation, self._show if is_streamed else None)

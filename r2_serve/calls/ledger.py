@@ -12,7 +12,7 @@ from decimal import Decimal
 from r2_serve.calls.budget import Allowance, Budget, Purse
 from r2_serve.calls.estimates import Prompt
 from r2_serve.errors import EngineError
-from r2_serve.types import CallRecord, CallStage, ModelCard, Usage, Work
+from r2_serve.types import CallRecord, CallStage, ModelCard, TraceContext, Usage, Work, new_span_id
 
 
 class Reservation:
@@ -32,6 +32,12 @@ class Reservation:
         self.bound_usd = card.cost_usd(self.bound)
         self._ledger, self._card, self._record = ledger, card, record
         self._is_open, self._is_limited = True, is_limited
+
+    @property
+    def trace_parent(self) -> str | None:
+        """The header `traceparent` of the call; None if the query is in no distributed trace."""
+        context, span_id = self._ledger.context, self._record.span_id
+        return context.header(span_id) if context and span_id else None
 
     def settle(self, usage: Usage, *, is_estimated: bool = False, work: Work | None = None) -> None:
         """The call succeeded and used `usage`; `work` is the time that it took of a replica."""
@@ -77,11 +83,14 @@ class Ledger:
         *,
         purse: Purse | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
+        context: TraceContext | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_call` takes each call once it is settled; `clock` is monotonic and in seconds."""
+        """`on_call` takes each call once it is settled; `context` is the query's place in a distributed
+        trace, where each call gets a span; `clock` is monotonic and in seconds."""
         self.calls: list[CallRecord] = []
         self.allowance = Allowance(budget, purse)
+        self.context = context
         self._on_call, self._clock, self._start_s = on_call, clock, clock()
 
     def elapsed_s(self) -> float:
@@ -119,6 +128,7 @@ class Ledger:
             attempt=attempt,
             passed_over=passed_over,
             start_s=self.elapsed_s(),
+            span_id=new_span_id() if self.context else None,
         )
         reservation = Reservation(self, card, prompt, max_tokens, record, is_limited=is_limited)
         self.allowance.begin(reservation.bound.total_tokens, reservation.bound_usd)

@@ -42,6 +42,7 @@ from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.redaction import Redactor, redact_logs, redactor_of
+from r2_serve.otel import telemetry_sinks
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from r2_serve.router.decomposer import Decomposer, Decomposition, Messages
 from r2_serve.router.demand import Demand, ModelDemand, total
@@ -51,7 +52,7 @@ from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.serve_config.applications import MODEL, ROUTER
 from r2_serve.traces import TraceWriter
-from r2_serve.types import Completion, Delta, Engine, EngineCall
+from r2_serve.types import Completion, Delta, Engine, EngineCall, TraceContext
 
 _log = logging.getLogger(__name__)
 
@@ -117,10 +118,15 @@ class DecomposerDeployment:
         self._decomposer = Decomposer(build_pool(config.models, cluster_engine))
 
     async def decompose(
-        self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, budget: Budget
+        self,
+        messages: Messages,
+        config: DecomposerConfig,
+        limits: LimitsConfig,
+        budget: Budget,
+        context: TraceContext | None,
     ) -> StageReport[Decomposition]:
         return await report_of(
-            lambda ledger: self._decomposer.decompose(messages, config, limits, ledger), budget
+            lambda ledger: self._decomposer.decompose(messages, config, limits, ledger), budget, context
         )
 
 
@@ -131,8 +137,10 @@ class AllocatorDeployment:
         _log_with_serve(redactor_of(config))
         self._allocator = Allocator(build_pool(config.models, cluster_engine))
 
-    async def allocate(self, task: AllocationTask, budget: Budget) -> StageReport[AllocationResult]:
-        return await report_of(lambda ledger: self._allocator.allocate(task, ledger), budget)
+    async def allocate(
+        self, task: AllocationTask, budget: Budget, context: TraceContext | None
+    ) -> StageReport[AllocationResult]:
+        return await report_of(lambda ledger: self._allocator.allocate(task, ledger), budget, context)
 
 
 @serve.ingress()
@@ -164,6 +172,9 @@ class RouterDeployment:
         if config.server.trace_dir:
             sinks.append(TraceWriter.of(config.server, self._redact))
 
+        self._telemetry = telemetry_sinks(config, self._redact)
+        sinks += self._telemetry
+
         def make_pipeline(routing: RoutingConfig) -> Pipeline:
             return Pipeline(pool, routing, decomposes, allocates, sinks, self._view.replicas, self._demand)
 
@@ -193,6 +204,8 @@ class RouterDeployment:
         """Refuses new requests for good; returns when the others are answered. A local cluster ends so."""
         self._admission.close()
         await self._admission.idle()
+        for sink in self._telemetry:
+            await asyncio.to_thread(sink.close)
 
     async def reconfigure(self, user_config: Mapping[str, object]) -> None:
         """Takes a new routing for the queries to come; a wrong one is logged and the old one stays."""

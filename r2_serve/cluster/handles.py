@@ -165,7 +165,9 @@ class _Stage(Generic[Result]):
         most_usd = self.num_calls * member.config.cost_usd(prompt.most_usage(self.max_tokens))
         try:
             with allowance.held(most_usd):
-                response: _Response[StageReport[Result]] = self.method.remote(*args, budget)
+                response: _Response[StageReport[Result]] = self.method.remote(
+                    *args, budget, self.ledger.context
+                )
                 report = await _awaited(response)
         except BaseException as e:
             lost = self._lost_call(member, prompt, e, self.ledger.elapsed_s() - started_s)

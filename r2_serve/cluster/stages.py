@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from r2_serve.calls.budget import Budget
 from r2_serve.calls.ledger import Ledger
 from r2_serve.errors import EngineUnavailable, R2Error, places
-from r2_serve.types import CallRecord
+from r2_serve.types import CallRecord, TraceContext
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -31,9 +31,11 @@ class StageReport(Generic[Result]):
     """EngineUnavailable stands for any error that is not an R2Error."""
 
 
-async def report_of(stage: Callable[[Ledger], Awaitable[Result]], budget: Budget) -> StageReport[Result]:
+async def report_of(
+    stage: Callable[[Ledger], Awaitable[Result]], budget: Budget, context: TraceContext | None = None
+) -> StageReport[Result]:
     """Runs `stage` on a ledger of its own within `budget`. Raises nothing but a cancellation."""
-    ledger = Ledger(budget)
+    ledger = Ledger(budget, context=context)
     error: R2Error
     try:
         result = await stage(ledger)

@@ -37,6 +37,21 @@ class FeedbackConfig(Config):
     book of outcomes made every week or month misses none."""
 
 
+class OtelConfig(Config):
+    """Export of spans and metrics by OTLP over HTTP. A collector that fails costs no answer."""
+
+    endpoint: str = Field(pattern=r"^https?://[^\s?#]+$")
+    """Address before `/v1/traces` and `/v1/metrics`, such as http://collector:4318."""
+    headers_env: EnvName | None = None
+    """Environment variable with headers for the collector, such as a token: `name=value,name=value`."""
+    sample: float = Field(default=1.0, ge=0, le=1)
+    """Share of the queries that are recorded. A query with the client's `traceparent` follows its flag."""
+    content: bool = False
+    """Whether spans hold texts: the query, the steps and the answers. Off, as they may be confidential."""
+    metrics_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between two exports of metrics."""
+
+
 class ServerConfig(Config):
     """The HTTP endpoint."""
 
@@ -51,6 +66,8 @@ class ServerConfig(Config):
     """What `/v1/responses` keeps."""
     feedback: FeedbackConfig = FeedbackConfig()
     """What `/v1/r2/feedback` remembers."""
+    otel: OtelConfig | None = None
+    """The collector of spans and metrics by OpenTelemetry; None: none are made."""
     max_body_bytes: int = Field(default=32_000_000, ge=1_000)
     """Longest request body; the default holds long documents and some images."""
     body_timeout_s: float = Field(default=60.0, gt=0)

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -142,7 +142,7 @@ class HostedEngine:
         if wire.count_url is None:
             return None
         body = wire.write_count(self._body(conceded(call, self._given_up), is_streamed=False))
-        headers = {**wire.headers, **wire.headers_of(call.sampling)}
+        headers = _headers(wire, call)
         opening = session.post(
             wire.count_url,
             data=json.dumps(body).encode(),
@@ -211,7 +211,7 @@ class HostedEngine:
             async with session.post(
                 wire.url,
                 data=json.dumps(sent).encode(),
-                headers={**wire.headers, **wire.headers_of(call.sampling)},
+                headers=_headers(wire, call),
                 proxy=self._proxy,
                 allow_redirects=False,
             ) as response:
@@ -342,6 +342,11 @@ async def _beginning(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
 def _check_size(num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
         raise InvalidReply(f"the reply is longer than {limit} bytes")
+
+
+def _headers(wire: ProviderWire, call: EngineCall) -> Mapping[str, str]:
+    traced = {"traceparent": call.trace_parent} if call.trace_parent else {}
+    return {**wire.headers, **wire.headers_of(call.sampling), **traced}
 
 
 def _key(config: HostedEngineConfig) -> str | None:

@@ -61,6 +61,8 @@ class Exchange:
     """None if the endpoint is open."""
     session: str | None = None
     """The client's name of the conversation (header `x-session-id`)."""
+    trace_parent: str | None = None
+    """The client's place in a distributed trace (header `traceparent`)."""
     model: str = ""
     """A name the backend knows, or empty; it becomes a label."""
     status: int | None = None
@@ -122,6 +124,7 @@ class Edge:
         exchange = scope["r2.exchange"] = Exchange(
             self._request_id(headers),
             session=headers.get("x-session-id"),
+            trace_parent=headers.get("traceparent"),
             redact=self._redact,
             dialect=dialect,
         )

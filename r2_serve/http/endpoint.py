@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,7 +28,7 @@ from r2_serve.http.refusals import check_forwarded
 from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import ModelListing, RouterBackend
-from r2_serve.types import Answer, Delta, Json, OnDelta, Query
+from r2_serve.types import Answer, Delta, Json, OnDelta, Query, TraceContext
 
 MIN_DEADLINE_S = 0.001
 """The time left to a request that got its place at the last moment."""
@@ -97,7 +98,22 @@ class Endpoint:
         query = request.refined(chat.to_query(exchange.request_id, is_virtual=listing.is_virtual))
         check_forwarded(query.sampling.responses or ())
         check_forwarded(query.sampling.messages_api or ())
-        return chat, _of_its_conversation(query, exchange), listing
+        return chat, self._of_its_conversation(query, exchange), listing
+
+    def _of_its_conversation(self, query: Query, exchange: Exchange) -> Query:
+        """`query` with what tells it and its conversation from others, as far as the client names that."""
+        named = query.session or query.sampling.forwarded.get("prompt_cache_key")
+        session = exchange.session or (named if isinstance(named, str) else None)
+        client = exchange.key.name if exchange.key else ""
+        session = session and session[:MAX_SESSION_CHARS]
+        update = {"session": session, "client": client, "reply_id": exchange.reply_id}
+        return query.model_copy(update={**update, "context": self._trace_context(exchange)})
+
+    def _trace_context(self, exchange: Exchange) -> TraceContext | None:
+        otel = self.server.otel
+        draw = otel is not None and random.random() < otel.sample  # nosec B311
+        context = TraceContext.of(exchange.trace_parent, records=draw)
+        return context and (context if otel else context.unrecorded())
 
     def _checked(self, body: bytes, key: ClientKey | None) -> tuple[ChatRequest, ModelListing]:
         chat = parse_chat(body)
@@ -176,16 +192,6 @@ class _Streamed:
             self.sent += piece.text
         if events := self.reply.piece(piece):
             await self.stream.write(events)
-
-
-def _of_its_conversation(query: Query, exchange: Exchange) -> Query:
-    """`query` with what tells it and its conversation from others, as far as the client names that."""
-    named = query.session or query.sampling.forwarded.get("prompt_cache_key")
-    session = exchange.session or (named if isinstance(named, str) else None)
-    client = exchange.key.name if exchange.key else ""
-    session = session and session[:MAX_SESSION_CHARS]
-    update = {"session": session, "client": client, "reply_id": exchange.reply_id}
-    return query.model_copy(update=update)
 
 
 def text_after(sent: str, text: str) -> str:

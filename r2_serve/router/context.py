@@ -100,6 +100,7 @@ class QueryContext:
             plan_fallback=draft.plan_fallback,
             allocation_fallback=draft.allocation_fallback,
             session=draft.session,
+            context=self.query.context,
             policy=draft.policy,
             shares=draft.shares,
             decision=draft.decision,

@@ -111,7 +111,7 @@ class Pipeline:
         is_own = query.max_cost_usd is not None and query.max_cost_usd == limits.max_cost_usd
         cost_limit = "r2.max_cost_usd" if is_own else "the operator's limits.max_cost_usd"
         budget = Budget(limits.max_calls, limits.max_total_tokens, limits.max_cost_usd, cost_limit)
-        ledger = Ledger(budget, purse=purse, on_call=self.demand.learn)
+        ledger = Ledger(budget, purse=purse, on_call=self.demand.learn, context=query.context)
         return QueryContext(
             query=query,
             text=conversation_text(query.messages),

@@ -43,6 +43,7 @@ from r2_serve.types.plans import (
     substituted_chars,
 )
 from r2_serve.types.served import Arm, RolloutNote, Savings, text_hash
+from r2_serve.types.tracing import TraceContext, new_span_id
 
 __all__ = [
     "BYTES_PER_TOKEN",
@@ -74,11 +75,13 @@ __all__ = [
     "Sampling",
     "Savings",
     "Subtask",
+    "TraceContext",
     "Usage",
     "Work",
     "asks_of",
     "likely_tokens",
     "needs_of",
+    "new_span_id",
     "references",
     "substitute",
     "substituted_chars",
@@ -178,6 +181,8 @@ class CallRecord(Record):
     end_s: float = 0.0
     work: Work | None = None
     """Replica time used by this call; None for hosted models and failed calls."""
+    span_id: str | None = None
+    """The call's span in a distributed trace; None if the query is in none."""
 
 
 class SubtaskResult(Record):
@@ -276,6 +281,8 @@ class Trace(Record):
     """Why the default model was used; None if the allocator's choice was."""
     session: SessionNote | None = None
     """Why the model of a turn stayed or changed; None for a query that belongs to no session."""
+    context: TraceContext | None = None
+    """The query's place in a distributed trace."""
     policy: str = "learned"
     shares: dict[str, float] = Field(default={})
     """The probability of each model where the policy draws one at random; empty where it does not."""
@@ -327,6 +334,8 @@ class Query(Record):
     """The id of the reply without the prefix of its dialect, by which feedback may name the query."""
     client: str = ""
     """Name of the client's key, as sessions of one client are hidden from the others; empty without keys."""
+    context: TraceContext | None = None
+    """The query's place in a distributed trace; None if there is none."""
     is_plan_only: bool = False
     """Whether to decompose and stop, so that the answer is the plan as JSON; for virtual models only."""
 

@@ -219,6 +219,8 @@ class EngineCall(Record):
     """Name of the adapter that answers; None for the base model."""
     timeout_s: float | None = None
     """Seconds until the engine gives up with `EngineTimeout`; None for no limit."""
+    trace_parent: str | None = None
+    """Header `traceparent` for a provider; None for a query in no distributed trace."""
     is_verbatim: bool = False
     """Whether the client gets the reply as it came, be it a tool call or a refusal."""
 

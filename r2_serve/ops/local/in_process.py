@@ -27,6 +27,7 @@ from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.redaction import redact_logs, redactor_of
+from r2_serve.otel import telemetry_sinks
 from r2_serve.router.allocator import Allocator
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.pipeline import Pipeline, Sink
@@ -75,6 +76,8 @@ async def serve(config: ServeConfig, host: str, port: int, on_ready: Callable[[]
     sinks: list[Sink] = [metrics.observe, feedback.note]
     if config.router.server.trace_dir:
         sinks.append(TraceWriter.of(config.router.server, redact))
+    telemetry = telemetry_sinks(config.router, redact)
+    sinks += telemetry
     pool = build_pool(config.router.models, _engine_for(engines))
     metrics.watch_models(pool)
     app = create_app(
@@ -96,6 +99,8 @@ async def serve(config: ServeConfig, host: str, port: int, on_ready: Callable[[]
         timeout_graceful_shutdown=math.ceil(config.routing.limits.deadline_s),
     )
     await _Server(options, on_ready).serve()
+    for sink in telemetry:
+        await asyncio.to_thread(sink.close)
 
 
 def _router(config: ServeConfig, pool: Pool, sinks: Sequence[Sink]) -> Router:
