@@ -36,10 +36,21 @@ from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.asker import Asked, Asker
 from r2_serve.lab.evaluation.identity import call_key, identity_of
 from r2_serve.lab.jsonl import JsonlLog
-from r2_serve.lab.outcomes.book import Outcome, RecordedCall, prompt_hash, read_book
+from r2_serve.lab.outcomes.book import Outcome, RecordedCall, read_book
 from r2_serve.lab.runs import RunError
 from r2_serve.router.synthesis import confidence
-from r2_serve.types import CallRecord, Completion, Delta, Engine, EngineCall, ModelCard, Query, Trace, Usage
+from r2_serve.types import (
+    CallRecord,
+    Completion,
+    Delta,
+    Engine,
+    EngineCall,
+    ModelCard,
+    Query,
+    Trace,
+    Usage,
+    text_hash,
+)
 
 Ask = Callable[[], Awaitable[Completion]]
 
@@ -175,7 +186,7 @@ def _record(
         step="" if is_whole else key[:16],
         model=card.name,
         prompt=prompt,
-        prompt_hash=prompt_hash(prompt),
+        prompt_hash=text_hash(prompt),
         reply=reply.text,
         tokens_in=usage.prompt_tokens,
         tokens_out=usage.completion_tokens,

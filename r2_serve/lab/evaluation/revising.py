@@ -11,9 +11,9 @@ from r2_serve.grading.named import grader_in_books
 from r2_serve.grading.rows import Task, parse_row
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow, read_rows
 from r2_serve.lab.jsonl import JsonlLog, replacing_jsonl
-from r2_serve.lab.outcomes.book import Outcome, prompt_hash, read_book, write_book
+from r2_serve.lab.outcomes.book import Outcome, read_book, write_book
 from r2_serve.lab.outcomes.grading import graded
-from r2_serve.types import CallRecord, ModelCard
+from r2_serve.types import CallRecord, ModelCard, text_hash
 
 GRADED_AT_ONCE = 64
 Cards = Mapping[str, ModelCard]
@@ -103,7 +103,7 @@ async def grade_book(path: Path, tasks: Sequence[Task], grader: Grader, *, is_al
 
 def _is_of(record: Outcome, task: Task | None) -> bool:
     is_whole = task is not None and not record.step
-    return is_whole and task is not None and record.prompt_hash == prompt_hash(task.query)
+    return is_whole and task is not None and record.prompt_hash == text_hash(task.query)
 
 
 async def _judged(record: Outcome, task: Task, grader: Grader) -> Outcome:
