@@ -150,23 +150,30 @@ def ask(
     max_cost_usd: Annotated[
         float | None, typer.Option(min=1e-6, help="The most this question may cost, in USD.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Draw the plan and the state of each step as they come.")
+    ] = False,
 ) -> None:
     """Ask a running endpoint; prints the answer and the DAG behind it.
 
     \b
     Example:  r2-serve ask 'Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?'
               r2-serve ask -m r2-scan 'jump around left twice after walk'
+              r2-serve ask --watch --policy learned 'How many days are there in three leap years?'
     """
     from rich.console import Console
 
     from r2_serve import client
     from r2_serve.lab.reports.terminal import dag_view, trace_view
+    from r2_serve.lab.reports.watching import watched
 
     limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
 
     async def once() -> client.ChatReply:
         query = client.question(model, question, policy=policy, max_cost_usd=limit)
         async with client.new_client(url, api_key=api_key) as http:
+            if watch:
+                return await watched(http, query)
             return await client.ask(http, client.chat_body(query))
 
     try:

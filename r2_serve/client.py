@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from r2_serve.engines.chat_parts import ChatCompletion, Chunk, Tokens, first_fault, is_finished
 from r2_serve.engines.events import DONE, IGNORED_EVENTS, EventReader, EventStreamError
 from r2_serve.errors import R2Error
-from r2_serve.types import GateSpec, Query, Trace
+from r2_serve.types import Event, GateSpec, Query, Trace
 
 UNWORKED_STATUSES = frozenset({401, 404, 413, 415, 429})
 """R2 answers with these before any model is called."""
@@ -45,6 +45,8 @@ class ReplyExtras(BaseModel):
     subtasks: int | None = None
     confidence: float | None = None
     trace: Trace | None = None
+    event: Event | None = None
+    """What just happened to the query; in a stream that was asked for events."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,14 @@ def question(model: str, text: str, **fields: object) -> Query:
     return Query.model_validate({"request_id": "", "model": model, "messages": (message,), **fields})
 
 
-def chat_body(query: Query, *, is_streamed: bool = False, has_trace: bool = True) -> dict[str, object]:
-    """The request body of `query`, without what it leaves open. With `has_trace` only R2 takes it."""
+def chat_body(
+    query: Query, *, is_streamed: bool = False, has_trace: bool = True, has_events: bool = False
+) -> dict[str, object]:
+    """The request body of `query`, without what it leaves open. With `has_trace` or `has_events` only R2
+    takes it."""
     sampling, r2 = query.sampling, _extras_of(query)
+    if has_events:
+        r2 = {**r2, "events": True}
     schema = {"name": "reply", "schema": sampling.json_schema}
     body: dict[str, object] = {
         "model": query.model,

@@ -43,7 +43,14 @@ from r2_serve.config.prices import with_listed_prices, with_table_date
 from r2_serve.config.prompts import Prompts, read_prompts
 from r2_serve.config.providers import with_engine_defaults
 from r2_serve.config.scaling import PlanAheadConfig
-from r2_serve.config.server import FEEDBACK_FILE, FeedbackConfig, OtelConfig, ResponsesConfig, ServerConfig
+from r2_serve.config.server import (
+    FEEDBACK_FILE,
+    EventsConfig,
+    FeedbackConfig,
+    OtelConfig,
+    ResponsesConfig,
+    ServerConfig,
+)
 from r2_serve.types import Ability, ModelCard, Need
 
 __all__ = [
@@ -54,6 +61,7 @@ __all__ = [
     "EmbeddingsEngineConfig",
     "EngineConfig",
     "EnvName",
+    "EventsConfig",
     "FeedbackConfig",
     "GateCheck",
     "GateConfig",

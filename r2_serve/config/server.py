@@ -52,6 +52,13 @@ class OtelConfig(Config):
     """Seconds between two exports of metrics."""
 
 
+class EventsConfig(Config):
+    """What `GET /v1/r2/events` shows."""
+
+    texts: bool = False
+    """True lets keys without limits read the texts of queries of other keys. Off, as they are theirs."""
+
+
 class ServerConfig(Config):
     """The HTTP endpoint."""
 
@@ -68,6 +75,8 @@ class ServerConfig(Config):
     """What `/v1/r2/feedback` remembers."""
     otel: OtelConfig | None = None
     """The collector of spans and metrics by OpenTelemetry; None: none are made."""
+    events: EventsConfig = EventsConfig()
+    """What `GET /v1/r2/events` shows."""
     max_body_bytes: int = Field(default=32_000_000, ge=1_000)
     """Longest request body; the default holds long documents and some images."""
     body_timeout_s: float = Field(default=60.0, gt=0)

@@ -86,6 +86,11 @@ class ChatReply:
         usage = {"choices": [], "usage": usage_of(answer), "r2": r2}
         return events + self._chunk(last) + event({**self._head(self.chunk_kind), **usage}) + DONE
 
+    def note(self, name: str, r2: Json) -> bytes:
+        """A named event between the pieces: a chunk without choices, as OpenAI's client reads every event."""
+        chunk: Json = {**self._head(self.chunk_kind), "choices": [], "r2": r2}
+        return event(chunk, name)
+
     def failure(self, error: ErrorReply) -> bytes:
         return event(CHAT.error_body(error, ""))
 

@@ -7,6 +7,7 @@ POST /v1/embeddings         `endpoint` in the dialect `dialects.embeddings`
 POST /v1/messages           `endpoint` in the dialect `dialects.messages`
 POST /v1/messages/count_tokens   `counting`
 POST /v1/r2/feedback        `rating`
+GET  /v1/r2/events          `events`: what happens to queries, while it happens
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
@@ -48,6 +49,7 @@ from r2_serve.http.background import ResponsesEndpoint, Running
 from r2_serve.http.counting import CountTokens
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
 from r2_serve.http.endpoint import Endpoint, find_model
+from r2_serve.http.events import Watching
 from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import model_list, model_object
@@ -118,6 +120,7 @@ def create_app(
             Route("/v1/messages", endpoint(MESSAGES), methods=["POST"]),
             Route("/v1/messages/count_tokens", CountTokens(endpoint(MESSAGES)), methods=["POST"]),
             Route("/v1/r2/feedback", rating, methods=["POST"]),
+            Route("/v1/r2/events", Watching(backend, server)),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -16,10 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from r2_serve.calls.budget import Purse
 from r2_serve.config import ServerConfig
+from r2_serve.dialects.chat import ChatReply
 from r2_serve.dialects.wire import Arrival, Dialect, Reply, Request
-from r2_serve.errors import InvalidReply, ModelNotFound, NotAllowed, R2Error
+from r2_serve.errors import InvalidReply, InvalidRequest, ModelNotFound, NotAllowed, R2Error
 from r2_serve.http.admission import Admission
 from r2_serve.http.edge import Exchange
+from r2_serve.http.events import event_json
 from r2_serve.http.keys import ClientKey
 from r2_serve.http.openai_replies import extra_headers, extras
 from r2_serve.http.openai_wire import ChatRequest, parse_chat
@@ -28,7 +30,8 @@ from r2_serve.http.refusals import check_forwarded
 from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import ModelListing, RouterBackend
-from r2_serve.types import Answer, Delta, Json, OnDelta, Query, TraceContext
+from r2_serve.router.events import Reader
+from r2_serve.types import Answer, Delta, Event, Json, OnDelta, Query, TraceContext
 
 MIN_DEADLINE_S = 0.001
 """The time left to a request that got its place at the last moment."""
@@ -72,6 +75,10 @@ class Endpoint:
         server, purse = self.server, self._purse(exchange.key)
         exchange.model = listing.id
         reply = request.reply(chat.model, wants_usage_chunk=chat.wants_usage_chunk)
+        if chat.r2.events and not isinstance(reply, ChatReply):
+            raise InvalidRequest(
+                "r2.events: only streams of chat completions carry events", param="r2.events"
+            )
         if chat.stream:
             stream = EventStream(send, server.heartbeat_s, self.dialect.heartbeat)
             await _Streamed(self, chat, query, purse, reply, exchange, stream).run(receive)
@@ -170,9 +177,13 @@ class _Streamed:
     async def run(self, receive: Receive) -> None:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self.endpoint.deadline_s(self.query)
+        companions = [raise_when_gone(receive), self.stream.beat()]
         try:
             work = self.endpoint.work(self.query, self.purse, self._send)
-            answer = await run_with([raise_when_gone(receive), self.stream.beat()], work)
+            if self.chat.r2.events:
+                answer = await self._watched(companions, work)
+            else:
+                answer = await run_with(companions, work)
             rest = "" if self.is_verbatim else text_after(self.sent, answer.text)
         except ClientGone:
             raise
@@ -184,6 +195,30 @@ class _Streamed:
         self.exchange.cost_usd = answer.cost_usd
         extras = self.endpoint.extras(self.chat, answer, self.exchange)
         await self.stream.end(self.reply.end(answer, rest, extras), max(deadline - clock(), LAST_WORDS_S))
+
+    async def _watched(
+        self, companions: list[Coroutine[object, object, None]], work: Coroutine[object, object, Answer]
+    ) -> Answer:
+        """The answer of `work`, while the events of the query are sent as they happen."""
+        query = self.query
+
+        def is_its_own(happened: Event) -> bool:
+            return (happened.request_id, happened.client) == (query.request_id, query.client)
+
+        with self.endpoint.backend.events.reading(is_its_own) as reader:
+            answer = await run_with([*companions, self._send_events(reader)], work)
+            for happened in reader.rest():
+                await self._send_event(happened)
+        return answer
+
+    async def _send_events(self, reader: Reader) -> None:
+        while True:
+            await self._send_event(await reader.next())
+
+    async def _send_event(self, happened: Event) -> None:
+        assert isinstance(self.reply, ChatReply)
+        shown: Json = {"event": event_json(happened, self.exchange.redact)}
+        await self.stream.write(self.reply.note(f"r2.{happened.kind}", shown))
 
     async def _send(self, piece: Delta) -> None:
         if piece.body is not None:

@@ -243,6 +243,8 @@ class Extras(Wire):
     """Return the whole trace in the reply's `r2.trace`."""
     confidence: bool | None = None
     """Return `r2.confidence`: the 0.4-quantile of the answer's token probabilities, if there are any."""
+    events: bool | None = None
+    """Send what happens to the query too, as chunks without choices (`r2.event`); for streams."""
     plan_only: bool | None = None
     """Decompose and stop: the reply's text is the plan as JSON, which can be sent back as `r2.plan`."""
 
@@ -305,6 +307,8 @@ class ChatRequest(Wire):
         if len(set(limits) - {None}) > 1:
             text = "max_tokens is {} and max_completion_tokens {}: send one of the two".format(*limits)
             raise _contradiction("max_completion_tokens", text)
+        if self.r2.events and not self.stream:
+            raise _contradiction("r2.events", "r2.events is allowed with stream: true only")
         if self.r2.confidence and self.stream:
             text = "r2.confidence is for plain replies: leave it or stream out"
             raise _contradiction("r2.confidence", text)

@@ -95,6 +95,7 @@ def _paths() -> Json:
         "/v1/messages": {"post": _asked("Answer as Anthropic's Messages" + events, "MessagesRequest")},
         "/v1/messages/count_tokens": {"post": _asked("Tokens of a Messages request", "CountRequest")},
         "/v1/r2/feedback": {"post": _asked("Rate an answer", "FeedbackRequest")},
+        "/v1/r2/events": {"get": _operation("What happens to queries, as it happens", "text/event-stream")},
         "/v1/models": {"get": listing},
         "/v1/models/{id}": {"get": _named("One model")},
         "/health": {"get": {**_operation("Whether the process is alive"), "security": []}},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from r2_serve.calls.budget import Purse
+from r2_serve.router.events import EventBus
 from r2_serve.types import Ability, Answer, ModelCard, OnDelta, Query
 
 
@@ -34,6 +35,11 @@ class RouterBackend(Protocol):
     @property
     def deadline_s(self) -> float:
         """Seconds that a query may take at most, its wait in the queue included."""
+        ...
+
+    @property
+    def events(self) -> EventBus:
+        """What happens to queries, for those who watch."""
         ...
 
     def models(self) -> Sequence[ModelListing]:

@@ -12,14 +12,17 @@ from r2_serve.prompts.conversation import instructions_of
 from r2_serve.router.allocator import Allocates
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
+from r2_serve.router.events import EventBus
 from r2_serve.router.gates import QueryGates
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas
 from r2_serve.types import (
     Allocation,
+    CalledModel,
     CallRecord,
     Decision,
+    Event,
     Message,
     OnDelta,
     Plan,
@@ -32,6 +35,7 @@ from r2_serve.types import (
     Trace,
     text_hash,
 )
+from r2_serve.types.events import EventKind
 
 WORKER_STAGES = ("execute", "pass_through")
 """Stages whose calls work on the query itself; the others are the router's own calls."""
@@ -74,11 +78,35 @@ class QueryContext:
     gates: QueryGates
     on_delta: OnDelta | None
     """Takes the pieces of the final answer as they come."""
+    events: EventBus = field(default_factory=EventBus)
+    """Takes what happens to the query to those who watch it."""
     draft: TraceDraft = field(default_factory=TraceDraft)
 
     @property
     def ledger(self) -> Ledger:
         return self.caller.ledger
+
+    def tell(self, kind: EventKind, **fields: object) -> None:
+        """Publishes an event, if somebody reads them."""
+        if self.events.has_readers:
+            query, at_s = self.query, self.ledger.elapsed_s()
+            known = {"request_id": query.request_id, "model": query.model, "client": query.client}
+            self.events.publish(Event.model_validate({"kind": kind, **known, "at_s": at_s, **fields}))
+
+    def tell_decision(self) -> None:
+        decision = self.draft.decision
+        if decision is not None:
+            what = {"action": decision.action, "reason": decision.reason, "direct_usd": decision.direct_usd}
+            self.tell("decided", **what)
+
+    def tell_call(self, call: CallRecord) -> None:
+        usage = call.usage
+        called = CalledModel(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            **{name: getattr(call, name) for name in CalledModel.model_fields if hasattr(call, name)},
+        )
+        self.tell("called", subtask=call.subtask, called=called)
 
     def trace(self, *, answer: str | None = None, error: str | None = None) -> Trace:
         """The trace of the query as it stands now."""

@@ -6,7 +6,7 @@ budget end before an answer is accepted, the best answer there is is kept, as it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -33,6 +33,8 @@ class GateRun:
     ask: Asks
     num_asked: int
     """Models that the budgets pay for, at most."""
+    tell: Callable[[GateAsk], None]
+    """Takes each model that was asked, with what became of its answer."""
     _heard: list[Heard] = field(default_factory=list)
     _notes: list[GateAsk] = field(default_factory=list)
     _failures: list[Failure] = field(default_factory=list)
@@ -87,9 +89,9 @@ class GateRun:
     def _note(
         self, model: str, outcome: AskOutcome, evidence: EvidenceKind, reason: str, usd: Decimal
     ) -> None:
-        self._notes.append(
-            GateAsk(model=model, outcome=outcome, evidence=evidence, reason=reason, cost_usd=usd)
-        )
+        asked = GateAsk(model=model, outcome=outcome, evidence=evidence, reason=reason, cost_usd=usd)
+        self._notes.append(asked)
+        self.tell(asked)
 
     def _usd_since(self, ledger: Ledger, first_call: int) -> Decimal:
         calls = ledger.calls[first_call:]

@@ -12,7 +12,7 @@ from r2_serve.router.evidence import Question
 from r2_serve.router.foresight import fitting, need_of
 from r2_serve.router.gate_run import GateRun
 from r2_serve.router.gates import Gate
-from r2_serve.types import Completion, Delta, GateNote, Json
+from r2_serve.types import Completion, Delta, GateAsk, GateNote, Json
 
 
 class GateOver(Exception):
@@ -45,7 +45,7 @@ class GatedStep:
         Raises: EngineError, BudgetExceeded, PoisonousRequest.
         """
         try:
-            run = GateRun(self.gate, self.models, self.question, self._ask, num_asked)
+            run = GateRun(self.gate, self.models, self.question, self._ask, num_asked, self._tell)
             call, note = await run.run()
         except GateOver as e:
             raise e.error from e
@@ -75,6 +75,9 @@ class GatedStep:
         """Whether the judge reads the confidence of a model's answer, and the model reports one."""
         judge, abilities = self.gate.judge, self.context.caller.pool[model].config.abilities
         return judge.wants_confidence and "logprobs" in abilities and not (is_last and judge.keeps_last)
+
+    def _tell(self, asked: GateAsk) -> None:
+        self.context.tell("asked", subtask=self.question.subtask, asked=asked)
 
     def _tried(self, model: str) -> CallSpec:
         """The call of a model after which others follow: no stand-in, and no stream.

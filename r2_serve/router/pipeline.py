@@ -33,6 +33,7 @@ from r2_serve.router.context import WORKER_STAGES, QueryContext, lowered
 from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand, QueryDemand
+from r2_serve.router.events import EventBus
 from r2_serve.router.foresight import Whole, whole_query
 from r2_serve.router.gates import OWN, GateShelf
 from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
@@ -44,7 +45,17 @@ from r2_serve.router.spill import Replicas, no_replicas
 from r2_serve.router.synthesis import Final, synthesize
 from r2_serve.router.turns import answer_turn
 from r2_serve.router.whole import answer_whole
-from r2_serve.types import Allocation, Answer, DecisionReason, Message, OnDelta, Plan, Query, Trace
+from r2_serve.types import (
+    Allocation,
+    Answer,
+    CallRecord,
+    DecisionReason,
+    Message,
+    OnDelta,
+    Plan,
+    Query,
+    Trace,
+)
 
 Sink = Callable[[Trace], None]
 """Takes the trace of a finished query."""
@@ -67,6 +78,8 @@ class Pipeline:
     """Learns of every plan and call, so that models can be scaled before the calls come."""
     sessions: Sessions = field(default_factory=Sessions)
     """Which conversations are on which model."""
+    events: EventBus = field(default_factory=EventBus)
+    """Takes what happens to queries to those who watch them."""
     shelf: GateShelf = field(default_factory=GateShelf)
     """The gates of the routing, made once."""
 
@@ -94,11 +107,15 @@ class Pipeline:
         if virtual is not None:
             query = as_conversation(query)
         context = self._context(query, routing, on_delta, purse)
+        context.tell("started", query=context.text)
         try:
             final = await _within_deadline(context, virtual)
         except (Exception, asyncio.CancelledError) as e:
+            context.tell("failed", error=_error_text(e), cost_usd=context.ledger.cost_usd)
             self._publish(context.trace(error=_error_text(e)))
             raise
+        cost_usd, reason = context.ledger.cost_usd, final.finish_reason
+        context.tell("answered", answer=final.text, finish_reason=reason, cost_usd=cost_usd)
         if virtual is not None:
             context.draft.savings = savings(context, virtual, final.text)
         trace = self._publish(context.trace(answer=final.text))
@@ -111,8 +128,13 @@ class Pipeline:
         is_own = query.max_cost_usd is not None and query.max_cost_usd == limits.max_cost_usd
         cost_limit = "r2.max_cost_usd" if is_own else "the operator's limits.max_cost_usd"
         budget = Budget(limits.max_calls, limits.max_total_tokens, limits.max_cost_usd, cost_limit)
-        ledger = Ledger(budget, purse=purse, on_call=self.demand.learn, context=query.context)
-        return QueryContext(
+
+        def learn(call: CallRecord) -> None:
+            self.demand.learn(call)
+            context.tell_call(call)
+
+        ledger = Ledger(budget, purse=purse, on_call=learn, context=query.context)
+        context = QueryContext(
             query=query,
             text=conversation_text(query.messages),
             limits=limits,
@@ -124,7 +146,9 @@ class Pipeline:
             sessions=self.sessions,
             gates=self.shelf.of(query, routing, self.pool, final_needs(query)),
             on_delta=on_delta,
+            events=self.events,
         )
+        return context
 
     def _publish(self, trace: Trace) -> Trace:
         for sink in self.sinks:
@@ -163,6 +187,7 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     costs = Costs(context.gates, query, virtual, context.limits)
     choice = PlanOrNot(costs, context.ledger, policy)
     draft.decision = choice.decide()
+    context.tell_decision()
     with context.demand.query(query.model) as expected:
         return await _planned_or_whole(context, virtual, policy, choice, expected)
 
@@ -211,6 +236,7 @@ def _drop(context: QueryContext, reason: DecisionReason) -> None:
     assert draft.decision is not None
     update = {"action": "whole", "reason": reason, "dropped_plan": draft.plan}
     draft.decision = draft.decision.model_copy(update=update)
+    context.tell_decision()
 
 
 async def _answer_by_plan(
@@ -238,6 +264,7 @@ async def _answer_by_plan(
         if has_to_save:
             _check_usable(plan, context)
         draft.plan = plan
+        context.tell("planned", plan=plan)
         check_template(plan, query)
         how = choice.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
         allocation = await _allocate(context, virtual, plan, policy, *how)

@@ -68,6 +68,7 @@ class PlanRun:
 
         Raises: InvalidRequest, BudgetExceeded, SubtaskFailed, PoisonousRequest, PlanDropped.
         """
+        self.context.tell("allocated", plan=self.plan, models=self.allocation.models)
         models = [self._models_of(subtask) for subtask in self.plan.subtasks]
         for subtask, step in zip(self.plan.subtasks, models, strict=True):
             blank = dict.fromkeys(subtask.depends_on, "")
@@ -102,6 +103,7 @@ class PlanRun:
         start_s, name = self.context.ledger.elapsed_s(), self.allocation.models[subtask.id - 1]
         gate, note = self.context.gates.get(name), None
         is_last = subtask.id == self.plan.final_id
+        self.context.tell("step_started", subtask=subtask.id, models=(name,))
         try:
             if gate is None:
                 call = await self._ask(subtask, *self._call(subtask, inputs, name))
@@ -112,7 +114,16 @@ class PlanRun:
             raise SubtaskFailed.by(e, subtask.id, name, is_final=is_last, is_only=is_only) from e
         if not is_last and self.limits is not None and call.completion.finish_reason == "length":
             raise PlanDropped("ran_away")
-        return _Done(call, self._result(subtask, call, ready_s, start_s, note))
+        result = self._result(subtask, call, ready_s, start_s, note)
+        self.context.tell(
+            "step_done",
+            subtask=subtask.id,
+            models=(result.model,),
+            answer=result.answer,
+            finish_reason=result.finish_reason,
+            cost_usd=result.cost_usd,
+        )
+        return _Done(call, result)
 
     async def _ask(
         self, subtask: Subtask, model: str, spec: CallSpec, *, is_first: bool = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from r2_serve.errors import ConfigError, EngineUnavailable
 from r2_serve.router.allocator import Allocator
 from r2_serve.router.backend import ModelListing
 from r2_serve.router.decomposer import Decomposer
+from r2_serve.router.events import EventBus
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.types import Ability, Answer, CountingEngine, EngineCall, OnDelta, Query
 
@@ -42,6 +44,7 @@ class Router:
         readiness: Readiness | None = None,
     ) -> None:
         self.prices_as_of = config.prices_as_of
+        self.events = EventBus()
         self._config, self._make_pipeline, self._readiness = config, make_pipeline, readiness
         self._pipeline: Pipeline | None = None
         self._listings: tuple[ModelListing, ...] = ()
@@ -52,7 +55,7 @@ class Router:
             routing.check_against(self._config.models)
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        pipeline = self._pipeline or self._make_pipeline(routing)
+        pipeline = self._pipeline or replace(self._make_pipeline(routing), events=self.events)
         pipeline.route_by(routing)
         self._pipeline = pipeline
         abilities = {model.name: model.abilities for model in self._config.models}

@@ -32,6 +32,7 @@ from r2_serve.types.calls import (
     Work,
     likely_tokens,
 )
+from r2_serve.types.events import CalledModel, Event
 from r2_serve.types.gates import GateAsk, GateNote, GateSpec, GraderName
 from r2_serve.types.plans import (
     REFERENCE,
@@ -53,11 +54,13 @@ __all__ = [
     "Allocation",
     "Api",
     "Arm",
+    "CalledModel",
     "Completion",
     "CountingEngine",
     "Delta",
     "Engine",
     "EngineCall",
+    "Event",
     "FinishReason",
     "GateAsk",
     "GateNote",

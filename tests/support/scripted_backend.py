@@ -16,6 +16,7 @@ from r2_serve.config import ServerConfig
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
 from r2_serve.router.backend import ModelListing
+from r2_serve.router.events import EventBus
 from r2_serve.types import (
     Allocation,
     Answer,
@@ -100,6 +101,7 @@ class ScriptedBackend:
     listings: Sequence[ModelListing] = LISTINGS
     prices_as_of: str = "2026-11-01"
     deadline_s: float = 120.0
+    events: EventBus = field(default_factory=EventBus)
     queries: list[Query] = field(default_factory=list)
     has_started: asyncio.Event = field(default_factory=asyncio.Event)
     was_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
