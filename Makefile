@@ -16,8 +16,8 @@ BASE    := .venv/base-installed
 ALL     := .venv/all-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval retrain test test-rest test-all test-fast lint style audit audit-if-online \
-  conformance bench bench-gateway lock clean
+.PHONY: help install demo eval retrain test test-rest test-all test-fast gpu-smoke lint style audit \
+  audit-if-online conformance bench bench-gateway lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +80,21 @@ test-all: test test-rest  ## every tier that needs no GPU
 
 test-fast: $(ALL)  ## the default tier alone: no Ray, no torch, no network
 	$(BIN)/pytest $(TWO) $(PYTEST)
+
+GPU_TEST := $(if $(wildcard /dev/nvidiactl),runs/gpu/installed,$(ALL))
+GPU_BIN  := $(if $(wildcard /dev/nvidiactl),runs/gpu/bin,$(BIN))
+
+runs/gpu/installed: .venv/bin/uv constraints-gpu.txt pyproject.toml
+	@echo "Installing vLLM, torch and CUDA's libraries into runs/gpu: 10 GB"
+	@$(BIN)/uv venv -q --python 3.11 --allow-existing runs/gpu
+	@VIRTUAL_ENV=runs/gpu $(BIN)/uv pip install -q -c constraints-gpu.txt -e '.[gpu,train]' \
+	  hypothesis psutil pytest==9.2.0 pytest-asyncio==1.5.0
+	@touch $@
+
+gpu-smoke: $(GPU_TEST)  ## ten minutes of vLLM in Ray: start, plan, adapter, kill -9, out of memory, drain
+	@echo "On the GPU of this machine with $${R2_GPU_SMOKE_MODEL:-Qwen/Qwen2.5-0.5B-Instruct}, or without"
+	@echo "one on vLLM's CPU build with a tiny model."
+	$(GPU_BIN)/pytest -s -m "gpu or engine" tests/ray/test_vllm_ray.py
 
 lint: style  ## style, types, layers, unsafe calls
 	$(BIN)/ruff check .

@@ -26,17 +26,20 @@ from r2_serve.cluster.deployments import (
 )
 from r2_serve.config import AdapterLoad, GateCheck, ModelServerConfig, RouterConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
-from r2_serve.serve_config.defaults import LIGHT_CPUS, SHUTDOWN_S, default_cpus
+from r2_serve.serve_config.defaults import LIGHT_CPUS, SHUTDOWN_S, default_cpus, default_ongoing
 
 Options = Mapping[str, Mapping[str, object]]
 """Ray Serve options by deployment name, as the `deployments` of a config file give them."""
 SPARE_REQUESTS = 64
 """Room for health checks and metrics on top of our own queue, which refuses with proper error bodies."""
+HEALTH_CHECK_S = 2.0
+"""Seconds between checks of a model's replica. Serve finds out by them that an idle replica has died, and its
+own 10 s would send calls to it for that long."""
 
 Model: Deployment = serve.deployment(
     ModelDeployment,
     name=MODEL,
-    max_ongoing_requests=64,
+    health_check_period_s=HEALTH_CHECK_S,
     health_check_timeout_s=60,
     graceful_shutdown_timeout_s=SHUTDOWN_S,
 )
@@ -109,5 +112,8 @@ def bind_router(config: RouterConfig, options: Options) -> Application:
 
 def bind_model(config: ModelServerConfig, options: Options) -> Application:
     """A local model's application with `options` on top of the defaults."""
-    defaults = {"ray_actor_options": {"num_cpus": default_cpus(config)}}
+    defaults = {
+        "max_ongoing_requests": default_ongoing(config),
+        "ray_actor_options": {"num_cpus": default_cpus(config)},
+    }
     return Model.options(**{**defaults, **options.get(MODEL, {})}).bind(config)

@@ -185,6 +185,7 @@ def _extras_of(query: Query) -> dict[str, object]:
             "max_cost_usd": None if query.max_cost_usd is None else f"{query.max_cost_usd:f}",
             "max_subtasks": query.max_subtasks,
             "deadline_s": query.deadline_s,
+            "priority": query.priority if query.priority != "user" else None,
         }
     )
 

@@ -22,7 +22,8 @@
         |-- EngineUnavailable  503   broken connection, 5xx: may be retried; what it cost is not known
         |   |-- NotStarted           no connection, 408/409/429: may be retried; costs nothing
         |   |-- EngineTimeout        no whole reply in time: not retried on the same model
-        |   `-- ReplicaDied          the replica at work on the call died: may be retried, once
+        |   |-- ReplicaDied          the replica at work on the call died: may be retried, once
+        |   `-- EngineDied           the engine in this process is dead for good; its replica ends itself
         |-- ReplyCut                 a reply that others build on was cut at its limit, twice
         |-- InvalidReply             the model or provider answered nonsense: may be retried
         `-- EngineRefused      400   this model does not take the request: not retried; costs nothing
@@ -290,6 +291,10 @@ class ReplicaDied(EngineUnavailable):
     def __init__(self, message: str, retry_after_s: float | None = None, replica: str = "") -> None:
         Exception.__init__(self, message, retry_after_s, replica)
         self.message, self.retry_after_s, self.replica = message, retry_after_s, replica
+
+
+class EngineDied(EngineUnavailable):
+    """The engine's own process is dead, and only a new start of the engine helps."""
 
 
 class InvalidReply(EngineError):

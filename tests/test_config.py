@@ -1,9 +1,11 @@
 """What the config sections refuse, and what they say then."""
 
+from contextlib import nullcontext
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from r2_serve.config import HostedEngineConfig, LimitsConfig, ModelConfig, ServerConfig
+from r2_serve.config import HostedEngineConfig, LimitsConfig, ModelConfig, RouterConfig, ServerConfig
 from r2_serve.config.engines import SpeedConfig
 from r2_serve.config.providers import PROVIDERS
 
@@ -53,3 +55,20 @@ def test_server_on_this_machine_costs_nothing_unless_a_price_is_written() -> Non
     card = {"name": "qwen3", "engine": {"provider": "ollama"}}
     assert ModelConfig.model_validate(card).usd_per_mtok_out == 0
     assert ModelConfig.model_validate({**card, "usd_per_mtok_out": 3}).usd_per_mtok_out == 3
+
+
+@pytest.mark.parametrize(
+    ("hosted", "is_refused"), [({}, True), ({"on_premises": True}, False), ({"on_premises": False}, True)]
+)
+def test_fallbacks_that_must_stay_on_premises_name_no_model_beyond_them(
+    hosted: dict[str, bool], is_refused: bool
+) -> None:
+    prices = {"usd_per_mtok_in": 1, "usd_per_mtok_out": 1}
+    engine = {"kind": "openai", "model": "m", "base_url": "http://10.0.0.5:8000/v1"}
+    local = {"name": "a", **prices, "engine": {"kind": "served", "app": "m-a"}}
+    models = [
+        {**local, "fallbacks": ["b"], "fallbacks_on_premises": True},
+        {"name": "b", **prices, "engine": engine, **hosted},
+    ]
+    with pytest.raises(ValidationError, match="leave the premises") if is_refused else nullcontext():
+        RouterConfig.model_validate({"models": models})

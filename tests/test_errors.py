@@ -74,6 +74,7 @@ def test_statuses_are_those_that_openai_clients_expect() -> None:
         "PoisonousRequest": 422,
         "EngineTimeout": 503,
         "ReplicaDied": 503,
+        "EngineDied": 503,
     }
 
 

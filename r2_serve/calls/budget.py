@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Protocol
 
 from r2_serve.errors import BudgetExceeded, QuotaExceeded
+from r2_serve.types import Priority
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Budget:
     max_cost_usd: Decimal | None = None
     cost_limit: str = "r2.max_cost_usd"
     """The name of what sets `max_cost_usd`, for the message of a refusal."""
+    priority: Priority = "user"
+    """The rank of the request's calls in a busy engine."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class Allowance:
             max_calls=None if calls is None else calls - self._num_calls,
             max_tokens=None if tokens is None else tokens - self._tokens,
             max_cost_usd=None if usd is None else usd - self._usd,
+            priority=self.budget.priority,
         )
 
     def _left_in_purse(self) -> Decimal | None:

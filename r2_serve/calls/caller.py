@@ -274,6 +274,7 @@ class _Chain:
             timeout_s=config.timeout_s,
             is_verbatim=spec.is_verbatim and config.codec == "instruct",
             trace_parent=reservation.trace_parent,
+            priority=self._caller.ledger.allowance.budget.priority,
         )
         is_streamed = spec.on_delta is not None and member.codec.is_streamable
         return Attempt(member, call, reservation, self._show if is_streamed else None)

@@ -15,15 +15,18 @@ LiteLLM's cooldowns (three failures, Retry-After kept)."""
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from r2_serve.calls.retry_rules import asked_wait_s, rule_for
 from r2_serve.config import CooldownConfig
-from r2_serve.errors import EngineError
+from r2_serve.errors import EngineError, ReplicaDied
 
 GRAIN_S = 0.001
 """A timer may be early by the clock's resolution."""
+NUM_DEATHS_KEPT = 64
+"""Dead replicas that are remembered. The calls of one death report it within moments."""
 
 
 def event_loop_time_s() -> float:
@@ -51,6 +54,7 @@ class Cooldown:
         """Number of beginnings and ends of rests; the outcome of a call from an earlier state is ignored."""
         self._num_failures = 0
         self._num_rests_in_a_row = 0
+        self._dead_replicas: deque[str] = deque(maxlen=NUM_DEATHS_KEPT)
 
     @property
     def is_resting(self) -> bool:
@@ -86,15 +90,23 @@ class Cooldown:
         try:
             yield
         except EngineError as e:
-            if rule_for(e).is_failure:
+            if rule_for(e).is_failure and (permit.is_probe or self._is_news(e)):
                 self._failed(permit, config, asked_wait_s(e) or None)
-            else:
+            elif not rule_for(e).is_failure:
                 self._answered(permit)
             raise
         except BaseException:
             self._is_probed = self._is_probed and not (permit.is_probe and permit.state == self._state)
             raise
         self._answered(permit)
+
+    def _is_news(self, error: EngineError) -> bool:
+        """False for one more call that was lost with the same replica: the others may be well."""
+        if not isinstance(error, ReplicaDied):
+            return True
+        is_known = error.replica in self._dead_replicas
+        self._dead_replicas.append(error.replica)
+        return not is_known
 
     def _answered(self, permit: Permit) -> None:
         if permit.state != self._state:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Mapping
 
 from ray import serve
@@ -35,7 +36,7 @@ from r2_serve.config import (
 )
 from r2_serve.engines import make_engine, make_local_engine
 from r2_serve.engines.sharing import SharedTime
-from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.errors import ConfigError, EngineDied, EngineError, EngineUnavailable
 from r2_serve.feedback import FeedbackStore
 from r2_serve.http.admission import Admission
 from r2_serve.http.api import create_app
@@ -55,6 +56,10 @@ from r2_serve.traces import TraceWriter
 from r2_serve.types import Completion, Delta, Engine, EngineCall, TraceContext
 
 _log = logging.getLogger(__name__)
+NO_GROUP = (
+    "this replica has no process group of its own, so if it is killed, vLLM's process keeps the GPU: "
+    "start Ray with RAY_process_group_cleanup_enabled=1 on each node"
+)
 
 
 def _log_with_serve(redact: Redactor) -> None:
@@ -68,7 +73,9 @@ class ModelDeployment:
 
     def __init__(self, config: ModelServerConfig) -> None:
         _log_with_serve(Redactor.of())
-        self._engine = make_local_engine(config.engine)
+        if config.engine.kind == "vllm" and os.getpgrp() != os.getpid():
+            _log.warning(NO_GROUP)
+        self._engine = make_local_engine(config.engine, is_in_replica=True)
         self._adapters = AdapterSlots(self._engine)
         self._time = SharedTime()
         self._has_started = False
@@ -96,18 +103,42 @@ class ModelDeployment:
 
     async def generate(self, call: EngineCall) -> Completion:
         with self._time.call() as work:
-            completion = await self._engine.generate(call)
+            try:
+                completion = await self._engine.generate(call)
+            except EngineError:
+                await self._end_with_its_engine()
+                raise
             return completion.model_copy(update={"work": work()})
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         with self._time.call() as work:
-            async for delta in self._engine.stream(call):
-                yield delta if delta.finish_reason is None else delta.model_copy(update={"work": work()})
+            try:
+                async for delta in self._engine.stream(call):
+                    yield delta if delta.finish_reason is None else delta.model_copy(update={"work": work()})
+            except EngineError:
+                await self._end_with_its_engine()
+                raise
 
     async def check_health(self) -> None:
-        """Fails if the engine is dead though the actor lives. Serve's first check ends the start."""
+        """Ends the replica if the engine is dead. Serve's first check ends the start."""
+        await self._end_with_its_engine()
         await self._engine.check_health()
         self._has_started = True
+
+    async def _end_with_its_engine(self) -> None:
+        """Ends this process at once if its engine is dead, so that callers see a replica that died.
+
+        A replica that stayed would refuse every call, and so have the shortest queue and get the next ones,
+        until Serve has found it unhealthy three times.
+        """
+        try:
+            await self._engine.check_health()
+        except EngineDied as e:
+            _log.critical("this replica ends itself: %s", e)
+            logging.shutdown()  # flushes
+            os._exit(1)
+        except EngineError:
+            pass
 
 
 class DecomposerDeployment:
@@ -178,7 +209,8 @@ class RouterDeployment:
         def make_pipeline(routing: RoutingConfig) -> Pipeline:
             return Pipeline(pool, routing, decomposes, allocates, sinks, self._view.replicas, self._demand)
 
-        self._router = Router(config, make_pipeline, self._view.unready)
+        self._router = Router(config, make_pipeline, self._view.readiness)
+        self._metrics.watch_cluster(self._view.unavailable, self._view.is_controller_absent)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(

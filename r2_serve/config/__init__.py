@@ -51,13 +51,16 @@ from r2_serve.config.server import (
     ResponsesConfig,
     ServerConfig,
 )
+from r2_serve.config.stages import AllocatorConfig, DecomposerConfig, ScoreWeights
 from r2_serve.types import Ability, ModelCard, Need
 
 __all__ = [
     "FEEDBACK_FILE",
     "SAFE_LOAD_FORMATS",
+    "AllocatorConfig",
     "Config",
     "CooldownConfig",
+    "DecomposerConfig",
     "EmbeddingsEngineConfig",
     "EngineConfig",
     "EnvName",
@@ -74,6 +77,7 @@ __all__ = [
     "RecordedEngineConfig",
     "OtelConfig",
     "ResponsesConfig",
+    "ScoreWeights",
     "ScriptedEngineConfig",
     "ServedEngineConfig",
     "ServerConfig",
@@ -113,6 +117,12 @@ class ModelConfig(ModelCard):
     """Tokens that budgets reserve for an image. Most providers bill 85 to about 1,700; gpt-4o-mini 25,000."""
     fallbacks: tuple[str, ...] = ()
     """Models asked, in this order, when this one fails."""
+    fallbacks_on_premises: bool = False
+    """Whether prompts meant for this model stay on premises when it fails or has no room: `fallbacks` may
+    then name only such models, and no other model of the pool stands in."""
+    on_premises: bool | None = None
+    """Whether prompts to this model stay on premises. None: those to local engines do, and those to hosted
+    ones do not. true suits a hosted engine whose server is your own."""
     capabilities: dict[Ability, bool] = Field(default={})
     """What the model can do, where that differs from what its provider, its name or its engine tells
     (`GET /v1/models` shows the result), such as {vision: false}."""
@@ -143,6 +153,13 @@ class ModelConfig(ModelCard):
             if need.ability not in able if need.ability is not None else not can_say(self.engine, need.param):
                 return need
         return None
+
+    def may_fall_back_on(self, other: ModelConfig) -> bool:
+        """Whether a prompt meant for this model may go to `other` in its place."""
+        is_inside = other.on_premises
+        if is_inside is None:
+            is_inside = not isinstance(other.engine, HostedEngineConfig)
+        return is_inside or not self.fallbacks_on_premises
 
     @property
     def is_forwarding(self) -> bool:
@@ -250,68 +267,17 @@ class RouterConfig(Config):
                 raise ValueError(
                     f"fallbacks of {model.name!r} name {unknown}: must be other models of {names}"
                 )
+            outside = [name for name in model.fallbacks if not model.may_fall_back_on(self.model(name))]
+            if outside:
+                raise ValueError(
+                    f"fallbacks of {model.name!r} name {outside}, to which prompts leave the premises: "
+                    "leave them out, set fallbacks_on_premises to false, or on_premises of those to true"
+                )
         return self
 
     def model(self, name: str) -> ModelConfig:
         """Raises: KeyError."""
         return {model.name: model for model in self.models}[name]
-
-
-class ScoreWeights(Config):
-    """Weights of a plan's score, lower is better (R2-Reasoner, Eq. 1); the paper does not state its own."""
-
-    conciseness: float = Field(default=1 / 3, ge=0)
-    practicality: float = Field(default=1 / 3, ge=0)
-    coherence: float = Field(default=1 / 3, ge=0)
-
-
-class DecomposerConfig(Config):
-    """How queries become plans."""
-
-    model: str
-    """The model that decomposes: any of `models`."""
-    adapter: str | None = None
-    """Adapter of that model; None for the model itself."""
-    num_samples: int = Field(default=3, ge=1, le=16)
-    """Most plans that are sampled for a query; the best valid one is kept. The paper samples 3."""
-    good_enough: float | None = Field(default=0.25, ge=0)
-    """Plans are sampled one after the other, and the first valid one ends the sampling whose faults per step
-    are at most this. A step that does not name an answer it needs and an answer that nothing uses are one
-    fault each: 0.25 allows one in four steps. None: all are sampled at once, and all are paid for."""
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    """Temperature of the samples, so that they differ. Where they come one after the other the first is
-    greedy, as it is the most likely to be good, and so is a single one."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """Longest plan; it holds `limits.max_subtasks` steps of one sentence each."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds for all samples together; samples that are not back by then count as rejected."""
-    retries_cut: bool = True
-    """Whether a plan that is cut at `max_tokens` is asked for once more with more room."""
-    prompts: Prompts | None = None
-    """Texts of the prompt: `prompts` of the virtual model, which sets this."""
-    weights: ScoreWeights = ScoreWeights()
-
-    @property
-    def num_at_once(self) -> int:
-        """Samples that are under way at a time."""
-        return self.num_samples if self.good_enough is None else 1
-
-
-class AllocatorConfig(Config):
-    """How subtasks get models."""
-
-    model: str
-    """The model that allocates: any of `models`."""
-    adapter: str | None = None
-    """Adapter of that model; None for the model itself."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Longest allocation; it holds a model name for each of `limits.max_subtasks` steps."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds for the allocation; after that every subtask goes to the default model."""
-    retries_cut: bool = True
-    """Whether an allocation that is cut at `max_tokens` is asked for once more with more room."""
-    prompts: Prompts | None = None
-    """Texts of the prompt: `prompts` of the virtual model, which sets this."""
 
 
 class SpillConfig(Config):

@@ -193,6 +193,11 @@ class VllmEngineConfig(Config):
     mistral. None: the model takes no tools. Its chat template must render tools."""
     reasoning_parser: str | None = None
     """vLLM's name of the parser that keeps thoughts apart from the answer, such as qwen3 or deepseek_r1."""
+    chat_template_kwargs: dict[str, object] = {}
+    """Switches of the chat template for calls that name none, such as {enable_thinking: false} (Qwen3)."""
+    sleep_after_s: float | None = Field(default=None, gt=0)
+    """Seconds without a call after which the weights leave the GPU for the host's memory. The next call waits
+    until they are back. None: they stay, as on CPUs, where vLLM has no sleep."""
     adapters: Adapters = {}
     """LoRA adapters loaded at the start. `user_config` changes them live."""
 

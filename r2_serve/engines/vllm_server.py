@@ -31,7 +31,7 @@ from r2_serve.engines.roles import (
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.engines.vllm_errors import as_engine_errors
 from r2_serve.errors import ConfigError, EngineRefused
-from r2_serve.types import Api, Completion, Delta, EngineCall, Json, Usage, needs_of
+from r2_serve.types import Api, Completion, Delta, EngineCall, Json, Priority, Usage, needs_of
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 PREFIXES: dict[Api, str] = {"chat": "chatcmpl-", "completions": "cmpl-", "embeddings": "embd-"}
 """What the server code puts before the id of a request."""
+RANKS: dict[Priority, int] = {"user": 0, "batch": 1, "training": 2}
+"""vLLM takes waiting requests of a lower number first."""
 MODEL = "model"
 """The name by which the server code knows the model."""
 
@@ -57,6 +59,7 @@ class VllmServer:
             "request_logger": None,
             "chat_template": None,
             "chat_template_content_format": "auto",
+            "default_chat_template_kwargs": config.chat_template_kwargs,
             "enable_auto_tools": config.tool_parser is not None,
             "tool_parser": config.tool_parser,
             "reasoning_parser": config.reasoning_parser or "",
@@ -134,6 +137,7 @@ class VllmServer:
         messages = with_system_role(call.messages)
         body = chat_body(call, call.adapter or MODEL, messages=messages, is_streamed=is_streamed)
         body["request_id"] = request_id
+        body["priority"] = RANKS[call.priority]
         if call.sampling.num_choices == 1:
             body.setdefault("temperature", 0.0)  # vLLM would take the checkpoint's, or 1
         try:
@@ -191,7 +195,7 @@ _VLLMS_OWN = {
 
 def is_for_server(call: EngineCall, config: VllmEngineConfig) -> bool:
     """Whether a call asks for more than the engine's own way gives, which takes text and formats alone."""
-    if config.reasoning_parser is not None:
+    if config.reasoning_parser is not None or config.chat_template_kwargs:
         return True
     own = (("model", "chat"), ("response_format", "json_object"), ("response_format", "json_schema"))
     return any(need not in own for need in needs_of(call.messages, call.sampling)) or not all(

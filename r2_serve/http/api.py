@@ -9,7 +9,7 @@ POST /v1/messages/count_tokens   `counting`
 POST /v1/r2/feedback        `rating`
 GET  /v1/r2/events          `events`: what happens to queries, while it happens
 GET  /v1/models[/{id}]      virtual and pool models, with prices
-GET  /health, /health/ready alive; able to answer (503 and the reason until then)
+GET  /health, /health/ready alive; able to answer every virtual model (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
 GET  /openapi.json          this endpoint's description
 
@@ -60,6 +60,7 @@ from r2_serve.http.response_store import ResponseStore
 from r2_serve.http.responses import KeptResponses
 from r2_serve.http.spend import Purses, SpendBook
 from r2_serve.router.backend import RouterBackend
+from r2_serve.types import Json
 
 Scrape = Callable[[], Awaitable[bytes]]
 """Makes a page in Prometheus' text format."""
@@ -160,10 +161,11 @@ class _Pages:
         return _json(b'{"status":"ok"}')
 
     async def ready(self, request: Request) -> Response:
-        is_ready, reason = await self.backend.ready()
+        is_ready, detail = await self.backend.ready()
         if not is_ready:
-            raise HTTPException(503, f"not ready: {reason}", {"retry-after": "1"})
-        return _json(b'{"status":"ready"}')
+            raise HTTPException(503, f"not ready: {detail}", {"retry-after": "1"})
+        shown: Json = {"status": "ready", "detail": detail} if detail else {"status": "ready"}
+        return _json(encode(shown))
 
     async def metrics_text(self, request: Request) -> Response:
         key = Exchange.of(request.scope).key

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import get_args
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -31,7 +32,7 @@ from r2_serve.http.spend import Purses
 from r2_serve.http.sse import ClientGone, EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import ModelListing, RouterBackend
 from r2_serve.router.events import Reader
-from r2_serve.types import Answer, Delta, Event, Json, OnDelta, Query, TraceContext
+from r2_serve.types import Answer, Delta, Event, Json, OnDelta, Priority, Query, TraceContext
 
 MIN_DEADLINE_S = 0.001
 """The time left to a request that got its place at the last moment."""
@@ -108,13 +109,18 @@ class Endpoint:
         return chat, self._of_its_conversation(query, exchange), listing
 
     def _of_its_conversation(self, query: Query, exchange: Exchange) -> Query:
-        """`query` with what tells it and its conversation from others, as far as the client names that."""
+        """`query` with what tells it and its conversation from others, and a rank that its key allows."""
         named = query.session or query.sampling.forwarded.get("prompt_cache_key")
         session = exchange.session or (named if isinstance(named, str) else None)
-        client = exchange.key.name if exchange.key else ""
-        session = session and session[:MAX_SESSION_CHARS]
-        update = {"session": session, "client": client, "reply_id": exchange.reply_id}
-        return query.model_copy(update={**update, "context": self._trace_context(exchange)})
+        key = exchange.key
+        update = {
+            "session": session and session[:MAX_SESSION_CHARS],
+            "client": key.name if key else "",
+            "reply_id": exchange.reply_id,
+            "priority": max(query.priority, key.priority if key else "user", key=get_args(Priority).index),
+            "context": self._trace_context(exchange),
+        }
+        return query.model_copy(update=update)
 
     def _trace_context(self, exchange: Exchange) -> TraceContext | None:
         otel = self.server.otel

@@ -25,6 +25,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from r2_serve.config import Config, ServerConfig
 from r2_serve.errors import ConfigError
+from r2_serve.types import Priority
 
 log = logging.getLogger(__name__)
 PREFIX = "sk-r2-"
@@ -47,6 +48,8 @@ class ClientKey(Config):
     """The most it may spend in a period, in USD; None for no limit."""
     budget_period: Literal["total", "month", "day"] = "total"
     """The period after which the budget is full again, in UTC; `total` never ends."""
+    priority: Priority = "user"
+    """The highest rank of its requests in a busy model: `user`, `batch` or `training`."""
 
     def may_ask(self, model: str) -> bool:
         return self.models is None or model in self.models

@@ -7,7 +7,7 @@ because a failed request has no reply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -100,6 +100,22 @@ class Metrics:
             return [resting, counts]
 
         self._computed(rests)
+
+    def watch_cluster(
+        self, unavailable: Callable[[], Mapping[str, bool]], is_away: Callable[[], bool]
+    ) -> None:
+        """Adds which local models have no replica that takes calls, and whether the controller is away."""
+
+        def state() -> list[Metric]:
+            text = "1 while no replica of the local model takes calls."
+            family = GaugeMetricFamily("r2_model_unavailable", text, labels=["model"])
+            for name, is_missing in sorted(unavailable().items()):
+                family.add_metric([name], float(is_missing))
+            absent = GaugeMetricFamily("r2_controller_absent", "1 while Serve's controller does not answer.")
+            absent.add_metric([], float(is_away()))
+            return [family, absent]
+
+        self._computed(state)
 
     def count_request(self, route: str, model: str, status: int, duration_s: float) -> None:
         """`model` must be a name of the pool or empty, `route` one of the app's own: both become labels."""

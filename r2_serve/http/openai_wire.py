@@ -34,7 +34,7 @@ from typing_extensions import TypeAliasType
 from r2_serve.errors import InvalidRequest
 from r2_serve.http.refusals import refusal
 from r2_serve.router.checks import check_routing_fields
-from r2_serve.types import GateSpec, Json, Message, Plan, Query, Role, Sampling
+from r2_serve.types import GateSpec, Json, Message, Plan, Priority, Query, Role, Sampling
 from r2_serve.types.gates import MOST_ASKED, Sameness
 
 MAX_SUBTASKS = 256
@@ -247,6 +247,8 @@ class Extras(Wire):
     """Send what happens to the query too, as chunks without choices (`r2.event`); for streams."""
     plan_only: bool | None = None
     """Decompose and stop: the reply's text is the plan as JSON, which can be sent back as `r2.plan`."""
+    priority: Priority = "user"
+    """Who waits: `user`, `batch` or `training`. A busy model on vLLM answers users first."""
 
 
 _StopText = Annotated[str, Field(min_length=1)]
@@ -296,6 +298,7 @@ class ChatRequest(Wire):
             max_subtasks=r2.max_subtasks,
             deadline_s=r2.deadline_s,
             is_plan_only=bool(r2.plan_only),
+            priority=r2.priority,
         )
         check_routing_fields(query, is_virtual=is_virtual)
         return query

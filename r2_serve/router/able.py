@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from r2_serve.calls.pool import Pool, PoolMember
-from r2_serve.config import ModelConfig
+from r2_serve.config import ModelConfig, VirtualModelConfig
 from r2_serve.errors import InvalidRequest
 from r2_serve.prompts.conversation import without_media, without_tool_calls
 from r2_serve.router.gates import QueryGates
@@ -47,6 +47,21 @@ def able_models(names: Iterable[str], pool: Pool, needs: Sequence[Need]) -> list
 def stand_ins(model: str, names: Iterable[str], pool: Pool) -> list[str]:
     """The other models of `names` in the order in which they stand in for `model`."""
     return replacing(pool[model].config, [pool[name].config for name in names])
+
+
+def stand_ins_when_it_fails(model: str, names: Iterable[str], pool: Pool) -> list[str]:
+    """`stand_ins` that prompts meant for `model` may reach (`fallbacks_on_premises`)."""
+    failed = pool[model].config
+    return [name for name in stand_ins(model, names, pool) if failed.may_fall_back_on(pool[name].config)]
+
+
+def last_resorts(virtual: VirtualModelConfig, models: Mapping[str, ModelConfig]) -> list[str]:
+    """The models that answer a whole query when plans and allocations fail, in the order of asking."""
+    default = models[virtual.fallback_model]
+    pool = virtual.pool if virtual.fallbacks == "pool" else ()
+    others = [*default.fallbacks, *replacing(default, [models[name] for name in pool])]
+    allowed = [name for name in dict.fromkeys(others) if default.may_fall_back_on(models[name])]
+    return [default.name, *allowed]
 
 
 def replacing(failed: ModelCard, cards: Iterable[ModelCard]) -> list[str]:

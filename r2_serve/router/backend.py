@@ -65,5 +65,5 @@ class RouterBackend(Protocol):
         ...
 
     async def ready(self) -> tuple[bool, str]:
-        """Whether queries can be answered now and, if not, why."""
+        """Whether each virtual model can be answered now, and what is not well, if anything."""
         ...

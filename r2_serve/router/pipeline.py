@@ -127,7 +127,9 @@ class Pipeline:
         limits = lowered(routing.limits, query)
         is_own = query.max_cost_usd is not None and query.max_cost_usd == limits.max_cost_usd
         cost_limit = "r2.max_cost_usd" if is_own else "the operator's limits.max_cost_usd"
-        budget = Budget(limits.max_calls, limits.max_total_tokens, limits.max_cost_usd, cost_limit)
+        budget = Budget(
+            limits.max_calls, limits.max_total_tokens, limits.max_cost_usd, cost_limit, query.priority
+        )
 
         def learn(call: CallRecord) -> None:
             self.demand.learn(call)

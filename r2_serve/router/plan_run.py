@@ -11,7 +11,7 @@ from r2_serve.config import VirtualModelConfig
 from r2_serve.errors import EngineError, SubtaskFailed
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.prompts.conversation import without_tool_calls
-from r2_serve.router.able import final_needs, inner_needs, stand_ins
+from r2_serve.router.able import final_needs, inner_needs, stand_ins_when_it_fails
 from r2_serve.router.context import QueryContext, read_by
 from r2_serve.router.demand import QueryDemand
 from r2_serve.router.evidence import Question
@@ -203,7 +203,7 @@ class PlanRun:
         is_named = subtask.id in query.pinned or query.policy not in (None, LEARNED)
         if is_named or self.virtual.fallbacks == "typed":
             return ()
-        return tuple(stand_ins(model, self.virtual.pool, self.context.caller.pool))
+        return tuple(stand_ins_when_it_fails(model, self.virtual.pool, self.context.caller.pool))
 
     def _is_whole(self, codec: Codec) -> bool:
         """Whether the one step of the plan is the client's conversation itself, which is sent unwrapped.

@@ -23,8 +23,8 @@ from r2_serve.router.events import EventBus
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.types import Ability, Answer, CountingEngine, EngineCall, OnDelta, Query
 
-Readiness = Callable[[], Awaitable[str | None]]
-"""Says why the router is not ready; None if it is."""
+Readiness = Callable[[RoutingConfig], Awaitable[tuple[bool, str]]]
+"""Says whether each virtual model can be answered, and what is not well."""
 
 
 def _virtual_abilities(pool: Iterable[frozenset[Ability]]) -> frozenset[Ability]:
@@ -106,8 +106,7 @@ class Router:
     async def ready(self) -> tuple[bool, str]:
         if self._pipeline is None:
             return False, "no routing yet: the Router deployment has had no user_config"
-        reason = await self._readiness() if self._readiness is not None else None
-        return reason is None, reason or "ready"
+        return (True, "") if self._readiness is None else await self._readiness(self._pipeline.routing)
 
 
 def parse_routing(user_config: object) -> RoutingConfig:

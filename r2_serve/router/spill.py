@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from r2_serve.calls.caller import CallSpec
 from r2_serve.calls.pool import Pool, PoolMember
 from r2_serve.config import SpillConfig
-from r2_serve.router.able import price, stand_ins
+from r2_serve.router.able import price, stand_ins_when_it_fails
 from r2_serve.router.demand import Demand
 
 Replicas = Callable[[str], float | None]
@@ -41,7 +41,7 @@ def with_room(
 
     if has_room(chosen):
         return chosen
-    for name in stand_ins(chosen, names, pool):
+    for name in stand_ins_when_it_fails(chosen, names, pool):
         is_able = price(pool[name].config) >= price(pool[chosen].config) and spec.suits(pool[name])
         if is_able and has_room(name) and _fits(pool[name], spec):
             return name

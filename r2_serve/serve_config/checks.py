@@ -147,9 +147,13 @@ def _named_models(file: ServeFile) -> Iterator[tuple[KeyPath, str]]:
 def _check_concurrency(file: ServeFile) -> Iterator[Problem]:
     burst = file.routing.limits.max_parallel if file.routing else 0
     for app in file.model_apps:
-        if app.option(MODEL, "max_ongoing_requests") is None:
-            message = "`max_ongoing_requests` is not set: a default (Serve's own is 5) may be far below"
-            yield file.warning(app.path_of(MODEL), f"{message} what an engine batches")
+        ongoing, server = app.option(MODEL, "max_ongoing_requests"), file.model_configs.get(app.name)
+        kwargs = server.engine.engine_kwargs if server and server.engine.kind == "vllm" else {}
+        at_once = kwargs.get("max_num_seqs")
+        if isinstance(ongoing, int) and isinstance(at_once, int) and ongoing < at_once:
+            message = f"lets {ongoing} calls in, but vLLM works on {at_once} at once: leave it out, or set "
+            message += f"max_num_seqs to {ongoing} in engine_kwargs"
+            yield file.warning((*app.path_of(MODEL), "max_ongoing_requests"), message)
         queued = app.option(MODEL, "max_queued_requests")
         if isinstance(queued, int) and 0 <= queued < burst:
             message = (

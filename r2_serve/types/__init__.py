@@ -25,6 +25,7 @@ from r2_serve.types.calls import (
     LocalEngine,
     Message,
     OnDelta,
+    Priority,
     Record,
     Role,
     Sampling,
@@ -72,6 +73,7 @@ __all__ = [
     "Need",
     "OnDelta",
     "Plan",
+    "Priority",
     "Record",
     "Role",
     "RolloutNote",
@@ -341,6 +343,8 @@ class Query(Record):
     """The query's place in a distributed trace; None if there is none."""
     is_plan_only: bool = False
     """Whether to decompose and stop, so that the answer is the plan as JSON; for virtual models only."""
+    priority: Priority = "user"
+    """Who waits for the answer, which ranks the query's calls in a busy engine."""
 
 
 class Answer(Record):

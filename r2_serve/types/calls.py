@@ -13,6 +13,8 @@ Api = Literal["chat", "completions", "embeddings"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 Json = dict[str, object]
 """A JSON object."""
+Priority = Literal["user", "batch", "training"]
+"""Who waits for a reply, the most urgent first."""
 
 
 class Record(BaseModel):
@@ -223,6 +225,8 @@ class EngineCall(Record):
     """Header `traceparent` for a provider; None for a query in no distributed trace."""
     is_verbatim: bool = False
     """Whether the client gets the reply as it came, be it a tool call or a refusal."""
+    priority: Priority = "user"
+    """Its rank among the calls of a busy engine on vLLM; other engines take calls as they come."""
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ from r2_serve.calls.caller import Caller, CallResult, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.config import CooldownConfig, LimitsConfig
 from r2_serve.engines.scripted import ScriptedEngine
-from r2_serve.errors import EngineRefused, EngineUnavailable, InvalidReply
+from r2_serve.errors import EngineRefused, EngineUnavailable, InvalidReply, ReplicaDied
 from r2_serve.http.metrics import Metrics
 from tests.support.faults import json_reply
 from tests.support.hosted_stand import RIGHT, asked, standing
@@ -79,6 +79,19 @@ def test_answer_resets_the_count_of_failures(between: Any) -> None:
 @pytest.mark.parametrize("failure", [DOWN, InvalidReply("an HTML page")])
 def test_only_failures_that_may_be_tried_again_count(failure: Exception) -> None:
     pool = Pool([failure])
+    run(pool.ask_times(4))
+    assert (pool.num_asked, pool.rests) == (3, True)
+
+
+def test_many_calls_lost_with_one_replica_are_one_failure_of_the_model() -> None:
+    """The other replicas of the model may be well, and only the dead one must be left out."""
+    pool = Pool([*[ReplicaDied("gone", None, "a")] * 20, "from another replica"])
+    assert run(pool.ask_times(21))[-1] == "from another replica"
+    assert not pool.rests
+
+
+def test_model_whose_replicas_die_one_after_the_other_rests() -> None:
+    pool = Pool([ReplicaDied("gone", None, name) for name in "abc"])
     run(pool.ask_times(4))
     assert (pool.num_asked, pool.rests) == (3, True)
 

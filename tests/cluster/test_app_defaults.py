@@ -40,3 +40,20 @@ def test_share_of_a_model_depends_on_its_engine_and_its_entry(
     application = app.bind_model(server, {} if options is None else {MODEL: {"ray_actor_options": options}})
     bound = application._bound_deployment.ray_actor_options
     assert bound.get("num_cpus", SERVE_CPUS) == cpus_of(options, server) == num_cpus
+
+
+@pytest.mark.parametrize(
+    ("engine", "at_once"),
+    [(NUMPY, 64), (VLLM, 256), ({**VLLM, "engine_kwargs": {"max_num_seqs": 32}}, 32)],
+)
+def test_replica_of_a_model_lets_in_what_its_engine_works_on_at_once(
+    engine: dict[str, object], at_once: int
+) -> None:
+    server = ModelServerConfig.model_validate({"engine": engine})
+    assert app.bind_model(server, {})._bound_deployment.max_ongoing_requests == at_once
+    given = app.bind_model(server, {MODEL: {"max_ongoing_requests": 7}})
+    assert given._bound_deployment.max_ongoing_requests == 7
+
+
+def test_dead_replica_of_a_model_is_found_within_seconds() -> None:
+    assert app.Model._deployment_config.health_check_period_s == 2

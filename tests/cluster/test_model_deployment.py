@@ -16,11 +16,18 @@ pytest.importorskip("ray")
 
 from ray.exceptions import RayTaskError  # noqa: E402
 
+from r2_serve.cluster import deployments  # noqa: E402
 from r2_serve.cluster.deployments import ModelDeployment  # noqa: E402
 from r2_serve.cluster.handles import unwrapped  # noqa: E402
 from r2_serve.config import ModelServerConfig, ScriptedEngineConfig  # noqa: E402
 from r2_serve.engines.scripted import ScriptedEngine  # noqa: E402
-from r2_serve.errors import AnswerWithheld, ConfigError, EngineRefused  # noqa: E402
+from r2_serve.errors import (  # noqa: E402
+    AnswerWithheld,
+    ConfigError,
+    EngineDied,
+    EngineRefused,
+    EngineUnavailable,
+)
 from r2_serve.types import Completion, Delta, Message, Usage, Work  # noqa: E402
 from tests.support.small_adapters import adapter  # noqa: E402
 
@@ -125,3 +132,48 @@ async def test_reply_says_how_much_replica_time_it_used() -> None:
     for work in (plain.work, deltas[-1]):
         assert work is not None and work.service_s >= 0.5
         assert work.share_s < 0.9 * work.service_s
+
+
+class Ended(Exception):
+    """Stands for the end of the process."""
+
+
+class Dying(ScriptedEngine):
+    """An engine whose own process is dead, or which only fails its calls."""
+
+    is_dead = True
+
+    async def check_health(self) -> None:
+        if self.is_dead:
+            raise EngineDied("dead")
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(deployments.os, "_exit", end)
+    monkeypatch.setattr(deployments.logging, "shutdown", lambda: None)
+
+
+@pytest.mark.usefixtures("ends")
+async def test_replica_whose_engine_is_dead_ends_itself_at_the_next_call_or_check() -> None:
+    """Also where the engine reports the death as an ordinary failure of the call."""
+    model = deployment()
+    model._engine = Dying([EngineUnavailable("a call failed")])
+    with pytest.raises(Ended):
+        await model.generate(EngineCall(messages=HI))
+    with pytest.raises(Ended):
+        [delta async for delta in model.stream(EngineCall(messages=HI))]
+    with pytest.raises(Ended):
+        await model.check_health()
+
+
+@pytest.mark.usefixtures("ends")
+async def test_replica_whose_engine_lives_reports_the_failure_of_a_call() -> None:
+    model, engine = deployment(), Dying([EngineUnavailable("a call failed")])
+    engine.is_dead, model._engine = False, engine
+    with pytest.raises(EngineUnavailable, match="a call failed"):
+        await model.generate(EngineCall(messages=HI))
+    await model.check_health()

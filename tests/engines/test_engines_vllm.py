@@ -23,11 +23,14 @@ if find_spec("vllm") is None or find_spec("peft") is None:
     pytest.skip("needs vllm and peft", allow_module_level=True)
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.usage.usage_lib import UsageContext  # noqa: E402
+
 from r2_serve.config import TransformersEngineConfig, VllmEngineConfig  # noqa: E402
 from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.engines.vllm import VllmEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
-from r2_serve.types import Message, Sampling  # noqa: E402
+from r2_serve.types import Message, Priority, Sampling  # noqa: E402
 from tests.support.tiny_checkpoint import (  # noqa: E402
     CONTEXT_TOKENS,
     character_checkpoint,
@@ -116,6 +119,42 @@ async def test_stream_equals_the_plain_reply(engine: VllmEngine) -> None:
     assert (deltas[-1].finish_reason, deltas[-1].usage) == (whole.finish_reason, whole.usage)
     assert len(deltas) > 5
     assert all(d.finish_reason is None and d.usage is None for d in deltas[:-1])
+
+
+async def test_engine_decodes_as_many_at_once_as_vllm_serve_would_on_the_machine(
+    engine: VllmEngine,
+) -> None:
+    """The module's engine names `max_num_seqs`, so the other size shows where the defaults are from."""
+    scheduler = engine._engine.vllm_config.scheduler_config
+    tokens, _ = AsyncEngineArgs.get_batch_defaults(world_size=1)
+    assert scheduler.max_num_batched_tokens == min(
+        tokens[UsageContext.OPENAI_API_SERVER], 16 * CONTEXT_TOKENS
+    )
+    assert scheduler.policy == "priority"
+
+
+@pytest.mark.parametrize("forwarded", [{}, {"top_k": 1}])
+async def test_calls_of_users_are_answered_before_batches_and_training(
+    engine: VllmEngine, forwarded: dict[str, object]
+) -> None:
+    """Sixteen calls fill the engine; of those that wait, the first to come is the last to be answered."""
+    full = [
+        asyncio.create_task(engine.generate(engine_call(user("one plus"), Sampling(max_tokens=60))))
+        for _ in range(16)
+    ]
+    await until(lambda: engine._engine.get_num_unfinished_requests() == 16)
+    ended: list[Priority] = []
+
+    async def ask(priority: Priority) -> None:
+        sampling = Sampling(max_tokens=40, forwarded=forwarded)
+        await engine.generate(engine_call(user("two"), sampling).model_copy(update={"priority": priority}))
+        ended.append(priority)
+
+    order: tuple[Priority, ...] = ("training", "batch", "user")
+    waiting = [asyncio.create_task(ask(priority)) for priority in order for _ in range(16)]
+    await asyncio.gather(*full, *waiting)
+    ranks = [order[::-1].index(priority) for priority in ended]
+    assert sum(ranks[:16]) < sum(ranks[16:32]) < sum(ranks[32:])
 
 
 async def test_stop_strings_and_seeds_are_honoured(engine: VllmEngine) -> None:

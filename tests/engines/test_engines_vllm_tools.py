@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
 from r2_serve.config import RouterConfig, ServerConfig, VllmEngineConfig  # noqa: E402
 from r2_serve.engines.vllm import VllmEngine  # noqa: E402
+from r2_serve.engines.vllm_server import VllmServer, is_for_server  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
 from r2_serve.http.api import create_app  # noqa: E402
 from r2_serve.router.router import in_process  # noqa: E402
@@ -155,6 +156,16 @@ async def test_chat_template_switches_reach_the_template(engine: VllmEngine) -> 
     plain = await engine.generate(call(max_tokens=2))
     switched = await engine.generate(call(max_tokens=2, chat_template_kwargs={"shout": True}))
     assert switched.usage.prompt_tokens == plain.usage.prompt_tokens + len("HEY")
+
+
+async def test_switches_of_the_config_hold_for_calls_that_name_none(engine: VllmEngine) -> None:
+    config = engine._config.model_copy(update={"chat_template_kwargs": {"shout": True}})
+    server, plain = VllmServer(engine._engine, config), await engine.generate(call(max_tokens=2))
+    switched = await server.generate(call(max_tokens=2), "a")
+    own = await server.generate(call(max_tokens=2, chat_template_kwargs={"shout": False}), "b")
+    assert switched.usage.prompt_tokens == plain.usage.prompt_tokens + len("HEY")
+    assert own.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert is_for_server(call(max_tokens=2), config), "the engine's own way renders no switches"
 
 
 async def test_several_replies_have_log_probabilities_of_each_token(engine: VllmEngine) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from r2_serve.engines.vllm_errors import cause_in, check_cuda, start_errors
+from r2_serve.engines.vllm_errors import cause_in, check_cuda, check_platform, start_errors
 from r2_serve.errors import ConfigError, EngineUnavailable
 
 LOG = """\
@@ -72,3 +72,9 @@ def test_reserved_gpu_without_cuda_says_which_of_two_causes_it_is(
 def test_cpus_serve_where_no_gpu_was_reserved(reserved: str | None) -> None:
     check_cuda(reserved, None, has_cuda=False)
     check_cuda("0", "13.0", has_cuda=True)
+
+
+def test_build_for_gpus_without_a_gpu_is_not_taken_for_the_one_for_cpus() -> None:
+    check_platform(is_cpu_build=True)
+    with pytest.raises(ConfigError, match=r"is a build for GPUs.*set num_gpus"):
+        check_platform(is_cpu_build=False)

@@ -435,11 +435,18 @@ async def test_readiness_gives_the_reason() -> None:
     async with make_client(backend) as client:
         unready = await client.get("/health/ready")
         backend.unready = ""
-        assert (await client.get("/health/ready")).status_code == 200
+        assert (await client.get("/health/ready")).json() == {"status": "ready"}
         assert (await client.get("/health")).json() == {"status": "ok"}
     assert unready.status_code == 503
     assert "model org/small is loading" in error_of(unready)["message"]
     assert unready.headers["retry-after"] == "1"
+
+
+async def test_router_that_is_ready_says_what_is_not_well() -> None:
+    async with make_client(ScriptedBackend(unwell="1 of 3 local models take no calls")) as client:
+        reply = await client.get("/health/ready")
+    assert reply.status_code == 200
+    assert reply.json() == {"status": "ready", "detail": "1 of 3 local models take no calls"}
 
 
 @pytest.mark.parametrize("given", ["has space", "a" * 129, "umlaut-ü".encode("latin-1"), ""])

@@ -247,6 +247,31 @@ def test_loopback_address_needs_no_keys(host: str) -> None:
     require_keys(host, ServerConfig())
 
 
+# -- rank in a busy model --
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "rank"),
+    [
+        ("user", None, "user"),
+        ("user", "training", "training"),
+        ("batch", None, "batch"),
+        ("batch", "user", "batch"),
+        ("batch", "training", "training"),
+    ],
+)
+async def test_request_ranks_no_higher_than_its_key(
+    keys: Keys, key: str, asked: str | None, rank: str
+) -> None:
+    backend = ScriptedBackend()
+    header = keys.add("a", priority=key)
+    async with serving(backend, keys) as client:
+        extras = {} if asked is None else {"r2": {"priority": asked}}
+        assert (await ask(client, header, "r2", **extras)).status_code == 200
+        assert (await ask(client, header, "r2", r2={"priority": "urgent"})).status_code == 400
+    assert [query.priority for query in backend.queries] == [rank]
+
+
 # -- models --
 
 

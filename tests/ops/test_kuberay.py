@@ -152,7 +152,7 @@ def test_router_decomposer_and_allocator_share_cpu_pods() -> None:
     small = group(manifest(cpu_node=Node(cpus=2, memory_gib=8)), "cpu")
     assert (small["minReplicas"], small["maxReplicas"]) == (1, 3)
     spread = TEXT.replace(
-        "ray_actor_options: {num_cpus: 1}", "max_replicas_per_node: 1\n    ray_actor_options: {num_cpus: 1}"
+        "ray_actor_options: {num_cpus: 1,", "max_replicas_per_node: 1\n    ray_actor_options: {num_cpus: 1,"
     )
     assert group(manifest(spread), "cpu")["maxReplicas"] == 4, "one router per node"
 
@@ -187,6 +187,20 @@ def test_gpu_nodes_have_the_custom_resources_of_the_models() -> None:
         "rayStartParams"
     ]
     assert json.loads(json.loads(start["resources"])) == {"serve_gpu": 2}
+
+
+def test_routers_and_stages_run_on_cpu_nodes_alone_so_that_gpu_nodes_become_idle() -> None:
+    made = manifest()
+    cpu, gpu = group(made, "cpu")["rayStartParams"], group(made, "gpu")["rayStartParams"]
+    assert json.loads(json.loads(cpu["resources"])) == {"router": 16} and "resources" not in gpu
+    types = yaml.safe_load(CLUSTER.read_text())["available_node_types"]
+    assert {name: node["resources"].get("router") for name, node in types.items()} == {
+        "head": None,
+        "cpu": 16,
+        "gpu": None,
+    }
+    on_cpus = [entry for entry in replicas_of(config_of(OPEN)) if not entry.has_gpu]
+    assert [entry.takes["router"] for entry in on_cpus] == [1, 1, 1]
 
 
 def test_head_runs_no_work_takes_no_traffic_and_holds_no_provider_key() -> None:

@@ -26,6 +26,7 @@ from r2_serve.ops.deploy_files.monitoring import (
     prometheus_config,
     write_files,
 )
+from r2_serve.ops.deploy_files.needs import replicas_of
 from r2_serve.serve_config import ServeConfig
 from tests.ops.test_kuberay import OPEN, TEXT
 from tests.support.config_of import config_of
@@ -46,8 +47,13 @@ def expressions() -> list[str]:
 
 def alerts(config: ServeConfig, max_usd_per_hour: float | None = None) -> dict[str, str]:
     """The expression of each alert by its name."""
-    (group,) = alert_rules(config, max_usd_per_hour)["groups"]
+    _, group = alert_rules(config, max_usd_per_hour)["groups"]
     return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
+def num_recorded(config: ServeConfig) -> int:
+    group, _ = alert_rules(config)["groups"]
+    return len(group["rules"])
 
 
 def names_in(exprs: list[str], prefix: str) -> set[str]:
@@ -60,6 +66,7 @@ def exposed_by_the_router() -> set[str]:
     metrics.watch(Admission(1, 1))
     metrics.watch_spend(Purses(SpendBook(None)))
     metrics.watch_models({})
+    metrics.watch_cluster(dict, bool)
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
     return {
         family.name + suffix for family in metrics.registry.collect() for suffix in suffixes[family.type]
@@ -83,6 +90,20 @@ def exposed_by_ray() -> Iterator[str]:
             yield "ray_" + re.sub(r"\{[^}]*\}", "[a-z]+", name) + suffixes[kind]
 
 
+def exposed_by_vllm() -> set[str]:
+    """Names under which Ray exports the metrics of the installed vLLM, whose source is read."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs vllm")
+    source = (Path(spec.origin).parent / "v1/metrics/loggers.py").read_text()
+    kinds = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
+    return {
+        f"ray_vllm_{name}{suffix}"
+        for kind, name in re.findall(r'self\._(\w+)_cls\(\s*name="vllm:(\w+)"', source)
+        for suffix in kinds[kind]
+    }
+
+
 def test_every_router_metric_in_a_panel_or_alert_exists() -> None:
     named = names_in(expressions(), "r2")
     assert named - exposed_by_the_router() == set()
@@ -91,9 +112,14 @@ def test_every_router_metric_in_a_panel_or_alert_exists() -> None:
 
 def test_every_ray_metric_in_a_panel_or_alert_exists_in_the_installed_ray() -> None:
     patterns = [re.compile(pattern) for pattern in exposed_by_ray()]
-    named = names_in(expressions(), "ray")
+    named = {name for name in names_in(expressions(), "ray") if not name.startswith("ray_vllm_")}
     assert {name for name in named if not any(pattern.fullmatch(name) for pattern in patterns)} == set()
     assert len(named) > 10
+
+
+def test_every_vllm_metric_in_a_panel_or_alert_exists_in_the_installed_vllm() -> None:
+    named = names_in(expressions(), "ray_vllm")
+    assert named - exposed_by_vllm() == set() and len(named) >= 6
 
 
 def test_every_metric_of_the_router_has_a_panel() -> None:
@@ -172,7 +198,7 @@ def test_prometheus_accepts_configuration_and_rules(tmp_path: Path) -> None:
     prometheus = prometheus_config(config(), None, None, RAY_TARGETS)
     write_files(tmp_path, monitoring_files(tmp_path, prometheus, alert_rules(config(), 5)))
     output = promtool("check", "config", str(tmp_path / "prometheus.yml"))
-    assert f"{len(alerts(config(), 5))} rules found" in output
+    assert f"{len(alerts(config(), 5)) + num_recorded(config())} rules found" in output
 
 
 @needs_promtool
@@ -192,7 +218,13 @@ def started(application: str, deployment: str, replica: str) -> str:
     return f"ray_serve_deployment_replica_starts_total{{{labels}}}"
 
 
+HEALTHY, WANTED = "ray_serve_deployment_replica_healthy", "ray_serve_autoscaling_target_replicas"
 FINE: dict[str, str] = {
+    **{
+        f'{HEALTHY}{{application="{r.application}",deployment="{r.deployment}",replica="x"}}': "1x40"
+        for r in replicas_of(config())
+        if r.application != "r2" or r.deployment != "Router"
+    },
     'up{job="r2"}': "1x40",
     f'r2_requests_total{{{CHAT},status="200"}}': "0+60x40",
     f'r2_requests_total{{{CHAT},status="503"}}': "0+1x40",
@@ -202,6 +234,11 @@ FINE: dict[str, str] = {
     f'r2_request_seconds_bucket{{{CHAT},le="120"}}': "0+60x40",
     f'r2_request_seconds_bucket{{{CHAT},le="+Inf"}}': "0+60x40",
     'r2_model_resting{model="m",replica="a"}': "0x40",
+    'r2_model_unavailable{model="m",replica="a"}': "0 0 0 1 1 0 0x34",
+    'r2_controller_absent{replica="a"}': "0x10 1 0x30",
+    'ray_vllm_num_requests_waiting{model_name="m",ReplicaId="a"}': "9x40",
+    'ray_vllm_num_requests_waiting{model_name="m",ReplicaId="b"}': "0x40",
+    'ray_vllm_num_preemptions_total{model_name="m",ReplicaId="a"}': "0+1x40",
     'r2_fallbacks_total{stage="plan"}': "0+5x40",
     "r2_plan_depth_count": "0+60x40",
     "r2_router_replicas_silent": "0x40",
@@ -230,6 +267,10 @@ FAULTS = {
     "R2QueueFillsUp": {'r2_requests_queued{replica="b"}': "200x40"},
     "R2Slow": {f'r2_request_seconds_bucket{{{CHAT},le="60"}}': "0+10x40"},
     "R2ModelRests": {'r2_model_resting{model="m",replica="a"}': "1x40"},
+    "R2ModelUnavailable": {'r2_model_unavailable{model="m",replica="a"}': "1x40"},
+    "R2ControllerAbsent": {'r2_controller_absent{replica="a"}': "1x40"},
+    "R2EngineFull": {'ray_vllm_num_requests_waiting{model_name="m",ReplicaId="b"}': "1x40"},
+    "R2EnginePreempts": {'ray_vllm_num_preemptions_total{model_name="m",ReplicaId="a"}': "0+60x40"},
     "R2PlansReplaced": {'r2_fallbacks_total{stage="plan"}': "0+20x40"},
     "R2MetricsIncomplete": {"r2_router_replicas_silent": "1x40"},
     "R2Spending": {'r2_cost_usd_total{model="m"}': "0+0.2x40"},
@@ -255,7 +296,7 @@ def test_each_alert_fires_on_its_fault_and_none_on_a_healthy_cluster(tmp_path: P
 
     def case(series: dict[str, str], firing: set[str]) -> dict[str, Any]:
         """After 38 minutes exactly these fire."""
-        expr = 'count by (alertname) (ALERTS{alertstate="firing"})'
+        expr = 'group by (alertname) (ALERTS{alertstate="firing"})'
         samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
         inputs = [{"series": name, "values": values} for name, values in series.items()]
         return {
@@ -264,14 +305,14 @@ def test_each_alert_fires_on_its_fault_and_none_on_a_healthy_cluster(tmp_path: P
             "promql_expr_test": [{"expr": expr, "eval_time": "38m", "exp_samples": samples}],
         }
 
-    none_there = {
-        name: values
-        for name, values in FINE.items()
-        if not name.startswith("ray_serve_deployment_replica_healthy")
-    }
+    none_there = {name: values for name, values in FINE.items() if not name.startswith(HEALTHY)}
+    nothing_wanted = {name: values for name, values in FINE.items() if not name.startswith(WANTED)}
+    fixed_missing = {n: v for n, v in nothing_wanted.items() if 'application="m-router-base"' not in n}
     cases = [
         case(FINE, set()),
         case(none_there, {"R2ReplicasMissing"}),
+        case(nothing_wanted, {"R2ReplicasRestart"}),
+        case(fixed_missing, {"R2ReplicasMissing", "R2ReplicasRestart"}),
         *(case(FINE | fault, {name}) for name, fault in FAULTS.items()),
     ]
     test = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases}

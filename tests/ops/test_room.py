@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from r2_serve.errors import ConfigError
+from r2_serve.ops.deploy_files.needs import named_resources, replicas_of
 from r2_serve.ops.local.progress import HEAVY_START_S, LIGHT_START_S, start_limit_s
 from r2_serve.ops.local.room import check_room, room_at_start
 from r2_serve.serve_config import ServeConfig
@@ -29,6 +30,13 @@ def refusal_of(config: ServeConfig, nodes: list[dict[str, float]]) -> str:
 
 def test_default_shares_of_router_decomposer_and_allocator_fit_two_cores() -> None:
     check_room(small(), TWO_CORES)
+
+
+def test_one_machine_has_the_custom_resources_that_a_config_names() -> None:
+    """A `router` says where routers may run; on one machine that is here."""
+    stages = [entry for entry in replicas_of(config_of(REFERENCE.read_text())) if not entry.has_gpu]
+    assert named_resources(stages) == {"router": 4 + 2 + 2}
+    assert named_resources(replicas_of(small())) == {}
 
 
 def test_replica_without_a_gpu_names_the_deployment_and_the_numbers() -> None:

@@ -25,7 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedCluste
 
 def test_deployed_file_answers_and_its_routing_changes_without_a_restart(cluster: DeployedCluster) -> None:
     cluster.deploy(scripted_config())
-    until(lambda: cluster.get("/health/ready").status_code == 200)
+    until(lambda: cluster.get("/health/ready").json() == {"status": "ready"})  # and all models take calls
     first = cluster.ask("r2").json()
     assert [result["model"] for result in first["r2"]["trace"]["results"]] == [SMALL, SMALL, LARGE]
     pids = replica_pids()

@@ -19,7 +19,7 @@ from r2_serve.errors import (
     SubtaskFailed,
 )
 from r2_serve.router.whole import answer_whole
-from r2_serve.types import Answer, Delta, Message, Plan, Query, Sampling, Trace, Usage
+from r2_serve.types import Answer, Delta, Message, Plan, Priority, Query, Sampling, Trace, Usage
 from tests.support.in_process import Router, allocation_json, plan_json, plan_of, query, routing, user
 from tests.support.virtual_time import now_s, run
 
@@ -541,3 +541,13 @@ async def test_plan_only_query_announces_no_calls() -> None:
     await router.pipeline.answer(query(is_plan_only=True))
     after = router.pipeline.demand.forecast()["small"]
     assert sum(before.coming) > 0 and sum(after.coming) == pytest.approx(sum(before.coming), rel=0.2)
+
+
+@pytest.mark.parametrize("priority", ["user", "batch"])
+def test_every_call_of_a_query_has_its_rank(priority: Priority) -> None:
+    workers = {"small": ScriptedEngine(["half"]), "large": ScriptedEngine(["whole"])}
+    plan, allocation = plan_json("a", "b #1"), allocation_json("small", "large")
+    router = Router(decomposer=[plan], allocator=[allocation], **workers)
+    run(router.pipeline.answer(query(priority=priority)))
+    calls = [call for engine in router.engines.values() for call in engine.calls]
+    assert len(calls) >= 4 and {call.priority for call in calls} == {priority}

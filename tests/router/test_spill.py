@@ -75,3 +75,10 @@ def test_pinned_model_is_used_although_it_is_full() -> None:
     plan = plan_of("a", "b", "c", "d", "join #1 #2 #3 #4")
     pinned = query(plan=plan, pinned=dict.fromkeys(range(1, 6), "small"))
     assert answered_by({"small": 0}, asked=pinned) == ["small"] * 5
+
+
+def test_subtask_that_must_stay_on_premises_spills_to_no_hosted_model() -> None:
+    inside = {"small": {"fallbacks_on_premises": True}, "medium": {"on_premises": False}}
+    full = {"small": 1, "medium": 9, "large": 9}
+    assert answered_by(full)[1] == "medium"
+    assert answered_by(full, cards=inside)[1] == "large"

@@ -433,6 +433,19 @@ def test_operator_and_request_can_forbid_that_the_pool_stands_in() -> None:
         assert {call.model for call in router.trace.calls if call.stage == "execute"} == {"large"}
 
 
+def test_prompt_that_must_stay_on_premises_is_sent_to_no_hosted_model() -> None:
+    down = [NotStarted("down", 60.0)]
+    cards = {"medium": {"fallbacks_on_premises": True}, "large": {"on_premises": False}}
+
+    def answered(**cards: Any) -> tuple[str, ...]:
+        virtual = {"default_model": "medium"}
+        router = agents(decomposer=["no plan"], virtual=virtual, cards=cards, medium=down)
+        return ask(router, query()).models
+
+    assert answered() == ("large",)
+    assert answered(**cards) == ("small",)
+
+
 def test_request_that_the_provider_refuses_is_not_sent_to_the_rest_of_the_pool() -> None:
     router = agents(large=[EngineRefused("temperature must be below 1")])
     with pytest.raises(SubtaskFailed):

@@ -242,13 +242,6 @@ def test_wrong_item_is_not_echoed_by_its_list() -> None:
             "must start with '/'",
         ),
         (
-            "    max_ongoing_requests: 64\n",
-            "",
-            "warning",
-            "applications[0].deployments[0]",
-            "`max_ongoing_requests` is not set",
-        ),
-        (
             "max_queued_requests: 64",
             "max_queued_requests: 15",
             "warning",

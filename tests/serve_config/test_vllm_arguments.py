@@ -48,6 +48,14 @@ def test_what_vllm_would_refuse_is_an_error_that_names_the_conflict(
     assert message in problem.message
 
 
+def test_replica_that_lets_in_fewer_calls_than_vllm_works_on_is_a_warning() -> None:
+    """The small config lets 64 in."""
+    (problem,) = on_vllm("max_num_seqs: 512")
+    assert problem.severity == "warning" and problem.where.endswith(".max_ongoing_requests")
+    assert "lets 64 calls in, but vLLM works on 512 at once" in problem.message
+    assert on_vllm("max_num_seqs: 64") == []
+
+
 @pytest.mark.skipif(find_spec("vllm") is None, reason="the names are those of the installed vLLM")
 @pytest.mark.parametrize(
     ("parser", "message"),

@@ -97,6 +97,7 @@ class ScriptedBackend:
     error: Exception | None = None
     gate: asyncio.Event | None = None
     unready: str = ""
+    unwell: str = ""
     confidence: float | None = None
     listings: Sequence[ModelListing] = LISTINGS
     prices_as_of: str = "2026-11-01"
@@ -114,7 +115,7 @@ class ScriptedBackend:
         return 17
 
     async def ready(self) -> tuple[bool, str]:
-        return not self.unready, self.unready
+        return not self.unready, self.unready or self.unwell
 
     async def answer(
         self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None

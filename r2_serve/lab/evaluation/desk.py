@@ -133,6 +133,7 @@ class Desk:
             policy=policy,
             plan=plan,
             is_plan_only=is_plan_only,
+            priority="batch",
         )
         asked_s = self.elapsed_s
         try:

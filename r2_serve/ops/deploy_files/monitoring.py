@@ -9,6 +9,7 @@ from pathlib import Path
 from r2_serve.errors import ConfigError
 from r2_serve.http.metrics import SECONDS
 from r2_serve.ops.deploy_files.dashboard import dashboard
+from r2_serve.ops.deploy_files.needs import replicas_of
 from r2_serve.ops.deploy_files.templates import Object, documents, render, render_all
 from r2_serve.serve_config import ServeConfig
 
@@ -44,6 +45,10 @@ def alert_rules(config: ServeConfig, max_usd_per_hour: float | None = None) -> O
     max_queued, deadline_s = config.router.server.max_queued, config.routing.limits.deadline_s
     return render(
         "alerts.yaml",
+        replicas=[
+            {"application": r.application, "deployment": r.deployment, "fewest": f"vector({r.min_replicas})"}
+            for r in replicas_of(config)
+        ],
         max_queued=max_queued,
         half_queue=f"{max_queued / 2:g}",
         deadline_s=f"{deadline_s:g}",

@@ -89,6 +89,15 @@ def custom_resources(replicas: Sequence[Replicas], node: Resources) -> dict[str,
     return found
 
 
+def named_resources(replicas: Sequence[Replicas]) -> dict[str, float]:
+    """Custom resources of the one node that may hold all of `replicas`."""
+    found: dict[str, float] = {}
+    for entry in replicas:
+        for name in entry.takes.keys() - {"CPU", "GPU", "memory"}:
+            found[name] = found.get(name, 0.0) + entry.takes[name] * entry.max_replicas
+    return found
+
+
 def has_room(there: Sequence[Replicas], entry: Replicas, node: Resources) -> bool:
     """Whether one more replica of `entry` fits on `node` with those that are there."""
     taken = {name: sum(other.takes.get(name, 0) for other in there) for name in entry.takes}

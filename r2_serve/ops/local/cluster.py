@@ -30,6 +30,7 @@ from pathlib import Path
 
 from r2_serve.engines.vllm_arguments import ENVIRONMENT as VLLM_ENVIRONMENT
 from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.ops.deploy_files.needs import named_resources, replicas_of
 from r2_serve.ops.local import haproxy
 from r2_serve.ops.local.progress import POLL_S, Say, say_nothing, start_limit_s, wait_until_running
 from r2_serve.ops.local.room import check_room
@@ -68,6 +69,8 @@ ENVIRONMENT = {
     # of cores, makes two cores warn of the twelve embedded models.
     "RAY_worker_maximum_startup_concurrency": "8",
     "OMP_NUM_THREADS": "1",
+    # A killed replica of vLLM would leave EngineCore, its child, on the GPU for ever.
+    "RAY_process_group_cleanup_enabled": "1",
     **VLLM_ENVIRONMENT,
 }
 
@@ -111,8 +114,9 @@ def local_cluster(
     """Runs the applications of `config`, and gives their base URL once they answer; all ends with the
     context.
 
-    Ray counts the CPUs and GPUs of this machine where none are given. `address` names nodes that run already
-    (`local_nodes`) and have their own. None for `start_timeout_s`: `start_limit_s` of the config.
+    Ray counts the CPUs and GPUs of this machine where none are given, and the machine has every custom
+    resource that `config` names. `address` names nodes that run already (`local_nodes`) and have their own.
+    None for `start_timeout_s`: `start_limit_s` of the config.
 
     Raises: ConfigError if the port is taken, a policy cannot be imported or a replica has no room;
     EngineUnavailable if Ray does not start, or an application fails or does not run in time.
@@ -125,6 +129,7 @@ def local_cluster(
 
     own_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK}
     own_node |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    own_node |= {"resources": named_resources(replicas_of(config))}
     try:
         logs = config.raw.get("logging_config") or LOGS
         say("starting Ray")

@@ -38,7 +38,11 @@ def local_nodes(count: int, *, gpus_each: int) -> Iterator[Cluster]:
     try:
         try:
             cluster.add_node(
-                node_ip_address=LOOPBACK, num_cpus=HEAD_CPUS, num_gpus=0, include_dashboard=False
+                node_ip_address=LOOPBACK,
+                num_cpus=HEAD_CPUS,
+                num_gpus=0,
+                resources={"router": HEAD_CPUS * 10},
+                include_dashboard=False,
             )
             for _ in range(count):
                 add_node(cluster, gpus_each)
