@@ -318,6 +318,10 @@ class VirtualModelConfig(Config):
     planning_share: Decimal = Field(default=Decimal("0.1"), gt=0, le=1)
     """Most that a plan and its allocation may cost with `plan: auto`, as a share of the direct call. The bill
     exceeds that of the direct call by no more than this share, unless calls fail."""
+    plan_file: str | None = None
+    """What `r2-train fit RUN --planned NAME --direct NAME` wrote: JSON, at a path that every router process
+    can read. With `plan: auto` it says which prompts are worth a plan. None: arithmetic alone decides, with
+    lengths of answers that are assumed. It is read once, so a new fit gets a new path."""
     context: Literal["full", "needed", "stated"] = "full"
     """What steps read of the client's conversation. `needed`: inner steps read its system messages, and all
     of it only where the plan says that a step needs it; the allocator then reads the plan alone. `stated`:

@@ -15,6 +15,7 @@ from r2_serve.config import LimitsConfig, ModelConfig, VirtualModelConfig
 from r2_serve.router.able import final_needs
 from r2_serve.router.allocator import offered
 from r2_serve.router.context import read_by
+from r2_serve.router.fitted_plan import FittedPlan, read_fitted_plan
 from r2_serve.router.gates import QueryGates
 from r2_serve.types import Json, Message, Plan, Query, Subtask, Usage, likely_tokens
 
@@ -22,7 +23,7 @@ UNSTATED_REPLY_TOKENS = 16
 """Tokens of the answer that are expected where neither request nor config says anything: the shortest ones.
 So no answer can be so short that planning costs more than its share; longer ones only make plans rarer."""
 STEP_REPLY_TOKENS = 256
-"""Tokens that an inner step is expected to write. It is asked to be brief; the mean is lower."""
+"""Tokens that an inner step writes where no fit says it. It is asked to be brief; the mean is lower."""
 USUAL_PLAN = Plan(subtasks=tuple(Subtask(id=i, text="x" * 160) for i in range(1, 9)))
 """The plan that is assumed before there is one: eight steps of one long sentence."""
 WHOLE = Plan.single("the whole query")
@@ -111,6 +112,16 @@ class Costs:
         return self.gates.pool
 
     @property
+    def fit(self) -> FittedPlan | None:
+        """What `plan_file` holds. Raises: ConfigError."""
+        return None if self.virtual.plan_file is None else read_fitted_plan(self.virtual.plan_file)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that an inner step is expected to write."""
+        return (self.fit and self.fit.step_tokens) or STEP_REPLY_TOKENS
+
+    @property
     def default(self) -> PoolMember:
         return self.pool[self.virtual.fallback_model]
 
@@ -129,10 +140,14 @@ class Costs:
         return call_usd(self.default.config, num_tokens, answer_tokens, cached)
 
     def holds(self, name: str, more_tokens: int = 0) -> bool:
-        """Whether the conversation and `more_tokens` fit into the context of the model, if it is known."""
+        """Whether the conversation and `more_tokens` fit into the context of the model, if it is known.
+
+        A model that takes no conversations is asked by one short line.
+        """
         member = self.pool[name]
-        num_tokens = self.conversation_tokens(member) + more_tokens
-        return not member.config.has_known_context or num_tokens <= member.config.context_tokens
+        if not member.config.has_known_context or not member.codec.takes_conversations:
+            return True
+        return self.conversation_tokens(member) + more_tokens <= member.config.context_tokens
 
     def sample_prompt_usd(self) -> Decimal:
         """The prompt of the decomposer."""
@@ -153,9 +168,15 @@ class Costs:
         return call_usd(member.config, num_tokens, self.allocation_tokens(plan))
 
     def allocation_tokens(self, plan: Plan) -> int:
-        """Longest allocation of `plan`: every step with the longest name, at two bytes a token."""
+        """Longest allocation of `plan`: every step with the longest name, at two bytes a token.
+
+        A model that takes no conversations writes a number for each step.
+        """
+        config, num_steps = self.virtual.allocator, len(plan.subtasks)
+        if not self.pool[config.model].codec.takes_conversations:
+            return min(config.max_tokens, 2 + 3 * num_steps)
         longest = max(len(name) for name in (*self.virtual.pool, *self.gates.by_name))
-        return min(self.virtual.allocator.max_tokens, 32 + len(plan.subtasks) * (longest // 2 + 4))
+        return min(config.max_tokens, 32 + num_steps * (longest // 2 + 4))
 
     def cheapest_plan_usd(self, models: Sequence[str], answer_tokens: int) -> Decimal:
         """Two steps on the cheapest of `models` for them: a plan costs this at least."""
@@ -176,8 +197,8 @@ class Costs:
             users = [models[other.id - 1] for other in plan.subtasks if subtask.id in other.depends_on]
             reading = [self.pool[user].config for name in users for user in self.gates.models(name)]
             limits = [self.pool[name].config.reply_limit for name in self.gates.models(name)]
-            limit = min((limit for limit in limits if limit is not None), default=STEP_REPLY_TOKENS)
-            reply_tokens = None if subtask.id == plan.final_id else min(STEP_REPLY_TOKENS, limit)
+            limit = min((limit for limit in limits if limit is not None), default=self.step_tokens)
+            reply_tokens = None if subtask.id == plan.final_id else min(self.step_tokens, limit)
             costs[subtask.id] = StepCost(
                 asks=tuple(self._asks(plan, subtask, before[subtask.id], models)),
                 reply_tokens=reply_tokens,
@@ -199,7 +220,7 @@ class Costs:
             yield AskCost(member.config, num_tokens, cached, share)
             for checker in self.gates.checkers(action) if place < len(names) else ():
                 checking = self.pool[checker.model]
-                read = self._step_tokens(checking, plan, subtask) + STEP_REPLY_TOKENS
+                read = self._step_tokens(checking, plan, subtask) + self.step_tokens
                 yield AskCost(checking.config, read, share=share, reply_tokens=checker.max_tokens)
 
     @property
@@ -221,7 +242,7 @@ class Costs:
             return self.conversation_tokens(member)
         messages = read_by(subtask, plan, self.query.messages, self.virtual)
         rendered = codec.render_subtask(messages, plan, subtask, dict.fromkeys(needed, ""))
-        return prompt_tokens(member, rendered) + STEP_REPLY_TOKENS * len(needed)
+        return prompt_tokens(member, rendered) + self.step_tokens * len(needed)
 
     def _cached_tokens(
         self, plan: Plan, subtask: Subtask, before: frozenset[int], models: Sequence[str], name: str

@@ -34,6 +34,7 @@ from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand, QueryDemand
 from r2_serve.router.events import EventBus
+from r2_serve.router.fitted_plan import read_fitted_plan
 from r2_serve.router.foresight import Whole, whole_query
 from r2_serve.router.gates import OWN, GateShelf
 from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
@@ -84,8 +85,11 @@ class Pipeline:
     """The gates of the routing, made once."""
 
     def route_by(self, routing: RoutingConfig) -> None:
-        """Use `routing` for the queries to come. Raises: ConfigError if a gate cannot be made; nothing has
-        changed then."""
+        """Use `routing` for the queries to come. Raises: ConfigError if a gate cannot be made or a `plan_file`
+        cannot be read; nothing has changed then."""
+        for virtual in routing.virtual_models.values():
+            if virtual.plan_file is not None:
+                read_fitted_plan(virtual.plan_file)
         self.shelf.take(routing)
         self.routing = routing
 

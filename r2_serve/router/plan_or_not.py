@@ -12,6 +12,9 @@ rules keep to that for an answer of the expected length:
    so the plan costs no more than that even where steps write more than expected. A step that reaches its
    limit ends the plan, and the query goes whole: no query costs more than 210 %.
 
+With a fit (`plan_file`, `router.fitted_plan`) the lengths are those that it expects, and it says before any
+call which queries are worth a plan. The three rules hold all the same.
+
 Attempts that fail and are billed come on top. Where an answer is shorter than expected, 10 % of the expected
 direct call are more than 10 % of the real one. So an answer of unknown length is expected to be very short.
 """
@@ -25,6 +28,7 @@ from decimal import Decimal
 
 from r2_serve.calls.ledger import Ledger
 from r2_serve.config import AllocatorConfig, DecomposerConfig, VirtualModelConfig
+from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.able import is_turn
 from r2_serve.router.costs import USUAL_PLAN, Costs, StepCost, expected_reply_tokens
 from r2_serve.router.policies import AllocationPolicy
@@ -83,7 +87,9 @@ class PlanOrNot:
 
     def __init__(self, costs: Costs, ledger: Ledger, policy: AllocationPolicy) -> None:
         self._costs, self._ledger, self._policy = costs, ledger, policy
-        self.answer_tokens = expected_reply_tokens(costs.query, costs.default.config)
+        text = conversation_text(costs.query.messages)
+        self._estimate = None if costs.fit is None else costs.fit.estimate(text)
+        self.answer_tokens = self._expected_tokens()
         self.direct_usd = costs.direct_usd(self.answer_tokens)
         self._whole_usd = costs.whole_usd(self.answer_tokens)
         """What a plan is compared with: the direct call, or a cheaper gate for whole queries."""
@@ -116,10 +122,11 @@ class PlanOrNot:
     def sampler(self) -> DecomposerConfig | None:
         """How to sample plans within what planning may cost; None if it pays for no plan at all."""
         config = self._costs.virtual.decomposer
-        left_usd = self._allowance_usd - self._allocation_usd(USUAL_PLAN)
+        fitted = self._estimate and self._estimate.plan_tokens
+        left_usd = self._allowance_usd - (Decimal(0) if fitted else self._allocation_usd(USUAL_PLAN))
         for count in range(config.num_samples, 0, -1):
             max_tokens = self._room(count, left_usd)
-            if max_tokens >= min(LEAST_PLAN_TOKENS, config.max_tokens):
+            if max_tokens >= min(fitted or LEAST_PLAN_TOKENS, config.max_tokens):
                 update = {"num_samples": count, "max_tokens": max_tokens, "retries_cut": False}
                 return config.model_copy(update=update)
         return None
@@ -160,6 +167,11 @@ class PlanOrNot:
         return StepLimits(cost.steps, max(Decimal(0), slack_usd))
 
     @property
+    def _fitted_share(self) -> Decimal:
+        """The expected cost of planning as a share of the direct call; 0 where no fit has seen it."""
+        return Decimal((self._estimate and self._estimate.planning_share) or 0)
+
+    @property
     def _allowance_usd(self) -> Decimal:
         """The most that planning may cost."""
         return self._costs.virtual.planning_share * self._whole_usd
@@ -175,13 +187,24 @@ class PlanOrNot:
             }
         )
 
+    def _expected_tokens(self) -> int:
+        """Expected length of the answer: what the fit says within the limits, or what the config says."""
+        query, default = self._costs.query, self._costs.default.config
+        if self._estimate is None:
+            return expected_reply_tokens(query, default)
+        return min(self._estimate.answer_tokens, query.sampling.max_tokens or default.reply_tokens)
+
     def _why_whole(self) -> DecisionReason | None:
         """Why no plan is worth a try, before its own costs are known."""
         costs, virtual = self._costs, self._costs.virtual
-        if costs.conversation_tokens(costs.default) < SHORT_QUERY_TOKENS:
+        if costs.fit is None and costs.conversation_tokens(costs.default) < SHORT_QUERY_TOKENS:
             return "short"
         if not all(costs.holds(m, OUR_TOKENS) for m in (virtual.decomposer.model, virtual.allocator.model)):
             return "too_long"
+        if costs.fit is not None and self._estimate is not None:
+            if not costs.fit.is_worth_it(self._estimate):
+                return "no_gain"
+            return "planning_too_dear" if self._fitted_share > virtual.planning_share else None
         models = self._policy.models or virtual.pool
         is_dear = costs.cheapest_plan_usd(models, self.answer_tokens) >= self._whole_usd
         return "nothing_to_save" if is_dear else None
@@ -203,7 +226,9 @@ class PlanOrNot:
         return 1 if is_shared else num_samples
 
     def _planning_usd(self, sampler: DecomposerConfig) -> Decimal:
-        """The most that plan and allocation cost."""
+        """What a fit expects plan and allocation to cost, or without one the most that they cost."""
+        if self._fitted_share:
+            return self._fitted_share * self.direct_usd
         price = self._costs.pool[sampler.model].config.usd_per_mtok_out
         prompts_usd = self._num_prompts(sampler.num_samples) * self._costs.sample_prompt_usd()
         replies_usd = sampler.num_samples * sampler.max_tokens * price / 1_000_000

@@ -230,6 +230,7 @@ DecisionReason = Literal[
     "short",
     "too_long",
     "nothing_to_save",
+    "no_gain",
     "planning_too_dear",
     "no_valid_plan",
     "plan_too_dear",
@@ -252,7 +253,7 @@ class Decision(Record):
     direct_usd: Decimal
     """Expected cost of the direct call."""
     planning_usd: Decimal | None = None
-    """The most that plan and allocation could cost; None where that was not asked."""
+    """The most that plan and allocation could cost, or what a fit expects; None where that was not asked."""
     plan_usd: Decimal | None = None
     """Expected bill of the plan with all that was spent before it; None if no plan was allocated."""
     dropped_plan: Plan | None = None

@@ -14,6 +14,7 @@ from r2_serve.gates.stored import read_policy
 from r2_serve.lab.outcomes.book import read_book
 from r2_serve.lab.outcomes.goals import run_policy
 from r2_serve.lab.outcomes.table import table_of
+from r2_serve.router.fitted_plan import read_fitted_plan
 from r2_train.cli import app
 from tests.lab.outcomes import books
 
@@ -76,3 +77,17 @@ def test_file_that_is_no_policy_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(BookError, match=r"other\.json is no fitted policy"):
         read_policy(path)
+
+
+def test_plan_auto_is_fitted_on_a_book_of_both_ways(book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    said = fitted(book, out, "--planned", "small", "--direct", "large")
+    assert "tasks are planned" in said and "plan_file" in said
+    assert read_fitted_plan(str(out)).value >= 0
+    assert json.loads(out.read_text())["direct"] == "large"
+
+
+def test_one_way_alone_fits_nothing(book: Path, tmp_path: Path) -> None:
+    options = ["fit", str(book), "--out", str(tmp_path / "plan.json"), "--planned", "small"]
+    result = runner.invoke(app, options)
+    assert result.exit_code == 2 and "belong together" in result.output
