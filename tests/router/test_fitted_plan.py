@@ -1,4 +1,4 @@
-"""With a fit, `plan: auto` decides by the prompt alone, before any call and in less than a millisecond."""
+"""A fit lets `plan: auto` decide by the prompt alone, before any call and in less than a millisecond."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from r2_serve.errors import BookError
 from r2_serve.gates.table import Bools, Floats
 from r2_serve.lab.outcomes.both_ways import BothWays
-from r2_serve.lab.outcomes.goals import TOLERANCE, Target, not_worse_p
+from r2_serve.lab.outcomes.goals import TOLERANCE, Target
+from r2_serve.lab.statistics import not_worse_p
 from r2_serve.router.fitted_plan import FittedPlan, Line, sizes_of, terms_of
 
 LEAST_PAIRS = 40
