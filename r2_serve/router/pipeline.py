@@ -85,8 +85,10 @@ class Pipeline:
     """The gates of the routing, made once."""
 
     def route_by(self, routing: RoutingConfig) -> None:
-        """Use `routing` for the queries to come. Raises: ConfigError if a gate cannot be made or a `plan_file`
-        cannot be read; nothing has changed then."""
+        """Use `routing` for the queries to come.
+
+        Raises: ConfigError if a gate cannot be made or a `plan_file` be read; nothing has changed then.
+        """
         for virtual in routing.virtual_models.values():
             if virtual.plan_file is not None:
                 read_fitted_plan(virtual.plan_file)
