@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from r2_serve.gates.stored import PolicyFile
+from r2_serve.lab.evaluation.planned_rows import read_both_ways
 from r2_serve.lab.outcomes.baselines import best_single
 from r2_serve.lab.outcomes.book import read_book
-from r2_serve.lab.outcomes.both_ways import read_both_ways
 from r2_serve.lab.outcomes.goals import fit_policy, parse_target
 from r2_serve.lab.outcomes.importing import priced, read_prices
 from r2_serve.lab.outcomes.plan_fitting import fit_plan

@@ -11,8 +11,9 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from r2_serve.errors import BookError
+from r2_serve.lab.evaluation.planned_rows import read_both_ways
 from r2_serve.lab.outcomes.book import Outcome, write_book
-from r2_serve.lab.outcomes.both_ways import BothWays, read_both_ways
+from r2_serve.lab.outcomes.both_ways import BothWays
 from r2_serve.lab.outcomes.goals import Target
 from r2_serve.lab.outcomes.plan_fitting import fit_plan
 from r2_serve.router.fitted_plan import terms_of
