@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -246,7 +246,10 @@ def retrain(
 
 @app.command()
 def pretrain(
-    domain: Annotated[Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")],
+    domain: Annotated[
+        Literal["everyday", "words", "scan", "both"],
+        typer.Option(help="everyday (needs different skills), words, scan; both: words and scan."),
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the checkpoints and manifest.json.")],
     seed: Annotated[int, typer.Option(help="Seed of data, weights and order.")] = 0,
     only: Annotated[
@@ -273,14 +276,30 @@ def pretrain(
               r2-train pretrain --domain scan --out runs/pretrain --evaluate 500
               r2-train pretrain --domain words --only words-decomposer --styles reference --out runs/pretrain
     """
-    from r2_train.retrain import domains_of
+    from r2_train.retrain import DOMAINS
     from r2_train.tiny import pretrain as stage
 
-    for name in domains_of(domain.value):
+    for name in DOMAINS if domain == "both" else (domain,):
         if evaluate:
             stage.evaluate(name, out, num_tasks=evaluate)
         else:
             stage.pretrain(name, out, seed=seed, only=only, steps_scale=steps_scale, styles=styles.value)
+
+
+@app.command()
+def skills(
+    models: Annotated[Path, typer.Option(help="Directory that `r2-train pretrain --domain everyday` wrote.")],
+) -> None:
+    """Measure what each everyday worker can do: solve rates on held-out steps of every kind.
+
+    \b
+    Example:  r2-train skills --models runs/pretrain
+    """
+    from rich.console import Console
+
+    from r2_train.tiny.skills import measure_pool, skill_table
+
+    Console(markup=False, width=130).print(skill_table(_guarded(lambda: measure_pool(models))))
 
 
 @app.command()

@@ -228,6 +228,10 @@ class TrainConfig(Config):
     decomposer: ModuleConfig = ModuleConfig()
     allocator: ModuleConfig = ModuleConfig()
     alternate: AlternateConfig = AlternateConfig()
+    markets: int = Field(default=0, ge=0)
+    """Random pools and prices on which the allocator is trained per plan, beside the pool as it is. Its
+    labels then come from the `skills` of the models, and GRPO draws a market for every second plan. 0 trains
+    on the pool as it is, with the labels of `search`. [ours]"""
     launch: LaunchConfig = LaunchConfig()
     max_cost_usd: Decimal | None = Field(default=None, gt=0)
     """Most that model calls of the whole run directory may cost; cached calls cost nothing. None sets no

@@ -44,6 +44,7 @@ from r2_train.stages.collect import PLANS, CollectedTask, Collector, CollectSumm
 from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
 from r2_train.stages.measure import RouterScore, measure, measure_reference
 from r2_train.stages.model_files import has_final
+from r2_train.stages.rates import RateSummary, fit_weight, market_examples, summary
 from r2_train.stages.rewards import Reference
 from r2_train.stages.search import SCHEMES, PlannedTask, SearchedPlan, Searcher, SearchSummary
 from r2_train.stages.sft import SftStage
@@ -117,9 +118,15 @@ class TrainingRun:
             collector = Collector(pool, self.config.collect, Grader(), self.directory / "collect")
             return await collector.run([*self.tasks.train, *self.tasks.validation], self.console)
 
-    async def search(self) -> SearchSummary:
-        """Searches schemes for the plans of training tasks, with thresholds fitted on validation tasks."""
+    async def search(self) -> SearchSummary | RateSummary:
+        """Searches schemes for the plans of training tasks, with thresholds fitted on validation tasks.
+
+        A run on markets reckons its labels from solve rates: it fits their weight, and runs no plan.
+        """
         train, validation = self.kept_plans()
+        if self.config.markets:
+            plans, cards = [item.plan for item in validation], self.described.cards
+            return summary(plans, cards, fit_weight(plans, cards))
         self.provenance.renew("search", self._search_facts(), self.directory / "search")
         async with self.pool() as pool:
             searcher = Searcher(pool, self.config.search, Grader(), self.directory / "search")
@@ -189,6 +196,8 @@ class TrainingRun:
         pool, planned = self.described, self.kept_plans()[0]
         if module == "decomposer":
             examples = [plan_example(pool, p.task.id, p.task.query, p.plan) for p in planned]
+        elif self.config.markets:
+            examples = market_examples(pool, *self.kept_plans(), self.config.markets, self.config.seed)
         else:
             self.provenance.note_if_stale("search", self._search_facts())
             keys = {item.key for item in planned}

@@ -1,9 +1,9 @@
 """How the compact dialect describes a pool whose skills were measured: by price and skill, never by place.
 
 A step's candidates are the models that no other model beats in both price and skill, cheapest first. Each is
-written as its price over that of the first candidate, and its skill:
+written as its price below that of the pool's dearest model, and its skill:
 
-    max $0 q3 $5 q8      two candidates; the second costs 2^(5/2) times as much and is nearly always right
+    max $9 q3 $5 q8      two candidates; the second costs 2^(-5/2) of the dearest and is nearly always right
 
 So the allocator's reply `@2` means the second candidate of that step, whichever model it is. A changed price,
 a removed model or a new one changes the candidates, and the same allocator goes on.
@@ -19,7 +19,7 @@ from r2_serve.types import ModelCard
 SKILL_LEVELS = (0.5, 0.7, 0.85, 0.92, 0.96, 0.98, 0.99, 0.9975)
 """A skill's level is the number of these that it reaches."""
 MAX_PRICE_LEVEL = 20
-"""The level of a price that is 2^10 times that of the first candidate, or higher."""
+"""The level of a price that is 2^-10 of the dearest model's, or lower."""
 
 
 def are_described(pool: Sequence[ModelCard]) -> bool:
@@ -41,9 +41,10 @@ def candidates(kind: str, pool: Sequence[ModelCard]) -> list[ModelCard]:
 
 def described(kind: str, pool: Sequence[ModelCard]) -> str:
     """The kind, and the price level and skill level of each candidate."""
-    found = candidates(kind, pool)
-    first = _price(found[0])
-    levels = (f"${price_level(_price(card), first)} q{skill_level(card, kind)}" for card in found)
+    dearest = max(map(_price, pool))
+    levels = (
+        f"${price_level(_price(card), dearest)} q{skill_level(card, kind)}" for card in candidates(kind, pool)
+    )
     return " ".join((kind, *levels))
 
 
@@ -62,11 +63,11 @@ def skill_level(card: ModelCard, kind: str) -> int:
     return sum(card.skills.get(kind, 0.0) >= level for level in SKILL_LEVELS)
 
 
-def price_level(price: float, first: float) -> int:
-    """Twice the binary logarithm of a price over that of the first candidate, rounded, from 0."""
-    if price <= first:
+def price_level(price: float, dearest: float) -> int:
+    """Twice the binary logarithm of the dearest price over this one, rounded; 0 is the dearest."""
+    if price >= dearest:
         return 0
-    return min(MAX_PRICE_LEVEL, round(2 * math.log2(price / first))) if first else MAX_PRICE_LEVEL
+    return min(MAX_PRICE_LEVEL, round(2 * math.log2(dearest / price))) if price else MAX_PRICE_LEVEL
 
 
 def _price(card: ModelCard) -> float:

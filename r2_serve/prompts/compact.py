@@ -108,7 +108,7 @@ class CompactCodec:
         self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
     ) -> list[Message]:
         if are_described(pool):
-            steps = [described(_kind(subtask), pool) for subtask in plan.subtasks]
+            steps = [described(step_kind(subtask), pool) for subtask in plan.subtasks]
         else:
             steps = [_rewritten(subtask.text, _lengths) for subtask in plan.subtasks]
         return [Message(role="user", content=" ; ".join(steps))]
@@ -192,7 +192,7 @@ def _lengths(literal: str) -> str:
     )
 
 
-def _kind(subtask: Subtask) -> str:
+def step_kind(subtask: Subtask) -> str:
     """The first word or sign of a step that is no operand: `max`, `+`. It names what skill the step needs."""
     tokens = _STEP_TOKEN.findall(subtask.text)
     return next((token for token in tokens if not _letter(token) and "#" not in token), "")
@@ -202,7 +202,7 @@ def _options(plan: Plan, pool: Sequence[ModelCard]) -> list[list[ModelCard]]:
     """The models that each step chooses from, in the order of `@1 @2 ...`."""
     if not are_described(pool):
         return [list(pool)] * len(plan.subtasks)
-    return [candidates(_kind(subtask), pool) for subtask in plan.subtasks]
+    return [candidates(step_kind(subtask), pool) for subtask in plan.subtasks]
 
 
 def _filled(step: str, literals: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ the whole router. The best one is kept if it beats the pair so far.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from r2_train.config import Module
 from r2_train.launch.launch import launch
 from r2_train.launch.stage_run import TrainingFailed
 from r2_train.provenance import Facts, checkpoint_facts, digest, dumped, pool_facts, set_aside
+from r2_train.rollouts.markets import Market, draw_market
 from r2_train.rollouts.progress import map_all
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
@@ -183,10 +185,17 @@ class Alternation:
                 num_at_once=pool.num_at_once,
             )
             return [
-                allocation_example(described, task.id, task.query, rollout.plan)
+                allocation_example(described, task.id, task.query, rollout.plan, market=self._market(task.id))
                 for task, rollout in zip(train, rollouts, strict=True)
                 if rollout.plan is not None and await verdict(grader, task, rollout)
             ]
+
+    def _market(self, task_id: str) -> Market | None:
+        """A market for every second task, where the run trains on markets."""
+        rng = random.Random(f"market/{self.run.config.seed}/{len(self.rows)}/{task_id}")
+        if self.run.config.markets == 0 or rng.random() < 0.5:
+            return None
+        return draw_market(self.run.described.cards, rng)
 
     def _checkpoints(self, module: Module, directory: Path) -> list[Path]:
         """The checkpoints that the trainer saved on the way, made ready for serving, and the last one."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from r2_serve.config import VirtualModelConfig
 from r2_serve.files import read_lines, whole_file
 from r2_serve.prompts.conversation import asked
-from r2_serve.types import Allocation, Message, Plan, Record
+from r2_serve.types import Allocation, Message, ModelCard, Plan, Record
 from r2_train.rollouts.described_pool import DescribedPool
+from r2_train.rollouts.markets import Market
 
 
 class Example(Record):
@@ -26,6 +27,8 @@ class Example(Record):
     """The reply to learn; None if a reward judges the module's own reply."""
     plan: Plan | None = None
     """The plan to allocate; None for the decomposer."""
+    market: Market | None = None
+    """The models on offer and their prices; None for the pool as it is."""
 
 
 def plan_example(pool: DescribedPool, task_id: str, query: str, plan: Plan | None = None) -> Example:
@@ -37,15 +40,20 @@ def plan_example(pool: DescribedPool, task_id: str, query: str, plan: Plan | Non
 
 
 def allocation_example(
-    pool: DescribedPool, task_id: str, query: str, plan: Plan, models: Sequence[str] | None = None
-) -> Example:
-    """The allocator's example: it is given the plan and has to write the models."""
+    pool: DescribedPool, task_id: str, query: str, plan: Plan, models: Sequence[str] | None = None,
+    *, market: Market | None = None, cards: Sequence[ModelCard] | None = None,
+) -> Example:  # fmt: skip
+    """The allocator's example: it is given the plan and has to write the models.
+
+    It chooses among `cards`; else among the models of `market`; else among the pool's.
+    """
     codec = pool.codec_of("allocator")
-    messages = tuple(codec.render_allocate(read_by_allocator(pool.virtual, query), plan, pool.cards))
+    offered = cards or (pool.cards if market is None else market.cards(pool.cards))
+    messages = tuple(codec.render_allocate(read_by_allocator(pool.virtual, query), plan, offered))
     target = None
     if models is not None:
-        target = codec.format_allocation(Allocation(models=tuple(models)), plan, pool.cards)
-    return Example(task_id=task_id, query=query, messages=messages, target=target, plan=plan)
+        target = codec.format_allocation(Allocation(models=tuple(models)), plan, offered)
+    return Example(task_id=task_id, query=query, messages=messages, target=target, plan=plan, market=market)
 
 
 def read_by_allocator(virtual: VirtualModelConfig, query: str) -> tuple[Message, ...]:

@@ -121,8 +121,9 @@ def other_module(module: Module) -> Module:
 def _prompt_row(example: Example) -> dict[str, object]:
     """The conversation, and the columns that the reward is called with."""
     plan = None if example.plan is None else example.plan.model_dump_json(exclude_none=True)
+    market = None if example.market is None else example.market.model_dump_json()
     prompt = [message.model_dump() for message in example.messages]
-    return {"prompt": prompt, "task_id": example.task_id, "plan": plan}
+    return {"prompt": prompt, "task_id": example.task_id, "plan": plan, "market": market}
 
 
 @contextlib.contextmanager

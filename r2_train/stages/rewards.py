@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from r2_serve.config import LimitsConfig
 from r2_serve.errors import CodecError, EngineError, EngineUnavailable
@@ -26,12 +26,14 @@ from r2_serve.prompts.conversation import asked
 from r2_serve.types import Message, Plan, Record, Sampling, Usage, substitute
 from r2_train.config import Module, RewardConfig
 from r2_train.rollouts.call_cache import SpendLimitReached
+from r2_train.rollouts.markets import Market
 from r2_train.rollouts.progress import map_all
 from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.collect import checked_plan
 from r2_train.stages.examples import read_by_allocator
 from r2_train.stages.tasks import is_correct, verdict
 
+R = TypeVar("R", bound=Record)
 Completion: TypeAlias = str | Sequence[dict[str, str]]
 """A reply as TRL gives it: a plain text, or a conversation that ends with the reply."""
 
@@ -95,14 +97,22 @@ class Judge:
     config: RewardConfig
     tasks: dict[str, Task]
     counts: TokenCounts
-    _known: dict[tuple[str, Plan | None, str], asyncio.Task[Judged]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[str, Plan | None, str, str], asyncio.Task[Judged]] = field(
+        default_factory=dict, repr=False
+    )
 
-    async def judge(self, task_id: str, plan: Plan | None, reply: str) -> Judged:
+    async def judge(
+        self, task_id: str, plan: Plan | None, reply: str, market: Market | None = None
+    ) -> Judged:
         """Runs `reply` once, and again if calls failed. `plan` is None for the decomposer."""
-        key = (task_id, plan, reply)
+        key = (task_id, plan, reply, market.model_dump_json() if market else "")
         if key not in self._known:
             task = self.tasks[task_id]
-            work = self._judge_plan(task, reply) if plan is None else self._judge_models(task, plan, reply)
+            work = (
+                self._judge_plan(task, reply)
+                if plan is None
+                else self._judge_models(task, plan, reply, market)
+            )
             self._known[key] = asyncio.ensure_future(work)
         judged = await self._known[key]
         if judged.is_correct is None:
@@ -118,15 +128,18 @@ class Judge:
         rollout = await self.pool.run(f"reward-{task.id}", task.query, plan=plan)
         return await self._judged(task, plan, rollout, self._reply_cost(prompt, reply))
 
-    async def _judge_models(self, task: Task, plan: Plan, reply: str) -> Judged:
+    async def _judge_models(self, task: Task, plan: Plan, reply: str, market: Market | None) -> Judged:
+        cards = self.pool.cards if market is None else market.cards(self.pool.cards)
         try:
-            models = self._codec.parse_allocation(reply, plan, self.pool.cards).models
+            models = self._codec.parse_allocation(reply, plan, cards).models
         except CodecError as e:
             return Judged(is_well_formed=False, invalid=e.reason)
         read = read_by_allocator(self.pool.virtual, task.query)
-        prompt = self._codec.render_allocate(read, plan, self.pool.cards)
+        prompt = self._codec.render_allocate(read, plan, cards)
         rollout = await self.pool.run(f"reward-{task.id}", task.query, plan=plan, models=models)
         judged = await self._judged(task, plan, rollout, self._reply_cost(prompt, reply))
+        if market is not None:
+            judged = judged.model_copy(update={"cost_usd": self._cost_in(market, judged, rollout)})
         if self.config.swap and judged.is_correct:
             return judged.model_copy(update={"swap": await self._swap_credit(task, plan, models)})
         return judged
@@ -142,6 +155,13 @@ class Judge:
             num_subtasks=len(plan.subtasks),
             review=await self._review(task, plan, rollout) if self.config.review else 0.0,
         )
+
+    def _cost_in(self, market: Market, judged: Judged, rollout: Rollout) -> float:
+        """The workers' calls at the market's prices, scaled so that its dearest model costs what the pool's
+        does, and the router's own calls as they are."""
+        dearest = max(card.usd_per_mtok_out for card in self.pool.cards) / max(market.prices.values())
+        own_usd = judged.cost_usd - float(rollout.worker_cost_usd)
+        return own_usd + float(dearest) * market.cost_usd(rollout.calls)
 
     async def _swap_credit(self, task: Task, plan: Plan, models: Sequence[str]) -> float:
         """Share of steps that the next cheaper model would get wrong. These steps earn their price."""
@@ -204,16 +224,17 @@ class PlanReward:
 
     async def __call__(
         self, completions: Sequence[Completion], task_id: Sequence[str], plan: Sequence[str | None],
-        log_metric: LogMetric | None = None, **more: object,
+        market: Sequence[str | None] | None = None, log_metric: LogMetric | None = None, **more: object,
     ) -> list[float | None]:  # fmt: skip
         """A reward for each completion; None if calls failed.
 
         Raises: SpendLimitReached; EngineUnavailable if so many calls failed that the pool must be down.
         """
         pool = self._judge.pool
+        offers = market or [None] * len(completions)
         rows = [
-            (task, Plan.model_validate_json(text) if text else None, _text(completion))
-            for task, text, completion in zip(task_id, plan, completions, strict=True)
+            (task, _read(Plan, text), _text(completion), _read(Market, offer))
+            for task, text, completion, offer in zip(task_id, plan, completions, offers, strict=True)
         ]
         judged = await map_all(rows, lambda row: self._judge.judge(*row), num_at_once=pool.num_at_once)
         rewards = [reward(item, self._config, self._reference) for item in judged]
@@ -245,6 +266,10 @@ def batch_metrics(judged: Sequence[Judged], reference: Reference, pool: Sequence
         **{f"share/{model}": steps.count(model) / max(1, len(steps)) for model in pool},
         **{f"invalid/{reason}": count / len(judged) for reason, count in invalid.items()},
     }
+
+
+def _read(kind: type[R], text: str | None) -> R | None:
+    return kind.model_validate_json(text) if text else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -58,9 +58,11 @@ from r2_train.tiny.tiny_data import (
 from r2_train.tiny.tiny_models import Schedule, Shape, TextExample, TinyModel, train
 
 NUM_PLAN_TASKS = 40_000
+NUM_EVERYDAY_PLAN_TASKS = 120_000
 NUM_CHAIN_TASKS = 60_000
 NUM_CALCULATIONS = 240_000
 NUM_STEPS_PER_KIND = 40_000
+NUM_POLISH_STEPS_PER_KIND = 20_000
 NUM_LABELLED_TASKS = 4_000
 NUM_VALIDATION_TASKS = 600
 NUM_RESAMPLES = 16
@@ -79,6 +81,8 @@ class Recipe:
     """Largest operand in the examples of a `words` worker."""
     kinds: Mapping[str, float] = field(default_factory=dict)
     """Kinds of step of an `everyday` worker, each with its weight in the draw of examples."""
+    polish: tuple[Mapping[str, float], Schedule] | None = None
+    """A second training, with more of the kinds that the first one left weak."""
 
 
 def _everyday_worker(
@@ -90,6 +94,9 @@ def _everyday_worker(
 
 
 _TINY, _SMALL = Shape(16, 2, 2, 32), Shape(32, 3, 4, 64)
+_WEAK_KINDS = (
+    "+ - * * max max min reverse shift replace day day day day day sort sort sort sort sort / convert"
+)
 _ALL_KINDS = "+ + - - * max min reverse shift replace replace day convert sort sort /"
 
 
@@ -111,20 +118,26 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         ),
     ),
     "everyday": (
-        _everyday_worker("arithmetic-6k", _TINY, 2600, "+ + - - *", (1e-2, 0.02)),
-        _everyday_worker("calendar-6k", _TINY, 2000, "day convert", (1e-2, 0.02)),
-        _everyday_worker("arithmetic-33k", _SMALL, 2800, "+ + - - *"),
+        _everyday_worker("arithmetic-6k", _TINY, 1600, "+ + - - *", (1e-2, 0.02)),
+        _everyday_worker("calendar-6k", _TINY, 1500, "day convert", (1e-2, 0.02)),
+        _everyday_worker("arithmetic-33k", _SMALL, 2500, "+ - * *"),
         _everyday_worker("lists-33k", _SMALL, 1300, "max min"),
         _everyday_worker("text-33k", _SMALL, 2600, "reverse shift replace replace"),
-        _everyday_worker("calendar-33k", _SMALL, 2600, "day convert"),
-        _everyday_worker("general-33k", _SMALL, 2200, _ALL_KINDS),
-        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 2300, _ALL_KINDS),
-        _everyday_worker("general-170k", Shape(64, 4, 4, 128), 4800, _ALL_KINDS, (3e-3, 0.015)),
+        _everyday_worker("calendar-33k", _SMALL, 2000, "day convert"),
+        _everyday_worker("general-33k", _SMALL, 1600, _ALL_KINDS),
+        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 1400, _ALL_KINDS),
+        replace(
+            _everyday_worker("general-170k", Shape(64, 4, 4, 128), 4800, _ALL_KINDS, (3e-3, 0.015)),
+            polish=(
+                Counter(_WEAK_KINDS.split()),
+                Schedule(2400, 3072, 2e-3, muon_learning_rate=0.01, num_parts=2),
+            ),
+        ),
         Recipe(
             "everyday-decomposer",
             "decomposer",
-            Shape(32, 2, 2, 64),
-            Schedule(2000, 4096, 1e-2, muon_learning_rate=0.02, num_parts=2),
+            Shape(32, 3, 4, 48),
+            Schedule(5000, 4096, 1e-2, muon_learning_rate=0.02, num_parts=2),
         ),
     ),
     "scan": (
@@ -199,15 +212,24 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
     started_s = time.process_time()
     examples = _examples(settings, recipe)
     known = vocabulary(examples)
-    if recipe.role == "allocator":
-        known = sorted({*known, *_allocator_words(settings)})
     if recipe.kinds:
         known = everyday_worker_vocabulary()
-    schedule = replace(recipe.schedule, steps=max(1, round(recipe.schedule.steps * settings.steps_scale)))
+    elif recipe.role == "allocator":
+        known = sorted({*known, *_allocator_words(settings)})
+
+    def scaled(schedule: Schedule) -> Schedule:
+        return replace(schedule, steps=max(1, round(schedule.steps * settings.steps_scale)))
+
+    schedule = scaled(recipe.schedule)
     tiny = TinyModel.create(recipe.name, recipe.shape, known, settings.seed)
     size = f"{tiny.num_params:,} parameters, {len(examples):,} examples, {schedule.steps} steps"
     print(f"{recipe.name}: {size}", flush=True)
     train(tiny, examples, schedule, settings.seed)
+    if recipe.polish is not None:
+        kinds, polish = recipe.polish
+        num_weak = round(sum(kinds.values()) * NUM_POLISH_STEPS_PER_KIND)
+        weak = everyday_worker_examples(num_weak, settings.seed + 1, kinds)
+        train(tiny, weak, scaled(polish), settings.seed + 1)
     tiny.save(settings.out)
     metrics = _metrics(settings, recipe, tiny, examples)
     print(f"{recipe.name}: {metrics}", flush=True)
@@ -216,7 +238,7 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
         "params": tiny.num_params,
         "seed": settings.seed,
         "command": settings.command(recipe),
-        "steps": schedule.steps,
+        "steps": schedule.steps + (scaled(recipe.polish[1]).steps if recipe.polish else 0),
         "cpu_seconds": round(time.process_time() - started_s),
         "data_sha256": examples_sha256(examples),
         "num_examples": len(examples),
@@ -239,7 +261,7 @@ def _examples(settings: Pretraining, recipe: Recipe) -> list[TextExample]:
         case "worker", _:
             return scan_worker_examples(seed)
         case "decomposer", "everyday":
-            return everyday_plan_examples(NUM_PLAN_TASKS, seed)
+            return everyday_plan_examples(NUM_EVERYDAY_PLAN_TASKS, seed)
         case "decomposer", "words":
             return words_plan_examples(NUM_PLAN_TASKS, seed, settings.styles)
         case "decomposer", _:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Mapping
+from pathlib import Path
 
+import torch
+from rich.table import Table
+
+from r2_serve.errors import ConfigError
 from r2_serve.lab.domains import everyday_steps
 from r2_train.tiny.tiny_data import everyday_step_example
 from r2_train.tiny.tiny_models import TinyModel
@@ -21,6 +28,30 @@ def held_out_steps(kind: str, num_steps: int, seed: int = 0) -> list[str]:
         if everyday_steps.is_held_out(text) or kind in everyday_steps.TABLES:
             found[text] = None
     return list(found)
+
+
+def measure_pool(model_dir: Path) -> dict[str, dict[str, float]]:
+    """The skills of the everyday workers in a directory. Raises: ConfigError if it has none."""
+    torch.set_num_threads(1)
+    path = model_dir / "manifest.json"
+    pools = json.loads(path.read_text())["pools"] if path.exists() else {}
+    names = [name for name in pools.get("everyday", ()) if (model_dir / name / "config.json").exists()]
+    if not names:
+        raise ConfigError(
+            f"{model_dir} has no everyday worker: `r2-train pretrain --domain everyday` makes them"
+        )
+    return {name: everyday_skills(TinyModel.load(model_dir / name)) for name in names}
+
+
+def skill_table(skills: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row per model, a column per kind of step, in percent."""
+    table = Table(title=f"steps solved, in % of {NUM_STEPS} held-out steps of each kind")
+    table.add_column("model")
+    for kind in everyday_steps.KINDS:
+        table.add_column(kind, justify="right")
+    for name, rates in skills.items():
+        table.add_row(name, *(f"{100 * rates[kind]:.1f}" for kind in everyday_steps.KINDS))
+    return table
 
 
 def everyday_skills(worker: TinyModel, seed: int = 0, num_steps: int = NUM_STEPS) -> dict[str, float]:

@@ -106,6 +106,56 @@ def test_allocator_sees_the_lengths_of_numbers_and_no_digits() -> None:
     )
 
 
+SKILLED = [
+    model("tiny", usd_per_mtok_in="0.01", usd_per_mtok_out="0.01", skills={"+": 0.9, "max": 0.2}),
+    model("lists", usd_per_mtok_in="0.04", usd_per_mtok_out="0.04", skills={"max": 1.0}),
+    model("all", usd_per_mtok_in="0.16", usd_per_mtok_out="0.16", skills={"+": 1.0, "max": 0.995}),
+]
+
+
+def test_allocator_of_a_described_pool_sees_prices_and_skills_of_the_models_worth_choosing() -> None:
+    """`$` is twice the binary logarithm of the dearest price over the model's; `q` is a level of skill."""
+    plan = plan_of("3 + 95", "max 4 , 5 , #1", 'reverse "ab"')
+    prompt = COMPACT.render_allocate((), plan, SKILLED)[0].content
+    assert prompt == "+ $8 q3 $0 q8 ; max $4 q8 ; reverse $0 q0"
+    read = COMPACT.parse_allocation("@2 @1 @1", plan, SKILLED)
+    assert read.models == ("all", "lists", "all")
+    assert COMPACT.format_allocation(read, plan, SKILLED) == "@2 @1 @1"
+
+
+def test_described_allocation_follows_a_changed_price_and_a_removed_model() -> None:
+    plan = plan_of("max 4 , 5 , 6")
+    dearer = SKILLED[1].model_copy(update={"usd_per_mtok_in": 9, "usd_per_mtok_out": 9})
+    for pool in ([SKILLED[0], dearer, SKILLED[2]], [SKILLED[0], SKILLED[2]]):
+        assert COMPACT.parse_allocation("@1", plan, pool).models == ("all",)
+
+
+def test_model_that_another_beats_in_price_and_skill_is_written_as_the_better_one() -> None:
+    plan = plan_of("max 4 , 5 , 6")
+    assert COMPACT.format_allocation(Allocation(models=("all",)), plan, SKILLED) == "@1"
+    with pytest.raises(CodecError, match="unknown model"):
+        COMPACT.parse_allocation("@2", plan, SKILLED)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ('reverse "garden"', "reverse g a r d e n"),
+        ('replace "a" "o" "banana"', "replace a o b a n a n a"),
+        ("max 34 , 12 , 7", "max 4 3 , 2 1 , 7"),
+    ],
+)
+def test_worker_reads_quoted_words_letter_by_letter(text: str, prompt: str) -> None:
+    assert COMPACT.render_query(asked(text))[0].content == prompt
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"), [("n e d r a g", "nedrag"), ("2 1 , 4 3", "12, 34"), ("monday",) * 2]
+)
+def test_answers_of_letters_and_lists_are_joined(reply: str, answer: str) -> None:
+    assert COMPACT.parse_answer(reply) == answer
+
+
 @pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)
 @given(names=allocations)
 def test_allocation_is_read_back_as_it_was_written(codec: Codec, names: list[str]) -> None:

@@ -99,6 +99,11 @@ class Problem:
         return f"{' / '.join(parts)} {self.op}{self.joined}"
 
     @property
+    def num_steps(self) -> int:
+        num_joins = min(1, len(self.joined)) if self.op == "max" else max(0, len(self.joined) - 1)
+        return sum(len(thread.steps) for thread in self.threads) + num_joins
+
+    @property
     def is_held_out(self) -> bool:
         digest = hashlib.sha256(self.key.encode()).digest()
         return int.from_bytes(digest[:4], "big") % 100 < TEST_SHARE_PERCENT
@@ -220,7 +225,7 @@ def _draw(rng: random.Random) -> Problem:
     rng.shuffle(threads)
     problem = Problem(tuple(threads))
     problem = _with_join(problem, rng) if has_join else problem
-    return problem if 2 <= len(plan(problem).subtasks) <= MAX_STEPS else _draw(rng)
+    return problem if 2 <= problem.num_steps <= MAX_STEPS else _draw(rng)
 
 
 def _with_join(problem: Problem, rng: random.Random) -> Problem:
@@ -305,7 +310,10 @@ def _next_number(value: int, rng: random.Random, is_number: bool) -> Step | None
 
 def _value(found: Sequence[Step]) -> str:
     """The result of the steps of one thread."""
-    return solve_plan(plan(Problem((Thread(tuple(found)),))), steps.solve)
+    value: str | None = None
+    for step in found:
+        value = steps.solve(step.text(value))
+    return str(value)
 
 
 def _weighted(weights: Mapping[str, int], rng: random.Random) -> str:
