@@ -356,7 +356,7 @@ class VirtualModelConfig(Config):
     @model_validator(mode="after")
     def _gates_resolve(self) -> Self:
         for name, gate in self.gates.items():
-            if name in self.pool or name == "auto":
+            if name in self.pool or name in ("auto", "request"):
                 raise ValueError(f"gate {name!r} has the name of a model of the pool, or a reserved one")
             if unknown := sorted(set(gate.ask) - set(self.pool)):
                 raise ValueError(f"gate {name!r} asks {unknown}: choose among the pool, {list(self.pool)}")

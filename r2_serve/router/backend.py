@@ -22,6 +22,8 @@ class ModelListing:
     """Price and ability of a pool model; None for a virtual one."""
     abilities: frozenset[Ability] = frozenset()
     """What the model can do; for a virtual model, what its pool can do, without embeddings."""
+    gates: tuple[str, ...] = ()
+    """The gates of a virtual model that a request may name."""
 
 
 class RouterBackend(Protocol):

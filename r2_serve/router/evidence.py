@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -295,7 +295,3 @@ class FittedJudge:
 def checkers_of(accept: Iterable[Evidence]) -> list[Checker]:
     """The models that check answers."""
     return [evidence for evidence in accept if isinstance(evidence, Checker)]
-
-
-Asks = Callable[[str, bool], Awaitable[CallResult]]
-"""Asks a model of a gate; the second argument tells whether it is the last one."""

@@ -6,7 +6,7 @@ budget end before an answer is accepted, the best answer there is is kept, as it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -14,11 +14,13 @@ from r2_serve.calls.caller import CallResult
 from r2_serve.calls.ledger import Ledger, total_cost_usd
 from r2_serve.calls.retry_rules import Failure, most_telling
 from r2_serve.errors import BudgetExceeded, EngineError
-from r2_serve.router.evidence import Asks, Heard, Question, Verdict
+from r2_serve.router.evidence import Heard, Question, Verdict
 from r2_serve.router.gates import Gate
 from r2_serve.types import GateAsk, GateNote
 from r2_serve.types.gates import AskOutcome, EvidenceKind
 
+Asks = Callable[[str, bool], Awaitable[CallResult]]
+"""Asks a model of a gate; the second argument tells whether it is the last one."""
 _NO_MONEY = "the budget leaves too little for another model"
 
 

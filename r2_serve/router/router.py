@@ -66,6 +66,7 @@ class Router:
                 model.description,
                 None,
                 _virtual_abilities([abilities[name] for name in model.pool]),
+                tuple(model.gates),
             )
             for name, model in routing.virtual_models.items()
         )

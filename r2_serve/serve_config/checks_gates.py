@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from r2_serve.config import GateConfig, ModelConfig, VirtualModelConfig
 from r2_serve.errors import ConfigError
@@ -44,6 +44,8 @@ def _fitted(
         return
     if fitted.grader == "math" and importlib.util.find_spec("pebble") is None:
         yield file.error((*path, "file"), f"the gate {_MATH}")
+    for gate in fitted.policy.gates:
+        yield from _leaving(file, path, gate.order, by_name)
     reads = any(gate.reads_confidence for gate in fitted.policy.gates)
     asked = {model for gate in fitted.policy.gates for model in gate.order}
     yield from _unsure(file, path, sorted(asked) if reads else [], by_name)
@@ -57,6 +59,7 @@ def _written(
     virtual: VirtualModelConfig,
     by_name: dict[str, ModelConfig],
 ) -> Iterator[Problem]:
+    yield from _leaving(file, path, config.ask, by_name)
     for place, evidence in enumerate(config.accept):
         here = (*path, "accept", place)
         match evidence:
@@ -72,6 +75,18 @@ def _written(
                     own_check(evidence.function)
                 except ConfigError as e:
                     yield file.error((*here, "function"), e.message)
+
+
+def _leaving(
+    file: ServeFile, path: KeyPath, order: Sequence[str], by_name: dict[str, ModelConfig]
+) -> Iterator[Problem]:
+    """Models whose prompts are to stay on premises, before a model that is not there."""
+    asked = [by_name[name] for name in order if name in by_name]
+    for place, model in enumerate(asked):
+        outside = [later.name for later in asked[place + 1 :] if not model.may_fall_back_on(later)]
+        if outside:
+            message = f"prompts of {model.name!r} are to stay on premises, but the gate goes on to {outside}"
+            yield file.warning(path, message)
 
 
 def _unsure(

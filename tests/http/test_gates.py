@@ -100,6 +100,15 @@ async def test_wrong_gate_is_refused_by_its_field(gate: object, param: str) -> N
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
+async def test_model_list_names_the_gates_of_a_virtual_model() -> None:
+    async with served() as client:
+        models = (await client.get("/v1/models")).json()["data"]
+    assert [model["r2"].get("gates") for model in models if model["id"] in ("r2", "small")] == [
+        ["careful"],
+        None,
+    ]
+
+
 async def test_pool_model_takes_no_gate() -> None:
     async with served() as client:
         body = {**BODY, "model": "small", "r2": {"gate": "careful"}}

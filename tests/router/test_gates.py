@@ -14,6 +14,7 @@ from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import (
     BudgetExceeded,
     ConfigError,
+    DeadlineExceeded,
     EngineRefused,
     EngineUnavailable,
     InvalidRequest,
@@ -390,6 +391,13 @@ def test_cancelled_gate_leaves_no_call_open() -> None:
     assert [call.outcome for call in router.trace.calls] == ["ok", "cancelled"]
 
 
+def test_deadline_ends_a_gate_and_its_calls() -> None:
+    router = gated(medium=ScriptedEngine(["5"], delay_s=100))
+    with pytest.raises(DeadlineExceeded):
+        run(ask(router, query("2 + 2?", deadline_s=5)))
+    assert [call.outcome for call in router.trace.calls] == ["ok", "cancelled"]
+
+
 # -- turns, able models, cost --------------------------------------------------------------------------------
 
 
@@ -444,12 +452,12 @@ def test_models_that_cannot_take_the_query_are_left_out() -> None:
     assert [ask.model for ask in note(router).asked] == ["medium", "large"]
 
 
-def priced(*, whole: str | None, direct: int) -> Router:
+def priced(*, whole: str | None, direct: int, plan: str = "auto") -> Router:
     cards = {
         "large": {"usd_per_mtok_in": Decimal(direct), "usd_per_mtok_out": Decimal(direct)},
         **{name: {"usd_per_mtok_in": Decimal(1), "usd_per_mtok_out": Decimal(1)} for name in POOL[:2]},
     }
-    routed = routing(pool=POOL, gates={"careful": gate()}, whole=whole, plan="auto")
+    routed = routing(pool=POOL, gates={"careful": gate()}, whole=whole, plan=plan)
     replies = {"small": ["4"], "medium": ["4"], "large": ["4"]}
     return Router(routed=routed, cards=cards, decomposer=["?"], allocator=["?"], **replies)
 
@@ -466,6 +474,12 @@ def test_gate_answers_queries_whole_where_it_is_expected_to_cost_less_than_the_d
     assert [call.model for call in router.trace.calls] == asked
     assert router.trace.decision is not None
     assert (router.trace.decision.action, router.trace.decision.reason) == ("whole", "short")
+
+
+def test_gate_answers_queries_whole_where_nothing_is_split() -> None:
+    router = priced(whole="careful", direct=100, plan="never")
+    run(ask(router))
+    assert (note(router).name, router.trace.session) == ("careful", None)
 
 
 def test_expected_cost_follows_how_often_the_gate_goes_on() -> None:

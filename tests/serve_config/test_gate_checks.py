@@ -48,6 +48,14 @@ def test_gate_that_could_not_work_is_an_error(gate: str, message: str) -> None:
     assert message in found
 
 
+@pytest.mark.parametrize("name", ["small", "auto", "request"])
+def test_gate_may_not_have_the_name_of_a_model_or_a_reserved_one(name: str) -> None:
+    gate = "{ask: [small, large], accept: [{kind: agreement}]}"
+    text = edited(DECOMPOSER, f"          gates: {{{name}: {gate}}}\n{DECOMPOSER}")
+    (problem,) = read(text)[1]
+    assert "has the name of a model of the pool, or a reserved one" in problem.message
+
+
 def test_checker_must_be_a_model() -> None:
     found = problems("{ask: [small, large], accept: [{kind: checker, model: gpt-9}]}")
     assert [severity for severity, _ in found] == ["error"]
