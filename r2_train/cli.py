@@ -74,6 +74,39 @@ def _at_start() -> None:
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Run description.")],
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of each worker's GPU; default: launch.gpu_memory_gib.")
+    ] = None,
+) -> None:
+    """Compute what each stage will hold on a GPU, before anything starts. It fails if a stage does not fit.
+
+    \b
+    Example:  r2-train plan -c r2_train/configs/reference-7b.yaml
+              r2-train plan -c r2_train/configs/reference-7b.yaml --gpu-memory 48
+    """
+    from rich.console import Console
+
+    from r2_train.config import MODULES, load_config
+    from r2_train.memory import memory_table, plan_of
+    from r2_train.run import base_of
+
+    loaded = _guarded(lambda: load_config(config))
+    card_gib = gpu_memory or loaded.launch.gpu_memory_gib
+    loaded = loaded.model_copy(
+        update={"launch": loaded.launch.model_copy(update={"gpu_memory_gib": card_gib})}
+    )
+    stages = _guarded(lambda: plan_of(loaded, {module: base_of(loaded, module) for module in MODULES}))
+    Console().print(memory_table(stages, card_gib))
+    faults = [fault for stage in stages for fault in stage.faults(card_gib)]
+    for fault in faults:
+        typer.echo(fault)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
 def collect(
     out: OutOption,
     config: ConfigOption = None,

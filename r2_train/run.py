@@ -167,7 +167,7 @@ class TrainingRun:
         """Fine-tunes the module on the results of collect or search. Returns its checkpoint."""
         directory = self.directory / module / "sft"
         config = self.config.module(module).sft
-        start = base or config.base or self._served_base(module)
+        start = base or base_of(self.config, module)
         examples = self.sft_examples(module)
         facts: Facts = {
             "sft": dumped(config),
@@ -214,18 +214,6 @@ class TrainingRun:
             )
         return examples
 
-    def _served_base(self, module: Module) -> str:
-        """The checkpoint of the module's model in the serve config. Raises: ConfigError if it has none."""
-        served = load(self.config.pool.serve_config or EMBEDDED_CONFIG)
-        virtual = served.routing.virtual_models[self.config.pool.virtual_model]
-        name = virtual.decomposer.model if module == "decomposer" else virtual.allocator.model
-        engine = served.router.model(name).engine
-        app = served.model_apps[engine.app].engine if engine.kind == "served" else None
-        base = getattr(app, "path", None) or getattr(app, "model", None)
-        if base is None:
-            raise ConfigError(f"{name!r} has no checkpoint to train: set {module}.sft.base")
-        return str(base)
-
     # -- measuring
     # ------------------------------------------------------------------------------------------------
 
@@ -258,3 +246,22 @@ class TrainingRun:
         shutil.rmtree(best, ignore_errors=True)
         draft.rename(best)
         return {module: best / module for module in pair}
+
+
+def base_of(config: TrainConfig, module: Module) -> str:
+    """The checkpoint that the module's training starts from: its own, or that of its model in the serve
+    config.
+
+    Raises: ConfigError if that model has none.
+    """
+    if (base := config.module(module).sft.base) is not None:
+        return base
+    served = load(config.pool.serve_config or EMBEDDED_CONFIG)
+    virtual = served.routing.virtual_models[config.pool.virtual_model]
+    name = virtual.decomposer.model if module == "decomposer" else virtual.allocator.model
+    engine = served.router.model(name).engine
+    app = served.model_apps[engine.app].engine if engine.kind == "served" else None
+    found = getattr(app, "path", None) or getattr(app, "model", None)
+    if found is None:
+        raise ConfigError(f"{name!r} has no checkpoint to train: set {module}.sft.base")
+    return str(found)

@@ -22,11 +22,14 @@ def launch(stage: Stage[C], config: C, *, launch: LaunchConfig, directory: Path)
 
         run_on_ray(stage, config, launch=launch, directory=directory)
         return
-    kept = launch.max_checkpoints
-    stage(
-        config,
-        StageRun(directory, newest_checkpoint(directory), use_gpu=launch.use_gpu, max_checkpoints=kept),
+    run = StageRun(
+        directory,
+        newest_checkpoint(directory),
+        use_gpu=launch.use_gpu,
+        max_checkpoints=launch.max_checkpoints,
+        step_timeout_s=launch.step_timeout_s,
     )
+    stage(config, run)
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from r2_serve.errors import ConfigError
 from r2_train.launch import zero
 from r2_train.launch.stage_run import C, LaunchConfig, Stage, StageRun, TrainingFailed
+from r2_train.launch.watchdog import STALLED
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 MAX_REASON_CHARS = 2_000
@@ -60,7 +61,9 @@ def run_on_ray(stage: Stage[C], config: C, *, launch: LaunchConfig, directory: P
         try:
             trainer.fit()
         except TrainingFailedError as e:
-            raise TrainingFailed(f"training in {directory} failed: {_reason(e)}") from e
+            stalled = directory / STALLED
+            more = f"\n{stalled.read_text()}" if stalled.exists() else ""
+            raise TrainingFailed(f"training in {directory} failed: {_reason(e)}{more}") from e
         if launch.storage is not None:
             _fetch_final(trainer.run_config, directory)
 
@@ -118,6 +121,7 @@ def _train_worker(given: WorkerTask[C]) -> None:
             use_gpu=launch.use_gpu,
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
+            step_timeout_s=launch.step_timeout_s,
         )
         given["stage"](given["config"], run)
     if run.is_first and not is_shared:

@@ -51,6 +51,8 @@ class LaunchConfig(Config):
     """Ray resources that a worker reserves, such as {"CPU": 4, "train_gpu": 1}. The default is one CPU, and
     one GPU if
     `use_gpu` is set."""
+    gpu_memory_gib: float = Field(default=80.0, gt=0)
+    """Memory of each worker's GPU, against which `r2-train plan` checks the stages. An H100 has 80."""
     deepspeed: Literal["zero2", "zero3"] | Path | None = None
     """A shipped ZeRO configuration or a JSON file. None trains without DeepSpeed."""
     max_failures: int = Field(default=2, ge=0)
@@ -64,6 +66,9 @@ class LaunchConfig(Config):
     there, and `final` comes back at the end."""
     ray_address: str | None = None
     """Address of the cluster. None: `RAY_ADDRESS`, or else the cluster that runs on this machine."""
+    step_timeout_s: float | None = Field(default=3600.0, gt=0)
+    """Seconds after which a step that has not ended is ended, with a list of what each rank was doing. None
+    waits for ever."""
     start_timeout_s: int = Field(default=600, ge=1)
     """Seconds until all workers must have started. They include the wait for resources."""
     env: dict[str, str] = Field(default_factory=dict)
@@ -104,6 +109,8 @@ class StageRun:
     world_size: int = 1
     max_checkpoints: int | None = None
     """Number of checkpoints that the trainer itself keeps; None keeps all."""
+    step_timeout_s: float | None = None
+    """Seconds after which `launch.watchdog` ends a step; None never ends one."""
 
     @property
     def is_first(self) -> bool:

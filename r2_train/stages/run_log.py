@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from r2_serve.lab.jsonl import whole_lines
 from r2_train.launch.stage_run import StageRun
+from r2_train.launch.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -38,7 +39,28 @@ def train_logged(trainer: Trainer, run: StageRun) -> None:
     trainer.remove_callback(ProgressCallback)
     if run.is_first:
         _add_writer(trainer, run.directory)
-    trainer.train(resume_from_checkpoint=run.resume_argument)
+    dog = Watchdog(run)
+    trainer.add_callback(_step_watch(dog))
+    dog.start()
+    try:
+        trainer.train(resume_from_checkpoint=run.resume_argument)
+    finally:
+        dog.stop()
+
+
+def _step_watch(dog: Watchdog) -> TrainerCallback:
+    """Tells the watchdog of each step, and of the work between steps, such as saving."""
+    from transformers import TrainerCallback
+
+    class StepWatch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        def on_step_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: object
+        ) -> None:
+            dog.step(state.global_step + 1)
+
+        on_step_end = on_step_begin
+
+    return StepWatch()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:

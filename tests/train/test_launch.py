@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from r2_serve.errors import ConfigError
 from r2_train.launch import zero
 from r2_train.launch.launch import launch, newest_checkpoint
 from r2_train.launch.stage_run import LaunchConfig, StageRun
+from r2_train.launch.watchdog import Watchdog
 
 
 class Settings(Config):
@@ -117,3 +119,39 @@ def test_a_wrong_deepspeed_file_is_named(tmp_path: Path, text: str | None, messa
     with pytest.raises(ConfigError, match=message) as refused:
         zero.read_config(path)
     assert str(path) in refused.value.message
+
+
+def test_step_that_never_ends_is_ended_and_every_rank_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, is_released = threading.Event(), threading.Event()
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "rank-1.txt").write_text("rank 1, step 7 for 3 s, in all_reduce")
+    dog = Watchdog(
+        StageRun(tmp_path, rank=0, world_size=2, step_timeout_s=0.02), end=lambda code: ended.set()
+    )
+
+    def wait_for_the_pool() -> None:
+        dog._thread_id = threading.get_ident()
+        dog.step(7)
+        is_released.wait(20)
+
+    thread = threading.Thread(target=wait_for_the_pool)
+    thread.start()
+    dog.start()
+    assert ended.wait(20)
+    is_released.set()
+    thread.join()
+    text = (tmp_path / "stalled.txt").read_text()
+    assert "rank 0, step 7" in text and "wait_for_the_pool" in text
+    assert "rank 1, step 7 for 3 s, in all_reduce" in text
+    assert "step_timeout_s (0.02 s)" in capsys.readouterr().err
+
+
+def test_step_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
+    ended = threading.Event()
+    dog = Watchdog(StageRun(tmp_path, step_timeout_s=60), end=lambda code: ended.set())
+    dog.start()
+    dog.step(1)
+    dog.stop()
+    assert not ended.is_set() and not (tmp_path / "stalled.txt").exists()
