@@ -73,7 +73,8 @@ class Watchdog:
         text = (
             f"a step has lasted longer than launch.step_timeout_s ({self._limit_s:g} s), so rank "
             f"{self._rank} ends it. Where each rank was:\n{found}\n"
-            "A rank that is not in a collective call (all_reduce, all_gather, barrier) is the one that the others wait for"
+            "A rank that is not in a collective call (all_reduce, all_gather, barrier) is the one that the "
+            "others wait for"
         )
         write_whole(self._folder / STALLED, text)
         print(text, file=sys.stderr, flush=True)
