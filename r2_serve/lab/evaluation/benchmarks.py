@@ -9,7 +9,7 @@
 | words, everyday | `train` or `test`, generated: 1,000 problems, or N of them as `train@N` |
 | qa | JSONL of your own: `question`, `answer`, optionally `choices`, `grader`, `id` |
 | MODULE:NAME | a function of yours that gives such rows for what the command names as data |
-| any but p3 | `hf:NAME` or `hf:NAME@SPLIT`, a dataset of the Hugging Face hub (needs `datasets`) |
+| any but p3 | `hf:NAME[:CONFIG][@SPLIT]`, a dataset of the Hugging Face hub (needs `datasets`) |
 
 A file with one bad row is refused; the message names the file, the line and the field. Rows are kept
 verbatim.
@@ -175,8 +175,9 @@ def _read_hub(name: str) -> Iterator[Located]:
     except ImportError as e:
         raise BenchmarkError(f"hf:{name}: reading the Hugging Face hub needs `pip install datasets`") from e
     dataset, _, split = name.partition("@")
+    dataset, _, config = dataset.partition(":")
     try:
-        rows = load_dataset(dataset, split=split or "test")
+        rows = load_dataset(dataset, config or None, split=split or "test")
     except (OSError, ValueError, RuntimeError) as e:
         raise BenchmarkError(f"hf:{name}: {type(e).__name__}: {str(e)[:300]}") from e
     for i, row in enumerate(rows):

@@ -74,8 +74,8 @@ class EvalOutcome(Record):
     """The ids of the requests that were made, in order; an endpoint's traces have them."""
     num_reused: int = 0
     """Replies that came from the book. The latency of such a task was not measured."""
-    reused_usd: Decimal = Decimal(0)
-    """The part of the cost that had been paid before."""
+    unpaid_usd: Decimal = Decimal(0)
+    """The cost less what was paid for this task: replies from the book, and a change of prices since."""
 
 
 class EvalPolicy(Protocol):

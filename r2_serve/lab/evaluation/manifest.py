@@ -261,10 +261,21 @@ def _differences(
     if set(names) & _SELECTING:  # other tasks have other hashes, which say no more
         names = [name for name in names if name not in ("data_sha256", "queries_sha256")]
     return [
-        f"{name}: was {_short(was[name])}, now {_short(now[name])}{_ADVICE.get(name, '')}" for name in names
+        f"{name}: {_change(was[name], now[name], is_hash=name.endswith('_sha256'))}{_ADVICE.get(name, '')}"
+        for name in names
     ]
+
+
+def _change(was: object, now: object, *, is_hash: bool) -> str:
+    """What changed: of two lists of one length, the entries that did."""
+    if is_hash:
+        return "changed"
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        pairs = [(one, other) for one, other in zip(was, now, strict=True) if one != other]
+        was, now = [one for one, _ in pairs], [other for _, other in pairs]
+    return f"was {_short(was)}, now {_short(now)}"
 
 
 def _short(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return text if len(text) <= 240 else f"{text[:237]}..."

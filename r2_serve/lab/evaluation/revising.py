@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from r2_serve.calls.ledger import total_cost_usd
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.named import grader_in_books
 from r2_serve.grading.rows import Task, parse_row
@@ -20,7 +21,8 @@ Cards = Mapping[str, ModelCard]
 
 
 def reprice_rows(directory: Path, cards: Cards) -> int:
-    """Price every call of a run anew; the number of rows. Which model was asked stays as it was.
+    """Price every call of a run anew; the number of rows. Which model was asked stays, and so does what was
+    paid.
 
     Raises: RunError if the run is under way.
     """
@@ -32,7 +34,8 @@ def reprice_rows(directory: Path, cards: Cards) -> int:
 
 def _repriced(row: EvalRow, cards: Cards) -> EvalRow:
     calls = tuple(_call_at(call, cards) for call in row.outcome.calls)
-    return row.model_copy(update={"outcome": row.outcome.model_copy(update={"calls": calls})})
+    changed = {"calls": calls, "unpaid_usd": total_cost_usd(calls) - row.spent_usd}
+    return row.model_copy(update={"outcome": row.outcome.model_copy(update=changed)})
 
 
 def _call_at(call: CallRecord, cards: Cards) -> CallRecord:

@@ -50,8 +50,8 @@ class EvalRow(Record):
 
     @property
     def spent_usd(self) -> Decimal:
-        """What was paid for this row: its cost, without the replies that the book had already."""
-        return self.cost_usd - self.outcome.reused_usd
+        """What was paid for this row."""
+        return self.cost_usd - self.outcome.unpaid_usd
 
     @property
     def may_be_retried(self) -> bool:
@@ -93,7 +93,7 @@ def _with_calls_of(row: EvalRow, earlier: EvalRow) -> EvalRow:
     outcome = row.outcome.model_copy(
         update={
             "calls": (*earlier.outcome.calls, *row.outcome.calls),
-            "reused_usd": earlier.outcome.reused_usd + row.outcome.reused_usd,
+            "unpaid_usd": earlier.outcome.unpaid_usd + row.outcome.unpaid_usd,
             "is_cost_known": earlier.outcome.is_cost_known and row.outcome.is_cost_known,
         }
     )

@@ -108,7 +108,7 @@ class Examiner:
         owner = f"{self.setting.seed}/{item.policy.name}/{task.benchmark}/{task.id}"
         with purpose_of(owner, task) as purpose:
             outcome = await outcome_of(item.policy, task, self.asker, self.setting)
-        reused = {"num_reused": purpose.num_reused, "reused_usd": purpose.reused_usd}
+        reused = {"num_reused": purpose.num_reused, "unpaid_usd": purpose.reused_usd}
         outcome = outcome.model_copy(update=reused)
         verdict = None
         if outcome.answer is not None:

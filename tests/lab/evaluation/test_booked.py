@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from r2_serve.lab.evaluation.benchmarks import sample_tasks
 from r2_serve.lab.evaluation.booked import BookedAsker, booked_engines, opened, purpose_of
 from r2_serve.lab.evaluation.report.figures import report_of
 from r2_serve.lab.evaluation.revising import grade_book
+from r2_serve.lab.evaluation.rows import read_rows
 from r2_serve.lab.evaluation.runner import Standing
 from r2_serve.lab.outcomes.book import read_book
 from r2_serve.lab.outcomes.table import table_of
@@ -232,6 +234,7 @@ def test_changed_price_prices_the_rows_anew_without_a_call(tmp_path: Path) -> No
     config.write_text(raised(config.read_text()))
     refused = typed(tmp_path, "-g", "number", "-p", "single:large")
     assert refused.exit_code == 1 and "--reprice prices its rows anew" in refused.output
+    paid = sum((row.spent_usd for row in read_rows(tmp_path / "run")), Decimal(0))
     done = typed(tmp_path, "-g", "number", "-p", "single:large", "--reprice")
     assert "6 rows priced anew" in done.output and "0 replies were asked for" in done.output, done.output
     after = [row["outcome"]["calls"][0]["cost_usd"] for row in rows_in(tmp_path)]
@@ -239,6 +242,8 @@ def test_changed_price_prices_the_rows_anew_without_a_call(tmp_path: Path) -> No
     assert sum(float(r.cost_usd) for r in read_book(tmp_path / "run" / "book.jsonl")) == pytest.approx(
         sum(map(float, after))
     )
+
+    assert sum((row.spent_usd for row in read_rows(tmp_path / "run")), Decimal(0)) == paid > 0
 
 
 def raised(config: str) -> str:
