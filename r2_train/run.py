@@ -41,7 +41,13 @@ from r2_train.rollouts.call_cache import CallCache
 from r2_train.rollouts.described_pool import DescribedPool, described
 from r2_train.rollouts.served_pool import Checkpoint, ServedPool, open_pool
 from r2_train.stages.collect import PLANS, CollectedTask, Collector, CollectSummary
-from r2_train.stages.examples import Example, allocation_example, plan_example, write_examples
+from r2_train.stages.examples import (
+    Example,
+    allocated_plan_example,
+    allocation_example,
+    plan_example,
+    write_examples,
+)
 from r2_train.stages.measure import RouterScore, measure, measure_reference
 from r2_train.stages.model_files import has_final
 from r2_train.stages.rates import RateSummary, fit_weight, market_examples, summary
@@ -194,7 +200,7 @@ class TrainingRun:
     def sft_examples(self, module: Module) -> list[Example]:
         """The examples that collect and search give. Raises: ConfigError if there is none."""
         pool, planned = self.described, self.kept_plans()[0]
-        if module == "decomposer":
+        if module == "decomposer" and not pool.virtual.decomposer.allocates:
             examples = [plan_example(pool, p.task.id, p.task.query, p.plan) for p in planned]
         elif self.config.markets:
             examples = market_examples(pool, *self.kept_plans(), self.config.markets, self.config.seed)
@@ -202,8 +208,9 @@ class TrainingRun:
             self.provenance.note_if_stale("search", self._search_facts())
             keys = {item.key for item in planned}
             rows = read_jsonl(self.directory / "search" / SCHEMES, SearchedPlan)
+            example = allocated_plan_example if module == "decomposer" else allocation_example
             examples = [
-                allocation_example(pool, row.task_id, row.query, row.plan, row.models)
+                example(pool, row.task_id, row.query, row.plan, row.models)
                 for row in rows
                 if row.models and row.key in keys
             ]

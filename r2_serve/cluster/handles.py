@@ -99,10 +99,10 @@ class ServedDecomposer:
     async def decompose(
         self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
     ) -> Decomposition:
-        member = self._pool[config.model]
+        member, cards = self._pool[config.model], [self._pool[name].config for name in config.pool]
         codec = member.codec.with_prompts(config.prompts)
-        rendered = codec.render_decompose(messages, limits.max_subtasks)
-        prompt = member.prompt(rendered, member.codec.plan_schema(limits.max_subtasks))
+        rendered = codec.render_decompose(messages, limits.max_subtasks, cards)
+        prompt = member.prompt(rendered, member.codec.plan_schema(limits.max_subtasks, cards))
         count = config.num_samples
         stage = _Stage[Decomposition](self._handle.decompose, ledger, "decompose", config.max_tokens, count)
         try:

@@ -40,7 +40,7 @@ from r2_serve.config.engines import (
 from r2_serve.config.gates import GateCheck, GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
-from r2_serve.config.prompts import Prompts, read_prompts
+from r2_serve.config.prompts import PromptExample, Prompts, read_prompts
 from r2_serve.config.providers import with_engine_defaults
 from r2_serve.config.scaling import PlanAheadConfig
 from r2_serve.config.server import (
@@ -72,6 +72,7 @@ __all__ = [
     "LimitsConfig",
     "LocalEngineConfig",
     "NumpyEngineConfig",
+    "PromptExample",
     "Prompts",
     "PlanAheadConfig",
     "RecordedEngineConfig",

@@ -38,6 +38,12 @@ class DecomposerConfig(Config):
     """Seconds for all samples together; samples that are not back by then count as rejected."""
     retries_cut: bool = True
     """Whether a plan that is cut at `max_tokens` is asked for once more with more room."""
+    allocates: bool = False
+    """Whether the same reply gives each step its model, so that no allocator is asked: one prompt in place of
+    two. Off by default as a decomposer must be good at both. A plan that a client brings is still allocated
+    by the allocator, and gates are not among the choices."""
+    pool: tuple[str, ...] = ()
+    """Models among which it chooses with `allocates`: `pool` of the virtual model, which sets this."""
     prompts: Prompts | None = None
     """Texts of the prompt: `prompts` of the virtual model, which sets this."""
     weights: ScoreWeights = ScoreWeights()

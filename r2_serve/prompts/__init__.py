@@ -31,11 +31,13 @@ class Codec(Protocol):
         """The codec with these texts in place of the built-in ones, if its dialect has texts."""
         ...
 
-    def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
-        """The prompt for a plan of the client's conversation."""
+    def render_decompose(
+        self, messages: Sequence[Message], max_subtasks: int, pool: Sequence[ModelCard] = ()
+    ) -> list[Message]:
+        """The prompt for a plan of the client's conversation; with `pool`, each step is given a model."""
         ...
 
-    def plan_schema(self, max_subtasks: int) -> dict[str, object] | None: ...
+    def plan_schema(self, max_subtasks: int, pool: Sequence[ModelCard] = ()) -> dict[str, object] | None: ...
 
     def format_plan(self, plan: Plan, query: str) -> str:
         """The reply that `parse_plan` reads as `plan`; it may refer to the query's numbers by position."""
@@ -43,6 +45,16 @@ class Codec(Protocol):
 
     def parse_plan(self, text: str, query: str) -> Plan:
         """Raises: CodecError."""
+        ...
+
+    def format_allocated(
+        self, plan: Plan, allocation: Allocation, query: str, pool: Sequence[ModelCard]
+    ) -> str:
+        """The reply that `parse_allocated` reads as this plan with these models."""
+        ...
+
+    def parse_allocated(self, text: str, query: str, pool: Sequence[ModelCard]) -> tuple[Plan, Allocation]:
+        """The plan and the models of its steps, from one reply. Raises: CodecError."""
         ...
 
     def render_allocate(

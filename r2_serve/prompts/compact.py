@@ -4,6 +4,7 @@
                 -> n1 * n2 ; n3 - n4 ; #1 + #2
                 turn around right twice after run  ->  run ; turn around right | #1 #2 #2
     allocate    d1 * d1 ; d3 - d2 ; #1 + #2        ->  @1 @3 @2         (@k: k-th model of the pool)
+    both        the same prompt as to decompose  ->  n1 * n2 @1 ; n3 - n4 @3 ; #1 + #2 @2
     subtask     5 4 6 - 2 1                        ->  3 3 6            (least significant digit first)
 
 The decomposer sees the query's numbers as `n1 n2 ...`, by position, and writes these names; the codec fills
@@ -57,7 +58,9 @@ class CompactCodec:
         """The same: this dialect has no texts."""
         return self
 
-    def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
+    def render_decompose(
+        self, messages: Sequence[Message], max_subtasks: int, pool: Sequence[ModelCard] = ()
+    ) -> list[Message]:
         counts, words = Counter[str](), []
         for token in _QUERY_TOKEN.findall(conversation_text(messages).lower()):
             if letter := _letter(token):
@@ -67,7 +70,7 @@ class CompactCodec:
                 words.append(token)
         return [Message(role="user", content=" ".join(words))]
 
-    def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
+    def plan_schema(self, max_subtasks: int, pool: Sequence[ModelCard] = ()) -> dict[str, object] | None:
         return None
 
     def format_plan(self, plan: Plan, query: str) -> str:
@@ -103,6 +106,25 @@ class CompactCodec:
             return Plan(subtasks=subtasks, answer=answer.strip().replace(" , ", ", ") if bar else None)
         except ValueError as e:
             raise CodecError(f"not a plan: {_first_line(e)}", "invalid_plan") from e
+
+    def format_allocated(
+        self, plan: Plan, allocation: Allocation, query: str, pool: Sequence[ModelCard]
+    ) -> str:
+        steps, bar, answer = self.format_plan(plan, query).partition(" | ")
+        places = {card.name: place for place, card in enumerate(pool, 1)}
+        pairs = zip(steps.split(" ; "), allocation.models, strict=True)
+        marked = " ; ".join(f"{step} @{places[model]}" for step, model in pairs)
+        return f"{marked}{bar}{answer}"
+
+    def parse_allocated(self, text: str, query: str, pool: Sequence[ModelCard]) -> tuple[Plan, Allocation]:
+        """The model of a step is named by its place in the pool, since the prompt does not show the pool."""
+        body, bar, answer = text[: MAX_REPLY_CHARS + 1].partition("|")
+        steps, _, marks = zip(*(step.strip().rpartition(" ") for step in body.split(";")), strict=True)
+        plan = self.parse_plan(f"{' ; '.join(steps)} {bar} {answer}", query)
+        names = {f"@{place}": card.name for place, card in enumerate(pool, 1)}
+        if unknown := [mark for mark in marks if mark not in names]:
+            raise CodecError(f"unknown model {unknown[0][:40]!r}; the choices are {names}", "unknown_model")
+        return plan, Allocation(models=tuple(names[mark] for mark in marks))
 
     def render_allocate(
         self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from r2_serve.config import Prompts
+from r2_serve.config import PromptExample, Prompts
 from r2_serve.errors import CodecError
 from r2_serve.prompts.conversation import followed_by, tagged
 from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
@@ -36,6 +36,10 @@ correctly. Reply with JSON only:
 {"models": ["name for subtask 1", "name for subtask 2", ...]}, exactly one pool name per subtask, in order.
 Pool, in the operator's order:"""
 
+_CHOOSE = """Give each subtask to one model of the pool as well: write "model": "name" in it, with the \
+cheapest model that will solve it correctly.
+Pool, in the operator's order:"""
+
 _WORK = """Carry out the step above, which is a part of a larger question.
 Use the answers of earlier steps as given.
 Reply with the result of this step only, briefly."""
@@ -50,6 +54,7 @@ class _Step(BaseModel):
     text: str = Field(min_length=1)
     depends_on: list[int] = []
     needs_query: bool = True
+    model: str | None = None
 
 
 class _PlanReply(BaseModel):
@@ -77,37 +82,43 @@ class InstructCodec:
     def with_prompts(self, prompts: Prompts | None) -> InstructCodec:
         return InstructCodec(prompts)
 
-    def render_decompose(self, messages: Sequence[Message], max_subtasks: int) -> list[Message]:
-        task = (self._own.decompose or _DECOMPOSE).replace("MAX", str(max_subtasks))
-        shown = (
-            f"Question: {example.query}\nReply: {self.format_plan(example.plan, example.query)}"
-            for example in self._own.examples
-        )
-        return followed_by(messages, tagged("task", "\n\n".join([task, *shown])))
+    def render_decompose(
+        self, messages: Sequence[Message], max_subtasks: int, pool: Sequence[ModelCard] = ()
+    ) -> list[Message]:
+        task = [(self._own.decompose or _DECOMPOSE).replace("MAX", str(max_subtasks))]
+        if pool:
+            task.append("\n".join([_CHOOSE, *map(_pool_line, pool)]))
+        replies = ((example.query, self._example(example, pool)) for example in self._own.examples)
+        shown = (f"Question: {query}\nReply: {reply}" for query, reply in replies if reply is not None)
+        return followed_by(messages, tagged("task", "\n\n".join([*task, *shown])))
 
-    def plan_schema(self, max_subtasks: int) -> dict[str, object] | None:
+    def _example(self, example: PromptExample, pool: Sequence[ModelCard]) -> str | None:
+        """The reply that an example shows; None if it has no models where they are asked for."""
+        if not pool:
+            return self.format_plan(example.plan, example.query)
+        if example.models is None or not {card.name for card in pool}.issuperset(example.models):
+            return None
+        return self.format_allocated(example.plan, Allocation(models=example.models), example.query, pool)
+
+    def plan_schema(self, max_subtasks: int, pool: Sequence[ModelCard] = ()) -> dict[str, object] | None:
         """Each step by its place, so that its id is the place and it depends on earlier steps alone."""
-        steps = [_step_schema(place) for place in range(1, max_subtasks + 1)]
+        steps = [_step_schema(place, pool) for place in range(1, max_subtasks + 1)]
         return _closed_object(subtasks={"type": "array", "prefixItems": steps, "items": False, "minItems": 1})
 
     def format_plan(self, plan: Plan, query: str) -> str:
-        reply: dict[str, object] = {
-            "subtasks": [
-                {
-                    "id": s.id,
-                    "text": s.text,
-                    "depends_on": list(s.depends_on),
-                    "needs_query": s.needs_query,
-                }
-                for s in plan.subtasks
-            ]
-        }
-        if plan.answer is not None:
-            reply["answer"] = plan.answer
-        return json.dumps(reply, ensure_ascii=False)
+        return _formatted(plan, [{}] * len(plan.subtasks))
 
     def parse_plan(self, text: str, query: str) -> Plan:
-        return _in_topological_order(_parsed(text, _PlanReply, "plan"))
+        return _in_topological_order(_parsed(text, _PlanReply, "plan"))[0]
+
+    def format_allocated(
+        self, plan: Plan, allocation: Allocation, query: str, pool: Sequence[ModelCard]
+    ) -> str:
+        return _formatted(plan, [{"model": model} for model in allocation.models])
+
+    def parse_allocated(self, text: str, query: str, pool: Sequence[ModelCard]) -> tuple[Plan, Allocation]:
+        plan, models = _in_topological_order(_parsed(text, _PlanReply, "plan"))
+        return plan, _among(models, pool)
 
     def render_allocate(
         self, messages: Sequence[Message], plan: Plan, pool: Sequence[ModelCard]
@@ -131,15 +142,9 @@ class InstructCodec:
 
     def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:
         reply = _parsed(text, _AllocationReply, "allocation")
-        known = {card.name for card in pool}
         if len(reply.models) != len(plan.subtasks):
             raise CodecError(f"{len(reply.models)} choices for {len(plan.subtasks)} subtasks", "wrong_count")
-        unknown = [name for name in reply.models if name not in known]
-        if unknown:
-            raise CodecError(
-                f"unknown model {unknown[0][:80]!r}; the pool is {sorted(known)}", "unknown_model"
-            )
-        return Allocation(models=tuple(reply.models))
+        return _among(reply.models, pool)
 
     def render_subtask(
         self, messages: Sequence[Message], plan: Plan, subtask: Subtask, answers: Mapping[int, str]
@@ -163,7 +168,28 @@ def _pool_line(card: ModelCard) -> str:
     return f"- {card.name} ({card.group}; {price}) {card.description}".rstrip()
 
 
-def _step_schema(place: int) -> dict[str, object]:
+def _formatted(plan: Plan, more: Sequence[Mapping[str, object]]) -> str:
+    """The plan as JSON, with `more` in each step."""
+    steps = [
+        {"id": s.id, "text": s.text, "depends_on": list(s.depends_on), "needs_query": s.needs_query, **extra}
+        for s, extra in zip(plan.subtasks, more, strict=True)
+    ]
+    answer = {} if plan.answer is None else {"answer": plan.answer}
+    return json.dumps({"subtasks": steps, **answer}, ensure_ascii=False)
+
+
+def _among(models: Sequence[str | None], pool: Sequence[ModelCard]) -> Allocation:
+    """The allocation to these models. Raises: CodecError if one is not in the pool."""
+    known = {card.name for card in pool}
+    unknown = [model for model in models if model not in known]
+    if unknown:
+        raise CodecError(
+            f"unknown model {str(unknown[0])[:80]!r}; the pool is {sorted(known)}", "unknown_model"
+        )
+    return Allocation(models=tuple(model for model in models if model is not None))
+
+
+def _step_schema(place: int, pool: Sequence[ModelCard]) -> dict[str, object]:
     integer: dict[str, object] = {"type": "integer"}
     earlier = (
         {"items": integer | {"enum": [*range(1, place)]}} if place > 1 else {"items": integer, "maxItems": 0}
@@ -173,6 +199,7 @@ def _step_schema(place: int) -> dict[str, object]:
         text={"type": "string", "minLength": 1},
         depends_on={"type": "array", **earlier},
         needs_query={"type": "boolean"},
+        **({"model": {"type": "string", "enum": [card.name for card in pool]}} if pool else {}),
     )
 
 
@@ -204,8 +231,9 @@ def _parsed(text: str, shape: type[_Reply], what: str) -> _Reply:
         raise CodecError(f"the {what} is not JSON: {e}", "not_json") from e
 
 
-def _in_topological_order(reply: _PlanReply) -> Plan:
-    """The plan with ids 1..n, each subtask after those it depends on, otherwise in the model's order."""
+def _in_topological_order(reply: _PlanReply) -> tuple[Plan, list[str | None]]:
+    """The plan with ids 1..n, each subtask after those it depends on, otherwise in the model's order; and the
+    models of its steps."""
     steps = {step.id: step for step in reply.subtasks}
     empty = [step.id for step in reply.subtasks if not any(map(str.isalnum, step.text))]
     if empty:
@@ -235,7 +263,7 @@ def _in_topological_order(reply: _PlanReply) -> Plan:
             for i in order
         )
         answer = renumbered(reply.answer) if reply.answer else None
-        return Plan(subtasks=subtasks, answer=answer)
+        return Plan(subtasks=subtasks, answer=answer), [steps[i].model for i in order]
     except (ValueError, KeyError) as e:
         raise CodecError(f"not a plan: {e}", "invalid_plan") from e
 

@@ -154,8 +154,9 @@ class Costs:
         config, max_subtasks = self.virtual.decomposer, self.limits.max_subtasks
         member = self.pool[config.model]
         codec = member.codec.with_prompts(config.prompts)
-        rendered = codec.render_decompose(self.query.messages, max_subtasks)
-        schema = member.codec.plan_schema(max_subtasks)
+        cards = [self.pool[name].config for name in self.virtual.pool] if config.allocates else []
+        rendered = codec.render_decompose(self.query.messages, max_subtasks, cards)
+        schema = member.codec.plan_schema(max_subtasks, cards)
         return call_usd(member.config, prompt_tokens(member, rendered, schema), 0)
 
     def allocation_usd(self, plan: Plan, messages: Sequence[Message]) -> Decimal:

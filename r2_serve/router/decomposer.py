@@ -19,10 +19,20 @@ from typing import Protocol
 from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
-from r2_serve.config import DecomposerConfig, LimitsConfig, ScoreWeights
+from r2_serve.config import DecomposerConfig, LimitsConfig, ModelConfig, ScoreWeights
 from r2_serve.errors import BudgetExceeded, CodecError, EngineError, EngineRefused
 from r2_serve.prompts.conversation import conversation_text
-from r2_serve.types import BYTES_PER_TOKEN, Json, Message, Plan, Record, Sampling, Subtask, references
+from r2_serve.types import (
+    BYTES_PER_TOKEN,
+    Allocation,
+    Json,
+    Message,
+    Plan,
+    Record,
+    Sampling,
+    Subtask,
+    references,
+)
 
 Messages = tuple[Message, ...]
 _WORD = re.compile(r"[A-Za-z]{3,}")
@@ -32,6 +42,8 @@ class Decomposition(Record):
     """The plan that was kept, and how it was found."""
 
     plan: Plan
+    allocation: Allocation | None = None
+    """The models of the steps, if the decomposer gives them too and a sample was kept."""
     num_samples: int
     num_rejected: int
     fallback: str | None = None
@@ -63,21 +75,24 @@ class Decomposer:
 
         Raises: BudgetExceeded if the budget allows no sample at all; PoisonousRequest.
         """
-        samples = await self._sample(messages, config, limits, ledger)
+        asker = await self._sampled(messages, config, limits, ledger)
+        samples = asker.samples
         plans = [sample for sample in samples if isinstance(sample, Plan)]
         kept = best_plan(plans, config.weights) if plans else Plan.single(conversation_text(messages))
+        at = next((i for i, sample in enumerate(samples) if sample is kept), None)
         return Decomposition(
             plan=kept,
+            allocation=None if at is None else asker.allocations.get(at),
             num_samples=len(samples),
             num_rejected=len(samples) - len(plans),
             fallback=None if plans else _why_none(samples),
             takes_choices=self.pool[config.model].choices.are_taken,
         )
 
-    async def _sample(
+    async def _sampled(
         self, messages: Messages, config: DecomposerConfig, limits: LimitsConfig, ledger: Ledger
-    ) -> list[Plan | str]:
-        """One entry for each sample: its plan, or the reason why it has none."""
+    ) -> _Asker:
+        """What the decomposer replied."""
         asker = _Asker(Caller(self.pool, ledger, limits), messages, config, limits)
         try:
             async with asyncio.timeout(config.timeout_s):
@@ -88,7 +103,7 @@ class Decomposer:
             raise e.exceptions[0] from e.exceptions[0].__cause__
         if asker.too_dear and len(asker.too_dear) == len(asker.samples):
             raise asker.too_dear[0]
-        return asker.samples
+        return asker
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,8 @@ class _Asker:
     limits: LimitsConfig
     samples: list[Plan | str] = field(default_factory=list)
     """The plan of each sample that was begun, or the reason why it has none."""
+    allocations: dict[int, Allocation] = field(default_factory=dict)
+    """The models of the samples that have a plan, by place, if the decomposer gives them."""
     too_dear: list[BudgetExceeded] = field(default_factory=list)
 
     async def until_good(self) -> None:
@@ -125,10 +142,8 @@ class _Asker:
     async def _sample(self, i: int, temperature: float, text: str | None = None) -> bool:
         """Enters sample `i`, from `text` if it is there already; whether the decomposer still answers."""
         try:
-            if text is None:
-                self.samples[i] = await self._one(temperature)
-            else:
-                self.samples[i] = self._plan(self.config.model, text)
+            model, reply = await self._one(temperature) if text is None else (self.config.model, text)
+            self._enter(i, model, reply)
         except CodecError as e:
             self.samples[i] = e.reason
         except EngineError as e:
@@ -140,11 +155,11 @@ class _Asker:
             return False
         return True
 
-    async def _one(self, temperature: float) -> Plan:
-        """Raises: CodecError if the reply is no valid plan; EngineError, BudgetExceeded."""
+    async def _one(self, temperature: float) -> tuple[str, str]:
+        """The model that replied, and its reply. Raises: EngineError, BudgetExceeded."""
         ask = self.caller.call_uncut if self.config.retries_cut else self.caller.call
         result = await ask(self.config.model, self._spec(temperature))
-        return self._plan(result.model, result.completion.text)
+        return result.model, result.completion.text
 
     async def _by_one_prompt(self, temperature: float) -> tuple[str, ...]:
         """The texts of all samples by one prompt, which is billed once; those that did not come are missing.
@@ -165,22 +180,33 @@ class _Asker:
             member.choices.are_taken = len(texts) > 1
         return texts
 
-    def _plan(self, model: str, text: str) -> Plan:
-        """The plan that `model` wrote. Raises: CodecError."""
-        plan = self.caller.pool[model].codec.parse_plan(text, conversation_text(self.messages))
+    def _enter(self, i: int, model: str, text: str) -> None:
+        """Enters what `model` wrote as sample `i`. Raises: CodecError if it is no valid plan."""
+        codec, query = self.caller.pool[model].codec, conversation_text(self.messages)
+        if self.config.allocates:
+            plan, allocation = codec.parse_allocated(text, query, self._cards())
+            self.allocations[i] = allocation
+        else:
+            plan = codec.parse_plan(text, query)
         check_plan(plan, self.limits)
-        return plan
+        self.samples[i] = plan
+
+    def _cards(self) -> list[ModelConfig]:
+        """The models among which the decomposer chooses, if it does."""
+        return [self.caller.pool[name].config for name in self.config.pool]
 
     def _spec(self, temperature: float, forwarded: Json | None = None) -> CallSpec:
         config, max_subtasks = self.config, self.limits.max_subtasks
-        codec = self.caller.pool[config.model].codec
+        codec, cards = self.caller.pool[config.model].codec, self._cards()
         return CallSpec(
-            render=lambda c: c.with_prompts(config.prompts).render_decompose(self.messages, max_subtasks),
+            render=lambda c: c.with_prompts(config.prompts).render_decompose(
+                self.messages, max_subtasks, cards
+            ),
             stage="decompose",
             sampling=Sampling(
                 max_tokens=config.max_tokens,
                 temperature=temperature,
-                json_schema=codec.plan_schema(max_subtasks),
+                json_schema=codec.plan_schema(max_subtasks, cards),
                 forwarded=forwarded or {},
             ),
             adapter=config.adapter,

@@ -31,7 +31,7 @@ from r2_serve.router.checks import (
 )
 from r2_serve.router.context import WORKER_STAGES, QueryContext, lowered
 from r2_serve.router.costs import Costs
-from r2_serve.router.decomposer import Decomposes
+from r2_serve.router.decomposer import Decomposes, Decomposition
 from r2_serve.router.demand import Demand, QueryDemand
 from r2_serve.router.events import EventBus
 from r2_serve.router.fitted_plan import read_fitted_plan
@@ -190,7 +190,7 @@ async def route(context: QueryContext, virtual: VirtualModelConfig) -> Final:
     check_pinned_models(query.pinned, [*virtual.pool, *context.gates.by_name])
     check_pool_abilities(query, [context.caller.pool[name].config for name in virtual.pool])
     if query.is_plan_only:
-        plan = draft.plan = await _decompose(context, virtual)
+        plan = draft.plan = (await _decompose(context, virtual)).plan
         return Final(plan.model_dump_json(exclude_none=True), "stop")
     costs = Costs(context.gates, query, virtual, context.limits)
     choice = PlanOrNot(costs, context.ledger, policy)
@@ -268,14 +268,15 @@ async def _answer_by_plan(
     with ExitStack() as aside:
         if whole is not None:
             aside.enter_context(context.ledger.allowance.set_aside(whole.need))
-        plan = await _decompose(context, virtual, choice.sampler() if has_to_save else None)
+        made = await _decompose(context, virtual, choice.sampler() if has_to_save else None)
+        plan = made.plan
         if has_to_save:
             _check_usable(plan, context)
         draft.plan = plan
         context.tell("planned", plan=plan)
         check_template(plan, query)
         how = choice.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
-        allocation = await _allocate(context, virtual, plan, policy, *how)
+        allocation = await _allocate(context, virtual, made, policy, *how)
         draft.allocation = with_able_models(query, context.gates, virtual.pool, plan, allocation)
         cost = choice.plan_cost(plan, draft.allocation.models)
         draft.decision = draft.decision.model_copy(update={"plan_usd": cost.total_usd})
@@ -299,31 +300,34 @@ def _check_usable(plan: Plan, context: QueryContext) -> None:
 
 async def _decompose(
     context: QueryContext, virtual: VirtualModelConfig, sampler: DecomposerConfig | None = None
-) -> Plan:
+) -> Decomposition:
     """The client's own plan, or the decomposer's; `sampler` takes the place of the config's."""
     own, config, draft = context.query.plan, sampler or virtual.decomposer, context.draft
     if own is not None:
         check_own_plan(own, context.limits)
-        return own
+        return Decomposition(plan=own, num_samples=0, num_rejected=0)
+    if config.allocates:
+        config = config.model_copy(update={"pool": virtual.pool})
     messages = readable_by(context.caller.pool[config.model], context.query.messages)
     with context.demand.calling(config.model, num_calls=config.num_at_once):
         made = await context.decomposer.decompose(messages, config, context.limits, context.ledger)
     draft.num_plan_samples, draft.num_plan_rejected = made.num_samples, made.num_rejected
     draft.plan_fallback = made.fallback
-    return made.plan
+    return made
 
 
 async def _allocate(
     context: QueryContext,
     virtual: VirtualModelConfig,
-    plan: Plan,
+    made: Decomposition,
     policy: AllocationPolicy,
     config: AllocatorConfig,
     messages: tuple[Message, ...],
 ) -> Allocation:
-    """A model for each subtask: the client's pin, else the policy's choice, else the allocator's."""
-    pinned = context.query.pinned
-    chosen = policy.allocation(plan, seed=context.query.request_id)
+    """A model for each subtask: the client's pin, else the policy's choice, else the decomposer's where it
+    allocates, else the allocator's."""
+    plan, pinned = made.plan, context.query.pinned
+    chosen = policy.allocation(plan, seed=context.query.request_id) or made.allocation
     if chosen is None and (context.draft.plan_fallback is not None or len(pinned) == len(plan.subtasks)):
         chosen = everything_to(virtual.fallback_model, plan)
     if chosen is None:

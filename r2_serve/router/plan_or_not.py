@@ -235,8 +235,10 @@ class PlanOrNot:
         return prompts_usd + replies_usd + self._allocation_usd(USUAL_PLAN)
 
     def _allocation_usd(self, plan: Plan, messages: tuple[Message, ...] = ()) -> Decimal:
-        """The most that it costs to allocate `plan`. A policy that is a rule asks nobody."""
-        return self._costs.allocation_usd(plan, messages) if self._policy.asks_allocator else Decimal(0)
+        """The most that it costs to allocate `plan`. A policy that is a rule asks no model, and nor does a
+        decomposer that allocates."""
+        is_asked = self._policy.asks_allocator and not self._costs.virtual.decomposer.allocates
+        return self._costs.allocation_usd(plan, messages) if is_asked else Decimal(0)
 
 
 def allocator_reads(query: Query, virtual: VirtualModelConfig) -> tuple[Message, ...]:

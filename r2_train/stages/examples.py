@@ -39,6 +39,16 @@ def plan_example(pool: DescribedPool, task_id: str, query: str, plan: Plan | Non
     return Example(task_id=task_id, query=query, messages=messages, target=target)
 
 
+def allocated_plan_example(
+    pool: DescribedPool, task_id: str, query: str, plan: Plan, models: Sequence[str]
+) -> Example:
+    """The example of a decomposer that allocates: it has to write the plan with the model of each step."""
+    codec = pool.codec_of("decomposer")
+    messages = codec.render_decompose(asked(query), pool.routing.limits.max_subtasks, pool.cards)
+    target = codec.format_allocated(plan, Allocation(models=tuple(models)), query, pool.cards)
+    return Example(task_id=task_id, query=query, messages=tuple(messages), target=target)
+
+
 def allocation_example(
     pool: DescribedPool, task_id: str, query: str, plan: Plan, models: Sequence[str] | None = None,
     *, market: Market | None = None, cards: Sequence[ModelCard] | None = None,

@@ -1,6 +1,7 @@
 """Both codecs: what models read (golden files), and that what they write is read back or refused."""
 
 import json
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -72,6 +73,56 @@ def test_compact_plan_is_read_back_as_it_was_written(plan: Plan, data: st.DataOb
     own = st.sampled_from([token for subtask in plan.subtasks for token in subtask.text.split()])
     query = " ".join(data.draw(st.lists(own | compact_token | st.integers(0, 99).map(str), max_size=12)))
     assert COMPACT.parse_plan(COMPACT.format_plan(plan, query), query) == plan
+
+
+@pytest.mark.parametrize("is_compact", [False, True], ids=["instruct", "compact"])
+@given(data=st.data())
+def test_plan_with_its_models_is_read_back_as_it_was_written(is_compact: bool, data: st.DataObject) -> None:
+    codec, plan = COMPACT if is_compact else INSTRUCT, data.draw(plans(compact=is_compact))
+    names = st.sampled_from([card.name for card in POOL])
+    models = data.draw(st.lists(names, min_size=len(plan.subtasks), max_size=len(plan.subtasks)))
+    allocation = Allocation(models=tuple(models))
+    reply = codec.format_allocated(plan, allocation, QUERY, POOL)
+    assert codec.parse_allocated(reply, QUERY, POOL) == (plan, allocation)
+
+
+@pytest.mark.parametrize(
+    ("codec", "reply", "reason"),
+    [
+        (COMPACT, "n1 * n2 @1 ; n3 - n4", "unknown_model"),
+        (COMPACT, "n1 * n2 @9", "unknown_model"),
+        (COMPACT, "@1", "empty_step"),
+        (COMPACT, "n1 * n2 @1 ; ; #1 @2", "empty_step"),
+        (INSTRUCT, plan_json("find it", "use #1"), "unknown_model"),
+        (INSTRUCT, '{"subtasks": [{"id": 1, "text": "a", "model": "huge"}]}', "unknown_model"),
+        (INSTRUCT, '{"subtasks": [{"id": 1, "text": "a", "model": 3}]}', "wrong_shape"),
+    ],
+)
+def test_plan_without_a_known_model_in_each_step_is_refused(codec: Codec, reply: str, reason: str) -> None:
+    with pytest.raises(CodecError) as caught:
+        codec.parse_allocated(reply, QUERY, POOL)
+    assert caught.value.reason == reason
+
+
+def test_models_follow_their_steps_where_these_are_put_in_order() -> None:
+    steps = [
+        {"id": 7, "text": "use #3", "model": "large"},
+        {"id": 3, "text": "find it", "model": "small"},
+    ]
+    plan, allocation = INSTRUCT.parse_allocated(json.dumps({"subtasks": steps}), QUERY, POOL)
+    assert [subtask.text for subtask in plan.subtasks] == ["find it", "use #1"]
+    assert allocation.models == ("small", "large")
+
+
+def test_decomposer_that_allocates_reads_the_pool_and_a_schema_holds_it_to_that() -> None:
+    text = INSTRUCT.render_decompose(asked("why?"), 8, POOL)[-1].text
+    assert "- medium (mlm; 0.15/0.6 USD per 1M tokens in/out)" in text and '"model"' in text
+    schema = json.dumps(INSTRUCT.plan_schema(8, POOL))
+    assert '"enum": ["small", "medium", "large"]' in schema
+    assert '"model"' not in json.dumps(INSTRUCT.plan_schema(8))
+    assert COMPACT.render_decompose(asked("run left"), 8, POOL) == COMPACT.render_decompose(
+        asked("run left"), 8
+    )
 
 
 @pytest.mark.parametrize(
@@ -361,6 +412,14 @@ def test_longest_instruct_plans_are_read_quickly(reply: str) -> None:
 )
 def test_longest_compact_plans_are_read_quickly(reply: str) -> None:
     assert loops(lambda: COMPACT.parse_plan(reply, QUERY)) < 100
+
+
+@pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)
+@given(reply=st.text() | st.text('#1 2n;|@{}[]":,'))
+def test_any_reply_gives_a_plan_with_models_or_a_codec_error(codec: Codec, reply: str) -> None:
+    with suppress(CodecError):
+        plan, allocation = codec.parse_allocated(reply, QUERY, POOL)
+        assert len(allocation.models) == len(plan.subtasks)
 
 
 @pytest.mark.parametrize("codec", [INSTRUCT, COMPACT], ids=lambda codec: codec.name)

@@ -211,7 +211,7 @@ class SimulatedQuery:
 
     def _planned(self) -> None:
         self._leave()
-        if self._virtual.policy == "learned":
+        if self._virtual.policy == "learned" and not self._virtual.decomposer.allocates:
             self._enter(ALLOCATE, self.router.system.allocator)
         else:
             self._execute()

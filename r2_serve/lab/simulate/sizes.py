@@ -135,6 +135,14 @@ class Sizer:
         planner, picker = codecs[virtual.decomposer.model], codecs[virtual.allocator.model]
         cards, messages = [self._models[name] for name in virtual.pool], [Message(role="user", content=text)]
 
+        allocates = virtual.decomposer.allocates
+        offered, allocation = cards if allocates else [], Allocation(models=models)
+        reply = (
+            planner.format_allocated(plan, allocation, text, cards)
+            if allocates
+            else planner.format_plan(plan, text)
+        )
+
         def work_prompt(step: Step, subtask: Subtask) -> list[Message]:
             codec = codecs[step.model]
             if len(steps) == 1 and codec.takes_conversations:
@@ -145,10 +153,10 @@ class Sizer:
             models=models,
             edges=Edges.of([step.depends_on for step in steps]),
             text_words=_words(text),
-            plan_prompt=_count(planner.render_decompose(messages, self._max_subtasks)),
-            plan_reply=_words(planner.format_plan(plan, text)),
+            plan_prompt=_count(planner.render_decompose(messages, self._max_subtasks, offered)),
+            plan_reply=_words(reply),
             pick_prompt=_count(picker.render_allocate(messages, plan, cards)),
-            pick_reply=_words(picker.format_allocation(Allocation(models=models), plan, cards)),
+            pick_reply=_words(picker.format_allocation(allocation, plan, cards)),
             work_prompts=tuple(_count(work_prompt(*pair)) for pair in zip(steps, plan.subtasks)),
             max_replies=tuple(self._models[step.model].reply_tokens for step in steps),
         )
