@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+from pydantic import model_validator
 
-from r2_serve.gates.belief import Belief, Evidence, Scales, Utilities, Weights, belief
+from r2_serve.gates.belief import NUM_COUNTS, Belief, Evidence, Scales, Utilities, Weights, belief
 from r2_serve.gates.features import (
     ANSWER_FEATURES,
+    PROMPT_FEATURES,
     REPLY_FEATURES,
     answer_features,
     prompt_features,
@@ -41,6 +43,29 @@ class Gate(Record):
     """The coefficients of what going on is worth, after each model but the last."""
     weights: tuple[float, ...]
     scales: Scales
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """A file whose numbers do not fit would fail every query."""
+        size, num_replies, num_asks = len(self.models), len(REPLY_FEATURES), len(PROMPT_FEATURES)
+        num_votes = len(ANSWER_FEATURES) + num_replies
+        expected = {
+            "models of the order": (len(set(self.order) & set(self.models)), max(1, len(self.order))),
+            "rules": (len(self.rules), len(self.order) - 1),
+            "weights": (
+                len(self.weights),
+                3 * size + NUM_COUNTS - 1 + num_votes + 2 + num_asks + num_replies,
+            ),
+            "scales of models": (len(self.scales.replies), size),
+            **{
+                f"numbers in rule {place}": (len(rule), 5 + num_replies + num_asks)
+                for place, rule in enumerate(self.rules, 1)
+            },
+        }
+        for what, (found, wanted) in expected.items():
+            if found != wanted:
+                raise ValueError(f"got {found} {what}, expected {wanted}: fit it anew")
+        return self
 
     @property
     def reads_confidence(self) -> bool:

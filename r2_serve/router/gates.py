@@ -79,8 +79,8 @@ def make_gate(name: str, config: GateConfig, pool: Sequence[str], means: Means) 
     assert file.grader is not None
     policy = file.policy
     if not policy.gates:
-        spec_order, judge = (policy.reference,), _Alone()
-        return _Made((Gate(name, spec_order, judge, description=config.description),), (1.0,))
+        alone = Gate(name, (policy.reference,), _Alone(), description=config.description)
+        return _Made((alone,), (1.0,))
     parts = tuple(
         Gate(name, part.order, FittedJudge(part, file.grader, means), description=config.description)
         for part in policy.gates

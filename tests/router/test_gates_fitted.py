@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,24 @@ def test_file_is_refused_where_it_cannot_be_served(tmp_path: Path, fitted: Polic
     write_policy(path, fitted)
     asked = fitted.policy.gates[0].order[0]
     assert f"asks ['{asked}'], which the pool" in refusal([name for name in PRICES if name != asked])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda gate: gate["weights"].pop(), r"got \d+ weights, expected \d+: fit it anew"),
+        (lambda gate: gate["rules"].append([0.0]), r"got \d+ rules, expected \d+"),
+        (lambda gate: gate["order"].append("gpt-9"), r"models of the order"),
+    ],
+)
+def test_file_whose_numbers_do_not_fit_is_refused(
+    tmp_path: Path, fitted: PolicyFile, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path, stored = tmp_path / "gate.json", json.loads(fitted.model_dump_json())
+    change(stored["policy"]["gates"][0])
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=message):
+        read_gate_file("g", str(path), tuple(PRICES))
 
 
 def test_fit_without_a_gate_serves_its_reference(tmp_path: Path, fitted: PolicyFile) -> None:
