@@ -98,7 +98,7 @@ def plan(
         update={"launch": loaded.launch.model_copy(update={"gpu_memory_gib": card_gib})}
     )
     stages = _guarded(lambda: plan_of(loaded, {module: base_of(loaded, module) for module in MODULES}))
-    Console().print(memory_table(stages, card_gib))
+    Console(markup=False).print(memory_table(stages, card_gib))
     faults = [fault for stage in stages for fault in stage.faults(card_gib)]
     for fault in faults:
         typer.echo(fault)
