@@ -21,6 +21,7 @@ from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.sizes import Sizes
 from r2_serve.lab.simulate.system import System
+from r2_serve.lab.simulate.whole import goes_whole
 
 ROUTER, DECOMPOSE, PLAN, ALLOCATE, PICK = -1, -2, -3, -4, -5
 """Marks of calls that are not a subtask's; a subtask's mark is its position in the plan."""
@@ -179,7 +180,12 @@ class SimulatedQuery:
         self.begun_s = router.clock.now
         router.active[self] = None
         router.listener.opened(self)
-        if router.system.virtual is None:
+        virtual = router.system.virtual
+        if virtual is None:
+            self._execute()
+        elif goes_whole(virtual, router.system.models, self.sizes):
+            self.sizes = self.sizes.in_one_step()
+            self.models = (virtual.fallback_model,)
             self._execute()
         else:
             self._enter(DECOMPOSE, router.system.decomposer)

@@ -205,6 +205,41 @@ def test_query_without_a_plan_in_time_goes_to_one_model_in_one_step(tmp_path: Pa
     )  # the fallback model is `large`, which writes the last step's words
 
 
+@pytest.mark.parametrize(
+    ("routing", "large_usd", "num_subtasks"),
+    [
+        ({"plan": "always"}, 1, 3),
+        ({"plan": "never"}, 1, 1),
+        ({"plan": "auto"}, 100, 1),
+        ({"plan": "auto", "plan_file": "/plan.json", "planning_share": 1}, 100, 3),
+        ({"plan": "auto", "plan_file": "/plan.json", "planning_share": "0.01"}, 100, 1),
+    ],
+    ids=["always", "never", "too short", "a plan saves", "planning is too dear"],
+)
+def test_query_goes_whole_where_the_router_would_send_it_so(
+    tmp_path: Path, routing: dict[str, Any], large_usd: int, num_subtasks: int
+) -> None:
+    """The steps are on the small model, and the direct call asks the large one."""
+    config = scripted_pool(tmp_path, routing=routing)
+    dear = {"usd_per_mtok_in": large_usd, "usd_per_mtok_out": 2 * large_usd}
+    cards = tuple(
+        card.model_copy(update=dear) if card.name == "large" else card for card in config.router.models
+    )
+    config = _with_models(config, cards)
+    waves = [{"model": "small", "count": 2, "words": 20}, {"model": "small", "count": 1, "words": 40}]
+    asked = workload(duration_s=5, tasks={"kind": "synthetic", "shapes": [{"waves": waves}]})
+    (record,) = simulate(config, asked, Hardware()).queries.records()
+    assert (record.outcome, record.num_subtasks) == ("ok", num_subtasks)
+
+
+def test_decomposer_that_allocates_takes_the_time_of_one_stage(tmp_path: Path) -> None:
+    planner = {"model": "planner", "num_samples": 1, "max_tokens": 4096, "allocates": True}
+    run = simulate(
+        scripted_pool(tmp_path, routing={"decomposer": planner}), workload(duration_s=5), Hardware()
+    )
+    assert latencies_s(run)[0] == pytest.approx(0.1 + 3.0 + 1.0)
+
+
 def test_model_without_room_gives_its_subtasks_to_the_next_cheapest(tmp_path: Path) -> None:
     spilling = scripted_pool(tmp_path, routing={"spill": {"calls_per_replica": 1}})
     waves = [{"model": "small", "count": 2, "words": 20}]
