@@ -39,7 +39,7 @@ from r2_train.launch.launch import launch
 from r2_train.provenance import Facts, Provenance, checkpoint_facts, dumped, pool_facts, sha256_of
 from r2_train.rollouts.call_cache import CallCache
 from r2_train.rollouts.described_pool import DescribedPool, described
-from r2_train.rollouts.served_pool import Checkpoint, ServedPool, open_pool
+from r2_train.rollouts.served_pool import Checkpoint, MadeOnce, ServedPool, open_engines, open_pool
 from r2_train.stages.collect import PLANS, CollectedTask, Collector, CollectSummary
 from r2_train.stages.examples import (
     Example,
@@ -106,11 +106,14 @@ class TrainingRun:
         }
 
     @contextlib.asynccontextmanager
-    async def pool(self, modules: Mapping[Module, Path] | None = None) -> AsyncIterator[ServedPool]:
-        """The served pool behind this run's cache. `modules` replace the configured ones."""
+    async def pool(
+        self, modules: Mapping[Module, Path] | None = None, shared: MadeOnce | None = None
+    ) -> AsyncIterator[ServedPool]:
+        """The served pool behind this run's cache. `modules` replace the configured ones; `shared` engines
+        outlive the pool."""
         checkpoints = {name: Checkpoint(path=path) for name, path in (modules or {}).items()}
         with CallCache(self.directory / "calls" / "calls-0.sqlite", self.config.max_cost_usd) as cache:
-            pool = open_pool(self.config.pool, cache, checkpoints)
+            pool = open_pool(self.config.pool, cache, checkpoints, shared)
             async with contextlib.aclosing(pool):
                 yield pool
 
@@ -239,10 +242,14 @@ class TrainingRun:
             path.write_text(reference.model_dump_json(indent=2) + "\n")
         return Reference.model_validate_json(path.read_text())
 
-    async def validate(self, pair: Pair, reference: Reference) -> RouterScore:
-        """The score of the pair on validation tasks."""
-        async with self.pool(pair) as pool:
-            return await measure(pool, self.tasks.validation, Grader(), reference)
+    async def validate(self, pairs: Mapping[Path, Pair], reference: Reference) -> dict[Path, RouterScore]:
+        """The score of each pair on validation tasks. The pool's own engines serve all of them."""
+        scores = {}
+        async with contextlib.aclosing(open_engines(self.config.pool)) as shared:
+            for name, pair in pairs.items():
+                async with self.pool(pair, shared) as pool:
+                    scores[name] = await measure(pool, self.tasks.validation, Grader(), reference)
+        return scores
 
     def keep_best(self, pair: Pair) -> Pair:
         """Copies the pair to `best/`, completely or not at all."""

@@ -28,6 +28,10 @@ class AdapterSlots:
         """Loads one more adapter. Raises: ConfigError if it cannot be loaded; nothing has changed then."""
         await self.change_to({**self._loaded, name: path})
 
+    async def unload(self, name: str) -> None:
+        """Drops one adapter, if it is loaded; requests under way keep it."""
+        await self.change_to({known: path for known, path in self._loaded.items() if known != name})
+
     async def change_to(self, wanted: Mapping[str, str]) -> None:
         """Loads what is missing and drops what is no longer wanted; requests under way keep their adapters.
 

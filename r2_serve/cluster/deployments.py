@@ -101,6 +101,10 @@ class ModelDeployment:
         """
         await self._adapters.load(name, path)
 
+    async def unload_adapter(self, name: str) -> None:
+        """Drops an adapter that `load_adapter` loaded."""
+        await self._adapters.unload(name)
+
     async def generate(self, call: EngineCall) -> Completion:
         with self._time.call() as work:
             try:
@@ -286,6 +290,15 @@ async def _on_every_replica(
     if failures:
         some = f"{len(failures)} of {len(outcomes)} replicas of {app!r}"
         raise ConfigError(f"{some} cannot load it: {failures[0].message}")
+
+
+async def unload_on_every_replica(app: str, name: str, timeout_s: float = 60.0) -> None:
+    """Drops an adapter that no `user_config` names. Raises: EngineUnavailable if a replica is away."""
+    handle = serve.get_deployment_handle(MODEL, app)
+    try:
+        await handle.broadcast("unload_adapter", name).results_async(timeout_s=timeout_s)
+    except Exception as e:
+        raise EngineUnavailable(f"application {app!r} does not answer: {type(e).__name__}: {e}") from e
 
 
 def cluster_engine(model: ModelConfig) -> Engine:

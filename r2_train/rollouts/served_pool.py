@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.calls.pool import EngineFor, Pool, build_pool, in_process_engines
@@ -42,8 +42,9 @@ from r2_serve.types import (
     Trace,
 )
 from r2_train.config import Module, PoolConfig
-from r2_train.rollouts.call_cache import CachedEngine, CallCache, cached_engines
+from r2_train.rollouts.call_cache import CallCache, cached_engines, weights_sha256
 from r2_train.rollouts.described_pool import DescribedPool, with_experiments, with_virtual
+from r2_train.rollouts.throw_away import AdaptedEngine, AdapterHost, Borrowed, ServedHost, can_serve
 
 Context: TypeAlias = Literal["full", "needed", "stated"]
 BATCH_SIZE = 512
@@ -185,19 +186,52 @@ class ServedPool(DescribedPool):
 
 
 def open_pool(
-    config: PoolConfig, cache: CallCache, modules: Mapping[Module, Checkpoint] | None = None
+    config: PoolConfig,
+    cache: CallCache,
+    modules: Mapping[Module, Checkpoint] | None = None,
+    shared: MadeOnce | None = None,
 ) -> ServedPool:
     """The pool that `config` describes; `modules` replace its decomposer and allocator. Close it after use.
 
+    `shared` holds engines that outlive the pool (`open_engines`).
     Raises: ConfigError.
     """
     served = load(config.serve_config or EMBEDDED_CONFIG)
     router, routing = with_experiments(served, config)
     apps = served.model_apps
+    adapters: dict[str, dict[str, Path]] = {}
     for module, checkpoint in (modules or {}).items():
+        name = DescribedPool(router, routing, config.virtual_model).module_model(module).name
+        path = checkpoint.path
+        if path is not None and config.reach != "http" and can_serve(path, router.model(name), apps):
+            checkpoint = Checkpoint(adapter=f"{module}-{weights_sha256(path)[:12]}")
+            adapters.setdefault(name, {})[str(checkpoint.adapter)] = path
         router, routing = _with_module(router, routing, config, module, checkpoint)
-    engine_for = MadeOnce(cached_engines(_engines(config, apps), apps, cache))
-    return ServedPool(router, routing, config.virtual_model, engine_for, cache, config.num_at_once)
+    own = _engines(config, apps)
+
+    def engine_for(model: ModelConfig) -> Engine:
+        is_shared = shared is not None and model.engine.kind != "transformers"
+        engine: Engine = Borrowed(shared(model)) if shared is not None and is_shared else own(model)
+        if model.name not in adapters:
+            return engine
+        return AdaptedEngine(engine, _host_of(model, engine), adapters[model.name])
+
+    cached = MadeOnce(cached_engines(engine_for, apps, cache))
+    return ServedPool(router, routing, config.virtual_model, cached, cache, config.num_at_once)
+
+
+def open_engines(config: PoolConfig) -> MadeOnce:
+    """The engines of the pool's own models, for several pools one after the other. Close them after use."""
+    return MadeOnce(_engines(config, load(config.serve_config or EMBEDDED_CONFIG).model_apps))
+
+
+def _host_of(model: ModelConfig, engine: Engine) -> AdapterHost:
+    """What loads the adapters of a model: its engine in this process, or the replicas that serve it."""
+    local = engine.engine if isinstance(engine, Borrowed) else engine
+    if hasattr(local, "load_adapter"):
+        return cast("AdapterHost", local)
+    assert model.engine.kind == "served"
+    return ServedHost(model.engine.app)
 
 
 @dataclass(frozen=True)
@@ -234,8 +268,8 @@ class MadeOnce:
     async def aclose(self) -> None:
         while self.made:
             _, engine = self.made.popitem()
-            if isinstance(engine, CachedEngine):
-                await engine.aclose()
+            if (close := getattr(engine, "aclose", None)) is not None:
+                await close()
 
 
 def _engines(config: PoolConfig, apps: Mapping[str, ModelServerConfig]) -> EngineFor:

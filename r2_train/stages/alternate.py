@@ -123,10 +123,10 @@ class Alternation:
         directory, facts = self.folder(number, module), self.facts(module)
         self.run.provenance.renew(f"rounds/{directory.name}", facts, directory)
         num_examples = self._train(module, directory, await self._examples(module))
-        scores = {
-            path: await self.run.validate({**self.pair, module: path}, self.reference)
-            for path in self._checkpoints(module, directory)
+        pairs: dict[Path, Pair] = {
+            path: {**self.pair, module: path} for path in self._checkpoints(module, directory)
         }
+        scores = await self.run.validate(pairs, self.reference)
         weights = self.run.config.alternate
         path = max(scores, key=lambda path: scores[path].value(weights))
         is_better = scores[path].value(weights) > self.best.score.value(weights)
@@ -244,7 +244,8 @@ async def _opened(run: TrainingRun, start: Pair) -> Alternation:
     state.replay(start, list(read_jsonl(run.directory / ROUNDS, RoundRow)))
     if not state.rows:
         run.keep_best(start)
-        made_from, score = digest(state.facts(None)), await run.validate(start, state.reference)
+        made_from = digest(state.facts(None))
+        score = (await run.validate({run.directory: start}, state.reference))[run.directory]
         state.record(RoundRow(half_round=0, is_kept=True, score=score, made_from=made_from))
     state.pair = {module: run.directory / "best" / module for module in start}
     return state
