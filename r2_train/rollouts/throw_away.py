@@ -28,7 +28,7 @@ from r2_serve.types import Completion, Delta, Engine, EngineCall
 
 ADAPTER_CONFIG = "adapter_config.json"
 NO_ADAPTER = "no adapter "
-"""In the refusal of every engine for a name that it does not have."""
+"""The beginning of every engine's refusal of a name that it does not have."""
 
 
 class AdapterHost(Protocol):
