@@ -28,6 +28,7 @@ from r2_serve.config import (
 from r2_serve.engines import make_engine
 from r2_serve.errors import ConfigError, EngineRefused, OperatorFault, R2Error
 from r2_serve.lab.evaluation.asker import AskFailed, InProcessAsker
+from r2_serve.lab.evaluation.identity import weights_sha256
 from r2_serve.serve_config import load
 from r2_serve.types import (
     CallRecord,
@@ -42,7 +43,7 @@ from r2_serve.types import (
     Trace,
 )
 from r2_train.config import Module, PoolConfig
-from r2_train.rollouts.call_cache import CallCache, cached_engines, weights_sha256
+from r2_train.rollouts.call_cache import CallCache, cached_engines
 from r2_train.rollouts.described_pool import DescribedPool, with_experiments, with_virtual
 from r2_train.rollouts.throw_away import AdaptedEngine, AdapterHost, Borrowed, ServedHost, can_serve
 
