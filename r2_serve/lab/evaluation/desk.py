@@ -28,6 +28,8 @@ class Setting:
     pool: tuple[str, ...]
     """Models of the virtual model's pool, cheapest first."""
     cards: dict[str, ModelCard]
+    gates: tuple[str, ...] = ()
+    """Gates of the virtual model, which policies of serving may name."""
     max_subtasks: int = 16
     seed: int = 0
 

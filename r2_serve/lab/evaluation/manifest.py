@@ -192,8 +192,10 @@ def setting_of(config: RouterConfig, routing: RoutingConfig, virtual_model: str,
         names = ", ".join(routing.virtual_models)
         raise ConfigError(f"no virtual model {virtual_model!r}; choose one of {names}")
     cards: dict[str, ModelCard] = {model.name: model for model in config.models}
-    pool = routing.virtual_models[virtual_model].pool
-    return Setting(virtual_model, pool, cards, routing.limits.max_subtasks, seed)
+    virtual = routing.virtual_models[virtual_model]
+    return Setting(
+        virtual_model, virtual.pool, cards, tuple(virtual.gates), routing.limits.max_subtasks, seed
+    )
 
 
 def default_virtual_model(routing: RoutingConfig, benchmark: str) -> str:

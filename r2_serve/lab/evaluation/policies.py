@@ -320,6 +320,7 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
     kind, _, details = name.partition(":")
     models = tuple(details.split(",")) if details else ()
     known = tuple(setting.cards) if kind in ("single", "cascade", "datashunt") else setting.pool
+    known = (*known, *setting.gates) if kind in ("all", "final-only") else known
     unknown = [model for model in models if model not in known and kind in KINDS]
     if unknown:
         raise ConfigError(f"policy {name!r}: no model {unknown[0]!r}; choose among {', '.join(known)}")
@@ -343,7 +344,7 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
         case "cascade", (_, _, *_):
             return Cascade(name, models, config)
     with suppress(InvalidRequest):
-        AllocationPolicy.parse(name, setting.pool)
+        AllocationPolicy.parse(name, setting.pool, setting.gates)
         return Routed(name, name)
     if is_import_path(name) and kind not in (*KINDS, *SERVED):
         imported(name)

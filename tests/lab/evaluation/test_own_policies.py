@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r2_serve.errors import ConfigError
-from r2_serve.lab.evaluation.policies import PolicyConfig, parse_policy
+from r2_serve.lab.evaluation.policies import PolicyConfig, Routed, parse_policy
 from tests import ROOT
 from tests.support.scripted_evaluation import (
     asker_of,
@@ -47,6 +48,13 @@ async def test_policy_of_serving_answers_as_in_serving(tmp_path: Path) -> None:
     rows = {(line["policy"], line["task_id"]): line for line in lines_of(tmp_path)}
     assert rows["all:large", "sum-1"]["outcome"]["subtask_models"] == ["large"] * 3
     assert [rows["one:small", f"sum-{i}"]["status"] for i in (1, 2, 3)] == ["correct", "correct", "wrong"]
+
+
+@pytest.mark.parametrize("name", ["one:gate", "all:gate", "final-only:small,gate"])
+def test_gate_of_the_virtual_model_is_compared_by_its_name(name: str) -> None:
+    assert parse_policy(name, replace(setting(), gates=("gate",)), PolicyConfig()) == Routed(name, name)
+    with pytest.raises(ConfigError, match="gate"):
+        parse_policy(name, setting(), PolicyConfig())
 
 
 async def test_own_policy_asks_through_the_desk_and_pays_for_each_call(tmp_path: Path, mine: str) -> None:
