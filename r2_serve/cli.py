@@ -35,6 +35,7 @@ from r2_serve.ops.deploy_files.cli import kuberay, monitoring
 from r2_serve.ops.prefetch import prefetch
 from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
+from r2_serve.ops.publishing.compare_cli import compare
 from r2_serve.ops.setup.doctor import doctor
 from r2_serve.ops.setup.init import init
 from r2_serve.ops.setup.show import config_app
@@ -64,6 +65,7 @@ app.command()(experiment)
 app.command()(simulate)
 app.command()(publish)
 app.command()(rollback)
+app.command()(compare)
 app.command()(kuberay)
 app.command()(monitoring)
 app.command()(prefetch)

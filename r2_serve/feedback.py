@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r2_serve.config import ServerConfig
+from r2_serve.config import FEEDBACK_FILE, ServerConfig
 from r2_serve.errors import ConfigError, FeedbackLost, InvalidRequest, QueryNotFound
 from r2_serve.files import open_database
 from r2_serve.types import Arm, Record, Trace
@@ -180,6 +180,18 @@ _UNKNOWN = (
 def bare_id(reply_id: str) -> str:
     """The id of a reply without the prefix of its dialect."""
     return next((reply_id.removeprefix(p) for p in PREFIXES if reply_id.startswith(p)), reply_id)
+
+
+def counting(scores: Iterable[Score]) -> dict[tuple[str, int | None], Score]:
+    """The score that counts for each task and step: a program's rather than a person's."""
+    ranked = sorted(scores, key=lambda score: score.source == "check")
+    return {(score.task, score.step): score for score in ranked}
+
+
+def scores_beside(traces: Path) -> Path | None:
+    """The database that routers keep in their directory of traces, if there is one."""
+    file = (traces if traces.is_dir() else traces.parent) / FEEDBACK_FILE
+    return file if file.is_file() else None
 
 
 def read_scores(path: Path) -> Iterable[Score]:

@@ -43,6 +43,7 @@ from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.redaction import Redactor, redact_logs, redactor_of
+from r2_serve.http.spend import shadow_purses
 from r2_serve.otel import telemetry_sinks
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from r2_serve.router.decomposer import Decomposer, Decomposition, Messages
@@ -213,8 +214,10 @@ class RouterDeployment:
         def make_pipeline(routing: RoutingConfig) -> Pipeline:
             return Pipeline(pool, routing, decomposes, allocates, sinks, self._view.replicas, self._demand)
 
-        self._router = Router(config, make_pipeline, self._view.readiness)
+        purses = shadow_purses(config.server)
+        self._router = Router(config, make_pipeline, self._view.readiness, purses)
         self._metrics.watch_cluster(self._view.unavailable, self._view.is_controller_absent)
+        self._metrics.watch_trials(self._router)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(
@@ -223,6 +226,7 @@ class RouterDeployment:
             metrics=self._metrics,
             admission=self._admission,
             feedback=self._feedback,
+            on_rated=self._router.rated,
             redact=self._redact,
             scrape=self._replica_metrics.every_page,
         )

@@ -13,16 +13,15 @@ file."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from r2_serve.config.abilities import TEXT_ALONE, abilities_of, can_say
+from r2_serve.config.adapters import AdapterLoad, ModelTunables
 from r2_serve.config.engines import (
     SAFE_LOAD_FORMATS,
-    Adapters,
     Config,
     EmbeddingsEngineConfig,
     EngineConfig,
@@ -40,9 +39,11 @@ from r2_serve.config.engines import (
 from r2_serve.config.gates import GateCheck, GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_listed_prices, with_table_date
-from r2_serve.config.prompts import PromptExample, Prompts, read_prompts
+from r2_serve.config.prompts import PromptExample, Prompts
 from r2_serve.config.providers import with_engine_defaults
-from r2_serve.config.scaling import PlanAheadConfig
+from r2_serve.config.rollout import MarginsConfig, RolloutConfig
+from r2_serve.config.routing import RoutingConfig, VirtualModelConfig
+from r2_serve.config.scaling import PlanAheadConfig, SpillConfig
 from r2_serve.config.server import (
     FEEDBACK_FILE,
     EventsConfig,
@@ -55,8 +56,7 @@ from r2_serve.config.stages import AllocatorConfig, DecomposerConfig, ScoreWeigh
 from r2_serve.types import Ability, ModelCard, Need
 
 __all__ = [
-    "FEEDBACK_FILE",
-    "SAFE_LOAD_FORMATS",
+    "AdapterLoad",
     "AllocatorConfig",
     "Config",
     "CooldownConfig",
@@ -65,25 +65,33 @@ __all__ = [
     "EngineConfig",
     "EnvName",
     "EventsConfig",
+    "FEEDBACK_FILE",
     "FeedbackConfig",
     "GateCheck",
     "GateConfig",
     "HostedEngineConfig",
     "LimitsConfig",
     "LocalEngineConfig",
+    "MarginsConfig",
+    "ModelTunables",
     "NumpyEngineConfig",
+    "OtelConfig",
+    "PlanAheadConfig",
     "PromptExample",
     "Prompts",
-    "PlanAheadConfig",
     "RecordedEngineConfig",
-    "OtelConfig",
     "ResponsesConfig",
+    "RolloutConfig",
+    "RoutingConfig",
+    "SAFE_LOAD_FORMATS",
     "ScoreWeights",
     "ScriptedEngineConfig",
     "ServedEngineConfig",
     "ServerConfig",
     "SpeedConfig",
+    "SpillConfig",
     "TransformersEngineConfig",
+    "VirtualModelConfig",
     "VllmEngineConfig",
 ]
 
@@ -222,26 +230,6 @@ def _with_engine(model: ModelConfig, applications: Mapping[str, ModelServerConfi
     return model.model_copy(update={"engine": engine.model_copy(update={"runs": runs})})
 
 
-class ModelTunables(Config):
-    """`user_config` of a local model's `Model` deployment, which changes live."""
-
-    adapters: Adapters = Field(default={})
-    """Adapters that the engine holds beyond those it started with."""
-
-
-class AdapterLoad(Config):
-    """`args` of the short-lived application that loads an adapter for `r2-serve publish`."""
-
-    app: str
-    """The model's application."""
-    name: str
-    """The adapter's name."""
-    path: str
-    """The adapter's directory, on the nodes of the model's replicas."""
-    timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds for all replicas together; loading a large adapter from a network disk takes minutes."""
-
-
 class RouterConfig(Config):
     """`args` of the router application."""
 
@@ -279,125 +267,3 @@ class RouterConfig(Config):
     def model(self, name: str) -> ModelConfig:
         """Raises: KeyError."""
         return {model.name: model for model in self.models}[name]
-
-
-class SpillConfig(Config):
-    """Sends a subtask whose model has no room to the next cheapest model of the pool that has."""
-
-    calls_per_replica: float = Field(gt=0)
-    """Calls in progress at which a replica of a local model has no room: `target_ongoing_requests` or more.
-    A model without a replica has no room; a hosted model has room unless it rests after failures."""
-
-
-GateName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-
-
-class VirtualModelConfig(Config):
-    """A name clients may ask for that is routed, such as `r2`."""
-
-    pool: tuple[str, ...] = Field(min_length=1)
-    """Models that may answer subtasks, cheapest first: a compact allocator numbers them in this order."""
-    decomposer: DecomposerConfig
-    allocator: AllocatorConfig
-    baseline: str | None = None
-    """The model that savings are measured against (`x-r2-saved-usd`); None for the default model. It may be
-    any of `models`, also one outside the pool."""
-    default_model: str | None = None
-    """Model used if no plan or no allocation can be made; None for the last of the pool, the strongest."""
-    policy: str = "learned"
-    """How subtasks get models if the request names no policy: `learned`, `cheapest`, `all:MODEL`, `random`;
-    or `one:MODEL` and `one:auto`, which send every query whole to one model."""
-    gates: dict[GateName, GateConfig] = Field(default={})
-    """Gates by name. A gate may stand where a model's name may: in `policy` (`one:GATE`, `all:GATE`), in
-    `whole`, in the choice of an instruct allocator, and in requests (`r2.gate`, `r2.policy`, `r2.models`)."""
-    whole: str | None = None
-    """A gate that answers queries which are not split. It is used where it is expected to cost less than the
-    direct call. None: the default model answers them."""
-    plan: Literal["auto", "always", "never"] = "auto"
-    """Whether queries are split: `auto` splits one if that is expected to cost less than asking the default
-    model for all of it; `never` sends each whole to one model, as the policy `one:auto` does."""
-    planning_share: Decimal = Field(default=Decimal("0.1"), gt=0, le=1)
-    """Most that a plan and its allocation may cost with `plan: auto`, as a share of the direct call. The bill
-    exceeds that of the direct call by no more than this share, unless calls fail."""
-    plan_file: str | None = None
-    """What `r2-train fit RUN --planned NAME --direct NAME` wrote: JSON, at a path that every router process
-    can read. With `plan: auto` it says which prompts are worth a plan. None: arithmetic alone decides, with
-    lengths of answers that are assumed. It is read once, so a new fit gets a new path."""
-    context: Literal["full", "needed", "stated"] = "full"
-    """What steps read of the client's conversation. `needed`: inner steps read its system messages, and all
-    of it only where the plan says that a step needs it; the allocator then reads the plan alone. `stated`:
-    this holds for the last step too. `full` is the default as plans that are wrong about this give wrong
-    answers."""
-    fallbacks: Literal["pool", "typed"] = "pool"
-    """Models asked when one is rate-limited, down or gives no answer: its own `fallbacks`, then with `pool`
-    the other capable models of the pool, the next dearer ones first. `typed`: its own `fallbacks` alone.
-    Where a request names the model (`r2.models`, `r2.policy`), the pool does not stand in for it."""
-    spill: SpillConfig | None = None
-    """None: subtasks wait for the model chosen for them."""
-    prompts: Prompts | None = None
-    """A YAML file with the texts of the prompts and with examples, which every router node must see; or the
-    texts themselves. None: the built-in texts. Adapters name the texts that they were trained with."""
-    description: str = ""
-    """One line for clients that list the models."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _prompts_reach_both_modules(cls, given: object) -> object:
-        if not isinstance(given, Mapping) or not (prompts := given.get("prompts")):
-            return given
-        texts = read_prompts(prompts) if isinstance(prompts, str) else prompts
-        changed: dict[str, object] = {**given, "prompts": texts}
-        for module in ("decomposer", "allocator"):
-            if isinstance(section := given.get(module), Mapping):
-                changed[module] = {**section, "prompts": texts}
-            elif isinstance(section, Config):
-                changed[module] = section.model_copy(update={"prompts": Prompts.model_validate(texts)})
-        return changed
-
-    @model_validator(mode="after")
-    def _gates_resolve(self) -> Self:
-        for name, gate in self.gates.items():
-            if name in self.pool or name in ("auto", "request"):
-                raise ValueError(f"gate {name!r} has the name of a model of the pool, or a reserved one")
-            if unknown := sorted(set(gate.ask) - set(self.pool)):
-                raise ValueError(f"gate {name!r} asks {unknown}: choose among the pool, {list(self.pool)}")
-        if self.whole is not None and self.whole not in self.gates:
-            raise ValueError(f"whole: no gate {self.whole!r}; the gates are {sorted(self.gates)}")
-        return self
-
-    @property
-    def fallback_model(self) -> str:
-        return self.default_model or self.pool[-1]
-
-    @property
-    def checkers(self) -> frozenset[str]:
-        """The models that check the answers of gates; they need not be of the pool."""
-        found = (evidence for gate in self.gates.values() for evidence in gate.accept)
-        return frozenset(evidence.model for evidence in found if evidence.kind == "checker")
-
-    @property
-    def baseline_model(self) -> str:
-        """The model that savings are measured against."""
-        return self.baseline or self.fallback_model
-
-
-class RoutingConfig(Config):
-    """`user_config` of the `Router` deployment. Each request keeps the version it started with."""
-
-    virtual_models: dict[str, VirtualModelConfig] = Field(min_length=1)
-    """Virtual models by the name that clients ask for."""
-    limits: LimitsConfig = LimitsConfig()
-
-    def check_against(self, models: tuple[ModelConfig, ...]) -> None:
-        """Raises: ValueError if a name is not one of `models`."""
-        known = {model.name for model in models}
-        for name, virtual in self.virtual_models.items():
-            used = {*virtual.pool, virtual.decomposer.model, virtual.allocator.model, virtual.fallback_model}
-            used |= virtual.checkers
-            used.add(virtual.baseline_model)
-            if used - known:
-                raise ValueError(
-                    f"virtual model {name!r} names {sorted(used - known)}; choose among {sorted(known)}"
-                )
-            if name in known:
-                raise ValueError(f"{name!r} is both a virtual model and a pool model: rename one")

@@ -1,4 +1,4 @@
-"""What the autoscaling policy may be told."""
+"""What the autoscaling policy may be told, and when calls move to another model."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ class PlanAheadConfig(Config):
     """Seconds in which a new replica should be through with the calls that wait for it."""
     trend: float = Field(default=1.0, ge=0, le=1)
     """Share of the present arrival rate that is expected to go on; 0 plans for present queries only."""
+
+
+class SpillConfig(Config):
+    """Sends a subtask whose model has no room to the next cheapest model of the pool that has."""
+
+    calls_per_replica: float = Field(gt=0)
+    """Calls in progress at which a replica of a local model has no room: `target_ongoing_requests` or more.
+    A model without a replica has no room; a hosted model has room unless it rests after failures."""

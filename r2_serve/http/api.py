@@ -54,7 +54,7 @@ from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import model_list, model_object
 from r2_serve.http.openapi import describe
-from r2_serve.http.rating import Feedback
+from r2_serve.http.rating import Feedback, OnRated
 from r2_serve.http.redaction import Redactor
 from r2_serve.http.response_store import ResponseStore
 from r2_serve.http.responses import KeptResponses
@@ -78,6 +78,7 @@ def create_app(
     redact: Callable[[str], str] | None = None,
     admission: Admission | None = None,
     feedback: FeedbackStore | None = None,
+    on_rated: OnRated | None = None,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
@@ -87,7 +88,7 @@ def create_app(
 
     `redact` takes secrets out of error messages; by default those in the environment. `scrape` makes the page
     of `/metrics`; by default from `metrics`, those of this process. Queries can be rated if the backend has
-    `feedback.note` as a sink too.
+    `feedback.note` as a sink too; `on_rated` takes each rating.
 
     Raises: ConfigError if `server` names a variable or a file without keys, or a file that cannot be used.
     """
@@ -99,7 +100,9 @@ def create_app(
     metrics.watch_spend(purses)
     store, running = ResponseStore(server.responses, clock), Running()
     kept = KeptResponses(store, running, backend, clock)
-    rating = Feedback(feedback or FeedbackStore(server, clock), (metrics.count_rating,))
+    rating = Feedback(
+        feedback or FeedbackStore(server, clock), tuple(filter(None, (metrics.count_rating, on_rated)))
+    )
     pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
 
     rest = (backend, server, admission, purses, clock, new_id)

@@ -18,7 +18,8 @@ from r2_serve.calls.pool import Pool
 from r2_serve.feedback import Rated
 from r2_serve.http.admission import Admission
 from r2_serve.http.spend import Purses
-from r2_serve.types import CallRecord, Decision, Trace
+from r2_serve.router.router import Router
+from r2_serve.types import CallRecord, Decision, RolloutNote, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -67,6 +68,11 @@ class Metrics:
         self._computed(self._cost)
         self._computed(self._comparison)
         self._computed(self._savings)
+        self._trials = counter(
+            "r2_trial_queries", "Queries in the trial of a candidate.", "model", "candidate", "arm", "outcome"
+        )
+        self._trial_usd: dict[tuple[str, str, str], Decimal] = {}
+        self._computed(self._trial_cost)
 
     def watch(self, admission: Admission) -> None:
         """Adds the queue's state."""
@@ -86,6 +92,23 @@ class Metrics:
             return [family]
 
         self._computed(spend)
+
+    def watch_trials(self, router: Router) -> None:
+        """Adds shadows that were left out, and trials that this process has ended."""
+
+        def trials() -> list[Metric]:
+            text = "Shadows that were left out: too many ran, or the budget is used up."
+            skipped = CounterMetricFamily("r2_shadows_skipped", text, labels=["model", "candidate", "reason"])
+            text = "1 for a trial that this process has ended, as the candidate is worse."
+            stopped = GaugeMetricFamily("r2_trial_stopped", text, labels=["model", "candidate"])
+            if router.trials is not None:
+                for place, count in sorted(router.trials.skipped.items()):
+                    skipped.add_metric(place, count)
+                for trial in sorted(router.trials.guard.stopped):
+                    stopped.add_metric(trial, 1.0)
+            return [skipped, stopped]
+
+        self._computed(trials)
 
     def watch_models(self, pool: Pool) -> None:
         """Adds which models rest after failures, as this process sees it."""
@@ -123,7 +146,11 @@ class Metrics:
         self._request_s.labels(route, model).observe(duration_s)
 
     def observe(self, trace: Trace) -> None:
-        """Counts one query, answered or not."""
+        """Counts one query, answered or not. What shadows do and cost is counted apart."""
+        if trace.rollout is not None:
+            self._count_trial(trace, trace.rollout)
+            if trace.rollout.arm == "shadow":
+                return
         for call in trace.calls:
             self._count_call(call)
         self._overhead_s.observe(trace.overhead_s)
@@ -159,6 +186,20 @@ class Metrics:
         self._tokens.labels(call.model, "out").inc(call.usage.completion_tokens)
         place = (call.model, call.stage)
         self._costs_usd[place] = self._costs_usd.get(place, Decimal(0)) + call.cost_usd
+
+    def _count_trial(self, trace: Trace, note: RolloutNote) -> None:
+        outcome = "ok" if trace.error is None else "failed"
+        self._trials.labels(trace.model, note.candidate, note.arm, outcome).inc()
+        place = (trace.model, note.candidate, note.arm)
+        self._trial_usd[place] = self._trial_usd.get(place, Decimal(0)) + trace.cost_usd
+
+    def _trial_cost(self) -> list[Metric]:
+        """The exact sums of each arm; those of shadows are in no other metric."""
+        text = "Cost of queries in a trial in USD; that of shadows is in no other metric."
+        family = CounterMetricFamily("r2_trial_usd", text, labels=["model", "candidate", "arm"])
+        for place, usd in sorted(self._trial_usd.items()):
+            family.add_metric(place, float(usd))
+        return [family]
 
     def _count_decision(self, trace: Trace, decision: Decision) -> None:
         self._decisions.labels(trace.model, decision.action, decision.reason).inc()

@@ -15,9 +15,12 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
+from r2_serve.calls.budget import Purse
+from r2_serve.config import RolloutConfig, ServerConfig
 from r2_serve.errors import ConfigError, QuotaExceeded
 from r2_serve.files import open_database
 from r2_serve.http.keys import ClientKey
+from r2_serve.router.trials import PurseFor, ShadowPurse
 
 log = logging.getLogger(__name__)
 _SCHEMA = """CREATE TABLE IF NOT EXISTS spend
@@ -113,6 +116,33 @@ class KeyPurse:
     def _period(self) -> str:
         day = self._today().isoformat()
         return {"total": "", "month": day[:7], "day": day}[self.key.budget_period]
+
+
+class BookedShadowPurse(ShadowPurse):
+    """The budget of a candidate's shadows, in the book that all routers of a machine share."""
+
+    def __init__(self, name: str, budget_usd: Decimal, book: SpendBook) -> None:
+        super().__init__(budget_usd)
+        self._name, self._book = name, book
+
+    def spent_usd(self) -> Decimal:
+        return self._book.spent_usd(self._name, "")
+
+    def spend(self, usd: Decimal) -> None:
+        self._book.add(self._name, "", usd)
+
+
+def shadow_purses(server: ServerConfig) -> PurseFor:
+    """The purses of shadows. No key has a name with blanks, so the book keeps them apart from keys.
+
+    Raises: ConfigError if the spend file cannot be used.
+    """
+    book = SpendBook(Path(server.spend_file) if server.spend_file else None)
+
+    def purse(model: str, rollout: RolloutConfig) -> Purse:
+        return BookedShadowPurse(f"shadows of {rollout.candidate} for {model}", rollout.budget_usd, book)
+
+    return purse
 
 
 class Purses:

@@ -27,7 +27,6 @@ from r2_serve.types import (
     OnDelta,
     Plan,
     Query,
-    RolloutNote,
     Savings,
     SessionNote,
     Subtask,
@@ -48,7 +47,6 @@ class TraceDraft:
     policy: str = LEARNED
     shares: dict[str, float] = field(default_factory=dict)
     savings: Savings | None = None
-    rollout: RolloutNote | None = None
     decision: Decision | None = None
     plan: Plan | None = None
     num_plan_samples: int = 0
@@ -139,7 +137,7 @@ class QueryContext:
             cost_usd=total_cost_usd(calls),
             worker_cost_usd=total_cost_usd(worker_calls),
             savings=draft.savings,
-            rollout=draft.rollout,
+            rollout=self.query.rollout,
         )
 
 

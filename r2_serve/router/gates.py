@@ -29,6 +29,7 @@ from r2_serve.router.evidence import (
     Verdict,
     checkers_of,
 )
+from r2_serve.router.rollout import is_by_candidate, router_of
 from r2_serve.types import Allocation, GateNote, GateSpec, ModelCard, Need, Query
 from r2_serve.types.gates import Check, Checker
 
@@ -156,20 +157,17 @@ class GateShelf:
 
     means: Means = field(default_factory=Means)
     _routing: RoutingConfig | None = None
-    _made: Mapping[str, Mapping[str, _Made]] = field(default_factory=dict)
+    _made: Mapping[tuple[str, bool], Mapping[str, _Made]] = field(default_factory=dict)
+    """By virtual model, and whether they are those of its candidate on trial."""
     _reach: dict[str, Reach] = field(default_factory=dict)
 
     def take(self, routing: RoutingConfig) -> None:
         """Make the gates of `routing`. Raises: ConfigError; the old ones then stay."""
         if routing is self._routing:
             return
-        self._made = {
-            name: {
-                gate: make_gate(gate, config, virtual.pool, self.means)
-                for gate, config in virtual.gates.items()
-            }
-            for name, virtual in routing.virtual_models.items()
-        }
+        virtual_models = {(name, False): virtual for name, virtual in routing.virtual_models.items()}
+        candidates = {(name, True): routing.candidate(name) for name in routing.rollouts}
+        self._made = {place: self._gates(virtual) for place, virtual in (virtual_models | candidates).items()}
         self._reach = {name: self._reach.get(name, Reach()) for name in routing.virtual_models}
         self._routing = routing
 
@@ -183,10 +181,11 @@ class GateShelf:
         Raises: ConfigError; InvalidRequest if the request names or brings a gate that is none.
         """
         self.take(routing)
-        virtual = routing.virtual_models.get(query.model)
+        virtual = router_of(query, routing)
         if virtual is None:
             return QueryGates(pool, {}, Reach())
-        gates = {name: made.drawn(query, needs) for name, made in self._made[query.model].items()}
+        place = query.model, is_by_candidate(query)
+        gates = {name: made.drawn(query, needs) for name, made in self._made[place].items()}
         if isinstance(query.gate, GateSpec):
             check_own_gate(query.gate, virtual)
             gates[OWN] = rules_gate(OWN, query.gate, self.means)

@@ -40,6 +40,7 @@ from r2_serve.router.gates import OWN, GateShelf
 from r2_serve.router.plan_or_not import PlanDropped, PlanOrNot, allocator_reads
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.policies import AllocationPolicy
+from r2_serve.router.rollout import router_of
 from r2_serve.router.savings import savings
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas, no_replicas
@@ -105,7 +106,7 @@ class Pipeline:
         Raises: R2Error.
         """
         routing = self.routing
-        virtual = routing.virtual_models.get(query.model)
+        virtual = router_of(query, routing)
         if virtual is None and query.model not in self.pool:
             raise ModelNotFound(
                 f"no model {query.model!r}; choose one of {[*routing.virtual_models, *self.pool]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 
 from pydantic import ValidationError
 
@@ -15,12 +16,14 @@ from r2_serve.calls.budget import Purse
 from r2_serve.calls.estimates import Prompt
 from r2_serve.calls.pool import EngineFor, build_pool
 from r2_serve.config import RouterConfig, RoutingConfig
-from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.errors import ConfigError, EngineUnavailable, R2Error
+from r2_serve.feedback import Rated
 from r2_serve.router.allocator import Allocator
 from r2_serve.router.backend import ModelListing
 from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.events import EventBus
 from r2_serve.router.pipeline import Pipeline, Sink
+from r2_serve.router.trials import PurseFor, Trials, apart, in_memory
 from r2_serve.types import Ability, Answer, CountingEngine, EngineCall, OnDelta, Query
 
 Readiness = Callable[[RoutingConfig], Awaitable[tuple[bool, str]]]
@@ -42,11 +45,15 @@ class Router:
         config: RouterConfig,
         make_pipeline: Callable[[RoutingConfig], Pipeline],
         readiness: Readiness | None = None,
+        shadow_purse: PurseFor = in_memory,
     ) -> None:
         self.prices_as_of = config.prices_as_of
         self.events = EventBus()
         self._config, self._make_pipeline, self._readiness = config, make_pipeline, readiness
         self._pipeline: Pipeline | None = None
+        self._shadow_purse = shadow_purse
+        self.trials: Trials | None = None
+        """The candidates on trial; None until there is a routing."""
         self._listings: tuple[ModelListing, ...] = ()
 
     def route_by(self, routing: RoutingConfig) -> None:
@@ -55,9 +62,12 @@ class Router:
             routing.check_against(self._config.models)
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        pipeline = self._pipeline or replace(self._make_pipeline(routing), events=self.events)
+        pipeline, trials = self._pipeline, self.trials
+        if pipeline is None or trials is None:
+            pipeline, trials = self._made(routing)
         pipeline.route_by(routing)
-        self._pipeline = pipeline
+        trials.route_by(routing)
+        self._pipeline, self.trials = pipeline, trials
         abilities = {model.name: model.abilities for model in self._config.models}
         virtual = (
             ModelListing(
@@ -76,6 +86,12 @@ class Router:
         )
         self._listings = (*virtual, *real)
 
+    def _made(self, routing: RoutingConfig) -> tuple[Pipeline, Trials]:
+        pipeline = replace(self._make_pipeline(routing), events=self.events)
+        trials = Trials(apart(pipeline), self._shadow_purse)
+        pipeline.sinks = trials.shadows.sinks = [*pipeline.sinks, trials.observe]
+        return pipeline, trials
+
     @property
     def deadline_s(self) -> float:
         return math.inf if self._pipeline is None else self._pipeline.routing.limits.deadline_s
@@ -86,9 +102,22 @@ class Router:
     async def answer(
         self, query: Query, on_delta: OnDelta | None = None, purse: Purse | None = None
     ) -> Answer:
-        if self._pipeline is None:
+        if self._pipeline is None or self.trials is None:
             raise EngineUnavailable("the router has no routing yet: give the Router deployment a user_config")
-        return await self._pipeline.answer(query, on_delta, purse)
+        query = self.trials.assigned(query)
+        try:
+            answer = await self._pipeline.answer(query, on_delta, purse)
+        except R2Error as e:
+            if e.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                self.trials.follow(query)
+            raise
+        self.trials.follow(query)
+        return answer
+
+    def rated(self, rated: Rated) -> None:
+        """A client has rated an answer."""
+        if self.trials is not None:
+            self.trials.rate(rated.model, rated.candidate, rated.arm, rated.rating.score)
 
     async def count_tokens(self, query: Query) -> int:
         """A virtual model's plan is not known yet, so that its count is an estimate, as for local models."""

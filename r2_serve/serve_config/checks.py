@@ -129,8 +129,8 @@ def _check_routing(file: ServeFile) -> Iterator[Problem]:
 
 def _named_models(file: ServeFile) -> Iterator[tuple[KeyPath, str]]:
     """Every place of the routing that names a pool model."""
-    for name, virtual in file.routing.virtual_models.items() if file.routing else ():
-        path = (*file.routing_path, "virtual_models", name)
+    for place, virtual in file.routing.routers if file.routing else ():
+        path = (*file.routing_path, *place)
         yield from (((*path, "pool", index), model) for index, model in enumerate(virtual.pool))
         yield (*path, "decomposer", "model"), virtual.decomposer.model
         yield (*path, "allocator", "model"), virtual.allocator.model

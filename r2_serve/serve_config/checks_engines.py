@@ -60,11 +60,11 @@ def check_embedded_models(file: ServeFile) -> Iterator[Problem]:
 def check_adapters(file: ServeFile) -> Iterator[Problem]:
     """Adapters that the routing names and no model loads."""
     apps = {name: engine.app for _, name, engine in file.served()}
-    for virtual, config in file.routing.virtual_models.items() if file.routing else ():
+    for place, config in file.routing.routers if file.routing else ():
         for stage, section in (("decomposer", config.decomposer), ("allocator", config.allocator)):
             known = {name for _, name, _ in _adapter_directories(file, apps.get(section.model, ""))}
             if section.adapter is not None and section.adapter not in known:
-                path = (*file.routing_path, "virtual_models", virtual, stage, "adapter")
+                path = (*file.routing_path, *place, stage, "adapter")
                 message = f"{section.model!r} loads no adapter {section.adapter!r}"
                 yield file.error(path, message + suggestion(section.adapter, known))
 

@@ -338,6 +338,8 @@ class Query(Record):
     """Name of the conversation, the same in all its turns; None: its first messages tell it from others."""
     reply_id: str = ""
     """The id of the reply without the prefix of its dialect, by which feedback may name the query."""
+    rollout: RolloutNote | None = None
+    """The router that answers, while a candidate is on trial."""
     client: str = ""
     """Name of the client's key, as sessions of one client are hidden from the others; empty without keys."""
     context: TraceContext | None = None

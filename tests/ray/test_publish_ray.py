@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import yaml
 
 from r2_serve.adapters import write_adapter
 from r2_serve.prompts import get_codec
+from r2_serve.traces import read_traces
 from tests import EMBEDDED
 from tests.support.deployed_cluster import DeployedCluster, replica_pids, running_cluster, until
 from tests.support.scripted_pool import PLANNER, SMALL, scripted_config
@@ -36,12 +38,15 @@ NUM_CLIENTS, MOST_REQUESTS = 4, 4000
 PROBLEM = "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?"
 
 
-def config() -> dict[str, Any]:
+def config(traces: Path) -> dict[str, Any]:
     """The scripted pool, whose planner says which adapter planned, and a real tiny decomposer with two
     replicas."""
     plan = {"subtasks": [{"id": 1, "text": "by {adapter}", "depends_on": []}]}
     config = scripted_config(
-        replies={PLANNER: [json.dumps(plan)]}, delay_s={PLANNER: 0.02}, model_options={"num_replicas": 1}
+        replies={PLANNER: [json.dumps(plan)]},
+        delay_s={PLANNER: 0.02},
+        model_options={"num_replicas": 1},
+        server={"trace_dir": str(traces)},
     )
     router = config["applications"][-1]
     config["applications"].insert(
@@ -77,8 +82,9 @@ def config() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedCluster]:
-    with running_cluster(tmp_path_factory.mktemp("publish")) as cluster:
-        cluster.deploy(config())
+    folder = tmp_path_factory.mktemp("publish")
+    with running_cluster(folder) as cluster:
+        cluster.deploy(config(folder / "traces"))
         until(lambda: cluster.get("/health/ready").status_code == 200)
         until(lambda: all(status == "RUNNING" for status in statuses(cluster).values()))
         yield cluster
@@ -129,11 +135,11 @@ def traffic(cluster: DeployedCluster) -> Iterator[Traffic]:
     seen, stop = Traffic(), threading.Event()
 
     def client() -> None:
-        for _ in range(MOST_REQUESTS // NUM_CLIENTS):
+        for number in range(MOST_REQUESTS // NUM_CLIENTS):
             if stop.is_set():
                 return
             asked = time.monotonic()
-            reply = cluster.ask("r2")
+            reply = cluster.ask("r2", f"query {number}")
             seen.answers.append((asked, reply.status_code, planner_of(reply)))
 
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
@@ -174,6 +180,45 @@ def test_publishing_and_rolling_back_fail_no_request(cluster: DeployedCluster, t
     (planner,) = (app for app in loaded if app["name"] == f"m-{PLANNER}")
     assert list(planner["deployments"][0]["user_config"]["adapters"]) == ["dec-0001", "dec-0002"]
     assert cluster.path.read_text().startswith("# written by a test\n")
+
+
+def arms_of(cluster: DeployedCluster, candidate: str) -> Counter[str]:
+    """The queries of a trial by arm, as the traces of all routers tell them."""
+    config = yaml.safe_load(cluster.path.read_text())["applications"][-1]
+    notes = [trace.rollout for trace in read_traces(Path(config["args"]["server"]["trace_dir"]))]
+    return Counter(note.arm for note in notes if note and note.candidate == candidate)
+
+
+def test_shadow_canary_promotion_and_rollback_fail_no_request(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
+    candidate, pids = str(adapter(tmp_path, "dec-0101")), replica_pids()
+    lenient = [word for name in ("seconds=20", "cost=5", "failures=0.05") for word in ("--margin", name)]
+    with traffic(cluster) as seen:
+        tried = command(cluster, "publish", candidate, "--shadow", "1.0", "--budget-usd", "5", *lenient)
+        assert tried.returncode == 0, tried.stdout + tried.stderr
+        assert "tries dec-0101 (shadow 100 %, canary 0 %)" in tried.stdout
+        until(lambda: arms_of(cluster, "dec-0101")["shadow"] >= 30)
+        assert "dec-0101" not in {name for _, _, name in seen.answers}
+        early = command(cluster, "compare")
+        assert early.returncode == 3, early.stdout + early.stderr
+        done = command(cluster, "publish", candidate, "--shadow", "1.0", "--canary", "0.5")
+        assert done.returncode == 0, done.stdout + done.stderr
+        until(lambda: arms_of(cluster, "dec-0101")["shadow"] >= 400)
+        acted = command(cluster, "compare", "--act")
+        assert acted.returncode == 0, acted.stdout + acted.stderr
+        print(acted.stdout)
+        promoted_at = time.monotonic()
+        seen.wait_for_more()
+        back = command(cluster, "rollback", "--module", "decomposer", "--to", "base")
+        assert back.returncode == 0, back.stdout + back.stderr
+        back_at = time.monotonic()
+        seen.wait_for_more()
+    assert {status for _, status, _ in seen.answers} == {200}
+    assert "dec-0101" in seen.between(promoted_at, back_at)
+    assert set(seen.between(back_at, time.monotonic())) == {"base"}
+    assert replica_pids() == pids
+    assert "rollouts" not in cluster.path.read_text()
 
 
 def real_adapter(folder: Path, name: str, *, weights: bytes | None = None) -> Path:

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from r2_serve.config import FEEDBACK_FILE
 from r2_serve.errors import BookError, ConfigError
-from r2_serve.feedback import Score, read_scores
+from r2_serve.feedback import Score, counting, read_scores, scores_beside
 from r2_serve.lab.outcomes.book import Outcome
 from r2_serve.traces import read_traces
 from r2_serve.types import SubtaskResult, Trace, Usage, substitute, text_hash
@@ -36,29 +35,17 @@ def served_queries(traces: Path, feedback: Path | None = None) -> tuple[list[Tra
     """
     try:
         found = [trace for trace in read_traces(traces) if trace.error is None and not _is_shadow(trace)]
-        file = feedback or _beside(traces)
+        file = feedback or scores_beside(traces)
         scores = read_scores(file) if file is not None else ()
     except (ConfigError, ValueError, OSError) as e:
         raise BookError(str(e)) from e
     if not found:
         raise BookError(f"{traces} holds no trace of an answered query: set server.trace_dir")
-    return found, _counting(scores)
+    return found, counting(scores)
 
 
 def _is_shadow(trace: Trace) -> bool:
     return trace.rollout is not None and trace.rollout.arm == "shadow"
-
-
-def _beside(traces: Path) -> Path | None:
-    """The database that routers keep in the directory of traces, if there is one."""
-    file = (traces if traces.is_dir() else traces.parent) / FEEDBACK_FILE
-    return file if file.is_file() else None
-
-
-def _counting(scores: Iterable[Score]) -> Scores:
-    """The score that counts for each task and step: a program's rather than a person's."""
-    ranked = sorted(scores, key=lambda score: score.source == "check")
-    return {(score.task, score.step): score for score in ranked}
 
 
 def outcomes_of(traces: Iterable[Trace], scores: Scores, view: View = "models") -> Iterator[Outcome]:

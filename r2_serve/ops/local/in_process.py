@@ -27,6 +27,7 @@ from r2_serve.http.api import create_app
 from r2_serve.http.keys import require_keys
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.redaction import redact_logs, redactor_of
+from r2_serve.http.spend import shadow_purses
 from r2_serve.otel import telemetry_sinks
 from r2_serve.router.allocator import Allocator
 from r2_serve.router.decomposer import Decomposer
@@ -80,12 +81,15 @@ async def serve(config: ServeConfig, host: str, port: int, on_ready: Callable[[]
     sinks += telemetry
     pool = build_pool(config.router.models, _engine_for(engines))
     metrics.watch_models(pool)
+    router = _router(config, pool, sinks)
+    metrics.watch_trials(router)
     app = create_app(
-        _router(config, pool, sinks),
+        router,
         config.router.server,
         metrics=metrics,
         admission=admission,
         feedback=feedback,
+        on_rated=router.rated,
         redact=redact,
     )
     options = uvicorn.Config(
@@ -112,7 +116,7 @@ def _router(config: ServeConfig, pool: Pool, sinks: Sequence[Sink]) -> Router:
     def make_pipeline(routing: RoutingConfig) -> Pipeline:
         return Pipeline(pool, routing, Decomposer(pool), Allocator(pool), sinks, replicas)
 
-    router = Router(config.router, make_pipeline)
+    router = Router(config.router, make_pipeline, shadow_purse=shadow_purses(config.router.server))
     router.route_by(config.routing)
     return router
 

@@ -4,39 +4,34 @@ only a name."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from r2_serve.adapters import MANIFEST
 from r2_serve.cluster.serve_api import Dashboard
+from r2_serve.config import MarginsConfig
 from r2_serve.errors import ConfigError
-from r2_serve.ops.command_line import DEFAULT_CONFIG, plain_errors
+from r2_serve.ops.command_line import DEFAULT_CONFIG, fail, plain_errors
 from r2_serve.ops.publishing.gates import GateChange, plan_gate, plan_gate_rollback, route_gate
-from r2_serve.ops.publishing.plan import Module, Publication, plan_publication, plan_rollback
-from r2_serve.ops.publishing.steps import ConfigFile
+from r2_serve.ops.publishing.options import (
+    DEFAULT_DASHBOARD,
+    ConfigOption,
+    DashboardOption,
+    DryRunOption,
+    GateOption,
+    TimeoutOption,
+    VirtualOption,
+)
+from r2_serve.ops.publishing.plan import Module, Pool, Publication, plan_publication, plan_rollback
+from r2_serve.ops.publishing.steps import ConfigFile, end_trial
 from r2_serve.ops.publishing.steps import publish as carry_out
 from r2_serve.ops.publishing.steps import roll_back as carry_back
-
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", help="The file that was deployed; it is changed, and what runs follows."),
-]
-VirtualOption = Annotated[
-    list[str] | None, typer.Option("--virtual-model", help="Only these; default: all that the adapter fits.")
-]
-GateOption = Annotated[
-    str | None, typer.Option("--gate", help="A fitted gate of the config file; default: its only one.")
-]
-DashboardOption = Annotated[
-    str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's Ray dashboard.")
-]
-TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=1, help="How long each step may take.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and show the change; write and deploy nothing.")
-]
-DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
+from r2_serve.ops.publishing.trial import TrialShares, plan_end
 
 
 def publish(
@@ -57,6 +52,19 @@ def publish(
         ),
     ] = 2,
     gate: GateOption = None,
+    shadow: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of queries that it answers too, unseen.")
+    ] = None,
+    canary: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of conversations that it answers.")
+    ] = None,
+    budget_usd: Annotated[
+        str | None, typer.Option(help="Most USD that its shadows may cost; default: 1.")
+    ] = None,
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(help="How much worse it may be: accuracy=0.02, failures, fallbacks, cost or seconds."),
+    ] = None,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
@@ -67,14 +75,23 @@ def publish(
     First every replica of the adapter's base model loads it, or every router reads the gate; routing changes
     only after that. The config file keeps its comments, and FILE.previous keeps the text before the change.
 
+    With --shadow or --canary the adapter goes on trial beside the present one. `r2-serve compare` tells how
+    it does, and the same command with other shares changes them.
+
     \b
     Example:  r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --dry-run
               r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml
+              r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --shadow 0.05
               r2-serve publish /mnt/r2/gates/gsm-0002.json --gate fitted
     """
     with plain_errors():
         file = ConfigFile(config)
+        shares = _shares(shadow, canary, budget_usd, margin or ())
         if gate is not None or path.is_file():
+            if shares is not None:
+                raise ConfigError(
+                    "a gate goes on trial by hand: write `rollouts` (docs/rollout.md) and deploy the file"
+                )
             targets = virtual_model or ()
             change = plan_gate(file.original, path, gate=gate, virtual_models=targets, keep=keep)
             _route_gate(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
@@ -82,12 +99,17 @@ def publish(
                 back = f"r2-serve rollback --config {config} --gate {change.gate}"
                 typer.echo(f"published {change.file}. Back: {back}")
             return
-        plan = plan_publication(file.original, path, virtual_models=virtual_model or (), keep=keep)
+        plan = plan_publication(
+            file.original, path, virtual_models=virtual_model or (), keep=keep, shares=shares
+        )
         _describe(plan)
         if dry_run:
             _show_change(file, plan.routed)
             return
         carry_out(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
+    if plan.shares is not None:
+        typer.echo(f"on trial: {plan.manifest.name}. How it does: r2-serve compare --config {config}")
+        return
     back = f"r2-serve rollback --config {config} --module {plan.manifest.module}"
     typer.echo(f"published {plan.manifest.name}. Back: {back}")
 
@@ -95,6 +117,9 @@ def publish(
 def rollback(
     module: Annotated[Module | None, typer.Option(help="decomposer or allocator.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
+    candidate: Annotated[
+        bool, typer.Option("--candidate", help="Take the candidate on trial out; nothing else changes.")
+    ] = False,
     to: Annotated[
         str | None,
         typer.Option(
@@ -115,13 +140,16 @@ def rollback(
     Example:  r2-serve rollback --module decomposer --config serve_config.yaml
               r2-serve rollback --module allocator --to alloc-0001
               r2-serve rollback --gate fitted
+              r2-serve rollback --candidate
     """
+    if [module is not None, gate is not None, candidate].count(True) != 1:
+        what = "--module decomposer, --module allocator, --gate NAME or --candidate"
+        fail(f"name what to roll back: {what}", status=2)
+    if candidate:
+        _withdraw(config, virtual_model or (), dashboard, timeout_s, dry_run=dry_run)
+        return
     with plain_errors():
         file = ConfigFile(config)
-        if (module is None) == (gate is None):
-            raise ConfigError(
-                "name what to roll back: --module decomposer, --module allocator or --gate NAME"
-            )
         if gate is not None:
             change = plan_gate_rollback(file.original, gate, to=to, virtual_models=virtual_model or ())
             _route_gate(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
@@ -150,12 +178,53 @@ def _route_gate(change: GateChange, file: ConfigFile, dashboard: Dashboard, *, d
         route_gate(change, file, dashboard, typer.echo)
 
 
+def _withdraw(
+    config: Path, virtual_models: Sequence[str], dashboard: str, timeout_s: float, *, dry_run: bool
+) -> None:
+    """Take candidates on trial out of the config."""
+    with plain_errors():
+        file = ConfigFile(config)
+        pool = Pool(file.original)
+        plan = plan_end(file.original, "withdrawn", pool.router_app, pool.rollouts, virtual_models)
+        if dry_run:
+            _show_change(file, plan.routed)
+            return
+        end_trial(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
+
+
+def _shares(
+    shadow: float | None, canary: float | None, budget_usd: str | None, margins: Sequence[str]
+) -> TrialShares | None:
+    """How the adapter is tried; None if it is used at once. Raises: ConfigError."""
+    if shadow is None and canary is None:
+        if budget_usd is not None or margins:
+            raise ConfigError("--budget-usd and --margin are about trials: give --shadow or --canary too")
+        return None
+    try:
+        usd = None if budget_usd is None else Decimal(budget_usd)
+    except InvalidOperation as e:
+        raise ConfigError(f"--budget-usd: {budget_usd!r} is not a number") from e
+    return TrialShares(shadow or 0.0, canary or 0.0, usd, dict(map(_margin, margins)))
+
+
+def _margin(text: str) -> tuple[str, float]:
+    """A margin such as `cost=0.1`. Raises: ConfigError."""
+    name, _, value = text.partition("=")
+    try:
+        MarginsConfig.model_validate({name: value})
+    except ValidationError as e:
+        known = ", ".join(MarginsConfig.model_fields)
+        raise ConfigError(f"--margin {text}: expected NAME=SHARE, where NAME is one of {known}") from e
+    return name, float(value)
+
+
 def _describe(plan: Publication) -> None:
     manifest = plan.manifest
     codec = f"codec {manifest.codec} version {manifest.codec_version}"
     typer.echo(f"{manifest.name}: {manifest.kind} adapter of {manifest.base}, {codec}, intact")
     for name, old in zip(plan.virtual_models, plan.replaced, strict=True):
-        typer.echo(f"{manifest.module} of {name}: {old} -> {manifest.name}")
+        how = f"stays {old}, tries {manifest.name}" if plan.shares else f"{old} -> {manifest.name}"
+        typer.echo(f"{manifest.module} of {name}: {how}")
     if plan.dropped:
         typer.echo(f"unloaded from {plan.app}: {', '.join(plan.dropped)}")
 

@@ -90,6 +90,41 @@ def with_gate(router_app: str, virtual_model: str, gate: str, file: str, earlier
     return change
 
 
+def with_rollout(router_app: str, virtual_model: str, rollout: YamlMapping | None) -> Change:
+    """Puts a candidate on trial for `virtual_model`; None ends its trial."""
+
+    def change(config: YamlMapping) -> None:
+        routing = _deployment(config, router_app, ROUTER)["user_config"]
+        if rollout is not None:
+            _child(routing, "rollouts")[virtual_model] = dict(rollout)
+            return
+        routing["rollouts"].pop(virtual_model)
+        if not routing["rollouts"]:
+            routing.pop("rollouts")
+
+    return change
+
+
+def with_fields(router_app: str, virtual_model: str, fields: YamlMapping) -> Change:
+    """Sets fields of `virtual_model`; of a section, those alone that are named."""
+
+    def change(config: YamlMapping) -> None:
+        routing = _deployment(config, router_app, ROUTER)["user_config"]["virtual_models"]
+        _set(routing[virtual_model], fields)
+
+    return change
+
+
+def _set(section: YamlMapping, fields: YamlMapping) -> None:
+    for name, value in fields.items():
+        if isinstance(value, dict) and isinstance(section.get(name), dict):
+            _set(section[name], value)
+        elif name in section:
+            section[name] = value
+        else:
+            _insert_second(section, name, value)
+
+
 def _editor() -> YAML:
     editor = YAML()
     editor.preserve_quotes = True

@@ -14,6 +14,7 @@ from r2_serve.config import (
     AllocatorConfig,
     DecomposerConfig,
     ModelConfig,
+    RolloutConfig,
     RouterConfig,
     RoutingConfig,
     VirtualModelConfig,
@@ -21,10 +22,11 @@ from r2_serve.config import (
 )
 from r2_serve.config.prompts import prompts_sha256
 from r2_serve.errors import ConfigError
-from r2_serve.ops.publishing.config_file import changed, with_adapter, with_route
+from r2_serve.ops.publishing.config_file import Change, changed, with_adapter, with_rollout, with_route
+from r2_serve.ops.publishing.trial import TrialShares
 from r2_serve.serve_config import Problem, own_problems, parse_yaml
 from r2_serve.serve_config.applications import ServeFile
-from r2_serve.serve_config.document import suggestion
+from r2_serve.serve_config.document import YamlMapping, suggestion
 from r2_serve.types import AdapterManifest
 
 Module = Literal["decomposer", "allocator"]
@@ -47,7 +49,9 @@ class Publication:
     loaded: str
     """The file's text in which the model has the adapter."""
     routed: str
-    """The file's text in which the virtual models also use it."""
+    """The file's text in which the virtual models also use it, or try it."""
+    shares: TrialShares | None = None
+    """How the adapter is tried; None if the virtual models use it at once."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,17 @@ class Rollback:
 
 
 def plan_publication(
-    text: str, directory: Path, *, virtual_models: Sequence[str] = (), keep: int = 2
+    text: str,
+    directory: Path,
+    *,
+    virtual_models: Sequence[str] = (),
+    keep: int = 2,
+    shares: TrialShares | None = None,
 ) -> Publication:
     """The publication of the adapter in `directory`, for a config file with `text`.
 
-    `keep` earlier adapters of its module stay loaded.
+    `keep` earlier adapters of its module stay loaded. With `shares` the adapter goes on trial; one that is
+    loaded and unused, or on trial already, may do so again.
 
     Raises: ConfigError if the adapter does not fit, or the file has or would get an error.
     """
@@ -77,7 +87,7 @@ def plan_publication(
     targets = pool.targets(manifest.module, card.name, virtual_models)
     pool.check_prompts(manifest, targets)
     loaded = pool.live_adapters(app)
-    if manifest.name in pool.adapters(app):
+    if manifest.name in pool.adapters(app) and not pool.may_be_tried(manifest, directory, targets, shares):
         back = f"`r2-serve rollback --module {manifest.module} --to {manifest.name}` routes to it"
         raise ConfigError(
             f"adapter {manifest.name!r} is loaded in {app!r} already: {back}; a new version needs a new name"
@@ -88,7 +98,7 @@ def plan_publication(
     room = max(keep - len(set(replaced) - {BASE}), 0)
     dropped = tuple(idle[: len(idle) - room] if room else idle)
     load = with_adapter(app, manifest.name, str(directory.resolve()), last=replaced, drop=dropped)
-    routes = [with_route(pool.router_app, name, manifest.module, manifest.name) for name in targets]
+    routes = [pool.route_to(name, manifest, shares) for name in targets]
     routed = changed(text, load, *routes)
     Pool(routed)
     return Publication(
@@ -101,6 +111,7 @@ def plan_publication(
         dropped,
         loaded=changed(text, load),
         routed=routed,
+        shares=shares,
     )
 
 
@@ -150,6 +161,44 @@ class Pool:
         self._router: RouterConfig = file.router
         self._routing: RoutingConfig = file.routing
         self.router_app = file.router_app.name
+
+    @property
+    def rollouts(self) -> dict[str, RolloutConfig]:
+        """The candidates on trial, by virtual model."""
+        return dict(self._routing.rollouts)
+
+    @property
+    def trace_dir(self) -> str | None:
+        """The directory of traces; None if none are written."""
+        return self._router.server.trace_dir
+
+    @property
+    def feedback_file(self) -> str | None:
+        """The file of scores; None for the memory of the routers."""
+        return self._router.server.feedback_file
+
+    def may_be_tried(
+        self, manifest: AdapterManifest, directory: Path, targets: Sequence[str], shares: TrialShares | None
+    ) -> bool:
+        """Whether a loaded adapter may go on trial: from the same directory, and used by no virtual model."""
+        app = self.app_of(manifest.base)
+        is_same = Path(self.adapters(app)[manifest.name]).resolve() == directory.resolve()
+        virtual = self._routing.virtual_models.values()
+        used = {section.adapter for v in virtual for section in (v.decomposer, v.allocator)}
+        return shares is not None and is_same and manifest.name not in used
+
+    def route_to(self, name: str, manifest: AdapterManifest, shares: TrialShares | None) -> Change:
+        """The change by which a virtual model uses the adapter, or tries it. Raises: ConfigError."""
+        present = self._routing.rollouts.get(name)
+        if present is not None and (shares is None or present.candidate != manifest.name):
+            raise ConfigError(
+                f"candidate {present.candidate!r} is on trial for {name!r}: end that first "
+                "(`r2-serve compare --act`, or `r2-serve rollback --candidate`)"
+            )
+        if shares is None:
+            return with_route(self.router_app, name, manifest.module, manifest.name)
+        change: YamlMapping = {manifest.module: {"adapter": manifest.name}}
+        return with_rollout(self.router_app, name, shares.rollout(manifest.name, change, present))
 
     def base_of(self, manifest: AdapterManifest) -> tuple[ModelConfig, str]:
         """The model that the adapter is for, and its application."""
@@ -251,10 +300,10 @@ class Pool:
         return {**(config.engine.adapters if config else {}), **self.live_adapters(app)}
 
     def in_use(self, app: str) -> set[str]:
-        """Adapters of `app` that some virtual model uses."""
+        """Adapters of `app` that some virtual model uses, or a candidate on trial."""
         sections = [
             section
-            for virtual in self._routing.virtual_models.values()
+            for _, virtual in self._routing.routers
             for section in (virtual.decomposer, virtual.allocator)
         ]
         return {

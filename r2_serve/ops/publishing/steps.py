@@ -14,6 +14,7 @@ from r2_serve.cluster.serve_api import Dashboard, check_deployed
 from r2_serve.errors import PublishError, R2Error, ServeApiError
 from r2_serve.files import whole_file
 from r2_serve.ops.publishing.plan import Publication, Rollback
+from r2_serve.ops.publishing.trial import EndOfTrial
 from r2_serve.serve_config.document import YamlMapping, read_text
 
 LOADER_IMPORT_PATH = "r2_serve.app:build_adapter_load"
@@ -66,8 +67,9 @@ def publish(plan: Publication, file: ConfigFile, dashboard: Dashboard, tell: Tel
         dashboard.deploy(yaml.safe_load(plan.loaded))
         dashboard.wait_for(plan.app)
     to = f"{plan.manifest.module} of {', '.join(plan.virtual_models)}"
+    how = f"tries {plan.manifest.name} ({plan.shares})" if plan.shares else f"routed to {plan.manifest.name}"
     with (
-        step(tell, f"{to} routed to {plan.manifest.name}"),
+        step(tell, f"{to} {how}"),
         restored(file, dashboard, plan.loaded, "the adapter is loaded but not used"),
     ):
         route(plan.routed, plan.router_app, file, dashboard)
@@ -79,6 +81,17 @@ def roll_back(plan: Rollback, file: ConfigFile, dashboard: Dashboard, tell: Tell
     ((_, new), *_) = plan.moves.values()
     with (
         step(tell, f"{plan.module} of {', '.join(plan.moves)} routed to {new}"),
+        restored(file, dashboard, file.original, "still as before"),
+    ):
+        route(plan.routed, plan.router_app, file, dashboard)
+
+
+def end_trial(plan: EndOfTrial, file: ConfigFile, dashboard: Dashboard, tell: Tell) -> None:
+    """Promote or withdraw candidates by one change of the router. Raises: PublishError, as `roll_back`."""
+    check_deployed(yaml.safe_load(file.original), dashboard.applications())
+    named = ", ".join(f"{candidate} of {name}" for name, candidate in plan.candidates.items())
+    with (
+        step(tell, f"{plan.action}: {named}"),
         restored(file, dashboard, file.original, "still as before"),
     ):
         route(plan.routed, plan.router_app, file, dashboard)
