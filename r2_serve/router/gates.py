@@ -158,7 +158,7 @@ class GateShelf:
     means: Means = field(default_factory=Means)
     _routing: RoutingConfig | None = None
     _made: Mapping[tuple[str, bool], Mapping[str, _Made]] = field(default_factory=dict)
-    """By virtual model, and whether they are those of its candidate on trial."""
+    """Gates of each virtual model (False) and of its candidate on trial (True)."""
     _reach: dict[str, Reach] = field(default_factory=dict)
 
     def take(self, routing: RoutingConfig) -> None:

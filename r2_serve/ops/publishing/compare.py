@@ -51,7 +51,7 @@ class Report(Record):
     shadow: tuple[Comparison, ...] = ()
     """The same queries, answered by both."""
     latency: dict[str, Latency] = Field(default={})
-    """By arm: `incumbent`, `canary`, `shadow`."""
+    """The times of each arm: `incumbent`, `canary`, `shadow`."""
     shadow_usd: float = 0.0
     """What the shadows have cost."""
 
