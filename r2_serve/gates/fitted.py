@@ -11,7 +11,7 @@ The answer of a gate is the leading answer where it stops, which need not be the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Self
@@ -144,7 +144,7 @@ class States:
         """The utilities of all tasks."""
         return Utilities.of(self.evidence, self.weights, self.fold)
 
-    def after(self, asked: Sequence[int]) -> State:
+    def after(self, asked: Collection[int]) -> State:
         """The state of all tasks after these models."""
         key = frozenset(asked)
         if key not in self._states:

@@ -65,12 +65,13 @@ class Fit:
 
     def _search(self, price: float, near: Candidate | None) -> Candidate:
         fold = self.states.fold
-        rows = np.arange(len(fold))
         num_folds = int(fold.max()) + 1
-        chain = best_chain(self.states, price, Part(num_folds, rows), near.chain.order if near else None)
+        chain = best_chain(
+            self.states, price, Part(num_folds, np.ones(len(fold))), near.chain.order if near else None
+        )
         parts = tuple(
             best_chain(
-                self.states, price, Part(k, rows[fold != k]), near.parts[k].order if near else chain.order
+                self.states, price, Part(k, 1.0 * (fold != k)), near.parts[k].order if near else chain.order
             )
             for k in range(num_folds)
         )

@@ -16,8 +16,8 @@ from r2_serve.lab.reports.html import table as html_table
 from r2_serve.lab.reports.terminal import figures_table
 from r2_serve.lab.statistics import Interval
 
-COLUMNS = ("policy", "accuracy", "points (95 % CI)", "is", "cost, % (95 % CI)", "asked", "USD/1K")
-_IN_TERMINAL = len(COLUMNS) - 1
+COLUMNS = ("policy", "accuracy", "points (95 % CI)", "is", "cost, % (CI)", "asked", "USD/1K")
+_IN_TERMINAL = len(COLUMNS) - 2
 """Columns for which 80 signs have room."""
 MODEL_COLUMNS = ("model", "accuracy", "USD/1K", "replies")
 SPLIT_COLUMNS = ("split", "difference", "95 % CI", "cost", "expected", "asked in this order")
@@ -170,4 +170,4 @@ def _points(value: float) -> str:
 
 
 def _bounds(bounds: Interval) -> str:
-    return f"{100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}"
+    return f"{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}"

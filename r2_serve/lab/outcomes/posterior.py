@@ -7,7 +7,11 @@ without their assumption that models err independently: the weights of counts ta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
+from scipy.sparse import csr_array
 
 from r2_serve.gates.belief import NUM_COUNTS, Evidence, Scales, Weights
 from r2_serve.gates.table import MISSING, Bools, Floats, Ints, OutcomeTable
@@ -44,16 +48,12 @@ def fit_weights(evidence: Evidence, rows: Ints, seed: int, start: Weights | None
     tasks, asked = _random_sets(len(rows), evidence.num_models, np.random.default_rng(seed))
     tasks = rows[tasks]
     asked &= evidence.groups[tasks] != MISSING
-    design, states, target, starts = _design(evidence, tasks, asked)
-    weights = np.zeros(design.shape[1]) if start is None else start.vector.copy()
+    logit = _Logit.of(evidence, tasks, asked)
+    weights = np.zeros(logit.answers.shape[1] + logit.none.shape[1]) if start is None else start.vector.copy()
     penalty = RIDGE * SETS_PER_TASK
     for _ in range(_NEWTON_STEPS):
-        chances = _softmax(design @ weights, states, starts)
-        slope = design.T @ (target - chances) - penalty * weights
-        weighted = design * chances[:, None]
-        means = np.add.reduceat(weighted, starts)
-        curve = weighted.T @ design - means.T @ means + penalty * np.eye(len(weights))
-        step = np.linalg.solve(curve, slope)
+        slope, curve = logit.derivatives(weights)
+        step = np.linalg.solve(curve + penalty * np.eye(len(weights)), slope - penalty * weights)
         weights += step
         if np.abs(step).max() < _SMALL_STEP:
             break
@@ -68,32 +68,63 @@ def _random_sets(num_tasks: int, num_models: int, rng: np.random.Generator) -> t
     return tasks, ranks < sizes[:, None]
 
 
-def _design(evidence: Evidence, tasks: Ints, asked: Bools) -> tuple[Floats, Ints, Floats, Ints]:
-    """The rows of the logit: one for each different answer of a state, and one for "none".
+@dataclass(frozen=True)
+class _Logit:
+    """The alternatives of each state: its different answers, and "none", which shares no weight with them."""
 
-    Returns the features of each row, its state, 1 if it is what is right, and the first row of each state.
-    """
-    num_states, num_models = asked.shape
-    groups = evidence.groups[tasks]
-    votes = evidence.same[tasks] & asked[:, None, :]
-    is_earlier = np.arange(num_models)[None, :] < np.arange(num_models)[:, None]
-    is_head = asked & (groups >= 0) & ~(votes & is_earlier).any(axis=2)
-    state, head = np.nonzero(is_head)
-    voters = votes[state, head]
-    count = voters.sum(axis=1)
-    counts = np.eye(NUM_COUNTS)[np.minimum(count, NUM_COUNTS) - 1][:, 1:]
-    features = np.einsum("rm,rmf->rf", voters, evidence.votes[tasks[state]]) / count[:, None]
-    none = _none_features(evidence, tasks, asked, is_head.sum(axis=1))
-    left = np.hstack([voters, counts, features])
-    design = np.zeros((len(state) + num_states, left.shape[1] + none.shape[1]))
-    design[: len(state), : left.shape[1]], design[len(state) :, left.shape[1] :] = left, none
-    is_right = evidence.right[tasks[state], head]
-    has_right = np.bincount(state, is_right, minlength=num_states) > 0
-    states = np.r_[state, np.arange(num_states)]
-    order = np.argsort(states, kind="stable")
-    target = np.r_[is_right, ~has_right].astype(float)
-    states = states[order]
-    return design[order], states, target[order], np.searchsorted(states, np.arange(num_states))
+    answers: Floats
+    """The features of each answer, (R, features)."""
+    none: Floats
+    """The features of "none" in each state, (S, features)."""
+    state: Ints
+    """The state of each answer, in order, (R,)."""
+    is_right: Bools
+    """(R,)"""
+
+    @classmethod
+    def of(cls, evidence: Evidence, tasks: Ints, asked: Bools) -> _Logit:
+        """The alternatives of states: their tasks, and the models that are asked in them, (S, M)."""
+        num_models = asked.shape[1]
+        votes = evidence.same[tasks] & asked[:, None, :]
+        is_earlier = np.arange(num_models)[None, :] < np.arange(num_models)[:, None]
+        is_head = asked & (evidence.groups[tasks] >= 0) & ~(votes & is_earlier).any(axis=2)
+        state, head = np.nonzero(is_head)
+        voters = votes[state, head]
+        count = voters.sum(axis=1)
+        counts = np.eye(NUM_COUNTS)[np.minimum(count, NUM_COUNTS) - 1][:, 1:]
+        features = np.einsum("rm,rmf->rf", voters, evidence.votes[tasks[state]]) / count[:, None]
+        return cls(
+            np.hstack([voters, counts, features]),
+            _none_features(evidence, tasks, asked, is_head.sum(axis=1)),
+            state,
+            evidence.right[tasks[state], head],
+        )
+
+    @cached_property
+    def _by_state(self) -> csr_array:
+        """The matrix that adds up the answers of each state, (S, R)."""
+        ones, ends = np.ones(len(self.state)), np.searchsorted(self.state, np.arange(len(self.none) + 1))
+        return csr_array((ones, np.arange(len(self.state)), ends), shape=(len(self.none), len(self.state)))
+
+    def derivatives(self, weights: Floats) -> tuple[Floats, Floats]:
+        """The slope of the log-likelihood and its negative curvature, (features,) and (features, features).
+
+        The two kinds of alternatives share no weight, so the curvature is made of blocks.
+        """
+        size, sums = self.answers.shape[1], self._by_state
+        utility, none = self.answers @ weights[:size], self.none @ weights[size:]
+        powers = np.exp(utility - none[self.state])
+        chance_none = 1 / (1 + sums @ powers)
+        chances = powers * chance_none[self.state]
+        has_right = sums @ self.is_right.astype(float)
+        slope = np.r_[self.answers.T @ (self.is_right - chances), self.none.T @ (1 - has_right - chance_none)]
+        weighted = self.answers * chances[:, None]
+        means, curve = sums @ weighted, np.empty((len(weights), len(weights)))
+        curve[:size, :size] = weighted.T @ self.answers - means.T @ means
+        curve[size:, size:] = (self.none * (chance_none * (1 - chance_none))[:, None]).T @ self.none
+        curve[:size, size:] = -(means * chance_none[:, None]).T @ self.none
+        curve[size:, :size] = curve[:size, size:].T
+        return slope, curve
 
 
 def _none_features(evidence: Evidence, tasks: Ints, asked: Bools, num_answers: Ints) -> Floats:
@@ -102,8 +133,3 @@ def _none_features(evidence: Evidence, tasks: Ints, asked: Bools, num_answers: I
     mean = np.einsum("sm,smf->sf", asked, evidence.replies[tasks]) / total
     ones, answers = np.ones((len(tasks), 1)), np.log1p(num_answers)[:, None]
     return np.hstack([asked & has_answer, asked & ~has_answer, ones, answers, evidence.asks[tasks], mean])
-
-
-def _softmax(utilities: Floats, states: Ints, starts: Ints) -> Floats:
-    powers = np.exp(utilities - np.maximum.reduceat(utilities, starts)[states])
-    return np.asarray(powers / np.add.reduceat(powers, starts)[states])

@@ -143,7 +143,8 @@ def _splits(job: _Job, jobs: Sequence[tuple[int, int]]) -> Iterator[Split]:
     if num_processes == 1:
         yield from (job.split(*args) for args in jobs)
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sklearn.feature_extraction.text", __name__])
     with ProcessPoolExecutor(num_processes, context, _start, (job,)) as pool:
         yield from pool.map(_split, jobs)
 

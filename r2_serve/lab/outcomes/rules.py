@@ -7,11 +7,11 @@ value iteration; Tsitsiklis and Van Roy, "Regression methods for pricing complex
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from r2_serve.gates.fitted import Chain, States
 from r2_serve.gates.table import Floats
@@ -28,36 +28,78 @@ class Part:
     """The tasks on which rules are fitted; `number` tells parts of one table apart."""
 
     number: int
-    rows: npt.NDArray[np.int64]
+    mask: Floats
+    """1 for each task of the part, else 0, (T,)."""
 
 
 @dataclass
 class FittingStates(States):
-    """The states of fitting tasks, with the matrices by which rules are fitted, each computed once."""
+    """The states of fitting tasks, with what fits rules there, each computed once."""
 
-    _solvers: dict[tuple[frozenset[int], int], Floats] = field(default_factory=dict)
+    _inverses: dict[tuple[frozenset[int], int], Floats] = field(default_factory=dict)
 
-    def solver(self, asked: Sequence[int], part: Part) -> Floats:
-        """The matrix that turns values of going on into the coefficients of a rule, (features, tasks)."""
-        key = frozenset(asked), part.number
-        if key not in self._solvers:
-            features = self.after(asked).features[part.rows]
+    def inverse(self, asked: frozenset[int], part: Part) -> Floats:
+        """The inverse of the penalised Gram matrix of a part's features, (features, features)."""
+        key = asked, part.number
+        if key not in self._inverses:
+            features = self.after(asked).features
             ridge = np.diag([*_RIDGES, *[_RIDGE] * (features.shape[1] - len(_RIDGES))])
-            self._solvers[key] = np.linalg.solve(features.T @ features + ridge, features.T)
-        return self._solvers[key]
+            self._inverses[key] = np.linalg.inv((features.T * part.mask) @ features + ridge)
+        return self._inverses[key]
 
 
-def fit_rules(states: FittingStates, order: tuple[int, ...], value_per_usd: float, part: Part) -> Chain:
-    """Fit the rules of an order from its last model back to its first."""
-    price = value_per_usd * states.cost_usd
-    value = states.after(order).belief.chance
-    rules: list[Floats] = []
-    for stage in range(len(order) - 1, 0, -1):
-        state = states.after(order[:stage])
-        going_on = value - price[:, order[stage]]
-        rule = states.solver(order[:stage], part) @ going_on[part.rows]
-        rules.append(rule)
-        chance = state.belief.chance
-        value = np.where(chance > state.features @ rule, chance, going_on)
-    value = value - price[:, order[0]]
-    return Chain(order, tuple(reversed(rules)), float(value[part.rows].mean()))
+Going = tuple[frozenset[int], tuple[int, ...]]
+"""The models asked so far, and those that follow: what the value of going on depends on."""
+
+
+@dataclass
+class Valuation:
+    """Values orders of models on one part, at one price of a right answer.
+
+    Orders that share their later stages share the work: the value of going on after a set of models depends
+    on the set and on what follows, not on the order in which the set was asked. Orders whose sets are equal
+    are computed as one product of matrices.
+    """
+
+    states: FittingStates
+    part: Part
+    value_per_usd: float
+    _values: dict[Going, Floats] = field(default_factory=dict)
+    _rules: dict[Going, Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._price = np.ascontiguousarray(self.value_per_usd * self.states.cost_usd.T)
+        self._share = self.part.mask / self.part.mask.sum()
+
+    def chains(self, orders: Sequence[tuple[int, ...]]) -> list[Chain]:
+        """The chain of each order."""
+        for stage in range(max(map(len, orders)) - 1, 0, -1):
+            self._fit_stage(stage, [order for order in orders if len(order) > stage])
+        return [self._chain(order) for order in orders]
+
+    def _fit_stage(self, stage: int, orders: Sequence[tuple[int, ...]]) -> None:
+        """Fit the rules after `stage` models, where they are not known."""
+        missing: dict[frozenset[int], dict[tuple[int, ...], None]] = defaultdict(dict)
+        for order in orders:
+            going = frozenset(order[:stage]), order[stage:]
+            if going not in self._rules:
+                missing[going[0]][going[1]] = None
+        for asked, rests in missing.items():
+            state = self.states.after(asked)
+            chance, features = state.belief.chance, state.features
+            going_on = np.array([self._value(asked, rest) for rest in rests])
+            rules = ((going_on * self.part.mask) @ features) @ self.states.inverse(asked, self.part)
+            values = np.where(chance > rules @ features.T, chance, going_on)
+            for rest, rule, value in zip(rests, rules, values, strict=True):
+                self._rules[asked, rest], self._values[asked, rest] = rule, value
+
+    def _value(self, asked: frozenset[int], rest: tuple[int, ...]) -> Floats:
+        """The value of asking the first model of `rest`, and of going on from there as fitted."""
+        after = asked | {rest[0]}
+        last = len(rest) == 1
+        value = self.states.after(after).belief.chance if last else self._values[after, rest[1:]]
+        return np.asarray(value - self._price[rest[0]])
+
+    def _chain(self, order: tuple[int, ...]) -> Chain:
+        rules = tuple(self._rules[frozenset(order[:k]), order[k:]] for k in range(1, len(order)))
+        return Chain(order, rules, float(self._value(frozenset(), order) @ self._share))

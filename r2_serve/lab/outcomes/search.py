@@ -1,6 +1,6 @@
 """Finds the order of a gate by local search: one model enters, leaves, moves or replaces another.
 
-The value of an order is that of `rules.fit_rules`. The search begins with the order it is given, else with
+The value of an order is that of `rules.Valuation`. The search begins with the order it is given, else with
 the best of all single models and pairs, and takes the best move until none helps.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 from r2_serve.gates.fitted import Chain
-from r2_serve.lab.outcomes.rules import MOST_STAGES, FittingStates, Part, fit_rules
+from r2_serve.lab.outcomes.rules import MOST_STAGES, FittingStates, Part, Valuation
 
 Order = tuple[int, ...]
 _LEAST_GAIN = 1e-6
@@ -19,10 +19,10 @@ _LEAST_GAIN = 1e-6
 def best_chain(states: FittingStates, value_per_usd: float, part: Part, start: Order | None = None) -> Chain:
     """The best chain that the search finds at one price of a right answer."""
     models = range(states.cost_usd.shape[1])
+    valuation = Valuation(states, part, value_per_usd)
 
-    def best(orders: Iterator[Order] | Sequence[Order]) -> Chain:
-        chains = (fit_rules(states, order, value_per_usd, part) for order in orders)
-        return max(chains, key=lambda chain: chain.value)
+    def best(orders: Sequence[Order]) -> Chain:
+        return max(valuation.chains(orders), key=lambda chain: chain.value)
 
     first = [(model,) for model in models]
     chain = best([start] if start else [*first, *permutations(models, 2)])

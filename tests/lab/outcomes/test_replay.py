@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from r2_serve.cli import app
@@ -68,6 +69,19 @@ def test_promise_is_reported_with_its_splits(tmp_path: Path) -> None:
     assert found["promises_kept"] == 1
 
 
+def test_figures_are_those_of_the_first_version_of_the_search(tmp_path: Path) -> None:
+    """The search was rewritten for speed; these figures are those of the slow one."""
+    found = replayed(tmp_path, books.lines(240), "--splits", 2, "--reference", "large")
+    figures = {row["policy"]: (row["accuracy"], row["cost_ratio"]) for row in found["rows"]}
+    assert figures["fitted gate"] == pytest.approx((0.9433915, 0.6563570), abs=1e-6)
+    assert figures["gate at any cost"] == pytest.approx((0.9583333, 0.7323173), abs=1e-6)
+    assert figures["agreement gate"] == pytest.approx((0.9625000, 0.2650202), abs=1e-6)
+    assert [split["order"] for split in found["splits"]] == [
+        "middle > tiny > large > small / middle > small > tiny > large",
+        "large > middle > tiny > small",
+    ]
+
+
 def test_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
     first, second = (replayed(tmp_path, books.lines(80), "--splits", 1) for _ in range(2))
     assert first == second
@@ -110,3 +124,11 @@ def test_replay_is_written_for_a_paper(tmp_path: Path) -> None:
     assert "accuracy_difference_ci95_low" in table.read_text().splitlines()[0]
     assert "fitted gate" in text.read_text()
     assert {path.suffix for path in pictures.iterdir()} == {".svg", ".pdf"}
+
+
+def test_table_fits_80_columns_and_no_figure_is_cut(tmp_path: Path) -> None:
+    replayed(tmp_path, books.lines(60), "--splits", 1, "--reference", "large")
+    text = run("replay", tmp_path / "book.jsonl", "--splits", 1, "--reference", "large")
+    table = text[text.index("policy") : text.index("dim:")]
+    assert "…" not in table
+    assert max(map(cell_len, table.splitlines())) <= 80
