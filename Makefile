@@ -5,7 +5,7 @@ DOMAIN  ?= both
 QUERIES ?= 200
 SEEDS   ?= 1
 PLANS   ?=
-N       ?= 300
+N       ?= 500
 PYTEST  ?=
 UPGRADE ?=
 CLIENT  ?=
@@ -51,7 +51,7 @@ demo:  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=words|s
 
 EVAL := $(BIN)/r2-serve eval run -p all --limit $(N) --set-aside
 
-eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tables and a page (N=300 tasks)
+eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tables and a page (N=500 tasks)
 	$(EVAL) -b scan -d simple --out runs/eval/scan-simple-$(N)
 	$(EVAL) -b scan -d length --out runs/eval/scan-length-$(N)
 	$(EVAL) -b words -d test --out runs/eval/words-$(N)

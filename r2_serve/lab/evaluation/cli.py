@@ -98,6 +98,9 @@ def run(
     tau: Annotated[
         float, typer.Option(min=0, max=1, help="Confidence below which dot, datashunt, cascade escalate.")
     ] = 0.9,
+    tuning_tasks: Annotated[
+        int, typer.Option(min=1, help="Development tasks on which dot:tuned and its like are chosen.")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Seed of every draw that a policy makes.")] = 0,
     book: Annotated[
         Path | None,
@@ -149,6 +152,7 @@ def run(
         api_key=api_key,
         virtual_model=model,
         seed=seed,
+        num_tuning_tasks=tuning_tasks,
         engine=engine,
         policy_config=PolicyConfig(tau=tau),
         options=RunOptions(num_at_once=at_once, max_cost_usd=max_cost_usd, retry_errors=retry_errors),

@@ -13,6 +13,7 @@
 | `cascade:M1,M2,...` | M1, and the next where it is unsure | |
 | `all:MODEL`, `one:auto`, ... | the virtual model under a policy of serving | |
 | `MODULE:NAME` | a function of the user's own | |
+| `dot:tuned`, ... | pair, chain and threshold that do best on development tasks (`tuning`) | |
 
 A compact model of some thousand parameters can neither plan nor judge: it answers one line with one line. For
 it the router's decomposer plans, and confidence stands for judgement. A compact prompt of a step holds only
@@ -46,6 +47,9 @@ from r2_serve.types import Message, Plan, Sampling, Subtask, substitute
 _GREEDY = Sampling(temperature=0.0)
 _PROBE = Sampling(temperature=0.0, logprobs=True)
 R2, RANDOM, ALL = "r2", "random", "all"
+TUNED = "tuned"
+"""`dot:tuned` stands for the pair and threshold that `tuning` chooses."""
+TUNABLE = ("dot", "datashunt", "cascade")
 
 
 class PolicyConfig(Config):
@@ -316,8 +320,13 @@ def _is_compact(model: str, setting: Setting) -> bool:
 
 
 def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolicy:
-    """The policy called `name`. Raises: ConfigError if there is none, or if it names an unknown model."""
-    kind, _, details = name.partition(":")
+    """The policy called `name`. Raises: ConfigError if there is none, or if it names an unknown model.
+
+    `dot`, `datashunt` and `cascade` may end with a threshold of their own: `dot:SMALL,LARGE@0.97`.
+    """
+    plain, tau = split_tau(name)
+    config = config if tau is None else config.model_copy(update={"tau": tau})
+    kind, _, details = plain.partition(":")
     models = tuple(details.split(",")) if details else ()
     known = tuple(setting.cards) if kind in ("single", "cascade", "datashunt") else setting.pool
     known = (*known, *setting.gates) if kind in ("all", "final-only") else known
@@ -355,6 +364,30 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
 KINDS = (R2, RANDOM, ALL, "single", "cot", "tot", "datashunt", "dot", "final-only", "cascade")
 SERVED = ("all", "one", "final-only", "random", "learned", "cheapest")
 """Kinds of policies of serving (`router.policies`)."""
+
+
+def split_tau(name: str) -> tuple[str, float | None]:
+    """The name of a policy without the threshold at its end, and that threshold.
+
+    Raises: ConfigError if the threshold is not between 0 and 1.
+    """
+    plain, mark, text = name.rpartition("@")
+    if not mark or name.partition(":")[0] not in TUNABLE:
+        return name, None
+    try:
+        tau = float(text)
+    except ValueError:
+        return name, None
+    if not 0 <= tau <= 1:
+        raise ConfigError(f"policy {name!r}: the threshold {text} is not between 0 and 1")
+    return plain, tau
+
+
+def named_models(policy: str) -> set[str]:
+    """The models that the name of a policy names."""
+    return {model for model in split_tau(policy)[0].partition(":")[2].split(",") if model}
+
+
 FORMS = (
     "one of r2, single:MODEL, cot:MODEL, tot:MODEL, datashunt:SMALL,LARGE, dot:SMALL,LARGE, random, "
     "final-only:SMALL,LARGE, cascade:M1,M2,..., a policy of serving such as all:MODEL, your own as "
@@ -369,11 +402,25 @@ def random_policy(shares: dict[str, float]) -> EvalPolicy:
 
 
 def all_policies(setting: Setting) -> tuple[str, ...]:
-    """`all`: every kind of policy on a pool; SMALL is its third-largest model or the smallest one."""
+    """`all`: every kind of policy on a pool, each constant allocation, and the tuned baselines.
+
+    SMALL of `final-only` is the third-largest model or the smallest one.
+    """
     pool = setting.pool
     small, large = pool[max(0, len(pool) - 3)], pool[-1]
-    pair = f"{small},{large}"
+    alone = (f"single:{model}" for model in pool)
+    constant = (f"all:{model}" for model in pool)
     prompted = (f"cot:{large}", f"tot:{large}")
-    paired = (f"datashunt:{pair}", f"dot:{pair}", f"final-only:{pair}") if small != large else ()
-    cascade = (f"cascade:{','.join(pool)}",) if len(pool) > 1 else ()
-    return (R2, *(f"single:{model}" for model in pool), *prompted, *paired, RANDOM, *cascade)
+    final_only = (f"final-only:{small},{large}",) if small != large else ()
+    tuned = tuple(f"{kind}:{TUNED}" for kind in TUNABLE) if len(pool) > 1 else ()
+    return (R2, *alone, *constant, *prompted, *tuned, *final_only, RANDOM)
+
+
+def fixed(name: str, setting: Setting) -> str:
+    """The policy in place of `KIND:tuned` where there are too few tasks to tune on.
+
+    It has the third-largest model or the smallest one, and the largest; `cascade` has the whole pool.
+    """
+    kind, pool = name.partition(":")[0], setting.pool
+    models = pool if kind == "cascade" else (pool[max(0, len(pool) - 3)], pool[-1])
+    return f"{kind}:{','.join(models)}"

@@ -7,7 +7,8 @@ them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -47,10 +48,27 @@ from r2_serve.lab.evaluation.manifest import (
     setting_of,
     started,
 )
-from r2_serve.lab.evaluation.policies import ALL, PolicyConfig, all_policies, parse_policy
+from r2_serve.lab.evaluation.policies import (
+    ALL,
+    R2,
+    PolicyConfig,
+    all_policies,
+    fixed,
+    named_models,
+    parse_policy,
+)
 from r2_serve.lab.evaluation.revising import Cards, grade_book, regrade_rows, reprice_book, reprice_rows
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow
 from r2_serve.lab.evaluation.runner import Examiner, OnRow, RowSource, Runner, RunOptions, Standing, Work
+from r2_serve.lab.evaluation.tuning import (
+    FEWEST_TASKS,
+    Tuning,
+    read_tuning,
+    spelt_out,
+    tune,
+    tuned_names,
+    write_tuning,
+)
 from r2_serve.lab.reports.terminal import usd
 from r2_serve.lab.runs import code_version
 from r2_serve.serve_config import ServeConfig, load
@@ -79,6 +97,8 @@ class EvalRequest(Config):
     """The book that is read and written; None for `book.jsonl` in `out`."""
     revised: tuple[Revision, ...] = ()
     """What is done anew in the rows that `out` has, without a call."""
+    num_tuning_tasks: int = 100
+    """Development tasks on which `dot:tuned` and its like are chosen."""
     set_aside_other_run: bool = False
     """If `out` holds another run, move that to `out`.1 (.2, ...) and start anew, instead of refusing."""
 
@@ -88,8 +108,10 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     config = load(request.config)
     virtual_model = request.virtual_model or default_virtual_model(config.routing, request.benchmark)
     setting = setting_of(config.router, config.routing, virtual_model, request.seed)
-    tasks, split = select_tasks(request.benchmark, request.data, request.split, request.limit, request.grader)
     names = policy_names(request.policies, setting, request.policy_config)
+    wanted = "test" if tuned_names(names) and request.split is None else request.split
+    tasks, split = select_tasks(request.benchmark, request.data, wanted, request.limit, request.grader)
+    names, tuning = await _tuned(request, config, setting, names, split, console)
     manifest = _manifest(request, config, setting, names, tasks, split)
     source = _source(request, setting)
     is_halved = split == "test" and request.split is None
@@ -100,6 +122,8 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
         if moved is not None:
             _say(console, f"{request.out} held another run, which is now in {moved}")
     manifest.joined(request.out, tasks, request.revised)  # before models are loaded in vain
+    if tuning is not None:
+        write_tuning(request.out, tuning)
     async with Grader() as grader:
         await _revise(request, tasks, setting.cards, grader, console)
         path = request.book or request.out / BOOK
@@ -188,9 +212,63 @@ def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -
     """Each policy once, `all` spelt out. Raises: ConfigError for a name that is not a policy."""
     spelt_out = (all_policies(setting) if policy == ALL else (policy,) for policy in given)
     names = tuple(dict.fromkeys(name for some in spelt_out for name in some))
-    for name in names:
+    for name in set(names) - set(tuned_names(names)):
         parse_policy(name, setting, config)
     return names
+
+
+async def _tuned(
+    request: EvalRequest,
+    config: ServeConfig,
+    setting: Setting,
+    names: tuple[str, ...],
+    split: Split,
+    console: Console,
+) -> tuple[tuple[str, ...], Tuning | None]:
+    """The names with a policy for each that is to be tuned, and how they were chosen.
+
+    A choice that was made for the same tasks, config, prices and code is read again from the run. Raises:
+    ConfigError if the development tasks would be reported; RunError if tuning passes the cost limit.
+    """
+    wanted = tuned_names(names)
+    if not wanted:
+        return names, None
+    if split != "test":
+        raise ConfigError(f"{', '.join(wanted)}: tuned on development tasks, so --split has to be test")
+    try:
+        tasks, _ = select_tasks(
+            request.benchmark, request.data, "development", request.num_tuning_tasks, request.grader
+        )
+    except ConfigError:
+        tasks = ()
+    if len(tasks) < FEWEST_TASKS:
+        note = f"{len(tasks)} development tasks are too few to tune {', '.join(wanted)}: they stay fixed"
+        _say(console, note)
+        return tuple(fixed(name, setting) if name in wanted else name for name in names), None
+    parts = (
+        *(data_sha256(tasks), config_sha256(config.router, config.routing, config.model_apps)),
+        *(code_version(), request.url, request.seed, setting.virtual_model, R2 in names, wanted),
+    )
+    made_for = hashlib.sha256(repr(parts).encode()).hexdigest()
+    known = read_tuning(request.out)
+    if known is not None and (request.revised or known.made_for == made_for):
+        return spelt_out(names, known), known
+    pool = tuple(f"single:{model}" for model in setting.pool)
+    with _counting("tuning", console) as on_row:
+        async with Grader() as grader, _asker(request, config, setting.virtual_model, (R2, *pool)) as asker:
+            tuning = await tune(
+                wanted,
+                tasks,
+                asker,
+                grader,
+                setting,
+                request.policy_config,
+                made_for=made_for,
+                has_r2=R2 in names,
+                num_at_once=request.options.num_at_once,
+                on_row=on_row,
+            )
+    return spelt_out(names, tuning), tuning
 
 
 def _source(request: EvalRequest, setting: Setting) -> RowSource | None:
@@ -205,16 +283,24 @@ def _source(request: EvalRequest, setting: Setting) -> RowSource | None:
 
 @contextlib.asynccontextmanager
 async def _asker(
-    request: EvalRequest, config: ServeConfig, virtual_model: str, policies: Sequence[str], keeper: Keeper
+    request: EvalRequest,
+    config: ServeConfig,
+    virtual_model: str,
+    policies: Sequence[str],
+    keeper: Keeper | None = None,
 ) -> AsyncIterator[Asker]:
+    """What answers the queries of a run; without `keeper`, no reply comes from a book or goes into one."""
     if request.url is None:
         models = models_of(policies, config.routing.virtual_models[virtual_model])
-        engine_for = booked_engines(_made_engines(config, models), config.model_apps, keeper)
+        engine_for = _made_engines(config, models)
+        if keeper is not None:
+            engine_for = booked_engines(engine_for, config.model_apps, keeper)
         yield InProcessAsker(config.router, config.routing, engine_for)
         return
     async with new_client(request.url, api_key=request.api_key) as client:
         cards = {model.name: model for model in config.router.models}
-        yield BookedAsker(HttpAsker(client), cards, request.url, keeper)
+        asker = HttpAsker(client)
+        yield asker if keeper is None else BookedAsker(asker, cards, request.url, keeper)
 
 
 def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:
@@ -233,7 +319,7 @@ def _made_engines(config: ServeConfig, names: Collection[str]) -> EngineFor:
 
 def models_of(policies: Sequence[str], virtual: VirtualModelConfig) -> frozenset[str]:
     """Models that the policies may ask: those they name, and the virtual model's if any policy asks that."""
-    named = {model for policy in policies for model in policy.partition(":")[2].split(",") if model}
+    named = {model for policy in policies for model in named_models(policy)}
     if all(policy.partition(":")[0] in ("single", "cascade", "datashunt") for policy in policies):
         return frozenset(named)
     own = (virtual.fallback_model, virtual.decomposer.model, virtual.allocator.model)
@@ -274,6 +360,14 @@ def _progress(name: str, console: Console, *, is_transient: bool = False) -> Ite
             progress.update(bar, total=standing.num_total, completed=standing.num_done, standing=text)
 
         yield show
+
+
+@contextlib.contextmanager
+def _counting(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar that counts up to a total."""
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 class ReportFiles(Config):

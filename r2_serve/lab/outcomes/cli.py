@@ -63,7 +63,9 @@ BookArgument = Annotated[Path, typer.Argument(help="A book that `r2-serve outcom
 @outcomes_app.command("import")
 def import_(
     file_format: Annotated[Format, typer.Argument(metavar="FORMAT", help="The format of the files.")],
-    files: Annotated[list[Path], typer.Argument(help="The files; `.gz` is read too.")],
+    files: Annotated[
+        list[str], typer.Argument(help="The files; `.gz` is read too. zeroeval: also MODEL=FILE.")
+    ],
     out: OutOption,
     grader: GraderOption = None,
     prices: PricesOption = None,
@@ -87,7 +89,7 @@ def import_(
               csv, jsonl   a reply in each row; fields are task, model, prompt, reply, gold, right, ...
               traces       a directory of traces, with the scores of POST /v1/r2/feedback
     Example:  r2-serve outcomes import recorded gsm.jsonl.gz -g number --prices prices.yaml --out gsm.book
-              r2-serve outcomes import zeroeval gsm/gpt-4o.json --model gpt-4o -g number -o gpt-4o.book
+              r2-serve outcomes import zeroeval gpt-4o=gpt-4o.json mini=mini.json -g number -o gsm.book
               r2-serve outcomes import csv runs.csv --column reply=output -g text --out runs.book
               r2-serve outcomes import traces /var/r2/traces --out served.book
     """
@@ -99,8 +101,8 @@ def import_(
         columns = _columns(column or [])
         records = [
             priced(record, by_model)
-            for path in files
-            for record in FORMATS[file_format.value](Source(path, model, columns, feedback, by.value))
+            for name, path in map(_named_file, files)
+            for record in FORMATS[file_format.value](Source(path, name or model, columns, feedback, by.value))
         ]
         unpriced = sorted({r.model for r in records if r.model not in by_model and not r.cost_usd})
         if prices and unpriced:
@@ -250,6 +252,12 @@ def _estimate(table: OutcomeTable, json_file: Path | None) -> None:
     print_estimates(found, Console(markup=False))
     if json_file is not None:
         write_whole(json_file, found.model_dump_json(indent=2))
+
+
+def _named_file(text: str) -> tuple[str | None, Path]:
+    """The model and the path of `MODEL=FILE`; a file whose own name has the sign has no model."""
+    name, sign, rest = text.partition("=")
+    return (name, Path(rest)) if sign and not Path(text).exists() else (None, Path(text))
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

@@ -128,20 +128,32 @@ def zeroeval(source: Source) -> Iterator[Outcome]:
         place = f"{source.path}, result {number}"
         if not isinstance(row, dict):
             raise BookError(f"{place}: expected an object")
-        output, gold = row.get("output"), row.get("answer", row.get("correct_answer"))
+        output = row.get("output")
         reply = str(output[0] if isinstance(output, list) and output else output or "")
         prompt = _zeroeval_prompt(row)
         fields = {
-            "task": str(row.get("id") or row.get("session_id") or number),
+            "task": _zeroeval_task(row, number),
             "model": source.model or _text(row, "generator", place),
             "prompt": prompt,
-            "gold": None if gold is None else str(gold),
+            "gold": _zeroeval_gold(row),
             "choices": _choices(row.get("choices")),
             "reply": reply,
             "tokens_in": round(len(prompt) / CHARS_PER_TOKEN),
             "tokens_out": round(len(reply) / CHARS_PER_TOKEN),
         }
         yield _outcome(fields, place)
+
+
+def _zeroeval_task(row: Mapping[str, object], number: int) -> str:
+    """The data set and the id: ids are `gsm8k-main-test-#0` in one data set, and numbers from 0 in others."""
+    name = next((row[key] for key in ("id", "session_id") if row.get(key) not in (None, "")), number)
+    return f"{row['dataset']}/{name}" if row.get("dataset") else str(name)
+
+
+def _zeroeval_gold(row: Mapping[str, object]) -> str | None:
+    """The gold answer; GSM8K's stands behind a `#`."""
+    gold = row.get("answer", row.get("correct_answer"))
+    return None if gold is None else str(gold).removeprefix("# ")
 
 
 def _zeroeval_prompt(row: Mapping[str, object]) -> str:

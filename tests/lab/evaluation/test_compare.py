@@ -105,7 +105,7 @@ def test_command_prints_and_writes_a_comparison(tmp_path: Path) -> None:
     a, b = run_of(tmp_path / "a", {"r2": 90}), run_of(tmp_path / "b", {"r2": 70}, cost="2")
     files = {name: tmp_path / f"c.{name}" for name in ("json", "csv", "latex")}
     output = r2("compare", a, b, *(part for name, path in files.items() for part in (f"--{name}", path)))
-    assert "+20.0 (+13.0 to +28.0)" in output
+    assert "+20.0 (+13.0, +28.0)" in output
     assert "0.50 (0.50-0.50)" in output
     assert "better" in output
     assert json.loads(files["json"].read_text())["rows"][0]["wins"] == 20

@@ -71,6 +71,45 @@ def test_texts_of_routerbench_that_are_printed_lists_are_read(tmp_path: Path) ->
     assert (record.prompt, record.reply, record.right) == ("Which?", "It is\nB", True)
 
 
+def test_published_files_of_zeroeval_make_the_book_of_the_recorded_format(tmp_path: Path) -> None:
+    """Rows as ZeroEval publishes them: GSM8K's gold is `# 18`, and the ids of MATH level 5 begin with 0."""
+    prompt, replies = "How many?\n\nAnswer in json.", {"gpt-4o": "18", "qwen2-7b": "17"}
+    files, lines = [], [{"task": {"id": f"gsm/{i}", "prompt": prompt, "gold": "18"}} for i in range(2)]
+    for model, answer in replies.items():
+        reply = json.dumps({"reasoning": "r", "answer": answer})
+        rows = [
+            {
+                "session_id": i,
+                "chat_history": [prompt],
+                "model_input": f"<|im_start|>user\n{prompt}<|im_end|>",
+                "output": [reply],
+                "generator": f"somebody/{model}-2024",
+                "configs": {"engine": "openai", "temperature": 0.0, "max_tokens": 4096},
+                "dataset": "gsm",
+                "id": i,
+                "question": "How many?",
+                "answer": "# 18",
+                "task_type": "qa",
+            }
+            for i in range(2)
+        ]
+        (tmp_path / f"{model}.json").write_text(json.dumps(rows))
+        files.append(f"{model}={tmp_path / model}.json")
+        lines += [
+            {"id": f"gsm/{i}", "model": model, "prompt_chars": len(prompt), "reply": reply} for i in range(2)
+        ]
+    published = imported(tmp_path, "zeroeval", *files, "--grader", "number")
+    path = tmp_path / "recorded.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert published == imported(tmp_path, "recorded", path, "--grader", "number")
+    assert {key: record.right for key, record in published.items()} == {
+        ("gsm/0", "gpt-4o"): True,
+        ("gsm/1", "gpt-4o"): True,
+        ("gsm/0", "qwen2-7b"): False,
+        ("gsm/1", "qwen2-7b"): False,
+    }
+
+
 def test_csv_of_routerbench_keeps_its_verdicts_and_costs(tmp_path: Path) -> None:
     path = tmp_path / "routerbench.csv"
     path.write_text(

@@ -33,6 +33,7 @@ def notes(report: RunReport) -> list[str]:
         *_rival_notes(report),
         *_equal_accuracy_notes(report),
         *_shares_notes(report),
+        *_tuning_notes(report),
         *_seeds_notes(report),
         *_incomplete_notes(report),
         *failure_notes(report.policies),
@@ -54,6 +55,24 @@ def _rival_notes(report: RunReport) -> list[str]:
         f"{difference(rival)} points at {cost_ratio(rival)} times its total cost.",
         f"r2 is 'not worse' where Tango's test proves that it loses less than {margin} (one-sided, 2.5 %). "
         "p is McNemar's, corrected by Holm for the number of baselines.",
+    ]
+
+
+def _tuning_notes(report: RunReport) -> list[str]:
+    if report.tuning is None:
+        return []
+    tuning = report.tuning
+    goal = (
+        "the most accurate one"
+        if tuning.target_accuracy is None
+        else f"the cheapest within {points(tuning.margin)} of r2 ({percent(tuning.target_accuracy)} there)"
+    )
+    chosen = "; ".join(
+        f"{one.policy} of {one.num_settings} settings ({percent(one.accuracy)})"
+        for one in tuning.chosen.values()
+    )
+    return [
+        f"Tuned on {tuning.num_tasks} development tasks, none of which is reported, for {goal}: {chosen}."
     ]
 
 
@@ -148,7 +167,7 @@ def interval(bounds: Interval) -> str:
 def difference(pair: Paired) -> str:
     """The difference of two accuracies in points, with its interval."""
     low, high = pair.accuracy_difference_ci95
-    return f"{100 * pair.accuracy_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * pair.accuracy_difference:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"
 
 
 def cost_ratio(pair: Paired) -> str:
@@ -237,7 +256,7 @@ def usage_cells(policy: PolicyReport) -> Cells:
     )
 
 
-COMPARISON_COLUMNS = ("r2 against", "points (95 % CI)", "p", "r2 is", "cost, times (95 % CI)")
+COMPARISON_COLUMNS = ("r2 against", "points (95 % CI)", "p", "r2 is", "cost, times (CI)")
 
 
 def comparison_rows(report: RunReport) -> list[Cells]:

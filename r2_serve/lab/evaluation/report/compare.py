@@ -18,7 +18,7 @@ from r2_serve.lab.statistics import Paired, holm
 from r2_serve.types import Record
 
 COLUMNS = ("policy of A", "of B", "A", "B", "points (95 % CI)")
-MORE_COLUMNS = ("policy of A", "p", "bootstrap", "A is", "cost, times (95 % CI)")
+MORE_COLUMNS = ("policy of A", "p", "bootstrap", "A is", "cost, times (CI)")
 
 
 class ComparedPolicies(Paired):

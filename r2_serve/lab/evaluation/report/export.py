@@ -69,7 +69,7 @@ def write_comparison(
         )
         for row in found.rows
     ]
-    columns = ("policy of A", "of B", "A", "B", "points (95 % CI)", "p", "A is", "cost, times (95 % CI)")
+    columns = ("policy of A", "of B", "A", "B", "points (95 % CI)", "p", "A is", "cost, times (CI)")
     texts = {
         json_out: found.model_dump_json(indent=2),
         csv: csv_text({"a": found.a, "b": found.b, **dict(row)} for row in found.rows),

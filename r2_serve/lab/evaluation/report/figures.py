@@ -21,6 +21,7 @@ from r2_serve.lab.evaluation.report.comparisons import (
 from r2_serve.lab.evaluation.report.policy import PolicyReport, policy_report
 from r2_serve.lab.evaluation.report.results import read_results
 from r2_serve.lab.evaluation.runner import read_shares
+from r2_serve.lab.evaluation.tuning import Tuning, read_tuning
 from r2_serve.lab.runs import RunError
 from r2_serve.lab.statistics import MARGIN
 from r2_serve.types import Record
@@ -48,6 +49,8 @@ class RunReport(Record):
     pareto: tuple[str, ...]
     """Policies that no other beats in both accuracy and total cost, cheapest first."""
     random_shares: dict[str, float] | None
+    tuning: Tuning | None
+    """How the tuned baselines were chosen; None if the run has none."""
 
     @property
     def reference_report(self) -> PolicyReport:
@@ -80,6 +83,7 @@ def report_of(directory: Path, reference: str | None = None, margin: float = MAR
         reference=_reference(policies, manifest.pool[-1], reference),
         pareto=pareto(policies),
         random_shares=read_shares(results.directories[0]),
+        tuning=read_tuning(results.directories[0]),
     )
 
 
