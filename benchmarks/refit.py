@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--reference", required=True)
     parser.add_argument("--seed", type=int, default=0, help="seed of the halves")
     given = parser.parse_args()
-    console = Console(markup=False)
+    console = Console(markup=False, width=110)
     for path in given.books:
         try:
             table = table_of(read_book(path))
