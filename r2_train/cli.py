@@ -126,6 +126,10 @@ def collect(
             "MODULE:NAME.",
         ),
     ] = None,
+    from_traces: Annotated[
+        Path | None,
+        typer.Option(help="Tasks in place of --data: served queries of this directory, and their feedback."),
+    ] = None,
 ) -> None:
     """Sample plans for every task, run and grade them on the pool, keep the best correct one.
 
@@ -134,9 +138,15 @@ def collect(
     \b
     Example:  r2-train collect -c r2_train/configs/embedded-scan.yaml -o runs/scan
               r2-train collect -c mine.yaml -d mine.jsonl --grader number -o runs/mine
+              r2-train collect -c mine.yaml --from-traces /var/r2/traces --grader number -o runs/served
     """
+    from r2_train.stages.served_tasks import write_served_tasks
 
     def work() -> CollectSummary:
+        if from_traces is not None:
+            file = write_served_tasks(out / "served.jsonl", from_traces, grader)
+            own: dict[str, str | None] | None = {"benchmark": "qa", "data": str(file), "grader": grader}
+            return asyncio.run(_run(config, out, own).collect())
         own = None if data is None else {"benchmark": benchmark, "data": data, "grader": grader}
         return asyncio.run(_run(config, out, own).collect())
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from r2_serve.ops.publishing.compare import Report
     from r2_serve.router.trial_evidence import Comparison
 
+TABLE_COLUMNS = 112
+"""Width of the table, whose figures are never cut."""
 LOOKS = 10
 """Looks that the confidence of `--watch` is shared over (Bonferroni)."""
 STATUS = {"no worse": 0, "worse": 1, "open": 3}
@@ -86,6 +88,7 @@ def compare(
 
     with plain_errors():
         console, seen = Console(markup=False), 0
+        console.width = max(console.width, TABLE_COLUMNS)
         while True:
             level = confidence if watch_s is None else 1 - (1 - confidence) / LOOKS
             reports = list(_reports(config, virtual_model, traces, feedback, grader.value, level))
