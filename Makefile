@@ -62,18 +62,18 @@ eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tabl
 retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=words|scan, SEEDS=1)
 	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
-FAST := not ray and not engine and not train and not gpu and not sandbox
+FAST := not ray and not engine and not train and not gpu and not sandbox and not browser
 # Two processes; each file of tests, with its cluster or models, stays on one of them.
 TWO := -q -n 2 --dist loadfile --no-loadscope-reorder
 SMOKE := smoke and not slow and not gpu
-SLOW := (ray or engine or sandbox or train) and not gpu
+SLOW := (ray or engine or sandbox or train or browser) and not gpu
 
 test: $(ALL)  ## the default tier, with real Ray, a real engine, the sandbox and a training step
 	@.ci/system-packages
 	$(BIN)/pytest $(TWO) -m "($(FAST)) or ($(SMOKE))" $(PYTEST)
 
 test-rest: $(ALL)  ## the tests of the slow tiers that `make test` leaves out
-	@.ci/system-packages
+	@.ci/system-packages chromium
 	$(BIN)/pytest -q -m "$(SLOW) and not ($(SMOKE))" $(PYTEST)
 
 test-all: test test-rest  ## every tier that needs no GPU

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -258,6 +259,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where summary.json goes.")] = Path("runs/demo"),
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Loopback port; 0: any.")] = 0,
     start_timeout: StartTimeoutOption = None,
+    stay: Annotated[
+        bool | None,
+        typer.Option("--stay/--no-stay", help="Keep the page open until ctrl-C. Default: in a terminal."),
+    ] = None,
 ) -> None:
     """Route held-out tasks through a local cluster over HTTP, and show what routing buys.
 
@@ -267,7 +272,7 @@ def demo(
     from rich.console import Console
 
     from r2_serve.lab.demo import DOMAINS, run_demo, write_summary
-    from r2_serve.ops.local.cluster import LOOPBACK, only, prepare_environment
+    from r2_serve.ops.local.cluster import LOOPBACK, only, prepare_environment, wait_for_interrupt
 
     prepare_environment()
     names = list(DOMAINS) if domain in ("both", "") else [domain]
@@ -277,7 +282,10 @@ def demo(
     loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
     with _cluster(loaded, LOOPBACK, port, start_timeout) as url:
         summary = asyncio.run(run_demo(url, loaded, names, queries, console))
-    typer.echo(f"written: {write_summary(summary, out)}")
+        typer.echo(f"written: {write_summary(summary, out)}")
+        if sys.stdout.isatty() if stay is None else stay:
+            typer.echo(f"page:    {_page(url)}  (ctrl-C ends the demo)")
+            wait_for_interrupt()
 
 
 @keys_app.command()
@@ -346,8 +354,14 @@ def _say_ready(url: str) -> None:
 def _say_how_to_use(config: ServeConfig, url: str) -> None:
     models = ", ".join(model.name for model in config.router.models)
     typer.echo(f"models: {', '.join(config.routing.virtual_models)} (routed), {models}")
+    typer.echo(f"page:   {_page(url)}")
     typer.echo(f"try:    r2-serve ask --url {url} '{QUESTION}'")
     typer.echo("stop:   ctrl-C")
+
+
+def _page(url: str) -> str:
+    """The address of the page of the endpoint at `url`, which ends with /v1."""
+    return f"{url.removesuffix('/v1')}/ui"
 
 
 def _address(config: ServeConfig, host: str | None, port: int | None) -> tuple[str, int]:

@@ -17,11 +17,16 @@ from r2_serve.ops.local.cluster import prepare_environment
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded")
 
-PACKAGES = {"bwrap": "bubblewrap", "promtool": "prometheus", "prometheus": "prometheus"}
+PACKAGES = {
+    "bwrap": "bubblewrap",
+    "chromium": "chromium",
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+}
 """The Debian package of each program that a test may need."""
 
 
-SLOW_TIERS = ("ray", "train", "engine", "sandbox")
+SLOW_TIERS = ("ray", "train", "engine", "sandbox", "browser")
 
 
 @functools.cache

@@ -30,8 +30,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Mount, Route
 
 from r2_serve.config import ServerConfig
 from r2_serve.dialects.chat import CHAT
@@ -54,6 +54,7 @@ from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import model_list, model_object
 from r2_serve.http.openapi import describe
+from r2_serve.http.page import PAGE, Page
 from r2_serve.http.rating import Feedback, OnRated
 from r2_serve.http.redaction import Redactor
 from r2_serve.http.response_store import ResponseStore
@@ -124,13 +125,15 @@ def create_app(
             Route("/v1/messages", endpoint(MESSAGES), methods=["POST"]),
             Route("/v1/messages/count_tokens", CountTokens(endpoint(MESSAGES)), methods=["POST"]),
             Route("/v1/r2/feedback", rating, methods=["POST"]),
-            Route("/v1/r2/events", Watching(backend, server)),
+            Route("/v1/r2/events", Watching(backend, server), methods=["GET"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),
             Route("/health/ready", pages.ready),
             Route("/metrics", pages.metrics_text),
             Route("/openapi.json", pages.openapi),
+            Route(PAGE, _to_page),
+            Mount(PAGE, Page()),
         ],
         middleware=[Middleware(Edge, keys=keys, metrics=metrics, new_id=new_id, redact=redact)],
         exception_handlers={HTTPException: answer_error, R2Error: answer_error},
@@ -179,6 +182,11 @@ class _Pages:
 
     async def openapi(self, request: Request) -> Response:
         return _json(encode(describe()))
+
+
+async def _to_page(request: Request) -> Response:
+    """The page's links are relative, so its address ends with a slash."""
+    return RedirectResponse(f"{PAGE}/")
 
 
 def _rendered(metrics: Metrics) -> Scrape:

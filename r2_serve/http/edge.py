@@ -27,11 +27,12 @@ from r2_serve.errors import R2Error, places
 from r2_serve.http.keys import ClientKey, KeyRing
 from r2_serve.http.metrics import Metrics
 from r2_serve.http.openai_replies import error_reply
+from r2_serve.http.page import PAGE, is_page
 from r2_serve.http.sse import ClientGone
 
 log = logging.getLogger(__name__)
 OPEN_PATHS = ("/health", "/health/ready", "/openapi.json")
-"""Paths that need no key; if keys are set, every other path needs one, unknown paths included."""
+"""Paths that need no key, beside the page. If keys are set, every other path needs one, unknown ones too."""
 DIALECT_OF: Mapping[str, Dialect] = {"/v1/messages": MESSAGES, "/v1/messages/count_tokens": MESSAGES}
 """The dialect of the errors of each path; chat completions on all others."""
 ROUTES = (
@@ -41,6 +42,7 @@ ROUTES = (
     "/v1/completions",
     "/v1/embeddings",
     "/v1/r2/feedback",
+    "/v1/r2/events",
     "/v1/models",
     "/metrics",
     *OPEN_PATHS,
@@ -150,7 +152,7 @@ class Edge:
                 await response(scope, receive, send)
 
     def _check_key(self, path: str, exchange: Exchange, headers: Headers) -> None:
-        if path in OPEN_PATHS or not self._keys.is_required:
+        if path in OPEN_PATHS or is_page(path) or not self._keys.is_required:
             return
         given = headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}"
         exchange.key = self._keys.find(given)
@@ -184,6 +186,8 @@ class Edge:
 
 def _route(path: str) -> str:
     """The route of a path, without what clients choose."""
+    if is_page(path):
+        return PAGE
     families = (route for route in ("/v1/models", "/v1/responses") if path.startswith(f"{route}/"))
     return path if path in ROUTES else next((f"{route}/{{id}}" for route in families), "other")
 

@@ -101,6 +101,7 @@ def _paths() -> Json:
         "/health": {"get": {**_operation("Whether the process is alive"), "security": []}},
         "/health/ready": {"get": {**_operation("Whether queries can be answered"), "security": []}},
         "/metrics": {"get": _operation("Prometheus text", text)},
+        "/ui": {"get": {**_operation("The page", "text/html"), "security": []}},
         "/openapi.json": {"get": {**_operation("This description"), "security": []}},
     }
 

@@ -1,0 +1,75 @@
+// The plan as a graph, laid out by dagre from left to right (from top to bottom on narrow screens).
+
+import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { Graph, layout } from "./vendor/dagre.js";
+import { usd } from "./api.js";
+
+const WIDTH = 190, HEIGHT = 74;
+const NAMES = { waits: "waits", works: "at work", done: "done", failed: "failed" };
+const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+
+function placed(steps, isNarrow) {
+  const graph = new Graph();
+  graph.setGraph({ rankdir: isNarrow ? "TB" : "LR", nodesep: 18, ranksep: 44, marginx: 6, marginy: 6 });
+  graph.setDefaultEdgeLabel(() => ({}));
+  for (const step of steps) graph.setNode(String(step.id), { width: WIDTH, height: HEIGHT });
+  for (const step of steps) for (const needed of step.needs) graph.setEdge(String(needed), String(step.id));
+  layout(graph);
+  return graph;
+}
+
+const gateText = (step) => step.asked.map((ask) => `${ask.model} ${ask.outcome}`).join(", ");
+
+function Node({ step, x, y }) {
+  const title = `Step ${step.id}: ${step.text}. ${NAMES[step.state]}. ${step.model}. ${gateText(step)} ${step.answer}`;
+  return html`<g class="node ${step.state}" transform="translate(${x - WIDTH / 2},${y - HEIGHT / 2})" role="listitem" aria-label=${title}>
+    <title>${title}</title>
+    <rect width=${WIDTH} height=${HEIGHT} rx="8" />
+    <text x="10" y="20">#${step.id} ${short(step.text, 22)}</text>
+    <text x="10" y="39" class="small">${short([step.model, gateText(step) && `(${gateText(step)})`].filter(Boolean).join(" "), 30)}</text>
+    <text x="10" y="55">${short(step.answer, 24)}</text>
+    <text x="10" y="69" class="small">${step.calls ? `${usd(step.cost)}, ${step.calls} call${step.calls > 1 ? "s" : ""}` : NAMES[step.state]}</text>
+  </g>`;
+}
+
+function useNarrow() {
+  const query = matchMedia("(max-width: 40rem)");
+  const [isNarrow, setNarrow] = useState(query.matches);
+  useEffect(() => {
+    const changed = () => setNarrow(query.matches);
+    query.addEventListener("change", changed);
+    return () => query.removeEventListener("change", changed);
+  }, []);
+  return isNarrow;
+}
+
+export function PlanGraph({ steps }) {
+  const isNarrow = useNarrow();
+  if (!steps.length) return null;
+  const graph = placed(steps, isNarrow);
+  const { width, height } = graph.graph();
+  const path = (points) => "M" + points.map(({ x, y }) => `${x},${y}`).join(" L");
+  return html`<div class="graph" role="list" aria-label="Plan of ${steps.length} steps" tabindex="0">
+    <svg width=${width} height=${height} viewBox="0 0 ${width} ${height}">
+      ${graph.edges().map((edge) => html`<path class="edge" d=${path(graph.edge(edge).points)} />`)}
+      ${steps.map((step) => html`<${Node} key=${step.id} step=${step} ...${graph.node(String(step.id))} />`)}
+    </svg>
+  </div>`;
+}
+
+export function Waterfall({ query }) {
+  if (!query.calls.length) return null;
+  const end = Math.max(...query.calls.map((call) => call.end_s), 0.001);
+  const row = (call) => {
+    const left = (100 * call.start_s) / end, width = (100 * (call.end_s - call.start_s)) / end;
+    return html`<tr>
+      <td>${call.subtask ? `step ${call.subtask}` : call.stage}</td><td>${call.model}${call.attempt > 1 ? `, try ${call.attempt}` : ""}</td>
+      <td class="time"><div class="span ${call.outcome === "ok" ? "" : "failed"}" style=${{ marginLeft: `${left}%`, width: `${width}%` }} title=${`${call.start_s.toFixed(2)} to ${call.end_s.toFixed(2)} s`} /></td>
+      <td class="number">${call.prompt_tokens} + ${call.completion_tokens}</td><td class="number">${usd(call.cost_usd)}</td>
+      <td>${call.outcome === "ok" ? "" : call.error}</td>
+    </tr>`;
+  };
+  return html`<div class="table"><table class="waterfall"><caption class="quiet">Calls of models over ${end.toFixed(2)} s</caption>
+    <thead><tr><th>for</th><th>model</th><th>time</th><th class="number">tokens</th><th class="number">cost</th><th>error</th></tr></thead>
+    <tbody>${query.calls.map(row)}</tbody></table></div>`;
+}
