@@ -56,7 +56,7 @@ def test_short_queries_take_one_call(matrix: list[Outcome]) -> None:
 def test_plans_on_cheaper_models_save_on_long_documents_where_a_cheap_model_plans() -> None:
     """A share of 10 % pays for plans of documents that have short answers; 5 % did not."""
     cells = [cell for cell in matrix_of("cheap") if "document" in cell.workload and cell.tier != DEFAULT]
-    assert all(cell.is_planned and cell.ratio < Decimal("0.7") for cell in cells)
+    assert all(cell.is_planned and cell.ratio < Decimal("0.75") for cell in cells)
 
 
 async def test_cheap_steps_route_a_question_with_a_long_answer_at_half_the_direct_bill() -> None:
