@@ -125,7 +125,11 @@ def test_a_finished_half_round_is_not_trained_again(trained: tuple[TrainingRun, 
     run, pair = trained
     metrics = run.directory / "rounds" / "01-allocator" / METRICS
     before = metrics.read_bytes()
-    again, rows = asyncio.run(alternate(TrainingRun(run.config, run.directory, QUIET), pair))
+    start: Pair = {
+        "decomposer": EMBEDDED / "scan-decomposer",
+        "allocator": run.directory / "allocator" / "sft" / "final",
+    }
+    again, rows = asyncio.run(alternate(TrainingRun(run.config, run.directory, QUIET), start))
     assert again == pair and len(rows) == 2 and metrics.read_bytes() == before
 
 
