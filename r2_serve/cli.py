@@ -33,6 +33,7 @@ from r2_serve.ops.command_line import (
     replace_unprintable_characters,
 )
 from r2_serve.ops.deploy_files.cli import kuberay, monitoring
+from r2_serve.ops.keys import keys_app
 from r2_serve.ops.prefetch import prefetch
 from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
@@ -56,7 +57,6 @@ app.add_typer(config_app, name="config")
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(outcomes_app, name="outcomes")
-keys_app = typer.Typer(help="Client keys of the endpoint.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.command()(init)
 app.command()(doctor)
@@ -286,37 +286,6 @@ def demo(
         if sys.stdout.isatty() if stay is None else stay:
             typer.echo(f"page:    {_page(url)}  (ctrl-C ends the demo)")
             wait_for_interrupt()
-
-
-@keys_app.command()
-def new(
-    name: Annotated[str, typer.Option(help="Whose key it is; shown in logs.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help="A model it may ask for; repeat for more. Default: all."),
-    ] = None,
-    budget_usd: Annotated[str | None, typer.Option(help="The most it may spend in a period.")] = None,
-    period: Annotated[
-        str, typer.Option(help="When the budget is full again: total (never), month or day.")
-    ] = "total",
-) -> None:
-    """Make a key: shown once on standard error, its entry for `server.keys_file` on standard output.
-
-    \b
-    Example:  r2-serve keys new --name alice --budget-usd 10 --period month --model r2 >> keys.yaml
-    """
-    from pydantic import ValidationError
-
-    from r2_serve.http.keys import entry_text, new_key
-
-    fields = {"models": model, "budget_usd": budget_usd, "budget_period": period}
-    try:
-        key, entry = new_key(name, **{field: value for field, value in fields.items() if value})
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        fail(f"{first['loc'][0]}: got {first['input']!r}: {first['msg']}")
-    typer.echo(entry_text(entry), nl=False)
-    typer.secho(f"key of {name}, shown this once: {key}", err=True)
 
 
 def _load(path: Path) -> ServeConfig:

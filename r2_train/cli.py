@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from r2_serve.ops.command_line import RESUMES, plain_errors, replace_unprintable_characters
+from r2_train.fit_cli import fit
 
 if TYPE_CHECKING:
     from r2_serve.types import Record
-    from r2_train.fit import FitRequest
     from r2_train.run import TrainingRun
     from r2_train.stages.collect import CollectSummary
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Example: r2-train retrain --domain scan --out runs/retrain",
 )
+app.command()(fit)
 T = TypeVar("T")
 
 
@@ -343,85 +344,6 @@ def skills(
     from r2_train.tiny.skills import measure_pool, skill_table
 
     Console(markup=False, width=130).print(skill_table(_guarded(lambda: measure_pool(models))))
-
-
-@app.command()
-def fit(
-    book: Annotated[
-        Path, typer.Argument(help="A book (r2-serve outcomes import), or with --planned the run of an eval.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file of the fitted policy.")],
-    reference: Annotated[
-        str | None, typer.Option(help="The model to be as accurate as; default: the target's, or the best.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="A promise to keep, such as 'within 1 point of gpt-4o'.")
-    ] = None,
-    confidence: Annotated[float, typer.Option(help="The confidence of the promise.")] = 0.95,
-    prices: Annotated[
-        Path | None, typer.Option(help="YAML file of prices that replace the book's, USD per 1M tokens.")
-    ] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Leave this model out; repeatable.")] = None,
-    planned: Annotated[
-        str | None, typer.Option(help="Fit `plan: auto` instead: the policy that answered with a plan.")
-    ] = None,
-    direct: Annotated[
-        str | None, typer.Option(help="With --planned: the policy that asked the default model directly.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
-) -> None:
-    """Fit a gate on recorded outcomes: which models are asked, in which order, and when to stop.
-
-    With --planned and --direct it fits `plan: auto`: which prompts are worth a plan. It takes seconds, so fit
-    again when a price changes or a model comes or goes.
-
-    \b
-    Example:  r2-train fit gsm.book --target "within 1 point of gpt-4o" --confidence 0.95 --out gate.json
-              r2-train fit gsm.book --reference gpt-4o --without claude-3.5-sonnet --out gate.json
-              r2-train fit runs/eval --planned r2 --direct single:gpt-4o --out plan.json
-    """
-    from r2_serve.gates.stored import write_policy
-    from r2_train.fit import FitRequest, fit_book
-
-    if (planned is None) != (direct is None):
-        raise typer.BadParameter("--planned and --direct belong together: give both or none")
-    request = FitRequest(
-        book=book,
-        reference=reference,
-        target=target,
-        confidence=confidence,
-        prices=prices,
-        without=tuple(without or ()),
-        seed=seed,
-        ways=(planned, direct) if planned is not None and direct is not None else None,
-    )
-    if request.ways is not None:
-        _fit_plan(request, out)
-        return
-    found = _guarded(lambda: fit_book(request))
-    _guarded(lambda: write_policy(out, found))
-    policy = found.policy
-    typer.echo(f"asked in turn: {policy.order}")
-    ratio = policy.expected_cost_ratio
-    share = "a cost where it has none" if ratio is None else f"{100 * ratio:.1f} % of its cost"
-    typer.echo(
-        f"expected against {policy.reference}: {100 * policy.expected_difference:+.2f} points at {share}"
-    )
-    typer.echo(f"written: {out}. Now: gates: {{NAME: {{file: {out}}}}} in a virtual model (docs/gates.md)")
-
-
-def _fit_plan(request: FitRequest, out: Path) -> None:
-    from r2_serve.router.fitted_plan import write_fitted_plan
-    from r2_train.fit import fit_plan_file
-
-    found = _guarded(lambda: fit_plan_file(request))
-    _guarded(lambda: write_fitted_plan(out, found))
-    typer.echo(f"{100 * found.expected_planned:.0f} % of {found.tasks} tasks are planned")
-    typer.echo(
-        f"expected: {100 * found.expected_difference:+.2f} points at {100 * found.expected_cost_ratio:.1f} % "
-        f"of the cost of {found.direct}"
-    )
-    typer.echo(f"written: {out}; name it in plan_file of a virtual model with plan: auto")
 
 
 def _run(config: Path | None, out: Path, data: Mapping[str, object] | None = None) -> TrainingRun:
