@@ -31,7 +31,8 @@ from r2_serve.lab.evaluation.asker import Asker
 from r2_serve.lab.evaluation.booked import Keeper, purpose_of
 from r2_serve.lab.evaluation.desk import EvalPolicy, Setting, outcome_of
 from r2_serve.lab.evaluation.manifest import Manifest, Revision
-from r2_serve.lab.evaluation.policies import R2, RANDOM, parse_policy, random_policy
+from r2_serve.lab.evaluation.policies import R2, RANDOM
+from r2_serve.lab.evaluation.policy_names import parse_policy, random_policy
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow, Key, merged, read_rows
 from r2_serve.lab.jsonl import JsonlLog
 from r2_serve.lab.runs import RunError

@@ -8,19 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from r2_serve.calls.pool import EngineFor, in_process_engines
 from r2_serve.client import new_client
@@ -48,18 +40,12 @@ from r2_serve.lab.evaluation.manifest import (
     setting_of,
     started,
 )
-from r2_serve.lab.evaluation.policies import (
-    ALL,
-    R2,
-    PolicyConfig,
-    all_policies,
-    fixed,
-    named_models,
-    parse_policy,
-)
+from r2_serve.lab.evaluation.policies import ALL, R2, PolicyConfig
+from r2_serve.lab.evaluation.policy_names import all_policies, fixed, named_models, parse_policy
+from r2_serve.lab.evaluation.progress import counting, progress_of
 from r2_serve.lab.evaluation.revising import Cards, grade_book, regrade_rows, reprice_book, reprice_rows
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow
-from r2_serve.lab.evaluation.runner import Examiner, OnRow, RowSource, Runner, RunOptions, Standing, Work
+from r2_serve.lab.evaluation.runner import Examiner, RowSource, Runner, RunOptions, Standing, Work
 from r2_serve.lab.evaluation.tuning import (
     FEWEST_TASKS,
     Tuning,
@@ -130,7 +116,7 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
         with opened(path) as keeper:
             async with _asker(request, config, virtual_model, names, keeper) as asker:
                 examiner = Examiner(asker, grader, setting)
-                with _progress(request.out.name, console) as on_row:
+                with progress_of(request.out.name, console) as on_row:
                     runner = Runner(request.out, manifest, tasks, examiner, request.options, on_row)
                     runner.revised, runner.keeper, runner.source = request.revised, keeper, source
                     standing = await runner.run()
@@ -254,7 +240,7 @@ async def _tuned(
     if known is not None and (request.revised or known.made_for == made_for):
         return spelt_out(names, known), known
     pool = tuple(f"single:{model}" for model in setting.pool)
-    with _counting("tuning", console) as on_row:
+    with counting("tuning", console) as on_row:
         async with Grader() as grader, _asker(request, config, setting.virtual_model, (R2, *pool)) as asker:
             tuning = await tune(
                 wanted,
@@ -332,7 +318,7 @@ async def rows_of(
     """The rows of one policy, kept in memory: a run without a directory."""
     rows: list[EvalRow] = []
     standing = Standing(len(tasks))
-    with _progress(policy.name, console, is_transient=True) as on_row:
+    with progress_of(policy.name, console, is_transient=True) as on_row:
 
         def keep(row: EvalRow) -> None:
             rows.append(row)
@@ -341,33 +327,6 @@ async def rows_of(
 
         await examiner.work_off((Work(policy, task) for task in tasks), keep, num_at_once=num_at_once)
     return rows
-
-
-@contextlib.contextmanager
-def _progress(name: str, console: Console, *, is_transient: bool = False) -> Iterator[OnRow]:
-    """Show a bar with the standing of a run while it goes."""
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        *(TextColumn("{task.fields[standing]}"), TimeElapsedColumn()),
-        *(TextColumn("left"), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=console, transient=is_transient) as progress:
-        bar = progress.add_task(name, total=None, standing="")
-
-        def show(standing: Standing) -> None:
-            correct = f"{100 * standing.num_correct / max(1, standing.num_done):.1f} % correct"
-            text = f"{correct}, {standing.num_failed} failed, {usd(standing.cost_usd)}"
-            progress.update(bar, total=standing.num_total, completed=standing.num_done, standing=text)
-
-        yield show
-
-
-@contextlib.contextmanager
-def _counting(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar that counts up to a total."""
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 class ReportFiles(Config):

@@ -25,7 +25,8 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.asker import Asked, Asker
 from r2_serve.lab.evaluation.desk import Setting
-from r2_serve.lab.evaluation.policies import R2, TUNED, PolicyConfig, parse_policy
+from r2_serve.lab.evaluation.policies import R2, TUNED, PolicyConfig
+from r2_serve.lab.evaluation.policy_names import parse_policy
 from r2_serve.lab.evaluation.rows import EvalRow
 from r2_serve.lab.evaluation.runner import Examiner, Work
 from r2_serve.lab.runs import RunError

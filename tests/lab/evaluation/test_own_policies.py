@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from r2_serve.errors import ConfigError
-from r2_serve.lab.evaluation.policies import PolicyConfig, Routed, parse_policy
+from r2_serve.lab.evaluation.policies import PolicyConfig, Routed
+from r2_serve.lab.evaluation.policy_names import parse_policy
 from tests import ROOT
 from tests.support.scripted_evaluation import (
     asker_of,

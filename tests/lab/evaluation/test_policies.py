@@ -17,7 +17,8 @@ from r2_serve.http.api import create_app
 from r2_serve.lab.evaluation.asker import HttpAsker
 from r2_serve.lab.evaluation.desk import EvalOutcome, outcome_of
 from r2_serve.lab.evaluation.judging import parse_is_hard, parse_score
-from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, parse_policy, random_policy
+from r2_serve.lab.evaluation.policies import PolicyConfig
+from r2_serve.lab.evaluation.policy_names import all_policies, parse_policy, random_policy
 from r2_serve.router.router import in_process
 from r2_serve.types import Completion, EngineCall, Usage
 from tests.support.scripted_evaluation import (

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 from r2_serve.cli import app
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
-from r2_serve.lab.evaluation.policies import PolicyConfig, all_policies, parse_policy, split_tau
+from r2_serve.lab.evaluation.policies import PolicyConfig
+from r2_serve.lab.evaluation.policy_names import all_policies, parse_policy, split_tau
 from r2_serve.lab.evaluation.tuning import TAUS, Tuning, settings_of, tune
 from tests.support.scripted_evaluation import asker_of, engines_of, scripts, setting, sums
 from tests.support.scripted_pool import scripted_yaml
