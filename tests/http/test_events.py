@@ -209,7 +209,7 @@ def test_key_without_limits_sees_others_but_reads_them_only_if_allowed(
     assert num_others == 0
     assert (SECRET in json.dumps(all_)) == may_read
     assert ("Mont Blanc" in json.dumps(all_)) == may_read
-    assert ("4806" in json.dumps(all_)) == may_read
+    assert ("4806 m" in json.dumps(all_)) == may_read
 
 
 def test_reader_that_is_too_slow_loses_the_oldest_and_is_told() -> None:

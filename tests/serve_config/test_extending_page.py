@@ -19,7 +19,7 @@ from tests import ROOT
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 POLICIES, ENGINE, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-_ARGUMENTS, SCALING = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+_ARGUMENTS, SCALING, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_policies_of_the_page_pass_validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,14 +27,14 @@ class RemoteStage:
     async def run(self, args: tuple[Any, ...], ledgers: list[Ledger]) -> Any:
         async def stage(ledger: Ledger) -> Any:
             ledgers.append(ledger)
-            return await self._stage(*args[:-1], ledger)
+            return await self._stage(*args[:-2], ledger)
 
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         try:
             for _ in range(3):
                 await asyncio.sleep(0)
-            return pickle.loads(pickle.dumps(await report_of(stage, args[-1])))
+            return pickle.loads(pickle.dumps(await report_of(stage, *args[-2:])))
         finally:
             self.num_running -= 1
 
