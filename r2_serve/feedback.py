@@ -166,8 +166,8 @@ class FeedbackStore:
         ((self._count,),) = self._db.execute("SELECT COUNT(*) FROM queries").fetchall()
         surplus = self._count - int(self._config.max_count * NUM_SPARED)
         if self._count > self._config.max_count:
-            oldest = "SELECT task FROM queries ORDER BY at_s LIMIT ?"
-            self._db.execute(f"DELETE FROM queries WHERE task IN ({oldest})", (surplus,))  # noqa: S608
+            oldest = "DELETE FROM queries WHERE task IN (SELECT task FROM queries ORDER BY at_s LIMIT ?)"
+            self._db.execute(oldest, (surplus,))
             self._count -= surplus
 
 
