@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r2_serve.lab.domains import words
-from r2_serve.lab.evaluation.benchmarks import NUM_WORDS, load_tasks, sample_tasks
+from r2_serve.lab.evaluation.benchmarks import NUM_PROBLEMS, load_tasks, sample_tasks
 from r2_serve.types import Plan
 from r2_train.config import Module, TrainConfig, load_config
 from r2_train.retrain import TESTS, test
@@ -203,7 +203,7 @@ async def _shapes(run: TrainingRun, pair: Pair, num_test: int, name: str) -> Row
 
 def _share_of_trees(plans: dict[str, Plan]) -> float:
     """The share of word problems planned as a tree, among those planned in one of the two styles."""
-    styles = {task.id: task.plans for task in words.tasks("test", NUM_WORDS) if len(task.plans) > 1}
+    styles = {task.id: task.plans for task in words.tasks("test", NUM_PROBLEMS) if len(task.plans) > 1}
     written = [
         plan == styles[task_id][0]
         for task_id, plan in plans.items()

@@ -11,12 +11,12 @@ import pytest
 
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.ops.local.cluster import free_port, local_cluster, only
-from r2_serve.prompts import get_codec
 from r2_serve.serve_config import load
 from r2_train.config import DataConfig, GrpoConfig, PoolConfig
 from r2_train.launch.launch import launch, newest_checkpoint
 from r2_train.launch.stage_run import LaunchConfig, TrainingFailed
 from r2_train.rollouts.call_cache import CallCache
+from r2_train.rollouts.described_pool import described
 from r2_train.stages.examples import plan_example, write_examples
 from r2_train.stages.grpo import GrpoStage
 from r2_train.stages.rewards import Reference
@@ -58,9 +58,9 @@ def num_changed(before: Path, after: Path) -> int:
 
 def scan_decomposer_stage(directory: Path) -> GrpoStage:
     """Six steps of the embedded decomposer, rewarded by the served pool through its handles."""
-    data, serving = DataConfig(benchmark="scan", num_train=16, num_validation=1), load(EMBEDDED_CONFIG)
-    codec, limits = get_codec("compact"), serving.routing.limits
-    examples = [plan_example(codec, limits, task.id, task.query) for task in TaskSplit.load(data).train]
+    data = DataConfig(benchmark="scan", num_train=16, num_validation=1)
+    pool = described(PoolConfig(virtual_model=SCAN))
+    examples = [plan_example(pool, task.id, task.query) for task in TaskSplit.load(data).train]
     trainer = {
         "max_steps": 6,
         "save_steps": 2,
