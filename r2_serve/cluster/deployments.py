@@ -232,8 +232,11 @@ class RouterDeployment:
         )
         return _without_request_id(app)
 
-    def metrics_page(self) -> bytes:
-        """The metrics of this replica, for the replica that is scraped."""
+    async def metrics_page(self) -> bytes:
+        """The metrics of this replica, for the replica that is scraped.
+
+        It is a coroutine, as Serve would run a function in a thread, where the view has no event loop.
+        """
         return self._replica_metrics.page()
 
     def check_gate(self, name: str, file: str, pool: tuple[str, ...]) -> None:

@@ -93,6 +93,11 @@ def test_prometheus_gets_data_for_every_panel(routers: TwoRouters, tmp_path: Pat
 
         no_keys_faults_or_gpus = {
             "Spend of client keys",
+            "Saved for client keys",
+            "Answers of gates",
+            "Mean score of ratings",
+            "Queries in trials",
+            "Spend of trials per hour",
             "Plans and allocations replaced",
             "GPU utilization",
             "GPU memory",
