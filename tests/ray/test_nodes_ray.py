@@ -156,6 +156,8 @@ async def test_killed_node_under_load_loses_no_query(nodes: Nodes) -> None:
         for number in range(30):
             asked.append(asyncio.create_task(nodes.ask(http)))
             await asyncio.sleep(0.2)  # the load: five queries a second
+            if number == 22:
+                await asyncio.gather(*asked[:20])  # a query that loses two replicas counts as poisonous
             if number in (8, 22):
                 node, *_ = await until(lambda: nodes_of_replicas(nodes, f"m-{SMALL}"))
                 await asyncio.to_thread(kill_node, nodes.cluster, node)
