@@ -53,7 +53,8 @@ def test_what_is_written_wins_over_the_provider() -> None:
 
 def test_server_on_this_machine_costs_nothing_unless_a_price_is_written() -> None:
     card = {"name": "qwen3", "engine": {"provider": "ollama"}}
-    assert ModelConfig.model_validate(card).usd_per_mtok_out == 0
+    free = ModelConfig.model_validate(card)
+    assert (free.usd_per_mtok_in, free.usd_per_mtok_out) == (0, 0)
     assert ModelConfig.model_validate({**card, "usd_per_mtok_out": 3}).usd_per_mtok_out == 3
 
 

@@ -16,15 +16,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Literal
 
 from r2_serve.lab.domains import Task, solve_plan
 from r2_serve.lab.domains import everyday_forms as forms
 from r2_serve.lab.domains import everyday_steps as steps
+from r2_serve.lab.domains.drawing import Split, distinct
 from r2_serve.lab.domains.everyday_forms import Literal as Operand
 from r2_serve.types import Plan, Subtask, references
 
-Split = Literal["train", "test"]
 _Add = Callable[[str], str]
 TEST_SHARE_PERCENT = 10
 MAX_STEPS = 10
@@ -180,13 +179,7 @@ def tasks(split: Split, num_tasks: int, seed: int = 0) -> list[Task]:
 
 def problems(split: Split, num_problems: int, seed: int = 0) -> list[Problem]:
     """The problems of `tasks`, without words."""
-    rng = random.Random(f"everyday/{split}/{seed}")
-    found: dict[str, Problem] = {}
-    while len(found) < num_problems:
-        problem = _draw(rng)
-        if problem.is_held_out == (split == "test"):
-            found.setdefault(problem.key, problem)
-    return list(found.values())
+    return distinct(_draw, random.Random(f"everyday/{split}/{seed}"), split, num_problems)
 
 
 def with_distinct_operands(problem: Problem) -> Problem:

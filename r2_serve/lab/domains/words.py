@@ -22,10 +22,10 @@ from typing import Literal, TypeVar
 
 from r2_serve.lab.domains import Task
 from r2_serve.lab.domains import word_forms as forms
+from r2_serve.lab.domains.drawing import Split, distinct
 from r2_serve.types import Plan, Subtask, references
 
 T = TypeVar("T")
-Split = Literal["train", "test"]
 Join = Literal["sum", "difference"]
 
 BRANCH_OPS = {"": 16, "*": 22, "+": 14, "-": 14, "*+": 9, "*-": 9, "+-": 6, "-+": 6, "++": 4}
@@ -186,13 +186,7 @@ def tasks(split: Split, num_tasks: int, seed: int = 0) -> list[Task]:
 
 def problems(split: Split, num_problems: int, seed: int = 0) -> list[Problem]:
     """The problems of `tasks`, without words."""
-    rng = random.Random(f"words/{split}/{seed}")
-    found: dict[str, Problem] = {}
-    while len(found) < num_problems:
-        problem = _draw(rng)
-        if problem.is_held_out == (split == "test"):
-            found.setdefault(problem.key, problem)
-    return list(found.values())
+    return distinct(_draw, random.Random(f"words/{split}/{seed}"), split, num_problems)
 
 
 def resamples(problem: Problem, rng: random.Random) -> Iterator[Problem]:
