@@ -137,12 +137,8 @@ async def test_engine_decodes_as_many_at_once_as_vllm_serve_would_on_the_machine
 async def test_calls_of_users_are_answered_before_batches_and_training(
     engine: VllmEngine, forwarded: dict[str, object]
 ) -> None:
-    """Sixteen calls fill the engine; of those that wait, the first to come is the last to be answered."""
-    full = [
-        asyncio.create_task(engine.generate(engine_call(user("one plus"), Sampling(max_tokens=60))))
-        for _ in range(16)
-    ]
-    await until(lambda: engine._engine.get_num_unfinished_requests() == 16)
+    """All 48 calls wait in a paused engine that runs 16 at once; the first to come are answered last."""
+    await engine._engine.pause_generation(mode="keep")
     ended: list[Priority] = []
 
     async def ask(priority: Priority) -> None:
@@ -152,7 +148,9 @@ async def test_calls_of_users_are_answered_before_batches_and_training(
 
     order: tuple[Priority, ...] = ("training", "batch", "user")
     waiting = [asyncio.create_task(ask(priority)) for priority in order for _ in range(16)]
-    await asyncio.gather(*full, *waiting)
+    await until(lambda: engine._engine.get_num_unfinished_requests() == len(waiting))
+    await engine._engine.resume_generation()
+    await asyncio.gather(*waiting)
     ranks = [order[::-1].index(priority) for priority in ended]
     assert sum(ranks[:16]) < sum(ranks[16:32]) < sum(ranks[32:])
 
