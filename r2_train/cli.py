@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from r2_serve.ops.command_line import RESUMES, plain_errors, replace_unprintable_characters
+from r2_train.fetch_smollm2 import fetch_smollm2
 from r2_train.fit_cli import fit
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
     epilog="Example: r2-train retrain --domain scan --out runs/retrain",
 )
 app.command()(fit)
+app.command()(fetch_smollm2)
 T = TypeVar("T")
 
 

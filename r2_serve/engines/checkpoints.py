@@ -8,7 +8,6 @@ vLLM, for large ones, shares the base.
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from r2_serve.config import TransformersEngineConfig
@@ -49,12 +48,10 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
-    """The model at `path`. Its default is greedy decoding; generation settings of the checkpoint are ignored.
+    """The model at `path`. Of its generation settings only the end tokens are read.
 
     Raises: ConfigError if a file is missing or cannot be loaded.
     """
-    # It warns that the padded batch is longer than the context, which is expected: each row is bounded.
-    logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
     folder = resolve_checkpoint(path)
     tokenizers = PreTrainedTokenizerFast if has_generic_tokenizer(folder) else AutoTokenizer
     options = {"trust_remote_code": False, "local_files_only": is_local_checkpoint(path)}
@@ -74,10 +71,6 @@ def load_checkpoint(path: str, config: TransformersEngineConfig) -> Checkpoint:
     eos_ids = eos_ids or [tokenizer.eos_token_id]
     if (end := end_token_of(tokenizer)) is not None and end not in eos_ids:
         eos_ids.append(end)
-    pad = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=eos_ids, pad_token_id=pad, use_cache=True
-    )
     context_tokens = int(model.config.get_text_config().max_position_embeddings)
     return Checkpoint(tokenizer, model.to(config.device).eval(), frozenset(eos_ids), context_tokens)
 
@@ -112,7 +105,6 @@ def _merged(name: str, path: str, base: PreTrainedModel) -> PreTrainedModel:
             merged = adapted.merge_and_unload(safe_merge=True)
     except Exception as e:
         raise ConfigError(f"adapter {name!r} cannot be loaded from {path!r}: {str(e)[:500]}") from e
-    merged.generation_config = base.generation_config
     return merged.eval()
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from r2_serve.config import EmbeddingsEngineConfig
 from r2_serve.dialects.embeddings import completion_of
 from r2_serve.engines import is_local_checkpoint
+from r2_serve.engines.cores import num_threads
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import (
     ConfigError,
@@ -51,7 +52,7 @@ class EmbeddingsEngine:
         except ImportError as e:
             hint = "pip install 'route-and-reason[embeddings]'"
             raise ConfigError(f"kind sentence-embeddings needs sentence-transformers: {hint} ({e})") from e
-        torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(num_threads(config.num_threads))
         self._config = config
         try:
             self._model = SentenceTransformer(

@@ -17,6 +17,12 @@ MAX_WORDS_NAMED = 5
 GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
+class AddedToken(Protocol):
+    """A token beside the vocabulary that was learned from text."""
+
+    special: bool
+
+
 class Tokenizer(Protocol):
     """The part of a transformers tokenizer that is used."""
 
@@ -34,6 +40,8 @@ class SpecialTokenizer(Tokenizer, Protocol):
     """A tokenizer that knows which of its tokens are special."""
 
     all_special_ids: list[int]
+    """Those with a role, such as the end of a sequence. Others are special by their flag alone."""
+    added_tokens_decoder: Mapping[int, AddedToken]
 
 
 def has_generic_tokenizer(path: str) -> bool:
@@ -62,7 +70,8 @@ def end_token_of(tokenizer: SpecialTokenizer) -> int | None:
         return None
     after = text.rpartition("one")[2].strip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+    flagged = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return ids[0] if ids and ids[0] in {*tokenizer.all_special_ids, *flagged} else None
 
 
 def check_chat_template(tokenizer: Tokenizer, path: str, *, renders_tools: bool = False) -> None:

@@ -1,15 +1,13 @@
 """A checkpoint run in this process by transformers, for machines without GPU.
 
-Concurrent calls are decoded together: one worker thread runs `generate` on all calls that wait, while the
-event loop stays free. A call that arrives during a batch waits for the next one; a reply is handed over when
-its row ends. vLLM batches continuously, this engine does not.
+Concurrent calls are decoded together by one worker thread, while the event loop stays free. A call joins at
+the next step and leaves with its last token (`row_batch`), so a short call does not wait for a long one.
 
-Adapters are checkpoints held by name next to the base (`checkpoints`). A batch holds calls of one checkpoint,
-the one that the oldest call asks for.
+Adapters are checkpoints held by name next to the base (`checkpoints`). Each checkpoint in use has a batch of
+its own, and the batches take their steps in turn.
 
 Replies keep to a JSON schema if xgrammar is installed; without it, `json_schema` is ignored and
-`response_format` refused. Positions in the padding may pass the model's context, which works for rotary
-models but not for models with a learned position table.
+`response_format` refused.
 """
 
 from __future__ import annotations
@@ -19,20 +17,21 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from r2_serve.config import TransformersEngineConfig
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter, load_checkpoint
-from r2_serve.engines.decoding import Row, RowSampler, RowStops
+from r2_serve.engines.cores import num_threads
+from r2_serve.engines.decoding import Row
 from r2_serve.engines.grammar import HAS_XGRAMMAR, schema_of
 from r2_serve.engines.named_adapters import NamedAdapters
 from r2_serve.engines.prompting import check_text_alone, prompt_ids
 from r2_serve.engines.reply import Reply, ReplyLimits
+from r2_serve.engines.row_batch import RowBatch
 from r2_serve.engines.timing import Deadline, bounded
 from r2_serve.errors import EngineError, EngineUnavailable
 from r2_serve.types import Ability, Completion, Delta, EngineCall, Message, Sampling
@@ -71,7 +70,7 @@ class _Call:
 
 
 class TransformersEngine:
-    """An `Engine` over `generate`. Loading takes seconds; `aclose` ends the worker thread.
+    """An `Engine` over `RowBatch`. Loading takes seconds; `aclose` ends the worker thread.
 
     Decoding is greedy unless `temperature` is above 0. Usage counts the prompt without padding, and the reply
     with its end-of-sequence token. A reply without `max_tokens` may fill the context.
@@ -79,14 +78,17 @@ class TransformersEngine:
 
     def __init__(self, config: TransformersEngineConfig) -> None:
         self._config = config
-        torch.set_num_threads(config.num_threads)
+        self._num_threads = num_threads(config.num_threads)
+        torch.set_num_threads(self._num_threads)
         self._base = load_checkpoint(config.path, config)
         self._adapters: NamedAdapters[Checkpoint] = NamedAdapters()
         for name, folder in config.adapters.items():
             self._add_adapter(name, folder)
         self._waiting: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._put_back: deque[_Call] = deque()
-        """Calls taken from `_waiting` for another checkpoint than the batch's, in order of arrival."""
+        self._arrived: deque[_Call] = deque()
+        """Calls taken from `_waiting` that are in no batch yet, oldest first."""
+        self._batches: dict[Checkpoint, RowBatch] = {}
+        """The rows at work, by checkpoint. The worker's thread alone uses it."""
         self._closing = threading.Event()
         self._submit_lock = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
@@ -158,95 +160,84 @@ class TransformersEngine:
     # -- the worker's thread ---------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while calls := self._next_calls():
-            try:
-                self._run(calls)
-            except Exception as e:  # noqa: BLE001 - the worker outlives any batch, and callers get EngineErrors only
-                _log.exception("a batch of %d calls failed", len(calls))
-                for call in calls:
-                    call.post(EngineUnavailable(f"the model failed: {type(e).__name__}: {str(e)[:200]}"))
+        torch.set_num_threads(self._num_threads)  # of this thread
+        while self._take_calls():
+            self._admit()
+            for checkpoint, batch in list(self._batches.items()):
+                self._guarded(checkpoint, batch, batch.advance)
+        for batch in self._batches.values():
+            _fail(batch.rows, EngineUnavailable("the engine is closed"))
+        for call in self._arrived:
+            call.post(EngineUnavailable("the engine is closed"))
 
-    def _next_calls(self) -> list[_Call]:
-        """The oldest call and others for the same checkpoint, up to a full batch; empty at the end."""
-        waiting = self._drained()
-        if waiting is None:
-            return []
-        calls: list[_Call] = []
-        for call in waiting:
-            if not calls or (
-                call.checkpoint is calls[0].checkpoint and len(calls) < self._config.max_batch_size
-            ):
-                calls.append(call)
-            else:
-                self._put_back.append(call)
-        return calls
-
-    def _drained(self) -> list[_Call] | None:
-        """All waiting calls that are not cancelled, at least one, oldest first; None at the end."""
-        calls: list[_Call] = []
-        while True:
-            if self._put_back:
-                call: _Call | None = self._put_back.popleft()
-            else:
-                try:
-                    call = self._waiting.get(block=not calls)
-                except queue.Empty:
-                    return calls
-            if call is None:
-                for refused in calls:
-                    refused.post(EngineUnavailable("the engine is closed"))
-                return None
-            if not call.cancelled.is_set():
-                calls.append(call)
-
-    def _run(self, calls: Sequence[_Call]) -> None:
-        rows = [row for call in calls if (row := self._row(call)) is not None]
-        if rows:
-            self._decode(rows, calls[0].checkpoint)
-        if self._closing.is_set():
-            for call in calls:
-                call.post(EngineUnavailable("the engine is closed"))
-
-    def _row(self, call: _Call) -> Row | None:
-        checkpoint = call.checkpoint
+    def _take_calls(self) -> bool:
+        """Moves what waits to `_arrived`. Blocks while there is nothing to do; False at the end."""
         try:
-            prompt = prompt_ids(
-                checkpoint.tokenizer, call.messages, checkpoint.context_tokens, call.sampling.api
-            )
-            schema = schema_of(call.sampling) if HAS_XGRAMMAR else None
-            constraint = None if schema is None else checkpoint.grammars.constraint(schema)
-        except EngineError as e:
-            call.post(e)
-            return None
-        left = checkpoint.context_tokens - len(prompt)
-        limits = ReplyLimits(
-            min(call.sampling.max_tokens or left, left), checkpoint.eos_ids, call.sampling.stop
-        )
-        reply = Reply(checkpoint.tokenizer, limits, is_streamed=call.is_streamed)
-        is_cancelled = partial(_any_set, call.cancelled, self._closing)
-        pass_on = partial(_pass_on, call, reply, len(prompt))
-        return Row(prompt, call.sampling, reply, pass_on, is_cancelled, constraint)
+            while (call := self._waiting.get(block=not self._arrived and not self._batches)) is not None:
+                self._arrived.append(call)
+        except queue.Empty:
+            return True
+        return False
 
-    def _decode(self, rows: Sequence[Row], checkpoint: Checkpoint) -> None:
-        """Decodes the rows to their ends, padded on the left, as each goes on at its right end."""
-        model = checkpoint.model
-        width = max(len(row.prompt) for row in rows)
-        pad = model.generation_config.pad_token_id
-        input_ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in rows])
-        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        sampler = RowSampler(rows, width)
-        with torch.inference_mode():
-            model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max(row.reply.max_tokens for row in rows),
-                logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([RowStops(rows, sampler)]),
-            )
+    def _admit(self) -> None:
+        """Gives the oldest calls their rows, as far as there is room. The others keep their order."""
+        free = self._config.max_batch_size - sum(len(batch.rows) for batch in self._batches.values())
+        new: dict[Checkpoint, list[Row]] = {}
+        left: deque[_Call] = deque()
+        for call in self._arrived:
+            batch = self._batches.get(call.checkpoint)
+            if call.cancelled.is_set():
+                continue
+            if free <= 0 or (batch is not None and not batch.takes_rows):
+                left.append(call)
+            elif (row := _row(call)) is not None:
+                new.setdefault(call.checkpoint, []).append(row)
+                free -= 1
+        self._arrived = left
+        for checkpoint, rows in new.items():
+            if checkpoint not in self._batches:
+                self._batches[checkpoint] = RowBatch(checkpoint.model)
+            batch = self._batches[checkpoint]
+            self._guarded(checkpoint, batch, partial(batch.admit, rows), rows)
+
+    def _guarded(
+        self, checkpoint: Checkpoint, batch: RowBatch, step: Callable[[], None], new: Sequence[Row] = ()
+    ) -> None:
+        """Takes a step of a batch. A failed one ends the calls of this batch; an empty batch is forgotten."""
+        try:
+            batch.drop_ended()
+            if batch.rows or new:
+                with torch.inference_mode():
+                    step()
+        except Exception as e:  # noqa: BLE001 - the worker outlives any batch, and callers get EngineErrors only
+            rows = {*batch.rows, *new}
+            _log.exception("a batch of %d calls failed", len(rows))
+            _fail(rows, EngineUnavailable(f"the model failed: {type(e).__name__}: {str(e)[:200]}"))
+            batch.rows = []
+        if not batch.rows:
+            del self._batches[checkpoint]
 
 
-def _any_set(*events: threading.Event) -> bool:
-    return any(event.is_set() for event in events)
+def _row(call: _Call) -> Row | None:
+    """The row of a call; None if the engine refuses it, which its caller then gets."""
+    checkpoint = call.checkpoint
+    try:
+        prompt = prompt_ids(checkpoint.tokenizer, call.messages, checkpoint.context_tokens, call.sampling.api)
+        schema = schema_of(call.sampling) if HAS_XGRAMMAR else None
+        constraint = None if schema is None else checkpoint.grammars.constraint(schema)
+    except EngineError as e:
+        call.post(e)
+        return None
+    left = checkpoint.context_tokens - len(prompt)
+    limits = ReplyLimits(min(call.sampling.max_tokens or left, left), checkpoint.eos_ids, call.sampling.stop)
+    reply = Reply(checkpoint.tokenizer, limits, is_streamed=call.is_streamed)
+    pass_on = partial(_pass_on, call, reply, len(prompt))
+    return Row(prompt, call.sampling, reply, pass_on, call.post, call.cancelled.is_set, constraint)
+
+
+def _fail(rows: Iterable[Row], error: EngineError) -> None:
+    for row in rows:
+        row.fail(error)
 
 
 def _pass_on(call: _Call, reply: Reply, num_prompt_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""TransformersEngine on a random tiny Qwen2: every claim is about tokens that a real `generate` made."""
+"""TransformersEngine on a random tiny Qwen2: every claim is about tokens that a real model made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ import pytest
 
 from tests.support.engine_calls import engine_call
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytestmark = [pytest.mark.engine, pytest.mark.smoke]
 
 from r2_serve.config import TransformersEngineConfig  # noqa: E402
 from r2_serve.engines.checkpoints import Checkpoint, load_adapter  # noqa: E402
-from r2_serve.engines.decoding import Row  # noqa: E402
+from r2_serve.engines.cores import num_cores  # noqa: E402
+from r2_serve.engines.row_batch import RowBatch  # noqa: E402
 from r2_serve.engines.transformers import TransformersEngine  # noqa: E402
 from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable  # noqa: E402
-from r2_serve.types import Completion, Message, Sampling  # noqa: E402
+from r2_serve.types import Completion, EngineCall, Message, Sampling  # noqa: E402
 from tests.support.tiny_checkpoint import (  # noqa: E402
     CONTEXT_TOKENS,
     character_checkpoint,
+    linear_attention_checkpoint,
     random_adapter,
     word_checkpoint,
 )
@@ -321,31 +323,78 @@ async def test_loading_an_adapter_does_not_block_the_event_loop(
     assert threads and threads[0] is not threading.main_thread()
 
 
-async def test_batch_holds_calls_of_one_checkpoint_and_keeps_the_order_of_arrival(
-    words: str, tmp_path: Path
+@pytest.mark.parametrize("adapter", [None, "other"])
+async def test_short_call_behind_a_long_one_ends_first(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str | None
 ) -> None:
+    """The engine stands still in the middle of the long reply until the short call has come."""
+    long = engine_call(user("eight eight"), Sampling(max_tokens=60))
+    short = engine_call(user("nine is"), Sampling(max_tokens=4), adapter=adapter)
+    has_come, advance = threading.Event(), RowBatch.advance
+    ended: list[Completion] = []
+
+    async def record(call: EngineCall) -> None:
+        ended.append(await engine.generate(call))
+
+    def held(batch: RowBatch) -> None:
+        assert len(batch.rows[0].generated) < 5 or has_come.wait(10)
+        advance(batch)
+
     async with running(words) as engine:
         await engine.load_adapter("other", word_checkpoint(tmp_path, seed=1))
-        batches: list[tuple[bool, int]] = []
-        decode = engine._decode
-        has_begun, may_go_on = threading.Event(), threading.Event()
-
-        def recorded(rows: Sequence[Row], checkpoint: Checkpoint) -> None:
-            batches.append((checkpoint is engine._base, len(rows)))
-            has_begun.set()
-            may_go_on.wait(10)
-            decode(rows, checkpoint)
-
-        engine._decode = recorded  # type: ignore[method-assign]
-        first = asyncio.create_task(reply_text(engine))
-        await asyncio.to_thread(has_begun.wait, 10)
-        rest = [
-            asyncio.create_task(reply_text(engine, name)) for name in ("other", None, "other", None, None)
-        ]
+        alone = [await engine.generate(call) for call in (short, long)]
+        monkeypatch.setattr(RowBatch, "advance", held)
+        first = asyncio.create_task(record(long))
+        stream = engine.stream(long)
+        await anext(stream)
+        await stream.aclose()
+        second = asyncio.create_task(record(short))
         await asyncio.sleep(0)
-        may_go_on.set()
-        await asyncio.gather(first, *rest)
-    assert batches == [(True, 1), (False, 2), (True, 3)]
+        has_come.set()
+        await asyncio.gather(first, second)
+    assert ended == alone and alone[1].usage.completion_tokens == 60
+
+
+async def test_a_full_engine_takes_calls_in_the_order_of_arrival(words: str) -> None:
+    order: list[int] = []
+
+    async def one(engine: TransformersEngine, number: int) -> None:
+        await engine.generate(engine_call(user(PROMPTS[number % 5]), Sampling(max_tokens=3)))
+        order.append(number)
+
+    async with running(words, max_batch_size=1) as engine:
+        await asyncio.gather(*(one(engine, number) for number in range(20)))
+    assert order == list(range(20))
+
+
+async def test_model_that_cannot_change_its_rows_answers_group_by_group(tmp_path: Path) -> None:
+    """Qwen3-Next keeps the state of its linear attention, which has no columns to pad."""
+    path = linear_attention_checkpoint(tmp_path)
+    async with running(path) as engine:
+        batch = await together(engine, [Sampling(max_tokens=3 + i) for i in range(15)])
+        alone = [
+            await engine.generate(engine_call(user(p), Sampling(max_tokens=3 + i)))
+            for i, p in enumerate(PROMPTS * 3)
+        ]
+    assert batch == alone
+
+
+async def test_no_more_threads_than_cores_are_used(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    advance = RowBatch.advance
+
+    def counted(batch: RowBatch) -> None:
+        seen.append(torch.get_num_threads())
+        advance(batch)
+
+    monkeypatch.setattr(RowBatch, "advance", counted)
+    before = torch.get_num_threads()
+    try:
+        async with running(words, num_threads=1000) as engine:
+            await reply_text(engine)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {num_cores()}
 
 
 async def test_removed_adapter_finishes_its_running_calls_and_takes_no_new_one(
@@ -467,20 +516,33 @@ async def test_close_ends_the_thread_and_the_calls_in_flight(words: str) -> None
     ]
 
 
-async def test_concurrent_calls_take_a_few_batches(words: str) -> None:
+async def test_a_hundred_calls_at_once_decode_together(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    advance = RowBatch.advance
+
+    def counted(batch: RowBatch) -> None:
+        widths.append(len(batch.rows))
+        advance(batch)
+
+    monkeypatch.setattr(RowBatch, "advance", counted)
     async with running(words, max_batch_size=64) as engine:
-        widths: list[int] = []
-        decode = engine._decode
-
-        def counted(rows: Any, checkpoint: Any) -> None:
-            widths.append(len(rows))
-            decode(rows, checkpoint)
-
-        engine._decode = counted  # type: ignore[method-assign]
         replies = await together(engine, [Sampling(max_tokens=4)] * 100)
     assert len(replies) == 100
-    assert sum(widths) == 100
-    assert len(widths) <= 10
+    assert max(widths) == 64 and len(widths) <= 20
+
+
+async def test_failed_step_ends_its_calls_and_the_engine_goes_on(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: RowBatch) -> None:
+        raise RuntimeError("no memory")
+
+    async with running(words) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(RowBatch, "advance", broken)
+            with pytest.raises(EngineUnavailable, match="RuntimeError: no memory"):
+                await reply_text(engine)
+        assert await reply_text(engine)
 
 
 def test_folder_without_a_model_is_a_configuration_error(tmp_path: Path) -> None:

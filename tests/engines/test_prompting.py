@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from r2_serve.engines.prompting import prompt_ids
+from r2_serve.engines.prompting import end_token_of, prompt_ids
 from r2_serve.errors import EngineRefused
 from r2_serve.types import Message
 
@@ -43,6 +44,8 @@ class CharacterTokenizer:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = self._refuse
         self.chat_template = chat_template
+        self.all_special_ids: list[int] = []
+        self.added_tokens_decoder: dict[int, Any] = {}
         self._template = environment.from_string(chat_template)
 
     def apply_chat_template(
@@ -88,3 +91,13 @@ def test_instructions_go_before_the_first_question_of_a_long_conversation() -> N
 def test_conversation_that_the_template_refuses_in_any_form_is_refused() -> None:
     with pytest.raises(EngineRefused, match="must alternate"):
         rendered(MISTRAL, ("assistant", "b"), ("user", "a"))
+
+
+@pytest.mark.parametrize(("is_special", "end"), [(True, ord("<")), (False, None)])
+def test_reply_ends_with_the_token_of_the_template_if_it_is_flagged_as_special(
+    is_special: bool, end: int | None
+) -> None:
+    """The tokenizer of a GGUF file names no role for `<|im_end|>`, and only flags it."""
+    tokenizer = CharacterTokenizer(CHATML)
+    tokenizer.added_tokens_decoder = {ord("<"): SimpleNamespace(special=is_special)}
+    assert end_token_of(tokenizer) == end

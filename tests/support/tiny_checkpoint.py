@@ -54,6 +54,33 @@ def word_checkpoint(folder: Path, *, seed: int = 0) -> str:
     return _save(folder, tokenizer, seed)
 
 
+def linear_attention_checkpoint(folder: Path) -> str:
+    """A model of `WORDS` whose first layer has linear attention, as in Qwen3-Next."""
+    from transformers import AutoModelForCausalLM, Qwen3NextConfig
+
+    word_checkpoint(folder)
+    config = Qwen3NextConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        num_experts=0,
+        max_position_embeddings=CONTEXT_TOKENS,
+        initializer_range=0.4,
+        eos_token_id=SPECIAL.index("<eos>"),
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
 def character_checkpoint(folder: Path, *, seed: int = 0, end: str = "") -> str:
     """A model whose tokens are single characters, enough of them for JSON.
 
