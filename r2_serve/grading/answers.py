@@ -26,9 +26,7 @@ from r2_serve.grading.reading import read_answer, read_envelope
 from r2_serve.types import GraderName
 
 Read = Callable[[str], str | None]
-_DECIMAL = re.compile(
-    r"[^\w.-]{0,3}(-?)[^\w.-]{0,3}((?:\d{1,3}(?:,\d{3})+|\d+)?\.\d+|\d+)(?:/(\d+))?(?:\D.{0,20})?"
-)
+_DECIMAL = re.compile(r"(?<![\w./])(-?)\$?(-?(?:\d{1,3}(?:,\d{3})+|\d+)?\.\d+|\d+(?=/))(?:/(\d+))?(?![\w/])")
 _CHOICE = re.compile(r"(?m)^[ \t>*-]*\(?([A-Z])[).:][*]*[ \t]+(\S.*)$")
 _FENCED = re.compile(r"(?s)\A\s*```\w*\s*(.*?)\s*(?:```\s*)?\Z")
 
@@ -57,8 +55,12 @@ def number_answer(reply: str) -> str | None:
     whole = grade_text.last_number(reply)
     if whole is not None:
         return whole
-    match = _DECIMAL.fullmatch(read_answer(reply).text.strip())
+    text = read_answer(reply).text
+    match = next(reversed(list(_DECIMAL.finditer(text))), None)
     if match is None:
+        return None
+    before, after = text[: match.start()], text[match.end() :]
+    if re.search(r"\d\s*$", before) or re.search(r"\d", after) or grade_text.is_part(before, after):
         return None
     sign, digits, under = match.groups()
     if under is not None and not int(under):

@@ -67,6 +67,8 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         (rf"\\degree{_END}", r"^\\circ"), (r"\^\s*\{?\s*\\circ\s*\}?\s*[CF]?(?![a-z])", ""),
         (rf"\\?\$|\\(?:euro|pounds){_END}", ""),
         (r"(?<=\d)\s*(?:\{\s*,\s*\}|,?\\[!,;: ]|\\thinspace|~|\\,)+\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)['\u2019](?=\d{3}(?!\d))", ""),
+        (r"(?<![\w.])(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1 \\times 10^{\2}"),
         (r"\{\s*,\s*\}", ","),
         (rf"(?<!\\)\\[,;:! ]|~"
          rf"|\\(?:thinspace|quad|qquad|enspace|hspace\{{[^{{}}]*\}}|negthinspace){_END}", " "),
@@ -113,7 +115,8 @@ def formula(answer: str) -> Formula:
     text = text.translate(_SYMBOLS)
     for pattern, new in _SPELLINGS:
         text = pattern.sub(new, text)
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".;").strip()
+    text = re.sub(r"\s+", " ", text).strip().removesuffix("\\\\").rstrip("; ")
+    text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
     if not _IN_BRACKETS.search(re.sub(r"\\[a-zA-Z]+\{[^{}]*\}", "", text)):
         text = _GROUPED.sub(lambda number: re.sub("[, ]", "", number[0]), text)
     text, unit = _without_unit(text)
@@ -130,7 +133,7 @@ def plain_answer(text: str) -> str:
     """Two answers of one plain text are equal: case, spaces, dollars and LaTeX text commands do not count."""
     text = re.sub(r"\\(?:text\w*|math(?:rm|bf|it|sf)|operatorname|mbox)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:left|right|[!,;: ])|[\s$~]+|\\q?quad", "", re.sub(r"\\[dt]frac", r"\\frac", text))
-    text = text.rstrip(".").strip("\"'")
+    text = (text if text.endswith("..") else text.removesuffix(".")).strip("\"'")
     text = text[1:-1] if re.fullmatch(r"\(\w\)", text) else text
     return text if len(text) == 1 else text.casefold()
 

@@ -20,14 +20,17 @@ _LETTER = r"[*_`\"']*\(?\[?[*_]*([A-Z])[*_]*\]?\)?[*_`\"']*(?![A-Za-z0-9'\u2019]
 _STARTS = re.compile(rf"(?:(?i:option|choice|letter|answer)[ :]+)?{_LETTER}[.:,]?[*_]*")
 _CHOSEN = re.compile(
     r"(?:(?i:\b(?:choose|pick|select|choosing|go(?:ing)? with|opt for|must be|should be|would be)\s+"
-    rf"(?:option\s+|choice\s+)?){_LETTER}|(?:^|(?<=[\s(\[*])){_LETTER}"
-    r"(?i:[^.\n]{0,60}?\bis (?:the |a |clearly |definitely )*(?:correct|right|best|answer|most)\b))",
+    rf"(?:option\s+|choice\s+)?){_LETTER}"
+    rf"|(?i:\b(?:it['\u2019]s|it is|that['\u2019]s|so|hence|thus|therefore),?\s+){_LETTER}(?=[\s.!*]*$)"
+    rf"|(?:^|(?<=[\s(\[*])){_LETTER}"
+    r"(?:(?!\b[A-Z]\b|\bnot\b|n't\b|\bwrong\b|\bincorrect\b)[^.\n]){0,60}?"
+    r"(?i:\bis (?:the |a |clearly |definitely )*(?:correct|right|best|answer|most)\b))",
     re.MULTILINE,
 )
 _NAMED = re.compile(rf"(?:(?i:\b(?:option|choice)\s+){_LETTER}|[(\[]([A-Z])[)\]])")
 _LINE = re.compile(r"(?m)^[ \t*_`\"'>-]*([A-Z])(?:[.):*_`\"'](?![A-Za-z0-9]).*|\s+-\s.*|\s*)$")
 _REJECTED = re.compile(
-    r"(?i)[^.,;\n]{0,40}?\b(?:(?:is|are|was|does|do|ca|can|would|could|should|seems?)(?:n't\b|\s+not\b|not\b)"
+    r"(?i)(?:(?!\b(?:because|since|as|while|whereas)\b)[^.,;\n]){0,40}?\b(?:(?:is|are|was|does|do|ca|can|would|could|should|seems?)(?:n't\b|\s+not\b|not\b)"
     r"|(?:is|are|was|seems?)\s+(?:wrong|incorrect|unlikely|impossible|too\b|eliminated|ruled out|excluded)"
     r"|(?:can be|cannot be)\s+(?:eliminated|ruled out|excluded))"
 )
@@ -54,26 +57,32 @@ def last_letter(answer: str, choices: Mapping[str, str] | None = None) -> str | 
     labels = dict(choices) if choices else dict.fromkeys(string.ascii_uppercase[:5], "")
     reading = read_answer(answer)
     text = reading.text.strip()
+    text = text.upper() if len(re.sub(r"[\W_]", "", text)) == 1 else text
     if reading.is_stated or "\n" not in text:
         found = _leading_letter(text, labels)
         if found or reading.is_stated:
-            return found or None
-    whole = text if not reading.is_stated else clean(answer)
-    matches = [match for match in _CHOSEN.finditer(whole) if not _is_refused(whole, match)]
-    chosen = [letter for match in matches if (letter := match[1] or match[2]) in labels]
+            return found or (_chosen_letter(text, labels) if found is None else None)
+    chosen = _chosen_letter(text, labels)
     if chosen:
-        return chosen[-1]
-    lines = whole.splitlines()
+        return chosen
+    lines = text.splitlines()
     for line in (lines[-1], lines[0]) if lines else ():
         alone = _LINE.fullmatch(line)
         if alone is not None and alone[1] in labels:
             return _leading_letter(line.strip(" *_`\"'>-"), labels) or None
     for pattern in (_NAMED, _LINE):
-        named = [match for match in pattern.finditer(whole) if match[match.lastindex or 1] in labels]
-        kept = {match[match.lastindex or 1] for match in named if not _is_refused(whole, match)}
+        named = [match for match in pattern.finditer(text) if match[match.lastindex or 1] in labels]
+        kept = {match[match.lastindex or 1] for match in named if not _is_refused(text, match)}
         if named:
             return kept.pop() if len(kept) == 1 else None
     return _of_text(text, labels)
+
+
+def _chosen_letter(text: str, labels: Mapping[str, str]) -> str | None:
+    """The last letter that a sentence of `text` chooses, as in "I pick B" or "so B is correct"."""
+    matches = [match for match in _CHOSEN.finditer(text) if not _is_refused(text, match)]
+    chosen = [letter for match in matches if (letter := next(filter(None, match.groups()))) in labels]
+    return chosen[-1] if chosen else None
 
 
 def _leading_letter(text: str, labels: Mapping[str, str]) -> str | None:
@@ -131,6 +140,7 @@ def scan_actions(answer: str) -> tuple[str, ...] | None:
     text = re.sub(r"(?<![\w*])\*{1,3}(?=\w)|(?<=\w)\*{1,3}(?![\w*])", "", text)
     text = text.replace("...", "\u2026")
     text = re.sub(r"->|→|\\(?:rightarrow|to|quad|text\w*)(?![a-z])", " ", text.lower())
+    text = re.sub(r"(?<!\S)(?:step\s+)?\(?([0-9]+)([.):])(?=\s+\S)", r"\1\2", text)
     numbers = re.findall(r"(?<!\S)([0-9]+)[.):](?=\s+\S)", text)
     first = int(numbers[0][:9]) if numbers else 1
     if first <= 2 and numbers == [str(i) for i in range(first, first + len(numbers))]:
@@ -188,16 +198,29 @@ def _span_f1(answer: str, gold: str) -> float:
 
 # -- numbers -------------------------------------------------------------------------------------------------
 
-_WHOLE = re.compile(r"(?<![\w.])-?(?:[0-9]{1,3}(?:(?:,|\{,\}|\\,|\\!,?)[0-9]{3})+(?![0-9,])|[0-9]+)")
+_WHOLE = re.compile(
+    r"(?<![\w.])-?(?:[0-9]{1,3}(?:(?:,|\{,\}|\\,|\\!,?|['\u2019])[0-9]{3})+(?![0-9,])|[0-9]+)"
+)
+_SPACED = re.compile(r"[^0-9]*?-?[0-9]{1,3}(?: [0-9]{3})+(?![ ]?[0-9])[^0-9]*")
+"""A text whose only number has spaces between its thousands."""
 _PART = re.compile(
-    r"(?i)\s*(?:[-+*/^!\u00d7\u00f7\u00b7\u2013\u2014](?!\s*$|\*|\s*[a-z(])|\.[0-9]|[0-9,]*\.[0-9]|e[0-9+-]"
-    r"|[km]\b|\d|\\(?:frac|cdot|times|div|sqrt|pm|overline)|hundred|thousand|million|billion|trillion|dozen|half)"
+    r"(?i)[km]\b|\s*(?:[-*/!\u2013\u2014](?!\s*$|\*|\s*[a-z(])|[+^\u00d7\u00f7\u00b7]|\.[0-9]|[0-9,]*\.[0-9]|e[0-9+-]"
+    r"|\d|[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u207f\u2150-\u215e]|:[0-9]|(?:x|times|plus|minus)\s+-?[0-9]"
+    r"|\\(?:frac|cdot|times|div|sqrt|pm|overline)|hundred|thousand|million|billion|trillion|dozen|half"
+    r"|or (?:more|less|fewer|so|maybe|perhaps|-?[0-9$\\])"
+    r"|and a (?:half|third|quarter)|at (?:least|most)|squared|cubed|factorial|[a-z]+ or so\b)"
 )
 """What follows a number that is read in part: an operator, a decimal, a word of its size."""
 _HEDGED = re.compile(
-    r"(?i)(?:[0-9]\s*(?:or|to|and|[-/+*^\u2013\u2014\u00d7\u00f7])|\b(?:not|n't|than|about|approximately|around"
-    r"|roughly|almost|nearly|or|either|probably|maybe|perhaps|possibly))\s*[*_$(]*$"
+    r"(?i)(?:[0-9]e[-+]?|[0-9]\s*(?:or|to|and|x|times|plus|minus|over|(?:divided|multiplied) by"
+    r"|[-/+*^:\u2013\u2014\u00d7\u00f7])"
+    r"|\b(?:not|n't|than|about|approximately|around|roughly|almost|nearly|or|either|probably|maybe|perhaps"
+    r"|possibly|at least|at most|up to|over|under|above|below|circa|approx\.?)"
+    r"|[\u221a\u221b\u2248\u2243\u00b1\u2264\u2265\u2260~<]|(?<![-=])>|\\(?:sqrt|approx|sim|pm|leq?|geq?|[lg]t|neq?|frac)\b\{?"
+    r"|\\frac\{[^{}]*\}\{)"
+    r"\s*[*_$({]*$"
 )
+"""What stands before a number that is a bound, a guess, or a part of a larger expression."""
 _SAYS = re.compile(r"(?i)\b(?:is|are|be|get|answer|equals)\s*$")
 
 
@@ -208,6 +231,8 @@ def last_number(answer: str) -> str | None:
     or of "not 8".
     """
     text = read_answer(answer).text
+    text = re.sub(r"(?<=[0-9]):00(?![0-9:])", "", text)
+    text = re.sub(r"(?<=[0-9]) (?=[0-9])", "", text) if _SPACED.fullmatch(text) else text
     numbers = list(_WHOLE.finditer(text))
     if not numbers:
         return None
@@ -220,11 +245,16 @@ def last_number(answer: str) -> str | None:
     before, after = text[: last.start()], text[last.end() + (decimal.end() if decimal else 0) :]
     if last[0].startswith("-") and re.search(r"[\w)]\s*$", before) and not _SAYS.search(before):
         return None
-    if (decimal and decimal[1].strip("0")) or _HEDGED.search(before) or _PART.match(after):
+    if (decimal and decimal[1].strip("0")) or is_part(before, after):
         return None
     sign = "-" if last[0].startswith("-") else ""
     digits = re.sub(r"[^0-9]", "", last[0]).lstrip("0")
     return f"{sign}{digits}" if digits else "0"
+
+
+def is_part(before: str, after: str) -> bool:
+    """Whether the number between two texts is a part of a larger expression, a bound or a guess."""
+    return _HEDGED.search(before) is not None or _PART.match(after) is not None
 
 
 # -- everyday problems ---------------------------------------------------------------------------------------

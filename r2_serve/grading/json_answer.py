@@ -12,6 +12,8 @@ import re
 MAX_OPENINGS = 8
 """Braces before an answer field that are tried as the beginning of its object."""
 _NAMES = r"final[_ -]?answer|answer|actions|choice|result|solution|output|prediction|response|program|code"
+_INNER = ("letter", "label", "value", "text")
+"""Fields of an answer that is itself an object."""
 _KEYS = _NAMES.replace("[_ -]?", "_").split("|")
 KEY = re.compile(rf"[{{,]\s*[\"'`\u201c]?({_NAMES})[\"'`\u201d]?\s*:\s*", re.IGNORECASE)
 """The name of an answer field, from the brace or comma before it to the beginning of its value."""
@@ -85,6 +87,11 @@ def _field(value: object) -> tuple[object] | None:
 def _as_text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_as_text, value))
+    if isinstance(value, dict):
+        inner = next(
+            (name for name in _INNER if name in value), next(iter(value), "") if len(value) == 1 else ""
+        )
+        return _as_text(value[inner]) if inner else str(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)

@@ -194,6 +194,12 @@ _STEP = re.compile(
 )
 """Words between two answers of which the second replaces the first."""
 
+_SECOND_ANSWER = re.compile(
+    r"(?i)[\s$)]*(?:\\text\s*\{\s*)?,?\s*\bor\b\s*\}?\s*(?:maybe |perhaps |possibly |else )?"
+    r"(\$?\(?(?:-?[0-9]|\\[a-z]|[A-Z]\b)[^\n]*)"
+)
+"""A second answer that "or" joins to the last box."""
+
 
 def boxed(text: str) -> str | None:
     """Content of the last box, after those that "and", "or" or a comma joins to it; "" if the last box is cut
@@ -211,7 +217,9 @@ def boxed(text: str) -> str | None:
                 spans.pop()
             spans.append((starts[opening], brace.end(), text[opening + 1 : brace.start()]))
     is_cut = max(starts) > (spans[-1][1] if spans else -1)
-    return "" if is_cut else _joined(text, spans)
+    found = "" if is_cut else _joined(text, spans)
+    second = None if is_cut else _SECOND_ANSWER.match(text, spans[-1][1])
+    return f"{found} or {second[1]}" if second else found
 
 
 def closing(text: str, opening: int, pair: str = "{}") -> int:
@@ -252,6 +260,7 @@ _FORMULA_NEXT = r"(?=\$\$|\\\[|\$[^$\n]+\$|\\\([^\n]+?\\\))"
 _LEAD = re.compile(
     rf"(?i)(?:{_NOUN})(?:[ \t]+(?:to|of|for)[ \t][^\n.:=]{{1,80}}?)?[*_\"'`)\]]*\s*"
     rf"(?:(?:{_VERB})(?:[ \t]*[:=]+{_CLOSING})?|[:=]{_CLOSING}|->|\u2192|{_FORMULA_NEXT})"
+    r"|^[ \t*_]*(?:final[ \t]+)?answer[*_]*[ \t]+[-\u2013\u2014](?=[ \t])"
     r"|^[ \t]*\#{4}[ \t](?!.*(?:answer|step))|^[ \t*_\#]*(?:the[ \t]+)?final[ \t]+answer[ \t*_:]*$",
     re.MULTILINE,
 )
@@ -350,7 +359,7 @@ _STYLE = re.compile(
 )
 _HTML = re.compile(r"(?is)\s*<(\w+)(?:\s[^<>]*)?>((?:(?!<\1\b).)*)</\1\s*>\s*")
 _BULLET = re.compile(
-    r"(?m)^\s*(?:[-*+\u2022\u2023\u25aa\u25e6\u00b7\u25cf\u2013\u2014]\s+|>\s*|\#{1,6}\s+|1[.)]\s+)(?=\S)"
+    r"(?m)^\s*(?:[-*+\u2022\u2023\u25aa\u25e6\u00b7\u25cf\u2013\u2014]\s+|>\s+|\#{1,6}\s+|1[.)]\s+)(?=\S)"
 )
 
 

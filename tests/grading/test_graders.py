@@ -64,7 +64,7 @@ def champ_row(gold: str) -> dict[str, str]:
         ("The answer is B.", "B"),
         ("The answer is (B) library, not (A).", "B"),
         ("Answer: **B**", "B"),
-        ("answer: (b)", None),
+        ("answer: (b)", "B"),
         ("\\boxed{B}", "B"),
         ("The answer is $\\boxed{\\text{B}}$.", "B"),
         ("First I thought the answer is A. On reflection, the answer is D.", "D"),
@@ -443,7 +443,7 @@ def test_every_row_of_one_id_is_graded() -> None:
     ] == [True, False]
 
 
-@pytest.mark.parametrize("answer", ["", " ", "a", "the", ".", "b", "choice", "option"])
+@pytest.mark.parametrize("answer", ["", " ", "the", ".", "choice", "option"])
 def test_answers_without_a_choice_never_match_a_bare_gold(answer: str) -> None:
     verdicts = graded("csqa", *({"id": letter, "gold": letter, "answer": answer} for letter in "ABCDE"))
     assert {verdict.status for verdict in verdicts} == {"unparsed"}

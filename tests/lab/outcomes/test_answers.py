@@ -27,6 +27,18 @@ def outcomes(gold: str, *replies: str, prompt: str = "") -> list[Outcome]:
         ('{"answer": "1/2"}', "1/2"),
         ('{"answer": "18.00"}', "18"),
         ("I do not know.", None),
+        ("x = 2.5", "5/2"),
+        ("The total is $12.50.", "25/2"),
+        ("$-2.50", "-5/2"),
+        ("2:00 pm", "2"),
+        ("2:30", None),
+        ("12 or 13", None),
+        ("12.5, about 13", None),
+        ("about 12.5", None),
+        ("12.5 million", None),
+        ("12 1/2", None),
+        ("1/2/3", None),
+        ("5e-3", None),
     ],
 )
 def test_number_is_read_as_its_value(reply: str, number: str | None) -> None:
