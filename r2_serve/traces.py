@@ -19,6 +19,8 @@ from r2_serve.files import drop_torn_line, json_line
 from r2_serve.types import Trace
 
 log = logging.getLogger(__name__)
+MOST_TAIL_BYTES = 4_000_000
+"""How much of a file is read for its latest traces."""
 
 
 def _today() -> str:
@@ -96,6 +98,36 @@ def read_traces(path: Path) -> Iterator[Trace]:
                 yield Trace.model_validate_json(line)
             except ValidationError as e:
                 raise ValueError(f"{file}:{number} is not a trace: {e.errors()[0]['msg']}") from e
+
+
+def latest_traces(directory: Path, count: int) -> list[Trace]:
+    """The latest `count` traces that have a date, the oldest first. What cannot be read is left out.
+
+    It reads the last `MOST_TAIL_BYTES` of each of the newest files, until there are enough.
+    """
+    found: list[Trace] = []
+    for file in sorted(directory.glob("*.jsonl"), reverse=True):
+        if len(found) >= count:
+            break
+        found += _tail(file)
+    found.sort(key=lambda trace: trace.began_s)
+    return found[-count:] if count else []
+
+
+def _tail(file: Path) -> Iterator[Trace]:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - MOST_TAIL_BYTES))
+            lines = opened.read().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        try:
+            trace = Trace.model_validate_json(line)
+        except ValidationError:
+            continue  # the beginning of a line is missing, or its end
+        if trace.began_s:
+            yield trace
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from r2_serve.traces import TraceWriter, read_traces
+from r2_serve.files import json_line
+from r2_serve.traces import TraceWriter, latest_traces, read_traces
 from r2_serve.types import Allocation, CallRecord, SubtaskResult, Trace, Usage, text_hash
 from tests.support.in_process import plan_of
 
@@ -148,3 +149,16 @@ def test_trace_without_texts_keeps_figures_and_hashes_alone(tmp_path: Path) -> N
     assert (kept.calls, kept.allocation, kept.cost_usd) == (TRACE.calls, TRACE.allocation, TRACE.cost_usd)
     assert (bare.error, bare.plan_fallback) == ("SubtaskFailed", "decomposer_failed")
     assert bare.query_hash == text_hash("a secret")
+
+
+def test_latest_traces_are_those_of_the_newest_files(tmp_path: Path) -> None:
+    for day in (1, 2, 3):
+        path = tmp_path / f"2026-01-0{day}-7.jsonl"
+        lines = [
+            json_line(TRACE.model_copy(update={"request_id": f"{day}-{i}", "began_s": 10 * day + i}))
+            for i in (1, 2)
+        ]
+        path.write_text("cut off\n" + "".join(lines) + "{")
+    found = latest_traces(tmp_path, 3)
+    assert [each.request_id for each in found] == ["2-2", "3-1", "3-2"]
+    assert latest_traces(tmp_path / "none", 3) == latest_traces(tmp_path, 0) == []

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -21,6 +22,7 @@ from r2_serve.calls.pool import build_pool
 from r2_serve.cluster.adapter_slots import AdapterSlots
 from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer, ServedEngine, unwrapped
 from r2_serve.cluster.metrics import ReplicaMetrics
+from r2_serve.cluster.siblings import Caught, Replicas, SiblingEvents
 from r2_serve.cluster.stages import StageReport, report_of
 from r2_serve.cluster.view import ClusterView, with_deployed_engines
 from r2_serve.config import (
@@ -53,7 +55,7 @@ from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.serve_config.applications import MODEL, ROUTER
-from r2_serve.traces import TraceWriter
+from r2_serve.traces import TraceWriter, latest_traces
 from r2_serve.types import Completion, Delta, Engine, EngineCall, TraceContext
 
 _log = logging.getLogger(__name__)
@@ -196,7 +198,8 @@ class RouterDeployment:
         pool = build_pool(config.models, cluster_engine)
         decomposes, allocates = ServedDecomposer(decomposer, pool), ServedAllocator(allocator, pool)
         self._server, self._metrics = config.server, Metrics()
-        self._replica_metrics = ReplicaMetrics(self._metrics.render)
+        replicas = Replicas()
+        self._replica_metrics = ReplicaMetrics(self._metrics.render, replicas)
         self._metrics.watch_models(pool)
         replica = serve.get_replica_context()
         self._name = replica.replica_id.unique_id
@@ -216,7 +219,12 @@ class RouterDeployment:
 
         purses = shadow_purses(config.server)
         self._router = Router(config, make_pipeline, self._view.readiness, purses)
-        self._metrics.watch_cluster(self._view.unavailable, self._view.is_controller_absent)
+        self._siblings = SiblingEvents(self._router.events, self._name, replicas)
+        if config.server.trace_dir:
+            for trace in latest_traces(Path(config.server.trace_dir), config.server.events.recent):
+                self._router.events.past(trace)
+        view = self._view
+        self._metrics.watch_cluster(view.unavailable, view.running, view.is_controller_absent)
         self._metrics.watch_trials(self._router)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -229,6 +237,7 @@ class RouterDeployment:
             on_rated=self._router.rated,
             redact=self._redact,
             scrape=self._replica_metrics.every_page,
+            others=self._siblings,
         )
         return _without_request_id(app)
 
@@ -238,6 +247,10 @@ class RouterDeployment:
         It is a coroutine, as Serve would run a function in a thread, where the view has no event loop.
         """
         return self._replica_metrics.page()
+
+    async def caught_events(self, watcher: str, wants_latest: bool) -> Caught:
+        """What has happened to queries here, for a replica at which somebody watches."""
+        return self._siblings.catch(watcher, wants_latest=wants_latest)
 
     def check_gate(self, name: str, file: str, pool: tuple[str, ...]) -> None:
         """Raises: ConfigError if this replica cannot serve the fitted gate in `file`."""

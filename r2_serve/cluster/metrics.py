@@ -13,10 +13,9 @@ import re
 from collections.abc import Callable, Sequence
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
-TIMEOUT_S = 3.0
-"""Limit for the pages of all replicas, well under the 10 s after which Prometheus gives up a scrape."""
+from r2_serve.cluster.siblings import Replicas
+
 SILENT = "r2_router_replicas_silent"
 REPLICA = "replica"
 _SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{?)", re.MULTILINE)
@@ -29,9 +28,8 @@ class ReplicaMetrics:
 
     PAGE_METHOD = "metrics_page"
 
-    def __init__(self, own: Callable[[], bytes]) -> None:
-        self._own = own
-        self._siblings: DeploymentHandle | None = None
+    def __init__(self, own: Callable[[], bytes], replicas: Replicas) -> None:
+        self._own, self._replicas = own, replicas
 
     def page(self) -> bytes:
         """This replica's samples, with its name."""
@@ -39,13 +37,8 @@ class ReplicaMetrics:
 
     async def every_page(self) -> bytes:
         """Every replica's samples. If the others cannot be asked, this one's and a count of those missing."""
-        context = serve.get_replica_context()
         try:
-            if self._siblings is None:
-                self._siblings = serve.get_deployment_handle(context.deployment, context.app_name)
-            pages = await self._siblings.broadcast(self.PAGE_METHOD).results_async(
-                timeout_s=TIMEOUT_S, return_exceptions=True
-            )
+            pages = await self._replicas.ask(self.PAGE_METHOD)
         except Exception as e:  # noqa: BLE001 - no failure of others may cost this replica's counts
             _log.warning("metrics of the other router replicas are missing: %s: %s", type(e).__name__, e)
             return merged([self.page()], num_silent=1)

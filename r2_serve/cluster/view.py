@@ -82,6 +82,11 @@ class ClusterView:
         self._look_if_due()
         return {name: self._is_unavailable(name) for name in self.app_of}
 
+    def running(self) -> dict[str, int]:
+        """Running replicas of each local model, by name, as of the last look; empty before the first."""
+        self._look_if_due()
+        return {name: self._replicas[app] for name, app in self.app_of.items() if app in self._replicas}
+
     def is_controller_absent(self) -> bool:
         """Whether Serve's controller did not answer the last look."""
         return self._trouble is not None

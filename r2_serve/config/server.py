@@ -57,6 +57,9 @@ class EventsConfig(Config):
 
     texts: bool = False
     """True lets keys without limits read the texts of queries of other keys. Off, as they are theirs."""
+    recent: int = Field(default=200, ge=0, le=10_000)
+    """Finished queries that each router replica remembers for those who begin to watch, texts of up to 4,000
+    characters included. They are in memory alone; after a restart those of `trace_dir` are read. 0: none."""
 
 
 class ServerConfig(Config):

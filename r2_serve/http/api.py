@@ -49,7 +49,7 @@ from r2_serve.http.background import ResponsesEndpoint, Running
 from r2_serve.http.counting import CountTokens
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
 from r2_serve.http.endpoint import Endpoint, find_model
-from r2_serve.http.events import Watching
+from r2_serve.http.events import NoOthers, OtherReplicas, Watching
 from r2_serve.http.keys import KeyRing
 from r2_serve.http.metrics import CONTENT_TYPE, Metrics
 from r2_serve.http.openai_replies import model_list, model_object
@@ -84,12 +84,14 @@ def create_app(
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = _new_id,
     scrape: Scrape | None = None,
+    others: OtherReplicas | None = None,
 ) -> Starlette:
     """The application. Give the backend `metrics.observe` as a trace sink, and the same `metrics` here.
 
     `redact` takes secrets out of error messages; by default those in the environment. `scrape` makes the page
     of `/metrics`; by default from `metrics`, those of this process. Queries can be rated if the backend has
-    `feedback.note` as a sink too; `on_rated` takes each rating.
+    `feedback.note` as a sink too; `on_rated` takes each rating. `others` are the other router replicas, whose
+    queries are shown too.
 
     Raises: ConfigError if `server` names a variable or a file without keys, or a file that cannot be used.
     """
@@ -98,7 +100,7 @@ def create_app(
     purses = Purses(SpendBook(Path(server.spend_file) if server.spend_file else None))
     admission = admission or Admission(server.max_running, server.max_queued)
     metrics.watch(admission)
-    metrics.watch_spend(purses)
+    metrics.watch_spend(purses, keys)
     store, running = ResponseStore(server.responses, clock), Running()
     kept = KeptResponses(store, running, backend, clock)
     rating = Feedback(
@@ -125,7 +127,7 @@ def create_app(
             Route("/v1/messages", endpoint(MESSAGES), methods=["POST"]),
             Route("/v1/messages/count_tokens", CountTokens(endpoint(MESSAGES)), methods=["POST"]),
             Route("/v1/r2/feedback", rating, methods=["POST"]),
-            Route("/v1/r2/events", Watching(backend, server), methods=["GET"]),
+            Route("/v1/r2/events", Watching(backend, server, others or NoOthers()), methods=["GET"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

@@ -1,27 +1,57 @@
 """`GET /v1/r2/events`: what happens to queries, as server-sent events while it happens.
 
-It shows the queries of the router replica that answers. Which ones, and with which texts, depends on the key:
-one with limits sees its own queries; one without limits sees all, but texts of other keys only if the
-operator allows it (`server.events.texts`). An endpoint without keys shows everything.
+It shows the queries of all router replicas, and before them the latest ones if `recent` asks for some. Which
+ones, and with which texts, depends on the key: one with limits sees its own queries; one without limits sees
+all, but texts of other keys only if the operator allows it (`server.events.texts`). An endpoint without keys
+shows everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from r2_serve.config import ServerConfig
 from r2_serve.dialects.chat import CHAT
 from r2_serve.dialects.wire import event
+from r2_serve.errors import InvalidRequest
 from r2_serve.http.edge import Exchange
 from r2_serve.http.keys import ClientKey
 from r2_serve.http.redaction import redacted
 from r2_serve.http.sse import EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import RouterBackend
-from r2_serve.router.events import Reader
-from r2_serve.types import Event, Json
+from r2_serve.router.events import Follower, Told
+from r2_serve.router.past import events_of
+from r2_serve.types import Event, Json, Trace
+
+
+class OtherReplicas(Protocol):
+    """The router replicas beside this one."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """While this is open, their events come to the event bus of this process."""
+        ...
+
+    async def latest(self) -> tuple[list[Trace], list[Trace]]:
+        """Their latest finished queries, and those being answered. Later events come by the bus, no earlier
+        ones. It waits for seconds at most."""
+        ...
+
+
+class NoOthers:
+    """The only router replica."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def latest(self) -> tuple[list[Trace], list[Trace]]:
+        return [], []
 
 
 def event_json(happened: Event, redact: Callable[[str], str]) -> Json:
@@ -35,28 +65,69 @@ class Watching:
 
     backend: RouterBackend
     server: ServerConfig
+    others: OtherReplicas = field(default_factory=NoOthers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange, recent = Exchange.of(scope), _recent(QueryParams(scope["query_string"]))
         stream = EventStream(send, self.server.heartbeat_s, CHAT.heartbeat)
-        with self.backend.events.reading(lambda happened: _may_see(exchange.key, happened)) as reader:
-            await stream.write(event({"version": 1, "kind": "watching"}, "r2.watching"))
+        key = exchange.key
+        client = key.name if key is not None and key.is_restricted else None
+        with self.backend.events.following(client) as follower, self.others.watched():
+            await stream.write(_note("watching"))
             companions = [raise_when_gone(receive), stream.beat()]
-            await run_with(companions, self._send_all(reader, stream, exchange))
+            await run_with(companions, self._send_all(follower, stream, exchange, client, recent))
 
-    async def _send_all(self, reader: Reader, stream: EventStream, exchange: Exchange) -> None:
-        num_lost = 0
+    async def _send_all(
+        self, follower: Follower, stream: EventStream, exchange: Exchange, client: str | None, recent: int
+    ) -> None:
+        if recent:
+            for told in await self._latest(follower, client, recent):
+                await stream.write(self._sent_as(told, exchange))
+                await asyncio.sleep(0)  # queries go first
+            await stream.write(_note("live"))
         while True:
-            happened = await reader.next()
-            if reader.num_lost > num_lost:
-                lost, num_lost = reader.num_lost - num_lost, reader.num_lost
-                await stream.write(event({"version": 1, "kind": "lost", "events": lost}, "r2.lost"))
-            shown = happened if self._may_read(exchange.key, happened) else happened.without_texts()
-            await stream.write(event(event_json(shown, exchange.redact), f"r2.{shown.kind}"))
+            news, num_lost = await follower.news()
+            lost = _note("lost", events=num_lost) if num_lost else b""
+            await stream.write(lost + b"".join(self._sent_as(told, exchange) for told in news))
+
+    async def _latest(self, follower: Follower, client: str | None, recent: int) -> list[Told]:
+        """The latest queries of all replicas, the oldest first. What follows goes on from there."""
+        past, running = await self.others.latest()
+        follower.skip()
+        bus = self.backend.events
+        finished = _latest(past + bus.past.traces(), client)[-recent:]
+        running = _latest(running + bus.running(), client)
+        return [Told(*events_of(trace)) for trace in finished] + [
+            Told(*(happened.shortened() for happened in events_of(trace, is_over=False))) for trace in running
+        ]
+
+    def _sent_as(self, told: Told, exchange: Exchange) -> bytes:
+        """The bytes of `told`, which are the same for all who may read the same."""
+        may_read = self._may_read(exchange.key, told.events[0])
+        if may_read not in told.sent_as:
+            shown = (happened if may_read else happened.without_texts() for happened in told.events)
+            pieces = (event(event_json(each, exchange.redact), f"r2.{each.kind}") for each in shown)
+            told.sent_as[may_read] = b"".join(pieces)
+        return told.sent_as[may_read]
 
     def _may_read(self, key: ClientKey | None, happened: Event) -> bool:
         return key is None or key.name == happened.client or self.server.events.texts
 
 
-def _may_see(key: ClientKey | None, happened: Event) -> bool:
-    return key is None or not key.is_restricted or key.name == happened.client
+def _latest(traces: Iterable[Trace], client: str | None) -> list[Trace]:
+    """The queries that `client` may see, each once, in the order in which they came."""
+    seen = {trace.task: trace for trace in traces if client is None or trace.client == client}
+    return sorted(seen.values(), key=lambda trace: trace.began_s)
+
+
+def _recent(params: QueryParams) -> int:
+    """Raises: InvalidRequest."""
+    given = params.get("recent", "0")
+    if not given.isdecimal() or len(given) > 9:
+        raise InvalidRequest(f"recent is a number of queries from 0, got {given[:20]!r}", param="recent")
+    return int(given)
+
+
+def _note(kind: str, **fields: object) -> bytes:
+    """An event about the stream itself."""
+    return event({"version": 1, "kind": kind, **fields}, f"r2.{kind}")

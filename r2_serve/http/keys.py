@@ -133,12 +133,13 @@ class KeyRing:
         """The key in an Authorization header; the time it takes reveals nothing of the known keys."""
         scheme, _, key = (authorization or "").partition(" ")
         digest, found = _digest(key.strip()).hex(), None
-        for known in self._current():
+        for known in self.known():
             if hmac.compare_digest(digest, known.sha256):
                 found = known
         return found if scheme.lower() == "bearer" else None
 
-    def _current(self) -> tuple[ClientKey, ...]:
+    def known(self) -> tuple[ClientKey, ...]:
+        """The keys in force."""
         if self._path is not None and self._clock() >= self._look_again:
             self._look_again = self._clock() + LOOK_AGAIN_S
             self._read_again(self._path)

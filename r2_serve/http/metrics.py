@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from r2_serve.calls.pool import Pool
 from r2_serve.feedback import Rated
 from r2_serve.http.admission import Admission
+from r2_serve.http.keys import KeyRing
 from r2_serve.http.spend import Purses
 from r2_serve.router.router import Router
 from r2_serve.types import CallRecord, Decision, RolloutNote, Trace
@@ -81,15 +82,21 @@ class Metrics:
         queued = Gauge("r2_requests_queued", "Requests waiting.", registry=self.registry)
         queued.set_function(lambda: admission.num_queued)
 
-    def watch_spend(self, purses: Purses) -> None:
-        """Adds what each client key has spent in its period, read at each scrape: processes may share it."""
+    def watch_spend(self, purses: Purses, keys: KeyRing) -> None:
+        """Adds budget and spend of each client key, read at each scrape: processes may share the spend."""
 
         def spend() -> list[Metric]:
             text = "Spend of a client key in its current budget period in USD."
-            family = GaugeMetricFamily("r2_key_spent_usd", text, labels=["key"])
+            spent = GaugeMetricFamily("r2_key_spent_usd", text, labels=["key"])
+            text = "Budget of a client key in USD; a key without one is left out."
+            budget = GaugeMetricFamily("r2_key_budget_usd", text, labels=["key", "period"])
+            for key in keys.known():
+                purses.of(key)
+                if key.budget_usd is not None:
+                    budget.add_metric([key.name, key.budget_period], float(key.budget_usd))
             for name, usd in sorted(purses.spent_usd().items()):
-                family.add_metric([name], float(usd))
-            return [family]
+                spent.add_metric([name], float(usd))
+            return [spent, budget]
 
         self._computed(spend)
 
@@ -116,27 +123,39 @@ class Metrics:
         def rests() -> list[Metric]:
             text = "1 while calls pass the model over after its failures."
             resting = GaugeMetricFamily("r2_model_resting", text, labels=["model"])
+            text = "Seconds until a call may probe a model that rests; 0 for any other."
+            left = GaugeMetricFamily("r2_model_rest_left_seconds", text, labels=["model"])
             counts = CounterMetricFamily("r2_model_rests", "Times that a model was rested.", labels=["model"])
             for name, member in sorted(pool.items()):
                 resting.add_metric([name], float(member.cooldown.is_resting))
+                left.add_metric([name], member.cooldown.left_s())
                 counts.add_metric([name], member.cooldown.num_rests)
-            return [resting, counts]
+            return [resting, left, counts]
 
         self._computed(rests)
 
     def watch_cluster(
-        self, unavailable: Callable[[], Mapping[str, bool]], is_away: Callable[[], bool]
+        self,
+        unavailable: Callable[[], Mapping[str, bool]],
+        replicas: Callable[[], Mapping[str, int]],
+        is_away: Callable[[], bool],
     ) -> None:
-        """Adds which local models have no replica that takes calls, and whether the controller is away."""
+        """Adds the running replicas of local models, which of these take no calls, and whether the controller
+        is away."""
 
         def state() -> list[Metric]:
             text = "1 while no replica of the local model takes calls."
-            family = GaugeMetricFamily("r2_model_unavailable", text, labels=["model"])
+            missing = GaugeMetricFamily("r2_model_unavailable", text, labels=["model"])
             for name, is_missing in sorted(unavailable().items()):
-                family.add_metric([name], float(is_missing))
+                missing.add_metric([name], float(is_missing))
+            running = GaugeMetricFamily(
+                "r2_model_replicas", "Running replicas of the local model.", labels=["model"]
+            )
+            for name, count in sorted(replicas().items()):
+                running.add_metric([name], count)
             absent = GaugeMetricFamily("r2_controller_absent", "1 while Serve's controller does not answer.")
             absent.add_metric([], float(is_away()))
-            return [family, absent]
+            return [missing, running, absent]
 
         self._computed(state)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +15,12 @@ from r2_serve.router.decomposer import Decomposes
 from r2_serve.router.demand import Demand
 from r2_serve.router.events import EventBus
 from r2_serve.router.gates import QueryGates
+from r2_serve.router.past import call_told
 from r2_serve.router.policies import LEARNED
 from r2_serve.router.sessions import Sessions
 from r2_serve.router.spill import Replicas
 from r2_serve.types import (
     Allocation,
-    CalledModel,
     CallRecord,
     Decision,
     Event,
@@ -79,6 +80,8 @@ class QueryContext:
     events: EventBus = field(default_factory=EventBus)
     """Takes what happens to the query to those who watch it."""
     draft: TraceDraft = field(default_factory=TraceDraft)
+    began_s: float = field(default_factory=time.time)
+    """Unix time at which the query came."""
 
     @property
     def ledger(self) -> Ledger:
@@ -98,13 +101,8 @@ class QueryContext:
             self.tell("decided", **what)
 
     def tell_call(self, call: CallRecord) -> None:
-        usage = call.usage
-        called = CalledModel(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            **{name: getattr(call, name) for name in CalledModel.model_fields if hasattr(call, name)},
-        )
-        self.tell("called", subtask=call.subtask, called=called)
+        if self.events.has_readers:
+            self.tell("called", subtask=call.subtask, called=call_told(call))
 
     def trace(self, *, answer: str | None = None, error: str | None = None) -> Trace:
         """The trace of the query as it stands now."""
@@ -132,6 +130,7 @@ class QueryContext:
             decision=draft.decision,
             num_plan_samples=draft.num_plan_samples,
             num_plan_rejected=draft.num_plan_rejected,
+            began_s=self.began_s,
             duration_s=duration_s,
             overhead_s=max(0.0, duration_s - _covered_s(worker_calls)),
             cost_usd=total_cost_usd(calls),

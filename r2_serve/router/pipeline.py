@@ -114,18 +114,24 @@ class Pipeline:
         if virtual is not None:
             query = as_conversation(query)
         context = self._context(query, routing, on_delta, purse)
-        context.tell("started", query=context.text)
+        with self.events.at_work(context.trace):
+            return await self._told(context, virtual)
+
+    async def _told(self, context: QueryContext, virtual: VirtualModelConfig | None) -> Answer:
+        """The answer, with its events and its trace."""
+        context.tell("started", query=context.text, began_s=context.began_s)
         try:
             final = await _within_deadline(context, virtual)
         except (Exception, asyncio.CancelledError) as e:
             context.tell("failed", error=_error_text(e), cost_usd=context.ledger.cost_usd)
             self._publish(context.trace(error=_error_text(e)))
             raise
-        cost_usd, reason = context.ledger.cost_usd, final.finish_reason
-        context.tell("answered", answer=final.text, finish_reason=reason, cost_usd=cost_usd)
         if virtual is not None:
             context.draft.savings = savings(context, virtual, final.text)
         trace = self._publish(context.trace(answer=final.text))
+        end = {"finish_reason": final.finish_reason, "cost_usd": trace.cost_usd}
+        saved_usd = trace.savings and trace.savings.saved_usd
+        context.tell("answered", answer=final.text, saved_usd=saved_usd, **end)
         return _answer(final, trace, context)
 
     def _context(

@@ -48,7 +48,7 @@ class Router:
         shadow_purse: PurseFor = in_memory,
     ) -> None:
         self.prices_as_of = config.prices_as_of
-        self.events = EventBus()
+        self.events = EventBus(config.server.events.recent)
         self._config, self._make_pipeline, self._readiness = config, make_pipeline, readiness
         self._pipeline: Pipeline | None = None
         self._shadow_purse = shadow_purse
@@ -90,6 +90,7 @@ class Router:
         pipeline = replace(self._make_pipeline(routing), events=self.events)
         trials = Trials(apart(pipeline), self._shadow_purse)
         pipeline.sinks = trials.shadows.sinks = [*pipeline.sinks, trials.observe]
+        pipeline.sinks = [*pipeline.sinks, self.events.past]
         return pipeline, trials
 
     @property

@@ -296,6 +296,8 @@ class Trace(Record):
     """Whether the query was split, and why; None for a pool model asked by its name."""
     num_plan_samples: int = 0
     num_plan_rejected: int = 0
+    began_s: float = 0.0
+    """Unix time at which the query came; 0 in traces of versions before 0.3."""
     duration_s: float = 0.0
     overhead_s: float = 0.0
     """Seconds in which no subtask ran: decomposing, allocating and scheduling."""

@@ -11,6 +11,9 @@ from r2_serve.types.calls import FinishReason, Record
 from r2_serve.types.gates import GateAsk
 from r2_serve.types.plans import Plan, Subtask
 
+MOST_CHARS = 4_000
+"""How much of a text the feed of all queries shows; the stream of a query itself shows all."""
+
 EventKind = Literal[
     "started",
     "decided",
@@ -58,6 +61,8 @@ class Event(Record):
     """Name of the client's key; empty without keys."""
     at_s: float = Field(ge=0)
     """Seconds since the query began."""
+    began_s: float | None = None
+    """Unix time at which the query came."""
     query: str | None = None
     action: Literal["whole", "planned"] | None = None
     reason: str | None = None
@@ -75,12 +80,35 @@ class Event(Record):
     finish_reason: FinishReason | None = None
     cost_usd: Decimal | None = None
     """What the step, or the query so far, cost."""
+    saved_usd: Decimal | None = None
+    """What the query cost less than the virtual model's baseline; None where that is not known."""
     error: str | None = None
 
     def without_texts(self) -> Event:
         """The same event without what clients and models wrote."""
         plan = self.plan and Plan(subtasks=tuple(_without_text(step) for step in self.plan.subtasks))
         return self.model_copy(update={"query": None, "answer": None, "error": None, "plan": plan})
+
+    def shortened(self) -> Event:
+        """The same event with texts of at most `MOST_CHARS`."""
+        texts = {"query": self.query, "answer": self.answer, "error": self.error}
+        update: dict[str, object] = {
+            name: shortened(text) for name, text in texts.items() if text and len(text) > MOST_CHARS
+        }
+        if self.plan is not None and any(len(step.text) > MOST_CHARS for step in self.plan.subtasks):
+            update["plan"] = shortened_plan(self.plan)
+        return self.model_copy(update=update) if update else self
+
+
+def shortened(text: str) -> str:
+    """The first `MOST_CHARS` of a text, with a mark where some are left out."""
+    return text if len(text) <= MOST_CHARS else text[: MOST_CHARS - 1] + "…"
+
+
+def shortened_plan(plan: Plan) -> Plan:
+    """A plan to be shown. It is not checked again, as cut texts may name fewer steps than they depend on."""
+    steps = (step.model_copy(update={"text": shortened(step.text)}) for step in plan.subtasks)
+    return plan.model_copy(update={"subtasks": tuple(steps)})
 
 
 def _without_text(step: Subtask) -> Subtask:

@@ -20,12 +20,15 @@ from r2_serve.engines.events import EventReader
 from r2_serve.engines.scripted import ScriptedEngine
 from r2_serve.errors import EngineUnavailable
 from r2_serve.http.api import create_app
+from r2_serve.http.events import event_json
 from r2_serve.http.keys import new_key
-from r2_serve.router.events import MOST_WAITING, EventBus
+from r2_serve.router.events import MOST_WAITING, EventBus, Follower
 from r2_serve.router.router import in_process
 from r2_serve.types import Event
+from r2_serve.types.events import MOST_CHARS
 from tests.support.in_process import allocation_json, model, plan_json, routing
 from tests.support.load_endpoint import serving
+from tests.support.waiting import until
 
 PLAN = plan_json("height of Mont Blanc", "compare #1 with 4000 m")
 SECRET = "is Mont Blanc higher than 4000 m"
@@ -46,6 +49,8 @@ KINDS = [
     "answered",
 ]
 """The events of a plan of two steps, the first of which is tried twice."""
+
+Seen = list[tuple[str, dict[str, Any]]]
 
 
 def app_of(server: ServerConfig | None = None, **virtual: Any) -> Any:
@@ -131,7 +136,9 @@ def test_events_are_refused_where_they_cannot_be_sent(path: str, body: dict[str,
 
 
 @asynccontextmanager
-async def feed(url: str, key: str | None = None) -> AsyncIterator[asyncio.Queue[tuple[str, dict[str, Any]]]]:
+async def feed(
+    url: str, key: str | None = None, query: str = ""
+) -> AsyncIterator[asyncio.Queue[tuple[str, dict[str, Any]]]]:
     """The feed of events; open once the server has said so."""
     seen: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
     is_open = asyncio.Event()
@@ -140,7 +147,7 @@ async def feed(url: str, key: str | None = None) -> AsyncIterator[asyncio.Queue[
     async def read() -> None:
         async with (
             httpx.AsyncClient() as http,
-            http.stream("GET", f"{url}/r2/events", headers=headers) as reply,
+            http.stream("GET", f"{url}/r2/events{query}", headers=headers) as reply,
         ):
             reader = EventReader()
             async for chunk in reply.aiter_bytes():
@@ -166,7 +173,7 @@ async def ask(url: str, key: str | None = None) -> None:
         (await http.post(f"{url}/chat/completions", json=body)).raise_for_status()
 
 
-async def until_answered(seen: asyncio.Queue[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+async def until_answered(seen: asyncio.Queue[tuple[str, dict[str, Any]]]) -> Seen:
     found = []
     while not found or found[-1][0] != "answered":
         found.append(await asyncio.wait_for(seen.get(), 20))
@@ -174,7 +181,7 @@ async def until_answered(seen: asyncio.Queue[tuple[str, dict[str, Any]]]) -> lis
 
 
 def test_feed_of_an_open_endpoint_shows_every_query() -> None:
-    async def run() -> list[tuple[str, dict[str, Any]]]:
+    async def run() -> Seen:
         async with serving(app_of()) as url, feed(url) as seen:
             await ask(url)
             return await until_answered(seen)
@@ -210,6 +217,150 @@ def test_key_without_limits_sees_others_but_reads_them_only_if_allowed(
     assert (SECRET in json.dumps(all_)) == may_read
     assert ("Mont Blanc" in json.dumps(all_)) == may_read
     assert ("4806 m" in json.dumps(all_)) == may_read
+
+
+def test_query_from_before_is_told_with_the_events_it_had() -> None:
+    """The same events with the same costs, made from its trace."""
+
+    async def run() -> tuple[Seen, Seen]:
+        async with serving(app_of()) as url:
+            async with feed(url) as seen:
+                await ask(url)
+                live = await until_answered(seen)
+            async with feed(url, query="?recent=5") as seen:
+                return live, await until_answered(seen)
+
+    live, past = asyncio.run(run())
+    assert sorted(kind for kind, _ in past) == sorted(KINDS)
+    assert [
+        (kind, event.get("answer"), event.get("cost_usd")) for kind, event in past if "answer" in event
+    ] == [(kind, event.get("answer"), event.get("cost_usd")) for kind, event in live if "answer" in event]
+    assert past[0][1]["query"] == SECRET and past[0][1]["began_s"] == live[0][1]["began_s"]
+
+
+def test_query_at_work_is_told_to_those_who_come_later() -> None:
+    gate, engine = asyncio.Event(), ScriptedEngine(["4806 m"])
+
+    class Held(ScriptedEngine):
+        async def generate(self, call: Any) -> Any:
+            await gate.wait()
+            return await super().generate(call)
+
+    engines = {
+        "small": engine,
+        "large": Held(["higher"]),
+        "decomposer": ScriptedEngine([PLAN]),
+        "allocator": ScriptedEngine([allocation_json("small", "large")]),
+    }
+    config = RouterConfig(models=tuple(model(name) for name in engines))
+    router = in_process(config, routing(), lambda card: engines[card.name])
+
+    async def run() -> Seen:
+        async with serving(create_app(router, ServerConfig(), environment={})) as url:
+            asking = asyncio.create_task(ask(url))
+            await until(lambda: bool(engine.calls))
+            async with feed(url, query="?recent=0") as none, feed(url, query="?recent=1") as seen:
+                gate.set()
+                found = await until_answered(seen)
+                await asking
+                assert "started" not in [kind for kind, _ in await until_answered(none)]
+                return found
+
+    kinds = [kind for kind, _ in asyncio.run(run())]
+    assert kinds[:2] == ["started", "decided"] and "planned" in kinds
+    assert kinds.count("called") == 4 and kinds[-1] == "answered"
+
+
+def test_key_with_limits_sees_its_own_past_alone(tmp_path: Path) -> None:
+    made = [new_key(name="one", models=["r2"]), new_key(name="two", models=["r2"])]
+    path = tmp_path / "keys.yaml"
+    path.write_text(yaml.safe_dump([entry.model_dump(mode="json", exclude_none=True) for _, entry in made]))
+    path.chmod(0o600)
+    (one, _), (two, _) = made
+
+    async def run() -> tuple[Seen, str]:
+        async with serving(app_of(ServerConfig(keys_file=str(path)))) as url:
+            await ask(url, one)
+            async with feed(url, one, "?recent=9") as own, feed(url, two, "?recent=9") as others:
+                return await until_answered(own), (await asyncio.wait_for(others.get(), 20))[0]
+
+    own, first_of_others = asyncio.run(run())
+    assert own[0][1]["query"] == SECRET
+    assert first_of_others == "live", "the end of the past, which is empty"
+
+
+def test_number_of_past_queries_must_be_one() -> None:
+    async def run() -> httpx.Response:
+        async with serving(app_of()) as url, httpx.AsyncClient() as http:
+            return await http.get(f"{url}/r2/events?recent=all")
+
+    assert asyncio.run(run()).json()["error"]["param"] == "recent"
+
+
+def test_event_is_written_once_for_all_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def counted(happened: Event, redact: Any) -> Any:
+        written.append(happened.kind)
+        return event_json(happened, redact)
+
+    monkeypatch.setattr("r2_serve.http.events.event_json", counted)
+
+    async def run() -> None:
+        async with serving(app_of()) as url, AsyncExitStack() as stack:
+            feeds = [await stack.enter_async_context(feed(url)) for _ in range(3)]
+            await ask(url)
+            for seen in feeds:
+                assert [kind for kind, _ in await until_answered(seen)] == KINDS
+
+    asyncio.run(run())
+    assert written == KINDS
+
+
+def test_follower_that_is_too_slow_loses_the_oldest_and_is_told() -> None:
+    async def run() -> None:
+        bus = EventBus()
+        with bus.following(None) as slow, bus.following("one") as other:
+            for number in range(MOST_WAITING + 3):
+                bus.publish(Event(kind="called", request_id=str(number), model="r2", at_s=0))
+            told, num_lost = await slow.news()
+            assert (told[0].events[0].request_id, len(told), num_lost) == ("3", MOST_WAITING, 3)
+            bus.miss(2)
+            assert await slow.news() == ([], 2), "events of other replicas that did not come"
+            assert await other.news() == ([], 2)
+        assert not bus.has_readers
+
+    asyncio.run(run())
+
+
+def test_followers_get_their_turns_one_after_the_other() -> None:
+    """However many events there are, so that the writes of many followers do not hold up a query."""
+
+    async def run() -> list[tuple[int, int]]:
+        bus, turns = EventBus(), []
+
+        async def follow(number: int, follower: Follower) -> None:
+            for _ in range(2):
+                told, _ = await follower.news()
+                turns.append((number, len(told)))
+
+        with bus.following(None) as first, bus.following(None) as second:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(follow(1, first))
+                group.create_task(follow(2, second))
+                for number in range(7):
+                    bus.publish(Event(kind="called", request_id=str(number), model="r2", at_s=0))
+                await until(lambda: len(turns) == 2)
+                bus.publish(Event(kind="called", request_id="8", model="r2", at_s=0))
+        return turns
+
+    assert asyncio.run(run()) == [(1, 7), (2, 7), (1, 1), (2, 1)]
+
+
+def test_long_texts_are_cut_in_the_feed() -> None:
+    long = Event(kind="started", request_id="r", model="r2", at_s=0, query="x" * (MOST_CHARS + 1))
+    query = long.shortened().query
+    assert query is not None and len(query) == MOST_CHARS and query.endswith("…")
 
 
 def test_reader_that_is_too_slow_loses_the_oldest_and_is_told() -> None:

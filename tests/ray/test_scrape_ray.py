@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,16 @@ class TwoRouters:
 
     def ask(self, times: int) -> None:
         """Each request has a connection of its own, so that either replica may get it."""
-        body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}]}
         for _ in range(times):
-            assert httpx.post(f"{self.root}/v1/chat/completions", json=body, timeout=60).status_code == 200
-            self.num_asked += 1
+            self.ask_one()
+
+    def ask_one(self) -> str:
+        """The id of the request."""
+        body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}]}
+        reply = httpx.post(f"{self.root}/v1/chat/completions", json=body, timeout=60)
+        assert reply.status_code == 200
+        self.num_asked += 1
+        return reply.headers["x-request-id"]
 
     def page(self) -> str:
         return httpx.get(f"{self.root}/metrics", timeout=30).text
@@ -69,6 +76,26 @@ def test_any_scrape_shows_the_counts_of_every_replica(routers: TwoRouters) -> No
         assert total(page, SILENT) == 0
     by_replica = [total(page, "r2_requests_total", replica=name, **CHAT) for name in replicas_of(page)]
     assert len(by_replica) == 2 and min(by_replica) > 0, "or the sum proves nothing"
+
+
+def test_whoever_watches_sees_the_queries_of_both_replicas(routers: TwoRouters) -> None:
+    """Serve sends the second watcher to the replica that has none, so that each sees queries of the other."""
+    until(lambda: len(replicas_of(routers.page())) == 2)
+    path = f"{routers.root}/v1/r2/events?recent=100"
+    with httpx.stream("GET", path, timeout=60) as one, httpx.stream("GET", path, timeout=60) as other:
+        streams = [watched(one), watched(other)]
+        for events in streams:
+            past = takewhile(lambda event: event["kind"] != "live", events)
+            assert sum(event["kind"] == "answered" for event in past) == routers.num_asked
+        asked = sorted(routers.ask_one() for _ in range(12))
+        for events in streams:
+            answered = (event["request_id"] for event in events if event["kind"] == "answered")
+            assert sorted(islice(answered, 12)) == asked, "each once"
+
+
+def watched(stream: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The events of an open stream."""
+    return (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
 
 
 @pytest.mark.needs("prometheus")

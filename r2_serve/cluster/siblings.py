@@ -1,0 +1,148 @@
+"""What the replicas of the router tell each other: Serve sends a client to one of them, which asks all.
+
+While somebody watches queries at one replica, it fetches the events of the others a few times a second, and
+they remember only what it has not fetched yet. Nobody watches: nothing is fetched, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from r2_serve.router.events import EventBus, Reader
+from r2_serve.types import Event, Trace
+
+TIMEOUT_S = 3.0
+"""Limit for the answers of all replicas, well under the 10 s after which Prometheus gives up a scrape."""
+SHORTEST_S, LONGEST_S = 0.25, 1.0
+"""Between two fetches of events: the short time after some came, twice as long after each without any."""
+ALONE_S = 5.0
+"""The time after which a replica that is alone looks for others."""
+FORGET_S = 10.0
+"""A replica that has not fetched events for so long does not get them."""
+_log = logging.getLogger(__name__)
+
+
+class Replicas:
+    """All replicas of the deployment that this process is one of."""
+
+    def __init__(self) -> None:
+        self._handle: DeploymentHandle | None = None
+
+    async def ask(self, method: str, *args: object) -> list[object]:
+        """What `method` returns in each replica, this one included; an exception where one failed.
+
+        Raises: Exception if they cannot be asked.
+        """
+        if self._handle is None:
+            context = serve.get_replica_context()
+            self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        response = self._handle.broadcast(method, *args)
+        return list(await response.results_async(timeout_s=TIMEOUT_S, return_exceptions=True))
+
+
+@dataclass
+class Caught:
+    """What one replica gives another that watches."""
+
+    events: list[Event] = field(default_factory=list)
+    """What has happened since the last time."""
+    num_lost: int = 0
+    past: list[Trace] = field(default_factory=list)
+    """The latest finished queries, if they were asked for."""
+    running: list[Trace] = field(default_factory=list)
+    """The queries that are being answered, if they were asked for."""
+
+
+class SiblingEvents:
+    """The events of the other replicas. `METHOD` of the deployment must return `catch(...)`."""
+
+    METHOD = "caught_events"
+
+    def __init__(self, bus: EventBus, name: str, replicas: Replicas) -> None:
+        self._bus, self._name, self._replicas = bus, name, replicas
+        self._watchers: dict[str, _Watcher] = {}
+        self._num_watched = 0
+        self._fetching: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    def catch(self, watcher: str, *, wants_latest: bool) -> Caught:
+        """What has happened here since `watcher`, another replica, asked last."""
+        if watcher == self._name:
+            return Caught()
+        found = self._watchers.get(watcher) or self._new_watcher(watcher)
+        caught = found.take()
+        if wants_latest:
+            caught.past, caught.running = self._bus.past.traces(), self._bus.running()
+        return caught
+
+    def _new_watcher(self, name: str) -> _Watcher:
+        self._watchers[name] = watcher = _Watcher(self._bus, lambda: self._watchers.pop(name))
+        return watcher
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this is open, the events of the other replicas come to the bus."""
+        self._num_watched += 1
+        if self._fetching is None:
+            self._fetching = asyncio.get_running_loop().create_task(self._fetch_on())
+        try:
+            yield
+        finally:
+            self._num_watched -= 1
+            if not self._num_watched:
+                self._fetching.cancel()
+                self._fetching = None
+
+    async def latest(self) -> tuple[list[Trace], list[Trace]]:
+        """The latest finished queries of the other replicas, and those being answered."""
+        caught = await self._fetch(wants_latest=True)
+        past = [trace for each in caught for trace in each.past]
+        return past, [trace for each in caught for trace in each.running]
+
+    async def _fetch_on(self) -> None:
+        wait_s = SHORTEST_S
+        while True:
+            caught = await self._fetch(wants_latest=False)
+            has_news = any(each.events for each in caught)
+            wait_s = SHORTEST_S if has_news else min(2 * wait_s, LONGEST_S)
+            await asyncio.sleep(wait_s if len(caught) > 1 else ALONE_S)
+
+    async def _fetch(self, *, wants_latest: bool) -> list[Caught]:
+        async with self._one_at_a_time:
+            try:
+                answers = await self._replicas.ask(self.METHOD, self._name, wants_latest)
+            except Exception as e:  # noqa: BLE001 - the events of this replica go on
+                _log.warning("events of the other router replicas are missing: %s: %s", type(e).__name__, e)
+                return []
+            caught = [answer for answer in answers if isinstance(answer, Caught)]
+            for each in caught:
+                self._bus.miss(each.num_lost)
+                for event in each.events:
+                    self._bus.relay(event)
+            return caught
+
+
+class _Watcher:
+    """Another replica that watches this one."""
+
+    def __init__(self, bus: EventBus, forget: Callable[[], object]) -> None:
+        self._stack = ExitStack()
+        self._reader: Reader = self._stack.enter_context(bus.reading(lambda event: True))
+        self._num_told_lost = 0
+        self._stack.callback(forget)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self) -> Caught:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(FORGET_S, self._stack.close)
+        num_lost = self._reader.num_lost - self._num_told_lost
+        self._num_told_lost = self._reader.num_lost
+        return Caught([event.shortened() for event in self._reader.rest()], num_lost)

@@ -1,0 +1,125 @@
+"""A replica at which somebody watches shows the queries of the others too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from r2_serve.cluster import siblings
+from r2_serve.cluster.siblings import Caught, Replicas, SiblingEvents
+from r2_serve.router.events import MOST_WAITING, EventBus, Follower
+from r2_serve.types import Event, Trace
+from tests.support.waiting import until
+
+
+class Both(Replicas):
+    """Two replicas in one process, as one asks both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_asked = 0
+        self.is_broken = False
+        self.buses = {name: EventBus(9) for name in ("a", "b")}
+        self.siblings = {name: SiblingEvents(bus, name, self) for name, bus in self.buses.items()}
+
+    async def ask(self, method: str, *args: object) -> list[object]:
+        assert method == SiblingEvents.METHOD
+        self.num_asked += 1
+        if self.is_broken:
+            raise RuntimeError("the controller is away")
+        watcher, wants_latest = args
+        assert isinstance(watcher, str)
+        caught = [each.catch(watcher, wants_latest=bool(wants_latest)) for each in self.siblings.values()]
+        return [*caught, RuntimeError("a third replica has died")]
+
+    @contextmanager
+    def watched(self, name: str = "a") -> Iterator[Follower]:
+        with self.buses[name].following(None) as follower, self.siblings[name].watched():
+            yield follower
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Both:
+    for name in ("SHORTEST_S", "LONGEST_S", "ALONE_S"):
+        monkeypatch.setattr(siblings, name, 0.001)
+    return Both()
+
+
+def happened(id: str) -> Event:
+    return Event(kind="called", request_id=id, model="r2", at_s=0)
+
+
+async def until_seen(follower: Follower, id: str) -> tuple[list[str], int]:
+    seen: list[str] = []
+    num_lost = 0
+    while id not in seen:
+        told, lost = await asyncio.wait_for(follower.news(), 20)
+        num_lost += lost
+        seen += [event.request_id for each in told for event in each.events]
+    return seen, num_lost
+
+
+async def test_events_of_both_come_in_order_and_once(both: Both) -> None:
+    with both.watched() as follower:
+        await until(lambda: both.buses["b"].has_readers)
+        for number in range(5):
+            both.buses["b"].publish(happened(f"b{number}"))
+        both.buses["a"].publish(happened("a"))
+        seen, num_lost = await until_seen(follower, "b4")
+    assert [id for id in seen if id != "a"] == [f"b{number}" for number in range(5)]
+    assert seen.count("a") == 1 and num_lost == 0
+
+
+async def test_replica_that_watches_gives_no_events_of_others(both: Both) -> None:
+    """Or two that watch each other would send each event around for ever."""
+    with both.watched("a") as one, both.watched("b") as two:
+        await until(lambda: both.num_asked >= 4)
+        both.buses["a"].publish(happened("first"))
+        both.buses["b"].publish(happened("last"))
+        for follower in (one, two):
+            seen = []
+            while sorted(set(seen)) != ["first", "last"]:
+                told, _ = await asyncio.wait_for(follower.news(), 20)
+                seen += [event.request_id for each in told for event in each.events]
+            assert len(seen) == 2
+
+
+async def test_events_that_a_sibling_lost_are_counted(both: Both) -> None:
+    bus, watched = both.buses["b"], both.siblings["b"]
+    watched.catch("a", wants_latest=False)
+    for number in range(MOST_WAITING + 4):
+        bus.publish(happened(str(number)))
+    assert watched.catch("a", wants_latest=False).num_lost == 4
+    assert watched.catch("a", wants_latest=False) == Caught()
+
+
+async def test_latest_queries_of_both_are_found(both: Both) -> None:
+    running = Trace(request_id="now", model="r2", query="q")
+    both.buses["b"].past(Trace(request_id="then", model="r2", query="q"))
+    with both.buses["b"].at_work(lambda: running), both.watched():
+        past, at_work = await both.siblings["a"].latest()
+    assert [trace.request_id for trace in past] == ["then"]
+    assert at_work == [running]
+
+
+async def test_nothing_is_fetched_or_kept_once_nobody_watches(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(siblings, "FORGET_S", 0.01)
+    with both.watched():
+        await until(lambda: both.buses["b"].has_readers)
+    await until(lambda: not both.buses["b"].has_readers)
+    num_asked = both.num_asked
+    await asyncio.sleep(0.02)
+    assert both.num_asked == num_asked
+
+
+async def test_controller_that_is_away_costs_no_events_of_its_own(both: Both) -> None:
+    both.is_broken = True
+    with both.watched() as follower:
+        assert await both.siblings["a"].latest() == ([], [])
+        both.buses["a"].publish(happened("own"))
+        assert (await until_seen(follower, "own"))[0] == ["own"]
