@@ -26,42 +26,40 @@ from r2_serve.cluster.deployments import (
 )
 from r2_serve.config import AdapterLoad, GateCheck, ModelServerConfig, RouterConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
-from r2_serve.serve_config.defaults import LIGHT_CPUS, SHUTDOWN_S, default_cpus, default_ongoing
+from r2_serve.serve_config.defaults import SHUTDOWN_S, default_options
 
 Options = Mapping[str, Mapping[str, object]]
 """Ray Serve options by deployment name, as the `deployments` of a config file give them."""
-SPARE_REQUESTS = 64
-"""Room for health checks and metrics on top of our own queue, which refuses with proper error bodies."""
 HEALTH_CHECK_S = 2.0
 """Seconds between checks of a model's replica. Serve finds out by them that an idle replica has died, and its
 own 10 s would send calls to it for that long."""
+HEALTH_CHECK_TIMEOUT_S = 60
+"""Seconds that a busy replica may take to answer such a check."""
 
 Model: Deployment = serve.deployment(
     ModelDeployment,
     name=MODEL,
     health_check_period_s=HEALTH_CHECK_S,
-    health_check_timeout_s=60,
+    health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     graceful_shutdown_timeout_s=SHUTDOWN_S,
 )
 Decomposer: Deployment = serve.deployment(
     DecomposerDeployment,
     name=DECOMPOSER,
-    max_ongoing_requests=256,
+    health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     graceful_shutdown_timeout_s=SHUTDOWN_S,
-    ray_actor_options={"num_cpus": LIGHT_CPUS},
 )
 Allocator: Deployment = serve.deployment(
     AllocatorDeployment,
     name=ALLOCATOR,
-    max_ongoing_requests=256,
+    health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     graceful_shutdown_timeout_s=SHUTDOWN_S,
-    ray_actor_options={"num_cpus": LIGHT_CPUS},
 )
 Router: Deployment = serve.deployment(
     RouterDeployment,
     name=ROUTER,
+    health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     graceful_shutdown_timeout_s=SHUTDOWN_S,
-    ray_actor_options={"num_cpus": LIGHT_CPUS},
 )
 AdapterLoader: Deployment = serve.deployment(
     AdapterLoadDeployment,
@@ -103,17 +101,14 @@ def build_gate_check(args: GateCheck) -> Application:
 
 def bind_router(config: RouterConfig, options: Options) -> Application:
     """The router's application with `options` on top of the defaults."""
-    room = config.server.max_running + config.server.max_queued + SPARE_REQUESTS
-    decomposer = Decomposer.options(**options.get(DECOMPOSER, {})).bind(config)
-    allocator = Allocator.options(**options.get(ALLOCATOR, {})).bind(config)
-    router = Router.options(**{"max_ongoing_requests": room, **options.get(ROUTER, {})})
-    return router.bind(config, decomposer, allocator)
+    defaults = default_options(config)
+    router, decomposer, allocator = (
+        deployment.options(**{**defaults[deployment.name], **options.get(deployment.name, {})})
+        for deployment in (Router, Decomposer, Allocator)
+    )
+    return router.bind(config, decomposer.bind(config), allocator.bind(config))
 
 
 def bind_model(config: ModelServerConfig, options: Options) -> Application:
     """A local model's application with `options` on top of the defaults."""
-    defaults = {
-        "max_ongoing_requests": default_ongoing(config),
-        "ray_actor_options": {"num_cpus": default_cpus(config)},
-    }
-    return Model.options(**{**defaults, **options.get(MODEL, {})}).bind(config)
+    return Model.options(**{**default_options(config)[MODEL], **options.get(MODEL, {})}).bind(config)

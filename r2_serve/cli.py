@@ -206,7 +206,7 @@ def validate(
     \b
     Example:  r2-serve validate serve_config.yaml
     """
-    from r2_serve.errors import ConfigError
+    from r2_serve.errors import ConfigError, counted
     from r2_serve.ops.local.room import room_at_start
     from r2_serve.serve_config import check, load
 
@@ -217,7 +217,8 @@ def validate(
     for problem in problems:
         typer.secho(str(problem), fg="red" if problem.severity == "error" else "yellow")
     num_errors = sum(problem.severity == "error" for problem in problems)
-    result = f"{config}: {num_errors} errors, {len(problems) - num_errors} warnings"
+    num_warnings = len(problems) - num_errors
+    result = f"{config}: {counted(num_errors, 'error')}, {counted(num_warnings, 'warning')}"
     if num_errors:
         typer.echo(result)
         raise typer.Exit(1)

@@ -358,3 +358,8 @@ class AnswerFiltered(AnswerWithheld):
     status = 400
     kind = "invalid_request_error"
     code = "content_filter"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 model` or `2 models`; `plural` where it is not the noun with an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from r2_serve.config import FEEDBACK_FILE, ServerConfig
-from r2_serve.errors import ConfigError, FeedbackLost, InvalidRequest, QueryNotFound
+from r2_serve.errors import ConfigError, FeedbackLost, InvalidRequest, QueryNotFound, counted
 from r2_serve.files import open_database
 from r2_serve.types import Arm, Record, Trace
 
@@ -142,7 +142,9 @@ class FeedbackStore:
             raise QueryNotFound(_UNKNOWN.format(asked[:100]), "request_id")
         task, num_steps, model, candidate, arm = row
         if rating.step is not None and rating.step > num_steps:
-            raise InvalidRequest(f"step: got {rating.step}, and the plan has {num_steps} steps", "step")
+            raise InvalidRequest(
+                f"step: got {rating.step}, and the plan has {counted(num_steps, 'step')}", "step"
+            )
         place = (task, rating.step or 0, rating.source)
         before = self._db.execute(
             "SELECT score FROM scores WHERE task = ? AND step = ? AND source = ?", place

@@ -65,7 +65,7 @@ def check_file(path: Path) -> Iterator[Finding]:
     if path.suffix == ".md":
         yield from check_lines(without_code_and_tables(text), PROSE_COLUMNS)
     elif path.suffix in (".yaml", ".yml"):
-        yield from check_lines(re.sub(r"(?m)^.*: \{.*$", "", text), SOURCE_COLUMNS)
+        yield from check_lines(re.sub(r"(?m)^.*[:-] \{.*$", "", text), SOURCE_COLUMNS)
     else:
         yield from check_lines(text, SOURCE_COLUMNS)
     if path.suffix == ".py":

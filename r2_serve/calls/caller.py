@@ -26,6 +26,7 @@ from r2_serve.errors import (
     PoisonousRequest,
     ReplicaDied,
     ReplyCut,
+    counted,
 )
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.types import (
@@ -168,7 +169,7 @@ class Caller:
 def _cut(result: CallResult) -> ReplyCut:
     num_tokens = result.completion.usage.completion_tokens
     return ReplyCut(
-        f"the reply of {result.model} was cut at {num_tokens} tokens; "
+        f"the reply of {result.model} was cut at {counted(num_tokens, 'token')}; "
         "raise max_tokens of the model, or ask for less in one step"
     )
 

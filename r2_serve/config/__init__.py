@@ -13,6 +13,7 @@ file."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import cached_property
 from typing import Self
 
@@ -38,7 +39,7 @@ from r2_serve.config.engines import (
 )
 from r2_serve.config.gates import GateCheck, GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
-from r2_serve.config.prices import with_listed_prices, with_table_date
+from r2_serve.config.prices import with_gpu_prices, with_listed_prices, with_table_date
 from r2_serve.config.prompts import PromptExample, Prompts
 from r2_serve.config.providers import with_engine_defaults
 from r2_serve.config.rollout import MarginsConfig, RolloutConfig
@@ -110,6 +111,11 @@ class ModelConfig(ModelCard):
     """
 
     engine: EngineConfig
+    """How the model is reached. Without it, application `m-NAME` of the same file serves the model."""
+    tokens_per_s: float | None = Field(default=None, gt=0)
+    """Tokens that a busy GPU writes in a second with this model. It gives the prices of a local model that
+    has none written: GPU time at `gpu_usd_per_hour`, and a tenth of it for prompts, which are read at about
+    ten times the rate."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one call may take, without the time in which the client reads a stream."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -213,6 +219,10 @@ class ModelServerConfig(Config):
     """`args` of a local model's own application."""
 
     engine: LocalEngineConfig
+    max_replicas: int = Field(default=1, ge=1)
+    """Most replicas. Above 1, Ray Serve adds one where the others have worked on more than a quarter of the
+    calls they take at once for 10 s, and removes one after 300 s with less. `autoscaling_config` in the entry
+    of `Model` replaces that, and can be changed without a restart."""
 
 
 def with_engines(
@@ -235,6 +245,12 @@ class RouterConfig(Config):
 
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     """The pool: every model that may be called, in the order in which clients see them."""
+    gpu_usd_per_hour: Decimal = Field(default=Decimal(1), ge=0)
+    """Price of a GPU, for local models with `tokens_per_s`. Clouds ask about 1 USD for one of 24 GB."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Most replicas of `Router`, `Decomposer` and `Allocator` each. Above 1, Ray Serve adds one where the
+    others have worked on more than three quarters of `server.max_running` for 10 s (stages: on 128 calls).
+    `autoscaling_config` in the entry of a deployment replaces that, and can be changed without a restart."""
     prices_as_of: str = ""
     """Date of the prices, for reports. Empty: that of the table, if prices are taken from it."""
     server: ServerConfig = ServerConfig()
@@ -242,7 +258,7 @@ class RouterConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _dated(cls, router: object) -> object:
-        return with_table_date(router)
+        return with_table_date(with_gpu_prices(router))
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Self:

@@ -109,6 +109,29 @@ def with_table_date(router: object) -> object:
     return {**router, "prices_as_of": table_name()} if has_listed else router
 
 
+def with_gpu_prices(router: object) -> object:
+    """The fields of a router's config, where local models with `tokens_per_s` cost the time of a GPU."""
+    if not isinstance(router, dict) or not isinstance(models := router.get("models"), list | tuple):
+        return router
+    usd_per_hour = router.get("gpu_usd_per_hour", 1)
+    return {**router, "models": [_with_gpu_price(model, usd_per_hour) for model in models]}
+
+
+def gpu_price(usd_per_hour: float | Decimal, tokens_per_s: float) -> Decimal:
+    """USD per million tokens that a GPU writes, with three digits."""
+    return Decimal(f"{float(usd_per_hour) / 3600 / tokens_per_s * 1e6:.3g}")
+
+
+def _with_gpu_price(card: object, usd_per_hour: object) -> object:
+    if not is_without_prices(card) or _hosted(card) is not None:
+        return card
+    try:
+        usd = gpu_price(float(str(usd_per_hour)), float(str(card["tokens_per_s"])))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return card  # validation says what is missing or wrong
+    return {"usd_per_mtok_in": usd / 10, "usd_per_mtok_out": usd, **card}
+
+
 def is_without_prices(card: object) -> TypeGuard[dict[str, object]]:
     """Whether the fields of a card name no price."""
     return isinstance(card, dict) and not any(name in card for name in NEEDED)

@@ -77,7 +77,10 @@ def with_provider(engine: object) -> object:
 
 def with_engine_defaults(card: object) -> object:
     """The fields of a model's card, where an engine with a provider has its defaults, and a model's name if
-    the provider has the same one for it; a server on this machine costs nothing."""
+    the provider has the same one for it; a server on this machine costs nothing. A model without an engine
+    is served by the application `m-NAME`."""
+    if isinstance(card, dict) and "engine" not in card and "name" in card:
+        return {**card, "engine": {"kind": "served", "app": f"m-{card['name']}"}}
     if not isinstance(card, dict) or not isinstance(engine := card.get("engine"), dict):
         return card
     if not isinstance(filled := with_provider(engine), dict) or "provider" not in filled:

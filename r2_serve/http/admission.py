@@ -67,7 +67,7 @@ class Admission:
             self._idle.clear()
             return
         if len(self._waiting) >= self._max_queued:
-            message = f"{self.num_running} requests are at work and {self.num_queued} wait: try again later"
+            message = f"requests at work: {self.num_running}, and waiting: {self.num_queued}; try again later"
             raise Overloaded(message, self._retry_after_s())
         try:
             async with asyncio.timeout(deadline_s):

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from r2_serve.client import new_client
 from r2_serve.config import RouterConfig
+from r2_serve.errors import counted
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task, task_of
@@ -156,7 +157,8 @@ async def measure(
 
 def _print_tables(reports: Sequence[PolicyReport], reference: PolicyReport, console: Console) -> None:
     caption = (
-        f"{reports[0].num_tasks} tasks, {AT_ONCE} at once; % of ref, workers: in % of “{reference.policy}”;\n"
+        f"{counted(reports[0].num_tasks, 'task')}, {AT_ONCE} at once; "
+        f"% of ref, workers: in % of “{reference.policy}”;\n"
         "tokens x price, price proportional to parameters, not wall time"
     )
     styles = ["bold", *[""] * (len(reports) - 1)]

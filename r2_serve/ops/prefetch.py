@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from r2_serve.engines.fetching import Checkpoint, checkpoint_of, fetch
-from r2_serve.errors import EngineUnavailable
+from r2_serve.errors import EngineUnavailable, counted
 from r2_serve.ops.command_line import plain_errors
 from r2_serve.serve_config import ServeConfig
 
@@ -71,7 +71,9 @@ def fetch_on_nodes(wanted: list[Checkpoint], address: str) -> None:
         for node in nodes
         for checkpoint in wanted
     }
-    typer.echo(f"{len(nodes)} nodes fetch {', '.join(checkpoint.name for checkpoint in wanted)}")
+    typer.echo(
+        f"{counted(len(nodes), 'node')} to fill with {', '.join(checkpoint.name for checkpoint in wanted)}"
+    )
     failures, left = [], list(at)
     while left:
         (done,), left = ray.wait(left)

@@ -22,7 +22,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from r2_serve.errors import CodecError
+from r2_serve.errors import CodecError, counted
 from r2_serve.prompts.candidates import are_described, candidates, described, place_of
 from r2_serve.prompts.conversation import conversation_text
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask, references, substitute
@@ -149,7 +149,9 @@ class CompactCodec:
     def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:
         words = text[:MAX_REPLY_CHARS].split()
         if len(words) != len(plan.subtasks):
-            raise CodecError(f"{len(words)} choices for {len(plan.subtasks)} subtasks", "wrong_count")
+            raise CodecError(
+                f"{counted(len(words), 'choice')} for {counted(len(plan.subtasks), 'subtask')}", "wrong_count"
+            )
         models = []
         for word, cards in zip(words, _options(plan, pool), strict=True):
             names = {f"@{i}": card.name for i, card in enumerate(cards, 1)}

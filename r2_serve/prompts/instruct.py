@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r2_serve.config import PromptExample, Prompts
-from r2_serve.errors import CodecError
+from r2_serve.errors import CodecError, counted
 from r2_serve.prompts.conversation import followed_by, tagged
 from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
 
@@ -143,7 +143,10 @@ class InstructCodec:
     def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:
         reply = _parsed(text, _AllocationReply, "allocation")
         if len(reply.models) != len(plan.subtasks):
-            raise CodecError(f"{len(reply.models)} choices for {len(plan.subtasks)} subtasks", "wrong_count")
+            raise CodecError(
+                f"{counted(len(reply.models), 'choice')} for {counted(len(plan.subtasks), 'subtask')}",
+                "wrong_count",
+            )
         return _among(reply.models, pool)
 
     def render_subtask(

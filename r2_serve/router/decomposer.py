@@ -20,7 +20,7 @@ from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import DecomposerConfig, LimitsConfig, ModelConfig, ScoreWeights
-from r2_serve.errors import BudgetExceeded, CodecError, EngineError, EngineRefused
+from r2_serve.errors import BudgetExceeded, CodecError, EngineError, EngineRefused, counted
 from r2_serve.prompts.conversation import conversation_text
 from r2_serve.types import (
     BYTES_PER_TOKEN,
@@ -217,7 +217,7 @@ def check_plan(plan: Plan, limits: LimitsConfig) -> None:
     """Raises: CodecError if a well-formed plan breaks a limit."""
     if len(plan.subtasks) > limits.max_subtasks:
         raise CodecError(
-            f"the plan has {len(plan.subtasks)} subtasks; the limit is {limits.max_subtasks}",
+            f"the plan has {counted(len(plan.subtasks), 'subtask')}; the limit is {limits.max_subtasks}",
             "too_many_subtasks",
         )
     longest = max(len(subtask.text) for subtask in plan.subtasks)

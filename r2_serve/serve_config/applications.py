@@ -56,13 +56,14 @@ class ApplicationEntry:
         return entry.options.get(key) if entry else None
 
 
-def most_replicas(app: ApplicationEntry, deployment: str) -> int:
-    """The number of replicas to which Ray Serve may scale a deployment of `app`."""
+def most_replicas(app: ApplicationEntry, deployment: str, default: int) -> int:
+    """The number of replicas to which Ray Serve may scale a deployment of `app`; `default` where its entry
+    says nothing."""
     fixed, scaling = app.option(deployment, "num_replicas"), app.option(deployment, "autoscaling_config")
     if fixed == "auto" or isinstance(scaling, dict):
         wanted = scaling.get("max_replicas") if isinstance(scaling, dict) else None
         return wanted if isinstance(wanted, int) else SERVE_AUTO_MAX_REPLICAS if fixed == "auto" else 1
-    return fixed if isinstance(fixed, int) else 1
+    return fixed if isinstance(fixed, int) else default
 
 
 @dataclass(frozen=True)

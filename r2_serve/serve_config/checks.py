@@ -31,7 +31,7 @@ from r2_serve.serve_config.checks_engines import (
 )
 from r2_serve.serve_config.checks_gates import check_gates
 from r2_serve.serve_config.checks_pool import check_chat, check_pool, check_savings
-from r2_serve.serve_config.checks_scaling import check_policies
+from r2_serve.serve_config.checks_scaling import check_policies, check_replicas
 from r2_serve.serve_config.checks_vllm import check_contexts, check_gpus, check_vllm
 from r2_serve.serve_config.defaults import SHUTDOWN_S
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
@@ -104,7 +104,10 @@ def _check_deployment_names(file: ServeFile) -> Iterator[Problem]:
 def _check_served_apps(file: ServeFile) -> Iterator[Problem]:
     apps = {app.name for app in file.model_apps}
     for path, name, engine in file.served():
-        if engine.app not in apps:
+        if engine.app not in apps and file.document.node((*path, "engine")) is None:
+            message = f"model {name!r} has no `engine`, and no application {engine.app!r} serves it: add one"
+            yield file.error(path, f"{message}, or name a provider, such as `engine: {{provider: openai}}`")
+        elif engine.app not in apps:
             message = f"model {name!r} is served by application {engine.app!r}, which is not in this file"
             yield file.error((*path, "engine", "app"), message + suggestion(engine.app, apps))
     used = {engine.app for _, _, engine in file.served()}
@@ -215,6 +218,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     check_contexts,
     check_numbers,
     check_policies,
+    check_replicas,
     check_embedded_models,
     check_public_address,
     check_keys_file,

@@ -45,7 +45,7 @@ def check_keys_file(file: ServeFile) -> Iterator[Problem]:
         for name in set(key.models or ()) - known:
             message = f"key {key.name!r} may ask for {name!r}, which is no model"
             yield file.error(where, message + suggestion(name, known))
-    num_routers = most_replicas(file.router_app, ROUTER)
+    num_routers = most_replicas(file.router_app, ROUTER, file.router.max_replicas)
     hole = _budget_hole(num_routers, has_spend_file=file.router.server.spend_file is not None)
     if hole is not None and any(key.budget_usd is not None for key in keys):
         yield file.warning(where, f"keys have budgets, but {hole}")

@@ -35,6 +35,17 @@ def check_policies(file: ServeFile) -> Iterator[Problem]:
                 yield from _check_plan_ahead(file, path, scaling)
 
 
+def check_replicas(file: ServeFile) -> Iterator[Problem]:
+    """A fixed number of replicas beside `max_replicas`, which scales it: Serve would obey only one."""
+    configs = {**file.model_configs, **({file.router_app.name: file.router} if file.router_app else {})}
+    for app in file.applications:
+        config = configs.get(app.name)
+        for entry in app.deployments:
+            if config is not None and config.max_replicas > 1 and "num_replicas" in entry.options:
+                message = f"`args` of {app.name!r} have max_replicas {config.max_replicas}, which scales it: "
+                yield file.error((*entry.path, "num_replicas"), f"{message}leave one of the two out")
+
+
 def _check_plan_ahead(file: ServeFile, path: KeyPath, scaling: YamlMapping) -> Iterator[Problem]:
     kwargs = (*path, "policy", "policy_kwargs")
     if file.document.node(kwargs) is not None:

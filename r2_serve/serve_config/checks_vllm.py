@@ -10,6 +10,7 @@ from r2_serve.config import VllmEngineConfig
 from r2_serve.engines.vllm_arguments import known_arguments
 from r2_serve.engines.vllm_parsers import REGISTRIES, known_parsers
 from r2_serve.serve_config.applications import MODEL, ApplicationEntry, ServeFile
+from r2_serve.serve_config.defaults import default_gpus
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -31,7 +32,7 @@ def check_gpus(file: ServeFile) -> Iterator[Problem]:
     """vLLM without a GPU, with too few of them, or with more of a GPU's memory than its share of the GPU."""
     for app, config in _vllm_apps(file):
         path = (*app.path, "args", "engine", "engine_kwargs")
-        if _num_gpus(app) == 0:
+        if _num_gpus(app, config) == 0:
             message = "vLLM without a GPU: set `ray_actor_options: {num_gpus: 1}` (fine for vLLM's CPU build)"
             yield file.warning(app.path_of(MODEL), message)
             continue
@@ -42,7 +43,7 @@ def check_gpus(file: ServeFile) -> Iterator[Problem]:
 def _memory_faults(
     file: ServeFile, app: ApplicationEntry, config: VllmEngineConfig, path: KeyPath
 ) -> Iterator[Problem]:
-    gpus, kwargs = _num_gpus(app), config.engine_kwargs
+    gpus, kwargs = _num_gpus(app, config), config.engine_kwargs
     share = _number(kwargs.get("gpu_memory_utilization", VLLM_GPU_MEMORY))
     if gpus < 1 and share is not None and gpus < share <= 1 and not kwargs.get("kv_cache_memory_bytes"):
         default = "" if "gpu_memory_utilization" in kwargs else " (the default of gpu_memory_utilization)"
@@ -56,7 +57,7 @@ def _memory_faults(
 def _parallel_faults(
     file: ServeFile, app: ApplicationEntry, config: VllmEngineConfig, path: KeyPath
 ) -> Iterator[Problem]:
-    gpus, kwargs = _num_gpus(app), config.engine_kwargs
+    gpus, kwargs = _num_gpus(app, config), config.engine_kwargs
     sizes = [_number(kwargs.get(f"{kind}_parallel_size", 1)) or 1 for kind in ("tensor", "pipeline")]
     needed = math.prod(sizes)
     product = f"tensor_parallel_size {sizes[0]:g} x pipeline_parallel_size {sizes[1]:g}"
@@ -73,11 +74,14 @@ def _parallel_faults(
         has = f"its placement group holds {gpus:g}" if bundles else f"a replica has num_gpus {gpus:g}"
         yield file.error(key, f"{product} needs {needed:g} GPUs, but {has}: {remedy}")
     elif bundles and kwargs.get("distributed_executor_backend") in (None, "ray"):
-        yield from _bundle_faults(file, app, product, needed)
+        yield from _bundle_faults(file, app, product, needed, _actor_gpus(app, config))
 
 
-def _bundle_faults(file: ServeFile, app: ApplicationEntry, product: str, needed: float) -> Iterator[Problem]:
-    """vLLM starts a Ray actor with one GPU per bundle of a placement group, beside the replica itself.
+def _bundle_faults(
+    file: ServeFile, app: ApplicationEntry, product: str, needed: float, own: float
+) -> Iterator[Problem]:
+    """vLLM starts a Ray actor with one GPU per bundle of a placement group, beside the replica, which takes
+    `own` GPUs.
 
     Source: vLLM 0.29, `vllm/v1/executor/ray_utils.py`, `initialize_ray_cluster`.
     """
@@ -86,7 +90,7 @@ def _bundle_faults(file: ServeFile, app: ApplicationEntry, product: str, needed:
         message = f"vLLM's Ray workers take one GPU per bundle, got a bundle with GPU {too_large:g}: write "
         yield file.error(path, f"{message}{needed:g} bundles of `GPU: 1`, or no placement group and num_gpus")
         return
-    own, num = _actor_gpus(app), sum(amount == 1 for amount in bundles)
+    num = sum(amount == 1 for amount in bundles)
     if num - own < needed:
         yield file.error(
             path,
@@ -159,9 +163,9 @@ def _number(value: object) -> float | None:
     return float(value) if is_number else None  # type: ignore[arg-type]
 
 
-def _num_gpus(app: ApplicationEntry) -> float:
+def _num_gpus(app: ApplicationEntry, config: VllmEngineConfig) -> float:
     """GPUs of one replica of the model, also those that a placement group holds for its workers."""
-    return sum(_gpus_of_bundles(app)) if _gpus_of_bundles(app) else _actor_gpus(app)
+    return sum(_gpus_of_bundles(app)) if _gpus_of_bundles(app) else _actor_gpus(app, config)
 
 
 def _gpus_of_bundles(app: ApplicationEntry) -> list[float]:
@@ -171,6 +175,8 @@ def _gpus_of_bundles(app: ApplicationEntry) -> list[float]:
     return [_number(bundle.get("GPU")) or 0 for bundle in found if isinstance(bundle, dict)]
 
 
-def _actor_gpus(app: ApplicationEntry) -> float:
+def _actor_gpus(app: ApplicationEntry, config: VllmEngineConfig) -> float:
     options = app.option(MODEL, "ray_actor_options")
+    if options is None:
+        return default_gpus(config)
     return (_number(options.get("num_gpus")) or 0) if isinstance(options, dict) else 0

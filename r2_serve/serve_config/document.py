@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, counted
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a file, such as `("applications", 3, "args")`."""
@@ -174,7 +174,7 @@ def refusal(path: Path, problems: Collection[Problem]) -> ConfigError:
     """The error for a file with `problems`: it lists all of them, in the order of the lines."""
     ordered = sorted(set(problems), key=lambda problem: (problem.line, problem.where, problem.message))
     return ConfigError(
-        "\n".join([f"{path}: {len(ordered)} error(s)", *(f"  {problem}" for problem in ordered)])
+        "\n".join([f"{path}: {counted(len(ordered), 'error')}", *(f"  {problem}" for problem in ordered)])
     )
 
 

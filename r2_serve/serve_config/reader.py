@@ -15,6 +15,7 @@ from r2_serve.errors import ConfigError
 from r2_serve.serve_config.applications import ApplicationEntry, ServeFile, read_serve_file
 from r2_serve.serve_config.checks import cross_problems
 from r2_serve.serve_config.checks_access import SERVE_DEFAULT_HOST
+from r2_serve.serve_config.defaults import filled
 from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping, read_yaml, refusal
 from r2_serve.serve_config.imports import import_problems, without_imports
 from r2_serve.serve_config.sections import (
@@ -132,17 +133,26 @@ def _serve_config(file: ServeFile) -> ServeConfig:
         routing=file.routing,
         model_apps=dict(file.model_configs),
         router_app_name=file.router_app.name,
-        raw={**file.document.raw, "applications": [_application(app) for app in file.applications]},
+        raw={**file.document.raw, "applications": applications_of(file)},
         http_host=str(file.http_options.get("host", SERVE_DEFAULT_HOST)),
         http_port=int(file.http_options.get("port", SERVE_DEFAULT_PORT)),
         proxy_location=str(file.document.raw.get("proxy_location", SERVE_DEFAULT_PROXY_LOCATION)),
     )
 
 
-def _application(app: ApplicationEntry) -> YamlMapping:
-    """The application as plain data, without items of `deployments` that are no mappings."""
+def applications_of(file: ServeFile) -> list[YamlMapping]:
+    """The applications as plain data, each of ours with the scaling and GPUs that its `args` imply."""
+    return [_application(file, app) for app in file.applications]
+
+
+def _application(file: ServeFile, app: ApplicationEntry) -> YamlMapping:
+    """An application without the items of `deployments` that are no mappings."""
     deployments = [entry.options for entry in app.deployments]
-    return {**app.options, "deployments": deployments} if "deployments" in app.options else app.options
+    config = file.router if app.kind == "router" else file.model_configs.get(app.name)
+    if config is not None:
+        deployments = filled(deployments, config)
+    has_any = deployments or "deployments" in app.options
+    return {**app.options, "deployments": deployments} if has_any else app.options
 
 
 def _serve_problems(document: Document) -> list[Problem]:

@@ -38,7 +38,7 @@ class TaskSplit:
         n = config.num_validation
         if len(usable) <= n:
             raise ConfigError(
-                f"{config.data}: {len(usable)} tasks may be trained on, which are too few for "
+                f"{config.data}: too few tasks ({len(usable)}) may be trained on for "
                 f"data.num_validation {n} and at least one training task: lower it, or give more data"
             )
         sample = sample_tasks(usable, config.num_train + n, salt=f"train/{config.seed}")

@@ -16,9 +16,21 @@ from r2_serve.ops.deploy_files.rayservice import Options, manifest_text
 from tests.serve_config.test_serve_config import CLUSTER, REFERENCE, uncommented
 from tests.support.config_of import config_of
 
-KEYS = "    server:\n      keys_file: /etc/r2/keys.yaml\n"
 OPEN = REFERENCE.read_text()
-TEXT = OPEN.replace("    server:\n", KEYS)
+
+
+def with_server(**fields: str | int) -> str:
+    """The reference config with these fields of `server`."""
+    return edited("    max_replicas: 4\n", f"    max_replicas: 4\n    server: {json.dumps(fields)}\n")
+
+
+def edited(old: str, new: str, text: str = OPEN) -> str:
+    """`text` with the first `old` replaced."""
+    assert old in text, f"{old!r} must stand in the reference config"
+    return text.replace(old, new, 1)
+
+
+TEXT = with_server(keys_file="/etc/r2/keys.yaml")
 PROVIDER_KEYS = ["DASHSCOPE_API_KEY", "DEEPSEEK_API_KEY", "OPENAI_API_KEY"]
 
 KNOWN = {
@@ -103,8 +115,8 @@ def variables(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_serve_config_in_the_manifest_equals_the_file_except_address_and_proxies() -> None:
-    text = uncommented(TEXT, "adapters", "training", "llama-3.1-8b")
-    file, carried = yaml.safe_load(text), yaml.safe_load(manifest(text)["spec"]["serveConfigV2"])
+    text = uncommented(TEXT, "adapters", "training", "llama")
+    file, carried = config_of(text).raw, yaml.safe_load(manifest(text)["spec"]["serveConfigV2"])
     changed = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": 8000}}
     assert carried == file | changed
     assert carried["applications"] == file["applications"]
@@ -148,30 +160,26 @@ def test_each_replica_of_a_model_gets_a_pod_with_one_gpu() -> None:
 
 def test_router_decomposer_and_allocator_share_cpu_pods() -> None:
     cpu = group(manifest(), "cpu")
-    assert (cpu["minReplicas"], cpu["maxReplicas"]) == (1, 1), "4 x 1 + 2 x 0.5 + 2 x 0.5 CPUs at the most"
+    assert (cpu["minReplicas"], cpu["maxReplicas"]) == (1, 1), "4 x 1 + 4 x 0.5 + 4 x 0.5 CPUs at the most"
     small = group(manifest(cpu_node=Node(cpus=2, memory_gib=8)), "cpu")
-    assert (small["minReplicas"], small["maxReplicas"]) == (1, 3)
-    spread = TEXT.replace(
-        "ray_actor_options: {num_cpus: 1,", "max_replicas_per_node: 1\n    ray_actor_options: {num_cpus: 1,"
+    assert (small["minReplicas"], small["maxReplicas"]) == (1, 4)
+    spread = edited(
+        "ray_actor_options: {num_cpus: 1,",
+        "max_replicas_per_node: 1\n    ray_actor_options: {num_cpus: 1,",
+        TEXT,
     )
     assert group(manifest(spread), "cpu")["maxReplicas"] == 4, "one router per node"
 
 
 def test_model_at_zero_replicas_needs_no_pod_until_it_is_called() -> None:
-    gpu = group(
-        manifest(
-            TEXT.replace(
-                "{min_replicas: 1, max_replicas: 2, target_ongoing_requests: 64",
-                "{min_replicas: 0, max_replicas: 2",
-            )
-        ),
-        "gpu",
-    )
-    assert (gpu["replicas"], gpu["minReplicas"], gpu["maxReplicas"]) == (0, 0, 8)
+    to_zero = "  deployments: [{name: Model, autoscaling_config: {min_replicas: 0, max_replicas: 2}}]\n"
+    text = edited("0.5B-Instruct}, max_replicas: 2}\n", "0.5B-Instruct}}\n" + to_zero, TEXT)
+    gpu = group(manifest(text), "gpu")
+    assert (gpu["replicas"], gpu["minReplicas"], gpu["maxReplicas"]) == (3, 3, 8)
 
 
 def test_replica_that_fits_on_no_node_is_named() -> None:
-    two = TEXT.replace("      num_gpus: 1\n", "      num_gpus: 2\n", 1)
+    two = edited("0.5B-Instruct}", "0.5B-Instruct, engine_kwargs: {tensor_parallel_size: 2}}", TEXT)
     assert (
         group(manifest(two), "gpu")["template"]["spec"]["containers"][0]["resources"]["limits"][
             "nvidia.com/gpu"
@@ -224,7 +232,7 @@ def test_provider_keys_come_from_a_secret_by_name_and_no_value_is_in_the_manifes
             "secretKeyRef": {"name": "providers", "key": "HF_TOKEN", "optional": True}
         }
     assert "very-secret" not in yaml.safe_dump(made)
-    named = manifest(OPEN.replace("    server:\n", "    server:\n      api_keys_env: R2_API_KEYS\n"))
+    named = manifest(with_server(api_keys_env="R2_API_KEYS"))
     assert "R2_API_KEYS" in variables(list(pods(named))[1])
 
 
@@ -240,7 +248,7 @@ def test_every_pod_has_the_shared_environment_and_needs_rays_token() -> None:
 
 def test_pod_gets_more_time_to_end_than_its_replicas_need() -> None:
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(manifest())} == {150 + 30}
-    longer = TEXT.replace("graceful_shutdown_timeout_s: 150", "graceful_shutdown_timeout_s: 400", 1)
+    longer = edited("  - name: Router\n", "  - name: Router\n    graceful_shutdown_timeout_s: 400\n", TEXT)
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(manifest(longer))} == {400 + 30}
 
 
@@ -269,7 +277,7 @@ def test_client_keys_are_mounted_where_the_router_reads_them_and_every_pod_has_s
 
 
 def test_files_that_outlive_a_pod_need_a_volume_claim() -> None:
-    text = TEXT.replace("    server:\n", "    server:\n      spend_file: /var/lib/r2/spend.sqlite\n")
+    text = with_server(keys_file="/etc/r2/keys.yaml", spend_file="/var/lib/r2/spend.sqlite")
     with pytest.raises(ConfigError, match=r"--claim NAME=/var/lib/r2"):
         manifest(text)
     pod = list(pods(manifest(text, claims={"books": "/var/lib/r2"})))[1]

@@ -29,7 +29,7 @@ from r2_serve.ops.deploy_files.monitoring import (
 )
 from r2_serve.ops.deploy_files.needs import replicas_of
 from r2_serve.serve_config import ServeConfig
-from tests.ops.test_kuberay import OPEN, TEXT
+from tests.ops.test_kuberay import OPEN, TEXT, with_server
 from tests.support.config_of import config_of
 
 RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"
@@ -164,11 +164,12 @@ def test_prometheus_asks_the_endpoint_of_the_config_by_default() -> None:
 
 
 def test_alerts_take_their_bounds_from_the_config() -> None:
-    text = OPEN.replace("max_queued: 256", "max_queued: 10").replace("deadline_s: 120", "deadline_s: 50")
+    limits = "limits: {max_cost_usd: 1"
+    text = with_server(max_queued=10).replace(limits, f"{limits}, deadline_s: 50")
     rules = alerts(config(text))
     assert rules["R2QueueFillsUp"].endswith("> 5") and rules["R2Slow"].endswith("> 40")
     assert "R2Spending" not in rules
-    slow = alerts(config(OPEN.replace("deadline_s: 120", "deadline_s: 5000")))["R2Slow"]
+    slow = alerts(config(OPEN.replace(limits, f"{limits}, deadline_s: 5000")))["R2Slow"]
     assert slow.endswith("> 480"), "beyond the longest bucket no quantile goes"
     assert alerts(config(), max_usd_per_hour=5).keys() - rules.keys() == {"R2Spending"}
 

@@ -35,7 +35,7 @@ def test_default_shares_of_router_decomposer_and_allocator_fit_two_cores() -> No
 def test_one_machine_has_the_custom_resources_that_a_config_names() -> None:
     """A `router` says where routers may run; on one machine that is here."""
     stages = [entry for entry in replicas_of(config_of(REFERENCE.read_text())) if not entry.has_gpu]
-    assert named_resources(stages) == {"router": 4 + 2 + 2}
+    assert named_resources(stages) == {"router": 4 + 4 + 4}
     assert named_resources(replicas_of(small())) == {}
 
 

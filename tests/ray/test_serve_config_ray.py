@@ -280,7 +280,7 @@ def test_load_lists_every_error_and_no_warning(tmp_path: Path, monkeypatch: pyte
     path.write_text(SMALL.replace("max_running:", "max_runing:").replace("num_cpus:", "num_cpu:"))
     with pytest.raises(ConfigError) as caught:
         serve_config.load(path)
-    assert "2 error(s)" in caught.value.message
+    assert "2 errors" in caught.value.message
     assert (
         "max_runing" in caught.value.message
         and "num_cpu'" not in caught.value.message

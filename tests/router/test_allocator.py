@@ -52,7 +52,7 @@ def test_choice_of_the_allocator_is_used(codec: str, reply: str) -> None:
     [
         ("the small one, I think", "not_json"),
         ("", "not_json"),
-        (allocation_json("small"), "wrong_count: 1 choices for 2 subtasks"),
+        (allocation_json("small"), "wrong_count: 1 choice for 2 subtasks"),
         (allocation_json("small", "picker"), "unknown_model"),
         (allocation_json("small", "x" * 1_000_000), "too_long"),
         (allocation_json(*["small"] * 10_000).replace(" ", ""), "wrong_count"),

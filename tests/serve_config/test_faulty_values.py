@@ -62,7 +62,7 @@ def test_number_with_an_exponent_and_no_dot_is_a_number_in_every_file(tmp_path: 
 def test_truth_values_in_lists_and_mappings_of_numbers_are_refused_with_their_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         settings(tmp_path, "rates:\n  a: yes\nsteps:\n- 1\n- no\nis_on: yes\n")
-    assert "2 error(s)" in caught.value.message
+    assert "2 errors" in caught.value.message
     assert "line 2: error: rates.a: got yes" in caught.value.message
     assert "line 5: error: steps[1]: got no" in caught.value.message
 

@@ -27,7 +27,7 @@ REFERENCE, EMBEDDED, CLUSTER = (
 MANIFEST = ROOT / "r2_serve/embedded/manifest.json"
 SMALL = (DATA / "small_serve_config.yaml").read_text()
 ENVIRON = {"SOME_KEY": "x", "OPENAI_API_KEY": "x", "DEEPSEEK_API_KEY": "x", "DASHSCOPE_API_KEY": "x"}
-ALTERNATIVES = ["llama-3.2-3b", "llama-3.1-8b", "adapters", "training"]
+ALTERNATIVES = ["llama", "adapters", "training"]
 
 
 def edited(old: str, new: str) -> str:
@@ -555,6 +555,41 @@ def test_importing_the_module_loads_neither_ray_nor_torch() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(("usd_per_hour", "usd"), [(None, "0.0694"), (2, "0.139")])
+def test_local_model_with_a_rate_costs_gpu_time(usd_per_hour: int | None, usd: str) -> None:
+    text = edited("      usd_per_mtok_in: 0.1\n      usd_per_mtok_out: 0.2\n", "      tokens_per_s: 4000\n")
+    if usd_per_hour is not None:
+        text = text.replace("    models:\n", f"    gpu_usd_per_hour: {usd_per_hour}\n    models:\n")
+    file, problems = read(text)
+    assert problems == [] and file.router is not None
+    card = file.router.model("small")
+    assert (str(card.usd_per_mtok_out), card.usd_per_mtok_in) == (usd, card.usd_per_mtok_out / 10)
+
+
+def test_model_without_an_engine_is_served_by_the_application_of_its_name() -> None:
+    line = "      engine: {kind: served, app: m-small}\n"
+    file, problems = read(edited(line, ""))
+    assert problems == [] and file.router is not None
+    assert file.router.model("small").engine == read(SMALL)[0].router.model("small").engine  # type: ignore[union-attr]
+    (problem,) = errors(read(edited(line, "").replace("- name: m-small", "- name: m-other"))[1])
+    assert "no application 'm-small' serves it" in problem.message and "provider" in problem.message
+
+
+def test_fixed_number_of_replicas_beside_max_replicas_is_an_error() -> None:
+    text = edited("  args:\n    engine:", "  args:\n    max_replicas: 2\n    engine:")
+    assert errors(read(text)[1]) == []
+    problem = only_problem(text.replace("  - name: Model\n", "  - name: Model\n    num_replicas: 3\n"))
+    assert problem.where.endswith("num_replicas") and "max_replicas 2" in problem.message
+
+
+def test_vllm_asks_for_the_gpus_that_it_spreads_a_model_over() -> None:
+    text = edited(
+        "kind: scripted, delay_s: 0.1", "kind: vllm, model: a/b, engine_kwargs: {tensor_parallel_size: 2}"
+    )
+    assert errors(read(re.sub(r"    ray_actor_options:.*\n", "", text))[1]) == []
+    assert len(errors(read(text.replace("num_cpus: 1", "num_gpus: 1"))[1])) == 1
+
+
 # -- the shipped files -----------------------------------------------------------------------------------
 
 
@@ -567,10 +602,9 @@ def test_reference_config_has_no_error_with_any_alternative(alternatives: list[s
     assert file.router is not None and file.routing is not None
     models = {model.name for model in file.router.models}
     pool = file.routing.virtual_models["r2"].pool
-    for name in alternatives:
-        assert name in ("adapters", "training") or (
-            name in models and name in pool and f"m-{name}" in file.model_configs
-        )
+    for name in ("llama-3.2-3b", "llama-3.1-8b"):
+        places = {name in models, name in pool, f"m-{name}" in file.model_configs}
+        assert places == {"llama" in alternatives}
     assert (file.routing.virtual_models["r2"].decomposer.adapter is not None) == ("adapters" in alternatives)
 
 
@@ -594,9 +628,9 @@ def test_reference_pool_has_nine_models() -> None:
     assert {group: groups.count(group) for group in groups} == {"slm": 3, "mlm": 3, "llm": 3}
 
 
-def test_local_prices_of_the_reference_follow_from_its_comment() -> None:
+def test_local_prices_of_the_reference_are_gpu_time() -> None:
     """USD per hour / 3600 / tokens per second * 1e6, prompts at a tenth."""
-    file, _ = read(uncommented(REFERENCE.read_text(), "llama-3.1-8b"))
+    file, _ = read(uncommented(REFERENCE.read_text(), "llama"))
     assert file.router is not None
     rates = {
         "qwen2.5-0.5b": 8000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from r2_serve.serve_config import ServeConfig, own_problems, parse_yaml
 from r2_serve.serve_config.document import Document
+from r2_serve.serve_config.reader import applications_of
 
 
 def config_of(text: str) -> ServeConfig:
@@ -17,7 +18,7 @@ def config_of(text: str) -> ServeConfig:
         routing=file.routing,
         model_apps=dict(file.model_configs),
         router_app_name=file.router_app.name,
-        raw=document.raw,
+        raw={**document.raw, "applications": applications_of(file)},
         http_host=file.http_options["host"],
         http_port=file.http_options["port"],
         proxy_location=document.raw["proxy_location"],

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from r2_serve import EMBEDDED_CONFIG
+from r2_serve.errors import counted
 from r2_serve.grading.named import GRADER_NAMES
 from r2_serve.grading.rows import BENCHMARKS, known_benchmark
 from r2_serve.lab.evaluation.benchmarks import Split
@@ -166,7 +167,7 @@ def run(
         fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
     if standing.num_failed:
         typer.echo(f"the last failure: {standing.last_failure}")
-    typer.echo(f"done: {standing.num_done} rows, {standing.num_failed} failed.", nl=False)
+    typer.echo(f"done: {counted(standing.num_done, 'row')}, {standing.num_failed} failed.", nl=False)
     typer.echo(f" Now: r2-serve eval report {out}")
 
 
@@ -217,7 +218,7 @@ def export(
     with plain_errors():
         tasks, _ = select_tasks(benchmark, data, split, limit)
         paths = exporting.export(tasks, file_format, out)
-    typer.echo(f"{len(tasks)} tasks written: {', '.join(map(str, paths))}")
+    typer.echo(f"{counted(len(tasks), 'task')} written: {', '.join(map(str, paths))}")
     typer.echo("now, with an endpoint on port 8000:\n")
     typer.echo(exporting.command(file_format, benchmark, out, model))
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from r2_serve.calls.pool import EngineFor, in_process_engines
 from r2_serve.client import new_client
 from r2_serve.config import Config, VirtualModelConfig
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, counted
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import BenchmarkName, Task
@@ -102,7 +102,8 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     source = _source(request, setting)
     is_halved = split == "test" and request.split is None
     side = " (the test half of the file: --split all takes all)" if is_halved else ""
-    _say(console, f"{len(tasks)} tasks{side} x {len(names)} policies: {', '.join(names)}")
+    of = counted(len(names), "policy", "policies")
+    _say(console, f"{counted(len(tasks), 'task')}{side} x {of}: {', '.join(names)}")
     if request.set_aside_other_run:
         moved = set_aside_other_run(request.out, manifest, tasks, request.revised)
         if moved is not None:
@@ -122,7 +123,7 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
                     standing = await runner.run()
         if keeper.num_asked:
             await grade_book(path, tasks, grader, is_all=False)
-    asked = f"{keeper.num_asked} replies were asked for ({usd(keeper.asked_usd)})"
+    asked = f"asked for {counted(keeper.num_asked, 'reply', 'replies')} ({usd(keeper.asked_usd)})"
     _say(console, f"{asked}, {keeper.num_reused} came from {path}")
     return standing
 
@@ -169,12 +170,12 @@ async def _revise(
         num_rows = reprice_rows(request.out, cards) if has_rows else 0
         if has_book:
             reprice_book(path, cards)
-        _say(console, f"{num_rows} rows priced anew")
+        _say(console, f"{counted(num_rows, 'row')} priced anew")
     if "grades" in request.revised:
         num_changed = await regrade_rows(request.out, tasks, grader) if has_rows else 0
         if has_book:
             await grade_book(path, tasks, grader, is_all=True)
-        _say(console, f"rows graded anew: {num_changed} verdicts changed")
+        _say(console, f"rows graded anew: {counted(num_changed, 'verdict')} changed")
 
 
 def _say(console: Console, text: str) -> None:
@@ -228,7 +229,7 @@ async def _tuned(
     except ConfigError:
         tasks = ()
     if len(tasks) < FEWEST_TASKS:
-        note = f"{len(tasks)} development tasks are too few to tune {', '.join(wanted)}: they stay fixed"
+        note = f"too few development tasks ({len(tasks)}) to tune {', '.join(wanted)}: they stay fixed"
         _say(console, note)
         return tuple(fixed(name, setting) if name in wanted else name for name in names), None
     parts = (

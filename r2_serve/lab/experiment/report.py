@@ -9,6 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from r2_serve.errors import counted
 from r2_serve.lab.experiment.results import CellFigures, PairedDifference, Results, Spread, VariantRow
 from r2_serve.lab.load.cells import seconds
 from r2_serve.lab.load.records import TimelineSample
@@ -92,7 +93,7 @@ def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
     done = f"{len(results.cells)} of {results.num_cells} runs done"
     yield small(f"{results.target}; {results.machine}; code {results.code_version}; {done}")
     if warned := sum(bool(cell.warnings) for cell in results.cells):
-        yield note(f"Warning: {warned} runs have warnings; see their pages.")
+        yield note(f"Warning: {counted(warned, 'run')} with warnings; see the pages.")
     yield rows_table(list(ROW), _cells(ROW, results.rows), "variant")
     yield small(
         "Means over seeds [lowest, highest]. In time: answered within the objective, of all requests."

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, counted
 from r2_serve.lab.experiment.cells import OUTPUT, Cell
 from r2_serve.lab.experiment.clusters import Site, command
 from r2_serve.lab.experiment.config import Experiment
@@ -40,8 +40,8 @@ def to_run(cells: Sequence[Cell], *, set_aside: bool) -> list[Cell]:
     others = [cell for cell in cells if cell.is_other()]
     if others and not set_aside:
         raise ConfigError(
-            f"{len(others)} cells, such as {others[0].directory}, hold runs of another config, workload or "
-            "code: choose another --out, or run them again with --set-aside, which keeps those"
+            f"{others[0].directory} (of {counted(len(others), 'such cell')}) holds a run of another config, "
+            "workload or code: choose another --out, or run them again with --set-aside, which keeps those"
         )
     return [cell for cell in cells if cell in others or cell.summary() is None]
 

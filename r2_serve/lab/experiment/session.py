@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from r2_serve.cluster.serve_api import Dashboard
+from r2_serve.errors import counted
 from r2_serve.files import write_whole
 from r2_serve.lab.experiment.cells import ExperimentPlan, plan
 from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, Site
@@ -40,7 +41,7 @@ def run_experiment(
         site = ClusterSite(loaded.experiment, planned, url, Dashboard(dashboard))
     waiting = to_run(planned.cells, set_aside=set_aside)
     num_done = len(planned.cells) - len(waiting)
-    console.print(f"{len(planned.cells)} runs, {num_done} of them done already", highlight=False)
+    console.print(f"{counted(len(planned.cells), 'run')}, done already: {num_done}", highlight=False)
     try:
         run_cells(waiting, len(planned.cells), site, loaded.experiment, console)
     finally:

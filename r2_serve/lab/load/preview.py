@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from r2_serve.errors import counted
 from r2_serve.lab.workload import Request, Workload
 
 NUM_BARS = 24
@@ -45,14 +46,15 @@ def preview(workload: Workload, seed: int | None = None) -> Preview:
 
 def preview_lines(workload: Workload, totals: Preview) -> Iterator[str]:
     """Count, tokens, the rate over time as bars, and the first request."""
-    yield f"{workload.name}: {totals.num_requests} requests to {workload.tasks.model} in {totals.end_s:g} s"
+    sent = f"{counted(totals.num_requests, 'request')} to {workload.tasks.model}"
+    yield f"{workload.name}: {sent} in {totals.end_s:g} s"
     if totals.first is None:
         return
     rate_per_s = totals.num_requests / max(totals.end_s, 1e-9)
     yield f"mean {rate_per_s:.3g}/s; {totals.prompt_tokens:,} words of queries"
     if totals.calls:
         calls = ", ".join(f"{count} x {model}" for model, count in totals.calls.most_common())
-        yield f"{totals.calls.total()} subtasks ({calls}) that write {totals.reply_tokens:,} words"
+        yield f"{counted(totals.calls.total(), 'subtask')} ({calls}) for {totals.reply_tokens:,} words"
     yield ""
     yield from _bars(totals)
     yield ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from r2_serve.errors import counted
 from r2_serve.ops.command_line import fail, plain_errors
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def import_(
         )
         count = write_book(out, records)
     rated = f", {sum(r.score is not None for r in records)} rated" if file_format is Format.traces else ""
-    typer.echo(f"written: {out}, {count} replies{rated}. Now: r2-serve replay {out}")
+    typer.echo(f"written: {out}, {counted(count, 'reply', 'replies')}{rated}. Now: r2-serve replay {out}")
 
 
 @outcomes_app.command()
@@ -130,7 +131,7 @@ def merge(
     with plain_errors():
         found = {record.key: record for book in books for record in read_book(book)}
         count = write_book(out, _graded(list(found.values()), None, needs_grader=False))
-    typer.echo(f"written: {out}, {count} replies")
+    typer.echo(f"written: {out}, {counted(count, 'reply', 'replies')}")
 
 
 @outcomes_app.command()
@@ -149,7 +150,7 @@ def grade(
         by_model = read_prices(prices) if prices else {}
         records = [priced(record, by_model) for record in read_book(book)]
         count = write_book(out, _graded(records, grader, needs_grader=True))
-    typer.echo(f"written: {out}, {count} replies")
+    typer.echo(f"written: {out}, {counted(count, 'reply', 'replies')}")
 
 
 @outcomes_app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from r2_serve.errors import counted
 from r2_serve.lab.outcomes.book import Outcome, read_book
 from r2_serve.lab.reports.terminal import figures_table
 
@@ -23,14 +24,14 @@ def print_description(path: Path, console: Console) -> None:
     by_model: dict[str, list[Outcome]] = defaultdict(list)
     for record in records:
         by_model[record.model].append(record)
-    console.print(
-        Text(f"{path.name}: {len(tasks)} tasks, {len(records)} replies, grader {', '.join(graders)}")
-    )
+    replies = counted(len(records), "reply", "replies")
+    console.print(Text(f"{path.name}: {counted(len(tasks), 'task')}, {replies}, grader {', '.join(graders)}"))
     console.print(
         figures_table(COLUMNS, [_cells(model, found, len(tasks)) for model, found in by_model.items()])
     )
     if num_steps := len(book) - len(records):
-        console.print(Text(f"Not in the table: {num_steps} replies to steps, plans and other prompts."))
+        steps = counted(num_steps, "reply", "replies")
+        console.print(Text(f"Not in the table: {steps} to steps, plans and other prompts."))
 
 
 def _cells(model: str, records: list[Outcome], num_tasks: int) -> tuple[str, ...]:

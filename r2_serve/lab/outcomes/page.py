@@ -8,6 +8,7 @@ from html import escape
 from rich.console import Console
 from rich.text import Text
 
+from r2_serve.errors import counted
 from r2_serve.lab.outcomes.figures import ReplayReport, RowFigures
 from r2_serve.lab.outcomes.offpolicy import Estimate, Estimates
 from r2_serve.lab.outcomes.replay import CONFIDENCE, FITTED
@@ -49,7 +50,8 @@ def _short(ratio: float) -> str:
 def title(report: ReplayReport) -> str:
     """The book, its size and the reference, in one line."""
     return (
-        f"{report.book} · {report.tasks} tasks, {len(report.models)} models · {report.num_splits} splits · "
+        f"{report.book} · {counted(report.tasks, 'task')}, {counted(len(report.models), 'model')} · "
+        f"{counted(report.num_splits, 'split')} · "
         f"reference {report.reference}"
     )
 
@@ -72,7 +74,8 @@ def notes(report: ReplayReport) -> Iterator[str]:
     if report.target is not None and report.confidence is not None:
         yield (
             f"Promise: {report.target} at {_percent(report.confidence)}; kept in {report.promises_kept} of "
-            f"{report.num_splits} splits (broken: the split's paired 95 % interval lies wholly below it)."
+            f"{counted(report.num_splits, 'split')} (broken: the split's paired 95 % interval lies wholly "
+            "below it)."
         )
     if CONFIDENCE not in (row.policy for row in report.rows):
         yield "The book holds no confidences, so there is no confidence cascade."

@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
-from r2_serve.errors import BookError
+from r2_serve.errors import BookError, counted
 from r2_serve.gates.table import Bools, Floats
 from r2_serve.lab.outcomes.both_ways import BothWays
 from r2_serve.lab.outcomes.goals import TOLERANCE, Target
@@ -67,7 +67,7 @@ def fit_plan(pairs: Sequence[BothWays], target: Target | None = None, seed: int 
     accurate one. Raises: BookError for too few tasks, or another name.
     """
     if len(pairs) < LEAST_PAIRS:
-        raise BookError(f"{len(pairs)} tasks were answered both ways; a fit needs {LEAST_PAIRS}")
+        raise BookError(f"answered both ways: {counted(len(pairs), 'task')}; a fit needs {LEAST_PAIRS}")
     right = {"planned": _array(pairs, _planned_right), "direct": _array(pairs, _direct_right)}
     reference = max(right, key=lambda way: float(right[way].mean())) if target is None else target.model
     if reference not in right:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2_serve.errors import BookError
+from r2_serve.errors import BookError, counted
 from r2_serve.gates.fitted import Answers, FittedPolicy, run_gate
 from r2_serve.gates.table import Floats, Ints, OutcomeTable
 from r2_serve.lab.outcomes import baselines
@@ -89,7 +89,7 @@ def replay(
     Raises: BookError if the book lacks the reference, or is too small.
     """
     if len(table) < FEWEST_TASKS:
-        raise BookError(f"the book has {len(table)} tasks; a replay needs at least {FEWEST_TASKS}")
+        raise BookError(f"the book has {counted(len(table), 'task')}; a replay needs at least {FEWEST_TASKS}")
     if len(table.models) < 2:
         raise BookError("the book has one model; a replay needs at least two")
     name = reference or (target.model if target else table.models[baselines.best_single(table)])

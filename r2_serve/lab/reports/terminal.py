@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r2_serve.calls.ledger import total_cost_usd
+from r2_serve.errors import counted
 from r2_serve.types import CallRecord, Plan, SubtaskResult, Trace, references
 
 BAR_WIDTH = 12
@@ -116,13 +117,9 @@ def _short(text: str, limit: int) -> Text:
     return Text(line if len(line) <= limit else line[: limit - 1] + "…")
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _summary(trace: Trace) -> str:
     router = trace.cost_usd - trace.worker_cost_usd
-    counts = f"{_counted(len(trace.results), 'subtask')}, {_counted(len(trace.calls), 'call')}"
+    counts = f"{counted(len(trace.results), 'subtask')}, {counted(len(trace.calls), 'call')}"
     return (
         f"{counts}, {1000 * trace.duration_s:.0f} ms "
         f"(of which {1000 * trace.overhead_s:.0f} ms routing); "

@@ -31,6 +31,7 @@ from r2_serve.lab.simulate.replicas import DelayReplica, EngineReplica, Room, St
 from r2_serve.router.able import replacing
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
+from r2_serve.serve_config.defaults import default_options
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig
@@ -39,14 +40,6 @@ UNLIMITED = 1_000_000_000
 MakeReplica = Callable[[Deployment], Replica]
 MakePolicy = Callable[[str, "AutoscalingConfig"], ScalingPolicy]
 """Makes the policy of an application, without Serve's delays, from its name and its `AutoscalingConfig`."""
-
-CODE_OPTIONS: Mapping[str, Mapping[str, int]] = {
-    MODEL: {"max_ongoing_requests": 64},
-    DECOMPOSER: {"max_ongoing_requests": 256},
-    ALLOCATOR: {"max_ongoing_requests": 256},
-    ROUTER: {},
-}
-"""Options that `r2_serve.app` sets if a config file does not."""
 
 
 @dataclass(frozen=True)
@@ -268,9 +261,7 @@ class SystemBuilder:
         given: dict[str, Any] = next(
             (entry for entry in section.get("deployments", []) if entry["name"] == name), {}
         )
-        server = self.config.router.server
-        default = server.max_running + server.max_queued + 64
-        return {"max_ongoing_requests": default, **CODE_OPTIONS[name], **given}
+        return {**default_options(self.config.model_apps.get(app, self.config.router))[name], **given}
 
 
 def _autoscaling(app: str, options: Mapping[str, Any]) -> AutoscalingConfig | None:

@@ -29,7 +29,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from r2_serve.engines.vllm_arguments import ENVIRONMENT as VLLM_ENVIRONMENT
-from r2_serve.errors import ConfigError, EngineUnavailable
+from r2_serve.errors import ConfigError, EngineUnavailable, counted
 from r2_serve.ops.deploy_files.needs import named_resources, replicas_of
 from r2_serve.ops.local import haproxy
 from r2_serve.ops.local.progress import POLL_S, Say, say_nothing, start_limit_s, wait_until_running
@@ -135,7 +135,7 @@ def local_cluster(
         say("starting Ray")
         _start_ray(address, own_node if address == "local" else {})
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        say(f"starting {len(config.model_apps)} models and the router, for at most {limit_s:g} s")
+        say(f"starting {counted(len(config.model_apps), 'model')} and the router, for at most {limit_s:g} s")
         _start_serve(host, port, logs)
         run_apps(config, limit_s, say)
         reached_at = reachable(host)

@@ -11,7 +11,7 @@ import httpx
 
 from r2_serve.config import HostedEngineConfig
 from r2_serve.config.abilities import is_embedder
-from r2_serve.config.prices import NEEDED, listed, table_name
+from r2_serve.config.prices import NEEDED, gpu_price, listed, table_name
 from r2_serve.config.providers import PROVIDERS
 from r2_serve.errors import ConfigError
 from r2_serve.types import ModelGroup
@@ -38,8 +38,7 @@ VIRTUAL_MODEL = "r2"
 """The name that clients ask for; no model of the pool may have it."""
 GPU_USD_PER_HOUR = Decimal(1)
 """Assumed price of a busy GPU of 24 GB."""
-ESTIMATE = "estimated at 1 USD per GPU-hour: docs/deployment.md says how to measure it"
-TOKENS_PER_S_OF_1B = Decimal(5_000)
+TOKENS_PER_S_OF_1B = 5_000
 """Assumed tokens that it writes in a second with a model of one billion parameters. Larger ones are slower
 in proportion."""
 
@@ -50,13 +49,15 @@ class Chosen:
 
     name: str
     engine: Mapping[str, str]
-    """The engine's section as it is written."""
+    """The engine's section as it is written; empty for a model of this cluster."""
     usd_in: Decimal
     usd_out: Decimal
     price_source: str = ""
     """The source of prices that must be written; empty if the config takes them from its table."""
     hub_name: str | None = None
     """Name at the Hugging Face hub of a model that a GPU of this cluster runs."""
+    tokens_per_s: int | None = None
+    """Estimated rate of such a model, from which its price follows."""
 
     @property
     def app(self) -> str:
@@ -99,10 +100,9 @@ def hosted(given: str, addresses: Mapping[str, str]) -> Chosen:
 def local(hub_name: str) -> Chosen:
     """The model at the hub that a GPU of the cluster runs by vLLM, with an estimated price."""
     name = hub_name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
-    rate = TOKENS_PER_S_OF_1B / _billions(name)
-    usd_out = (GPU_USD_PER_HOUR / 3600 / rate * 1_000_000).quantize(Decimal("0.001"))
-    engine = {"kind": "served", "app": f"m-{name}"}
-    return Chosen(name, engine, usd_out / 10, usd_out, ESTIMATE, hub_name)
+    tokens_per_s = 10 * round(TOKENS_PER_S_OF_1B / _billions(name) / 10)
+    usd_out = gpu_price(GPU_USD_PER_HOUR, tokens_per_s)
+    return Chosen(name, {}, usd_out / 10, usd_out, hub_name=hub_name, tokens_per_s=tokens_per_s)
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -156,10 +156,10 @@ def _prices(given: str, price: str) -> tuple[Decimal, Decimal]:
         raise ConfigError(f"--model {given!r}: {price!r} is not IN,OUT, such as 0.10,0.50") from e
 
 
-def _billions(name: str) -> Decimal:
+def _billions(name: str) -> float:
     """The parameters that a model's name states, in billions; 7 if it states none."""
     for part in name.split("-"):
         number = part.removesuffix("b")
         if number != part and number.replace(".", "", 1).isdigit():
-            return max(Decimal(number), Decimal("0.1"))
-    return Decimal(7)
+            return max(float(number), 0.1)
+    return 7.0

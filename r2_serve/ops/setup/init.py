@@ -17,10 +17,11 @@ import yaml
 
 from r2_serve.config.prices import table_name
 from r2_serve.config.providers import PROVIDERS
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, counted
 from r2_serve.ops.command_line import plain_errors
 from r2_serve.ops.setup.choice import (
     DESCRIPTIONS,
+    GPU_USD_PER_HOUR,
     SUGGESTED,
     VIRTUAL_MODEL,
     Chosen,
@@ -138,6 +139,7 @@ def config_text(models: Sequence[Chosen], file: Path, *, replicas: int, max_cost
         descriptions=DESCRIPTIONS,
         planner=names[(len(names) - 1) // 2],
         replicas=replicas,
+        gpu_usd_per_hour=GPU_USD_PER_HOUR,
         virtual_model=VIRTUAL_MODEL,
         max_cost_usd=max_cost_usd,
         date=date.today().isoformat(),
@@ -205,7 +207,9 @@ def _tell(file: Path, models: Sequence[Chosen]) -> None:
     unset = dict.fromkeys(
         p.api_key_env for p in providers if p.api_key_env and not os.environ.get(p.api_key_env)
     )
-    typer.echo(f"written: {file}, {len(models)} models: {', '.join(m[0].name for m in by_price(models))}")
+    typer.echo(
+        f"written: {file}, {counted(len(models), 'model')}: {', '.join(m[0].name for m in by_price(models))}"
+    )
     typer.echo("next:")
     for variable in unset:
         typer.echo(f"  export {variable}=...")

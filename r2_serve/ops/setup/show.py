@@ -107,8 +107,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_decimal(dumper: yaml.SafeDumper, value: Decimal) -> yaml.ScalarNode:
-    kind = "float" if value % 1 else "int"
-    return dumper.represent_scalar(f"tag:yaml.org,2002:{kind}", f"{value:f}")
+    kind, text = ("float", f"{value:f}") if value % 1 else ("int", f"{value:.0f}")
+    return dumper.represent_scalar(f"tag:yaml.org,2002:{kind}", text)
 
 
 _Dumper.add_representer(Decimal, _represent_decimal)

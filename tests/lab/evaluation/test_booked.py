@@ -228,7 +228,7 @@ def rows_in(directory: Path) -> list[dict[str, Any]]:
 
 def test_changed_price_prices_the_rows_anew_without_a_call(tmp_path: Path) -> None:
     first = typed(tmp_path, "-g", "number", "-p", "single:large")
-    assert "6 replies were asked for" in first.output, first.output
+    assert "asked for 6 replies" in first.output, first.output
     before = [row["outcome"]["calls"][0]["cost_usd"] for row in rows_in(tmp_path)]
     config = tmp_path / "serve_config.yaml"
     config.write_text(raised(config.read_text()))
@@ -236,7 +236,7 @@ def test_changed_price_prices_the_rows_anew_without_a_call(tmp_path: Path) -> No
     assert refused.exit_code == 1 and "--reprice prices its rows anew" in refused.output
     paid = sum((row.spent_usd for row in read_rows(tmp_path / "run")), Decimal(0))
     done = typed(tmp_path, "-g", "number", "-p", "single:large", "--reprice")
-    assert "6 rows priced anew" in done.output and "0 replies were asked for" in done.output, done.output
+    assert "6 rows priced anew" in done.output and "asked for 0 replies" in done.output, done.output
     after = [row["outcome"]["calls"][0]["cost_usd"] for row in rows_in(tmp_path)]
     assert [float(cost) for cost in after] == [pytest.approx(10 * float(cost)) for cost in before]
     assert sum(float(r.cost_usd) for r in read_book(tmp_path / "run" / "book.jsonl")) == pytest.approx(
@@ -257,7 +257,7 @@ def test_changed_grader_grades_the_rows_anew_without_a_call(tmp_path: Path) -> N
     refused = typed(tmp_path, "-g", "number", "-p", "single:large")
     assert refused.exit_code == 1 and "--regrade grades its rows anew" in refused.output
     done = typed(tmp_path, "-g", "number", "-p", "single:large", "--regrade")
-    assert "0 replies were asked for" in done.output, done.output
+    assert "asked for 0 replies" in done.output, done.output
     assert [row["status"] for row in rows_in(tmp_path)].count("correct") == 1
     book = read_book(tmp_path / "run" / "book.jsonl")
     assert {record.grader for record in book} == {"number"} and sum(bool(r.right) for r in book) == 1
@@ -268,7 +268,7 @@ def test_mended_right_answers_grade_the_rows_anew_without_a_call(tmp_path: Path)
     refused = typed(tmp_path, "-g", "number", "-p", "single:large")
     assert refused.exit_code == 1 and "data_sha256" in refused.output
     done = typed(tmp_path, "-g", "number", "-p", "single:large", "--regrade")
-    assert "1 verdicts changed" in done.output and "0 replies were asked for" in done.output, done.output
+    assert "1 verdict changed" in done.output and "asked for 0 replies" in done.output, done.output
     assert [row["golds"] for row in rows_in(tmp_path)] == [[str(i + 1)] for i in range(6)]
 
 
@@ -286,7 +286,7 @@ def test_run_json_tells_when_where_and_with_what(tmp_path: Path) -> None:
 def test_run_that_is_set_aside_leaves_its_book(tmp_path: Path) -> None:
     typed(tmp_path, "-g", "number", "-p", "single:large")
     done = typed(tmp_path, "-g", "number", "-p", "single:large", "--seed", "1", "--set-aside")
-    assert "0 replies were asked for" in done.output and "6 came from" in done.output, done.output
+    assert "asked for 0 replies" in done.output and "6 came from" in done.output, done.output
     assert (tmp_path / "run.1" / "rows.jsonl").exists()
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from decimal import Decimal
 
+from r2_serve.errors import counted
 from r2_serve.lab.evaluation.policies import R2
 from r2_serve.lab.evaluation.report.comparisons import EqualAccuracy, find_policy
 from r2_serve.lab.evaluation.report.figures import RunReport
@@ -20,7 +21,12 @@ def title(report: RunReport) -> str:
     manifest = report.manifest
     side = "" if manifest.split == "all" else f", {manifest.split} side"
     seeds = (f"{len(report.seeds)} seeds",) if len(report.seeds) > 1 else ()
-    parts = (manifest.benchmark, manifest.data + side, f"{manifest.num_tasks} tasks", manifest.virtual_model)
+    parts = (
+        manifest.benchmark,
+        manifest.data + side,
+        counted(manifest.num_tasks, "task"),
+        manifest.virtual_model,
+    )
     return " · ".join((*parts, *seeds))
 
 

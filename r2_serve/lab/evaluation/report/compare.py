@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from r2_serve.errors import counted
 from r2_serve.lab.evaluation.report import cells
 from r2_serve.lab.evaluation.report.comparisons import compared, p_value
 from r2_serve.lab.evaluation.report.results import Results, read_results
@@ -101,7 +102,7 @@ def _pairs(
 
 def print_comparison(found: RunComparison, console: Console) -> None:
     """Print two tables of 80 columns, and what they mean."""
-    console.print(Text(f"A: {found.a} · B: {found.b} · {found.num_tasks} tasks", style="bold"))
+    console.print(Text(f"A: {found.a} · B: {found.b} · {counted(found.num_tasks, 'task')}", style="bold"))
     names = [broken_name(row.policy) for row in found.rows]
     first = [
         (
@@ -135,7 +136,7 @@ def print_comparison(found: RunComparison, console: Console) -> None:
 def notes(found: RunComparison) -> list[str]:
     """Sentences without which the figures would mislead."""
     left_out = (
-        [f"{found.num_left_out} tasks that only one of the runs has are left out."]
+        [f"Left out, as only one of the runs has them: {counted(found.num_left_out, 'task')}."]
         if found.num_left_out
         else []
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from r2_serve.errors import counted
 from r2_serve.files import write_whole
 from r2_serve.lab.evaluation.report import cells
 from r2_serve.lab.evaluation.report.compare import RunComparison
@@ -73,7 +74,7 @@ def write_comparison(
     texts = {
         json_out: found.model_dump_json(indent=2),
         csv: csv_text({"a": found.a, "b": found.b, **dict(row)} for row in found.rows),
-        latex: latex_table(columns, rows, f"A: {found.a}; B: {found.b}; {found.num_tasks} tasks."),
+        latex: latex_table(columns, rows, f"A: {found.a}; B: {found.b}; {counted(found.num_tasks, 'task')}."),
     }
     for path, text in texts.items():
         if path is not None:
