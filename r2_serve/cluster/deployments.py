@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
 
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -55,7 +54,7 @@ from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
 from r2_serve.scaling.demand_board import write_forecasts
 from r2_serve.serve_config.applications import MODEL, ROUTER
-from r2_serve.traces import TraceWriter, latest_traces
+from r2_serve.traces import TraceWriter
 from r2_serve.types import Completion, Delta, Engine, EngineCall, TraceContext
 
 _log = logging.getLogger(__name__)
@@ -220,9 +219,6 @@ class RouterDeployment:
         purses = shadow_purses(config.server)
         self._router = Router(config, make_pipeline, self._view.readiness, purses)
         self._siblings = SiblingEvents(self._router.events, self._name, replicas)
-        if config.server.trace_dir:
-            for trace in latest_traces(Path(config.server.trace_dir), config.server.events.recent):
-                self._router.events.past(trace)
         view = self._view
         self._metrics.watch_cluster(view.unavailable, view.running, view.is_controller_absent)
         self._metrics.watch_trials(self._router)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -24,6 +25,7 @@ from r2_serve.router.decomposer import Decomposer
 from r2_serve.router.events import EventBus
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.trials import PurseFor, Trials, apart, in_memory
+from r2_serve.traces import latest_traces
 from r2_serve.types import Ability, Answer, CountingEngine, EngineCall, OnDelta, Query
 
 Readiness = Callable[[RoutingConfig], Awaitable[tuple[bool, str]]]
@@ -49,6 +51,9 @@ class Router:
     ) -> None:
         self.prices_as_of = config.prices_as_of
         self.events = EventBus(config.server.events.recent)
+        if config.server.trace_dir is not None:
+            for trace in latest_traces(Path(config.server.trace_dir), config.server.events.recent):
+                self.events.past(trace)
         self._config, self._make_pipeline, self._readiness = config, make_pipeline, readiness
         self._pipeline: Pipeline | None = None
         self._shadow_purse = shadow_purse

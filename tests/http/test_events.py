@@ -24,7 +24,8 @@ from r2_serve.http.events import event_json
 from r2_serve.http.keys import new_key
 from r2_serve.router.events import MOST_WAITING, EventBus, Follower
 from r2_serve.router.router import in_process
-from r2_serve.types import Event
+from r2_serve.traces import TraceWriter
+from r2_serve.types import Event, Trace
 from r2_serve.types.events import MOST_CHARS
 from tests.support.in_process import allocation_json, model, plan_json, routing
 from tests.support.load_endpoint import serving
@@ -269,6 +270,19 @@ def test_query_at_work_is_told_to_those_who_come_later() -> None:
     kinds = [kind for kind, _ in asyncio.run(run())]
     assert kinds[:2] == ["started", "decided"] and "planned" in kinds
     assert kinds.count("called") == 4 and kinds[-1] == "answered"
+
+
+def test_queries_of_trace_files_are_told_after_a_restart(tmp_path: Path) -> None:
+    trace = Trace(request_id="before", model="r2", query=SECRET, answer="higher", began_s=1_000.0)
+    TraceWriter(tmp_path)(trace)
+
+    async def run() -> Seen:
+        server = ServerConfig(trace_dir=str(tmp_path))
+        async with serving(app_of(server)) as url, feed(url, query="?recent=5") as seen:
+            return await until_answered(seen)
+
+    started, *_, answered = asyncio.run(run())
+    assert (started[1]["query"], started[1]["began_s"], answered[1]["answer"]) == (SECRET, 1_000.0, "higher")
 
 
 def test_key_with_limits_sees_its_own_past_alone(tmp_path: Path) -> None:

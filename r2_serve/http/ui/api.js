@@ -26,6 +26,21 @@ async function checked(response) {
   throw new Refused(response.status, message);
 }
 
+// What a reader is told of a failure; nothing if the reader stopped it.
+export function told(failure) {
+  if (failure.name === "AbortError") return null;
+  return failure instanceof Refused ? failure.message : `The connection is lost: ${failure.message}. Try again.`;
+}
+
+// The samples of /metrics as {name, labels, value}.
+export async function metrics(signal) {
+  const response = await checked(await fetch(new URL("../metrics", BASE), { headers: headers(), signal }));
+  const sample = /^([a-z0-9_]+)(?:{(.*)})? (\S+)$/gm, label = /(\w+)="((?:[^"\\]|\\.)*)"/g;
+  return [...(await response.text()).matchAll(sample)].map(([, name, labels = "", value]) => ({
+    name, labels: Object.fromEntries([...labels.matchAll(label)].map(([, key, text]) => [key, text])), value: Number(value),
+  }));
+}
+
 export async function getJson(path) {
   return (await checked(await fetch(new URL(path, BASE), { headers: headers() }))).json();
 }

@@ -31,15 +31,21 @@ function KeyForm({ message, onKey }) {
 }
 
 function Tabs({ models }) {
-  const tab = useHash(), traffic = useTraffic();
-  return html`<div>
-    <nav role="tablist" aria-label="Parts of the page">${TABS.map((name) => html`<button key=${name} role="tab" id=${`tab-${name}`}
-      aria-selected=${String(tab === name)} aria-controls="panel" onClick=${() => { location.hash = name; }}>${TITLES[name]}</button>`)}</nav>
-    <main id="panel" role="tabpanel" aria-labelledby=${`tab-${tab}`}>
-      <div hidden=${tab !== "ask"}><${Ask} models=${models} /></div>
-      ${tab === "traffic" && html`<${Traffic} traffic=${traffic} />`}
-      ${tab === "compare" && html`<${Compare} models=${models} />`}
-    </main></div>`;
+  const tab = useHash(), traffic = useTraffic(tab === "traffic");
+  const go = (name) => { location.hash = name; document.getElementById(`tab-${name}`).focus(); };
+  const keys = { ArrowRight: 1, ArrowLeft: -1 };
+  const move = (e) => {
+    const to = { Home: 0, End: TABS.length - 1 }[e.key] ?? (e.key in keys ? TABS.indexOf(tab) + keys[e.key] + TABS.length : -1);
+    if (to >= 0) { e.preventDefault(); go(TABS[to % TABS.length]); }
+  };
+  const panel = (name, content) => html`<div id=${`panel-${name}`} role="tabpanel" aria-labelledby=${`tab-${name}`} hidden=${tab !== name}>${content}</div>`;
+  return html`<main>
+    <div role="tablist" aria-label="Parts of the page" onKeyDown=${move}>${TABS.map((name) => html`<button key=${name} role="tab" id=${`tab-${name}`}
+      aria-selected=${String(tab === name)} aria-controls=${`panel-${name}`} tabindex=${tab === name ? 0 : -1} onClick=${() => go(name)}>${TITLES[name]}</button>`)}</div>
+    ${panel("ask", html`<${Ask} models=${models} />`)}
+    ${panel("traffic", tab === "traffic" && html`<${Traffic} traffic=${traffic} />`)}
+    ${panel("compare", html`<${Compare} models=${models} />`)}
+    </main>`;
 }
 
 function App() {
@@ -62,10 +68,11 @@ function App() {
   const isKeyless = error?.status === 401;
   return html`<header><h1>R2</h1>
       <label>theme<select value=${theme} onChange=${(e) => setTheme(e.target.value)}>${THEMES.map((name) => html`<option value=${name}>${name || "as the system"}</option>`)}</select></label></header>
-    ${isKeyless && html`<${KeyForm} message=${error.message} onKey=${load} />`}
-    ${error && !isKeyless && html`<div class="card"><p class="bad" role="alert">The router does not answer: ${error.message}</p><button onClick=${load}>Try again</button></div>`}
-    ${!error && !models && html`<p class="quiet" role="status">Loading the models</p>`}
-    ${!error && models && html`<${Tabs} models=${models} />`}`;
+    ${isKeyless && html`<main><${KeyForm} message=${error.message} onKey=${load} /></main>`}
+    ${error && !isKeyless && html`<main class="card"><p class="bad" role="alert">The router does not answer: ${error.message}</p><button onClick=${load}>Try again</button></main>`}
+    ${!error && !models && html`<main><p class="quiet" role="status">Loading the models</p></main>`}
+    ${!error && models?.length === 0 && html`<main><p class="quiet">This key may ask no model.</p></main>`}
+    ${!error && models?.length > 0 && html`<${Tabs} models=${models} />`}`;
 }
 
 document.getElementById("app").replaceChildren();

@@ -1,13 +1,16 @@
 // Ask: a question, its plan as it is made, the answer as it comes, and what it cost beside the direct call.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { Refused, events, seconds, usd } from "./api.js";
-import { PlanGraph, Waterfall } from "./graph.js";
+import { Refused, events, told, usd } from "./api.js";
 import { fresh, taken } from "./query.js";
+import { QueryView, SavedView } from "./view.js";
+
+const NUMBER = "[0-9]*[.]?[0-9]+";
 
 // Asks and tells each new state to `show`; the last state holds the whole answer.
-async function asked({ question, model, policy, limit }, show, signal, record) {
-  const r2 = { events: true, ...(policy && { policy }), ...(limit && { max_cost_usd: limit }) };
+async function asked({ question, model, policy, limit, deadline }, show, signal, record) {
+  const limits = { ...(limit && { max_cost_usd: limit }), ...(deadline && { deadline_s: Number(deadline) }) };
+  const r2 = { events: true, ...(policy && { policy }), ...limits };
   const body = { model, stream: true, r2, messages: [{ role: "user", content: question }] };
   let query = { ...fresh(""), state: "works", text: question, model };
   show(query);
@@ -17,40 +20,13 @@ async function asked({ question, model, policy, limit }, show, signal, record) {
     if (chunk.error) throw new Refused(null, chunk.error.message);
     if (chunk.r2?.event) {
       record.push(chunk.r2.event);
-      query = taken(query, chunk.r2.event);
+      query = { ...taken(query, chunk.r2.event), streamed: query.streamed };
     } else {
-      const text = chunk.choices[0]?.delta?.content || "";
-      query = { ...query, streamed: (query.streamed || "") + text, saved: chunk.r2?.savings ?? query.saved };
-      if (chunk.r2) query.models = chunk.r2.models;
+      query = { ...query, streamed: (query.streamed || "") + (chunk.choices[0]?.delta?.content || "") };
     }
     show(query);
   }
-}
-
-function Meter({ query }) {
-  const direct = Number(query.direct || 0);
-  if (!direct) return null;
-  const share = (100 * query.cost) / direct;
-  const text = `${usd(query.cost)} of ${usd(direct)} that asking the default model directly is expected to cost (${Math.round(share)} %)`;
-  return html`<div class="meter"><div class="bar" role="img" aria-label=${text}>
-    <div class=${share > 100 ? "over" : ""} style=${{ width: `${Math.min(share, 100)}%` }} /></div>
-    <span class="quiet">${text}</span></div>`;
-}
-
-export function QueryView({ query }) {
-  const isWhole = query.action === "whole" || !query.steps.length;
-  const state = {
-    waits: "waiting", works: isWhole && !query.steps.length ? "the router plans" : "at work", done: "answered", failed: "failed",
-  }[query.state];
-  return html`<section aria-label="The query">
-    <p class="quiet" role="status">${state}${query.at ? `, ${seconds(query.at)}` : ""}, ${usd(query.cost)}, of which the router ${usd(query.routerCost)}
-      ${query.action === "whole" ? `; sent whole to one model (${query.reason})` : ""}</p>
-    ${query.error && html`<p class="bad" role="alert">${query.error}</p>`}
-    <p class="answer" aria-live="polite">${query.streamed || query.answer}</p>
-    <${Meter} query=${query} />
-    <${PlanGraph} steps=${query.steps} />
-    <${Waterfall} query=${query} />
-  </section>`;
+  throw new Error("the stream ended before the answer");
 }
 
 export function Models({ models, value, onChange, name = "model" }) {
@@ -58,12 +34,14 @@ export function Models({ models, value, onChange, name = "model" }) {
     ${models.map((model) => html`<option key=${model.id} selected=${model.id === value}>${model.id}</option>`)}</select></label>`;
 }
 
+const ended = (failure) => (known) => known && { ...known, state: failure.name === "AbortError" ? "stopped" : "failed" };
+
 export function Ask({ models }) {
-  const [form, setForm] = useState({ question: "", model: models[0]?.id || "", policy: "", limit: "" });
+  const [form, setForm] = useState({ question: "", model: models[0]?.id || "", policy: "", limit: "", deadline: "" });
   const [query, setQuery] = useState(null);
   const [error, setError] = useState(null);
   const [isBusy, setBusy] = useState(false);
-  const running = useRef(null), recorded = useRef([]), view = useRef(null);
+  const running = useRef(null), recorded = useRef([]);
   useEffect(() => () => running.current?.abort(), []);
   const set = (name) => (e) => setForm({ ...form, [name]: e.target?.value ?? e });
 
@@ -76,20 +54,20 @@ export function Ask({ models }) {
     try {
       await asked(form, setQuery, running.current.signal, recorded.current);
     } catch (failure) {
-      if (failure.name !== "AbortError") {
-        setError(failure instanceof Refused ? failure.message : `The connection is lost: ${failure.message}. Ask again.`);
-        setQuery((known) => known && { ...known, state: "failed" });
-      }
+      setError(told(failure));
+      setQuery(ended(failure));
     }
     setBusy(false);
   }
 
   async function replay() {
+    const { signal } = (running.current = new AbortController());
     const last = recorded.current.at(-1)?.at_s || 0, factor = last > 6 ? 6 / last : 1;
-    let state = { ...fresh(""), text: form.question }, at = 0;
+    let state = fresh(""), at = 0;
     setBusy(true);
     for (const event of recorded.current) {
-      await new Promise((after) => setTimeout(after, Math.max(60, 1000 * factor * (event.at_s - at))));
+      const wait = signal.aborted ? 0 : Math.max(60, 1000 * factor * (event.at_s - at));
+      if (wait) await new Promise((after) => setTimeout(after, wait));
       at = event.at_s;
       state = taken(state, event);
       setQuery(state);
@@ -97,34 +75,31 @@ export function Ask({ models }) {
     setBusy(false);
   }
 
-  async function share() {
-    const style = await (await fetch("style.css")).text();
-    const shown = view.current.outerHTML;
-    const page = `<!doctype html><html lang="en"><meta charset="utf-8"><title>R2: a query</title><style>${style}</style>` +
-      `<body><div id="app"><h1>${document.createElement("i").appendChild(new Text(form.question)).parentNode.innerHTML}</h1>${shown}</div></body></html>`;
-    const link = Object.assign(document.createElement("a"), {
-      href: URL.createObjectURL(new Blob([page], { type: "text/html" })), download: "r2-query.html",
-    });
-    link.click();
-    URL.revokeObjectURL(link.href);
-  }
-
   return html`<form class="card" onSubmit=${submit}>
-    <label style=${{ width: "100%" }}>Question<textarea required value=${form.question} onInput=${set("question")}
+    <label class="whole">Question<textarea required value=${form.question} onInput=${set("question")}
       onKeyDown=${(e) => (e.ctrlKey || e.metaKey) && e.key === "Enter" && e.target.form.requestSubmit()} /></label>
     <div class="row">
       <${Models} models=${models} value=${form.model} onChange=${set("model")} />
       <label>policy<input value=${form.policy} onInput=${set("policy")} placeholder="as configured" size="14" /></label>
-      <label>at most, USD<input value=${form.limit} onInput=${set("limit")} placeholder="no limit" size="8" inputmode="decimal" /></label>
+      <label>at most, USD<input value=${form.limit} onInput=${set("limit")} placeholder="no limit" size="8" inputmode="decimal" pattern=${NUMBER} title="a number" /></label>
+      <label>at most, s<input value=${form.deadline} onInput=${set("deadline")} placeholder="no limit" size="8" inputmode="decimal" pattern=${NUMBER} title="a number" /></label>
       <button class="main" disabled=${isBusy}>Ask</button>
       ${isBusy && html`<button type="button" onClick=${() => running.current?.abort()}>Stop</button>`}
-      ${!isBusy && recorded.current.length > 0 && html`<button type="button" onClick=${replay}>Replay</button>
-        <button type="button" onClick=${share}>Save as HTML</button>`}
     </div>
     ${error && html`<p class="bad" role="alert">${error}</p>`}
     ${!query && !error && html`<p class="quiet">Ask something: the plan appears here as soon as it exists.</p>`}
-    ${query && html`<div ref=${view}><${QueryView} query=${query} /></div>`}
+    ${query && html`<${SavedView} query=${query} title=${query.text} isBusy=${isBusy}>
+      ${!isBusy && recorded.current.length > 0 && html`<button type="button" onClick=${replay}>Replay</button>`}<//>`}
   </form>`;
+}
+
+function Difference({ queries: [one, two] }) {
+  if (one?.state !== "done" || two?.state !== "done") return null;
+  const cheaper = one.cost <= two.cost ? 1 : 2, [low, high] = [one.cost, two.cost].sort((a, b) => a - b);
+  const by = high ? Math.round(100 * (1 - low / high)) : 0;
+  const text = by ? `Side ${cheaper} costs ${by} % less: ${usd(low)} and ${usd(high)}` : `Both cost ${usd(low)}`;
+  const same = (one.streamed || one.answer).trim() === (two.streamed || two.answer).trim();
+  return html`<p role="status">${text}. The answers are ${same ? "the same" : "different"}.</p>`;
 }
 
 export function Compare({ models }) {
@@ -134,28 +109,40 @@ export function Compare({ models }) {
   ]);
   const [queries, setQueries] = useState([null, null]);
   const [errors, setErrors] = useState([null, null]);
+  const [isBusy, setBusy] = useState(false);
+  const running = useRef(null);
+  useEffect(() => () => running.current?.abort(), []);
   const replaced = (list, i, value) => list.map((old, place) => (place === i ? value : old));
   async function submit(e) {
     e.preventDefault();
+    running.current = new AbortController();
     setErrors([null, null]);
+    setBusy(true);
     await Promise.all(sides.map(async (side, i) => {
+      const show = (change) => setQueries((old) => replaced(old, i, typeof change === "function" ? change(old[i]) : change));
       try {
-        await asked({ question, ...side }, (query) => setQueries((old) => replaced(old, i, query)), undefined, []);
+        await asked({ question, ...side }, show, running.current.signal, []);
       } catch (failure) {
-        setErrors((old) => replaced(old, i, failure.message));
+        setErrors((old) => replaced(old, i, told(failure)));
+        show(ended(failure));
       }
     }));
+    setBusy(false);
   }
   return html`<form class="card" onSubmit=${submit}>
-    <label style=${{ width: "100%" }}>Question for both<textarea required value=${question} onInput=${(e) => setQuestion(e.target.value)} /></label>
+    <label class="whole">Question for both<textarea required value=${question} onInput=${(e) => setQuestion(e.target.value)}
+      onKeyDown=${(e) => (e.ctrlKey || e.metaKey) && e.key === "Enter" && e.target.form.requestSubmit()} /></label>
+    <div class="two">${sides.map((side, i) => html`<div class="row" key=${i}>
+      <${Models} name=${`model ${i + 1}`} models=${models} value=${side.model}
+        onChange=${(model) => setSides(replaced(sides, i, { ...side, model }))} />
+      <label>policy ${i + 1}<input size="14" value=${side.policy} placeholder="as configured"
+        onInput=${(e) => setSides(replaced(sides, i, { ...side, policy: e.target.value }))} /></label></div>`)}</div>
+    <div class="row"><button class="main" disabled=${isBusy}>Ask both</button>
+      ${isBusy && html`<button type="button" onClick=${() => running.current?.abort()}>Stop</button>`}</div>
+    <${Difference} queries=${queries} />
     <div class="two">${sides.map((side, i) => html`<div key=${i}>
-      <div class="row"><${Models} name=${`model ${i + 1}`} models=${models} value=${side.model}
-          onChange=${(model) => setSides(replaced(sides, i, { ...side, model }))} />
-        <label>policy ${i + 1}<input size="14" value=${side.policy} placeholder="as configured"
-          onInput=${(e) => setSides(replaced(sides, i, { ...side, policy: e.target.value }))} /></label></div>
       ${errors[i] && html`<p class="bad" role="alert">${errors[i]}</p>`}
-      ${queries[i] && html`<${QueryView} query=${queries[i]} />`}
+      ${queries[i] ? html`<${QueryView} query=${queries[i]} label=${`Side ${i + 1}`} />` : !errors[i] && html`<p class="quiet">Side ${i + 1} appears here.</p>`}
     </div>`)}</div>
-    <div class="row"><button class="main">Ask both</button></div>
   </form>`;
 }

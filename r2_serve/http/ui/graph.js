@@ -1,18 +1,18 @@
 // The plan as a graph, laid out by dagre from left to right (from top to bottom on narrow screens).
 
-import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { html, useEffect, useMemo, useState } from "./vendor/preact-htm.js";
 import { Graph, layout } from "./vendor/dagre.js";
-import { usd } from "./api.js";
+import { seconds, usd } from "./api.js";
 
-const WIDTH = 190, HEIGHT = 74;
+const WIDE = { width: 190, chars: 24 }, NARROW = { width: 150, chars: 18 }, HEIGHT = 74;
 const NAMES = { waits: "waits", works: "at work", done: "done", failed: "failed" };
 const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
-function placed(steps, isNarrow) {
+function placed(steps, isNarrow, width) {
   const graph = new Graph();
-  graph.setGraph({ rankdir: isNarrow ? "TB" : "LR", nodesep: 18, ranksep: 44, marginx: 6, marginy: 6 });
+  graph.setGraph({ rankdir: isNarrow ? "TB" : "LR", nodesep: isNarrow ? 10 : 18, ranksep: isNarrow ? 24 : 44, marginx: 6, marginy: 6 });
   graph.setDefaultEdgeLabel(() => ({}));
-  for (const step of steps) graph.setNode(String(step.id), { width: WIDTH, height: HEIGHT });
+  for (const step of steps) graph.setNode(String(step.id), { width, height: HEIGHT });
   for (const step of steps) for (const needed of step.needs) graph.setEdge(String(needed), String(step.id));
   layout(graph);
   return graph;
@@ -20,15 +20,17 @@ function placed(steps, isNarrow) {
 
 const gateText = (step) => step.asked.map((ask) => `${ask.model} ${ask.outcome}`).join(", ");
 
-function Node({ step, x, y }) {
+function Node({ step, x, y, width, chars }) {
   const title = `Step ${step.id}: ${step.text}. ${NAMES[step.state]}. ${step.model}. ${gateText(step)} ${step.answer}`;
-  return html`<g class="node ${step.state}" transform="translate(${x - WIDTH / 2},${y - HEIGHT / 2})" role="listitem" aria-label=${title}>
+  const time = step.endedAt === undefined ? "" : `, ${seconds(step.endedAt - step.startedAt)}`;
+  const calls = step.calls > 1 ? `, ${step.calls} calls` : "";
+  return html`<g class="node ${step.state}" transform="translate(${x - width / 2},${y - HEIGHT / 2})" role="listitem" aria-label=${title}>
     <title>${title}</title>
-    <rect width=${WIDTH} height=${HEIGHT} rx="8" />
-    <text x="10" y="20">#${step.id} ${short(step.text, 22)}</text>
-    <text x="10" y="39" class="small">${short([step.model, gateText(step) && `(${gateText(step)})`].filter(Boolean).join(" "), 30)}</text>
-    <text x="10" y="55">${short(step.answer, 24)}</text>
-    <text x="10" y="69" class="small">${step.calls ? `${usd(step.cost)}, ${step.calls} call${step.calls > 1 ? "s" : ""}` : NAMES[step.state]}</text>
+    <rect width=${width} height=${HEIGHT} rx="8" />
+    <text x="10" y="20">#${step.id} ${short(step.text, chars - 3)}</text>
+    <text x="10" y="39" class="small">${short([step.model, gateText(step) && `(${gateText(step)})`].filter(Boolean).join(" "), chars + 5)}</text>
+    <text x="10" y="55">${short(step.answer, chars)}</text>
+    <text x="10" y="69" class="small">${step.calls ? `${usd(step.cost)}, ${step.tokens} tok${time}${calls}` : NAMES[step.state]}</text>
   </g>`;
 }
 
@@ -45,14 +47,16 @@ function useNarrow() {
 
 export function PlanGraph({ steps }) {
   const isNarrow = useNarrow();
+  const { width: nodeWidth, chars } = isNarrow ? NARROW : WIDE;
+  const shape = steps.map((step) => `${step.id}:${step.needs}`).join();
+  const graph = useMemo(() => placed(steps, isNarrow, nodeWidth), [shape, isNarrow]);
   if (!steps.length) return null;
-  const graph = placed(steps, isNarrow);
   const { width, height } = graph.graph();
   const path = (points) => "M" + points.map(({ x, y }) => `${x},${y}`).join(" L");
   return html`<div class="graph" role="list" aria-label="Plan of ${steps.length} steps" tabindex="0">
     <svg width=${width} height=${height} viewBox="0 0 ${width} ${height}">
       ${graph.edges().map((edge) => html`<path class="edge" d=${path(graph.edge(edge).points)} />`)}
-      ${steps.map((step) => html`<${Node} key=${step.id} step=${step} ...${graph.node(String(step.id))} />`)}
+      ${steps.map((step) => html`<${Node} key=${step.id} step=${step} chars=${chars} ...${graph.node(String(step.id))} />`)}
     </svg>
   </div>`;
 }
@@ -62,14 +66,15 @@ export function Waterfall({ query }) {
   const end = Math.max(...query.calls.map((call) => call.end_s), 0.001);
   const row = (call) => {
     const left = (100 * call.start_s) / end, width = (100 * (call.end_s - call.start_s)) / end;
+    const span = `${call.start_s.toFixed(2)} to ${call.end_s.toFixed(2)} s`;
     return html`<tr>
       <td>${call.subtask ? `step ${call.subtask}` : call.stage}</td><td>${call.model}${call.attempt > 1 ? `, try ${call.attempt}` : ""}</td>
-      <td class="time"><div class="span ${call.outcome === "ok" ? "" : "failed"}" style=${{ marginLeft: `${left}%`, width: `${width}%` }} title=${`${call.start_s.toFixed(2)} to ${call.end_s.toFixed(2)} s`} /></td>
+      <td class="time"><div class="span ${call.outcome === "ok" ? "" : "failed"}" style=${{ marginLeft: `${left}%`, width: `${width}%` }} role="img" title=${span} aria-label=${span} /></td>
       <td class="number">${call.prompt_tokens} + ${call.completion_tokens}</td><td class="number">${usd(call.cost_usd)}</td>
       <td>${call.outcome === "ok" ? "" : call.error}</td>
     </tr>`;
   };
-  return html`<div class="table"><table class="waterfall"><caption class="quiet">Calls of models over ${end.toFixed(2)} s</caption>
-    <thead><tr><th>for</th><th>model</th><th>time</th><th class="number">tokens</th><th class="number">cost</th><th>error</th></tr></thead>
+  return html`<div class="table" tabindex="0" role="group" aria-label="Calls of models"><table class="waterfall"><caption class="quiet">Calls of models over ${end.toFixed(2)} s</caption>
+    <thead><tr><th scope="col">for</th><th scope="col">model</th><th scope="col">time</th><th scope="col" class="number">tokens</th><th scope="col" class="number">cost</th><th scope="col">error</th></tr></thead>
     <tbody>${query.calls.map(row)}</tbody></table></div>`;
 }

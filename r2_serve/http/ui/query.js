@@ -2,10 +2,11 @@
 
 export const fresh = (id) => ({
   id, state: "waits", steps: [], calls: [], cost: 0, routerCost: 0, at: 0, text: "", answer: "", model: "",
+  since: Date.now(),
 });
 
 const stepsOf = (plan) => plan.subtasks.map((step) => ({
-  id: step.id, text: step.text, needs: step.depends_on, state: "waits", model: "", answer: "", cost: 0, asked: [], calls: 0,
+  id: step.id, text: step.text, needs: step.depends_on, state: "waits", model: "", answer: "", cost: 0, asked: [], calls: 0, tokens: 0,
 }));
 
 const withStep = (query, id, change) => ({
@@ -13,7 +14,11 @@ const withStep = (query, id, change) => ({
 });
 
 const takers = {
-  started: (query, event) => ({ ...query, state: "works", text: event.query || "", model: event.model, client: event.client }),
+  // A query that is told again, after a new connection, begins anew.
+  started: (query, event) => ({
+    ...fresh(query.id), state: "works", text: event.query || "", isPrivate: event.query === undefined, model: event.model,
+    client: event.client, since: event.began_s ? 1000 * event.began_s : query.since,
+  }),
   decided: (query, event) => ({ ...query, action: event.action, reason: event.reason, direct: event.direct_usd ?? query.direct }),
   planned: (query, event) => ({ ...query, steps: stepsOf(event.plan) }),
   allocated: (query, event) => {
@@ -31,10 +36,11 @@ const takers = {
     const next = {
       ...query, calls: [...query.calls, call], cost: query.cost + cost, routerCost: query.routerCost + (isRouter ? cost : 0),
     };
-    return withStep(next, event.subtask, (step) => ({ cost: step.cost + cost, calls: step.calls + 1 }));
+    const tokens = call.prompt_tokens + call.completion_tokens;
+    return withStep(next, event.subtask, (step) => ({ cost: step.cost + cost, calls: step.calls + 1, tokens: step.tokens + tokens }));
   },
   asked: (query, event) => withStep(query, event.subtask, (step) => ({ asked: [...step.asked, event.asked] })),
-  answered: (query, event) => ({ ...query, state: "done", answer: event.answer || query.answer, total: event.cost_usd }),
+  answered: (query, event) => ({ ...query, state: "done", answer: event.answer || query.answer, saved: event.saved_usd }),
   failed: (query, event) => ({
     ...query, state: "failed", error: event.error || "failed",
     steps: query.steps.map((step) => (step.state === "works" ? { ...step, state: "failed" } : step)),
@@ -43,5 +49,5 @@ const takers = {
 
 export function taken(query, event) {
   const take = takers[event.kind];
-  return take ? { ...take(query, event), at: event.at_s } : query;
+  return take ? { ...take({ ...query, model: event.model }, event), at: event.at_s } : query;
 }

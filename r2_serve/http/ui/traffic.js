@@ -1,26 +1,30 @@
-// Traffic: the queries since the page was opened, as they happen, and what they cost.
+// Traffic: the latest queries and those that come, what they cost, and the state of models and keys.
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact-htm.js";
 import { Refused, events, seconds, usd } from "./api.js";
-import { QueryView } from "./ask.js";
 import { fresh, taken } from "./query.js";
+import { State } from "./state.js";
+import { SavedView } from "./view.js";
 
 const MOST = 1000;
 const SHOWN = 200;
+const PAST = 1000;
 
-// The feed of events into a map of queries, redrawn at most four times a second.
-export function useTraffic() {
+// The feed of events into a map of queries, redrawn at most four times a second while it is seen.
+export function useTraffic(isSeen) {
   const [version, setVersion] = useState(0);
   const [connection, setConnection] = useState("connecting");
-  const queries = useRef(new Map()), due = useRef(null), lost = useRef(0);
+  const queries = useRef(new Map()), due = useRef(null), lost = useRef(0), seen = useRef(isSeen);
+  seen.current = isSeen;
   useEffect(() => {
     const stop = new AbortController();
-    const redraw = () => (due.current ??= setTimeout(() => { due.current = null; setVersion((n) => n + 1); }, 250));
+    const redraw = () => seen.current && (due.current ??= setTimeout(() => { due.current = null; setVersion((n) => n + 1); }, 250));
     const take = (event) => {
-      if (event.kind === "watching") return setConnection("connected");
+      if (event.kind === "watching") return setConnection("loading");
+      if (event.kind === "live") return setConnection("connected");
       if (event.kind === "lost") lost.current += event.events;
       if (!event.request_id) return;
-      const known = queries.current.get(event.request_id) || { ...fresh(event.request_id), since: Date.now() };
+      const known = queries.current.get(event.request_id) || fresh(event.request_id);
       queries.current.set(event.request_id, taken(known, event));
       if (queries.current.size > MOST) queries.current.delete(queries.current.keys().next().value);
       redraw();
@@ -28,7 +32,7 @@ export function useTraffic() {
     (async () => {
       for (let wait = 1; !stop.signal.aborted; wait = Math.min(2 * wait, 30)) {
         try {
-          for await (const { data } of events("r2/events", { signal: stop.signal })) {
+          for await (const { data } of events(`r2/events?recent=${PAST}`, { signal: stop.signal })) {
             take(JSON.parse(data));
             wait = 1;
           }
@@ -42,6 +46,7 @@ export function useTraffic() {
     })();
     return () => { stop.abort(); clearTimeout(due.current); };
   }, []);
+  useEffect(() => { if (isSeen) setVersion((n) => n + 1); }, [isSeen]);
   return { queries: queries.current, version, connection, lost: lost.current };
 }
 
@@ -80,48 +85,81 @@ function perMinute(queries, value) {
   return { xs, ys };
 }
 
-const Shares = ({ queries }) => {
-  const counts = new Map();
-  let errors = 0;
-  for (const query of queries) for (const call of query.calls) {
-    errors += call.outcome !== "ok";
-    if (call.subtask) counts.set(call.model, (counts.get(call.model) || 0) + 1);
+// Sums over the queries that are known here.
+function summary(queries) {
+  const shares = new Map(), found = { failed: 0, failedCalls: 0, spent: 0, saved: 0, baseline: 0 };
+  const count = (model) => shares.set(model, (shares.get(model) || 0) + 1);
+  for (const query of queries) {
+    found.failed += query.state === "failed";
+    found.spent += query.cost;
+    if (query.saved !== undefined) {
+      found.saved += Number(query.saved);
+      found.baseline += Number(query.saved) + query.cost;
+    }
+    for (const call of query.calls) found.failedCalls += call.outcome === "failed";
+    const steps = query.steps.filter((step) => step.state === "done");
+    if (steps.length) for (const step of steps) count(step.model);
+    else if (query.state === "done" && query.calls.length) count(query.calls.at(-1).model);
   }
-  const all = [...counts.values()].reduce((sum, n) => sum + n, 0) || 1;
-  const rows = [...counts].sort((a, b) => b[1] - a[1]);
-  return html`<table><caption class="quiet">Calls of subtasks by model; ${errors} failed calls</caption>
-    <tbody>${rows.map(([model, n]) => html`<tr><td>${model}</td><td class="number">${Math.round((100 * n) / all)} %</td></tr>`)}</tbody></table>`;
-};
+  const all = [...shares.values()].reduce((sum, n) => sum + n, 0) || 1;
+  found.shares = [...shares].sort((a, b) => b[1] - a[1]).map(([model, n]) => [model, Math.round((100 * n) / all)]);
+  return found;
+}
+
+function Sums({ queries }) {
+  const found = summary(queries), percent = found.baseline ? Math.round((100 * found.saved) / found.baseline) : 0;
+  const tile = (name, value, tone = "") => html`<div class="tile"><dt>${name}</dt><dd class=${tone}>${value}</dd></div>`;
+  return html`<dl class="tiles">${tile("queries", queries.length)}${tile("spent", usd(found.spent))}
+      ${tile("saved against the baseline", found.baseline ? `${usd(found.saved)} (${percent} %)` : "not known")}
+      ${tile("failed queries", found.failed, found.failed ? "bad" : "")}${tile("failed calls", found.failedCalls, found.failedCalls ? "bad" : "")}</dl>
+    <table><caption class="quiet">Steps by the model that answered</caption>
+      <tbody>${found.shares.map(([model, share]) => html`<tr key=${model}><th scope="row">${model}</th>
+        <td class="time"><div class="bar" role="img" aria-label=${`${share} %`}><div style=${{ width: `${share}%` }} /></div></td>
+        <td class="number">${share} %</td></tr>`)}</tbody></table>`;
+}
+
+function Opened({ query, onClose }) {
+  const heading = useRef(null);
+  useEffect(() => heading.current.focus(), [query.id]);
+  return html`<div class="card inner"><h2 ref=${heading} tabindex="-1">${query.text || query.id}</h2>
+    <${SavedView} query=${query} title=${query.text || query.id}><button type="button" onClick=${onClose}>Close</button><//></div>`;
+}
+
+const clock = (since) => new Date(since).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const STATUS = { connected: "Live", loading: "Loading the latest queries", connecting: "Connecting", disconnected: "disconnected: trying again" };
 
 export function Traffic({ traffic }) {
   const [filter, setFilter] = useState({ model: "", state: "", cost: "" });
   const [open, setOpen] = useState(null);
-  const all = useMemo(() => [...traffic.queries.values()].reverse(), [traffic.version]);
+  const opener = useRef(null);
+  const all = useMemo(() => [...traffic.queries.values()].reverse().sort((a, b) => b.since - a.since), [traffic.version]);
   const found = all.filter((query) => (!filter.model || query.model === filter.model)
     && (!filter.state || query.state === filter.state) && query.cost >= Number(filter.cost || 0) / 1e6);
   const names = [...new Set(all.map((query) => query.model))];
   const set = (name) => (e) => setFilter({ ...filter, [name]: e.target.value });
   const shown = open && traffic.queries.get(open);
   const count = perMinute(all, () => 1), spend = perMinute(all, (query) => query.cost * 1e6);
+  const show = (query) => (e) => { opener.current = e.currentTarget; setOpen(query.id); };
+  const close = () => { setOpen(null); opener.current?.focus(); };
   return html`<div class="card">
-    <p class="quiet" role="status">${traffic.connection === "connected" ? "Live: queries since this page was opened" : traffic.connection}
-      ${traffic.lost ? `; ${traffic.lost} events were too fast for this page` : ""}</p>
-    ${!all.length && html`<p class="quiet">No query has come yet. Ask one, or let your clients ask.</p>`}
-    ${all.length > 0 && html`<div class="two">
-      <${Plot} title="Queries per minute" label="queries" ...${count} /><${Plot} title="Spend per minute, µ$" label="µ$" ...${spend} /></div>
-      <${Shares} queries=${all} />
-      <div class="row">
+    <p class="quiet" role="status">${STATUS[traffic.connection] || traffic.connection}${traffic.lost ? `; ${traffic.lost} events were too fast for this page` : ""}</p>
+    ${!all.length && traffic.connection === "connected" && html`<p class="quiet">No query has come yet. Ask one, or let your clients ask.</p>`}
+    ${all.length > 0 && html`<${Sums} queries=${all} />
+      <div class="two"><${Plot} title="Queries per minute" label="queries" ...${count} /><${Plot} title="Spend per minute, µ$" label="µ$" ...${spend} /></div>`}
+    <${State} />
+    ${shown && html`<${Opened} key=${shown.id} query=${shown} onClose=${close} />`}
+    ${all.length > 0 && html`<div class="row">
         <label>model<select value=${filter.model} onChange=${set("model")}><option value="">all</option>${names.map((name) => html`<option>${name}</option>`)}</select></label>
-        <label>state<select value=${filter.state} onChange=${set("state")}><option value="">all</option>${["works", "done", "failed"].map((state) => html`<option>${state}</option>`)}</select></label>
+        <label>state<select value=${filter.state} onChange=${set("state")}><option value="">all</option>
+          ${[["works", "at work"], ["done", "answered"], ["failed", "failed"]].map(([state, name]) => html`<option value=${state}>${name}</option>`)}</select></label>
         <label>at least, µ$<input size="8" inputmode="decimal" value=${filter.cost} onInput=${set("cost")} /></label>
       </div>
-      <div class="table"><table><caption class="quiet">${found.length} of ${all.length} queries${found.length > SHOWN ? `; the last ${SHOWN} are shown` : ""}</caption>
-        <thead><tr><th>query</th><th>model</th><th>state</th><th class="number">steps</th><th class="number">time</th><th class="number">cost</th></tr></thead>
-        <tbody>${found.slice(0, SHOWN).map((query) => html`<tr key=${query.id} class="link" onClick=${() => setOpen(query.id)}>
-          <td><button type="button" onClick=${() => setOpen(query.id)}>${(query.text || query.id).slice(0, 60)}</button></td><td>${query.model}</td>
-          <td class=${query.state === "failed" ? "bad" : ""}>${query.state}</td><td class="number">${query.steps.length || ""}</td>
+      <div class="table" tabindex="0" role="group" aria-label="Queries"><table><caption class="quiet">${found.length} of ${all.length} queries${found.length > SHOWN ? `; the last ${SHOWN} are shown` : ""}</caption>
+        <thead><tr>${["query", "at", "model", "state"].map((name) => html`<th scope="col">${name}</th>`)}
+          ${["steps", "time", "cost"].map((name) => html`<th scope="col" class="number">${name}</th>`)}</tr></thead>
+        <tbody>${found.slice(0, SHOWN).map((query) => html`<tr key=${query.id} class="link">
+          <td><button type="button" class="text" onClick=${show(query)}>${(query.text || query.id).slice(0, 60)}</button></td><td>${clock(query.since)}</td><td>${query.model}</td>
+          <td class=${query.state === "failed" ? "bad" : ""}>${{ works: "at work", done: "answered" }[query.state] || query.state}</td><td class="number">${query.steps.length || ""}</td>
           <td class="number">${seconds(query.at)}</td><td class="number">${usd(query.cost)}</td></tr>`)}</tbody></table></div>`}
-    ${shown && html`<div class="card"><div class="row"><h2>${shown.text || shown.id}</h2><button type="button" onClick=${() => setOpen(null)}>Close</button></div>
-      <${QueryView} query=${shown} /></div>`}
   </div>`;
 }
