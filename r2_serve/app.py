@@ -21,10 +21,10 @@ from r2_serve.cluster.deployments import (
     DecomposerDeployment,
     ModelDeployment,
     RouterDeployment,
-    check_gate_on_every_replica,
+    check_file_on_every_replica,
     load_on_every_replica,
 )
-from r2_serve.config import AdapterLoad, GateCheck, ModelServerConfig, RouterConfig
+from r2_serve.config import AdapterLoad, FittedCheck, ModelServerConfig, RouterConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
 from r2_serve.serve_config.defaults import SHUTDOWN_S, default_options
 
@@ -89,13 +89,13 @@ def build_adapter_load(args: AdapterLoad) -> Application:
     return AdapterLoader.bind()
 
 
-def build_gate_check(args: GateCheck) -> Application:
-    """Makes every router replica read a fitted gate; if one cannot, the build fails and says why.
+def build_fitted_check(args: FittedCheck) -> Application:
+    """Makes every router replica read a fitted file; if one cannot, the build fails and says why.
 
-    `r2-serve publish` uses it before it routes to the gate. The application has no replica and is removed at
+    `r2-serve publish` uses it before it routes by the file. The application has no replica and is removed at
     once.
     """
-    asyncio.run(check_gate_on_every_replica(args))
+    asyncio.run(check_file_on_every_replica(args))
     return AdapterLoader.bind()
 
 

@@ -27,7 +27,7 @@ from r2_serve.cluster.view import ClusterView, with_deployed_engines
 from r2_serve.config import (
     AdapterLoad,
     DecomposerConfig,
-    GateCheck,
+    FittedCheck,
     LimitsConfig,
     ModelConfig,
     ModelServerConfig,
@@ -49,6 +49,7 @@ from r2_serve.otel import telemetry_sinks
 from r2_serve.router.allocator import AllocationResult, AllocationTask, Allocator
 from r2_serve.router.decomposer import Decomposer, Decomposition, Messages
 from r2_serve.router.demand import Demand, ModelDemand, total
+from r2_serve.router.fitted_plan import read_fitted_plan
 from r2_serve.router.gates import read_gate_file
 from r2_serve.router.pipeline import Pipeline, Sink
 from r2_serve.router.router import Router, parse_routing
@@ -248,9 +249,12 @@ class RouterDeployment:
         """What has happened to queries here, for a replica at which somebody watches."""
         return self._siblings.catch(watcher, wants_latest=wants_latest)
 
-    def check_gate(self, name: str, file: str, pool: tuple[str, ...]) -> None:
-        """Raises: ConfigError if this replica cannot serve the fitted gate in `file`."""
-        read_gate_file(name, file, pool)
+    def check_file(self, gate: str | None, file: str, pool: tuple[str, ...]) -> None:
+        """Raises: ConfigError if this replica cannot serve the fitted gate in `file`, or its `plan_file`."""
+        if gate is None:
+            read_fitted_plan(file)
+        else:
+            read_gate_file(gate, file, pool)
 
     async def finish(self) -> None:
         """Refuses new requests for good; returns when the others are answered. A local cluster ends so."""
@@ -286,11 +290,11 @@ async def load_on_every_replica(load: AdapterLoad) -> None:
     await _on_every_replica(handle, load.app, load.timeout_s, "load_adapter", load.name, load.path)
 
 
-async def check_gate_on_every_replica(check: GateCheck) -> None:
-    """Raises: ConfigError if a replica cannot serve the gate; EngineUnavailable if there is no replica."""
+async def check_file_on_every_replica(check: FittedCheck) -> None:
+    """Raises: ConfigError if a replica cannot serve the file; EngineUnavailable if there is no replica."""
     handle = serve.get_deployment_handle(ROUTER, check.app)
     asked = (check.gate, check.file, check.pool)
-    await _on_every_replica(handle, check.app, check.timeout_s, "check_gate", *asked)
+    await _on_every_replica(handle, check.app, check.timeout_s, "check_file", *asked)
 
 
 async def _on_every_replica(

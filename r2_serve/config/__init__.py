@@ -37,7 +37,7 @@ from r2_serve.config.engines import (
     TransformersEngineConfig,
     VllmEngineConfig,
 )
-from r2_serve.config.gates import GateCheck, GateConfig
+from r2_serve.config.gates import FittedCheck, GateConfig
 from r2_serve.config.limits import CooldownConfig, LimitsConfig
 from r2_serve.config.prices import with_gpu_prices, with_listed_prices, with_table_date
 from r2_serve.config.prompts import PromptExample, Prompts
@@ -68,7 +68,7 @@ __all__ = [
     "EventsConfig",
     "FEEDBACK_FILE",
     "FeedbackConfig",
-    "GateCheck",
+    "FittedCheck",
     "GateConfig",
     "HostedEngineConfig",
     "LimitsConfig",

@@ -42,12 +42,13 @@ class GateConfig(Config):
         return GateSpec(ask=self.ask, accept=self.accept)
 
 
-class GateCheck(Config):
-    """`args` of the short-lived application that has every router replica read a gate's file."""
+class FittedCheck(Config):
+    """`args` of the short-lived application that has every router replica read a fitted file."""
 
     app: str
     """The router's application."""
-    gate: str
+    gate: str | None
+    """The gate that the file is for; None for `plan_file`."""
     file: str
     pool: tuple[str, ...]
     """The models that the gate may ask."""

@@ -53,7 +53,10 @@ class VirtualModelConfig(Config):
     plan_file: str | None = None
     """What `r2-train fit RUN --planned NAME --direct NAME` wrote: JSON, at a path that every router process
     can read. With `plan: auto` it says which prompts are worth a plan. None: arithmetic alone decides, with
-    lengths of answers that are assumed. It is read once, so a new fit gets a new path."""
+    lengths of answers that are assumed. It is read once, so a new fit gets a new path;
+    `r2-serve publish` writes it here."""
+    earlier_plan_files: tuple[str, ...] = ()
+    """Files that were used before, the latest last, to which `r2-serve rollback --plan` goes back."""
     context: Literal["full", "needed", "stated"] = "full"
     """What steps read of the client's conversation. `needed`: inner steps read its system messages, and all
     of it only where the plan says that a step needs it; the allocator then reads the plan alone. `stated`:

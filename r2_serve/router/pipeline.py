@@ -90,7 +90,7 @@ class Pipeline:
 
         Raises: ConfigError if a gate cannot be made or a `plan_file` be read; nothing has changed then.
         """
-        for virtual in routing.virtual_models.values():
+        for _, virtual in routing.routers:
             if virtual.plan_file is not None:
                 read_fitted_plan(virtual.plan_file)
         self.shelf.take(routing)

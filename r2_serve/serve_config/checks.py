@@ -29,7 +29,7 @@ from r2_serve.serve_config.checks_engines import (
     check_embedded_models,
     check_numbers,
 )
-from r2_serve.serve_config.checks_gates import check_gates
+from r2_serve.serve_config.checks_gates import check_gates, check_plan_files
 from r2_serve.serve_config.checks_pool import check_chat, check_pool, check_savings
 from r2_serve.serve_config.checks_scaling import check_policies, check_replicas
 from r2_serve.serve_config.checks_vllm import check_contexts, check_gpus, check_vllm
@@ -208,6 +208,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     check_pool,
     check_savings,
     check_gates,
+    check_plan_files,
     check_adapters,
     check_adapter_files,
     _check_concurrency,

@@ -1,5 +1,5 @@
-"""Gates that could not work here: a file that is none, a function that cannot be imported, evidence that no
-model gives."""
+"""Gates and fitted files that could not work here: a file that is none, a function that cannot be imported,
+evidence that no model gives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from r2_serve.config import GateConfig, ModelConfig, VirtualModelConfig
 from r2_serve.errors import ConfigError
+from r2_serve.router.fitted_plan import read_fitted_plan
 from r2_serve.router.gates import own_check, read_gate_file
 from r2_serve.serve_config.applications import ServeFile
 from r2_serve.serve_config.document import KeyPath, Problem
@@ -18,15 +19,35 @@ _MATH = "compares formulas, which needs the extra `eval`: pip install 'route-and
 
 
 def check_gates(file: ServeFile) -> Iterator[Problem]:
-    """The gates of every virtual model."""
+    """The gates of every virtual model, and of every candidate on trial."""
     if file.router is None or file.routing is None:
         return
     by_name = {model.name: model for model in file.router.models}
-    for name, virtual in file.routing.virtual_models.items():
+    for place, virtual in file.routing.routers:
+        base = file.routing.virtual_models[place[1]]
         for gate, config in virtual.gates.items():
-            path = (*file.routing_path, "virtual_models", name, "gates", gate)
+            if virtual is not base and (config, virtual.pool) == (base.gates.get(gate), base.pool):
+                continue
+            path = (*file.routing_path, *place, "gates", gate)
             found = _fitted if config.file is not None else _written
             yield from found(file, path, gate, config, virtual, by_name)
+
+
+def check_plan_files(file: ServeFile) -> Iterator[Problem]:
+    """The `plan_file` of every virtual model, and of every candidate on trial."""
+    if file.routing is None:
+        return
+    for place, virtual in file.routing.routers:
+        base = file.routing.virtual_models[place[1]]
+        if virtual.plan_file is None or (virtual is not base and virtual.plan_file == base.plan_file):
+            continue
+        path = (*file.routing_path, *place, "plan_file")
+        try:
+            read_fitted_plan(virtual.plan_file)
+        except ConfigError as e:
+            yield file.error(path, e.message)
+        if virtual.plan != "auto":
+            yield file.warning(path, f"`plan_file` has no effect with `plan: {virtual.plan}`")
 
 
 def _fitted(

@@ -47,7 +47,9 @@ def answerers(cluster: DeployedCluster) -> set[str]:
     return {cluster.ask("gated", f"question {i}").headers["x-r2-models"] for i in range(12)}
 
 
-def test_gate_is_published_and_rolled_back_on_every_replica(cluster: DeployedCluster, tmp_path: Path) -> None:
+def test_gate_is_published_tried_and_rolled_back_on_every_replica(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
     assert answerers(cluster) == {SMALL}
     before = replica_pids()
     done = command(cluster, "publish", str(fitted(tmp_path / "two.json", LARGE)))
@@ -55,6 +57,14 @@ def test_gate_is_published_and_rolled_back_on_every_replica(cluster: DeployedClu
     assert "read by every replica of r2" in done.stdout
     assert answerers(cluster) == {LARGE}
     done = command(cluster, "rollback", "--gate", "g")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert answerers(cluster) == {SMALL}
+    tried = str(fitted(tmp_path / "three.json", LARGE))
+    done = command(cluster, "publish", tried, "--canary", "0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "on trial: three" in done.stdout
+    assert answerers(cluster) == {SMALL, LARGE}
+    done = command(cluster, "rollback", "--candidate")
     assert done.returncode == 0, done.stdout + done.stderr
     assert answerers(cluster) == {SMALL}
     assert replica_pids() == before

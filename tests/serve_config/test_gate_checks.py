@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.router.test_fitted_plan import fit_of, written
 from tests.serve_config.test_serve_config import edited, read
 
 DECOMPOSER = "          decomposer: {model: large}"
@@ -67,3 +68,27 @@ def test_file_that_is_no_gate_is_named(tmp_path: Path) -> None:
     path.write_text("[]")
     ((severity, message),) = problems(f"{{file: {path}}}")
     assert severity == "error" and "is no fitted policy" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity", "message"),
+    [
+        ("plan_file: /nowhere/p.json", "error", "plan_file /nowhere/p.json cannot be read: No such file"),
+        ("plan_file: GATE", "error", "is no fit of `plan: auto`"),
+        ("plan: never, plan_file: PLAN", "warning", "`plan_file` has no effect with `plan: never`"),
+    ],
+)
+def test_plan_file_that_could_not_work_is_named(
+    tmp_path: Path, fields: str, severity: str, message: str
+) -> None:
+    gate = tmp_path / "gate.json"
+    gate.write_text('{"kind": "r2-gate-1"}')
+    plan = written(tmp_path / "plan.json", fit_of())
+    lines = [
+        f"          {part}" for part in fields.replace("GATE", str(gate)).replace("PLAN", plan).split(", ")
+    ]
+    ((found, text),) = [
+        (problem.severity, problem.message)
+        for problem in read(edited(DECOMPOSER, "\n".join([*lines, DECOMPOSER])))[1]
+    ]
+    assert found == severity and message in text

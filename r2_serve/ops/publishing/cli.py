@@ -1,4 +1,4 @@
-"""`r2-serve publish` and `r2-serve rollback`: the first needs an adapter or a fitted gate on disk, the second
+"""`r2-serve publish` and `r2-serve rollback`: the first needs an adapter or a fitted file on disk, the second
 only a name."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.config import MarginsConfig
 from r2_serve.errors import ConfigError
 from r2_serve.ops.command_line import DEFAULT_CONFIG, fail, plain_errors
-from r2_serve.ops.publishing.gates import GateChange, plan_gate, plan_gate_rollback, route_gate
+from r2_serve.ops.publishing.fitted import FileChange, plan_file_change, plan_file_rollback, route_file
 from r2_serve.ops.publishing.options import (
     DEFAULT_DASHBOARD,
     ConfigOption,
@@ -38,7 +38,7 @@ def publish(
     path: Annotated[
         Path,
         typer.Argument(
-            help=f"An adapter's directory, with its {MANIFEST}, or the file of a fitted gate; every node "
+            help=f"An adapter's directory, with its {MANIFEST}, or what `r2-train fit` wrote; every node "
             "must see it at this path."
         ),
     ],
@@ -48,7 +48,7 @@ def publish(
         int,
         typer.Option(
             min=1,
-            help="Earlier adapters of the module that stay loaded, or files of the gate that stay named.",
+            help="Earlier adapters of the module that stay loaded, or fitted files that stay named.",
         ),
     ] = 2,
     gate: GateOption = None,
@@ -69,35 +69,33 @@ def publish(
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Load an adapter or a fitted gate into the running application and route to it, without a restart or a
+    """Load an adapter or a fitted file into the running application and route by it, without a restart or a
     lost request.
 
-    First every replica of the adapter's base model loads it, or every router reads the gate; routing changes
+    First every replica of the adapter's base model loads it, or every router reads the file; routing changes
     only after that. The config file keeps its comments, and FILE.previous keeps the text before the change.
+    A fitted file is a gate, or the choice of `plan: auto` (`plan_file`).
 
-    With --shadow or --canary the adapter goes on trial beside the present one. `r2-serve compare` tells how
-    it does, and the same command with other shares changes them.
+    With --shadow or --canary it goes on trial beside the present one. `r2-serve compare` tells how it does,
+    and the same command with other shares changes them.
 
     \b
     Example:  r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --dry-run
               r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml
               r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --shadow 0.05
-              r2-serve publish /mnt/r2/gates/gsm-0002.json --gate fitted
+              r2-serve publish /mnt/r2/gates/gsm-0002.json --gate fitted --shadow 0.05
+              r2-serve publish /mnt/r2/plans/plan-0002.json
     """
     with plain_errors():
         file = ConfigFile(config)
         shares = _shares(shadow, canary, budget_usd, margin or ())
         if gate is not None or path.is_file():
-            if shares is not None:
-                raise ConfigError(
-                    "a gate goes on trial by hand: write `rollouts` (docs/rollout.md) and deploy the file"
-                )
-            targets = virtual_model or ()
-            change = plan_gate(file.original, path, gate=gate, virtual_models=targets, keep=keep)
-            _route_gate(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
+            change = plan_file_change(
+                file.original, path, gate=gate, virtual_models=virtual_model or (), keep=keep, shares=shares
+            )
+            _route_file(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
             if not dry_run:
-                back = f"r2-serve rollback --config {config} --gate {change.gate}"
-                typer.echo(f"published {change.file}. Back: {back}")
+                _tell_published(change, config)
             return
         plan = plan_publication(
             file.original, path, virtual_models=virtual_model or (), keep=keep, shares=shares
@@ -108,7 +106,7 @@ def publish(
             return
         carry_out(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
     if plan.shares is not None:
-        typer.echo(f"on trial: {plan.manifest.name}. How it does: r2-serve compare --config {config}")
+        _tell_tried(plan.manifest.name, config)
         return
     back = f"r2-serve rollback --config {config} --module {plan.manifest.module}"
     typer.echo(f"published {plan.manifest.name}. Back: {back}")
@@ -128,13 +126,16 @@ def rollback(
         ),
     ] = None,
     gate: GateOption = None,
+    plan_file: Annotated[
+        bool, typer.Option("--plan", help="Go back to an earlier `plan_file`, the choice of `plan: auto`.")
+    ] = False,
     virtual_model: VirtualOption = None,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Route back to an earlier adapter that is still loaded, or to an earlier file of a fitted gate: one live
-    change of the router.
+    """Route back to an earlier adapter that is still loaded, or to an earlier fitted file: one live change of
+    the router.
 
     \b
     Example:  r2-serve rollback --module decomposer --config serve_config.yaml
@@ -142,17 +143,18 @@ def rollback(
               r2-serve rollback --gate fitted
               r2-serve rollback --candidate
     """
-    if [module is not None, gate is not None, candidate].count(True) != 1:
-        what = "--module decomposer, --module allocator, --gate NAME or --candidate"
+    if [module is not None, gate is not None, plan_file, candidate].count(True) != 1:
+        what = "--module decomposer, --module allocator, --gate NAME, --plan or --candidate"
         fail(f"name what to roll back: {what}", status=2)
     if candidate:
         _withdraw(config, virtual_model or (), dashboard, timeout_s, dry_run=dry_run)
         return
     with plain_errors():
         file = ConfigFile(config)
-        if gate is not None:
-            change = plan_gate_rollback(file.original, gate, to=to, virtual_models=virtual_model or ())
-            _route_gate(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
+        if gate is not None or plan_file:
+            targets = virtual_model or ()
+            change = plan_file_rollback(file.original, gate=gate, to=to, virtual_models=targets)
+            _route_file(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
             if not dry_run:
                 typer.echo(f"rolled back to {change.file}")
             return
@@ -169,13 +171,26 @@ def rollback(
     typer.echo(f"rolled back. Forward again: {forward}")
 
 
-def _route_gate(change: GateChange, file: ConfigFile, dashboard: Dashboard, *, dry_run: bool) -> None:
+def _route_file(change: FileChange, file: ConfigFile, dashboard: Dashboard, *, dry_run: bool) -> None:
     for name, old in change.moves.items():
-        typer.echo(f"gate {change.gate} of {name}: {old} -> {change.file}")
+        how = f"stays {old}, tries" if change.candidate else f"{old} ->"
+        typer.echo(f"{change.place.what} of {name}: {how} {change.file}")
     if dry_run:
         _show_change(file, change.routed)
     else:
-        route_gate(change, file, dashboard, typer.echo)
+        route_file(change, file, dashboard, typer.echo)
+
+
+def _tell_published(change: FileChange, config: Path) -> None:
+    if change.candidate is not None:
+        _tell_tried(change.candidate, config)
+        return
+    which = "--plan" if change.place.gate is None else f"--gate {change.place.gate}"
+    typer.echo(f"published {change.file}. Back: r2-serve rollback --config {config} {which}")
+
+
+def _tell_tried(candidate: str, config: Path) -> None:
+    typer.echo(f"on trial: {candidate}. How it does: r2-serve compare --config {config}")
 
 
 def _withdraw(

@@ -73,23 +73,6 @@ def with_route(router_app: str, virtual_model: str, module: str, adapter: str | 
     return change
 
 
-def with_gate(router_app: str, virtual_model: str, gate: str, file: str, earlier: Sequence[str]) -> Change:
-    """Lets the fitted gate of `virtual_model` use `file`, and keeps the names of earlier ones."""
-
-    def change(config: YamlMapping) -> None:
-        routing = _deployment(config, router_app, ROUTER)["user_config"]["virtual_models"]
-        section = routing[virtual_model]["gates"][gate]
-        section["file"] = file
-        if not earlier:
-            section.pop("earlier", None)
-        elif "earlier" in section:
-            section["earlier"] = list(earlier)
-        else:
-            _insert_second(section, "earlier", list(earlier))
-
-    return change
-
-
 def with_rollout(router_app: str, virtual_model: str, rollout: YamlMapping | None) -> Change:
     """Puts a candidate on trial for `virtual_model`; None ends its trial."""
 
@@ -106,7 +89,7 @@ def with_rollout(router_app: str, virtual_model: str, rollout: YamlMapping | Non
 
 
 def with_fields(router_app: str, virtual_model: str, fields: YamlMapping) -> Change:
-    """Sets fields of `virtual_model`; of a section, those alone that are named."""
+    """Sets fields of `virtual_model`; of a section, those alone that are named. None takes a field out."""
 
     def change(config: YamlMapping) -> None:
         routing = _deployment(config, router_app, ROUTER)["user_config"]["virtual_models"]
@@ -117,7 +100,9 @@ def with_fields(router_app: str, virtual_model: str, fields: YamlMapping) -> Cha
 
 def _set(section: YamlMapping, fields: YamlMapping) -> None:
     for name, value in fields.items():
-        if isinstance(value, dict) and isinstance(section.get(name), dict):
+        if value is None:
+            section.pop(name, None)
+        elif isinstance(value, dict) and isinstance(section.get(name), dict):
             _set(section[name], value)
         elif name in section:
             section[name] = value

@@ -189,16 +189,28 @@ class Pool:
 
     def route_to(self, name: str, manifest: AdapterManifest, shares: TrialShares | None) -> Change:
         """The change by which a virtual model uses the adapter, or tries it. Raises: ConfigError."""
+        if shares is None:
+            self.check_no_trial(name)
+            return with_route(self.router_app, name, manifest.module, manifest.name)
+        return self.tried(name, manifest.name, {manifest.module: {"adapter": manifest.name}}, shares)
+
+    def tried(self, name: str, candidate: str, change: YamlMapping, shares: TrialShares) -> Change:
+        """The change that puts a candidate on trial for a virtual model, or gives it other shares.
+
+        Raises: ConfigError if another one is on trial.
+        """
+        self.check_no_trial(name, candidate)
         present = self._routing.rollouts.get(name)
-        if present is not None and (shares is None or present.candidate != manifest.name):
+        return with_rollout(self.router_app, name, shares.rollout(candidate, change, present))
+
+    def check_no_trial(self, name: str, candidate: str | None = None) -> None:
+        """Raises: ConfigError if another candidate than this one is on trial for a virtual model."""
+        present = self._routing.rollouts.get(name)
+        if present is not None and present.candidate != candidate:
             raise ConfigError(
                 f"candidate {present.candidate!r} is on trial for {name!r}: end that first "
                 "(`r2-serve compare --act`, or `r2-serve rollback --candidate`)"
             )
-        if shares is None:
-            return with_route(self.router_app, name, manifest.module, manifest.name)
-        change: YamlMapping = {manifest.module: {"adapter": manifest.name}}
-        return with_rollout(self.router_app, name, shares.rollout(manifest.name, change, present))
 
     def base_of(self, manifest: AdapterManifest) -> tuple[ModelConfig, str]:
         """The model that the adapter is for, and its application."""
