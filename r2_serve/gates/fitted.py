@@ -119,6 +119,18 @@ class Answers:
         return Answers(self.right[rows], self.cost_usd[rows], self.asked[rows], chance)
 
 
+def without_silence(answers: Answers, has_reply: Bools) -> Answers:
+    """The answers, where a task to which no model asked has a reply counts as the mean of the others."""
+    if has_reply.all() or not has_reply.any():
+        return answers
+
+    def filled(values: Floats) -> Floats:
+        return np.where(has_reply, values, values[has_reply].mean())
+
+    chance = None if answers.chance is None else filled(answers.chance)
+    return Answers(filled(answers.right), filled(answers.cost_usd), filled(answers.asked), chance)
+
+
 @dataclass(frozen=True)
 class State:
     """All tasks after one set of models was asked."""
@@ -186,7 +198,8 @@ def run_chain(states: States, chain: Chain) -> Answers:
             for new, old in ((state.belief.right, right), (state.belief.chance, chance))
         )
         is_open = is_open & ~stops
-    return Answers(right, cost, asked, chance)
+    has_reply = np.asarray((states.evidence.groups[:, list(chain.order)] != MISSING).any(axis=1))
+    return without_silence(Answers(right, cost, asked, chance), has_reply)
 
 
 def run_gate(gate: Gate, table: OutcomeTable) -> Answers:

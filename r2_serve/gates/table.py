@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ NO_ANSWER, MISSING = -1, -2
 
 @dataclass(frozen=True)
 class OutcomeTable:
-    """The replies to whole tasks. A missing reply is not right, costs nothing and says nothing."""
+    """The replies to whole tasks. A missing reply says nothing, and is neither right nor wrong."""
 
     tasks: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -55,8 +56,18 @@ class OutcomeTable:
 
     @property
     def accuracy(self) -> Floats:
-        """The share of all tasks that each model alone gets right, (M,)."""
-        return np.asarray(self.right.mean(axis=0))
+        """The share of its replies that each model alone gets right, (M,); 0 without replies."""
+        return np.asarray(self.right.sum(axis=0) / np.maximum(self.is_asked.sum(axis=0), 1))
+
+    @property
+    def expected_right(self) -> Floats:
+        """1 or 0 for each reply, and the mean of the model's replies where it has none, (T, M)."""
+        return np.where(self.is_asked, self.right, self.accuracy)
+
+    @property
+    def expected_cost_usd(self) -> Floats:
+        """The cost of each reply, and the mean of the model's replies where it has none, (T, M)."""
+        return np.where(self.is_asked, self.cost_usd, self.mean_cost_usd)
 
     @property
     def mean_cost_usd(self) -> Floats:
@@ -79,6 +90,36 @@ class OutcomeTable:
         places = [self.place(model) for model in models]
         columns = {name: getattr(self, name)[:, places] for name in _BY_MODEL}
         return replace(self, models=tuple(models), **columns)
+
+    def with_reply_of(self, model: str) -> OutcomeTable:
+        """The table of the tasks to which this model has a reply. Raises: BookError if it has none."""
+        is_asked = self.is_asked[:, self.place(model)]
+        if not is_asked.any():
+            raise BookError(f"the book has no reply of {model!r} to compare with")
+        return self if is_asked.all() else self.take(is_asked)
+
+    @cached_property
+    def same_prompt(self) -> Ints:
+        """A number for each prompt, in order of appearance; tasks with one prompt have one number, (T,).
+
+        A task without a prompt is like no other.
+        """
+        numbers: dict[str, int] = {}
+        named = (prompt or f"\0{task}" for task, prompt in zip(self.tasks, self.prompts, strict=True))
+        return np.array([numbers.setdefault(name, len(numbers)) for name in named], np.int64)
+
+    def halves(self, seed: int) -> tuple[Ints, Ints]:
+        """The tasks of two random halves; tasks with one prompt stay together."""
+        prompts = self.same_prompt
+        order = np.random.default_rng(seed).permutation(int(prompts.max()) + 1)
+        sizes = np.bincount(prompts)[order].cumsum()
+        is_first = np.isin(prompts, order[sizes <= max(len(self) // 2, sizes[0])])
+        return np.flatnonzero(is_first), np.flatnonzero(~is_first)
+
+    def folds(self, number: int, seed: int) -> Ints:
+        """The fold of each task at random, (T,); tasks with one prompt are in one fold."""
+        prompts = self.same_prompt
+        return np.asarray((np.random.default_rng(seed).permutation(int(prompts.max()) + 1) % number)[prompts])
 
     def at_prices(self, factors: dict[str, float]) -> OutcomeTable:
         """The table in which the cost of each named model is multiplied by its factor."""

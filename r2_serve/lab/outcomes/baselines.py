@@ -7,20 +7,22 @@ reference's accuracy there, else the most accurate one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations, permutations
+from collections.abc import Callable, Iterable
+from itertools import permutations
 from typing import TypeVar
 
 import numpy as np
 
 from r2_serve.gates.fitted import Answers
-from r2_serve.gates.table import Bools, Floats, OutcomeTable
+from r2_serve.gates.table import Floats, OutcomeTable
+from r2_serve.lab.outcomes.simple import all_orders, until_two_agree
 
 T = TypeVar("T")
 Policy = Callable[[OutcomeTable], Answers]
 NAIVE_MARGIN = 0.004
 """The agreement gate has to beat the reference by so much on the fitting half."""
-_MODELS_IN_CASCADE, _MOST_STAGES = 8, 4
+MOST_KNOWN = 3_000
+"""Prompts that are compared with; of a larger book so many are drawn, as each is compared with all."""
 _NEIGHBOURS = (5, 20, 60)
 _NUM_WEIGHTS = 12
 
@@ -30,7 +32,7 @@ def single(model: int) -> Policy:
 
     def answer(table: OutcomeTable) -> Answers:
         ones = np.ones(len(table))
-        return Answers(table.right[:, model].astype(float), table.cost_usd[:, model], ones)
+        return Answers(table.expected_right[:, model], table.expected_cost_usd[:, model], ones)
 
     return answer
 
@@ -80,6 +82,8 @@ def neighbours(table: OutcomeTable, target: float) -> Policy:
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if len(table) > MOST_KNOWN:
+        table = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:MOST_KNOWN]))
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(table)))
     try:
         known = vectorizer.fit_transform(table.prompts)
@@ -91,26 +95,29 @@ def neighbours(table: OutcomeTable, target: float) -> Policy:
     prices = np.r_[0.0, np.geomspace(0.01, 3.0, _NUM_WEIGHTS) / max(costs.max(), 1e-12)]
     settings = []
     for k in _NEIGHBOURS:
-        means = _means_of_nearest(similar, table.right, k)
+        means = _means_of_nearest(similar, table.expected_right, k)
         for price in prices:
             settings.append(((k, price), _chosen(table, (means - price * costs).argmax(axis=1))))
     k, price = cheapest_reaching(settings, target)
 
     def answer(other: OutcomeTable) -> Answers:
         near = (vectorizer.transform(other.prompts) @ known.T).toarray()
-        return _chosen(other, (_means_of_nearest(near, table.right, k) - price * costs).argmax(axis=1))
+        return _chosen(
+            other, (_means_of_nearest(near, table.expected_right, k) - price * costs).argmax(axis=1)
+        )
 
     return answer
 
 
-def _means_of_nearest(similar: Floats, right: Bools, k: int) -> Floats:
+def _means_of_nearest(similar: Floats, right: Floats, k: int) -> Floats:
     nearest = np.argsort(-similar, axis=1, kind="stable")[:, :k]
     return np.asarray(right[nearest].mean(axis=1))
 
 
 def _chosen(table: OutcomeTable, models: np.typing.NDArray[np.integer]) -> Answers:
     rows = np.arange(len(table))
-    return Answers(table.right[rows, models].astype(float), table.cost_usd[rows, models], np.ones(len(table)))
+    right, cost = table.expected_right[rows, models], table.expected_cost_usd[rows, models]
+    return Answers(right, cost, np.ones(len(table)))
 
 
 def confidence_cascade(table: OutcomeTable, target: float) -> Policy | None:
@@ -131,9 +138,10 @@ def confidence_cascade(table: OutcomeTable, target: float) -> Policy | None:
 
 def _escalated(table: OutcomeTable, one: int, other: int, threshold: float) -> Answers:
     is_low = ~(np.nan_to_num(table.confidence[:, one], nan=-1.0) >= threshold)
+    right, cost = table.expected_right, table.expected_cost_usd
     return Answers(
-        np.where(is_low, table.right[:, other], table.right[:, one]).astype(float),
-        table.cost_usd[:, one] + is_low * table.cost_usd[:, other],
+        np.where(is_low, right[:, other], right[:, one]),
+        cost[:, one] + is_low * cost[:, other],
         1.0 + is_low.astype(float),
     )
 
@@ -144,40 +152,9 @@ def agreement_gate(table: OutcomeTable, target: float) -> Policy:
     All cascades of up to four of the most useful models are tried, a dearer model always after a cheaper
     one; the cheapest that reaches the target plus `NAIVE_MARGIN` on the fitting half is taken.
     """
-    useful = _useful(table)
-    orders = [order for size in range(2, _MOST_STAGES + 1) for order in combinations(useful, size)]
-    orders += [(model,) for model in range(len(table.models))]
-    settings = [(order, until_two_agree(table, order)) for order in orders]
+    settings = [(order, until_two_agree(table, order)) for order in all_orders(table)]
     best = cheapest_reaching(settings, target + NAIVE_MARGIN)
     return lambda other: until_two_agree(other, best)
-
-
-def _useful(table: OutcomeTable) -> list[int]:
-    """The models that no cheaper one beats, filled up with the most accurate others; cheap ones first."""
-    by_cost = list(np.argsort(table.mean_cost_usd, kind="stable"))
-    accuracy = table.accuracy
-    front = [m for i, m in enumerate(by_cost) if all(accuracy[m] > accuracy[o] for o in by_cost[:i])]
-    others = sorted(set(by_cost) - set(front), key=lambda m: -accuracy[m])
-    kept = {*front[-_MODELS_IN_CASCADE:], *others[: max(0, _MODELS_IN_CASCADE - len(front))]}
-    return [int(m) for m in by_cost if m in kept]
-
-
-def until_two_agree(table: OutcomeTable, order: Sequence[int]) -> Answers:
-    """Ask in this order until two answers are equal; the last model's answer counts if none are."""
-    size = len(table)
-    is_open, right = np.ones(size, bool), table.right[:, order[-1]].astype(float)
-    cost, asked = np.zeros(size), np.zeros(size)
-    for stage, model in enumerate(order):
-        cost += np.where(is_open, table.cost_usd[:, model], 0.0)
-        asked += is_open
-        groups = table.groups[:, model]
-        agrees = np.zeros(size, bool)
-        for earlier in order[:stage]:
-            agrees |= (groups >= 0) & (groups == table.groups[:, earlier])
-        stops = is_open & agrees
-        right = np.where(stops, table.right[:, model], right)
-        is_open &= ~stops
-    return Answers(right, cost, asked)
 
 
 def cheapest_reaching(settings: Iterable[tuple[T, Answers]], target: float) -> T:

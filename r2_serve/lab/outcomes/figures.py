@@ -83,6 +83,8 @@ class ReplayReport(Record):
     book: str
     tasks: int
     """All tasks in the book."""
+    tasks_compared: int
+    """The tasks to which the reference has a reply; the others are left out of fit and report."""
     num_splits: int
     seed: int
     reference: str
@@ -118,7 +120,8 @@ def report_of(replay: Replay, book: str, margin: float = MARGIN) -> ReplayReport
     splits = tuple(_split(replay, split) for split in replay.splits)
     return ReplayReport(
         book=book,
-        tasks=len(replay.table),
+        tasks=len(replay.book),
+        tasks_compared=len(replay.table),
         num_splits=len(replay.splits),
         seed=replay.seed,
         reference=replay.reference,
@@ -185,7 +188,7 @@ def _gap_closed(rows: list[RowFigures]) -> float | None:
 
 
 def _models(replay: Replay) -> tuple[ModelFigures, ...]:
-    table = replay.table
+    table = replay.book
     counts = table.is_asked.sum(axis=0)
     figures = [
         ModelFigures(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -19,8 +20,13 @@ from r2_serve.gates.table import Floats, Ints, OutcomeTable
 from r2_serve.lab.outcomes.posterior import fit_weights, scales_of
 from r2_serve.lab.outcomes.rules import FittingStates, Part
 from r2_serve.lab.outcomes.search import best_chain
+from r2_serve.lab.outcomes.simple import SimpleCandidate, SimpleGates, counting_gate
 
 NUM_FOLDS = 5
+NUM_SIMPLE = 16
+"""Prices at which the best simple gate is looked for."""
+MOST_TASKS = 3_000
+"""So many tasks are drawn of a larger book: more of them hardly change a fit, and take memory and minutes."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,16 @@ class Fit:
         unseen = _joined([run_chain(self.states, part) for part in parts], fold)
         return Candidate(price, chain, parts, unseen)
 
-    def gate(self, candidate: Candidate) -> Gate:
+    @cached_property
+    def simple(self) -> list[SimpleCandidate]:
+        """The simple gates of prices from end to end."""
+        gates = SimpleGates.of(self.table)
+        return [gates.candidate(price, self.states.fold) for price in np.geomspace(*self.prices, NUM_SIMPLE)]
+
+    def gate(self, candidate: Candidate | SimpleCandidate) -> Gate:
         """The gate of a candidate, with weights that are fitted on all tasks."""
+        if isinstance(candidate, SimpleCandidate):
+            return counting_gate(self.table, candidate.order)
         models = self.table.models
         return Gate(
             models=models,
@@ -92,10 +106,12 @@ class Fit:
 
 def fit(table: OutcomeTable, seed: int = 0) -> Fit:
     """Fit the evidence weights, for each fold without its tasks, and for all tasks."""
+    if len(table) > MOST_TASKS:
+        table = table.take(np.sort(np.random.default_rng(seed).permutation(len(table))[:MOST_TASKS]))
     evidence = Evidence.of(table, scales_of(table))
     rows = np.arange(len(table))
-    num_folds = min(NUM_FOLDS, len(table))
-    fold = np.random.default_rng(seed).permutation(rows) % num_folds
+    num_folds = min(NUM_FOLDS, int(table.same_prompt.max()) + 1)
+    fold = table.folds(num_folds, seed)
     whole = fit_weights(evidence, rows, seed)
     weights = [fit_weights(evidence, rows[fold != k], seed, whole) for k in range(num_folds)]
     return Fit(table, FittingStates(evidence, table.cost_usd, fold, weights), whole)

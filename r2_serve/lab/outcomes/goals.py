@@ -1,7 +1,8 @@
 """What a fit is to reach: the reference's accuracy as expected, or a promise that is kept with confidence.
 
-Without a target, the cheapest gate is taken whose accuracy on unseen fitting tasks is the reference's. It
-lies between two candidates, so it is a mix of both: a fixed share of the tasks goes to each.
+Without a target, the cheapest gate is taken whose accuracy on unseen fitting tasks is the reference's, with a
+margin where the tasks are few. It lies between two candidates, so it is a mix of both: a fixed share of the
+tasks goes to each. Candidates are fitted gates, simple gates (`simple`) and the reference itself.
 
 With a target ("within 1 point of gpt-4o"), candidates are tested one after the other, the dearest first, and
 the test stops at the first that fails: fixed-sequence testing, so no correction for many tests is needed
@@ -25,13 +26,18 @@ from r2_serve.errors import BookError
 from r2_serve.gates.fitted import Answers, FittedPolicy, run_gate
 from r2_serve.gates.table import Floats, OutcomeTable
 from r2_serve.lab.outcomes.fitting import Candidate, Fit, fit
+from r2_serve.lab.outcomes.simple import SimpleCandidate
 from r2_serve.lab.statistics import not_worse_p
 
+AnyCandidate = Candidate | SimpleCandidate
 _TARGET = re.compile(r"(?i)\s*within\s+(\d+(?:\.\d+)?)\s*(?:%|percent|points?|pp)?\s+of\s+(\S+)\s*")
 NUM_COARSE, NUM_HALVINGS = 7, 4
 """Prices over the whole range, and further ones where the reference's accuracy is crossed."""
 TOLERANCE = 0.0005
 """A gate reaches an accuracy that it misses by less than this: 0.05 points is one task in 2,000."""
+CAUTION, MOST_CAUTION = 60.0, 0.75
+"""The margin in standard errors is the first number divided by the number of tasks, and at most the second:
+0.6 for 100 tasks, 0.1 for 600."""
 NUM_TESTED = 12
 """Candidates in the sequence of tests."""
 
@@ -65,7 +71,8 @@ def run_policy(policy: FittedPolicy, table: OutcomeTable) -> Answers:
     """Answer all tasks of a table; a mix gives the mean of its gates. Raises: BookError."""
     if not policy.gates:
         model = table.place(policy.reference)
-        return Answers(table.right[:, model].astype(float), table.cost_usd[:, model], np.ones(len(table)))
+        right, cost = table.expected_right[:, model], table.expected_cost_usd[:, model]
+        return Answers(right, cost, np.ones(len(table)))
     return mixed([run_gate(gate, table) for gate in policy.gates], policy.shares)
 
 
@@ -86,28 +93,26 @@ def fit_policy(
     table: OutcomeTable, reference: str, target: Target | None = None, seed: int = 0
 ) -> FittedPolicy:
     """Fit the cheapest policy that reaches the reference, or keeps the promise. Raises: BookError."""
-    found = fit(table, seed)
-    return choose(found, table, reference, target)
+    return choose(fit(table.with_reply_of(reference), seed), reference, target)
 
 
-def choose(found: Fit, table: OutcomeTable, reference: str, target: Target | None = None) -> FittedPolicy:
-    """Choose among the candidates of a fit. Raises: BookError if the table lacks the reference."""
-    at = table.place(reference)
+def choose(found: Fit, reference: str, target: Target | None = None) -> FittedPolicy:
+    """Choose among the candidates of a fit. Raises: BookError if its table lacks the reference."""
+    table, at = found.table, found.table.place(reference)
     right, cost = table.right[:, at].astype(float), float(table.cost_usd[:, at].mean())
+    alone = SimpleCandidate((at,), Answers(right, table.cost_usd[:, at], np.ones(len(table))))
     if target is None:
-        wanted = float(right.mean()) - TOLERANCE
-        picks = cheapest_mix(_near(found, wanted), wanted)
+        picks = cheapest_mix([*_near(found, right), *found.simple], alone)
     else:
         kept = last_proven(found.grid(NUM_TESTED), right, target)
-        picks = [] if kept is None or kept.unseen.mean_cost_usd > cost else [(kept, 1.0)]
-    if not picks:
-        return FittedPolicy(reference=reference, expected_difference=0.0, expected_cost_ratio=1.0)
+        picks = [(alone if kept is None or kept.unseen.mean_cost_usd > cost else kept, 1.0)]
     shares = [share for _, share in picks]
     unseen = mixed([candidate.unseen for candidate, _ in picks], shares)
+    is_alone = [candidate for candidate, _ in picks] == [alone]
     return FittedPolicy(
         reference=reference,
-        gates=tuple(found.gate(candidate) for candidate, _ in picks),
-        shares=tuple(shares),
+        gates=() if is_alone else tuple(found.gate(candidate) for candidate, _ in picks),
+        shares=() if is_alone else tuple(shares),
         expected_difference=unseen.accuracy - float(right.mean()),
         expected_cost_ratio=unseen.mean_cost_usd / cost if cost else None,
     )
@@ -118,11 +123,11 @@ def most_accurate(found: Fit) -> Candidate:
     return found.candidate(found.prices[0])
 
 
-def _near(found: Fit, accuracy: float) -> list[Candidate]:
-    """Candidates over all prices, and more of them where an accuracy is crossed."""
+def _near(found: Fit, right: Floats) -> list[Candidate]:
+    """Candidates over all prices, and more of them where the reference's accuracy is crossed."""
     candidates = found.grid(NUM_COARSE)
     for _ in range(NUM_HALVINGS):
-        reach = [expected_accuracy(candidate) >= accuracy for candidate in candidates]
+        reach = [lower_bound(candidate, right) >= -TOLERANCE for candidate in candidates]
         if not any(reach) or all(reach):
             break
         last = max(i for i, reaches in enumerate(reach) if reaches)
@@ -133,27 +138,49 @@ def _near(found: Fit, accuracy: float) -> list[Candidate]:
     return candidates
 
 
-def cheapest_mix(candidates: Sequence[Candidate], accuracy: float) -> list[tuple[Candidate, float]]:
-    """The cheapest mix of at most two candidates that reaches an accuracy; the most accurate if none does."""
-    points = [(expected_accuracy(candidate), candidate.unseen.mean_cost_usd) for candidate in candidates]
-    best, picks = math.inf, [(candidates[max(range(len(points)), key=lambda i: points[i])], 1.0)]
-    for i, (high, dear) in enumerate(points):
-        if high < accuracy:
-            continue
-        if dear < best:
-            best, picks = dear, [(candidates[i], 1.0)]
-        for j, (low, cheap) in enumerate(points):
-            if low < accuracy and cheap < dear:
-                share = (accuracy - low) / (high - low)
-                if (cost := share * dear + (1 - share) * cheap) < best:
-                    best, picks = cost, [(candidates[i], share), (candidates[j], 1 - share)]
+def cheapest_mix(
+    candidates: Sequence[AnyCandidate], alone: SimpleCandidate
+) -> list[tuple[AnyCandidate, float]]:
+    """The cheapest mix of at most two candidates, or the reference `alone`, that reaches its accuracy.
+
+    Of equal costs, the more accurate one. The reference is a candidate, so no mix costs more than it does.
+    """
+    options: list[tuple[AnyCandidate, float, float]] = [(alone, 0.0, alone.unseen.mean_cost_usd)]
+    options += [(c, lower_bound(c, alone.unseen.right), c.unseen.mean_cost_usd) for c in candidates]
+    highs = [option for option in options if option[1] >= -TOLERANCE]
+    picked, high, dear = min(highs, key=lambda option: (_rounded(option[2]), -option[1]))
+    best, picks = dear, [(picked, 1.0)]
+    for candidate, high, dear in highs:
+        for other, low, cheap in options:
+            if low < -TOLERANCE and cheap < dear:
+                share = (-TOLERANCE - low) / (high - low)
+                if _rounded(cost := share * dear + (1 - share) * cheap) < _rounded(best):
+                    best, picks = cost, [(candidate, share), (other, 1 - share)]
     return picks
 
 
-def expected_accuracy(candidate: Candidate) -> float:
+def _rounded(cost_usd: float) -> float:
+    """A cost without the noise of its last digits."""
+    return float(f"{cost_usd:.9g}")
+
+
+def lower_bound(candidate: AnyCandidate, reference: Floats) -> float:
+    """What the accuracy beyond the reference's is taken to be: as expected, less a margin.
+
+    The cheapest candidate that seems to reach an accuracy is one that was lucky, and the more so the fewer
+    tasks there are. The margin is a part of the standard error of the paired difference, which shrinks with
+    their number. Half a win is added to the variance, so that a few equal verdicts prove nothing.
+    """
+    num, difference = len(reference), candidate.unseen.right - reference
+    error = math.sqrt(float(difference.var()) / num + 0.5 / num**2)
+    return expected_accuracy(candidate) - float(reference.mean()) - min(MOST_CAUTION, CAUTION / num) * error
+
+
+def expected_accuracy(candidate: AnyCandidate) -> float:
     """The accuracy on unseen tasks: the mean of what was right and of what the posterior expects.
 
-    The first has no bias and much noise, the second little noise and some bias.
+    The first has no bias and much noise, the second little noise and some bias. A simple gate expects
+    nothing.
     """
     unseen = candidate.unseen
     expected = unseen.accuracy if unseen.chance is None else float(unseen.chance.mean())

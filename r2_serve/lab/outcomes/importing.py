@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from r2_serve.errors import BookError
 from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text
 from r2_serve.lab.outcomes.served import View, outcomes_of, served_queries
-from r2_serve.types import text_hash
+from r2_serve.types import GraderName, text_hash
 
 CHARS_PER_TOKEN = 4
 """Characters of one token, where a file counts no tokens."""
@@ -39,6 +39,7 @@ COLUMNS = (
     *("tokens_cached", "seconds", "cost_usd", "confidence", "propensity", "choices"),
 )
 """The fields of an outcome that a column may give."""
+_WITH_CHOICES = ("mmlu", "hellaswag", "winogrande", "arc-")
 _NUMBERS = ("tokens_in", "tokens_out", "tokens_cached", "seconds", "cost_usd", "confidence", "propensity")
 
 
@@ -183,7 +184,7 @@ def routerbench(source: Source) -> Iterator[Outcome]:
                 "task": row["sample_id"],
                 "model": model,
                 "prompt": prompt,
-                "grader": "text",
+                "grader": grader_of(str(row.get("eval_name", ""))),
                 "reply": reply,
                 "right": _number(row.get(model) or "0", place) >= Decimal("0.5"),
                 "cost_usd": _number(row.get(f"{model}|total_cost") or "0", place),
@@ -191,6 +192,13 @@ def routerbench(source: Source) -> Iterator[Outcome]:
                 "tokens_out": round(len(reply) / CHARS_PER_TOKEN),
             }
             yield _outcome(fields, place)
+
+
+def grader_of(benchmark: str) -> GraderName:
+    """How answers of a benchmark of RouterBench are read, to see which agree; its verdicts stay."""
+    if benchmark.startswith(_WITH_CHOICES):
+        return "choice"
+    return "number" if benchmark.startswith("grade-school-math") else "text"
 
 
 def _unprinted(text: str) -> str:

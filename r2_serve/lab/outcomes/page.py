@@ -66,6 +66,11 @@ def notes(report: ReplayReport) -> Iterator[str]:
         f"'not worse': the bootstrap proves a loss below {100 * report.margin:g} points (one-sided, 2.5 %); "
         "'undecided': the tasks are too few to tell."
     )
+    if left_out := report.tasks - report.tasks_compared:
+        yield (
+            f"{left_out} tasks are left out of fit and report, as {report.reference} has no reply to them. "
+            "Other missing replies are neither right nor wrong: a gate goes on to its next model."
+        )
     if report.gap_closed is not None:
         yield (
             f"At any cost, a fitted gate closes {_percent(report.gap_closed)} of the accuracy gap between "

@@ -20,7 +20,11 @@ RIDGE = 1.0
 """Penalty on squared weights, in units of one task."""
 SETS_PER_TASK, MOST_ASKED = 30, 5
 """Random sets of models for each fitting task, and the size of the largest."""
-_NEWTON_STEPS, _SMALL_STEP = 12, 0.01
+_NEWTON_STEPS, _SMALL_STEP, _LARGEST_STEP = 12, 0.01, 3.0
+_MOST_LOG_ODDS = 100.0
+"""Beyond this, the exponential says nothing more and might overflow."""
+MOST_STATES = 60_000
+"""A large book has fewer sets for each task: more states than this hardly change the weights."""
 
 
 def scales_of(table: OutcomeTable) -> Scales:
@@ -45,24 +49,27 @@ def _pairs(values: Floats) -> tuple[tuple[float, float], ...]:
 
 def fit_weights(evidence: Evidence, rows: Ints, seed: int, start: Weights | None = None) -> Weights:
     """Fit the weights on the tasks `rows` by Newton's method, from `start` if it is given."""
-    tasks, asked = _random_sets(len(rows), evidence.num_models, np.random.default_rng(seed))
+    num_sets = max(1, min(SETS_PER_TASK, MOST_STATES // len(rows)))
+    tasks, asked = _random_sets(len(rows), num_sets, evidence.num_models, np.random.default_rng(seed))
     tasks = rows[tasks]
     asked &= evidence.groups[tasks] != MISSING
     logit = _Logit.of(evidence, tasks, asked)
     weights = np.zeros(logit.answers.shape[1] + logit.none.shape[1]) if start is None else start.vector.copy()
-    penalty = RIDGE * SETS_PER_TASK
+    penalty = RIDGE * num_sets
     for _ in range(_NEWTON_STEPS):
         slope, curve = logit.derivatives(weights)
         step = np.linalg.solve(curve + penalty * np.eye(len(weights)), slope - penalty * weights)
-        weights += step
+        weights += step * min(1.0, _LARGEST_STEP / np.abs(step).max())
         if np.abs(step).max() < _SMALL_STEP:
             break
     return Weights(weights, evidence.num_models, evidence.votes.shape[2], evidence.asks.shape[1])
 
 
-def _random_sets(num_tasks: int, num_models: int, rng: np.random.Generator) -> tuple[Ints, Bools]:
+def _random_sets(
+    num_tasks: int, num_sets: int, num_models: int, rng: np.random.Generator
+) -> tuple[Ints, Bools]:
     """The task of each state, and which models are asked in it."""
-    tasks = np.repeat(np.arange(num_tasks), SETS_PER_TASK)
+    tasks = np.repeat(np.arange(num_tasks), num_sets)
     sizes = rng.integers(1, min(MOST_ASKED, num_models) + 1, size=len(tasks))
     ranks = rng.random((len(tasks), num_models)).argsort(axis=1)
     return tasks, ranks < sizes[:, None]
@@ -78,8 +85,8 @@ class _Logit:
     """The features of "none" in each state, (S, features)."""
     state: Ints
     """The state of each answer, in order, (R,)."""
-    is_right: Bools
-    """(R,)"""
+    right: Floats
+    """1 for the right answer of the state; if several differ and are right, they share it, (R,)."""
 
     @classmethod
     def of(cls, evidence: Evidence, tasks: Ints, asked: Bools) -> _Logit:
@@ -93,11 +100,13 @@ class _Logit:
         count = voters.sum(axis=1)
         counts = np.eye(NUM_COUNTS)[np.minimum(count, NUM_COUNTS) - 1][:, 1:]
         features = np.einsum("rm,rmf->rf", voters, evidence.votes[tasks[state]]) / count[:, None]
+        is_right = evidence.right[tasks[state], head]
+        num_right = np.bincount(state, is_right, minlength=len(tasks))
         return cls(
             np.hstack([voters, counts, features]),
             _none_features(evidence, tasks, asked, is_head.sum(axis=1)),
             state,
-            evidence.right[tasks[state], head],
+            is_right / np.maximum(num_right[state], 1.0),
         )
 
     @cached_property
@@ -113,11 +122,11 @@ class _Logit:
         """
         size, sums = self.answers.shape[1], self._by_state
         utility, none = self.answers @ weights[:size], self.none @ weights[size:]
-        powers = np.exp(utility - none[self.state])
+        powers = np.exp(np.minimum(utility - none[self.state], _MOST_LOG_ODDS))
         chance_none = 1 / (1 + sums @ powers)
         chances = powers * chance_none[self.state]
-        has_right = sums @ self.is_right.astype(float)
-        slope = np.r_[self.answers.T @ (self.is_right - chances), self.none.T @ (1 - has_right - chance_none)]
+        has_right = sums @ self.right
+        slope = np.r_[self.answers.T @ (self.right - chances), self.none.T @ (1 - has_right - chance_none)]
         weighted = self.answers * chances[:, None]
         means, curve = sums @ weighted, np.empty((len(weights), len(weights)))
         curve[:size, :size] = weighted.T @ self.answers - means.T @ means

@@ -1,6 +1,7 @@
 """Answers tasks from a book under every policy: fits on one half, reports on the other, several times.
 
-The halves are drawn by task, at random with fixed seeds. No model is called.
+The halves are drawn by task, at random with fixed seeds; tasks with one prompt stay together. No model is
+called.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ class Split:
 class Replay:
     """All splits of one book."""
 
+    book: OutcomeTable
+    """All tasks."""
     table: OutcomeTable
+    """The tasks to which the reference has a reply: those that are compared."""
     reference: str
     target: Target | None
     seed: int
@@ -88,20 +92,19 @@ def replay(
 
     Raises: BookError if the book lacks the reference, or is too small.
     """
-    if len(table) < FEWEST_TASKS:
-        raise BookError(f"the book has {counted(len(table), 'task')}; a replay needs at least {FEWEST_TASKS}")
-    if len(table.models) < 2:
-        raise BookError("the book has one model; a replay needs at least two")
     name = reference or (target.model if target else table.models[baselines.best_single(table)])
-    table.place(name)
+    compared = table.with_reply_of(name)
+    if len(compared) < FEWEST_TASKS:
+        found = f"the book has {counted(len(compared), 'task')} with a reply of {name!r}"
+        raise BookError(f"{found}; a replay needs at least {FEWEST_TASKS}")
     if target is not None and target.model != name:
         raise BookError(f"the target names {target.model!r}, but the reference is {name!r}")
     jobs = [(number, seed + number) for number in range(num_splits)]
     splits = []
-    for split in _splits(_Job(table, name, target), jobs):
+    for split in _splits(_Job(compared, name, target), jobs):
         splits.append(split)
         progress(len(splits))
-    return Replay(table, name, target, seed, tuple(splits))
+    return Replay(table, compared, name, target, seed, tuple(splits))
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,10 @@ class _Job:
     target: Target | None
 
     def split(self, number: int, seed: int) -> Split:
-        order = np.random.default_rng(seed).permutation(len(self.table))
-        fitted, reported = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+        fitted, reported = self.table.halves(seed)
         fitting, reporting = self.table.take(fitted), self.table.take(reported)
         found = fit(fitting, seed)
-        policy = choose(found, fitting, self.reference, self.target)
+        policy = choose(found, self.reference, self.target)
         answers = {name: answer(reporting) for name, answer in self._policies(fitting)}
         answers[FITTED] = run_policy(policy, reporting)
         answers[ACCURATE] = run_gate(found.gate(most_accurate(found)), reporting)

@@ -15,12 +15,18 @@ from r2_serve.gates.features import (
     prompt_features,
     reply_features,
 )
-from r2_serve.gates.table import MISSING, NO_ANSWER, Bools, Ints, OutcomeTable
+from r2_serve.gates.table import MISSING, NO_ANSWER, OutcomeTable
 from r2_serve.lab.outcomes.book import Outcome
+
+_UNREAD = 1_000_000
+"""Numbers from here on are of answers that were judged and not read."""
 
 
 def table_of(records: Iterable[Outcome]) -> OutcomeTable:
-    """The table of all records of whole tasks. Raises: BookError if there are none, or none is graded."""
+    """The table of all records of whole tasks; those without a verdict count as missing.
+
+    Raises: BookError if there are none, or none is graded.
+    """
     whole = [record for record in records if not record.step]
     tasks = {task: i for i, task in enumerate(dict.fromkeys(record.task for record in whole))}
     models = {model: i for i, model in enumerate(dict.fromkeys(record.model for record in whole))}
@@ -36,7 +42,9 @@ def table_of(records: Iterable[Outcome]) -> OutcomeTable:
     for record in whole:
         at = tasks[record.task], models[record.model]
         prompts[at[0]] = prompts[at[0]] or record.prompt
-        groups[at] = NO_ANSWER if record.group is None else record.group
+        if record.right is None:
+            continue
+        groups[at] = _group(record, at[1])
         right[at], cost[at] = bool(record.right), float(record.cost_usd)
         confidence[at] = np.nan if record.confidence is None else record.confidence
         propensity[at] = np.nan if record.propensity is None else record.propensity
@@ -46,7 +54,7 @@ def table_of(records: Iterable[Outcome]) -> OutcomeTable:
         tasks=tuple(tasks),
         prompts=tuple(prompts),
         models=tuple(models),
-        groups=_with_right_groups(groups, right),
+        groups=groups,
         right=right,
         cost_usd=cost,
         confidence=confidence,
@@ -57,6 +65,9 @@ def table_of(records: Iterable[Outcome]) -> OutcomeTable:
     )
 
 
-def _with_right_groups(groups: Ints, right: Bools) -> Ints:
-    """All right answers of a task in one group, also where the file gave a verdict and no answer."""
-    return np.where(right, 0, np.where((groups == 0) & ~right, NO_ANSWER, groups))
+def _group(record: Outcome, model: int) -> int:
+    """The number of the answer. One that was judged but not read is like no other: two right answers need not
+    be equal, and what a judge thinks of them is not seen when a model answers."""
+    if record.group is not None:
+        return record.group
+    return NO_ANSWER if record.gold is not None and not record.right else _UNREAD + model
