@@ -21,6 +21,7 @@ from r2_serve.lab.evaluation.cli import eval_app, sandbox_app
 from r2_serve.lab.experiment.cli import experiment
 from r2_serve.lab.load.cli import load
 from r2_serve.lab.outcomes.cli import outcomes_app, replay
+from r2_serve.lab.results.cli import runs_app
 from r2_serve.lab.simulate.cli import simulate
 from r2_serve.ops.command_line import (
     DEFAULT_URL,
@@ -57,6 +58,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(eval_app, name="eval")
 app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(outcomes_app, name="outcomes")
+app.add_typer(runs_app, name="runs")
 app.add_typer(keys_app, name="keys")
 app.command()(init)
 app.command()(doctor)

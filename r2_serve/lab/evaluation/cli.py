@@ -268,7 +268,7 @@ def report(
     from r2_serve.lab.evaluation.session import ReportFiles, write_reports
 
     files = ReportFiles(html=html, json_out=json_out, csv=csv, latex=latex, figures=figures)
-    with _report_packages():
+    with report_packages():
         written = write_reports(
             directories,
             files,
@@ -310,7 +310,7 @@ def compare(
     from r2_serve.lab.evaluation.report.compare import compare_runs, print_comparison
     from r2_serve.lab.evaluation.report.export import write_comparison
 
-    with _report_packages():
+    with report_packages():
         found = compare_runs(a, b, policy or (), other or (), margin / 100)
         print_comparison(found, Console(markup=False))
         written = write_comparison(found, json_out, csv, latex)
@@ -319,7 +319,7 @@ def compare(
 
 
 @contextmanager
-def _report_packages() -> Iterator[None]:
+def report_packages() -> Iterator[None]:
     """Say what to install if a package of the extra `eval` is missing."""
     try:
         with plain_errors():

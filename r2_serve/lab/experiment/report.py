@@ -14,9 +14,12 @@ from r2_serve.lab.experiment.results import CellFigures, PairedDifference, Resul
 from r2_serve.lab.load.cells import seconds
 from r2_serve.lab.load.records import TimelineSample
 from r2_serve.lab.load.run_directory import REPORT
+from r2_serve.lab.reports.export import ReportTable, flat
 from r2_serve.lab.reports.terminal import figures_table
+from r2_serve.types import Record
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 Timelines = Mapping[str, Mapping[str, Sequence[TimelineSample]]]
 """Timelines of one seed by workload and variant."""
 _WIDEST = 1_000
@@ -77,6 +80,21 @@ def print_results(results: Results, console: Console) -> None:
     if results.differences:
         differences = _cells(DIFFERENCE, results.differences)
         _print(console, figures_table(list(DIFFERENCE), differences, num_texts=3))
+
+
+def tables(results: Results) -> Iterator[ReportTable]:
+    """The tables of the page."""
+    yield _table("variants", f"{results.name}: means over seeds [lowest, highest].", ROW, results.rows)
+    if results.differences:
+        caption = f"{results.name}: paired differences, seed by seed."
+        yield _table("differences", caption, DIFFERENCE, results.differences)
+    yield _table("runs", f"{results.name}: each run.", CELL, results.cells)
+
+
+def _table(
+    name: str, caption: str, columns: Mapping[str, Callable[[R], str]], rows: Sequence[R]
+) -> ReportTable:
+    return ReportTable(name, caption, list(columns), list(_cells(columns, rows)), list(map(flat, rows)))
 
 
 def page(results: Results, timelines: Timelines) -> str:

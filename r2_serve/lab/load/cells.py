@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from r2_serve.lab.load.records import LoadRecord
 from r2_serve.lab.load.summary import LoadSummary
+from r2_serve.lab.reports.export import ReportTable, flat
 from r2_serve.lab.reports.terminal import usd
 
 LATENCY_COLUMNS = ("seconds", "mean", "p50", "p90", "p95", "p99", "max")
@@ -94,3 +95,19 @@ def slowest_rows(records: Iterable[LoadRecord]) -> Iterator[tuple[str, ...]]:
             "-" if record.num_subtasks is None else str(record.num_subtasks),
             record.error or "ok",
         )
+
+
+def tables(summary: LoadSummary, records: Iterable[LoadRecord]) -> Iterator[ReportTable]:
+    """The tables of the page. `records` are read once."""
+    title = f"{summary.info.workload}, seed {summary.info.seed}"
+    yield ReportTable(
+        "figures", f"{title}.", ("figure", "value"), list(figure_rows(summary)), [flat(summary)]
+    )
+    latencies = list(latency_rows(summary))
+    yield ReportTable("latency", f"{title}. Seconds from the intended start.", LATENCY_COLUMNS, latencies)
+    if summary.deployments:
+        records_of = [{"deployment": name, **dict(use)} for name, use in summary.deployments.items()]
+        rows = list(deployment_rows(summary))
+        yield ReportTable("deployments", f"{title}. Replicas.", DEPLOYMENT_COLUMNS, rows, records_of)
+    slowest = list(slowest_rows(records))
+    yield ReportTable("slowest", f"{title}. The slowest requests.", SLOWEST_COLUMNS, slowest)

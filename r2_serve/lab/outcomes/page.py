@@ -12,6 +12,7 @@ from r2_serve.errors import counted
 from r2_serve.lab.outcomes.figures import ReplayReport, RowFigures
 from r2_serve.lab.outcomes.offpolicy import Estimate, Estimates
 from r2_serve.lab.outcomes.replay import CONFIDENCE, FITTED
+from r2_serve.lab.reports.export import ReportTable
 from r2_serve.lab.reports.html import document
 from r2_serve.lab.reports.html import table as html_table
 from r2_serve.lab.reports.terminal import figures_table
@@ -132,15 +133,35 @@ def _estimated(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:.1f} ± {100 * half:.1f} %"
 
 
+def tables(report: ReplayReport) -> Iterator[ReportTable]:
+    """The tables of the page."""
+    caption = title(report)
+    rows = [cells(row) for row in report.rows]
+    yield ReportTable("policies", caption, COLUMNS, rows, list(map(dict, report.rows)))
+    splits = [dict(split) for split in report.splits]
+    yield ReportTable(
+        "splits",
+        f"{caption}. The fitted gate in each split.",
+        SPLIT_COLUMNS,
+        list(_split_rows(report)),
+        splits,
+    )
+    models = [dict(model) for model in report.models]
+    yield ReportTable(
+        "models", f"{caption}. Each model alone.", MODEL_COLUMNS, list(_model_rows(report)), models
+    )
+
+
+def _model_rows(report: ReplayReport) -> Iterator[tuple[str, ...]]:
+    for m in report.models:
+        yield m.model, _percent(m.accuracy), f"{m.cost_usd_per_1000:.3f}", str(m.num_replies)
+
+
 def page(report: ReplayReport) -> str:
     """The whole report as HTML."""
     from r2_serve.lab.outcomes.plot import front_plot
 
     styles = ["ours" if row.policy == FITTED else "" if row.on_front else "beaten" for row in report.rows]
-    models = [
-        (m.model, _percent(m.accuracy), f"{m.cost_usd_per_1000:.3f}", str(m.num_replies))
-        for m in report.models
-    ]
     body = [
         f'<p class="small">{escape(title(report))}</p>',
         *(f'<p class="note">{escape(note)}</p>' for note in notes(report)),
@@ -152,7 +173,7 @@ def page(report: ReplayReport) -> str:
         "<h3>The fitted gate in each split</h3>",
         html_table(SPLIT_COLUMNS, ((row, "") for row in _split_rows(report)), texts=SPLIT_COLUMNS[-1:]),
         "<h3>Models alone, over the whole book</h3>",
-        html_table(MODEL_COLUMNS, ((row, "") for row in models)),
+        html_table(MODEL_COLUMNS, ((row, "") for row in _model_rows(report))),
     ]
     return document("R2 replay", "\n".join(body))
 

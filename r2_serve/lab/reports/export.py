@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from r2_serve.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +27,39 @@ _ESCAPES = {
     "<": r"\textless{}",
     "±": r"\textpm{}",
 }
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table that a report prints."""
+
+    name: str
+    """The name of its files."""
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """The cells as they are printed."""
+    records: Sequence[Mapping[str, object]] = ()
+    """The same with every number, for CSV; without them CSV has the printed cells."""
+
+    @property
+    def csv(self) -> str:
+        return csv_text(self.records or [dict(zip(self.columns, row, strict=True)) for row in self.rows])
+
+    @property
+    def latex(self) -> str:
+        return latex_table(self.columns, self.rows, self.caption)
+
+
+def write_tables(tables: Iterable[ReportTable], directory: Path) -> list[Path]:
+    """Write each table as NAME.csv and NAME.tex; the paths. Raises: OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for table in tables:
+        for suffix, text in ((".csv", table.csv), (".tex", table.latex)):
+            paths.append(directory / f"{table.name}{suffix}")
+            write_whole(paths[-1], text)
+    return paths
 
 
 def csv_text(rows: Iterable[Mapping[str, object]]) -> str:
@@ -48,6 +86,15 @@ def _flat(row: Mapping[str, object]) -> dict[str, object]:
                 continue
             case _:
                 found[name] = value
+    return found
+
+
+def flat(record: BaseModel) -> dict[str, object]:
+    """The fields of a record, those of records in it by names such as `latency_s.p95`."""
+    found: dict[str, object] = {}
+    for name, value in record:
+        inner = flat(value) if isinstance(value, BaseModel) else None
+        found |= {name: value} if inner is None else {f"{name}.{key}": each for key, each in inner.items()}
     return found
 
 

@@ -11,7 +11,7 @@ from r2_serve.files import write_whole
 from r2_serve.lab.evaluation.report import cells
 from r2_serve.lab.evaluation.report.compare import RunComparison
 from r2_serve.lab.evaluation.report.figures import RunReport
-from r2_serve.lab.reports.export import csv_text, latex_table, write_figure
+from r2_serve.lab.reports.export import ReportTable, csv_text, latex_table, write_figure
 
 
 def write_csv(path: Path, reports: Sequence[RunReport]) -> None:
@@ -28,17 +28,45 @@ def _csv_rows(report: RunReport) -> Iterator[dict[str, object]]:
 
 
 def write_latex(path: Path, reports: Sequence[RunReport]) -> None:
-    """Two tables for each run: its policies, and r2 against each of them. Raises: OSError."""
-    write_whole(path, "\n".join(part for report in reports for part in _latex(report)))
+    """Every table that the report prints, run by run. Raises: OSError."""
+    write_whole(path, "\n".join(table.latex for report in reports for table in tables(report)))
 
 
-def _latex(report: RunReport) -> Iterator[str]:
-    rows = [cells.accuracy_cells(policy, report.reference_report) for policy in report.policies]
-    caption = f"{cells.title(report)}. Cost relative to {report.reference}."
-    yield latex_table(cells.ACCURACY_COLUMNS, rows, caption)
+def tables(report: RunReport) -> Iterator[ReportTable]:
+    """What the report of a run prints: its policies, what each used, r2 against each of them, the models."""
+    title, policies = cells.title(report), report.policies
+    yield ReportTable(
+        "policies",
+        f"{title}. Cost relative to {report.reference}.",
+        cells.ACCURACY_COLUMNS,
+        [cells.accuracy_cells(policy, report.reference_report) for policy in policies],
+        list(_csv_rows(report)),
+    )
+    yield ReportTable(
+        "usage",
+        f"{title}. What each policy used.",
+        cells.USAGE_COLUMNS,
+        [cells.usage_cells(policy) for policy in policies],
+    )
     if report.comparisons:
-        caption = f"{cells.title(report)}. r2 against each baseline, on the same tasks."
-        yield latex_table(cells.COMPARISON_COLUMNS, cells.comparison_rows(report), caption)
+        yield ReportTable(
+            "comparisons",
+            f"{title}. r2 against each baseline, on the same tasks.",
+            cells.COMPARISON_COLUMNS,
+            cells.comparison_rows(report),
+            [dict(comparison) for comparison in report.comparisons],
+        )
+    yield ReportTable(
+        "models",
+        f"{title}. What each model did.",
+        cells.MODEL_COLUMNS,
+        cells.model_rows(policies),
+        [
+            {"policy": policy.policy, "model": name, **use.model_dump(exclude={"usage"}), **dict(use.usage)}
+            for policy in policies
+            for name, use in policy.models.items()
+        ],
+    )
 
 
 def write_figures(directory: Path, reports: Sequence[RunReport]) -> list[Path]:
