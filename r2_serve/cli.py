@@ -107,6 +107,16 @@ def up(
             min=0, help="GPUs that replicas may take. Default: those that Ray finds on this machine."
         ),
     ] = None,
+    dashboard: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Run Ray's dashboard at this port of loopback, such as 8265: `publish` needs it. The start "
+            "then takes some seconds more per application.",
+        ),
+    ] = None,
     in_process: Annotated[
         bool,
         typer.Option(
@@ -120,6 +130,7 @@ def up(
     Example:  r2-serve up
               curl http://127.0.0.1:8000/v1/models
               r2-serve up --config serve_config.yaml --gpus 2
+              r2-serve up --config serve_config.yaml --dashboard 8265
               r2-serve up --in-process --config serve_config.yaml
     """
     if in_process:
@@ -127,10 +138,13 @@ def up(
         return
     from r2_serve.ops.local.cluster import finish_requests, prepare_environment, wait_for_interrupt
 
-    prepare_environment()
+    prepare_environment(shares_token=dashboard is not None)
     loaded = _load(config)
     at = _address(loaded, host, port)
-    with _cluster(loaded, *at, start_timeout, gpus) as url:
+    with _cluster(loaded, *at, start_timeout, gpus, dashboard) as url:
+        if dashboard is not None:
+            at_dashboard = f"--dashboard http://127.0.0.1:{dashboard}"
+            typer.echo(f"change: r2-serve publish DIRECTORY --config {config} {at_dashboard}")
         _say_how_to_use(loaded, url)
         wait_for_interrupt()
         typer.echo("stopping: waiting for the requests at work; once more to cut them off")
@@ -349,7 +363,12 @@ def _address(config: ServeConfig, host: str | None, port: int | None) -> tuple[s
 
 @contextlib.contextmanager
 def _cluster(
-    config: ServeConfig, host: str, port: int, start_timeout_s: float | None, num_gpus: int | None = None
+    config: ServeConfig,
+    host: str,
+    port: int,
+    start_timeout_s: float | None,
+    num_gpus: int | None = None,
+    dashboard_port: int | None = None,
 ) -> Iterator[str]:
     """A local cluster running `config`; its base URL. Our own errors end the command without a traceback."""
     from r2_serve.ops.local.cluster import free_port, local_cluster
@@ -361,6 +380,7 @@ def _cluster(
             host=host,
             port=port or free_port(),
             num_gpus=num_gpus,
+            dashboard_port=dashboard_port,
             start_timeout_s=start_timeout_s,
             say=typer.echo,
         ) as url,

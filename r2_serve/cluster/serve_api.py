@@ -91,8 +91,7 @@ class Dashboard:
         except httpx.HTTPError as e:
             raise ServeApiError(
                 f"no Ray dashboard answers at {self.url} ({type(e).__name__}: {e}). Give the head's with "
-                "--dashboard; a local cluster of `r2-serve up` has none: start one with `ray start --head` "
-                "and `serve deploy` the file"
+                "--dashboard; `r2-serve up` has one with `--dashboard 8265`"
             ) from e
         match response.status_code:
             case 200:

@@ -45,7 +45,9 @@ class ServeConfig:
     """`args` of each local model, by application name."""
     router_app_name: str
     raw: YamlMapping
-    """The file as plain data, for `ray.serve.schema.ServeDeploySchema` and `serve deploy`."""
+    """The file as plain data, with the default scaling and GPUs of its deployments."""
+    written: YamlMapping
+    """The file as plain data and no more, for `serve deploy`."""
     http_host: str
     http_port: int
     proxy_location: str
@@ -133,6 +135,7 @@ def _serve_config(file: ServeFile) -> ServeConfig:
         routing=file.routing,
         model_apps=dict(file.model_configs),
         router_app_name=file.router_app.name,
+        written=file.document.raw,
         raw={**file.document.raw, "applications": applications_of(file)},
         http_host=str(file.http_options.get("host", SERVE_DEFAULT_HOST)),
         http_port=int(file.http_options.get("port", SERVE_DEFAULT_PORT)),

@@ -25,7 +25,7 @@ def test_weights_and_kernels_are_on_one_claim_whose_directories_belong_to_the_us
     for name in ("HF_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR"):
         assert VARIABLES[name].startswith("/models/") and f"${name}" in DOCKERFILE
     assert "chown -R ray:ray /models /home/ray/.cache" in DOCKERFILE
-    assert "--claim models=/models " in (ROOT / "docs/deployment.md").read_text()
+    assert "--claim models=/models " in (ROOT / "docs/deployment/kubernetes.md").read_text()
     for pod in pods(manifest(claims={"models": "/models"})):
         assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
 

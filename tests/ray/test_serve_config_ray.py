@@ -7,6 +7,7 @@ No cluster is started; the tier is `ray` as importing its schema takes seconds.
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,10 @@ import yaml
 
 from r2_serve import serve_config
 from r2_serve.errors import ConfigError
+from r2_serve.ops.deploy_files.pods import CLUSTER_ENVIRONMENT
+from r2_serve.ops.local.cluster import ENVIRONMENT
 from r2_serve.serve_config.document import Problem
+from tests.ops.test_kuberay import TEXT
 from tests.serve_config.test_serve_config import (
     ALTERNATIVES,
     CLUSTER,
@@ -268,7 +272,7 @@ def test_shipped_config_loads_and_is_accepted_by_serve_deploy(path: Path) -> Non
     schema = ServeDeploySchema.model_validate(copy.deepcopy(config.raw))
     assert [app.name for app in schema.applications] == [*config.model_apps, config.router_app_name]
     assert (config.http_host, config.http_port, config.proxy_location) == ("127.0.0.1", 8000, "HeadOnly")
-    assert config.raw == yaml.safe_load(path.read_text())
+    assert config.written == yaml.safe_load(path.read_text())
     assert {model.engine.app for model in config.router.models if model.engine.kind == "served"} == set(
         config.model_apps
     )
@@ -304,6 +308,17 @@ def _launcher_config(text: str) -> dict[str, Any]:
     config: dict[str, Any] = prepare_config(yaml.safe_load(text))
     validate_config(config)
     return config
+
+
+def test_a_cluster_may_have_an_endpoint_on_each_machine() -> None:
+    """Serve's throughput mode would overrule `EveryNode`: no worker pod of Kubernetes would become ready."""
+    asked = "from ray.serve._private import constants; print(constants.RAY_SERVE_ENABLE_DIRECT_INGRESS)"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+    for environment, is_overruled in ((CLUSTER_ENVIRONMENT, False), (ENVIRONMENT, True)):
+        done = subprocess.run(
+            [sys.executable, "-c", asked], env=plain | environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(is_overruled)
 
 
 def test_cluster_is_accepted_by_ray_up() -> None:
@@ -371,13 +386,16 @@ def test_kuberay_command_prints_a_manifest_whose_config_serve_takes(tmp_path: Pa
         1,
         "",
     ) and "keys_file: /etc/r2/keys.yaml" in refused.stderr
-    (tmp_path / "c.yaml").write_text(
-        REFERENCE.read_text().replace("    server:\n", "    server:\n      keys_file: /etc/r2/keys.yaml\n")
-    )
+    (tmp_path / "c.yaml").write_text(TEXT)
     made = kuberay(tmp_path / "c.yaml")
     assert made.returncode == 0, made.stderr
-    manifest = yaml.safe_load(made.stdout)
-    assert manifest["metadata"] == {"name": "r2", "namespace": "ai"}
+    manifest, budget = yaml.safe_load_all(made.stdout)
+    assert manifest["metadata"] | {"annotations": None} == {
+        "name": "r2",
+        "namespace": "ai",
+        "annotations": None,
+    }
+    assert (budget["kind"], budget["metadata"]["namespace"]) == ("PodDisruptionBudget", "ai")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
     assert (schema.http_options.host, schema.proxy_location.value) == ("0.0.0.0", "EveryNode")
     assert [

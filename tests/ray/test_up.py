@@ -21,6 +21,7 @@ from tests.ray.test_cluster_faults import answer_of
 from tests.support.deployed_cluster import until
 from tests.support.scraped import replicas_of, total
 from tests.support.scripted_pool import LARGE, SMALL, scripted_config, scripted_yaml
+from tests.support.small_adapters import adapter
 
 pytestmark = pytest.mark.ray
 
@@ -30,15 +31,17 @@ NUM_AT_WORK, NUM_REFUSED = 4, 6
 
 
 def test_up_answers_until_sigterm_and_finishes_running_requests(tmp_path: Path) -> None:
-    """Both router replicas answer queries under way at SIGTERM and refuse new ones; no process is left."""
-    path, port = tmp_path / "pool.yaml", free_port()
+    """An adapter is published into it from another shell. Then both router replicas answer queries under way
+    at SIGTERM and refuse new ones; no process is left."""
+    path, port, dashboard = tmp_path / "pool.yaml", free_port(), free_port()
     config = scripted_config(delay_s={LARGE: 12.0}) | {"http_options": {"host": "127.0.0.1", "port": port}}
     config["applications"][-1]["deployments"][0] |= {"num_replicas": 2}
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "r2_serve.cli", "up", "--config", str(path)]
+    command += ["--dashboard", str(dashboard)]
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"
-    }
+    } | {"HOME": str(tmp_path)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
@@ -53,24 +56,26 @@ def test_up_answers_until_sigterm_and_finishes_running_requests(tmp_path: Path) 
         body = {"model": "r2", "messages": [{"role": "user", "content": "hi"}], "r2": {"trace": True}}
         url = f"http://127.0.0.1:{port}"
         until(lambda: len(routers_that_answered(url, {**body, "model": SMALL})) == 2)
+        routers = routers_that_answered(url, {**body, "model": SMALL})
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
         assert listens_beyond_loopback(children) == [], (
             "but for Serve's internal gRPC, which asks for the token"
         )
+        published(adapter(tmp_path, "d1"), path, dashboard, environment)
+        assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+        router = yaml.safe_load(path.read_text())["applications"][-1]["deployments"][0]
+        assert router["user_config"]["virtual_models"]["r2"]["decomposer"]["adapter"] == "d1"
+        assert routers_that_answered(url, {**body, "model": SMALL}) == routers, "none was replaced"
         with ThreadPoolExecutor(NUM_AT_WORK) as pool:
             queries = [{**body, "stream": i < NUM_AT_WORK // 2} for i in range(NUM_AT_WORK)]
-            at_work = [
-                pool.submit(httpx.post, f"{url}/v1/chat/completions", json=query, timeout=60)
-                for query in queries
-            ]
-            while (
-                total(page := httpx.get(f"{url}/metrics", timeout=60).text, "r2_requests_running")
-                != NUM_AT_WORK
-            ):
-                assert not any(query.done() for query in at_work)
-                time.sleep(0.1)
-            assert all(total(page, "r2_requests_running", replica=router) > 0 for router in replicas_of(page))
+            at_work = []
+            for query in queries:
+                at_work.append(pool.submit(httpx.post, f"{url}/v1/chat/completions", json=query, timeout=60))
+                while sum((running := at_work_of(url)).values()) != len(at_work):
+                    assert not any(query.done() for query in at_work)
+                    time.sleep(0.1)
+            assert all(num > 0 for num in running.values()) and len(running) == 2
             process.send_signal(signal.SIGTERM)
             assert any("stopping" in line for line in process.stdout)
             num_refused = 0
@@ -87,6 +92,14 @@ def test_up_answers_until_sigterm_and_finishes_running_requests(tmp_path: Path) 
         process.kill()
 
 
+def published(directory: Path, path: Path, dashboard: int, environment: dict[str, str]) -> None:
+    """`r2-serve publish` as in another shell of the same user: nothing restarts."""
+    command = [sys.executable, "-m", "r2_serve.cli", "publish", str(directory), "--config", str(path)]
+    command += ["--dashboard", f"http://127.0.0.1:{dashboard}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
     """The router replicas, once two have answered `body`: the proxy learns of the second one later."""
     for _ in range(2):
@@ -97,6 +110,14 @@ def routers_that_answered(url: str, body: dict[str, Any]) -> set[str]:
         for router in replicas_of(page)
         if total(page, "r2_requests_total", replica=router, route=chat) > 0
     }
+
+
+def at_work_of(url: str) -> dict[str, float]:
+    """The number of requests at work in each router. HAProxy gives requests in turns, and these are two, so
+    that the next one goes to the other router."""
+    for _ in range(2):
+        page = httpx.get(f"{url}/metrics", timeout=60).text
+    return {router: total(page, "r2_requests_running", replica=router) for router in replicas_of(page)}
 
 
 def listens_beyond_loopback(processes: list[psutil.Process]) -> list[str]:

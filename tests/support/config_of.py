@@ -18,6 +18,7 @@ def config_of(text: str) -> ServeConfig:
         routing=file.routing,
         model_apps=dict(file.model_configs),
         router_app_name=file.router_app.name,
+        written=document.raw,
         raw={**document.raw, "applications": applications_of(file)},
         http_host=file.http_options["host"],
         http_port=file.http_options["port"],

@@ -12,7 +12,7 @@ from typer import Option
 from r2_serve.errors import ConfigError
 from r2_serve.ops.command_line import DEFAULT_CONFIG, plain_errors
 from r2_serve.ops.deploy_files import monitoring as made
-from r2_serve.ops.deploy_files.pods import Node
+from r2_serve.ops.deploy_files.pods import GpuGroup, Node
 from r2_serve.ops.deploy_files.rayservice import Options, manifest_text
 from r2_serve.ops.deploy_files.templates import documents
 
@@ -27,8 +27,25 @@ SecretOption = Annotated[str, Option(help="Secret with the provider keys, by the
 KeysSecretOption = Annotated[str, Option(help="Secret with keys.yaml, mounted as `server.keys_file`.")]
 AuthSecretOption = Annotated[str | None, Option(help="Secret with Ray's token; default: KubeRay makes one.")]
 SizeOption = Annotated[str, Option(help="Size of such a pod, as 4cpu,16gi,1gpu; `auto`: a replica's needs.")]
+GroupOption = Annotated[
+    list[str] | None,
+    Option(
+        help="NAME=SIZE[,FEWEST:MOST]: GPU pods of one size, whole GPUs or a MIG profile, such as "
+        "small=4cpu,16gi,1mig-1g.10gb; repeatable. Replaces --gpu-node and --gpu-nodes."
+    ),
+]
 CountOption = Annotated[str | None, Option(help="FEWEST:MOST such pods; default: the replicas' needs.")]
-SelectorOption = Annotated[list[str] | None, Option(help="LABEL=VALUE of nodes for GPU pods; repeatable.")]
+SelectorOption = Annotated[
+    list[str] | None, Option(help="[GROUP:]LABEL=VALUE of nodes for GPU pods; repeatable.")
+]
+RoutersOption = Annotated[
+    int | None,
+    Option(min=1, help="Fewest routers, each on a node of its own; default: 2, or 1 with a SQLite file."),
+]
+RedisOption = Annotated[
+    str | None, Option(help="HOST:PORT of a Redis for Ray's state: workers then outlive the head.")
+]
+RedisSecretOption = Annotated[str | None, Option(help="Secret with the password of Redis as `password`.")]
 ClaimOption = Annotated[list[str] | None, Option(help="CLAIM=DIRECTORY: a volume claim for all pods.")]
 OutOption = Annotated[Path, Option(help="Directory to write to; files of the same name are replaced.")]
 EndpointOption = Annotated[str | None, Option(help="The router's HOST:PORT; default: the config's.")]
@@ -39,6 +56,7 @@ KubernetesOption = Annotated[bool, Option("--kubernetes", help="Write objects of
 MetricsSecretOption = Annotated[str, Option(help="With --kubernetes: Secret with a client key as `key`.")]
 RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # noqa: S108  # nosec B108
 METRICS_SECRET = "r2-metrics-key"  # noqa: S105  # nosec B105
+GROUP = re.compile(r"(?P<name>[a-z][a-z0-9-]*)=(?P<size>[^:]+?)(,(?P<bounds>\d+:\d+))?")
 BOUNDS = re.compile(r"(\d+):(\d+)")
 
 
@@ -55,8 +73,12 @@ def kuberay(
     gpu_node: SizeOption = "auto",
     cpu_nodes: CountOption = None,
     gpu_nodes: CountOption = None,
+    gpu_group: GroupOption = None,
     gpu_selector: SelectorOption = None,
     claim: ClaimOption = None,
+    routers: RoutersOption = None,
+    redis: RedisOption = None,
+    redis_secret: RedisSecretOption = None,
 ) -> None:
     """Print a KubeRay RayService that runs this Serve config: sized pods, secrets by name.
 
@@ -64,6 +86,7 @@ def kuberay(
     Example:  r2-serve kuberay --config serve_config.yaml --image registry.example/r2:0.1.0 > rayservice.yaml
               kubectl create secret generic r2-env --from-env-file=keys.env
               kubectl apply -f rayservice.yaml
+              r2-serve kuberay --gpu-group l4=4cpu,16gi,1gpu --gpu-group h100=64cpu,512gi,4gpu,0:2
     """
     with plain_errors():
         options = Options(
@@ -75,11 +98,14 @@ def kuberay(
             auth_secret=auth_secret,
             head=Node.parse("--head", head),
             cpu_node=Node.parse("--cpu-node", cpu_node),
-            gpu_node=None if gpu_node == "auto" else Node.parse("--gpu-node", gpu_node),
             cpu_nodes=_bounds("--cpu-nodes", cpu_nodes),
+            gpu_groups=_groups(gpu_group, gpu_node, gpu_nodes),
             gpu_nodes=_bounds("--gpu-nodes", gpu_nodes),
             gpu_selector=_pairs("--gpu-selector", gpu_selector),
             claims=_pairs("--claim", claim),
+            routers=routers,
+            redis=redis,
+            redis_secret=redis_secret,
         )
         typer.echo(manifest_text(_load(config), options), nl=False)
 
@@ -123,6 +149,31 @@ def _load(path: Path) -> ServeConfig:
     from r2_serve.serve_config import load
 
     return load(path)
+
+
+def _groups(texts: list[str] | None, one_node: str, one_bounds: str | None) -> tuple[GpuGroup, ...]:
+    """The groups of --gpu-group, or the one of --gpu-node; none where the replicas say how large pods are."""
+    if not texts:
+        if one_node == "auto":
+            return ()
+        return (GpuGroup("gpu", Node.parse("--gpu-node", one_node), _bounds("--gpu-nodes", one_bounds)),)
+    if one_node != "auto" or one_bounds is not None:
+        raise ConfigError("--gpu-node and --gpu-nodes are for one group: leave them out beside --gpu-group")
+    groups = tuple(map(_group, texts))
+    if len({group.name for group in groups} | {"cpu"}) <= len(groups):
+        raise ConfigError(f"--gpu-group: got {texts}, expected each name once, and `cpu` is taken")
+    return groups
+
+
+def _group(text: str) -> GpuGroup:
+    found = GROUP.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"--gpu-group: got {text!r}, expected such as h100=64cpu,512gi,4gpu,0:2")
+    return GpuGroup(
+        found["name"],
+        Node.parse("--gpu-group", found["size"]),
+        _bounds("--gpu-group", found["bounds"]),
+    )
 
 
 def _bounds(option: str, text: str | None) -> tuple[int, int] | None:

@@ -6,8 +6,8 @@ Nodes are counted by packing the replicas into them, largest first: the fewest t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from r2_serve.config import HostedEngineConfig, ModelServerConfig
 from r2_serve.errors import ConfigError
@@ -18,6 +18,7 @@ from r2_serve.serve_config.defaults import SHUTDOWN_S, cpus_of
 
 Resources = Mapping[str, float]
 """Amounts by Ray's names: `CPU`, `GPU`, `memory` in bytes, and custom ones."""
+PHYSICAL = frozenset({"CPU", "GPU", "memory"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Replicas:
     """Most replicas on one node; 0: no limit."""
     shutdown_s: float
     """Seconds that a replica may take to finish its calls."""
+    bundles: tuple[Resources, ...] = ()
+    """The parts of a replica that may be on several nodes; empty if it must be on one."""
 
     @property
     def has_gpu(self) -> bool:
@@ -44,7 +47,7 @@ class Replicas:
 def replicas_of(config: ServeConfig) -> list[Replicas]:
     """The replicas of every deployment, with or without an entry in the file.
 
-    Raises: ConfigError if a replica cannot be on one node.
+    Raises: ConfigError if each part of a replica must be on a node of its own.
     """
     return [
         entry
@@ -66,10 +69,9 @@ def num_nodes(replicas: Sequence[Replicas], node: Resources, *, at_most: bool) -
     Raises: ConfigError if a replica is larger than a node.
     """
     numbers = [(entry, entry.max_replicas if at_most else entry.min_replicas) for entry in replicas]
-    wanted = [entry for entry, number in numbers for _ in range(number)]
-    wanted.sort(key=lambda entry: (-entry.takes.get("GPU", 0), -entry.takes.get("CPU", 0)))
+    wanted = [part for entry, number in numbers for part in number * parts(entry, [node])]
     nodes: list[list[Replicas]] = []
-    for entry in wanted:
+    for entry in largest_first(wanted):
         place = next((there for there in nodes if has_room(there, entry, node)), None)
         if place is None:
             _check_fits(entry, node)
@@ -78,13 +80,33 @@ def num_nodes(replicas: Sequence[Replicas], node: Resources, *, at_most: bool) -
     return len(nodes)
 
 
+def parts(entry: Replicas, nodes: Sequence[Resources]) -> list[Replicas]:
+    """What must find room on one node each: the replica, or its bundles if it is larger than every node."""
+    if not entry.bundles or any(is_large_enough(node, entry.takes) for node in nodes):
+        return [entry]
+    return [replace(entry, takes=bundle, max_per_node=0, bundles=()) for bundle in entry.bundles]
+
+
+def largest_first(replicas: Iterable[Replicas]) -> list[Replicas]:
+    """The order in which replicas are placed."""
+    return sorted(replicas, key=lambda entry: (-entry.takes.get("GPU", 0), -entry.takes.get("CPU", 0)))
+
+
+def is_large_enough(node: Resources, takes: Resources) -> bool:
+    """Whether an empty node has the CPUs, GPUs and memory."""
+    return all(node.get(name, 0) >= takes.get(name, 0) - 1e-9 for name in PHYSICAL)
+
+
 def custom_resources(replicas: Sequence[Replicas], node: Resources) -> dict[str, int]:
-    """Custom resources of a node, for as many replicas as its GPUs (or else its CPUs) are enough for."""
+    """Custom resources of a node, for as many replicas as its GPUs (or else its CPUs) are enough for.
+
+    `node` holds its physical ones.
+    """
     found: dict[str, int] = {}
-    for entry in replicas:
+    for entry in (part for whole in replicas for part in parts(whole, [node])):
         kind = "GPU" if entry.has_gpu else "CPU"
         num = math.floor(node.get(kind, 0) / entry.takes[kind]) if entry.takes.get(kind) else 1
-        for name in entry.takes.keys() - {"CPU", "GPU", "memory"}:
+        for name in entry.takes.keys() - PHYSICAL:
             found[name] = max(found.get(name, 0), math.ceil(entry.takes[name] * max(1, num)))
     return found
 
@@ -93,7 +115,7 @@ def named_resources(replicas: Sequence[Replicas]) -> dict[str, float]:
     """Custom resources of the one node that may hold all of `replicas`."""
     found: dict[str, float] = {}
     for entry in replicas:
-        for name in entry.takes.keys() - {"CPU", "GPU", "memory"}:
+        for name in entry.takes.keys() - PHYSICAL:
             found[name] = found.get(name, 0.0) + entry.takes[name] * entry.max_replicas
     return found
 
@@ -120,8 +142,8 @@ def _deployments(app: Object, server: ModelServerConfig | None) -> Iterator[Repl
         options = entries.get(name, {})
         max_per_node = int(options.get("max_replicas_per_node") or 0)
         shutdown_s = float(options.get("graceful_shutdown_timeout_s", SHUTDOWN_S))
-        takes = _takes(app["name"], name, options, server)
-        yield Replicas(app["name"], name, takes, *_bounds(options), max_per_node, shutdown_s)
+        takes, bundles = _takes(options, server), _separable(app["name"], name, options)
+        yield Replicas(app["name"], name, takes, *_bounds(options), max_per_node, shutdown_s, bundles)
 
 
 def _bounds(options: Object) -> tuple[int, int, int]:
@@ -135,13 +157,8 @@ def _bounds(options: Object) -> tuple[int, int, int]:
     return fewest, most, int(scaling.get("initial_replicas") or fewest)
 
 
-def _takes(app: str, deployment: str, options: Object, server: ModelServerConfig | None) -> Resources:
+def _takes(options: Object, server: ModelServerConfig | None) -> Resources:
     if bundles := options.get("placement_group_bundles"):
-        if options.get("placement_group_strategy", "PACK") not in ("PACK", "STRICT_PACK"):
-            raise ConfigError(
-                f"{app}/{deployment}: a replica spread over nodes (placement_group_strategy) "
-                "needs worker groups written by hand"
-            )
         return {name: sum(float(bundle.get(name, 0)) for bundle in bundles) for name in set().union(*bundles)}
     actor = options.get("ray_actor_options") or {}
     memory = {"memory": float(actor["memory"])} if actor.get("memory") else {}
@@ -151,3 +168,17 @@ def _takes(app: str, deployment: str, options: Object, server: ModelServerConfig
         **memory,
         **{name: float(amount) for name, amount in (actor.get("resources") or {}).items()},
     }
+
+
+def _separable(app: str, deployment: str, options: Object) -> tuple[Resources, ...]:
+    """The bundles of a placement group that may be on several nodes. Raises: ConfigError if they must be."""
+    strategy = options.get("placement_group_strategy", "PACK")
+    if strategy == "STRICT_SPREAD":
+        raise ConfigError(
+            f"{app}/{deployment}: placement_group_strategy STRICT_SPREAD wants a node for each bundle: write "
+            "PACK, which takes as few nodes as there is room on, or make worker groups by hand"
+        )
+    if strategy == "STRICT_PACK":
+        return ()
+    bundles: list[Resources] = options.get("placement_group_bundles") or []
+    return tuple({name: float(amount) for name, amount in bundle.items()} for bundle in bundles)

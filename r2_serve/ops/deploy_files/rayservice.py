@@ -1,8 +1,6 @@
 """A Serve config as a KubeRay RayService: the same applications, on pods as many and large as they ask for.
 
-A pod is reached by its address, so two keys of the config change: `http_options.host` becomes 0.0.0.0 (the
-config must have client keys), and `proxy_location` EveryNode (a proxy on each replica's node, no traffic
-through the head).
+What changes in the config, and why: `pod_config.py`.
 """
 
 from __future__ import annotations
@@ -10,20 +8,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import PurePosixPath
 
-import yaml
-
 from r2_serve.errors import ConfigError
 from r2_serve.http.keys import require_keys
-from r2_serve.ops.deploy_files.needs import Replicas, custom_resources, num_nodes, replicas_of, variables_of
-from r2_serve.ops.deploy_files.pods import CLUSTER_ENVIRONMENT, DRAIN, FLUSH_S, Node
+from r2_serve.ops.deploy_files.needs import (
+    Replicas,
+    custom_resources,
+    is_large_enough,
+    num_nodes,
+    parts,
+    replicas_of,
+    variables_of,
+)
+from r2_serve.ops.deploy_files.pod_config import EVERY_ADDRESS, ROUTERS, as_text, on_pods
+from r2_serve.ops.deploy_files.pods import CLUSTER_ENVIRONMENT, DRAIN, FLUSH_S, GpuGroup, Node
 from r2_serve.ops.deploy_files.templates import Object, documents, render, template
 from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.applications import ROUTER
 
-EVERY_ADDRESS = "0.0.0.0"  # of a pod, behind client keys  # noqa: S104  # nosec B104
 METRICS_PORT = 8080
 """Port at which each Ray node shows its metrics on Kubernetes: KubeRay's own setting."""
 
@@ -40,23 +45,40 @@ class Options:
     auth_secret: str | None = None
     head: Node = field(default_factory=lambda: Node(cpus=4, memory_gib=16))
     cpu_node: Node = field(default_factory=lambda: Node(cpus=8, memory_gib=16))
-    gpu_node: Node | None = None
-    """None: as many GPUs as the largest replica takes, with 4 CPUs and 16 GiB each, as in cluster.yaml."""
     cpu_nodes: tuple[int, int] | None = None
     """Fewest and most pods; None: what the replicas need."""
+    gpu_groups: tuple[GpuGroup, ...] = ()
+    """Empty: one group, `gpu`, whose pods have as many GPUs as the largest replica takes, with 4 CPUs and
+    16 GiB each, as in cluster.yaml."""
     gpu_nodes: tuple[int, int] | None = None
+    """Fewest and most pods of that one group."""
     gpu_selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels of nodes for GPU pods, by label or by `GROUP:LABEL`."""
     claims: Mapping[str, str] = field(default_factory=dict)
+    routers: int | None = None
+    """Fewest replicas of the router, each on a node of its own. None: two, or one that keeps a database."""
+    redis: str | None = None
+    """Address of a Redis that keeps Ray's state while the head is away."""
+    redis_secret: str | None = None
 
 
 def manifest_text(config: ServeConfig, options: Options) -> str:
-    """The RayService as YAML, under a comment that lists the secrets and claims that must exist first.
+    """The RayService and its disruption budget as YAML, under a comment that lists what must exist first.
 
     Raises: ConfigError if the config has no client keys, or a replica fits on no node.
     """
-    values = _values(config, options)
+    num_routers = _num_routers(config, options.routers)
+    options = replace(options, routers=num_routers)
+    raw = on_pods(config.raw, num_routers)
+    values = _values(replace(config, raw=raw), options)
     lines = render("head_of_manifest.yaml", **values)["lines"]
-    return "".join(f"# {line['text']}\n" for line in lines) + documents([render("rayservice.yaml", **values)])
+    budgets = [
+        render("disruption_budget.yaml", **vars(options), **group)
+        for group in values["workers"]
+        if group["spread"] and group["fewest"] > 1
+    ]
+    objects = [render("rayservice.yaml", **values), *budgets]
+    return "".join(f"# {line['text']}\n" for line in lines) + documents(objects)
 
 
 def _values(config: ServeConfig, options: Options) -> Object:
@@ -70,6 +92,7 @@ def _values(config: ServeConfig, options: Options) -> Object:
         options.claims, server.spend_file, server.responses.file, server.feedback_file, server.trace_dir
     )
     replicas = replicas_of(config)
+    most_routers = next(entry.max_replicas for entry in replicas if entry.deployment == ROUTER)
     grace_s = int(max(entry.shutdown_s for entry in replicas)) + FLUSH_S
     ports = {"serve": config.http_port, "metrics": METRICS_PORT}
     keys_file = PurePosixPath(server.keys_file) if server.keys_file else None
@@ -78,13 +101,16 @@ def _values(config: ServeConfig, options: Options) -> Object:
     head = {
         "container": "ray-head",
         "ports": {"gcs-server": 6379, "dashboard": 8265, "client": 10001, **ports},
-        **dict.fromkeys(("secrets", "keys_file", "drain", "node_selector")),  # no replica runs in it
+        **dict.fromkeys(
+            ("secrets", "keys_file", "drain", "node_selector", "spread")
+        ),  # no replica runs in it
         **options.head.pod_values,
     }
     return {
         **vars(options),
+        "routers_text": str(options.routers),
         "port": config.http_port,
-        "serve_config": _serve_config_text(config),
+        "serve_config": as_text(config.raw),
         "ray_version": version("ray"),
         "auth_mode": CLUSTER_ENVIRONMENT["RAY_AUTH_MODE"],
         "grace_s": grace_s,
@@ -99,32 +125,93 @@ def _values(config: ServeConfig, options: Options) -> Object:
         "drain": DRAIN.format(seconds=grace_s),
         "keys_file": keys_file and keys_file.name,
         "keys_folder": keys_file and str(keys_file.parent),
+        "counts_apart": most_routers > 1,
+        "databases": ", ".join(_databases(config)) if most_routers > 1 else "",
     }
 
 
-def _serve_config_text(config: ServeConfig) -> str:
-    """The config as YAML, but for the two keys that this module's docstring names."""
-    http = {**config.raw.get("http_options", {}), "host": EVERY_ADDRESS}
-    raw = {**config.raw, "proxy_location": "EveryNode", "http_options": http}
-    return yaml.safe_dump(raw, sort_keys=False, width=140)
+def _num_routers(config: ServeConfig, asked: int | None) -> int:
+    """The fewest replicas of the router. Raises: ConfigError if several would write one database."""
+    databases = _databases(config)
+    if asked is not None and asked > 1 and databases:
+        raise ConfigError(
+            f"--routers {asked}: {', '.join(databases)} is a SQLite file, which one machine alone may write: "
+            "leave --routers out, or the file"
+        )
+    return asked or (1 if databases else ROUTERS)
+
+
+def _databases(config: ServeConfig) -> list[str]:
+    """The SQLite files of the router: no network file system has what several writers of one need."""
+    server = config.router.server
+    return [path for path in (server.spend_file, server.responses.file, server.feedback_file) if path]
 
 
 def _worker_groups(replicas: Sequence[Replicas], options: Options) -> Iterator[Object]:
     on_gpus = [entry for entry in replicas if entry.has_gpu]
     on_cpus = [entry for entry in replicas if not entry.has_gpu]
     if on_cpus:
-        yield {"node_selector": None, **_group("cpu", on_cpus, options.cpu_node, options.cpu_nodes)}
-    if on_gpus:
-        gpus = max(1, math.ceil(max(entry.takes["GPU"] for entry in on_gpus)))
-        node = options.gpu_node or Node(cpus=4 * gpus, memory_gib=16 * gpus, gpus=gpus)
-        selector = dict(options.gpu_selector) if node.gpus else {}
-        yield {"node_selector": selector or None, **_group("gpu", on_gpus, node, options.gpu_nodes)}
+        made = _group("cpu", on_cpus, options.cpu_node, options.cpu_nodes)
+        yield {"node_selector": None, "spread": _spread(options.name, "cpu"), **made}
+    groups = options.gpu_groups or (_gpu_group(on_gpus, options.gpu_nodes),)
+    members: dict[str, list[Replicas]] = {group.name: [] for group in groups}
+    for entry in on_gpus:
+        members[_home(entry, groups).name].append(entry)
+    for group in groups:
+        if members[group.name]:
+            selector = _selector(group.name, options.gpu_selector) if group.node.gpus else None
+            made = _group(group.name, members[group.name], group.node, group.bounds)
+            yield {"node_selector": selector or None, "spread": None, **made}
+
+
+def _spread(name: str, group: str) -> list[Object]:
+    """Puts the pods of the group on different machines where that is possible."""
+    labels = {"app.kubernetes.io/instance": name, "ray.io/group": group}
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels},
+        }
+    ]
+
+
+def _gpu_group(replicas: Sequence[Replicas], bounds: tuple[int, int] | None) -> GpuGroup:
+    gpus = max(1, math.ceil(max((entry.takes["GPU"] for entry in replicas), default=0)))
+    return GpuGroup("gpu", Node(cpus=4 * gpus, memory_gib=16 * gpus, gpus=gpus), bounds)
+
+
+def _home(entry: Replicas, groups: Sequence[GpuGroup]) -> GpuGroup:
+    """The group that a replica names as a resource, or else the first one whose pods are large enough.
+
+    A replica that is larger than every pod spans several of the largest. Raises: ConfigError if none will do.
+    """
+    named = [group for group in groups if group.name in entry.takes]
+    by_size = sorted(named or groups, key=lambda group: -group.node.gpus)
+    for whole, choice in ((True, named or groups), (False, by_size)):
+        for group in choice:
+            pieces = [entry] if whole else parts(entry, [group.node.room])
+            if all(is_large_enough(group.node.room, piece.takes) for piece in pieces):
+                return group
+    if len(groups) == 1:
+        return groups[0]  # the error of a replica that fits no node says what is missing
+    sizes = ", ".join(f"{group.name} ({group.node.gpus} GPU)" for group in named or groups)
+    raise ConfigError(
+        f"a replica of {entry.application}/{entry.deployment} takes {entry.takes['GPU']:g} GPU, "
+        f"{entry.takes.get('CPU', 0):g} CPU, and no pod of these groups is as large: {sizes}"
+    )
+
+
+def _selector(group: str, given: Mapping[str, str]) -> dict[str, str]:
+    """The labels of nodes for the pods of `group`: those for all groups, and its own."""
+    pairs = [(*label.rpartition(":")[::2], value) for label, value in given.items()]
+    return {label: value for owner, label, value in pairs if owner in ("", group)}
 
 
 def _group(name: str, replicas: Sequence[Replicas], node: Node, given: tuple[int, int] | None) -> Object:
-    room: dict[str, float] = {"CPU": node.cpus, "GPU": node.gpus, "memory": node.memory_gib * 2**30}
-    custom = custom_resources(replicas, room)
-    needed = [num_nodes(replicas, room | custom, at_most=at_most) for at_most in (False, True)]
+    custom = custom_resources(replicas, node.room)
+    needed = [num_nodes(replicas, node.room | custom, at_most=at_most) for at_most in (False, True)]
     fewest, most = given or needed
     resources = json.dumps(json.dumps(custom)) if custom else None  # a shell unquotes it once more
     return {"group": name, "fewest": fewest, "most": most, "custom_resources": resources, **node.pod_values}

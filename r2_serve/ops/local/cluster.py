@@ -28,6 +28,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.engines.vllm_arguments import ENVIRONMENT as VLLM_ENVIRONMENT
 from r2_serve.errors import ConfigError, EngineUnavailable, counted
 from r2_serve.ops.deploy_files.needs import named_resources, replicas_of
@@ -86,17 +87,32 @@ def free_port() -> int:
     )
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, shares_token: bool = False) -> None:
     """Sets `ENVIRONMENT`; variables that are set already stay.
 
-    Call it before anything imports ray, which reads them then and hands them to its processes.
+    `shares_token` takes the user's token in place of one for this run, so that `publish` in another shell
+    reaches the dashboard. Call it before anything imports ray, which reads the variables then and hands them
+    to its processes.
     """
+    if shares_token:
+        os.environ.setdefault("RAY_AUTH_TOKEN", _token_of_user())
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     directory = Path(tempfile.mkdtemp(prefix="r2-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     for name, value in haproxy.private_environment(directory, free_port).items():
         os.environ.setdefault(name, value)
+
+
+def _token_of_user() -> str:
+    """Ray's token in ~/.ray/auth_token, which is made if there is none, as by `ray get-auth-token`."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(number, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+    return path.read_text(encoding="ascii").strip()
 
 
 @contextlib.contextmanager
@@ -108,6 +124,7 @@ def local_cluster(
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     address: str = "local",
+    dashboard_port: int | None = None,
     start_timeout_s: float | None = None,
     say: Say = say_nothing,
 ) -> Iterator[str]:
@@ -116,18 +133,24 @@ def local_cluster(
 
     Ray counts the CPUs and GPUs of this machine where none are given, and the machine has every custom
     resource that `config` names. `address` names nodes that run already (`local_nodes`) and have their own.
-    None for `start_timeout_s`: `start_limit_s` of the config.
+    With `dashboard_port` Ray's dashboard runs there, and the applications are deployed through it, as `serve
+    deploy` does, so that `publish` can change them: Serve starts a build process for each. None for
+    `start_timeout_s`: `start_limit_s` of the config.
 
     Raises: ConfigError if the port is taken, a policy cannot be imported or a replica has no room;
     EngineUnavailable if Ray does not start, or an application fails or does not run in time.
     """
     limit_s = start_limit_s(config) if start_timeout_s is None else start_timeout_s
     check_port_is_free(host, port)
+    if dashboard_port is not None:
+        check_port_is_free(LOOPBACK, dashboard_port, "--dashboard")
     _check_environment()
     _check_imports(config)
     import ray
 
-    own_node = {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    own_node = {"include_dashboard": dashboard_port is not None, "_node_ip_address": LOOPBACK}
+    if dashboard_port is not None:
+        own_node |= {"dashboard_host": LOOPBACK, "dashboard_port": dashboard_port}
     own_node |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
     own_node |= {"resources": named_resources(replicas_of(config))}
     try:
@@ -137,7 +160,11 @@ def local_cluster(
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         say(f"starting {counted(len(config.model_apps), 'model')} and the router, for at most {limit_s:g} s")
         _start_serve(host, port, logs)
-        run_apps(config, limit_s, say)
+        if dashboard_port is None:
+            run_apps(config, limit_s, say)
+        else:
+            _deploy_apps(config, f"http://{LOOPBACK}:{dashboard_port}", {"host": host, "port": port})
+            wait_until_running([*config.model_apps, config.router_app_name], limit_s, say)
         reached_at = reachable(host)
         _wait_until_answering(reached_at, port)
         yield f"http://{reached_at}:{port}/v1"
@@ -244,6 +271,13 @@ def run_apps(config: ServeConfig, limit_s: float, say: Say) -> None:
     wait_until_running([target.name for target in targets], limit_s, say)
 
 
+def _deploy_apps(config: ServeConfig, dashboard: str, http: YamlMapping) -> None:
+    """Has Serve start models and router as from a config file. Raises: ServeApiError."""
+    apps = {*config.model_apps, config.router_app_name}
+    ours = [app for app in config.written["applications"] if app["name"] in apps]
+    Dashboard(dashboard).deploy({**config.written, "http_options": http, "applications": ours})
+
+
 def _wait_until_answering(host: str, port: int) -> None:
     """Waits for the proxy, which learns of a running router moments later. Raises: EngineUnavailable."""
     until_s = time.monotonic() + ANSWERING_S
@@ -275,7 +309,7 @@ def reachable(host: str) -> str:
     return LOOPBACK if host in EVERY_ADDRESS else host
 
 
-def check_port_is_free(host: str, port: int) -> None:
+def check_port_is_free(host: str, port: int, option: str = "--port") -> None:
     """Raises: ConfigError if `port` is taken, or this machine has no address `host`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -286,7 +320,7 @@ def check_port_is_free(host: str, port: int) -> None:
             if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
                 raise ConfigError(f"{host} is no address of this machine; choose another with --host") from e
             raise ConfigError(
-                f"port {port} of {host} is taken ({e.strerror}); choose another with --port"
+                f"port {port} of {host} is taken ({e.strerror}); choose another with {option}"
             ) from e
 
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from r2_serve.errors import ConfigError
-from r2_serve.ops.deploy_files.needs import Replicas, Resources, has_room, replicas_of
+from r2_serve.ops.deploy_files.needs import (
+    Replicas,
+    Resources,
+    has_room,
+    largest_first,
+    parts,
+    replicas_of,
+)
 from r2_serve.serve_config import ServeConfig
 
 _OPTIONS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
@@ -21,8 +28,8 @@ def check_room(config: ServeConfig, nodes: Sequence[Resources]) -> None:
 
     Raises: ConfigError, which names the deployment without room, the numbers and what to write.
     """
-    wanted = [entry for entry in _started(config) for _ in range(entry.num_at_start)]
-    wanted.sort(key=lambda entry: (-entry.takes.get("GPU", 0), -entry.takes.get("CPU", 0)))
+    started = _started(config)
+    wanted = largest_first(part for entry in started for part in entry.num_at_start * parts(entry, nodes))
     there: list[list[Replicas]] = [[] for _ in nodes]
     for entry in wanted:
         pairs = zip(nodes, there, strict=True)

@@ -13,7 +13,6 @@ import typer
 from pydantic import ValidationError
 
 from r2_serve.adapters import MANIFEST
-from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.config import MarginsConfig
 from r2_serve.errors import ConfigError
 from r2_serve.ops.command_line import DEFAULT_CONFIG, fail, plain_errors
@@ -24,10 +23,12 @@ from r2_serve.ops.publishing.options import (
     DashboardOption,
     DryRunOption,
     GateOption,
+    RayServiceOption,
     TimeoutOption,
     VirtualOption,
 )
 from r2_serve.ops.publishing.plan import Module, Pool, Publication, plan_publication, plan_rollback
+from r2_serve.ops.publishing.rayservice import Target
 from r2_serve.ops.publishing.steps import ConfigFile, end_trial
 from r2_serve.ops.publishing.steps import publish as carry_out
 from r2_serve.ops.publishing.steps import roll_back as carry_back
@@ -66,6 +67,7 @@ def publish(
         typer.Option(help="How much worse it may be: accuracy=0.02, failures, fallbacks, cost or seconds."),
     ] = None,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
+    rayservice: RayServiceOption = None,
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -85,7 +87,9 @@ def publish(
               r2-serve publish /mnt/r2/adapters/dec-0002 --config serve_config.yaml --shadow 0.05
               r2-serve publish /mnt/r2/gates/gsm-0002.json --gate fitted --shadow 0.05
               r2-serve publish /mnt/r2/plans/plan-0002.json
+              r2-serve publish /mnt/r2/adapters/dec-0002 --rayservice r2
     """
+    target = Target(dashboard, rayservice, timeout_s)
     with plain_errors():
         file = ConfigFile(config)
         shares = _shares(shadow, canary, budget_usd, margin or ())
@@ -93,7 +97,7 @@ def publish(
             change = plan_file_change(
                 file.original, path, gate=gate, virtual_models=virtual_model or (), keep=keep, shares=shares
             )
-            _route_file(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
+            _route_file(change, file, target, dry_run=dry_run)
             if not dry_run:
                 _tell_published(change, config)
             return
@@ -104,7 +108,8 @@ def publish(
         if dry_run:
             _show_change(file, plan.routed)
             return
-        carry_out(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
+        with target.reached() as cluster:
+            carry_out(plan, file, cluster, typer.echo)
     if plan.shares is not None:
         _tell_tried(plan.manifest.name, config)
         return
@@ -131,6 +136,7 @@ def rollback(
     ] = False,
     virtual_model: VirtualOption = None,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
+    rayservice: RayServiceOption = None,
     timeout_s: TimeoutOption = 600.0,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -146,15 +152,16 @@ def rollback(
     if [module is not None, gate is not None, plan_file, candidate].count(True) != 1:
         what = "--module decomposer, --module allocator, --gate NAME, --plan or --candidate"
         fail(f"name what to roll back: {what}", status=2)
+    target = Target(dashboard, rayservice, timeout_s)
     if candidate:
-        _withdraw(config, virtual_model or (), dashboard, timeout_s, dry_run=dry_run)
+        _withdraw(config, virtual_model or (), target, dry_run=dry_run)
         return
     with plain_errors():
         file = ConfigFile(config)
         if gate is not None or plan_file:
             targets = virtual_model or ()
             change = plan_file_rollback(file.original, gate=gate, to=to, virtual_models=targets)
-            _route_file(change, file, Dashboard(dashboard, timeout_s=timeout_s), dry_run=dry_run)
+            _route_file(change, file, target, dry_run=dry_run)
             if not dry_run:
                 typer.echo(f"rolled back to {change.file}")
             return
@@ -165,20 +172,22 @@ def rollback(
         if dry_run:
             _show_change(file, plan.routed)
             return
-        carry_back(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
+        with target.reached() as cluster:
+            carry_back(plan, file, cluster, typer.echo)
     ((old, _), *_) = plan.moves.values()
     forward = f"r2-serve rollback --config {config} --module {module} --to {old}"
     typer.echo(f"rolled back. Forward again: {forward}")
 
 
-def _route_file(change: FileChange, file: ConfigFile, dashboard: Dashboard, *, dry_run: bool) -> None:
+def _route_file(change: FileChange, file: ConfigFile, target: Target, *, dry_run: bool) -> None:
     for name, old in change.moves.items():
         how = f"stays {old}, tries" if change.candidate else f"{old} ->"
         typer.echo(f"{change.place.what} of {name}: {how} {change.file}")
     if dry_run:
         _show_change(file, change.routed)
-    else:
-        route_file(change, file, dashboard, typer.echo)
+        return
+    with target.reached() as cluster:
+        route_file(change, file, cluster, typer.echo)
 
 
 def _tell_published(change: FileChange, config: Path) -> None:
@@ -193,9 +202,7 @@ def _tell_tried(candidate: str, config: Path) -> None:
     typer.echo(f"on trial: {candidate}. How it does: r2-serve compare --config {config}")
 
 
-def _withdraw(
-    config: Path, virtual_models: Sequence[str], dashboard: str, timeout_s: float, *, dry_run: bool
-) -> None:
+def _withdraw(config: Path, virtual_models: Sequence[str], target: Target, *, dry_run: bool) -> None:
     """Take candidates on trial out of the config."""
     with plain_errors():
         file = ConfigFile(config)
@@ -204,7 +211,8 @@ def _withdraw(
         if dry_run:
             _show_change(file, plan.routed)
             return
-        end_trial(plan, file, Dashboard(dashboard, timeout_s=timeout_s), typer.echo)
+        with target.reached() as cluster:
+            end_trial(plan, file, cluster, typer.echo)
 
 
 def _shares(

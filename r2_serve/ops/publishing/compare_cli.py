@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ConfigError
 from r2_serve.feedback import counting, read_scores, scores_beside
 from r2_serve.files import write_whole
@@ -19,10 +18,12 @@ from r2_serve.ops.publishing.options import (
     DEFAULT_DASHBOARD,
     ConfigOption,
     DashboardOption,
+    RayServiceOption,
     TimeoutOption,
     VirtualOption,
 )
 from r2_serve.ops.publishing.plan import Pool
+from r2_serve.ops.publishing.rayservice import Target
 from r2_serve.ops.publishing.steps import ConfigFile, end_trial
 from r2_serve.ops.publishing.trial import plan_end
 from r2_serve.traces import read_traces
@@ -73,6 +74,7 @@ def compare(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     dashboard: DashboardOption = DEFAULT_DASHBOARD,
+    rayservice: RayServiceOption = None,
     timeout_s: TimeoutOption = 600.0,
 ) -> None:
     """Compare a candidate on trial with the present router: accuracy proxies, cost and time, with intervals.
@@ -101,7 +103,7 @@ def compare(
                 if json_file is not None:
                     write_whole(json_file, reports[0].model_dump_json(indent=2))
                 if act:
-                    _act(reports, config, Dashboard(dashboard, timeout_s=timeout_s))
+                    _act(reports, config, Target(dashboard, rayservice, timeout_s))
             verdicts = {report.verdict for report in reports}
             if watch_s is None or (has_grown and "open" not in verdicts):
                 break
@@ -148,7 +150,7 @@ def _traces_of(directory: Path) -> Iterator[Trace]:
         raise ConfigError(str(e)) from e
 
 
-def _act(reports: list[Report], config: Path, dashboard: Dashboard) -> None:
+def _act(reports: list[Report], config: Path, target: Target) -> None:
     """Promote or withdraw each candidate that has a verdict."""
     for report in reports:
         if report.verdict == "open":
@@ -164,7 +166,8 @@ def _act(reports: list[Report], config: Path, dashboard: Dashboard) -> None:
             [report.virtual_model],
         )
         Pool(plan.routed)
-        end_trial(plan, file, dashboard, typer.echo)
+        with target.reached() as cluster:
+            end_trial(plan, file, cluster, typer.echo)
 
 
 def _print(report: Report, console: object) -> None:

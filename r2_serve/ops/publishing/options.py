@@ -20,6 +20,13 @@ GateOption = Annotated[
 DashboardOption = Annotated[
     str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's Ray dashboard.")
 ]
+RayServiceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rayservice",
+        help="[NAMESPACE/]NAME: change this RayService of KubeRay by kubectl, in place of --dashboard.",
+    ),
+]
 TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=1, help="How long each step may take.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and show the change; write and deploy nothing.")
