@@ -19,6 +19,7 @@ import httpx
 from r2_serve.errors import PublishError, ServeApiError
 
 PATH = "/api/serve/applications/"
+NODES_PATH = "/api/v0/nodes?limit=10000"
 POLL_S = 0.25
 REQUEST_TIMEOUT_S = 30.0
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY", "DELETING", "NOT_STARTED")
@@ -66,6 +67,18 @@ class Dashboard:
             raise ServeApiError(message) from e
         return found
 
+    def gpu_nodes(self) -> list[str]:
+        """Ids of the nodes with GPUs that are up. Raises: ServeApiError."""
+        try:
+            found = self._request("GET", path=NODES_PATH).json()["data"]["result"]["result"]
+            return [
+                str(node["node_id"])
+                for node in found
+                if node["state"] == "ALIVE" and node["resources_total"].get("GPU")
+            ]
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
+            raise ServeApiError(f"{self.url}{NODES_PATH} does not list nodes as Ray 2.60 does: {e!r}") from e
+
     def deploy(self, config: Mapping[str, object]) -> None:
         """Makes `config` the target, as `serve deploy` does. Raises: ServeApiError."""
         self._request("PUT", config)
@@ -85,9 +98,11 @@ class Dashboard:
         waited = f"application {app!r} is still {status} after {self.timeout_s:g} s {message}"
         raise ServeApiError(waited.rstrip())
 
-    def _request(self, method: str, body: Mapping[str, object] | None = None) -> httpx.Response:
+    def _request(
+        self, method: str, body: Mapping[str, object] | None = None, path: str = PATH
+    ) -> httpx.Response:
         try:
-            response = self._http.request(method, PATH, json=body)
+            response = self._http.request(method, path, json=body)
         except httpx.HTTPError as e:
             raise ServeApiError(
                 f"no Ray dashboard answers at {self.url} ({type(e).__name__}: {e}). Give the head's with "
@@ -102,9 +117,9 @@ class Dashboard:
                 raise ServeApiError(f"{refusal}: {hint}")
             case 404:
                 hint = "it does not answer as a Ray dashboard. Give the head's with --dashboard"
-                raise ServeApiError(f"{self.url} has no {PATH}: {hint}")
+                raise ServeApiError(f"{self.url} has no {path}: {hint}")
         answer = f"answered {response.status_code}: {response.text[:500]}"
-        raise ServeApiError(f"{method} {self.url}{PATH} {answer}")
+        raise ServeApiError(f"{method} {self.url}{path} {answer}")
 
 
 def check_deployed(config: Mapping[str, list[dict[str, object]]], running: Mapping[str, Application]) -> None:

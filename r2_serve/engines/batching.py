@@ -45,11 +45,13 @@ class Batch:
 
     def __init__(self, speed: SpeedConfig) -> None:
         self._speed = speed
-        self._rates = [
+        self._pace = 1.0
+        self._full_rates = [
             speed.decode_tokens_per_s / (1.0 + speed.batch_slowdown * max(0, b - 1))
             for b in range(speed.max_batch_size + 1)
         ]
-        """Tokens per second of each sequence, by the number that decode."""
+        """Tokens per second of each sequence at full pace, by the number that decode."""
+        self._rates = self._full_rates
         self._now_s = 0.0
         self._work = 0.0
         self._num_decoding = 0
@@ -68,6 +70,17 @@ class Batch:
     def __len__(self) -> int:
         """Sequences in the engine, waiting ones among them."""
         return len(self._sequences)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for a place in the batch."""
+        return len(self._waiting)
+
+    def set_pace(self, now_s: float, pace: float) -> None:
+        """Works at a share of its speed from `now_s`, as a card that others use too; prefills under way go on
+        as they were."""
+        self._run_to(now_s)
+        self._pace, self._rates = pace, [rate * pace for rate in self._full_rates]
 
     def arrive(self, now_s: float, prompt_tokens: float, reply_tokens: float) -> int:
         """Adds a sequence, which waits while `max_batch_size` others are at work. Returns its id."""
@@ -178,7 +191,8 @@ class Batch:
         while self._waiting and self._num_decoding + self._num_prefilling < self._speed.max_batch_size:
             sequence = self._waiting.popleft()
             self._num_prefilling += 1
-            heapq.heappush(self._prefilling, (self._now_s + self._sequences[sequence].prefill_s, sequence))
+            prefill_s = self._sequences[sequence].prefill_s / self._pace
+            heapq.heappush(self._prefilling, (self._now_s + prefill_s, sequence))
 
     def _decode_end_s(self) -> float:
         """When the first decoding sequence ends at the present rate; infinity if none decodes."""

@@ -116,6 +116,11 @@ def mean_interval(values: Floats) -> Interval:
     """
     if len(values) and (values == values[0]).all() and values[0] in (0.0, 1.0):
         return wilson(int(values.sum()), len(values))
+    return bootstrap_interval(values)
+
+
+def bootstrap_interval(values: Floats) -> Interval:
+    """The interval of a mean of any values, such as one figure over several seeds."""
     return _percentiles(resampled_means(values))
 
 

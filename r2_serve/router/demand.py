@@ -13,6 +13,7 @@ duration."""
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,7 +184,7 @@ class QueryDemand:
             self.history.add_one(profiles, max(0.0, self.opened_s + self.history.planning_s.value() - now_s))
             return
         for model, start_s, end_s in self._expected(now_s):
-            _add(profiles, model, start_s - now_s, end_s - now_s, 1.0)
+            add_call(profiles, model, start_s - now_s, end_s - now_s, 1.0)
 
     def _expected(self, now_s: float) -> Iterator[tuple[str, float, float]]:
         """Model, start and end of each subtask that has not ended, as its dependencies allow."""
@@ -257,7 +258,7 @@ class _History:
         for spans in self._plans:
             for span in spans:
                 start_s = after_s + span.start_s
-                _add(profiles, span.model, start_s, start_s + span.call_s, 1.0 / len(self._plans))
+                add_call(profiles, span.model, start_s, start_s + span.call_s, 1.0 / len(self._plans))
 
     def add_coming(self, profiles: _Profiles, now_s: float) -> None:
         """Add queries that arrive at the rate of the last seconds. A call is in progress for its duration."""
@@ -278,13 +279,14 @@ class _History:
 _Profiles = dict[str, list[float]]
 
 
-def _add(profiles: _Profiles, model: str, start_s: float, end_s: float, weight: float) -> None:
+def add_call(profiles: _Profiles, model: str, start_s: float, end_s: float, weight: float) -> None:
     """Add a call that runs from `start_s` to `end_s` from now to the buckets in between."""
     profile = profiles.setdefault(model, [0.0] * NUM_BUCKETS)
-    for i in range(NUM_BUCKETS):
+    for i in range(max(0, bisect_right(EDGES_S, start_s) - 1), NUM_BUCKETS):
+        if EDGES_S[i] >= end_s:
+            break
         overlap_s = min(end_s, EDGES_S[i + 1]) - max(start_s, EDGES_S[i])
-        if overlap_s > 0:
-            profile[i] += weight * overlap_s / (EDGES_S[i + 1] - EDGES_S[i])
+        profile[i] += weight * overlap_s / (EDGES_S[i + 1] - EDGES_S[i])
 
 
 def total(forecasts: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:

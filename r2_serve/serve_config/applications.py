@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from r2_serve.config import ModelServerConfig, ModelTunables, RouterConfig, RoutingConfig, ServedEngineConfig
 from r2_serve.serve_config.document import Document, KeyPath, Problem, YamlMapping
@@ -54,6 +54,15 @@ class ApplicationEntry:
         """The value of `key` in the file, None if it has none."""
         entry = self.deployment(deployment)
         return entry.options.get(key) if entry else None
+
+
+def gpu_bundles(options: Mapping[str, Any]) -> tuple[float, ...]:
+    """GPUs that a replica of the deployment with these `options` asks for together: those of each bundle of
+    its placement group, in which its actor's own are, or else those of its actor."""
+    if bundles := options.get("placement_group_bundles"):
+        return tuple(float(bundle["GPU"]) for bundle in bundles if bundle.get("GPU"))
+    actor = options.get("ray_actor_options") or {}
+    return (float(actor["num_gpus"]),) if actor.get("num_gpus") else ()
 
 
 def most_replicas(app: ApplicationEntry, deployment: str, default: int) -> int:

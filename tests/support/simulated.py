@@ -16,7 +16,7 @@ from r2_serve.lab.simulate.calls import SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
 from r2_serve.lab.simulate.hardware import Cluster
-from r2_serve.lab.simulate.machines import Machines
+from r2_serve.lab.simulate.machines import Machines, Need
 from r2_serve.lab.simulate.replicas import EngineReplica
 from r2_serve.lab.workload import Workload
 from r2_serve.serve_config import ServeConfig, load
@@ -56,14 +56,14 @@ def one_model(clock: Clock, speed: SpeedConfig, **options: Any) -> Deployment:
         "name": "m/Model",
         "max_ongoing_requests": 1_000_000,
         "max_queued_requests": -1,
-        "gpus": 1.0,
-        "start_s": 0.0,
+        "need": Need((1.0,)),
         "stop_s": 0.0,
         "hop_s": 0.0,
         "initial_replicas": 1,
     }
     machines = Machines(clock, Cluster())
-    settings = DeploymentOptions(**{**fields, **options})
+    fields["start_s"] = lambda: options.get("start_s", 0.0)
+    settings = DeploymentOptions(**{**fields, **{k: v for k, v in options.items() if k != "start_s"}})
     return Deployment(
         clock,
         settings,

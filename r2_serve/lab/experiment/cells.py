@@ -29,6 +29,8 @@ from r2_serve.serve_config import load
 from r2_serve.serve_config.document import Problem, read_yaml
 
 CELL, OUTPUT = "cell.json", "output.log"
+SIMULATED = "simulated"
+"""The target of cells that are simulated."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class ExperimentPlan:
 
 
 def plan(loaded: LoadedExperiment, out: Path, target: str) -> ExperimentPlan:
-    """Writes configs and workloads under `out`. `target` distinguishes one cluster from another.
+    """Writes configs and workloads under `out`. `target` distinguishes one cluster from another, and from a
+    simulation, which alone reads the hardware.
 
     Raises: ConfigError if a variant makes no valid config, or names models that the workload asks for
     wrongly.
@@ -113,6 +116,8 @@ def _cells(loaded: LoadedExperiment, out: Path, configs: dict[str, Raw], target:
             for name, variant in experiment.variants.items():
                 environment = {**experiment.environment, **variant.environment}
                 cluster = [experiment.nodes, experiment.gpus, environment, experiment.timeout_s, target]
+                if target == SIMULATED:
+                    cluster = [target, loaded.hardware[name].model_dump(mode="json"), variant.forecast]
                 yield Cell(
                     workload=workload,
                     variant=name,
@@ -120,7 +125,9 @@ def _cells(loaded: LoadedExperiment, out: Path, configs: dict[str, Raw], target:
                     directory=out / workload.name / name / f"seed-{seed}",
                     config_path=out / "configs" / f"{name}.yaml",
                     workload_path=out / "workloads" / f"{workload.name}.yaml",
-                    fingerprint=_sha256([configs[name], sent, seed, *cluster, code_version()]),
+                    fingerprint=_sha256(
+                        [configs[name], sent, seed, experiment.node_idle_timeout_s, *cluster, code_version()]
+                    ),
                 )
 
 

@@ -28,6 +28,9 @@ def experiment(
     dashboard: Annotated[
         str | None, typer.Option(help="Ray dashboard of that cluster, through which variants are deployed.")
     ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulate every run, on the file's `hardware`: seconds each.")
+    ] = False,
     set_aside: Annotated[
         bool,
         typer.Option("--set-aside", help="Repeat runs of another config, workload or code; those are kept."),
@@ -36,11 +39,12 @@ def experiment(
     """Put the same load on variants of a Serve config, over seeds, and compare results and replica time.
 
     Locally, each run starts its own cluster. With --url and --dashboard, each variant is deployed to that
-    cluster.
+    cluster. With --simulate, none is needed, and a file may have baselines that no cluster can run.
 
     \b
     Example:  r2-serve experiment --example list
               r2-serve experiment --example plan-ahead
+              r2-serve experiment --example plan-ahead --simulate
               r2-serve experiment mine.yaml --out runs/experiment/mine
               r2-serve experiment mine.yaml --url http://HEAD:8000/v1 --dashboard http://HEAD:8265
     """
@@ -57,10 +61,18 @@ def experiment(
         path = chosen_file(file, example, EXAMPLES)
         if (url is None) != (dashboard is None):
             raise ConfigError("a running cluster needs both --url (for the load) and --dashboard (to deploy)")
+        if simulate and url is not None:
+            raise ConfigError("--simulate needs no cluster: leave --url and --dashboard out")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order too
         loaded = load_experiment(path)
         directory = out or Path("runs/experiment") / loaded.experiment.name
         run_experiment(
-            loaded, directory, Console(markup=False), url=url, dashboard=dashboard, set_aside=set_aside
+            loaded,
+            directory,
+            Console(markup=False),
+            url=url,
+            dashboard=dashboard,
+            set_aside=set_aside,
+            is_simulated=simulate,
         )
     typer.echo(f"written: {directory / RESULTS}, {directory / REPORT}")

@@ -1,4 +1,5 @@
-"""The place of a cell's run: a local cluster of its own, or a running one that gets each variant."""
+"""The place of a cell's run: a local cluster of its own, a running one that gets each variant, or none: a
+simulation."""
 
 from __future__ import annotations
 
@@ -9,11 +10,15 @@ from collections.abc import Mapping
 
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ServeApiError
-from r2_serve.lab.experiment.cells import Cell, ExperimentPlan
-from r2_serve.lab.experiment.config import Experiment
+from r2_serve.lab.experiment.cells import SIMULATED, Cell, ExperimentPlan
+from r2_serve.lab.experiment.config import Experiment, LoadedExperiment
 from r2_serve.lab.experiment.variants import scaled_deployments
 from r2_serve.lab.load.records import ReplicaCount
 from r2_serve.lab.load.replicas import dashboard_replicas
+from r2_serve.lab.load.run_directory import claim
+from r2_serve.lab.load.summary import RunInfo
+from r2_serve.lab.simulate.simulation import SimulationOptions, simulate
+from r2_serve.serve_config import load
 
 _POLL_S = 2.0
 
@@ -54,7 +59,7 @@ class ClusterSite:
             self._dashboard.wait_for(app["name"])
         read, give_up_at = dashboard_replicas(self._dashboard), time.monotonic() + self._settle_s
         least = scaled_deployments(raw)
-        while not is_at_rest(counts := read(), least):
+        while not is_at_rest(counts := read().deployments, least):
             if time.monotonic() >= give_up_at:
                 found = ", ".join(
                     f"{name} {c.running} running, {c.starting} starting" for name, c in counts.items()
@@ -74,6 +79,23 @@ class ClusterSite:
 Site = LocalSite | ClusterSite
 
 
+def simulate_cell(cell: Cell, loaded: LoadedExperiment) -> None:
+    """Simulates a cell in place of running it. Raises: ConfigError."""
+    experiment, hardware = loaded.experiment, loaded.hardware[cell.variant]
+    claim(cell.directory, set_aside=True)
+    cell.mark()
+    options = SimulationOptions(cell.seed, forecast=experiment.variants[cell.variant].forecast)
+    run = simulate(load(cell.config_path, with_imports=True), cell.workload, hardware, options)
+    info = RunInfo.of(
+        cell.workload,
+        SIMULATED,
+        seed=cell.seed,
+        gpu_usd_per_hour=experiment.gpu_usd_per_hour or hardware.cluster.gpu_usd_per_hour,
+        node_idle_timeout_s=experiment.node_idle_timeout_s,
+    )
+    run.write(cell.directory, info, has_rows=False)
+
+
 def is_at_rest(counts: Mapping[str, ReplicaCount], least: Mapping[str, int]) -> bool:
     """True if every deployment that scales is at its least number of replicas, and none is changing."""
     return all(
@@ -88,4 +110,6 @@ def command(cell: Cell, site: Site, experiment: Experiment) -> list[str]:
     load = [sys.executable, "-m", "r2_serve.cli", "load", str(cell.workload_path), "--seed", str(cell.seed)]
     price, timeout = f"{experiment.gpu_usd_per_hour:g}", f"{experiment.timeout_s:g}"
     limits = ["--gpu-usd-per-hour", price, "--timeout", timeout, "--set-aside"]
+    if experiment.node_idle_timeout_s is not None:
+        limits += ["--node-idle-timeout", f"{experiment.node_idle_timeout_s:g}"]
     return [*load, "--out", str(cell.directory), *site.options(cell), *limits]

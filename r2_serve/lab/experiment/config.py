@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from r2_serve.config import Config, EnvName
 from r2_serve.errors import ConfigError
 from r2_serve.lab.examples import example_names, example_path
+from r2_serve.lab.simulate.forecasts import Forecast
+from r2_serve.lab.simulate.hardware import Hardware, load_hardware
 from r2_serve.lab.workload import EXAMPLES, SCRIPTED_POOL, Workload, load_workload
 from r2_serve.serve_config.sections import read_file
 
@@ -31,6 +34,8 @@ class ApplicationPatch(Config):
     """Changes to one application."""
 
     autoscaling_config: Patch
+    options: Patch
+    """Changes to the deployment itself, such as `ray_actor_options`."""
 
 
 class Variant(Config):
@@ -44,6 +49,10 @@ class Variant(Config):
     """Changes to the `user_config` of the router."""
     environment: dict[EnvName, str] = Field(default_factory=dict)
     """Variables on top of the experiment's. Local clusters only."""
+    hardware: Patch
+    """Changes to the hardware file. Simulations only."""
+    forecast: Forecast = "plans"
+    """What plan-ahead's forecast knows. Other kinds than `plans` are baselines, in simulations only."""
 
 
 class Experiment(Config):
@@ -57,12 +66,16 @@ class Experiment(Config):
     seeds: Annotated[tuple[int, ...], AfterValidator(_once_each)] = Field(default=(0, 1, 2), min_length=1)
     variants: dict[Name, Variant] = Field(min_length=1)
     """Variants by name. The others are compared with the first."""
+    hardware: str | None = None
+    """Hardware file of `--simulate`, relative to this file; None for scripted speeds without overheads."""
     nodes: int = Field(default=0, ge=0)
     """Local clusters: Ray nodes besides the head. 0 is one node alone."""
     gpus: int = Field(default=0, ge=0)
     """Local clusters: GPUs that a node pretends to have."""
     environment: dict[EnvName, str] = Field(default_factory=dict)
     """Local clusters: variables of all their processes, such as Ray Serve's own switches."""
+    node_idle_timeout_s: float | None = Field(default=None, ge=0)
+    """If given, a node counts only while it is in use and so long after; see `r2-serve load --help`."""
     gpu_usd_per_hour: float = Field(default=0.0, ge=0)
     timeout_s: float = Field(default=300.0, gt=0)
     """Time limit of one request."""
@@ -77,6 +90,8 @@ class LoadedExperiment(Config):
     config_path: Path
     workloads: dict[str, Workload]
     """Workloads by name."""
+    hardware: dict[str, Hardware]
+    """The hardware of each variant, with its changes."""
 
 
 def load_experiment(path: Path) -> LoadedExperiment:
@@ -87,7 +102,34 @@ def load_experiment(path: Path) -> LoadedExperiment:
     if len(by_name) != len(workloads):
         raise ConfigError(f"{path}: two workloads have one name: {[workload.name for workload in workloads]}")
     config_path = SCRIPTED_POOL if experiment.config == SCRIPTED else path.parent / experiment.config
-    return LoadedExperiment(experiment=experiment, config_path=config_path, workloads=by_name)
+    hardware = _hardware(path.parent, experiment)
+    return LoadedExperiment(
+        experiment=experiment, config_path=config_path, workloads=by_name, hardware=hardware
+    )
+
+
+def _hardware(directory: Path, experiment: Experiment) -> dict[str, Hardware]:
+    """Raises: ConfigError if the file, or a variant's changes, make no valid hardware."""
+    base = Hardware() if experiment.hardware is None else load_hardware(directory / experiment.hardware)
+    data, found = base.model_dump(mode="json", exclude_defaults=True), {}
+    for name, variant in experiment.variants.items():
+        try:
+            found[name] = Hardware.model_validate(merged(data, variant.hardware))
+        except ValidationError as e:
+            faults = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in e.errors())
+            raise ConfigError(f"variant {name!r}: its hardware is not valid: {faults}") from e
+    return found
+
+
+def merged(value: object, patch: Raw) -> Raw:
+    """`value`, a mapping or None, with `patch` over it."""
+    result = dict(value) if isinstance(value, Mapping) else {}
+    for key, new in patch.items():
+        if new is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), new) if isinstance(new, dict) else new
+    return result
 
 
 def _workload_path(directory: Path, name: str) -> Path:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from statistics import fmean
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r2_serve.lab.experiment.results import CellFigures
+from r2_serve.lab.experiment.results import CellFigures, Spread
 from r2_serve.lab.load.plots import BLUE, GREEN, GREY, RED, WIDTH_INCHES, counts_of, replica_axes, stacked
 from r2_serve.lab.load.records import TimelineSample
 from r2_serve.lab.reports.svg import STYLE, svg
@@ -21,24 +20,29 @@ _ALL_IN_TIME = 104.0
 
 
 def trade_plot(cells: Sequence[CellFigures], variants: Sequence[str]) -> str:
-    """Each run as a point and each variant's mean as a larger one: up and left is better."""
+    """Results against node-seconds, or replica-seconds where nodes were not counted.
+
+    Each run is a point, and each variant's mean a larger one with its 95 % interval.
+    """
+    has_nodes = all(cell.node_s is not None for cell in cells)
+    paid = {id(cell): (cell.node_s or 0.0) if has_nodes else cell.replica_s for cell in cells}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True)
         for variant, color in _colored(variants):
             own = [cell for cell in cells if cell.variant == variant]
-            answered = [(cell.replica_s, cell.p95_s) for cell in own if cell.p95_s is not None]
-            _points(left, [(cell.replica_s, 100 * cell.slo_attainment) for cell in own], color, variant)
+            answered = [(paid[id(cell)], cell.p95_s) for cell in own if cell.p95_s is not None]
+            _points(left, [(paid[id(cell)], 100 * cell.slo_attainment) for cell in own], color, variant)
             _points(right, answered, color, None)
         left.set_ylabel("requests in time, %")
         right.set_ylabel("p95 latency, s")
         left.set_ylim(top=min(left.get_ylim()[1], _ALL_IN_TIME))
         right.set_ylim(0, 1.1 * max((cell.p95_s for cell in cells if cell.p95_s is not None), default=1.0))
         for axes in (left, right):
-            axes.set_xlabel("replica-seconds")
+            axes.set_xlabel("node-seconds" if has_nodes else "replica-seconds")
             axes.grid(alpha=0.15)
         figure.legend(loc="outside right upper", frameon=False, handlelength=1)
-        return svg(figure, "Requests in time and latency against replica-seconds, by variant")
+        return svg(figure, "Requests in time and latency against the time paid for, by variant")
 
 
 def replicas_plot(timelines: Mapping[str, Sequence[TimelineSample]], scaled: Sequence[str]) -> str:
@@ -59,11 +63,22 @@ def _replicas(axes: Axes, timelines: Mapping[str, Sequence[TimelineSample]], nam
 
 
 def _points(axes: Axes, points: Sequence[tuple[float, float]], color: str, label: str | None) -> None:
-    """Draws points, and their mean larger."""
+    """Draws points, and their mean larger, with its interval."""
     if points:
         xs, ys = zip(*points, strict=True)
-        axes.scatter(xs, ys, s=18, color=color, alpha=0.5, lw=0)
-        axes.scatter([fmean(xs)], [fmean(ys)], s=70, color=color, label=label)
+        x, y = Spread.of(xs), Spread.of(ys)
+        axes.scatter(xs, ys, s=10, color=color, alpha=0.35, lw=0)
+        axes.errorbar(
+            [x.mean],
+            [y.mean],
+            xerr=[[x.mean - x.low], [x.high - x.mean]],
+            yerr=[[y.mean - y.low], [y.high - y.mean]],
+            fmt="o",
+            ms=7,
+            lw=1.2,
+            color=color,
+            label=label,
+        )
 
 
 def _colored(variants: Sequence[str]) -> list[tuple[str, str]]:

@@ -38,9 +38,11 @@ ROW: Mapping[str, Callable[[VariantRow], str]] = {
     "variant": lambda row: row.variant,
     "seeds": lambda row: str(row.num_seeds),
     "in time, %": lambda row: _range(row.slo_attainment, 100, 1),
-    "p50, s": lambda row: seconds(row.p50_s.mean if row.p50_s else None),
-    "p95, s": lambda row: seconds(row.p95_s.mean if row.p95_s else None),
+    "p50, s": lambda row: _range(row.p50_s, 1, 1),
+    "p95, s": lambda row: _range(row.p95_s, 1, 1),
     "replica-s": lambda row: _range(row.replica_s, 1, 0),
+    "GPU-s": lambda row: _range(row.gpu_s, 1, 0),
+    "node-s": lambda row: _range(row.node_s, 1, 0),
     "GPU $": lambda row: f"{row.gpu_usd.mean:.4f}",
     "model $": lambda row: f"{row.model_usd.mean:.4f}",
     "failed": lambda row: str(row.num_failed),
@@ -54,6 +56,7 @@ DIFFERENCE: Mapping[str, Callable[[PairedDifference], str]] = {
     "in time, points": lambda difference: _range(difference.slo_attainment, 100, 1, sign="+"),
     "p95, s": lambda difference: _range(difference.p95_s, 1, 2, sign="+"),
     "replica-s, %": lambda difference: _range(difference.replica_s, 100, 1, sign="+"),
+    "node-s, %": lambda difference: _range(difference.node_s, 100, 1, sign="+"),
 }
 CELL: Mapping[str, Callable[[CellFigures], str]] = {
     "workload": lambda cell: cell.workload,
@@ -114,9 +117,10 @@ def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
         yield note(f"Warning: {counted(warned, 'run')} with warnings; see the pages.")
     yield rows_table(list(ROW), _cells(ROW, results.rows), "variant")
     yield small(
-        "Means over seeds [lowest, highest]. In time: answered within the objective, of all requests."
+        "Means over seeds [95 % interval of the mean]. In time: answered within the objective, of all sent."
     )
     yield small("Replica-seconds: running and starting, of the deployments that scale, until the last reply.")
+    yield small("GPU-seconds: held by replicas. Node-seconds: nodes with GPUs, also those that boot or idle.")
     if results.differences:
         yield "<h3>Paired differences</h3>"
         yield rows_table(list(DIFFERENCE), _cells(DIFFERENCE, results.differences), "variant", "less")

@@ -12,13 +12,16 @@ from decimal import Decimal
 from statistics import fmean
 from typing import Self
 
+import numpy as np
+
 from r2_serve.lab.experiment.cells import Cell
 from r2_serve.lab.load.summary import LoadSummary
+from r2_serve.lab.statistics import bootstrap_interval
 from r2_serve.types import Record
 
 
 class Spread(Record):
-    """A figure over seeds."""
+    """A figure over seeds: its mean, with the 95 % bootstrap interval of that mean."""
 
     mean: float
     low: float
@@ -26,7 +29,8 @@ class Spread(Record):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        return cls(mean=fmean(values), low=min(values), high=max(values))
+        low, high = bootstrap_interval(np.array(values, dtype=np.float64))
+        return cls(mean=fmean(values), low=low, high=high)
 
     @classmethod
     def of_known(cls, values: Iterable[float | None]) -> Self | None:
@@ -54,6 +58,8 @@ class CellFigures(Record):
     starting_s: float
     gpu_s: float
     gpu_usd: float
+    node_s: float | None
+    """Seconds of nodes with GPUs; None if they were not counted."""
     model_usd: Decimal
     num_failed: int
     warnings: tuple[str, ...]
@@ -76,6 +82,7 @@ class CellFigures(Record):
             starting_s=sum(use.starting_s for use in used),
             gpu_s=summary.gpu_s,
             gpu_usd=summary.gpu_usd,
+            node_s=summary.node_s,
             model_usd=summary.cost_usd,
             num_failed=summary.num_failed,
             warnings=summary.warnings,
@@ -96,6 +103,7 @@ class VariantRow(Record):
     starting_s: Spread
     gpu_s: Spread
     gpu_usd: Spread
+    node_s: Spread | None
     model_usd: Spread
     num_failed: int
 
@@ -112,6 +120,8 @@ class PairedDifference(Record):
     p95_s: Spread | None
     replica_s: Spread | None
     """Difference as a share of the first variant's: -0.2 is a fifth less. None if that had none."""
+    node_s: Spread | None
+    """The same of node-seconds."""
 
 
 class Results(Record):
@@ -164,6 +174,7 @@ def _row(cells: Sequence[CellFigures]) -> VariantRow:
         starting_s=spread("starting_s"),
         gpu_s=spread("gpu_s"),
         gpu_usd=spread("gpu_usd"),
+        node_s=Spread.of_known(cell.node_s for cell in cells),
         model_usd=spread("model_usd"),
         num_failed=sum(cell.num_failed for cell in cells),
     )
@@ -173,8 +184,8 @@ def _difference(pairs: Sequence[tuple[CellFigures, CellFigures]]) -> PairedDiffe
     def p95_s(ours: CellFigures, theirs: CellFigures) -> float | None:
         return None if ours.p95_s is None or theirs.p95_s is None else ours.p95_s - theirs.p95_s
 
-    def replica_share(ours: CellFigures, theirs: CellFigures) -> float | None:
-        return ours.replica_s / theirs.replica_s - 1 if theirs.replica_s else None
+    def share(ours: float | None, theirs: float | None) -> float | None:
+        return ours / theirs - 1 if theirs and ours is not None else None
 
     first, reference = pairs[0]
     return PairedDifference(
@@ -184,5 +195,6 @@ def _difference(pairs: Sequence[tuple[CellFigures, CellFigures]]) -> PairedDiffe
         num_seeds=len(pairs),
         slo_attainment=Spread.of([ours.slo_attainment - theirs.slo_attainment for ours, theirs in pairs]),
         p95_s=Spread.of_known(p95_s(*pair) for pair in pairs),
-        replica_s=Spread.of_known(replica_share(*pair) for pair in pairs),
+        replica_s=Spread.of_known(share(ours.replica_s, theirs.replica_s) for ours, theirs in pairs),
+        node_s=Spread.of_known(share(ours.node_s, theirs.node_s) for ours, theirs in pairs),
     )

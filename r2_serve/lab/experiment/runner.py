@@ -16,8 +16,8 @@ from rich.progress import Progress, TaskID
 
 from r2_serve.errors import ConfigError, counted
 from r2_serve.lab.experiment.cells import OUTPUT, Cell
-from r2_serve.lab.experiment.clusters import Site, command
-from r2_serve.lab.experiment.config import Experiment
+from r2_serve.lab.experiment.clusters import Site, command, simulate_cell
+from r2_serve.lab.experiment.config import Experiment, LoadedExperiment
 from r2_serve.lab.load.progress import counts_line, run_bars
 from r2_serve.lab.load.records import TimelineSample
 from r2_serve.lab.load.run_directory import TIMELINE, claim
@@ -61,6 +61,16 @@ def run_cells(
             standing = "-" if share is None else f"{100 * share:.1f} % in time"
             bars.update(bar, standing=standing, completed=duration_s)
             bars.stop_task(bar)
+
+
+def simulate_cells(cells: Sequence[Cell], num_all: int, loaded: LoadedExperiment, console: Console) -> None:
+    """Simulates `cells`. Raises: ConfigError."""
+    with run_bars(console) as bars:
+        bar = bars.add_task("simulating", total=num_all, completed=num_all - len(cells), standing="")
+        for cell in cells:
+            bars.update(bar, standing=cell.title)
+            simulate_cell(cell, loaded)
+            bars.advance(bar)
 
 
 def _show(bars: Progress, bar: TaskID, line: str, t_s: float) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import counted
+from r2_serve.errors import ConfigError, counted
 from r2_serve.files import write_whole
-from r2_serve.lab.experiment.cells import ExperimentPlan, plan
+from r2_serve.lab.experiment.cells import SIMULATED, ExperimentPlan, plan
 from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, Site
 from r2_serve.lab.experiment.config import LoadedExperiment
 from r2_serve.lab.experiment.report import page, print_results
 from r2_serve.lab.experiment.results import CellFigures, Results, differences_of, rows_of
-from r2_serve.lab.experiment.runner import run_cells, to_run
+from r2_serve.lab.experiment.runner import run_cells, simulate_cells, to_run
 from r2_serve.lab.load.run_directory import REPORT, read_timeline
 from r2_serve.lab.runs import code_version, machine_line
 
@@ -30,12 +30,16 @@ def run_experiment(
     url: str | None = None,
     dashboard: str | None = None,
     set_aside: bool = False,
+    is_simulated: bool = False,
 ) -> Results:
     """Runs an experiment; finished cells are reported even if it ends with an error.
 
     Raises: ConfigError, CellFailed, ServeApiError, RunError; KeyboardInterrupt.
     """
-    planned = plan(loaded, out, url or LocalSite.target)
+    target = SIMULATED if is_simulated else url or LocalSite.target
+    planned = plan(loaded, out, target)
+    if not is_simulated:
+        check_is_real(loaded)
     site: Site = LocalSite(loaded.experiment)
     if url is not None and dashboard is not None:
         site = ClusterSite(loaded.experiment, planned, url, Dashboard(dashboard))
@@ -43,11 +47,21 @@ def run_experiment(
     num_done = len(planned.cells) - len(waiting)
     console.print(f"{counted(len(planned.cells), 'run')}, done already: {num_done}", highlight=False)
     try:
-        run_cells(waiting, len(planned.cells), site, loaded.experiment, console)
+        if is_simulated:
+            simulate_cells(waiting, len(planned.cells), loaded, console)
+        else:
+            run_cells(waiting, len(planned.cells), site, loaded.experiment, console)
     finally:
-        results = write_results(loaded, planned, out, site.target)
+        results = write_results(loaded, planned, out, target)
         print_results(results, console)
     return results
+
+
+def check_is_real(loaded: LoadedExperiment) -> None:
+    """Raises: ConfigError for a variant that only a simulation can have."""
+    for name, variant in loaded.experiment.variants.items():
+        if variant.hardware or variant.forecast != "plans":
+            raise ConfigError(f"variant {name!r} changes hardware or forecast: only --simulate can do that")
 
 
 def write_results(loaded: LoadedExperiment, planned: ExperimentPlan, out: Path, target: str) -> Results:

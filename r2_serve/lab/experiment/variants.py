@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from r2_serve.errors import ConfigError
-from r2_serve.lab.experiment.config import Raw, Variant
+from r2_serve.lab.experiment.config import ApplicationPatch, Raw, Variant, merged
 from r2_serve.serve_config.applications import ROUTER
 from r2_serve.serve_config.document import suggestion
+
+UNCHANGED = ApplicationPatch.model_validate({})
 
 
 def varied(raw: Raw, name: str, variant: Variant) -> Raw:
@@ -26,9 +28,10 @@ def varied(raw: Raw, name: str, variant: Variant) -> Raw:
     if missed := sorted(variant.applications.keys() - {app for app, _ in scaled}):
         raise ConfigError(f"variant {name!r}: no deployment of {', '.join(missed)} has an autoscaling_config")
     for app, deployment in scaled:
-        own = variant.applications[app].autoscaling_config if app in variant.applications else {}
+        own = variant.applications.get(app, UNCHANGED)
         common = merged(deployment["autoscaling_config"], variant.autoscaling_config)
-        deployment["autoscaling_config"] = merged(common, own)
+        deployment["autoscaling_config"] = merged(common, own.autoscaling_config)
+        deployment.update(merged(deployment, own.options))
     if variant.routing:
         deployments = (d for app in config["applications"] for d in app.get("deployments", ()))
         router = next(deployment for deployment in deployments if deployment["name"] == ROUTER)
@@ -42,17 +45,6 @@ def scaled_deployments(raw: Raw) -> dict[str, int]:
         f"{app}/{d['name']}": int((d["autoscaling_config"] or {}).get("min_replicas", 1))
         for app, d in _scaled(raw)
     }
-
-
-def merged(value: object, patch: Raw) -> Raw:
-    """`value`, a mapping or None, with `patch` over it."""
-    result = dict(value) if isinstance(value, Mapping) else {}
-    for key, new in patch.items():
-        if new is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), new) if isinstance(new, dict) else new
-    return result
 
 
 def _scaled(raw: Raw) -> Iterator[tuple[str, Raw]]:

@@ -61,6 +61,10 @@ def figure_rows(summary: LoadSummary) -> Iterator[tuple[str, str]]:
         price = summary.info.gpu_usd_per_hour
         cost = f", ${summary.gpu_usd:.4f} at ${price:g} an hour" if price else ""
         yield "GPU-seconds", f"{summary.gpu_s:.0f}{cost}"
+    if summary.node_s is not None:
+        limit = summary.info.node_idle_timeout_s
+        idle = "" if limit is None else f", of which a node is idle for {limit:g} s at most"
+        yield "node-seconds", f"{summary.node_s:.0f}{idle}"
 
 
 def latency_rows(summary: LoadSummary) -> Iterator[tuple[str, ...]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,9 +29,11 @@ from r2_serve.ops.command_line import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from r2_serve.lab.load.failing import Kill
     from r2_serve.lab.load.replicas import ReadReplicas
     from r2_serve.lab.load.session import LoadOptions
     from r2_serve.lab.workload import Workload
+    from r2_serve.lab.workload.failures import Failure
 
 
 def load(
@@ -77,6 +80,12 @@ def load(
     gpu_usd_per_hour: Annotated[
         float, typer.Option(min=0, help="Price of a GPU, for the cost of replicas.")
     ] = 0.0,
+    node_idle_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Count a node only in use and so many seconds after, as if it were taken away then."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
@@ -114,11 +123,12 @@ def load(
             is_streamed=not no_stream,
             interval_s=interval,
             gpu_usd_per_hour=gpu_usd_per_hour,
+            node_idle_timeout_s=node_idle_timeout,
             set_aside=set_aside,
         )
         console = Console(markup=False)
-        with _target(url, config, dashboard, nodes, gpus, start_timeout) as (base_url, replicas):
-            _run(loaded, base_url, options, replicas, console)
+        with _target(url, config, dashboard, nodes, gpus, start_timeout, loaded.failures) as target:
+            _run(loaded, target, options, console)
 
 
 def _preview(workload: Workload, seed: int | None) -> None:
@@ -131,15 +141,28 @@ def _preview(workload: Workload, seed: int | None) -> None:
     typer.echo("\n".join(preview_lines(workload, totals)))
 
 
-def _run(
-    workload: Workload, url: str, options: LoadOptions, replicas: ReadReplicas | None, console: Console
-) -> None:
+@dataclass(frozen=True)
+class _Target:
+    """The endpoint that gets the load."""
+
+    url: str
+    replicas: ReadReplicas | None = None
+    """Counts its replicas."""
+    kill: Kill | None = None
+    """Makes failures happen; None on a cluster that this process has not started."""
+
+
+def _run(workload: Workload, target: _Target, options: LoadOptions, console: Console) -> None:
     from r2_serve.lab.load.progress import print_summary, progress
     from r2_serve.lab.load.run_directory import REPORT, SUMMARY
     from r2_serve.lab.load.session import run_load
 
     with progress(workload.name, workload.duration_s, console) as watcher:
-        summary = asyncio.run(run_load(workload, url, options, replicas=replicas, watcher=watcher))
+        summary = asyncio.run(
+            run_load(
+                workload, target.url, options, replicas=target.replicas, kill=target.kill, watcher=watcher
+            )
+        )
     print_summary(summary, console)
     written = [path for name in (SUMMARY, REPORT) if (path := options.out / name).exists()]
     typer.echo(f"written: {', '.join(map(str, written))}")
@@ -159,14 +182,15 @@ def _target(
     nodes: int,
     gpus: int,
     start_timeout_s: float | None,
-) -> Iterator[tuple[str, ReadReplicas | None]]:
-    """The endpoint's base URL, and the source of replica counts."""
+    failures: Sequence[Failure],
+) -> Iterator[_Target]:
     if config is None:
         from r2_serve.cluster.serve_api import Dashboard
         from r2_serve.lab.load.replicas import dashboard_replicas
 
-        yield url, dashboard_replicas(Dashboard(dashboard)) if dashboard is not None else None
+        yield _Target(url, dashboard_replicas(Dashboard(dashboard)) if dashboard is not None else None)
         return
+    from r2_serve.lab.load.failing import check_failures, local_kill
     from r2_serve.lab.load.replicas import local_replicas
     from r2_serve.lab.workload import SCRIPTED_POOL
     from r2_serve.ops.local.cluster import free_port, local_cluster, prepare_environment
@@ -176,15 +200,17 @@ def _target(
     prepare_environment()
     path = SCRIPTED_POOL if str(config) == "scripted" else config
     loaded = load_config(path, with_imports=True)
+    check_failures(failures, loaded.model_apps, has_nodes=nodes > 0)
     with ExitStack() as stack:
-        address = stack.enter_context(local_nodes(nodes, gpus_each=gpus)).address if nodes else "local"
+        several = stack.enter_context(local_nodes(nodes, gpus_each=gpus)) if nodes else None
         cluster = local_cluster(
             loaded,
             port=free_port(),
             num_gpus=gpus or None,
-            address=address,
+            address=several.address if several else "local",
             start_timeout_s=start_timeout_s,
             say=typer.echo,
         )
         base_url = stack.enter_context(cluster)
-        yield base_url, local_replicas()
+        read = local_replicas(loaded)
+        yield _Target(base_url, read, local_kill(read, several))

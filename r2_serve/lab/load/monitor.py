@@ -12,7 +12,7 @@ import httpx
 
 from r2_serve.errors import R2Error
 from r2_serve.lab.load.open_loop import OpenLoop
-from r2_serve.lab.load.records import QueueState, ReplicaCount, TimelineSample
+from r2_serve.lab.load.records import ClusterCounts, QueueState, TimelineSample
 from r2_serve.lab.load.replicas import ReadReplicas
 from r2_serve.ops.local.controller_log import PolicyFailed
 
@@ -40,20 +40,20 @@ class Monitor:
 
     async def look(self) -> None:
         """Takes one sample. Its time is that at which replicas were counted."""
-        deployments = await self._deployments()
+        cluster = await self._cluster()
         t_s = self.loop.elapsed_s
-        self.on_sample(self.loop.counts.sample(t_s, await self._queue(), deployments))
+        self.on_sample(self.loop.counts.sample(t_s, await self._queue(), cluster))
 
-    async def _deployments(self) -> dict[str, ReplicaCount]:
+    async def _cluster(self) -> ClusterCounts:
         if self.replicas is None:
-            return {}
+            return ClusterCounts()
         try:
             return await asyncio.to_thread(self.replicas)
         except PolicyFailed:
             raise  # it ends the run
         except R2Error as e:
             log.warning("replicas cannot be counted: %s", e.message)
-            return {}
+            return ClusterCounts()
 
     async def _queue(self) -> QueueState | None:
         url = str(self.http.base_url).rstrip("/").removesuffix("/v1") + "/metrics"

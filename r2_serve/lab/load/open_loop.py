@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
 
-from r2_serve.lab.load.records import LoadOutcome, LoadRecord, QueueState, ReplicaCount, TimelineSample
+from r2_serve.lab.load.records import ClusterCounts, LoadOutcome, LoadRecord, QueueState, TimelineSample
 from r2_serve.lab.workload import Request
 
 
@@ -54,9 +54,7 @@ class LoadCounts:
     def num_open(self) -> int:
         return self.num_sent - self.num_done
 
-    def sample(
-        self, t_s: float, queue: QueueState | None, deployments: dict[str, ReplicaCount]
-    ) -> TimelineSample:
+    def sample(self, t_s: float, queue: QueueState | None, cluster: ClusterCounts) -> TimelineSample:
         """The counts now, with what else is known."""
         return TimelineSample(
             t_s=round(t_s, 3),
@@ -66,7 +64,8 @@ class LoadCounts:
             num_open=self.num_open,
             spent_usd=self.spent_usd,
             queue=queue,
-            deployments=deployments,
+            deployments=cluster.deployments,
+            nodes=cluster.nodes,
         )
 
 

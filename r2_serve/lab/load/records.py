@@ -67,11 +67,22 @@ class ReplicaCount(Record):
 
     running: int
     starting: int
-    """Replicas that wait for a node or load. A GPU is paid from here on."""
+    """Replicas that wait for a node or load."""
+    waiting: int = 0
+    """The starting ones that have no node yet, and so hold no GPU."""
     stopping: int = 0
     target: int
     gpus: float = 0.0
-    """GPUs of each replica."""
+    """GPUs of each replica: a fraction of one, or the sum over the bundles of its placement group."""
+
+
+class ClusterCounts(Record):
+    """What a cluster holds at one moment."""
+
+    deployments: dict[str, ReplicaCount] = Field(default_factory=dict)
+    """Replicas by APPLICATION/DEPLOYMENT; empty if they could not be counted."""
+    nodes: dict[str, float] = Field(default_factory=dict)
+    """GPUs in use on each node that has some and is up or boots, by the node's id; empty if unknown."""
 
 
 class QueueState(Record):
@@ -81,7 +92,7 @@ class QueueState(Record):
     queued: int
 
 
-class TimelineSample(Record):
+class TimelineSample(ClusterCounts):
     """The state of a run at one moment."""
 
     t_s: float
@@ -94,5 +105,3 @@ class TimelineSample(Record):
     spent_usd: Decimal
     """Cost of the replies so far."""
     queue: QueueState | None = None
-    deployments: dict[str, ReplicaCount] = Field(default_factory=dict)
-    """Replicas by APPLICATION/DEPLOYMENT; empty if they could not be counted."""

@@ -1,23 +1,27 @@
-"""The number of replicas of each deployment: from a cluster's dashboard, or from the cluster of this process.
+"""The replicas of each deployment and the nodes that hold them: from a cluster's dashboard, or from the
+cluster of this process.
 
-Both give Serve's `ServeInstanceDetails`. A replica counts as starting from the controller's request for it,
-so also while it waits for a node.
+Both give Serve's `ServeInstanceDetails` and Ray's nodes. A replica counts as starting from the controller's
+request for it, so also while it waits for a node. Serve's details name the resources of a replica's actor
+alone, so the bundles of placement groups are read from the config that was deployed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ServeApiError
-from r2_serve.lab.load.records import ReplicaCount
+from r2_serve.lab.load.records import ClusterCounts, ReplicaCount
 from r2_serve.ops.local.controller_log import ControllerLog
+from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.applications import gpu_bundles
 
 _STARTING, _STOPPING, _STOPPED = "STARTING", "STOPPING", "STOPPED"
-ReadReplicas = Callable[[], dict[str, ReplicaCount]]
-"""Counts replicas by APPLICATION/DEPLOYMENT. It blocks: call it off the event loop.
+ReadReplicas = Callable[[], ClusterCounts]
+"""Counts replicas and nodes. It blocks: call it off the event loop.
 
 Raises: ServeApiError if they cannot be counted; PolicyFailed if an autoscaling policy fails, as counts mean
 nothing then.
@@ -25,46 +29,68 @@ nothing then.
 
 
 def dashboard_replicas(dashboard: Dashboard) -> ReadReplicas:
-    """Counts the replicas of a cluster by Serve's REST interface."""
-    return lambda: replica_counts(dashboard.applications())
+    """Counts the replicas of a cluster by Serve's REST interface, and its nodes by Ray's."""
+    return lambda: cluster_counts(dashboard.applications(), dashboard.gpu_nodes())
 
 
-def local_replicas() -> ReadReplicas:
-    """Counts the replicas of the cluster that this process started, which has no dashboard."""
+def local_replicas(config: ServeConfig) -> ReadReplicas:
+    """Counts the replicas of the cluster of `config` that this process started, which has no dashboard."""
     log = ControllerLog.of_this_cluster()
+    deployed = {app["name"]: {"deployed_app_config": app} for app in config.raw["applications"]}
 
-    def read() -> dict[str, ReplicaCount]:
+    def read() -> ClusterCounts:
+        import ray
         from ray.exceptions import RayError
         from ray.serve.context import _get_global_client
 
         log.check()
         try:
             details: Mapping[str, Any] = _get_global_client().get_serve_details()
+            alive = [node for node in ray.nodes() if node["Alive"]]
         except RayError as e:
             raise ServeApiError(f"Serve's controller does not answer: {e}") from e
-        return replica_counts(details["applications"])
+        found = {name: {**app, **deployed.get(name, {})} for name, app in details["applications"].items()}
+        return cluster_counts(found, [node["NodeID"] for node in alive if node["Resources"].get("GPU")])
 
     return read
 
 
-def replica_counts(applications: Mapping[str, Any]) -> dict[str, ReplicaCount]:
-    """Counts by APPLICATION/DEPLOYMENT. Raises: ServeApiError if `applications` is not Serve's."""
+def cluster_counts(applications: Mapping[str, Any], gpu_nodes: Iterable[str]) -> ClusterCounts:
+    """Counts what runs, and what it holds on the nodes with GPUs, of which `gpu_nodes` are the ids.
+
+    The GPUs of a placement group count on the node of its replica. Raises: ServeApiError if `applications` is
+    not Serve's.
+    """
+    deployments: dict[str, ReplicaCount] = {}
+    nodes = dict.fromkeys(gpu_nodes, 0.0)
     try:
-        return {
-            f"{app}/{name}": _count(deployment)
-            for app, details in sorted(applications.items())
-            for name, deployment in sorted(details["deployments"].items())
-        }
-    except (KeyError, TypeError, ValueError) as e:
+        for app, details in sorted(applications.items()):
+            declared = (details.get("deployed_app_config") or {}).get("deployments") or ()
+            options = {entry["name"]: entry for entry in declared}
+            for name, deployment in sorted(details["deployments"].items()):
+                count = _count(deployment, options.get(name, {}))
+                deployments[f"{app}/{name}"] = count
+                for replica in deployment["replicas"]:
+                    if replica.get("node_id") in nodes and _state(replica) != _STOPPED:
+                        nodes[replica["node_id"]] += count.gpus
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ServeApiError(f"Serve's answer is not as expected: {type(e).__name__}: {e}") from e
+    return ClusterCounts(deployments=deployments, nodes=nodes)
 
 
-def _count(deployment: Mapping[str, Any]) -> ReplicaCount:
-    states = Counter(str(getattr(r["state"], "value", r["state"])) for r in deployment["replicas"])
+def _count(deployment: Mapping[str, Any], options: Mapping[str, Any]) -> ReplicaCount:
+    replicas = deployment["replicas"]
+    states = Counter(map(_state, replicas))
+    bundles = gpu_bundles(options) if options.get("placement_group_bundles") else ()
     return ReplicaCount(
         running=states.total() - states[_STARTING] - states[_STOPPING] - states[_STOPPED],
         starting=states[_STARTING],
+        waiting=sum(_state(replica) == _STARTING and replica.get("node_id") is None for replica in replicas),
         stopping=states[_STOPPING],
         target=deployment["target_num_replicas"],
-        gpus=float((deployment.get("required_resources") or {}).get("GPU", 0.0)),
+        gpus=sum(bundles) or float((deployment.get("required_resources") or {}).get("GPU", 0.0)),
     )
+
+
+def _state(replica: Mapping[str, Any]) -> str:
+    return str(getattr(replica["state"], "value", replica["state"]))

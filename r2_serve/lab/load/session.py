@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.jsonl import replacing_jsonl
 from r2_serve.lab.load.client import LoadClient
+from r2_serve.lab.load.failing import Kill
 from r2_serve.lab.load.monitor import Monitor
 from r2_serve.lab.load.open_loop import OpenLoop
 from r2_serve.lab.load.records import LoadRecord, TimelineSample
@@ -53,6 +54,8 @@ class LoadOptions:
     interval_s: float = 1.0
     """Time between two samples of queue and replicas."""
     gpu_usd_per_hour: float = 0.0
+    node_idle_timeout_s: float | None = None
+    """The one of `RunInfo`."""
     set_aside: bool = False
 
 
@@ -70,6 +73,7 @@ async def run_load(
     options: LoadOptions,
     *,
     replicas: ReadReplicas | None = None,
+    kill: Kill | None = None,
     watcher: Watcher | None = None,
 ) -> LoadSummary:
     """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others
@@ -79,6 +83,8 @@ async def run_load(
     """
     if workload.slo.ttft_s is not None and not options.is_streamed:
         raise ConfigError("the workload's slo.ttft_s needs streamed replies: leave --no-stream out")
+    if workload.failures and kill is None:
+        raise ConfigError("the workload has failures: they happen on a local cluster only (--config)")
     requests = _opened(workload, options.seed)
     num_connections = options.max_open + 1  # one more reads /metrics
     async with new_client(
@@ -90,11 +96,38 @@ async def run_load(
             await asyncio.to_thread(replicas)
         claim(options.out, set_aside=options.set_aside)
         with under_way(options.out):
-            price, max_open = options.gpu_usd_per_hour, options.max_open
-            info = RunInfo.of(workload, url, seed=options.seed, gpu_usd_per_hour=price, max_open=max_open)
-            sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
+            info = RunInfo.of(
+                workload,
+                url,
+                seed=options.seed,
+                gpu_usd_per_hour=options.gpu_usd_per_hour,
+                max_open=options.max_open,
+                node_idle_timeout_s=options.node_idle_timeout_s,
+            )
+            async with _failing(workload, kill):
+                sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
             outcome = {"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted}
             return await _reported(workload, options.out, info.model_copy(update=outcome), sent.fault)
+
+
+@asynccontextmanager
+async def _failing(workload: Workload, kill: Kill | None) -> AsyncIterator[None]:
+    """Makes the workload's failures happen at their times while the context lasts."""
+    began_at = asyncio.get_running_loop().time()
+
+    async def fail() -> None:
+        for failure in sorted(workload.failures, key=lambda failure: failure.at_s):
+            await asyncio.sleep(began_at + failure.at_s - asyncio.get_running_loop().time())
+            assert kill is not None
+            await asyncio.to_thread(kill, failure)
+
+    task = asyncio.create_task(fail())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def _reported(workload: Workload, out: Path, info: RunInfo, fault: Exception | None) -> LoadSummary:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,9 @@ class RunInfo(Record):
     machine: str
     max_open: int
     gpu_usd_per_hour: float = 0.0
+    node_idle_timeout_s: float | None = None
+    """If not None, a node counts only while it is in use and so long after, as if an autoscaler of nodes
+    took it away then; None counts nodes as they were."""
     is_interrupted: bool = False
     blocked_s: float = 0.0
     """Time in which nothing was sent because every connection was taken."""
@@ -57,6 +61,7 @@ class RunInfo(Record):
         seed: int | None,
         gpu_usd_per_hour: float,
         max_open: int = 0,
+        node_idle_timeout_s: float | None = None,
     ) -> Self:
         """A run that starts now on this machine; a `seed` of None is the workload's own."""
         return cls(
@@ -71,6 +76,7 @@ class RunInfo(Record):
             machine=machine_line(),
             max_open=max_open,
             gpu_usd_per_hour=gpu_usd_per_hour,
+            node_idle_timeout_s=node_idle_timeout_s,
         )
 
 
@@ -104,7 +110,8 @@ class DeploymentUse(Record):
     max_replicas: int
     gpus_per_replica: float
     gpu_s: float
-    """GPUs held over time, also by stopping replicas, which `replica_s` leaves out."""
+    """GPUs held over time: also by stopping replicas, which `replica_s` leaves out, and not by those that
+    wait for a node, which it counts."""
 
 
 class LoadSummary(Record):
@@ -140,6 +147,8 @@ class LoadSummary(Record):
     replica_s: float
     gpu_s: float
     gpu_usd: float
+    node_s: float | None = None
+    """Seconds of nodes with GPUs; None if they were not counted."""
     warnings: tuple[str, ...] = ()
 
 
@@ -190,6 +199,7 @@ def summarize(
         replica_s=sum(use.replica_s for use in deployments.values()),
         gpu_s=gpu_s,
         gpu_usd=gpu_s / 3600 * info.gpu_usd_per_hour,
+        node_s=node_seconds(timeline, info.node_idle_timeout_s),
         warnings=tuple(_warnings(info, lateness)),
     )
 
@@ -210,8 +220,34 @@ def _use(counts: Sequence[tuple[float, ReplicaCount]]) -> DeploymentUse:
         starting_s=_integral([(t, count.starting) for t, count in counts]),
         max_replicas=max(count.running + count.starting for _, count in counts),
         gpus_per_replica=gpus,
-        gpu_s=gpus * (replica_s + _integral([(t, count.stopping) for t, count in counts])),
+        gpu_s=gpus * _integral([(t, c.running + c.starting - c.waiting + c.stopping) for t, c in counts]),
     )
+
+
+def node_seconds(timeline: Sequence[TimelineSample], idle_timeout_s: float | None = None) -> float | None:
+    """Seconds of nodes with GPUs that were up or booted; None if no sample has any.
+
+    With `idle_timeout_s` a node counts from its first use, and no longer than that after a use.
+    """
+    seen = [(sample.t_s, sample.nodes) for sample in timeline if sample.deployments]
+    if not any(nodes for _, nodes in seen):
+        return None
+    if idle_timeout_s is None:
+        return _integral([(t, len(nodes)) for t, nodes in seen])
+    return sum(
+        _seconds_until_idle([(t, nodes.get(name, 0.0) > 0) for t, nodes in seen], idle_timeout_s)
+        for name in {name for _, nodes in seen for name in nodes}
+    )
+
+
+def _seconds_until_idle(uses: Sequence[tuple[float, bool]], idle_timeout_s: float) -> float:
+    """The time in which a node is used, or was used at most `idle_timeout_s` before."""
+    total_s, kept_until_s = 0.0, -math.inf
+    for (a, is_used), (b, _) in itertools.pairwise(uses):
+        if is_used:
+            kept_until_s = b + idle_timeout_s
+        total_s += max(0.0, min(b, kept_until_s) - a)
+    return total_s
 
 
 def _integral(points: Sequence[tuple[float, int]]) -> float:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from r2_serve.lab.simulate.machines import Card
 
 IN_QUEUE, ON_ITS_WAY, AT_REPLICA, OVER = range(4)
 """States of a call."""
@@ -48,6 +51,14 @@ class Replica:
         """Calls that were sent here and have not ended."""
         self.stops_s = math.inf
         """Earliest end, once the replica has to stop."""
+        self.is_dead = False
+
+    def stand_on(self, card: Card | None) -> None:
+        """Takes note of the card that it shares with others; None if it shares none."""
+
+    def die(self) -> list[SimulatedCall]:
+        """Ends at once, and gives the calls that it was working on."""
+        raise NotImplementedError
 
     def begin(self, call: SimulatedCall) -> None:
         """Takes a call that has arrived."""

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 from r2_serve.lab.simulate.calls import AT_REPLICA, IN_QUEUE, ON_ITS_WAY, OVER, Replica, SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
-from r2_serve.lab.simulate.machines import Machines, Place
+from r2_serve.lab.simulate.machines import NO_GPUS, Machines, Need, Place
 from r2_serve.lab.simulate.replicas import StageReplica
 
 LONGEST_POLL_S = 0.5
 """Longest interval after which a handle with a queue asks full replicas again."""
 POLLS_PER_REPLICA = 2
 """Queued requests that ask at the same time, for each running replica."""
+REPLACED_AFTER_S = 1.0
+"""Time until the controller, which looks ten times a second, has seen a death and replaces it."""
 NUM_PAIRS = 4
 """Pairs of replicas that are looked at before a call goes to the queue."""
 
@@ -35,14 +37,17 @@ class DeploymentOptions:
     max_ongoing_requests: int
     max_queued_requests: int = -1
     """Most queued requests; -1 is no limit."""
-    gpus: float = 0.0
+    need: Need = NO_GPUS
     """GPUs of each replica."""
-    start_s: float = 0.0
+    start_s: Callable[[], float] = lambda: 0.0
+    """Gives the time that the next replica takes to start on a node that is up."""
     stop_s: float = 0.0
     """Shortest time that a replica takes to stop."""
     hop_s: float = 0.0
     """Time of a call to the deployment and back."""
     initial_replicas: int = 1
+    can_die: bool = False
+    """False for replicas whose calls' ends are known from their start."""
 
 
 class Deployment:
@@ -152,6 +157,9 @@ class Deployment:
         if call.state == OVER:  # cancelled on its way
             self._freed(call.replica)
             return
+        if call.replica.is_dead:
+            self._lose(call)
+            return
         call.state = AT_REPLICA
         call.begun_s = self._clock.now
         call.replica.begin(call)
@@ -193,6 +201,11 @@ class Deployment:
         return len(self._starting)
 
     @property
+    def num_waiting(self) -> int:
+        """The starting replicas that have no node yet."""
+        return sum(place.slots is None for place in self._starting)
+
+    @property
     def num_stopping(self) -> int:
         return len(self._stopping)
 
@@ -206,22 +219,23 @@ class Deployment:
             self._stop_one()
 
     def _start(self) -> None:
-        self._starting.append(self._machines.ask(self.options.gpus, self._placed))
+        self._starting.append(self._machines.ask(self.options.need, self._placed, self._lost))
 
     def _start_now(self) -> None:
         """Starts a replica that runs from the beginning."""
-        place = self._machines.ask(self.options.gpus, lambda _: None)
+        place = self._machines.place_now(self.options.need, lambda _: None, self._lost)
         self._starting.append(place)
         self._started(place)
 
     def _placed(self, place: Place) -> None:
-        self._clock.after(self.options.start_s, self._started, place)
+        self._clock.after(self.options.start_s(), self._started, place)
 
     def _started(self, place: Place) -> None:
         if place not in self._starting:
             return  # it was stopped meanwhile
         self._starting.remove(place)
         replica = self._make_replica(self)
+        replica.stand_on(place.shared_card)
         self._places[replica] = place
         self.running.append(replica)
         self.running_version += 1
@@ -236,6 +250,37 @@ class Deployment:
         self._stopping.add(replica)
         self._clock.after(self.options.stop_s, self._stopped_if_idle, replica)
         replica.stops_s = self._clock.now + self.options.stop_s
+
+    def kill_one(self) -> None:
+        """Ends the oldest replica at once: its calls fail, and Serve starts another in its place."""
+        if self.running:
+            self._lost(self._places[self.running[0]])
+
+    def _lost(self, place: Place) -> None:
+        """Drops a replica that has died, or whose node has."""
+        replica = next((replica for replica, own in self._places.items() if own is place), None)
+        if replica is None:
+            self._starting.remove(place)
+        else:
+            del self._places[replica]
+            self._stopping.discard(replica)
+            if replica in self.running:
+                self.running.remove(replica)
+                self.running_version += 1
+            for call in replica.die():
+                self._lose(call)
+        self._machines.give_back(place)
+        self._clock.after(REPLACED_AFTER_S, self._replace, None)
+
+    def _lose(self, call: SimulatedCall) -> None:
+        """Ends a call whose replica has died."""
+        call.state = OVER
+        assert call.replica is not None
+        self._freed(call.replica)
+        call.owner.call_failed(call, "died", None)
+
+    def _replace(self, _: None) -> None:
+        self.scale_to(self.target_num_replicas)
 
     def _stopped_if_idle(self, replica: Replica) -> None:
         is_idle = replica.num_ongoing == 0 and replica in self._stopping

@@ -9,17 +9,20 @@ counted, not estimated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from r2_serve.lab.simulate.autoscaler import ScalingPolicy
 from r2_serve.lab.simulate.calls import SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.router import PLAN, QueryListener, SimulatedQuery
-from r2_serve.router.demand import Demand, ModelDemand, total
+from r2_serve.lab.simulate.sizes import PlanForm
+from r2_serve.router.demand import NUM_BUCKETS, Demand, ModelDemand, add_call, total
 from r2_serve.types import Allocation, CallRecord, Plan, Subtask, Work
 
 if TYPE_CHECKING:
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
 PLAN_AHEAD = "r2_serve.scaling.serve_policy:PlanAhead"
 LEAST_WATCHED = 10
 """Open queries for each watching router, about."""
+Forecast = Literal["plans", "calls", "arrivals"]
+"""What a forecast knows: the plans of open queries, as the router's does; calls under way alone, as one by
+rate does; or every query that will come, as an oracle would."""
+HORIZON_S = 128.0
+"""How far an oracle looks ahead: beyond the longest cold start."""
+ONE_STEP = Plan(subtasks=(Subtask(id=1, text="step"),))
 PUBLISH_S = 0.25
 """Time between two forecasts, as in `r2_serve.scaling.demand_board`."""
 
@@ -87,12 +96,13 @@ class Forecasts(QueryListener):
         self._watched: dict[SimulatedQuery, _Watched] = {}
         self._plans: dict[int, Plan] = {}
         self._latest: dict[str, ModelDemand] = {}
-
-    def start(self) -> None:
-        self._clock.every(PUBLISH_S, self._publish, first_s=0.0)
+        self._next_s = 0.0
 
     def demand_of(self, app: str) -> ModelDemand:
-        """The latest forecast for an application."""
+        """The latest forecast for an application, at most `PUBLISH_S` old."""
+        if self._clock.now >= self._next_s:
+            self._next_s = self._clock.now + PUBLISH_S
+            self._publish()
         return self._latest.get(app) or ModelDemand()
 
     def opened(self, query: SimulatedQuery) -> None:
@@ -114,9 +124,12 @@ class Forecasts(QueryListener):
 
     def answered(self, query: SimulatedQuery, model: str, call: SimulatedCall) -> None:
         if (watched := self._watched.get(query)) is not None:
-            service_s = self._clock.now - call.begun_s
-            work = Work(service_s=service_s, share_s=call.share_s) if call.share_s is not None else None
-            watched.demand.learn(CallRecord(stage="execute", model=model, end_s=service_s, work=work))
+            self._learn(watched.demand, model, call)
+
+    def _learn(self, demand: Demand, model: str, call: SimulatedCall) -> None:
+        service_s = self._clock.now - call.begun_s
+        work = Work(service_s=service_s, share_s=call.share_s) if call.share_s is not None else None
+        demand.learn(CallRecord(stage="execute", model=model, end_s=service_s, work=work))
 
     def started(self, query: SimulatedQuery, position: int) -> None:
         if (watched := self._watched.get(query)) is not None:
@@ -156,6 +169,86 @@ class Forecasts(QueryListener):
     def _counted(self, app: str, demand: ModelDemand) -> ModelDemand:
         deployment = self._deployments[f"{app}/Model"]
         return demand.model_copy(update={"num_active": deployment.num_at_work + deployment.num_queued})
+
+
+class CallForecasts(Forecasts):
+    """A baseline that knows no plans: each model's calls under way, and how many came in the last seconds.
+
+    It has what `Forecasts` has otherwise: the routers' own view of calls, at once, and their durations.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._calls: dict[tuple[SimulatedQuery, int], _Watched] = {}
+
+    def opened(self, query: SimulatedQuery) -> None:
+        """Knows nothing of a query but its calls."""
+
+    def started(self, query: SimulatedQuery, position: int) -> None:
+        if query.index % self._stride:
+            return
+        model = query.models[position]
+        demand = self._demands[query.index // self._stride % len(self._demands)]
+        self._calls[query, position] = watched = _Watched(demand, model)
+        watched.expected.plan(ONE_STEP, Allocation(models=(model,)))
+        watched.begin(position, watched.expected.calling(1, model))
+
+    def answered(self, query: SimulatedQuery, model: str, call: SimulatedCall) -> None:
+        if (watched := self._calls.get((query, call.position))) is not None:
+            self._learn(watched.demand, model, call)
+
+    def finished(self, query: SimulatedQuery, position: int) -> None:
+        if (watched := self._calls.pop((query, position), None)) is not None:
+            watched.close()
+
+    def ended(self, query: SimulatedQuery) -> None:
+        for position in range(len(query.models)):
+            self.finished(query, position)
+
+
+class ArrivalForecasts(Forecasts):
+    """A baseline that cannot be had: it knows when every query of the run will come, and its plan.
+
+    What it does not know is how long calls will wait, and what comes after `HORIZON_S`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        name: str,
+        app_of: Mapping[str, str],
+        deployments: Mapping[str, Deployment],
+        share: WatchedShare,
+        arrivals: Sequence[tuple[float, PlanForm]],
+    ) -> None:
+        super().__init__(clock, name, app_of, deployments, share)
+        self._arrivals = deque(arrivals)
+        self._planning_s = 0.0
+
+    def allocated(self, query: SimulatedQuery) -> None:
+        self._planning_s = self._clock.now - query.begun_s
+        super().allocated(query)
+
+    def _publish(self) -> None:
+        super()._publish()
+        now_s = self._clock.now
+        while self._arrivals and self._arrivals[0][0] <= now_s:
+            self._arrivals.popleft()
+        profiles: dict[str, list[float]] = {}
+        for start_s, form in takewhile(lambda a: a[0] < now_s + HORIZON_S, self._arrivals):
+            self._add_query(profiles, start_s - now_s + self._planning_s, form)
+        for app in self._latest.keys() | profiles.keys():
+            coming = tuple(profiles.get(app, [0.0] * NUM_BUCKETS))
+            self._latest[app] = self._latest.get(app, ModelDemand()).model_copy(update={"coming": coming})
+
+    def _add_query(self, profiles: dict[str, list[float]], after_s: float, form: PlanForm) -> None:
+        """Adds the calls of a query whose plan is known in `after_s`, as if none had to wait."""
+        ends_s: list[float] = []
+        for model, inputs in zip(form.models, form.edges.inputs, strict=True):
+            start_s = max((ends_s[i] for i in inputs), default=after_s)
+            ends_s.append(start_s + self._demands[0].call_s(model))
+            if model in self._app_of:
+                add_call(profiles, self._app_of[model], start_s, ends_s[-1], 1.0)
 
 
 def reads_forecasts(autoscaling: AutoscalingConfig) -> bool:

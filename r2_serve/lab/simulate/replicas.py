@@ -15,6 +15,7 @@ from r2_serve.engines.batching import Batch
 from r2_serve.engines.sharing import SharedTime
 from r2_serve.lab.simulate.calls import CallEnd, Replica, SimulatedCall
 from r2_serve.lab.simulate.clock import Clock
+from r2_serve.lab.simulate.machines import Card
 
 
 class EngineReplica(Replica):
@@ -26,8 +27,30 @@ class EngineReplica(Replica):
         self._time = SharedTime(lambda: clock.now)
         self._calls: dict[int, SimulatedCall] = {}
         self._wakes_s = math.inf
+        self._card: Card | None = None
+
+    @property
+    def engine_state(self) -> tuple[int, int]:
+        """Sequences at work in the batch, and those that wait for a place in it."""
+        return len(self._batch) - self._batch.num_waiting, self._batch.num_waiting
+
+    def stand_on(self, card: Card | None) -> None:
+        self._card = card
+
+    def set_pace(self, pace: float) -> None:
+        self._batch.set_pace(self._clock.now, pace)
+        self._set_alarm()
+
+    def die(self) -> list[SimulatedCall]:
+        self.is_dead, lost = True, list(self._calls.values())
+        self._calls.clear()
+        if self._card is not None:
+            self._card.end(self)
+        return lost
 
     def begin(self, call: SimulatedCall) -> None:
+        if self._card is not None and not self._calls:
+            self._card.begin(self)
         call.sequence = self._batch.arrive(self._clock.now, call.prompt_tokens, call.reply_tokens)
         call.mark = self._time.begin()
         self._calls[call.sequence] = call
@@ -37,7 +60,12 @@ class EngineReplica(Replica):
         if self._calls.pop(call.sequence, None) is not None:
             self._batch.leave(self._clock.now, call.sequence)
             self._time.end()
+            self._rest_if_idle()
             self._set_alarm()
+
+    def _rest_if_idle(self) -> None:
+        if self._card is not None and not self._calls:
+            self._card.end(self)
 
     def _set_alarm(self) -> None:
         """Sets an alarm for the next end. An alarm that has become too early finds nothing to do."""
@@ -48,7 +76,7 @@ class EngineReplica(Replica):
 
     def _wake(self, due_s: float) -> None:
         """Ends what is due. `due_s` is exact; the clock's own time differs by a rounding error."""
-        if due_s != self._wakes_s:
+        if due_s != self._wakes_s or self.is_dead:
             return  # an earlier alarm took its place
         self._wakes_s = math.inf
         for finished in self._batch.advance(due_s):
@@ -58,6 +86,7 @@ class EngineReplica(Replica):
                 self._time.end()
                 decode_s = finished.end_s - finished.decode_start_s
                 call.first_token_s = finished.decode_start_s + decode_s / max(1.0, call.reply_tokens)
+                self._rest_if_idle()
                 self._done(call, self)
         self._set_alarm()
 

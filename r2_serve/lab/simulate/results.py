@@ -16,7 +16,13 @@ from pathlib import Path
 from r2_serve.files import write_whole
 from r2_serve.lab.jsonl import replacing_jsonl
 from r2_serve.lab.load.open_loop import LoadCounts
-from r2_serve.lab.load.records import LoadRecord, QueueState, ReplicaCount, TimelineSample
+from r2_serve.lab.load.records import (
+    ClusterCounts,
+    LoadRecord,
+    QueueState,
+    ReplicaCount,
+    TimelineSample,
+)
 from r2_serve.lab.load.run_directory import REQUESTS, TIMELINE, write_report
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.lab.simulate.deployment import Deployment
@@ -51,6 +57,8 @@ class SimulationFacts(Record):
     paid_gpu_s: float
     """Paid GPU seconds, with those of booting and idle nodes, which `gpu_s` leaves out."""
     paid_usd: float
+    node_s: float
+    """Seconds of nodes that were up or booted, exactly; the summary's are sums over the samples."""
     num_events: int
     num_subtasks: int
     wall_s: float
@@ -138,16 +146,19 @@ class Recorder:
     def sample(self, now_s: float, router: SimulatedRouter) -> None:
         num_active = len(router.active)
         queue = QueueState(running=num_active, queued=self.counts.num_open - num_active)
-        replicas = {name: _count(deployment) for name, deployment in router.system.deployments.items()}
+        system = router.system
+        replicas = {name: _count(deployment) for name, deployment in system.deployments.items()}
         self.counts.spent_usd = Decimal(f"{self._spent_usd:.6f}")
-        self.timeline.append(self.counts.sample(now_s, queue, replicas))
+        cluster = ClusterCounts(deployments=replicas, nodes=system.machines.in_use())
+        self.timeline.append(self.counts.sample(now_s, queue, cluster))
 
 
 def _count(deployment: Deployment) -> ReplicaCount:
     return ReplicaCount(
         running=len(deployment.running),
         starting=deployment.num_starting,
+        waiting=deployment.num_waiting,
         stopping=deployment.num_stopping,
         target=deployment.target_num_replicas,
-        gpus=deployment.options.gpus,
+        gpus=deployment.options.need.gpus,
     )

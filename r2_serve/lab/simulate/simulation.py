@@ -13,16 +13,26 @@ from typing import TYPE_CHECKING
 from r2_serve.errors import ConfigError
 from r2_serve.lab.simulate.autoscaler import Autoscaler, ScalingPolicy, serve_reads
 from r2_serve.lab.simulate.clock import Clock
-from r2_serve.lab.simulate.forecasts import Forecasts, WatchedShare, plan_ahead_policy, reads_forecasts
+from r2_serve.lab.simulate.forecasts import (
+    ArrivalForecasts,
+    CallForecasts,
+    Forecast,
+    Forecasts,
+    WatchedShare,
+    plan_ahead_policy,
+    reads_forecasts,
+)
 from r2_serve.lab.simulate.hardware import Hardware
 from r2_serve.lab.simulate.results import Recorder, SimulatedRun, SimulationFacts
 from r2_serve.lab.simulate.router import SimulatedRouter
 from r2_serve.lab.simulate.sizes import Sizer, Sizes, passed_through
-from r2_serve.lab.simulate.system import System, SystemBuilder, own_policy
+from r2_serve.lab.simulate.system import System, SystemBuilder, check_failures, own_policy
 from r2_serve.lab.workload import Request, Workload
 from r2_serve.lab.workload.arrivals import TraceArrivals
+from r2_serve.lab.workload.failures import NodeDies, ReplicaDies
 from r2_serve.router.demand import ModelDemand
 from r2_serve.serve_config import ServeConfig
+from r2_serve.serve_config.applications import MODEL
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig
@@ -47,6 +57,8 @@ class SimulationOptions:
     """Seed in place of the workload's own."""
     most_watched: int = 200
     """Open queries, about, that forecasts watch; if there are more, each stands for several."""
+    forecast: Forecast = "plans"
+    """What plan-ahead's forecast knows."""
 
 
 def simulate(
@@ -74,14 +86,31 @@ class _Simulation:
         self._hardware, self._progress, self._requests = hardware, progress, workload.requests(seed)
         self._clock, self._recorder = Clock(), Recorder(self._end_if_idle)
         self._forecasts: Forecasts | None = None
+        self._seed = seed
         draw = random.Random(f"{seed}/simulation")
         self._system = SystemBuilder(config, hardware, self._clock, draw, self._policy).build(model)
         self._router = SimulatedRouter(self._system, self._clock, draw, self._recorder.ended)
-        if any(reads_forecasts(scaled.config) for scaled in self._system.scaled):
-            forecasts = _forecasts(config, workload, self._system, self._clock, options.most_watched)
-            self._forecasts = self._router.listener = forecasts
         self._size = _sizer(config, hardware, model, self._system)
+        if any(reads_forecasts(scaled.config) for scaled in self._system.scaled):
+            self._forecasts = self._router.listener = self._make_forecasts(config, workload, options)
+        self._failures = workload.failures
+        check_failures(self._system, workload.failures)
         self._is_sending, self._reported_s = True, time.monotonic()
+
+    def _make_forecasts(
+        self, config: ServeConfig, workload: Workload, options: SimulationOptions
+    ) -> Forecasts:
+        """The forecasts of the kind that `options` name."""
+        cards = config.router.models
+        app_of = {card.name: card.engine.app for card in cards if card.engine.kind == "served"}
+        num_open = peak_rate_per_s(workload) * EXPECTED_LATENCY_S
+        share = WatchedShare.of(num_open, options.most_watched, len(self._system.router.running))
+        parts = (self._clock, workload.tasks.model, app_of, self._system.deployments, share)
+        if options.forecast == "arrivals":
+            http_s = self._hardware.overheads.http_s
+            known = [(r.start_s + http_s, self._size(r).form) for r in workload.requests(self._seed)]
+            return ArrivalForecasts(*parts, known)
+        return (CallForecasts if options.forecast == "calls" else Forecasts)(*parts)
 
     def _policy(self, app: str, autoscaling: AutoscalingConfig) -> ScalingPolicy:
         """The policy that the config names; the plan-ahead policy reads the simulated forecasts."""
@@ -102,18 +131,24 @@ class _Simulation:
         if first is None:
             raise ConfigError("the workload has no requests: is its duration too short for its rate?")
         clock.after(first.start_s + overheads.http_s, self._arrives, first)
-        if self._forecasts is not None:
-            self._forecasts.start()
         if system.scaled:
             clock.every(overheads.control_interval_s, Autoscaler(clock, system.scaled).decide)
         check_s = min(LONGEST_CHECK_INTERVAL_S, system.shortest_timeout_s / TIMEOUT_CHECKS_PER_TIMEOUT)
         clock.every(check_s, self._router.check_timeouts)
         clock.every(SAMPLE_S, self._sample, first_s=0.0)
+        for failure in self._failures:
+            clock.after(failure.at_s, self._fail, failure)
         with serve_reads(clock, system.scaled), _without_collection():
             clock.run()
         self._sample()
         facts = self._facts(time.monotonic() - began_s)
         return SimulatedRun(self._recorder.queries, self._recorder.timeline, clock.now, facts)
+
+    def _fail(self, failure: ReplicaDies | NodeDies) -> None:
+        if isinstance(failure, NodeDies):
+            self._system.machines.kill_node()
+        else:
+            self._system.deployments[f"{failure.app}/{MODEL}"].kill_one()
 
     def _arrives(self, request: Request) -> None:
         """Brings a request to the router. All of the HTTP overhead is spent on the way there."""
@@ -144,20 +179,12 @@ class _Simulation:
             num_decisions={scaled.deployment.name: scaled.num_decisions for scaled in self._system.scaled},
             paid_usd=machines.cost_usd(),
             paid_gpu_s=machines.paid_gpu_seconds,
+            node_s=machines.node_seconds,
             num_events=self._clock.num_actions(),
             num_subtasks=self._recorder.num_subtasks,
             wall_s=wall_s,
             hardware=self._hardware,
         )
-
-
-def _forecasts(
-    config: ServeConfig, workload: Workload, system: System, clock: Clock, most_watched: int
-) -> Forecasts:
-    app_of = {card.name: card.engine.app for card in config.router.models if card.engine.kind == "served"}
-    num_open = peak_rate_per_s(workload) * EXPECTED_LATENCY_S
-    share = WatchedShare.of(num_open, most_watched, len(system.router.running))
-    return Forecasts(clock, workload.tasks.model, app_of, system.deployments, share)
 
 
 def peak_rate_per_s(workload: Workload) -> float:

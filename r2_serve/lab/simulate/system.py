@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,15 @@ from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
 from r2_serve.lab.simulate.hardware import Hardware
 from r2_serve.lab.simulate.hosted import HostedModel
-from r2_serve.lab.simulate.machines import Machines
+from r2_serve.lab.simulate.machines import Machines, Need
 from r2_serve.lab.simulate.metrics_path import HandleReports
 from r2_serve.lab.simulate.replicas import DelayReplica, EngineReplica, Room, StageReplica
+from r2_serve.lab.workload.failures import NodeDies, ReplicaDies
 from r2_serve.router.able import replacing
 from r2_serve.serve_config import ServeConfig
-from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER
+from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER, gpu_bundles
 from r2_serve.serve_config.defaults import default_options
+from r2_serve.serve_config.document import suggestion
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig
@@ -111,6 +113,21 @@ def own_policy(app: str, autoscaling: AutoscalingConfig) -> ScalingPolicy:
     policy: Any = autoscaling.policy.get_policy()
     made: ScalingPolicy = policy(**autoscaling.policy.policy_kwargs) if isinstance(policy, type) else policy
     return made
+
+
+def check_failures(system: System, failures: Sequence[ReplicaDies | NodeDies]) -> None:
+    """Raises: ConfigError for a failure that cannot be simulated."""
+    for failure in failures:
+        if isinstance(failure, NodeDies):
+            if not system.machines.has_nodes:
+                raise ConfigError("failures: a node dies only where --hardware has some (cluster.nodes)")
+            continue
+        deployment = system.deployments.get(f"{failure.app}/{MODEL}")
+        if deployment is None:
+            known = [name.removesuffix(f"/{MODEL}") for name in system.deployments if name.endswith(MODEL)]
+            raise ConfigError(f"failures: no application {failure.app!r}{suggestion(failure.app, known)}")
+        if not deployment.options.can_die:
+            raise ConfigError(f"failures: {failure.app!r} has no speed, so its calls cannot be cut short")
 
 
 @dataclass
@@ -199,7 +216,8 @@ class SystemBuilder:
             engine = self.config.model_apps[app].engine
             speed = self._speed(card, engine)
             start_s, hop_s = speed.start_s if speed else 0.0, self.hardware.overheads.hop_s
-            self._deploy(app, MODEL, self._engine(card, engine), start_s=start_s, hop_s=hop_s)
+            make = self._engine(card, engine)
+            self._deploy(app, MODEL, make, start_s=start_s, hop_s=hop_s, can_die=speed is not None)
         return self._deployments[name]
 
     def _engine(self, card: ModelConfig | None, engine: LocalEngineConfig) -> MakeReplica:
@@ -226,7 +244,14 @@ class SystemBuilder:
         return lambda deployment: StageReplica(room, deployment.refused)
 
     def _deploy(
-        self, app: str, name: str, make_replica: MakeReplica, *, start_s: float = 0.0, hop_s: float = 0.0
+        self,
+        app: str,
+        name: str,
+        make_replica: MakeReplica,
+        *,
+        start_s: float = 0.0,
+        hop_s: float = 0.0,
+        can_die: bool = False,
     ) -> Deployment:
         given, overheads = self._options(app, name), self.hardware.overheads
         autoscaling = _autoscaling(app, given)
@@ -234,8 +259,9 @@ class SystemBuilder:
             name=f"{app}/{name}",
             max_ongoing_requests=given["max_ongoing_requests"],
             max_queued_requests=given.get("max_queued_requests", -1),
-            gpus=float((given.get("ray_actor_options") or {}).get("num_gpus", 0)),
-            start_s=overheads.replica_start_s + start_s,
+            need=self._need(app, name, given),
+            can_die=can_die,
+            start_s=lambda: overheads.replica_start_s + start_s,
             stop_s=overheads.replica_stop_s,
             hop_s=hop_s,
             initial_replicas=int(given.get("num_replicas") or 1)
@@ -249,6 +275,20 @@ class SystemBuilder:
             policy = with_delays(self.make_policy(app, autoscaling))
             self._scaled.append(ScaledDeployment(app, deployment, reports, autoscaling, policy))
         return deployment
+
+    def _need(self, app: str, name: str, options: Mapping[str, Any]) -> Need:
+        strategy = options.get("placement_group_strategy", "PACK")
+        need = Need(gpu_bundles(options), is_on_one_node=strategy == "STRICT_PACK")
+        if strategy not in ("PACK", "STRICT_PACK"):
+            raise ConfigError(
+                f"{app}/{name}: simulate knows no placement_group_strategy {strategy}, only PACK"
+            )
+        if not self._machines.could_hold(need):
+            raise ConfigError(
+                f"a replica of {app}/{name} asks for {need} on one node, more than a node of --hardware "
+                "has (cluster): it would wait for ever"
+            )
+        return need
 
     def _options(self, app: str, name: str) -> dict[str, Any]:
         """The options that `r2_serve.app` and the file set together."""

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from r2_serve.config import Config
 from r2_serve.lab.workload.arrivals import MAX_DURATION_S, Arrivals, TraceArrivals, arrival_times
+from r2_serve.lab.workload.failures import Failure
 from r2_serve.lab.workload.request import Request
 from r2_serve.lab.workload.tasks import BenchmarkTasks, DrawnTask, Tasks, task_source
 from r2_serve.lab.workload.trace_file import TraceRow, trace_rows
@@ -43,6 +44,8 @@ class Workload(Config):
     arrivals: Arrivals
     tasks: Tasks
     slo: Slo = Slo()
+    failures: tuple[Failure, ...] = ()
+    """What dies in the middle of the run. Local clusters and simulations only."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from rich.console import Console
@@ -26,7 +27,7 @@ from r2_serve.lab.experiment.clusters import ClusterSite, LocalSite, command, is
 from r2_serve.lab.experiment.config import LoadedExperiment, Variant, load_experiment
 from r2_serve.lab.experiment.report import DIFFERENCE, ROW, print_results
 from r2_serve.lab.experiment.runner import CellFailed, run_cell, run_cells, to_run
-from r2_serve.lab.experiment.session import write_results
+from r2_serve.lab.experiment.session import run_experiment, write_results
 from r2_serve.lab.experiment.variants import merged, scaled_deployments, varied
 from r2_serve.lab.load.records import ReplicaCount, TimelineSample
 from r2_serve.lab.load.session import write_summary
@@ -42,6 +43,8 @@ AHEAD = {
         "policy_kwargs": {"cold_start_s": 5},
     }
 }
+
+NO_NODES = httpx.Response(200, json={"data": {"result": {"result": []}}})
 
 
 def base() -> dict[str, Any]:
@@ -211,6 +214,37 @@ def test_failed_run_is_not_replaced_by_an_earlier_one(tmp_path: Path) -> None:
     assert len(to_run(planned.cells, set_aside=False)) == 4
 
 
+# -- simulated cells -------------------------------------------------------------------------------------
+
+
+def test_simulated_experiment_needs_no_cluster_and_keeps_its_finished_cells(tmp_path: Path) -> None:
+    """One variant is simulated on other hardware, and with a share of a GPU for each small replica."""
+    (tmp_path / "hw.yaml").write_text("cluster: {nodes: {gpus_per_node: 1, max_nodes: 8, boot_s: 2}}")
+    shared = {
+        "hardware": {"cluster": {"nodes": {"min_nodes": 2}}},
+        "forecast": "calls",
+        "autoscaling_config": AHEAD,
+        "applications": {"m-small": {"options": {"ray_actor_options": {"num_gpus": 0.5}}}},
+    }
+    loaded = experiment(tmp_path, hardware="hw.yaml", variants={"stock": {}, "shared": shared})
+    assert loaded.hardware["shared"].cluster.nodes.min_nodes == 2  # type: ignore[union-attr]
+    console = Console(file=io.StringIO(), width=200)
+    results = run_experiment(loaded, tmp_path / "out", console, is_simulated=True)
+    assert (results.target, len(results.cells)) == ("simulated", 4)
+    assert all(cell.node_s and cell.gpu_s for cell in results.cells)
+    assert "node-s, %" in console.file.getvalue()  # type: ignore[attr-defined]
+    planned = plan(loaded, tmp_path / "out", "simulated")
+    assert to_run(planned.cells, set_aside=False) == []
+    with pytest.raises(ConfigError, match="variant 'shared' changes hardware or forecast: only --simulate"):
+        run_experiment(loaded, tmp_path / "real", console)
+
+
+def test_hardware_of_a_variant_is_checked_before_any_run(tmp_path: Path) -> None:
+    cluster = {"gpus": 2, "nodes": {"gpus_per_node": 1, "max_nodes": 2}}
+    with pytest.raises(ConfigError, match=r"variant 'wrong': its hardware is not valid: cluster: .*give one"):
+        experiment(tmp_path, variants={"wrong": {"hardware": {"cluster": cluster}}})
+
+
 # -- a running cluster -----------------------------------------------------------------------------------
 
 
@@ -229,14 +263,14 @@ def test_cluster_is_at_rest_when_every_scaled_deployment_is_back_at_its_least() 
 
 
 def test_each_variant_is_deployed_to_a_running_cluster_before_its_load(tmp_path: Path) -> None:
-    import httpx
-
     deployed: list[dict[str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "PUT":
             deployed.append(json.loads(request.content))
             return httpx.Response(200)
+        if "nodes" in request.url.path:
+            return NO_NODES
         names = [app["name"] for app in base()["applications"]]
         idle = {"replicas": [], "target_num_replicas": 0}
         return httpx.Response(
@@ -265,8 +299,6 @@ def test_each_variant_is_deployed_to_a_running_cluster_before_its_load(tmp_path:
 
 
 def test_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp_path: Path) -> None:
-    import httpx
-
     loaded = experiment(
         tmp_path, settle_s=0.01, variants={"stock": {}, "warm": {"autoscaling_config": {"min_replicas": 1}}}
     )
@@ -282,7 +314,7 @@ def test_load_begins_when_the_replicas_are_at_the_least_of_its_own_variant(tmp_p
             }
             for app in base()["applications"]
         }
-        return httpx.Response(200, json={"applications": apps})
+        return NO_NODES if "nodes" in request.url.path else httpx.Response(200, json={"applications": apps})
 
     dashboard = Dashboard(
         "http://head:8265", transport=httpx.MockTransport(answer), environ={"RAY_AUTH_MODE": "disabled"}

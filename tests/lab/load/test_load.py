@@ -19,13 +19,15 @@ from r2_serve.cli import app
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.sandbox import SandboxUnavailable
-from r2_serve.lab.load.records import ReplicaCount
+from r2_serve.lab.load.failing import check_failures
+from r2_serve.lab.load.records import ClusterCounts
 from r2_serve.lab.load.replicas import ReadReplicas
 from r2_serve.lab.load.run_directory import RequestFile, claim, read_timeline, under_way
 from r2_serve.lab.load.session import LoadOptions, run_load
 from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Workload
+from r2_serve.lab.workload.failures import NodeDies, ReplicaDies
 from r2_serve.ops.local.controller_log import PolicyFailed
 from tests.support.load_endpoint import chunk, event, router_app, serving, sse_app, whole
 
@@ -171,10 +173,10 @@ def failing_policy() -> ReadReplicas:
     """A reader of replica counts that finds an autoscaling policy failing at its third reading."""
     errors = iter([None, None, PolicyFailed("an autoscaling policy fails: ValueError: no requests")])
 
-    def read() -> dict[str, ReplicaCount]:
+    def read() -> ClusterCounts:
         if (error := next(errors)) is not None:
             raise error
-        return {}
+        return ClusterCounts()
 
     return read
 
@@ -189,6 +191,32 @@ async def test_failing_autoscaling_policy_ends_the_run_with_its_error_and_a_summ
             await run_load(workload(20, 60.0), url, options, replicas=failing_policy())
     summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
     assert summary.info.is_interrupted and summary.wall_s < 30
+
+
+async def test_failures_of_the_workload_happen_at_their_times(tmp_path: Path) -> None:
+    async def answer(number: int) -> list[bytes]:
+        return whole()
+
+    failures = [{"at_s": 0.3, "kills": "node"}, {"at_s": 0.1, "kills": "replica", "app": "m"}]
+    asked = Workload.model_validate({**workload(8, 1.0).model_dump(), "failures": failures})
+    happened: list[str] = []
+    async with serving(sse_app(answer)) as url:
+        with pytest.raises(ConfigError, match="they happen on a local cluster only"):
+            await run_load(asked, url, LoadOptions(out=tmp_path / "none"))
+        await run_load(
+            asked, url, LoadOptions(out=tmp_path / "run"), kill=lambda failure: happened.append(failure.kills)
+        )
+    assert happened == ["replica", "node"]
+
+
+@pytest.mark.parametrize(("app", "told"), [("m-smal", "did you mean 'm-small'?"), (None, "besides the head")])
+def test_failure_of_what_a_local_cluster_lacks_is_refused_before_it_starts(
+    app: str | None, told: str
+) -> None:
+    failure = NodeDies(at_s=1, kills="node") if app is None else ReplicaDies(at_s=1, kills="replica", app=app)
+    with pytest.raises(ConfigError) as e:
+        check_failures([failure], ["m-small"], has_nodes=False)
+    assert told in e.value.message
 
 
 async def test_refusal_is_counted_by_its_status_and_code(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from r2_serve.lab.load.cells import figure_rows, verdict
 from r2_serve.lab.load.page import page
 from r2_serve.lab.load.records import LoadRecord, QueueState, ReplicaCount, TimelineSample
-from r2_serve.lab.load.replicas import replica_counts
-from r2_serve.lab.load.summary import Distribution, RunInfo, deployment_use, summarize
+from r2_serve.lab.load.replicas import cluster_counts
+from r2_serve.lab.load.summary import Distribution, RunInfo, deployment_use, node_seconds, summarize
 from r2_serve.lab.workload import Slo
 
 
@@ -163,11 +163,57 @@ def test_gpu_cost_is_gpu_seconds_times_the_price() -> None:
     assert summary.gpu_usd == pytest.approx(0.2)
 
 
-def test_replicas_in_serves_details_are_counted_by_state() -> None:
-    replicas = [{"state": state} for state in ("RUNNING", "RUNNING", "STARTING", "STOPPING", "UPDATING")]
-    deployment = {"replicas": replicas, "target_num_replicas": 4, "required_resources": {"CPU": 1, "GPU": 1}}
-    counts = replica_counts({"m-small": {"deployments": {"Model": deployment}}})
-    assert counts == {"m-small/Model": ReplicaCount(running=3, starting=1, stopping=1, target=4, gpus=1.0)}
+def serve_details(*replicas: tuple[str, str | None], gpus: float = 1, **app: object) -> dict[str, object]:
+    """Serve's details of one model with replicas of these states and nodes."""
+    deployment = {
+        "replicas": [{"state": state, "node_id": node} for state, node in replicas],
+        "target_num_replicas": 4,
+        "required_resources": {"CPU": 1, "GPU": gpus},
+    }
+    return {"m-small": {"deployments": {"Model": deployment}, **app}}
+
+
+def test_replicas_in_serves_details_are_counted_by_state_and_their_gpus_by_node() -> None:
+    states = (("RUNNING", "a"), ("RUNNING", "a"), ("STARTING", None), ("STOPPING", "b"), ("UPDATING", "a"))
+    counts = cluster_counts(serve_details(*states, gpus=0.5), ["a", "b", "c"])
+    assert counts.deployments == {
+        "m-small/Model": ReplicaCount(running=3, starting=1, waiting=1, stopping=1, target=4, gpus=0.5)
+    }
+    assert counts.nodes == {"a": 1.5, "b": 0.5, "c": 0.0}
+
+
+def test_gpus_of_a_placement_group_are_those_of_all_its_bundles() -> None:
+    """Serve's details name the actor's own resources alone: none, where workers have the GPUs."""
+    entry = {"name": "Model", "placement_group_bundles": [{"CPU": 1}, *[{"GPU": 1}] * 4]}
+    details = serve_details(("RUNNING", "a"), gpus=0, deployed_app_config={"deployments": [entry]})
+    counts = cluster_counts(details, ["a"])
+    assert counts.deployments["m-small/Model"].gpus == 4.0 and counts.nodes == {"a": 4.0}
+
+
+def test_replica_that_waits_for_a_node_holds_no_gpu() -> None:
+    waits = ReplicaCount(running=1, starting=1, waiting=1, stopping=1, target=2, gpus=2.0)
+    samples = [sample(t).model_copy(update={"deployments": {"a": waits}}) for t in (0.0, 10.0)]
+    use = deployment_use(samples)["a"]
+    assert (use.replica_s, use.starting_s, use.gpu_s) == (20.0, 10.0, 40.0)
+
+
+def test_node_seconds_count_nodes_that_are_up_idle_or_not() -> None:
+    up = [{"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.5}, {"b": 0.0}]
+    timeline = [sample(10.0 * i, {"m": (1, 0)}, nodes=nodes) for i, nodes in enumerate(up)]
+    assert node_seconds(timeline) == 10 * (1.5 + 2 + 1.5)
+    assert node_seconds([sample(0, {"m": (1, 0)}), sample(9, {"m": (1, 0)})]) is None
+
+
+def test_node_that_an_autoscaler_would_take_away_counts_until_its_idle_timeout() -> None:
+    """One of two nodes works from 10 to 20 s and from 80 s on; the other never does."""
+    used = [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    nodes = [{"a": gpus, "b": 0.0} for gpus in used]
+    timeline = [sample(10.0 * i, {"m": (1, 0)}, nodes=own) for i, own in enumerate(nodes)]
+    assert node_seconds(timeline) == 200.0
+    assert node_seconds(timeline, idle_timeout_s=25.0) == (10 + 25) + (10 + 10)
+    summary = summarize(info(node_idle_timeout_s=25.0), [record(0, 0.0, 1.0)], timeline)
+    assert summary.node_s == 55.0
+    assert dict(figure_rows(summary))["node-seconds"] == "55, of which a node is idle for 25 s at most"
 
 
 class Outside(HTMLParser):

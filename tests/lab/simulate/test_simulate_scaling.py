@@ -17,7 +17,7 @@ from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment, DeploymentOptions
 from r2_serve.lab.simulate.forecasts import Forecasts, WatchedShare
 from r2_serve.lab.simulate.hardware import Cluster, Hardware
-from r2_serve.lab.simulate.machines import Machines
+from r2_serve.lab.simulate.machines import Machines, Need
 from r2_serve.lab.simulate.metrics_path import HandleReports
 from r2_serve.lab.simulate.replicas import EngineReplica
 from r2_serve.lab.simulate.results import SimulatedRun
@@ -249,8 +249,6 @@ def planned_calls(sampling: WatchedShare) -> tuple[float, ...]:
         query: Any = _Open(index, SimpleNamespace(form=form))
         forecasts.opened(query)
         forecasts.allocated(query)
-    forecasts.start()
-    clock.run(until=0.1)
     return forecasts.demand_of("m").planned
 
 
@@ -273,10 +271,12 @@ def test_forecast_from_one_query_in_three_equals_that_of_all_if_all_are_alike() 
     assert WatchedShare.of(100_000, 200, 100) == WatchedShare(stride=500, num_routers=20)
 
 
-def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -> tuple[Deployment, Machines]:
+def deployment_on_machines(
+    clock: Clock, cluster: dict[str, Any], *bundles: float
+) -> tuple[Deployment, Machines]:
     machines = Machines(clock, Cluster.model_validate(cluster))
     options = DeploymentOptions(
-        "m/Model", 10, -1, gpus=gpus, start_s=5.0, stop_s=0.0, hop_s=0.0, initial_replicas=0
+        "m/Model", 10, -1, need=Need(bundles), start_s=lambda: 5.0, stop_s=0.0, hop_s=0.0, initial_replicas=0
     )
     return Deployment(
         clock, options, lambda d: EngineReplica(clock, SPEED, d.done), machines, random.Random(0)
@@ -286,7 +286,7 @@ def deployment_on_machines(clock: Clock, cluster: dict[str, Any], gpus: float) -
 def test_replicas_wait_for_nodes_which_are_paid_from_boot_to_end() -> None:
     clock = Clock()
     nodes = {"gpus_per_node": 4, "max_nodes": 2, "boot_s": 60, "idle_timeout_s": 100}
-    deployment, machines = deployment_on_machines(clock, {"nodes": nodes, "gpu_usd_per_hour": 3600}, gpus=2)
+    deployment, machines = deployment_on_machines(clock, {"nodes": nodes, "gpu_usd_per_hour": 3600}, 2.0)
     deployment.scale_to(5)
     clock.run(until=59)
     assert (len(deployment.running), deployment.num_starting) == (0, 5)
@@ -302,7 +302,7 @@ def test_replicas_wait_for_nodes_which_are_paid_from_boot_to_end() -> None:
 
 def test_fixed_cluster_gives_its_gpus_in_the_order_of_requests() -> None:
     clock = Clock()
-    deployment, machines = deployment_on_machines(clock, {"gpus": 3, "gpu_usd_per_hour": 3600}, gpus=1)
+    deployment, machines = deployment_on_machines(clock, {"gpus": 3, "gpu_usd_per_hour": 3600}, 1.0)
     deployment.scale_to(5)
     clock.run(until=10)
     assert (len(deployment.running), deployment.num_starting) == (3, 2)
