@@ -192,7 +192,12 @@ class TrainingRun:
         return directory / "final"
 
     def sft_pair(self) -> Pair:
-        """Both modules as `sft` left them. Raises: ConfigError if one is missing."""
+        """Both modules as `sft` left them. Raises: ConfigError if one is missing, or both are one."""
+        if self.described.virtual.decomposer.allocates:
+            raise ConfigError(
+                "GRPO trains a decomposer and an allocator apart, but this decomposer allocates: take what "
+                "`r2-train sft --module decomposer` made, or set allocates: false"
+            )
         pair: Pair = {module: self.directory / module / "sft" / "final" for module in MODULES}
         missing = [module for module, path in pair.items() if not has_final(path.parent)]
         if missing:

@@ -57,6 +57,11 @@ class VirtualModelConfig(Config):
     `r2-serve publish` writes it here."""
     earlier_plan_files: tuple[str, ...] = ()
     """Files that were used before, the latest last, to which `r2-serve rollback --plan` goes back."""
+    explore: float = Field(default=0.0, ge=0, le=0.5)
+    """The share of choices that go to another model of the pool than the one chosen, drawn at random among
+    those that are no dearer than the default model. The trace has the probability of each choice, so that
+    books of served traffic give estimates for every model. 0.05 gives thirty replies of each of two other
+    models in 1,200 queries. 0: nothing is drawn, as each draw may cost an answer its quality."""
     context: Literal["full", "needed", "stated"] = "full"
     """What steps read of the client's conversation. `needed`: inner steps read its system messages, and all
     of it only where the plan says that a step needs it; the allocator then reads the plan alone. `stated`:

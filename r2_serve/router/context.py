@@ -47,6 +47,7 @@ class TraceDraft:
 
     policy: str = LEARNED
     shares: dict[str, float] = field(default_factory=dict)
+    propensities: tuple[float, ...] = ()
     savings: Savings | None = None
     decision: Decision | None = None
     plan: Plan | None = None
@@ -127,6 +128,7 @@ class QueryContext:
             context=self.query.context,
             policy=draft.policy,
             shares=draft.shares,
+            propensities=draft.propensities,
             decision=draft.decision,
             num_plan_samples=draft.num_plan_samples,
             num_plan_rejected=draft.num_plan_rejected,

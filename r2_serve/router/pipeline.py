@@ -34,6 +34,7 @@ from r2_serve.router.costs import Costs
 from r2_serve.router.decomposer import Decomposes, Decomposition
 from r2_serve.router.demand import Demand, QueryDemand
 from r2_serve.router.events import EventBus
+from r2_serve.router.explore import explored
 from r2_serve.router.fitted_plan import read_fitted_plan
 from r2_serve.router.foresight import Whole, whole_query
 from r2_serve.router.gates import OWN, GateShelf
@@ -284,7 +285,8 @@ async def _answer_by_plan(
         check_template(plan, query)
         how = choice.allocator(plan) if has_to_save else (virtual.allocator, allocator_reads(query, virtual))
         allocation = await _allocate(context, virtual, made, policy, *how)
-        draft.allocation = with_able_models(query, context.gates, virtual.pool, plan, allocation)
+        allocation = with_able_models(query, context.gates, virtual.pool, plan, allocation)
+        draft.allocation = allocation if has_to_save else explored(context, virtual, plan, allocation)
         cost = choice.plan_cost(plan, draft.allocation.models)
         draft.decision = draft.decision.model_copy(update={"plan_usd": cost.total_usd})
         limits = choice.step_limits(cost) if has_to_save else None

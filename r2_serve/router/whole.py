@@ -6,6 +6,7 @@ from r2_serve.config import VirtualModelConfig
 from r2_serve.router.allocator import everything_to
 from r2_serve.router.context import QueryContext
 from r2_serve.router.demand import QueryDemand
+from r2_serve.router.explore import explored
 from r2_serve.router.plan_run import PlanRun
 from r2_serve.router.synthesis import Final, synthesize
 from r2_serve.types import Plan
@@ -19,7 +20,8 @@ async def answer_whole(
     Raises: SubtaskFailed, BudgetExceeded, PoisonousRequest.
     """
     plan = context.draft.plan = Plan.single(context.text)
-    allocation = context.draft.allocation = everything_to(action, plan)
+    allocation = explored(context, virtual, plan, everything_to(action, plan))
+    context.draft.allocation = allocation
     expected.plan(plan, context.gates.first_models(allocation))
     calls = await PlanRun(context, virtual, plan, allocation, expected).calls()
     return synthesize(plan, calls, context.query.sampling, context.limits)

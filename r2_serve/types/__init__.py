@@ -292,6 +292,8 @@ class Trace(Record):
     policy: str = "learned"
     shares: dict[str, float] = Field(default={})
     """The probability of each model where the policy draws one at random; empty where it does not."""
+    propensities: tuple[float, ...] = ()
+    """The probability of the model or gate chosen for each step, with `explore`; empty without."""
     decision: Decision | None = None
     """Whether the query was split, and why; None for a pool model asked by its name."""
     num_plan_samples: int = 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.lab.jsonl import JsonlLog, read_jsonl
 from r2_serve.types import Record
@@ -177,11 +176,6 @@ class Alternation:
 
     async def _examples(self, module: Module) -> list[Example]:
         train, grader, described = self.run.tasks.train, Grader(), self.run.described
-        if described.virtual.decomposer.allocates:
-            raise ConfigError(
-                "GRPO trains a decomposer and an allocator apart, but this decomposer allocates: take what "
-                "`r2-train sft` made, or set allocates: false"
-            )
         if module == "decomposer":
             return [plan_example(described, task.id, task.query) for task in train]
         async with self.run.pool(self.pair) as pool:

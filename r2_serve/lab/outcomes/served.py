@@ -5,8 +5,9 @@ the virtual model's name) and of each of its steps. `routers` makes one record f
 the router: the virtual model's name, or `NAME@CANDIDATE` where a candidate on trial answered. Answers of
 shadows are left out, as nobody could rate them.
 
-The propensity is the probability with which the router made its choice: the share of a policy that draws at
-random, or of the arm of a trial, and 1 where nothing was drawn. It is unknown where another model stood in.
+A gate answers under its own name. The propensity is the probability with which the router made its choice:
+the share of a policy that draws at random, that of an exploration (`explore`), or of the arm of a trial, and
+1 where nothing was drawn. It is unknown where another model stood in.
 """
 
 from __future__ import annotations
@@ -70,7 +71,12 @@ def _of_a_model(trace: Trace) -> Outcome:
     (result,) = trace.results
     more = {"cost_usd": result.cost_usd, "seconds": result.end_s - result.start_s}
     more |= {"confidence": result.confidence, "propensity": _propensity(trace, result)}
-    return _record(trace, result.model, result.usage, more)
+    return _record(trace, _answered_by(result), result.usage, more)
+
+
+def _answered_by(result: SubtaskResult) -> str:
+    """The model, or the gate: the answers that a gate keeps say little of the models that gave them."""
+    return result.model if result.gate is None else result.gate.name
 
 
 def _of_a_router(trace: Trace) -> Outcome:
@@ -95,7 +101,7 @@ def _of_a_step(trace: Trace, result: SubtaskResult) -> Outcome:
         "confidence": result.confidence,
         "propensity": _propensity(trace, result),
     }
-    return _record(trace, result.model, result.usage, more)
+    return _record(trace, _answered_by(result), result.usage, more)
 
 
 def _record(trace: Trace, model: str, usage: Usage, more: Mapping[str, object]) -> Outcome:
@@ -118,9 +124,12 @@ def _record(trace: Trace, model: str, usage: Usage, more: Mapping[str, object]) 
 
 def _propensity(trace: Trace, result: SubtaskResult) -> float | None:
     """The probability that the policy chose this model; None if it chose another one, or is not known."""
-    chosen = trace.allocation.models[result.id - 1] if trace.allocation else result.model
-    if chosen != result.model:
+    answered = _answered_by(result)
+    chosen = trace.allocation.models[result.id - 1] if trace.allocation else answered
+    if chosen != answered:
         return None
+    if trace.propensities:
+        return trace.propensities[result.id - 1]
     if trace.session is not None and trace.session.state != "new":
         return None
     return trace.shares.get(chosen) if trace.shares else 1.0

@@ -139,6 +139,26 @@ def test_random_policy_and_feedback_give_estimates_of_every_model(tmp_path: Path
         assert estimate["accuracy_ips"]["value"] == pytest.approx(SKILL[estimate["model"]], abs=0.1)
 
 
+def test_exploration_and_feedback_give_estimates_of_a_gate_and_of_every_model(tmp_path: Path) -> None:
+    gate = {"ask": ["small", "large"], "accept": [{"kind": "agreement"}]}
+    served = Served(
+        tmp_path / "traces", plan="never", policy="one:careful", gates={"careful": gate}, explore=0.4
+    )
+    for number in range(400):
+        served.ask(f"q{number}")
+        allocation = served.router.trace.allocation
+        assert allocation is not None
+        right = {"careful": 0.95, **SKILL}[allocation.models[0]]
+        served.rate(f"q{number}", float((number * 37) % 100 < 100 * right))
+    book, report = tmp_path / "served.book", tmp_path / "report.json"
+    run("outcomes", "import", "traces", str(tmp_path / "traces"), "-o", str(book))
+    run("replay", str(book), "--json", str(report))
+    found = {model["model"]: model for model in json.loads(report.read_text())["models"]}
+    assert {name: model["refused"] for name, model in found.items()} == dict.fromkeys((*SKILL, "careful"))
+    for name, right in {"careful": 0.95, **SKILL}.items():
+        assert found[name]["accuracy_dr"]["value"] == pytest.approx(right, abs=0.12)
+
+
 def test_choices_by_a_rule_give_no_estimate(tmp_path: Path) -> None:
     served = Served(tmp_path / "traces", plan="never", policy="one:large")
     for number in range(80):
