@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Mapping
 
 from ray import serve
@@ -23,6 +24,7 @@ from r2_serve.cluster.handles import ServedAllocator, ServedDecomposer, ServedEn
 from r2_serve.cluster.metrics import ReplicaMetrics
 from r2_serve.cluster.siblings import Caught, Replicas, SiblingEvents
 from r2_serve.cluster.stages import StageReport, report_of
+from r2_serve.cluster.start_log import StartLog
 from r2_serve.cluster.view import ClusterView, with_deployed_engines
 from r2_serve.config import (
     AdapterLoad,
@@ -75,10 +77,12 @@ class ModelDeployment:
     """One local model on one engine. Its `user_config` is a `ModelTunables`."""
 
     def __init__(self, config: ModelServerConfig) -> None:
+        self._start = StartLog()
         _log_with_serve(Redactor.of())
         if config.engine.kind == "vllm" and os.getpgrp() != os.getpid():
             _log.warning(NO_GROUP)
         self._engine = make_local_engine(config.engine, is_in_replica=True)
+        self._start.engine_is_ready()
         self._adapters = AdapterSlots(self._engine)
         self._time = SharedTime()
         self._has_started = False
@@ -109,18 +113,22 @@ class ModelDeployment:
         await self._adapters.unload(name)
 
     async def generate(self, call: EngineCall) -> Completion:
+        began_s = time.monotonic()
         with self._time.call() as work:
             try:
                 completion = await self._engine.generate(call)
             except EngineError:
                 await self._end_with_its_engine()
                 raise
+            self._start.first_token(began_s)
             return completion.model_copy(update={"work": work()})
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        began_s = time.monotonic()
         with self._time.call() as work:
             try:
                 async for delta in self._engine.stream(call):
+                    self._start.first_token(began_s)
                     yield delta if delta.finish_reason is None else delta.model_copy(update={"work": work()})
             except EngineError:
                 await self._end_with_its_engine()
@@ -130,7 +138,9 @@ class ModelDeployment:
         """Ends the replica if the engine is dead. Serve's first check ends the start."""
         await self._end_with_its_engine()
         await self._engine.check_health()
-        self._has_started = True
+        if not self._has_started:
+            self._has_started = True
+            await self._start.serves()
 
     async def _end_with_its_engine(self) -> None:
         """Ends this process at once if its engine is dead, so that callers see a replica that died.

@@ -15,6 +15,9 @@ class PlanAheadConfig(Config):
 
     Measure it: if it is too low, replicas come too late; if it is too high, they wait for work.
     """
+    cold_starts: str | None = None
+    """File or directory of logs on the head's node with the cold starts of the past: three of four were as
+    quick as the time that then takes the place of `cold_start_s`. None uses `cold_start_s`."""
     drain_s: float = Field(default=5.0, gt=0)
     """Seconds in which a new replica should be through with the calls that wait for it."""
     trend: float = Field(default=1.0, ge=0, le=1)

@@ -15,6 +15,7 @@ WAITS_S = (2.0, 10.0, 30.0)
 """Seconds before each further try: restarts of a hub's server and lost connections pass within a minute."""
 IGNORED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "onnx/*")
 """Files that no engine of ours loads: weights in other formats than safetensors."""
+_spent_s: list[float] = []
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -45,6 +46,19 @@ def fetch(checkpoint: Checkpoint, sleep: Callable[[float], None] = time.sleep) -
 
     Raises: EngineUnavailable, which says whether the hub refused or could not be reached.
     """
+    began_s = time.monotonic()
+    try:
+        return _fetched(checkpoint, sleep)
+    finally:
+        _spent_s.append(time.monotonic() - began_s)
+
+
+def seconds_spent() -> float:
+    """Seconds that this process has spent on fetching weights: a part of its cold start."""
+    return sum(_spent_s)
+
+
+def _fetched(checkpoint: Checkpoint, sleep: Callable[[float], None]) -> str:
     from huggingface_hub import snapshot_download
 
     for wait_s in (*WAITS_S, None):

@@ -12,11 +12,14 @@ share is in `demand_board`.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
 from r2_serve.config import PlanAheadConfig
 from r2_serve.router.demand import ModelDemand
+from r2_serve.scaling.cold_starts import read_starts, usual_start_s
 from r2_serve.scaling.demand_board import latest_demand
 from r2_serve.scaling.plan_ahead import Fleet, replicas_needed
 
@@ -39,8 +42,9 @@ class PlanAhead:
     while no router has written its forecast for some seconds.
     """
 
-    def __init__(self, **kwargs: float) -> None:
+    def __init__(self, **kwargs: float | str | None) -> None:
         self._config = PlanAheadConfig.model_validate(kwargs)
+        self._measured_s: float | None = None
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int | float, State]:
         demand = latest_demand(str(ctx.app_name))
@@ -51,18 +55,25 @@ class PlanAhead:
 
     def decide(self, ctx: AutoscalingContext, demand: ModelDemand) -> tuple[float, State]:
         """Replicas for `demand`, and the state for the next call."""
-        config = self._config
+        config, lead_s = self._config, self._lead_s(str(ctx.app_name))
         num_others, seen = _others(ctx, demand.num_active)
         asked_at = _asked_at(ctx)
-        ready_in_s = tuple(
-            min(max(0.0, at + config.cold_start_s - ctx.current_time), config.cold_start_s) for at in asked_at
-        )
+        ready_in_s = tuple(min(max(0.0, at + lead_s - ctx.current_time), lead_s) for at in asked_at)
         fleet = Fleet(ctx.current_num_replicas, ctx.config.get_target_ongoing_requests(), ready_in_s)
-        needed = replicas_needed(
-            demand, fleet, lead_s=config.cold_start_s, drain_s=config.drain_s, trend=config.trend
-        )
+        needed = replicas_needed(demand, fleet, lead_s=lead_s, drain_s=config.drain_s, trend=config.trend)
         steadied, state = self._steadied(round(needed + num_others / fleet.calls_each, 3), ctx)
         return steadied, {ASKED_AT: asked_at, **seen, **state}
+
+    def _lead_s(self, app: str) -> float:
+        """The time that a replica takes to start: the measured one, where there is a file of starts.
+
+        Raises: ConfigError if that file has none of `app`.
+        """
+        if self._config.cold_starts is None:
+            return self._config.cold_start_s
+        if self._measured_s is None:
+            self._measured_s = usual_start_s(read_starts(Path(self._config.cold_starts)), app)
+        return self._measured_s
 
     def _steadied(self, needed: float, ctx: AutoscalingContext) -> tuple[float, State]:
         """Keeps the target for `downscale_delay_s` while no replica runs; Serve itself has no delay then.

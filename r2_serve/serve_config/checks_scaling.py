@@ -4,6 +4,7 @@ undo it."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from r2_serve.config import PlanAheadConfig
 from r2_serve.serve_config.applications import ServeFile
@@ -50,6 +51,10 @@ def _check_plan_ahead(file: ServeFile, path: KeyPath, scaling: YamlMapping) -> I
     kwargs = (*path, "policy", "policy_kwargs")
     if file.document.node(kwargs) is not None:
         yield from read_section(file.document, PlanAheadConfig, kwargs)[1]
+    policy = scaling.get("policy") or {}
+    given = (policy.get("policy_kwargs") or {}).get("cold_starts")
+    if isinstance(given, str) and not Path(given).exists():
+        yield file.error((*kwargs, "cold_starts"), f"no file or directory {given!r} on this machine")
     delay_s = scaling.get("upscale_delay_s", SERVE_DEFAULT_UPSCALE_DELAY_S)
     if isinstance(delay_s, int | float) and delay_s > 1:
         message = f"replicas would start {delay_s:g} s after the plans ask for them: say `upscale_delay_s: 0`"

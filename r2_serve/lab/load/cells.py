@@ -12,6 +12,10 @@ from r2_serve.lab.reports.terminal import usd
 
 LATENCY_COLUMNS = ("seconds", "mean", "p50", "p90", "p95", "p99", "max")
 DEPLOYMENT_COLUMNS = ("deployment", "replica-s", "of it starting", "most at once", "GPU-s")
+START_PARTS = ("node_s", "image_s", "process_s", "weights_s", "engine_s", "first_token_s", "on_node_s")
+START_COLUMNS = (
+    "cold starts of", "node", "image", "process", "weights", "engine", "first token", "on a node, p50 / p95"
+)  # fmt: skip
 SLOWEST_COLUMNS = (
     "request", "to be sent at, s", "late, ms", "first token, s", "latency, s", "subtasks", "outcome"
 )  # fmt: skip
@@ -84,6 +88,15 @@ def deployment_rows(summary: LoadSummary) -> Iterator[tuple[str, ...]]:
     """Rows of `DEPLOYMENT_COLUMNS`."""
     for name, use in summary.deployments.items():
         yield name, f"{use.replica_s:.1f}", f"{use.starting_s:.1f}", str(use.max_replicas), f"{use.gpu_s:.1f}"
+
+
+def start_rows(summary: LoadSummary) -> Iterator[tuple[str, ...]]:
+    """Rows of `START_COLUMNS`: medians of the parts in seconds."""
+    for app, parts in summary.cold_starts.items():
+        known = [parts.get(part) for part in START_PARTS]
+        medians = (seconds(None if spread is None else spread.p50) for spread in known[:-1])
+        whole = known[-1]
+        yield app, *medians, "-" if whole is None else f"{seconds(whole.p50)} / {seconds(whole.p95)}"
 
 
 def slowest_rows(records: Iterable[LoadRecord]) -> Iterator[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from r2_serve.lab.load.session import LoadOptions
     from r2_serve.lab.workload import Workload
     from r2_serve.lab.workload.failures import Failure
+    from r2_serve.scaling.cold_starts import ColdStart
 
 
 def load(
@@ -149,6 +150,8 @@ class _Target:
     replicas: ReadReplicas | None = None
     """Counts its replicas."""
     kill: Kill | None = None
+    starts: Callable[[], list[ColdStart]] | None = None
+    """Reads the cold starts so far."""
     """Makes failures happen; None on a cluster that this process has not started."""
 
 
@@ -160,7 +163,13 @@ def _run(workload: Workload, target: _Target, options: LoadOptions, console: Con
     with progress(workload.name, workload.duration_s, console) as watcher:
         summary = asyncio.run(
             run_load(
-                workload, target.url, options, replicas=target.replicas, kill=target.kill, watcher=watcher
+                workload,
+                target.url,
+                options,
+                replicas=target.replicas,
+                kill=target.kill,
+                starts=target.starts,
+                watcher=watcher,
             )
         )
     print_summary(summary, console)
@@ -191,7 +200,7 @@ def _target(
         yield _Target(url, dashboard_replicas(Dashboard(dashboard)) if dashboard is not None else None)
         return
     from r2_serve.lab.load.failing import check_failures, local_kill
-    from r2_serve.lab.load.replicas import local_replicas
+    from r2_serve.lab.load.replicas import local_replicas, local_starts
     from r2_serve.lab.workload import SCRIPTED_POOL
     from r2_serve.ops.local.cluster import free_port, local_cluster, prepare_environment
     from r2_serve.ops.local.nodes import local_nodes
@@ -213,4 +222,4 @@ def _target(
         )
         base_url = stack.enter_context(cluster)
         read = local_replicas(loaded)
-        yield _Target(base_url, read, local_kill(read, several))
+        yield _Target(base_url, read, local_kill(read, several), local_starts)

@@ -60,5 +60,11 @@ def _sections(
         yield small("Replicas running and starting, integrated over the run until its last reply.")
     else:
         yield note("Replicas were not counted: give --dashboard, or --config for a local cluster.")
+    if summary.cold_starts:
+        yield "<h3>Cold starts</h3>"
+        yield rows_table(cells.START_COLUMNS, cells.start_rows(summary))
+        yield small(
+            "Medians in seconds. On a node: from the request for a replica to its service, without the node."
+        )
     yield "<h3>Slowest requests</h3>"
     yield rows_table(cells.SLOWEST_COLUMNS, cells.slowest_rows(records), "outcome")

@@ -61,6 +61,8 @@ def print_summary(summary: LoadSummary, console: Console) -> None:
     console.print(figures_table(cells.LATENCY_COLUMNS, cells.latency_rows(summary)))
     if summary.deployments:
         console.print(figures_table(cells.DEPLOYMENT_COLUMNS, cells.deployment_rows(summary)))
+    if summary.cold_starts:
+        console.print(figures_table(cells.START_COLUMNS, cells.start_rows(summary)))
     for warning in summary.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from r2_serve.cluster.serve_api import Dashboard
-from r2_serve.errors import ServeApiError
+from r2_serve.errors import ConfigError, ServeApiError
 from r2_serve.lab.load.records import ClusterCounts, ReplicaCount
 from r2_serve.ops.local.controller_log import ControllerLog
+from r2_serve.scaling.cold_starts import ColdStart, read_starts
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import gpu_bundles
 
@@ -53,6 +55,16 @@ def local_replicas(config: ServeConfig) -> ReadReplicas:
         return cluster_counts(found, [node["NodeID"] for node in alive if node["Resources"].get("GPU")])
 
     return read
+
+
+def local_starts() -> list[ColdStart]:
+    """The cold starts of the models in the cluster that this process started, by the logs of its replicas."""
+    from ray._private.worker import global_worker
+
+    try:
+        return read_starts(Path(global_worker.node.get_session_dir_path()) / "logs" / "serve")
+    except ConfigError:
+        return []
 
 
 def cluster_counts(applications: Mapping[str, Any], gpu_nodes: Iterable[str]) -> ClusterCounts:

@@ -3,6 +3,7 @@ it.
 
 requests.jsonl   a line per request, as each ends; with grades once the run is over
 timeline.jsonl   a line per interval
+starts.log       a line per cold start of a model's replica, of a local cluster
 summary.json     the figures
 report.html      the page
 """
@@ -24,6 +25,7 @@ from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.runs import put_aside
 
 REQUESTS, TIMELINE, SUMMARY, REPORT = "requests.jsonl", "timeline.jsonl", "summary.json", "report.html"
+STARTS = "starts.log"
 FREE_SPACE = "free some space and run it again with --set-aside, which keeps what is there"
 """Advice on a full disk. A load cannot continue where it stopped, as its queues are gone."""
 

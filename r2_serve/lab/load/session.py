@@ -14,6 +14,7 @@ import httpx
 
 from r2_serve.client import new_client
 from r2_serve.errors import ConfigError, R2Error
+from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.jsonl import replacing_jsonl
@@ -25,6 +26,7 @@ from r2_serve.lab.load.records import LoadRecord, TimelineSample
 from r2_serve.lab.load.replicas import ReadReplicas
 from r2_serve.lab.load.run_directory import (
     REQUESTS,
+    STARTS,
     RequestFile,
     claim,
     logs,
@@ -36,6 +38,7 @@ from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Request, Workload
 from r2_serve.lab.workload.tasks import BenchmarkTasks, load_benchmark
+from r2_serve.scaling.cold_starts import ColdStart, read_starts
 
 GRADED_AT_ONCE = 64
 
@@ -74,6 +77,7 @@ async def run_load(
     *,
     replicas: ReadReplicas | None = None,
     kill: Kill | None = None,
+    starts: Callable[[], list[ColdStart]] | None = None,
     watcher: Watcher | None = None,
 ) -> LoadSummary:
     """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others
@@ -106,6 +110,8 @@ async def run_load(
             )
             async with _failing(workload, kill):
                 sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
+            if starts is not None and (found := await asyncio.to_thread(starts)):
+                write_whole(options.out / STARTS, "\n".join(start.line() for start in found))
             outcome = {"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted}
             return await _reported(workload, options.out, info.model_copy(update=outcome), sent.fault)
 
@@ -243,7 +249,8 @@ def _interrupting(task: asyncio.Task[None]) -> Iterator[None]:
 def write_summary(directory: Path, info: RunInfo) -> LoadSummary:
     """Writes the report of what is in `directory`. Raises: RunError, OSError."""
     records, timeline = RequestFile(directory), list(read_timeline(directory))
-    summary = summarize(info, records, timeline)
+    starts = read_starts(directory / STARTS) if (directory / STARTS).exists() else ()
+    summary = summarize(info, records, timeline, starts)
     write_report(directory, summary, records, timeline)
     return summary
 

@@ -23,6 +23,7 @@ from pydantic import Field
 from r2_serve.lab.load.records import LoadRecord, ReplicaCount, TimelineSample
 from r2_serve.lab.runs import code_version, machine_line
 from r2_serve.lab.workload import Slo, Workload
+from r2_serve.scaling.cold_starts import PARTS, ColdStart
 from r2_serve.types import Record
 
 LATE_S = 0.05
@@ -149,6 +150,8 @@ class LoadSummary(Record):
     gpu_usd: float
     node_s: float | None = None
     """Seconds of nodes with GPUs; None if they were not counted."""
+    cold_starts: dict[str, dict[str, Distribution]] = Field(default_factory=dict)
+    """Each part of the cold starts of each application (`r2_serve.scaling.cold_starts`)."""
     warnings: tuple[str, ...] = ()
 
 
@@ -162,7 +165,10 @@ def is_good(record: LoadRecord, slo: Slo) -> bool:
 
 
 def summarize(
-    info: RunInfo, records: Iterable[LoadRecord], timeline: Sequence[TimelineSample]
+    info: RunInfo,
+    records: Iterable[LoadRecord],
+    timeline: Sequence[TimelineSample],
+    starts: Sequence[ColdStart] = (),
 ) -> LoadSummary:
     """Reads `records` once: a run of millions needs memory for three numbers each."""
     tally = _Tally(info.slo)
@@ -200,8 +206,19 @@ def summarize(
         gpu_s=gpu_s,
         gpu_usd=gpu_s / 3600 * info.gpu_usd_per_hour,
         node_s=node_seconds(timeline, info.node_idle_timeout_s),
+        cold_starts=_start_times(starts),
         warnings=tuple(_warnings(info, lateness)),
     )
+
+
+def _start_times(starts: Sequence[ColdStart]) -> dict[str, dict[str, Distribution]]:
+    found: dict[str, dict[str, Distribution]] = {}
+    for app in sorted({start.app for start in starts}):
+        own = [start for start in starts if start.app == app]
+        times = {part: [getattr(start, part) for start in own] for part in (*PARTS, "on_node_s")}
+        known = {part: Distribution.of([t for t in all_ if t is not None]) for part, all_ in times.items()}
+        found[app] = {part: spread for part, spread in known.items() if spread is not None}
+    return found
 
 
 def deployment_use(timeline: Sequence[TimelineSample]) -> dict[str, DeploymentUse]:

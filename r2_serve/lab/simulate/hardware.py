@@ -69,8 +69,11 @@ class HostedSpeed(Config):
 
     ttft_s: float = Field(ge=0)
     """Median time to the first token."""
-    tokens_per_s: float = Field(gt=0)
-    """Median speed of the reply."""
+    tokens_per_s: float | None = Field(default=None, gt=0)
+    """Median speed of the reply; not with `traces`."""
+    traces: str | None = None
+    """Traces of a router (file or directory), relative to this file. A call takes as long as one that the
+    model answered there with about as many tokens, drawn at random; as many calls fail as did there."""
     spread: float = Field(default=0.0, ge=0, le=3)
     """Standard deviation of the logarithm of a call's time (log-normal); 0 gives every call the median."""
     requests_per_minute: float | None = Field(default=None, gt=0)
@@ -79,6 +82,12 @@ class HostedSpeed(Config):
     burst_s: float = Field(default=1.0, gt=0)
     """Seconds' worth of a limit that may be used at once."""
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.tokens_per_s is None) == (self.traces is None):
+            raise ValueError("give `tokens_per_s` or `traces`, one of them")
+        return self
+
 
 class ModelHardware(Config):
     """Speed of one pool model."""
@@ -86,11 +95,19 @@ class ModelHardware(Config):
     speed: SpeedConfig | None = None
     """Speed of a local model; it replaces a scripted model's own."""
     hosted: HostedSpeed | None = None
+    cold_starts: str | None = None
+    """File or directory of logs with cold starts of the model's application, relative to this file. Each
+    simulated start on a node that is up takes as long as one of them, drawn at random, in place of
+    `replica_start_s` and `start_s`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.speed is None) == (self.hosted is None):
-            raise ValueError("give `speed` (a local model) or `hosted` (a model behind an API), one of them")
+        if self.hosted is not None and (self.speed is not None or self.cold_starts is not None):
+            raise ValueError("`hosted` (a model behind an API) has no `speed` and no `cold_starts`")
+        if self.speed is None and self.hosted is None and self.cold_starts is None:
+            raise ValueError(
+                "give `speed` or `cold_starts` (a local model), or `hosted` (a model behind an API)"
+            )
         return self
 
 
@@ -106,5 +123,16 @@ class Hardware(Config):
 
 
 def load_hardware(path: Path) -> Hardware:
-    """Reads a hardware file. Raises: ConfigError listing every error with its line."""
-    return read_file(path, Hardware)
+    """Reads a hardware file; the names in it are relative to it. Raises: ConfigError listing every error."""
+    hardware = read_file(path, Hardware)
+    models = {name: _located(model, path.parent) for name, model in hardware.models.items()}
+    return hardware.model_copy(update={"models": models})
+
+
+def _located(model: ModelHardware, directory: Path) -> ModelHardware:
+    hosted, starts = model.hosted, model.cold_starts
+    if hosted is not None and hosted.traces is not None:
+        hosted = hosted.model_copy(update={"traces": str(directory / hosted.traces)})
+    return model.model_copy(
+        update={"hosted": hosted, "cold_starts": None if starts is None else str(directory / starts)}
+    )

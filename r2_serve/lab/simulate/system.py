@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r2_serve.config import (
@@ -30,6 +31,7 @@ from r2_serve.lab.simulate.metrics_path import HandleReports
 from r2_serve.lab.simulate.replicas import DelayReplica, EngineReplica, Room, StageReplica
 from r2_serve.lab.workload.failures import NodeDies, ReplicaDies
 from r2_serve.router.able import replacing
+from r2_serve.scaling.cold_starts import read_starts
 from r2_serve.serve_config import ServeConfig
 from r2_serve.serve_config.applications import ALLOCATOR, DECOMPOSER, MODEL, ROUTER, gpu_bundles
 from r2_serve.serve_config.defaults import default_options
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig
 
 UNLIMITED = 1_000_000_000
+StartTime = Callable[[], float]
 MakeReplica = Callable[[Deployment], Replica]
 MakePolicy = Callable[[str, "AutoscalingConfig"], ScalingPolicy]
 """Makes the policy of an application, without Serve's delays, from its name and its `AutoscalingConfig`."""
@@ -215,10 +218,21 @@ class SystemBuilder:
         if name not in self._deployments:
             engine = self.config.model_apps[app].engine
             speed = self._speed(card, engine)
-            start_s, hop_s = speed.start_s if speed else 0.0, self.hardware.overheads.hop_s
+            start_s, hop_s = self._start_s(card, app, speed), self.hardware.overheads.hop_s
             make = self._engine(card, engine)
             self._deploy(app, MODEL, make, start_s=start_s, hop_s=hop_s, can_die=speed is not None)
         return self._deployments[name]
+
+    def _start_s(self, card: ModelConfig | None, app: str, speed: SpeedConfig | None) -> StartTime:
+        """The time of each start on a node that is up: measured where there is a log, else the constant."""
+        known = self.hardware.models.get(card.name) if card else None
+        constant_s = self.hardware.overheads.replica_start_s + (speed.start_s if speed else 0.0)
+        if known is None or known.cold_starts is None:
+            return lambda: constant_s
+        times = [start.on_node_s for start in read_starts(Path(known.cold_starts)) if start.app == app]
+        if not times:
+            raise ConfigError(f"{known.cold_starts} has no cold start of application {app!r}")
+        return lambda: self.draw.choice(times)
 
     def _engine(self, card: ModelConfig | None, engine: LocalEngineConfig) -> MakeReplica:
         speed, clock = self._speed(card, engine), self.clock
@@ -249,7 +263,7 @@ class SystemBuilder:
         name: str,
         make_replica: MakeReplica,
         *,
-        start_s: float = 0.0,
+        start_s: StartTime | None = None,
         hop_s: float = 0.0,
         can_die: bool = False,
     ) -> Deployment:
@@ -261,7 +275,7 @@ class SystemBuilder:
             max_queued_requests=given.get("max_queued_requests", -1),
             need=self._need(app, name, given),
             can_die=can_die,
-            start_s=lambda: overheads.replica_start_s + start_s,
+            start_s=start_s or (lambda: overheads.replica_start_s),
             stop_s=overheads.replica_stop_s,
             hop_s=hop_s,
             initial_replicas=int(given.get("num_replicas") or 1)
