@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 
+from benchmarks import page
 from benchmarks.eval_throughput import ask_models, ask_router, measure, measure_by_hand
 from tests import ROOT
 
@@ -28,3 +29,11 @@ def test_runner_router_and_models_answer_the_same_tasks_correctly(policy: str) -
         measure_by_hand("models by hand", ask_models(policy), 4, 2),
     ]
     assert all(row["tasks_per_s"] > 0 for row in rows)
+
+
+def test_ratio_of_percentiles_has_the_interval_of_its_pairs() -> None:
+    slow = [[2.0, 4.0, 6.0], [2.0, 4.0, 8.0]]
+    fast = [[each / 2 for each in block] for block in slow]
+    assert page.ratio(slow, fast, 50) == [2.0, 2.0, 2.0], "each pair says the same"
+    middle, low, high = page.ratio(slow, [[1.0, 2.0, 3.0], [2.0, 4.0, 8.0]], 50)
+    assert low == 1.0 < middle < high == 2.0

@@ -26,7 +26,7 @@ from r2_serve.http.keys import ClientKey
 from r2_serve.http.redaction import redacted
 from r2_serve.http.sse import EventStream, raise_when_gone, run_with
 from r2_serve.router.backend import RouterBackend
-from r2_serve.router.events import Follower, Told
+from r2_serve.router.events import Audience, Follower
 from r2_serve.router.past import events_of
 from r2_serve.types import Event, Json, Trace
 
@@ -70,54 +70,57 @@ class Watching:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange, recent = Exchange.of(scope), _recent(QueryParams(scope["query_string"]))
         stream = EventStream(send, self.server.heartbeat_s, CHAT.heartbeat)
-        key = exchange.key
-        client = key.name if key is not None and key.is_restricted else None
-        with self.backend.events.following(client) as follower, self.others.watched():
+        audience = self._audience(exchange.key)
+
+        def written(happened: Event) -> bytes:
+            shown = happened.shortened() if audience.may_read(happened) else happened.without_texts()
+            return event(event_json(shown, exchange.redact), f"r2.{shown.kind}")
+
+        with self.backend.events.following(audience, written) as follower, self.others.watched():
             await stream.write(_note("watching"))
             companions = [raise_when_gone(receive), stream.beat()]
-            await run_with(companions, self._send_all(follower, stream, exchange, client, recent))
+            await run_with(companions, self._send_all(follower, stream, audience, written, recent))
+
+    def _audience(self, key: ClientKey | None) -> Audience:
+        if key is None:
+            return Audience(None, None)
+        sees = key.name if key.is_restricted else None
+        return Audience(sees, None if self.server.events.texts else key.name)
 
     async def _send_all(
-        self, follower: Follower, stream: EventStream, exchange: Exchange, client: str | None, recent: int
+        self,
+        follower: Follower,
+        stream: EventStream,
+        audience: Audience,
+        written: Callable[[Event], bytes],
+        recent: int,
     ) -> None:
         if recent:
-            for told in await self._latest(follower, client, recent):
-                await stream.write(self._sent_as(told, exchange))
+            for events in await self._latest(follower, audience, recent):
+                await stream.write(b"".join(map(written, events)))
                 await asyncio.sleep(0)  # queries go first
             await stream.write(_note("live"))
         while True:
             news, num_lost = await follower.news()
             lost = _note("lost", events=num_lost) if num_lost else b""
-            await stream.write(lost + b"".join(self._sent_as(told, exchange) for told in news))
+            await stream.write(lost + news)
 
-    async def _latest(self, follower: Follower, client: str | None, recent: int) -> list[Told]:
-        """The latest queries of all replicas, the oldest first. What follows goes on from there."""
+    async def _latest(self, follower: Follower, audience: Audience, recent: int) -> list[list[Event]]:
+        """The events of each of the latest queries, the oldest first. What follows goes on from there."""
         past, running = await self.others.latest()
         follower.skip()
         bus = self.backend.events
-        finished = _latest(past + bus.past.traces(), client)[-recent:]
-        running = _latest(running + bus.running(), client)
-        return [Told(*events_of(trace)) for trace in finished] + [
-            Told(*(happened.shortened() for happened in events_of(trace, is_over=False))) for trace in running
+        finished = _seen(past + bus.past.traces(), audience)[-recent:]
+        running = _seen(running + bus.running(), audience)
+        return [events_of(trace) for trace in finished] + [
+            events_of(trace, is_over=False) for trace in running
         ]
 
-    def _sent_as(self, told: Told, exchange: Exchange) -> bytes:
-        """The bytes of `told`, which are the same for all who may read the same."""
-        may_read = self._may_read(exchange.key, told.events[0])
-        if may_read not in told.sent_as:
-            shown = (happened if may_read else happened.without_texts() for happened in told.events)
-            pieces = (event(event_json(each, exchange.redact), f"r2.{each.kind}") for each in shown)
-            told.sent_as[may_read] = b"".join(pieces)
-        return told.sent_as[may_read]
 
-    def _may_read(self, key: ClientKey | None, happened: Event) -> bool:
-        return key is None or key.name == happened.client or self.server.events.texts
-
-
-def _latest(traces: Iterable[Trace], client: str | None) -> list[Trace]:
-    """The queries that `client` may see, each once, in the order in which they came."""
-    seen = {trace.task: trace for trace in traces if client is None or trace.client == client}
-    return sorted(seen.values(), key=lambda trace: trace.began_s)
+def _seen(traces: Iterable[Trace], audience: Audience) -> list[Trace]:
+    """The queries that the audience may see, each once, in the order in which they came."""
+    found = {trace.task: trace for trace in traces if audience.sees in (None, trace.client)}
+    return sorted(found.values(), key=lambda trace: trace.began_s)
 
 
 def _recent(params: QueryParams) -> int:

@@ -61,7 +61,7 @@ def redacted(value: T, redact: Callable[[str], str], *, spared: str) -> T:
     def clean(item: object) -> object:
         if isinstance(item, str):
             return redact(item)
-        if isinstance(item, Mapping):
+        if isinstance(item, dict):
             return {name: child if name == spared else clean(child) for name, child in item.items()}
         return [clean(child) for child in item] if isinstance(item, list) else item
 
