@@ -123,5 +123,6 @@ def convert(gguf: Path, folder: Path) -> None:
     assert end is not None
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     tokenizer.model_max_length = CONTEXT_TOKENS
+    tokenizer.clean_up_tokenization_spaces = False  # it would take spaces from code
     model.save_pretrained(folder)
     complete_checkpoint(folder, tokenizer)

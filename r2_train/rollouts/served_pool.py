@@ -48,6 +48,8 @@ from r2_train.rollouts.described_pool import DescribedPool, with_experiments, wi
 from r2_train.rollouts.throw_away import AdaptedEngine, AdapterHost, Borrowed, ServedHost, can_serve
 
 Context: TypeAlias = Literal["full", "needed", "stated"]
+REFUSALS = ("AnswerWithheld", "ContextOverflow", "EngineRefused")
+"""Errors of calls that a model gives again for the same prompt. All others are outages."""
 BATCH_SIZE = 512
 """Number of calls that an engine in this process decodes together."""
 
@@ -66,8 +68,20 @@ class Rollout:
 
     @property
     def has_failed(self) -> bool:
-        """True if an outage left no answer. That tells nothing about the plan."""
-        return self.error is not None and not self.is_refused
+        """True if an outage left no answer, or an answer without the router's own plan and models. That tells
+        nothing about either."""
+        return self.failure is not None
+
+    @property
+    def failure(self) -> str | None:
+        """What the outage was; None if there was none."""
+        if self.error is not None:
+            return None if self.is_refused else self.error
+        for stage in ("decompose", "allocate"):
+            errors = [call.error for call in self.calls if call.stage == stage]
+            if errors and all(error is not None and error not in REFUSALS for error in errors):
+                return f"{stage}: {errors[0]}"
+        return None
 
     @property
     def plan(self) -> Plan | None:

@@ -7,7 +7,9 @@ probabilities that are learned from are the model's own, without the grammar.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,6 @@ from transformers.generation import LogitsProcessorList
 from trl import GRPOTrainer
 
 from r2_serve.engines.grammar import Constraint, Grammars
-from r2_serve.errors import ConfigError
 from r2_serve.types import Json
 from r2_train.config import Module
 from r2_train.rollouts.described_pool import DescribedPool
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptIds = tuple[int, ...]
+MAX_REQUESTS = 16
+"""Requests to a vLLM server at the same time, one for each schema of a batch."""
 
 
 def schemas_by_prompt(
@@ -75,17 +78,19 @@ class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyp
 
     @contextlib.contextmanager
     def _by_vllm(self) -> Iterator[None]:
-        if self.vllm_generation.mode != "colocate":
-            raise ConfigError(
-                "rollouts that keep to a schema need `vllm_mode: colocate`: TRL's server takes one schema "
-                "for all prompts"
-            )
-        llm = self.vllm_generation.llm
-        llm.generate = partial(_generate_each, llm.generate, self._of)
+        """With a server, the first rank asks for the prompts of all."""
+        if self.vllm_generation.mode == "server":
+            asked, each = getattr(self.vllm_generation, "vllm_client", None), _ask_each
+        else:
+            asked, each = self.vllm_generation.llm, _generate_each
+        if asked is None:
+            yield
+            return
+        asked.generate = partial(each, asked.generate, self._of)
         try:
             yield
         finally:
-            del llm.generate
+            del asked.generate
 
     def _of(self, prompt_ids: Sequence[int]) -> Json | None:
         return self.schemas.get(tuple(prompt_ids))
@@ -122,3 +127,35 @@ def _generate_each(
         params.structured_outputs = None if schema is None else StructuredOutputsParams(json=schema)
         each.append(params)
     return generate(prompts, sampling_params=each, **more)
+
+
+def _ask_each(
+    generate: Callable[..., dict[str, Any]], schema_of: Callable[[Sequence[int]], Json | None], *,
+    prompts: list[list[int]], n: int, generation_kwargs: dict[str, Any] | None = None, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The `generate` of TRL's client of a vLLM server, which takes one schema: a request for each schema.
+
+    The server answers `n` replies per prompt, those of one prompt in a row.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        groups.setdefault(json.dumps(schema_of(prompt)), []).append(place)
+
+    def ask(schema: str, places: list[int]) -> dict[str, Any]:
+        wanted = json.loads(schema)
+        form = {} if wanted is None else {"structured_outputs": {"json": wanted}}
+        given = {**(generation_kwargs or {}), **form}
+        return generate(prompts=[prompts[i] for i in places], n=n, generation_kwargs=given, **more)
+
+    with ThreadPoolExecutor(MAX_REQUESTS) as pool:
+        outputs = list(pool.map(ask, groups, groups.values()))
+    merged: dict[str, Any] = {}
+    for name, values in outputs[0].items():
+        width = 1 if name == "prompt_ids" else n
+        merged[name] = None if values is None else [None] * (width * len(prompts))
+    for places, output in zip(groups.values(), outputs, strict=True):
+        for name, values in output.items():
+            width = 1 if name == "prompt_ids" else n
+            for i, place in enumerate(places) if values is not None else ():
+                merged[name][width * place : width * (place + 1)] = values[width * i : width * (i + 1)]
+    return merged

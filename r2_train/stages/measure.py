@@ -18,14 +18,17 @@ from r2_train.config import AlternateConfig
 from r2_train.rollouts.progress import map_all
 from r2_train.rollouts.served_pool import Rollout, ServedPool
 from r2_train.stages.rewards import Reference
+from r2_train.stages.rows import Outages
 from r2_train.stages.tasks import verdict
 
 
 class RouterScore(Record):
-    """A router's figures over all tasks. A task that failed or could not be graded counts as wrong."""
+    """A router's figures. Costs and paths are means over all tasks."""
 
     num_tasks: int
     accuracy: float
+    """Share of right answers among the tasks with a verdict: failed calls give none, and neither does a
+    grader that cannot tell."""
     worker_cost_ratio: float
     total_cost_ratio: float
     """Cost of the workers and of the router's own calls, over the reference's cost."""
@@ -35,6 +38,7 @@ class RouterScore(Record):
     calls_per_query: dict[str, float]
     """Mean number of calls to each model, with the decomposer and the allocator."""
     num_failed: int
+    """Tasks without a verdict, because calls failed."""
     num_plan_fallbacks: int
 
     def value(self, weights: AlternateConfig) -> float:
@@ -46,14 +50,23 @@ class RouterScore(Record):
 async def measure(
     pool: ServedPool, tasks: Sequence[Task], grader: Grader, reference: Reference
 ) -> RouterScore:
-    """Runs every task through the whole router. Raises: SpendLimitReached."""
+    """Runs every task through the whole router.
 
-    async def one(task: Task) -> tuple[Rollout, bool]:
+    Raises: SpendLimitReached; EngineUnavailable if calls of too many tasks failed to rank routers by the
+    others. The same command asks again for what failed.
+    """
+
+    async def one(task: Task) -> tuple[Rollout, bool | None]:
         rollout = await pool.run(f"measure-{task.id}", task.query)
-        return rollout, bool(await verdict(grader, task, rollout))
+        return rollout, await verdict(grader, task, rollout)
 
     results = await map_all(tasks, one, num_at_once=pool.num_at_once)
     rollouts, n = [rollout for rollout, _ in results], len(results)
+    outages = Outages()
+    for rollout in rollouts:
+        outages.count(rollout.failure)
+    outages.check(least=1)
+    verdicts = [is_right for _, is_right in results if is_right is not None]
     plans = [rollout.plan for rollout in rollouts if rollout.plan is not None]
     traces = [rollout.trace for rollout in rollouts if rollout.trace is not None]
     calls = Counter(call.model for rollout in rollouts for call in rollout.calls)
@@ -62,14 +75,14 @@ async def measure(
     path_tokens = sum(rollout.critical_path_tokens for rollout in rollouts)
     return RouterScore(
         num_tasks=n,
-        accuracy=sum(is_right for _, is_right in results) / n,
+        accuracy=sum(verdicts) / max(1, len(verdicts)),
         worker_cost_ratio=worker_cost / n / reference.cost_usd,
         total_cost_ratio=total_cost / n / reference.cost_usd,
         critical_path_ratio=reference.path_ratio(path_tokens / n),
         mean_subtasks=sum(len(plan.subtasks) for plan in plans) / max(1, len(plans)),
         mean_depth=sum(plan.depth for plan in plans) / max(1, len(plans)),
         calls_per_query={model: count / n for model, count in sorted(calls.items())},
-        num_failed=sum(rollout.error is not None for rollout in rollouts),
+        num_failed=outages.num_failed,
         num_plan_fallbacks=sum(trace.plan_fallback is not None for trace in traces),
     )
 

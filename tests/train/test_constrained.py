@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from trl import GRPOConfig  # noqa: E402
 
 from r2_serve.prompts.conversation import asked  # noqa: E402
-from r2_train.stages.constrained import ConstrainedGrpoTrainer, _generate_each, schemas_by_prompt  # noqa: E402
+from r2_train.stages.constrained import ConstrainedGrpoTrainer, _ask_each, _generate_each, schemas_by_prompt  # noqa: E402
 from r2_train.stages.examples import Example  # noqa: E402
 from r2_train.stages.flat_rewards import Stopped, StopWhenFlat, read_stopped  # noqa: E402
 from r2_train.stages.model_files import complete_checkpoint, load_tokenizer  # noqa: E402
@@ -112,6 +112,32 @@ def test_vllm_gets_the_schema_of_each_prompt() -> None:
     )
     assert reply == "outputs"
     assert given[0].json == {"type": "object"} and given[1] is None
+
+
+def test_vllm_server_gets_a_request_for_each_schema() -> None:
+    """The bodies are read by vLLM's own class, and the replies come back in the order of the prompts."""
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    def generate(*, prompts: Any, n: int, generation_kwargs: Any, max_tokens: int) -> dict[str, Any]:
+        body = {"model": "m", "prompt": prompts, "n": n, "max_tokens": max_tokens, **generation_kwargs}
+        wanted = CompletionRequest.model_validate(body).structured_outputs
+        schema = None if wanted is None else wanted.json["enum"]
+        replies = [(prompt, schema, i) for prompt in prompts for i in range(n)]
+        return {"prompt_ids": prompts, "completion_ids": replies, "logprobs": None}
+
+    schemas = {(1,): {"enum": ["a"]}, (2,): {"enum": ["b"]}, (4,): {"enum": ["a"]}}
+    prompts = [[1], [2], [3], [4]]
+    output = _ask_each(
+        generate, lambda ids: schemas.get(tuple(ids)), prompts=prompts, n=2, max_tokens=9,
+        generation_kwargs={"seed": 1},
+    )  # fmt: skip
+    assert output["prompt_ids"] == prompts and output["logprobs"] is None
+    assert output["completion_ids"] == [
+        (prompt, schema, i)
+        for prompt, schema in zip(prompts, (["a"], ["b"], None, ["a"]), strict=True)
+        for i in range(2)
+    ]
 
 
 def test_trained_model_names_the_end_token_of_its_template(tmp_path: Path) -> None:
