@@ -79,10 +79,9 @@ class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyp
     @contextlib.contextmanager
     def _by_vllm(self) -> Iterator[None]:
         """With a server, the first rank asks for the prompts of all."""
-        if self.vllm_generation.mode == "server":
-            asked, each = getattr(self.vllm_generation, "vllm_client", None), _ask_each
-        else:
-            asked, each = self.vllm_generation.llm, _generate_each
+        is_server = self.vllm_generation.mode == "server"
+        asked = getattr(self.vllm_generation, "vllm_client" if is_server else "llm", None)
+        each: Callable[..., Any] = _ask_each if is_server else _generate_each
         if asked is None:
             yield
             return
