@@ -16,7 +16,7 @@ BASE    := .venv/base-installed
 ALL     := .venv/all-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval retrain test test-rest test-all test-fast gpu-smoke lint style audit \
+.PHONY: help install demo eval retrain test test-rest test-all test-fast test-llm gpu-smoke lint style audit \
   audit-if-online conformance bench bench-gateway lock clean
 
 help:  ## this list
@@ -62,11 +62,11 @@ eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tabl
 retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=words|scan, SEEDS=1)
 	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
-FAST := not ray and not engine and not train and not gpu and not sandbox and not browser
+FAST := not ray and not engine and not train and not gpu and not sandbox and not browser and not llm
 # Two processes; each file of tests, with its cluster or models, stays on one of them.
 TWO := -q -n 2 --dist loadfile --no-loadscope-reorder
 SMOKE := smoke and not slow and not gpu
-SLOW := (ray or engine or sandbox or train or browser) and not gpu
+SLOW := (ray or engine or sandbox or train or browser or (llm and not slow)) and not gpu
 
 test: $(ALL)  ## the default tier, with real Ray, a real engine, the sandbox and a training step
 	@.ci/system-packages
@@ -80,6 +80,9 @@ test-all: test test-rest  ## every tier that needs no GPU
 
 test-fast: $(ALL)  ## the default tier alone: no Ray, no torch, no network
 	$(BIN)/pytest $(TWO) $(PYTEST)
+
+test-llm: $(ALL)  ## all tests of a real chat model: also its training and publishing, ten minutes
+	$(BIN)/pytest -q -m llm tests/llm $(PYTEST)
 
 GPU_TEST := $(if $(wildcard /dev/nvidiactl),runs/gpu/installed,$(ALL))
 GPU_BIN  := $(if $(wildcard /dev/nvidiactl),runs/gpu/bin,$(BIN))

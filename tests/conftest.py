@@ -26,7 +26,7 @@ PACKAGES = {
 """The Debian package of each program that a test may need."""
 
 
-SLOW_TIERS = ("ray", "train", "engine", "sandbox", "browser")
+SLOW_TIERS = ("ray", "train", "engine", "sandbox", "browser", "llm")
 
 
 @functools.cache

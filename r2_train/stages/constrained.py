@@ -78,7 +78,7 @@ class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyp
 
     @contextlib.contextmanager
     def _by_vllm(self) -> Iterator[None]:
-        """With a server, the first rank asks for the prompts of all."""
+        """A server is asked by the first rank, for the prompts of all."""
         is_server = self.vllm_generation.mode == "server"
         asked = getattr(self.vllm_generation, "vllm_client" if is_server else "llm", None)
         each: Callable[..., Any] = _ask_each if is_server else _generate_each
