@@ -14,7 +14,9 @@ from r2_serve.lab.load.plots import BLUE, GREEN, GREY, RED, WIDTH_INCHES, counts
 from r2_serve.lab.load.records import TimelineSample
 from r2_serve.lab.reports.svg import STYLE, svg
 
-_COLORS = (GREY, RED, BLUE, GREEN, "#c98a2b", "#7a5ca8")
+_COLORS = (
+    GREY, RED, BLUE, GREEN, "#c98a2b", "#7a5ca8", "#333333", "#4fb3b3", "#d684b4", "#8a6d3b"
+)  # fmt: skip
 _ALL_IN_TIME = 104.0
 """Upper limit of the axis of percentages: it has room for a point at 100 %, and no tick above."""
 

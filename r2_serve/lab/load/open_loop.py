@@ -66,6 +66,7 @@ class LoadCounts:
             queue=queue,
             deployments=cluster.deployments,
             nodes=cluster.nodes,
+            engines=cluster.engines,
         )
 
 

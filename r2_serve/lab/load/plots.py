@@ -85,6 +85,7 @@ def timeline_plot(records: Iterable[LoadRecord], timeline: Sequence[TimelineSamp
         partial(_rates, shown=shown),
         partial(_queue, timeline=timeline),
         *(partial(_replicas, timeline=timeline, name=name) for name in _scaled(timeline)),
+        *([partial(_engines, timeline=timeline)] if any(sample.engines for sample in timeline) else []),
         partial(_latency, shown=shown, slo=slo),
         partial(_spend, timeline=timeline),
     ]
@@ -175,6 +176,14 @@ def _replicas(axes: Axes, timeline: Sequence[TimelineSample], name: str) -> None
     axes.fill_between(times, running, present, step="post", color=RED, alpha=0.45, lw=0, label="starting")
     axes.step(times, [c.target for c in counts], where="post", color=GREY, lw=1, ls="--", label="target")
     replica_axes(axes, name)
+
+
+def _engines(axes: Axes, timeline: Sequence[TimelineSample]) -> None:
+    times = [sample.t_s for sample in timeline]
+    states = [list(sample.engines.values()) for sample in timeline]
+    axes.plot(times, [sum(s.running for s in own) for own in states], color=GREEN, lw=1.2, label="at work")
+    axes.plot(times, [sum(s.waiting for s in own) for own in states], color=RED, lw=1.2, label="waiting")
+    axes.set_ylabel("in engines")
 
 
 def _latency(axes: Axes, shown: Sequence[Window], slo: Slo) -> None:

@@ -76,6 +76,17 @@ class ReplicaCount(Record):
     """GPUs of each replica: a fraction of one, or the sum over the bundles of its placement group."""
 
 
+class EngineState(Record):
+    """The work of all engines of one deployment at one moment."""
+
+    running: int
+    """Sequences at work; calls at replicas where engines report none."""
+    waiting: int = 0
+    """Sequences that wait for a place in a batch."""
+    kv_use: float | None = None
+    """Share of the key-value cache in use at the fullest replica; None if unknown."""
+
+
 class ClusterCounts(Record):
     """What a cluster holds at one moment."""
 
@@ -83,6 +94,8 @@ class ClusterCounts(Record):
     """Replicas by APPLICATION/DEPLOYMENT; empty if they could not be counted."""
     nodes: dict[str, float] = Field(default_factory=dict)
     """GPUs in use on each node that has some and is up or boots, by the node's id; empty if unknown."""
+    engines: dict[str, EngineState] = Field(default_factory=dict)
+    """Engines by APPLICATION/DEPLOYMENT; empty if they could not be asked."""
 
 
 class QueueState(Record):

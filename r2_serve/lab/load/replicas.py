@@ -15,6 +15,7 @@ from typing import Any
 
 from r2_serve.cluster.serve_api import Dashboard
 from r2_serve.errors import ConfigError, ServeApiError
+from r2_serve.lab.load.engine_metrics import read_engines
 from r2_serve.lab.load.records import ClusterCounts, ReplicaCount
 from r2_serve.ops.local.controller_log import ControllerLog
 from r2_serve.scaling.cold_starts import ColdStart, read_starts
@@ -52,7 +53,9 @@ def local_replicas(config: ServeConfig) -> ReadReplicas:
         except RayError as e:
             raise ServeApiError(f"Serve's controller does not answer: {e}") from e
         found = {name: {**app, **deployed.get(name, {})} for name, app in details["applications"].items()}
-        return cluster_counts(found, [node["NodeID"] for node in alive if node["Resources"].get("GPU")])
+        counts = cluster_counts(found, [node["NodeID"] for node in alive if node["Resources"].get("GPU")])
+        pages = (f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in alive)
+        return counts.model_copy(update={"engines": read_engines(pages)})
 
     return read
 

@@ -18,6 +18,7 @@ from r2_serve.lab.jsonl import replacing_jsonl
 from r2_serve.lab.load.open_loop import LoadCounts
 from r2_serve.lab.load.records import (
     ClusterCounts,
+    EngineState,
     LoadRecord,
     QueueState,
     ReplicaCount,
@@ -27,6 +28,7 @@ from r2_serve.lab.load.run_directory import REQUESTS, TIMELINE, write_report
 from r2_serve.lab.load.summary import LoadSummary, RunInfo, summarize
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.hardware import Hardware
+from r2_serve.lab.simulate.replicas import EngineReplica
 from r2_serve.lab.simulate.router import (
     DEADLINE,
     OK,
@@ -149,8 +151,18 @@ class Recorder:
         system = router.system
         replicas = {name: _count(deployment) for name, deployment in system.deployments.items()}
         self.counts.spent_usd = Decimal(f"{self._spent_usd:.6f}")
-        cluster = ClusterCounts(deployments=replicas, nodes=system.machines.in_use())
+        engines = {name: _engines(deployment) for name, deployment in system.deployments.items()}
+        known = {name: state for name, state in engines.items() if state is not None}
+        cluster = ClusterCounts(deployments=replicas, nodes=system.machines.in_use(), engines=known)
         self.timeline.append(self.counts.sample(now_s, queue, cluster))
+
+
+def _engines(deployment: Deployment) -> EngineState | None:
+    """The batches of a deployment; None if its replicas have none."""
+    states = [replica.engine_state for replica in deployment.running if isinstance(replica, EngineReplica)]
+    if not states:
+        return None
+    return EngineState(running=sum(state[0] for state in states), waiting=sum(state[1] for state in states))
 
 
 def _count(deployment: Deployment) -> ReplicaCount:
