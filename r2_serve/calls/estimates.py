@@ -82,7 +82,7 @@ class Prompt:
         """An estimate within that bound, for a call that was sent but reported no usage."""
         received = likely_tokens(received_bytes)
         return Usage(
-            prompt_tokens=self._likely_prompt_tokens(),
+            prompt_tokens=self.likely_prompt_tokens,
             completion_tokens=received if max_tokens is None else min(received, max_tokens),
         )
 
@@ -109,7 +109,9 @@ class Prompt:
         rate = min(DENSE_CHARS_PER_TOKEN, self.chars_per_token)
         return sum(_most_tokens(text, rate) for text in dense) + self._media_tokens()
 
-    def _likely_prompt_tokens(self) -> int:
+    @property
+    def likely_prompt_tokens(self) -> int:
+        """An estimate of the prompt's tokens, as long as its usage is not reported."""
         if self.num_tokens is not None:
             return self.num_tokens
         likely = self.rate.likely

@@ -158,7 +158,8 @@ class ModelConfig(ModelCard):
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
-        copied.__dict__.pop("abilities", None)  # a copy may get another engine
+        for name in ("abilities", "query_chars"):
+            copied.__dict__.pop(name, None)  # a copy may get another engine
         return copied
 
     def lacking(self, needs: Iterable[Need]) -> Need | None:
@@ -192,7 +193,7 @@ class ModelConfig(ModelCard):
         """Tokens to reserve for a reply if the request names no limit."""
         return self.max_tokens or self.expected_tokens
 
-    @property
+    @cached_property
     def query_chars(self) -> int | None:
         """Most characters of a request that the model is sent as it is; None if its context is not known."""
         if not self.has_known_context:

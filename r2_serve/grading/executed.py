@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r2_serve.grading.p3 import extract_programs
+from r2_serve.grading.p3 import FIRST_COMPILED, extract_programs
 from r2_serve.grading.sandbox import Sandbox
 
 TIMEOUT_S = 10.0
@@ -26,24 +26,13 @@ async def executed_value(sandbox: Sandbox, answer: str) -> str | None:
 _RUN = """\
 import sys
 
-def compiled(program, is_last):
-    try:
-        return "eval", compile(program.strip(), "answer", "eval")
-    except SyntaxError:
-        pass
-    try:
-        return "exec", compile(program, "answer", "exec")
-    except SyntaxError:
-        if is_last:
-            raise
-
 programs = sys.stdin.read().split("\\0")
 names = {"__name__": "__main__"}
-kind, code = next(filter(None, (compiled(program, program is programs[-1]) for program in programs)))
+FIRST_COMPILED
 if kind == "eval":
     print(repr(eval(code, names)))
 else:
     exec(code, names)
     if "sol" in names:
         print(repr(names["sol"]()))
-"""
+""".replace("FIRST_COMPILED\n", FIRST_COMPILED)

@@ -111,15 +111,7 @@ _NAMES = "{'Dict': dict, 'List': list, 'Set': set, 'Tuple': tuple}"
 """The names that annotations of puzzles use without an import. Built-in types replace those of typing,
 whose import would take time."""
 
-_PROPOSE = """\
-import os, sys
-
-sat, *programs = sys.stdin.read().split("\\0")
-channel = os.dup(1)
-os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-names = {"__name__": "__main__", **NAMES}
-exec(sat, names)
-
+FIRST_COMPILED = """\
 def compiled(program, is_last):
     try:
         return "eval", compile(program.strip(), "answer", "eval")
@@ -132,6 +124,20 @@ def compiled(program, is_last):
             raise
 
 kind, code = next(filter(None, (compiled(program, program is programs[-1]) for program in programs)))
+"""
+"""Code that finds the first of `programs` that compiles: its `kind` (`eval` for an expression, `exec` for
+statements) and its `code`. If none does, the last one's SyntaxError ends it."""
+
+_PROPOSE = """\
+import os, sys
+
+sat, *programs = sys.stdin.read().split("\\0")
+channel = os.dup(1)
+os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+names = {"__name__": "__main__", **NAMES}
+exec(sat, names)
+
+FIRST_COMPILED
 if kind == "eval":
     value = eval(code, names)
 else:
@@ -142,7 +148,7 @@ else:
     value = names["sol"]()
 with open(channel, "w") as out:
     out.write(repr(value))
-""".replace("NAMES", _NAMES)
+""".replace("NAMES", _NAMES).replace("FIRST_COMPILED\n", FIRST_COMPILED)
 
 _CHECK = """\
 import ast, os, sys

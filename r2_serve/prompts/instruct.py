@@ -80,7 +80,7 @@ class InstructCodec:
         self._own = texts or Prompts()
 
     def with_prompts(self, prompts: Prompts | None) -> InstructCodec:
-        return InstructCodec(prompts)
+        return self if prompts is None else InstructCodec(prompts)
 
     def render_decompose(
         self, messages: Sequence[Message], max_subtasks: int, pool: Sequence[ModelCard] = ()

@@ -267,7 +267,7 @@ def prompt_tokens(
     forwarded: Json | None = None,
 ) -> int:
     """Likely tokens of a prompt to `member`."""
-    return member.prompt(messages, format_sent, forwarded).likely_usage(0, None).prompt_tokens
+    return member.prompt(messages, format_sent, forwarded).likely_prompt_tokens
 
 
 def call_usd(card: ModelConfig, prompt_tokens: int, reply_tokens: int, cached_tokens: int = 0) -> Decimal:

@@ -156,13 +156,13 @@ def _fits(member: PoolMember, spec: CallSpec, part: float = 1.0) -> bool:
     config = member.config
     if not config.has_known_context or not member.codec.takes_conversations:
         return True
-    return part * spec.prompt_for(member).likely_usage(0, None).prompt_tokens < config.context_tokens
+    return part * spec.prompt_for(member).likely_prompt_tokens < config.context_tokens
 
 
 def _too_long(context: QueryContext, names: Iterable[str], spec: CallSpec) -> InvalidRequest:
     members = [context.caller.pool[name] for name in names]
     largest = max(members, key=lambda member: member.config.context_tokens)
-    num_tokens = spec.prompt_for(largest).likely_usage(0, None).prompt_tokens
+    num_tokens = spec.prompt_for(largest).likely_prompt_tokens
     return InvalidRequest(
         f"the prompt has about {num_tokens} tokens, but the context of {largest.config.name} holds "
         f"{largest.config.context_tokens}, and no other model may take it: shorten the messages",

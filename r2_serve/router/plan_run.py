@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from r2_serve.calls.caller import CallResult, CallSpec
 from r2_serve.calls.ledger import total_cost_usd
@@ -27,6 +28,7 @@ from r2_serve.types import (
     Allocation,
     GateNote,
     Message,
+    Need,
     Plan,
     Sampling,
     Subtask,
@@ -80,8 +82,13 @@ class PlanRun:
     def _models_of(self, subtask: Subtask) -> StepModels:
         """The models that a step may ask: its own, or those of its gate that can take it."""
         query, gates, name = self.context.query, self.context.gates, self.allocation.models[subtask.id - 1]
-        needs = final_needs(query) if subtask.id == self.plan.final_id else inner_needs(query)
+        needs = final_needs(query) if subtask.id == self.plan.final_id else self._inner_needs
         return StepModels(gates.models(name, needs), gates.checkers(name))
+
+    @cached_property
+    def _inner_needs(self) -> tuple[Need, ...]:
+        """What every step but the last needs."""
+        return inner_needs(self.context.query)
 
     async def _calls(self, num_asked: int) -> dict[int, CallResult]:
         began_s = self.context.ledger.elapsed_s()

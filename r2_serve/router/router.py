@@ -131,13 +131,13 @@ class Router:
         asked = (query.messages, sampling.format_sent, sampling.forwarded)
         member = None if self._pipeline is None else self._pipeline.pool.get(query.model)
         if member is None:
-            return Prompt(*asked).likely_usage(0, None).prompt_tokens
+            return Prompt(*asked).likely_prompt_tokens
         if isinstance(member.engine, CountingEngine):
             timeout_s = member.config.timeout_s
             call = EngineCall(messages=query.messages, sampling=sampling, timeout_s=timeout_s)
             if (count := await member.engine.count_tokens(call)) is not None:
                 return count
-        return member.prompt(*asked).likely_usage(0, None).prompt_tokens
+        return member.prompt(*asked).likely_prompt_tokens
 
     async def ready(self) -> tuple[bool, str]:
         if self._pipeline is None:

@@ -77,7 +77,7 @@ async def _turn(
         session,
         {name: pool[name].config for name in able},
         instead=next(name for name in [*stand_ins(present, able, pool), *able] if name in able),
-        prompt_tokens=_prompt(context, pool[present]).likely_usage(0, None).prompt_tokens,
+        prompt_tokens=_prompt(context, pool[present]).likely_prompt_tokens,
         failure=sign_of_failure(query.messages, query.sampling.forwarded.get("tools")),
         now_s=sessions.now_s(),
     )
@@ -98,7 +98,7 @@ def _able(context: QueryContext, virtual: VirtualModelConfig) -> list[str]:
 
 def _has_room(context: QueryContext, member: PoolMember) -> bool:
     config, max_tokens = member.config, context.query.sampling.max_tokens or 0
-    tokens = _prompt(context, member).likely_usage(0, None).prompt_tokens + max_tokens
+    tokens = _prompt(context, member).likely_prompt_tokens + max_tokens
     return not config.has_known_context or tokens <= config.context_tokens
 
 
@@ -166,8 +166,8 @@ def _is_allocation_worth_it(
     asked = Prompt.to(
         allocator.config, allocator.codec.render_allocate(task.messages, task.plan, cards), None
     )
-    price_usd = turn_usd(allocator.config, asked.likely_usage(0, None).prompt_tokens, 0, ALLOCATION_TOKENS)
-    prompt_tokens = _prompt(context, pool[usual]).likely_usage(0, None).prompt_tokens
+    price_usd = turn_usd(allocator.config, asked.likely_prompt_tokens, 0, ALLOCATION_TOKENS)
+    prompt_tokens = _prompt(context, pool[usual]).likely_prompt_tokens
     return price_usd <= ALLOCATION_SHARE * turn_usd(pool[usual].config, prompt_tokens, 0, 0)
 
 

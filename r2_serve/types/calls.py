@@ -56,7 +56,7 @@ class Message(Record):
         if isinstance(self.content, tuple):
             content = (*self.content, part)
         blocks = self.blocks and (*self.blocks, part)
-        return self.saying(content).model_copy(update={"blocks": blocks})
+        return self.model_copy(update={"content": content, "blocks": blocks, "items": None})
 
     @property
     def is_plain(self) -> bool:

@@ -112,7 +112,7 @@ def test_text_without_words_counts_almost_a_token_per_character() -> None:
 def test_estimate_of_a_cut_call_uses_the_learned_rate() -> None:
     asked, text = member(), ENGLISH * 600
     taught(asked, rate=2.0)
-    likely = asked.prompt(user(text)).likely_usage(0, None).prompt_tokens
+    likely = asked.prompt(user(text)).likely_prompt_tokens
     assert likely == pytest.approx(len(text) / 2.0, rel=0.05)
 
 

@@ -230,6 +230,11 @@ MarginOption = Annotated[
     ),
 ]
 CsvOption = Annotated[Path | None, typer.Option("--csv", help="Write all numbers, a line for each policy.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
+OursOption = Annotated[
+    list[str] | None, typer.Option("--policy", "-p", help="Policies of A; default: all that B has too.")
+]
+TheirsOption = Annotated[list[str] | None, typer.Option("--with", help="Policies of B; default: those of A.")]
 LatexOption = Annotated[Path | None, typer.Option("--latex", help="Write the tables for booktabs.")]
 
 
@@ -286,14 +291,10 @@ def compare(
         Path, typer.Argument(help="A run directory, or a directory with the runs of several seeds.")
     ],
     b: Annotated[Path, typer.Argument(help="Another one; or the same, to compare two of its policies.")],
-    policy: Annotated[
-        list[str] | None, typer.Option("--policy", "-p", help="Policies of A; default: all that B has too.")
-    ] = None,
-    other: Annotated[
-        list[str] | None, typer.Option("--with", help="Policies of B; default: those of A.")
-    ] = None,
+    policy: OursOption = None,
+    other: TheirsOption = None,
     margin: MarginOption = 1.0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_out: JsonOption = None,
     csv: CsvOption = None,
     latex: LatexOption = None,
 ) -> None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r2_serve.lab.evaluation.cli import CsvOption, LatexOption, MarginOption, report_packages
+from r2_serve.lab.evaluation.cli import (
+    CsvOption,
+    JsonOption,
+    LatexOption,
+    MarginOption,
+    OursOption,
+    TheirsOption,
+    report_packages,
+)
 from r2_serve.lab.results.record import Kind, Order, State
 from r2_serve.ops.command_line import plain_errors
 
@@ -77,14 +85,10 @@ def compare(
     a: RunArgument,
     b: RunArgument,
     directory: DirectoryOption = RUNS,
-    policy: Annotated[
-        list[str] | None, typer.Option("--policy", "-p", help="Policies of A; default: all that B has too.")
-    ] = None,
-    other: Annotated[
-        list[str] | None, typer.Option("--with", help="Policies of B; default: those of A.")
-    ] = None,
+    policy: OursOption = None,
+    other: TheirsOption = None,
     margin: MarginOption = 1.0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_out: JsonOption = None,
     csv: CsvOption = None,
     latex: LatexOption = None,
 ) -> None:

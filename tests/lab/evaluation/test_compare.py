@@ -122,7 +122,7 @@ def test_report_is_written_for_a_paper(tmp_path: Path) -> None:
     assert [line["policy"] for line in lines] == ["r2", "single:large"]
     assert float(lines[0]["accuracy"]) == 0.9
     assert float(lines[1]["r2_accuracy_difference"]) == pytest.approx(0.1)
-    assert text.read_text().count(r"\toprule") == 2
+    assert text.read_text().count(r"\toprule") == 4, "policies, usage, comparisons and models"
     assert sorted(path.suffix for path in pictures.iterdir()) == [".pdf", ".pdf", ".svg", ".svg"]
     assert (pictures / "words-a-pareto.svg").read_text().startswith("<?xml")
     assert (pictures / "words-a-pareto.pdf").read_bytes().startswith(b"%PDF")
