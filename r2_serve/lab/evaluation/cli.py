@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from r2_serve.grading.named import GRADER_NAMES
 from r2_serve.grading.rows import BENCHMARKS, known_benchmark
 from r2_serve.lab.evaluation.benchmarks import Split
 from r2_serve.ops.command_line import RESUMES, ConfigOption, KeyOption, SetAsideOption, fail, plain_errors
+
+if TYPE_CHECKING:
+    from r2_serve.lab.evaluation.session import EvalRequest
 
 eval_app = typer.Typer(
     help="Run benchmarks against the router and its baselines, grade, report.", no_args_is_help=True
@@ -91,7 +94,9 @@ def run(
     at_once: Annotated[int, typer.Option(min=1, help="(policy, task) pairs under way.")] = 32,
     max_cost_usd: Annotated[
         Decimal | None,
-        typer.Option(parser=_usd, metavar="USD", help="Stop at this cost, earlier runs of DIR included."),
+        typer.Option(
+            parser=_usd, metavar="USD", help="Stop at this cost, earlier runs of DIR included; for each seed."
+        ),
     ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Ask again the tasks that got no answer.")
@@ -103,6 +108,9 @@ def run(
         int, typer.Option(min=1, help="Development tasks on which dot:tuned and its like are chosen.")
     ] = 100,
     seed: Annotated[int, typer.Option(help="Seed of every draw that a policy makes.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs with so many seeds, from --seed on, in DIR/seed-0 and so on.")
+    ] = 1,
     book: Annotated[
         Path | None,
         typer.Option("--book", help="Book of replies to read and add to; default: book.jsonl in DIR."),
@@ -129,14 +137,13 @@ def run(
               r2-serve eval run -b math -d MATH/test -p all -c serve_config.yaml --out runs/math
               r2-serve eval run -b qa -d mine.jsonl --grader number -p r2 -c serve_config.yaml --out runs/mine
               r2-serve eval run -b scan -d length -p single:scan-22k --limit 400 --out runs/scan
+              r2-serve eval run -b scan -d length -p r2 -p random --limit 200 --seeds 5 --out runs/seeds
               r2-serve eval report runs/scan
     """
-    from rich.console import Console
-
-    from r2_serve.lab.evaluation.manifest import Revision
+    from r2_serve.lab.evaluation.manifest import BOOK, Revision
     from r2_serve.lab.evaluation.policies import PolicyConfig
     from r2_serve.lab.evaluation.runner import RunOptions
-    from r2_serve.lab.evaluation.session import EvalRequest, run_session
+    from r2_serve.lab.evaluation.session import EvalRequest
 
     wanted: dict[Revision, bool] = {"prices": reprice, "grades": regrade}
     revised = tuple(name for name, is_wanted in wanted.items() if is_wanted)
@@ -161,14 +168,33 @@ def run(
         revised=revised,
         set_aside_other_run=set_aside,
     )
+    requests = [request]
+    if seeds > 1:
+        numbers = range(seed, seed + seeds)
+        requests = [
+            request.model_copy(
+                update={"seed": number, "out": out / f"seed-{number}", "book": book or out / BOOK}
+            )
+            for number in numbers
+        ]
+    for one in requests:
+        _run(one)
+    typer.echo(f"Now: r2-serve eval report {out}")
+
+
+def _run(request: EvalRequest) -> None:
+    """Carry out one run, and say how it ended."""
+    from rich.console import Console
+
+    from r2_serve.lab.evaluation.session import run_session
+
     with plain_errors(interrupted=RESUMES):
         standing = asyncio.run(run_session(request, Console(markup=False)))
     if standing.stopped_because is not None:
         fail(f"stopped after {standing.num_done} of {standing.num_total}: {standing.stopped_because}")
     if standing.num_failed:
         typer.echo(f"the last failure: {standing.last_failure}")
-    typer.echo(f"done: {counted(standing.num_done, 'row')}, {standing.num_failed} failed.", nl=False)
-    typer.echo(f" Now: r2-serve eval report {out}")
+    typer.echo(f"done: {counted(standing.num_done, 'row')}, {standing.num_failed} failed.")
 
 
 @eval_app.command()

@@ -32,6 +32,8 @@ class Setting:
     """Gates of the virtual model, which policies of serving may name."""
     max_subtasks: int = 16
     seed: int = 0
+    mute: frozenset[str] = frozenset()
+    """Models that report no log-probabilities, so that their confidence is never known."""
 
 
 @dataclass(frozen=True)

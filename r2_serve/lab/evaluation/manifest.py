@@ -19,7 +19,14 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, ValidationError
 
-from r2_serve.config import ModelServerConfig, RouterConfig, RoutingConfig
+from r2_serve.config import (
+    HostedEngineConfig,
+    ModelConfig,
+    ModelServerConfig,
+    RecordedEngineConfig,
+    RouterConfig,
+    RoutingConfig,
+)
 from r2_serve.engines import EMBEDDED_PREFIX, resolve_checkpoint
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
@@ -194,8 +201,21 @@ def setting_of(config: RouterConfig, routing: RoutingConfig, virtual_model: str,
     cards: dict[str, ModelCard] = {model.name: model for model in config.models}
     virtual = routing.virtual_models[virtual_model]
     return Setting(
-        virtual_model, virtual.pool, cards, tuple(virtual.gates), routing.limits.max_subtasks, seed
+        virtual_model=virtual_model,
+        pool=virtual.pool,
+        cards=cards,
+        gates=tuple(virtual.gates),
+        max_subtasks=routing.limits.max_subtasks,
+        seed=seed,
+        mute=frozenset(model.name for model in config.models if _is_mute(model)),
     )
+
+
+def _is_mute(model: ModelConfig) -> bool:
+    """Whether a model reports no log-probabilities; our own engines do, unless the config says otherwise."""
+    is_remote = isinstance(model.engine, HostedEngineConfig | RecordedEngineConfig)
+    says_no = model.capabilities.get("logprobs") is False
+    return says_no or (is_remote and "logprobs" not in model.abilities)
 
 
 def default_virtual_model(routing: RoutingConfig, benchmark: str) -> str:

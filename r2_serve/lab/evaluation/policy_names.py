@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 from r2_serve.config.imported import imported, is_import_path
@@ -69,6 +70,8 @@ def parse_policy(name: str, setting: Setting, config: PolicyConfig) -> EvalPolic
 
 
 KINDS = (R2, RANDOM, ALL, "single", "cot", "tot", "datashunt", "dot", "final-only", "cascade")
+BY_CONFIDENCE = ("dot", "cascade")
+"""Kinds that read how sure every model but the last is of its tokens."""
 SERVED = ("all", "one", "final-only", "random", "learned", "cheapest")
 """Kinds of policies of serving (`router.policies`)."""
 
@@ -115,19 +118,35 @@ def all_policies(setting: Setting) -> tuple[str, ...]:
     """
     pool = setting.pool
     small, large = pool[max(0, len(pool) - 3)], pool[-1]
+    left_out = without_confidence(setting)
     alone = (f"single:{model}" for model in pool)
     constant = (f"all:{model}" for model in pool)
     prompted = (f"cot:{large}", f"tot:{large}")
     final_only = (f"final-only:{small},{large}",) if small != large else ()
-    tuned = tuple(f"{kind}:{TUNED}" for kind in TUNABLE) if len(pool) > 1 else ()
+    kinds = [kind for kind in TUNABLE if kind not in left_out] if len(pool) > 1 else []
+    tuned = tuple(f"{kind}:{TUNED}" for kind in kinds)
     return (R2, *alone, *constant, *prompted, *tuned, *final_only, RANDOM)
+
+
+def without_confidence(setting: Setting) -> tuple[str, ...]:
+    """The kinds of policies that no models of the pool can have, as they read the confidence of a model that
+    another one follows."""
+    return BY_CONFIDENCE if setting.mute.issuperset(setting.pool[:-1]) else ()
+
+
+def reads_nothing(kind: str, models: Sequence[str], setting: Setting) -> bool:
+    """Whether a policy of this kind reads the confidence of a model that reports none."""
+    return kind in BY_CONFIDENCE and not setting.mute.isdisjoint(models[:-1])
 
 
 def fixed(name: str, setting: Setting) -> str:
     """The policy in place of `KIND:tuned` where there are too few tasks to tune on.
 
-    It has the third-largest model or the smallest one, and the largest; `cascade` has the whole pool.
+    It has the third-largest model or the smallest one, and the largest; `cascade` has the whole pool. Models
+    whose confidence it reads must report one.
     """
-    kind, pool = name.partition(":")[0], setting.pool
+    kind = name.partition(":")[0]
+    mute = setting.mute if kind in BY_CONFIDENCE else frozenset()
+    pool = [*(model for model in setting.pool[:-1] if model not in mute), setting.pool[-1]]
     models = pool if kind == "cascade" else (pool[max(0, len(pool) - 3)], pool[-1])
     return f"{kind}:{','.join(models)}"

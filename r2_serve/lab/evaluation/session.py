@@ -41,7 +41,13 @@ from r2_serve.lab.evaluation.manifest import (
     started,
 )
 from r2_serve.lab.evaluation.policies import ALL, R2, PolicyConfig
-from r2_serve.lab.evaluation.policy_names import all_policies, fixed, named_models, parse_policy
+from r2_serve.lab.evaluation.policy_names import (
+    all_policies,
+    fixed,
+    named_models,
+    parse_policy,
+    without_confidence,
+)
 from r2_serve.lab.evaluation.progress import counting, progress_of
 from r2_serve.lab.evaluation.revising import Cards, grade_book, regrade_rows, reprice_book, reprice_rows
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow
@@ -100,6 +106,9 @@ async def run_session(request: EvalRequest, console: Console) -> Standing:
     names, tuning = await _tuned(request, config, setting, names, split, console)
     manifest = _manifest(request, config, setting, names, tasks, split)
     source = _source(request, setting)
+    if ALL in request.policies and (kinds := without_confidence(setting)):
+        mute = ", ".join(sorted(setting.mute & set(setting.pool)))
+        _say(console, f"left out of `all`: {', '.join(kinds)}, as {mute} report no log-probabilities")
     is_halved = split == "test" and request.split is None
     side = " (the test half of the file: --split all takes all)" if is_halved else ""
     of = counted(len(names), "policy", "policies")
@@ -201,6 +210,9 @@ def policy_names(given: Sequence[str], setting: Setting, config: PolicyConfig) -
     names = tuple(dict.fromkeys(name for some in spelt_out for name in some))
     for name in set(names) - set(tuned_names(names)):
         parse_policy(name, setting, config)
+    for name in tuned_names(names):
+        if name.partition(":")[0] in without_confidence(setting):
+            raise ConfigError(f"{name} reads log-probabilities, which no model before the last reports")
     return names
 
 

@@ -26,7 +26,7 @@ from r2_serve.grading.rows import Task
 from r2_serve.lab.evaluation.asker import Asked, Asker
 from r2_serve.lab.evaluation.desk import Setting
 from r2_serve.lab.evaluation.policies import R2, TUNED, PolicyConfig
-from r2_serve.lab.evaluation.policy_names import parse_policy
+from r2_serve.lab.evaluation.policy_names import parse_policy, reads_nothing
 from r2_serve.lab.evaluation.rows import EvalRow
 from r2_serve.lab.evaluation.runner import Examiner, Work
 from r2_serve.lab.runs import RunError
@@ -79,6 +79,8 @@ def settings_of(kind: str, setting: Setting) -> Iterator[str]:
         triples = combinations(pool, 3) if len(pool) <= _LARGEST_POOL_OF_TRIPLES else ()
         chains = list(dict.fromkeys([*pairs, *triples, pool]))
     for chain in chains:
+        if reads_nothing(kind, chain, setting):
+            continue
         is_judged = kind == "datashunt" and setting.cards[chain[0]].codec != "compact"
         for tau in (None,) if is_judged else TAUS:
             yield f"{kind}:{','.join(chain)}{'' if tau is None else f'@{tau:g}'}"

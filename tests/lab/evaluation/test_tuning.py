@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from r2_serve.cli import app
 from r2_serve.errors import ConfigError
 from r2_serve.grading.graders import Grader
 from r2_serve.lab.evaluation.policies import PolicyConfig
-from r2_serve.lab.evaluation.policy_names import all_policies, parse_policy, split_tau
+from r2_serve.lab.evaluation.policy_names import all_policies, fixed, parse_policy, split_tau
 from r2_serve.lab.evaluation.tuning import TAUS, Tuning, settings_of, tune
 from tests.support.scripted_evaluation import asker_of, engines_of, scripts, setting, sums
 from tests.support.scripted_pool import scripted_yaml
@@ -90,6 +91,19 @@ def test_all_policies_hold_the_constant_allocations_and_the_tuned_baselines() ->
     assert {"all:small", "all:large", "dot:tuned", "cascade:tuned", "datashunt:tuned"} <= set(names)
 
 
+def test_policies_that_read_confidence_need_models_that_report_it() -> None:
+    all_silent = setting(capabilities={"logprobs": False})
+    assert not {"dot:tuned", "cascade:tuned"} & set(all_policies(all_silent))
+    assert "datashunt:tuned" in all_policies(all_silent)
+    assert list(settings_of("cascade", all_silent)) == []
+    only_the_last = dataclasses.replace(setting(), mute=frozenset({"large"}))
+    assert all_policies(only_the_last) == all_policies(setting())
+    three = dataclasses.replace(setting(), pool=("tiny", "small", "large"), mute=frozenset({"tiny"}))
+    assert {name.partition("@")[0] for name in settings_of("cascade", three)} == {"cascade:small,large"}
+    assert fixed("cascade:tuned", three) == "cascade:small,large"
+    assert fixed("datashunt:tuned", three) == "datashunt:tiny,large"
+
+
 def run(directory: Path, *more: object) -> Result:
     config = directory / "serve_config.yaml"
     config.write_text(scripted_yaml(replies={"large": ["I_WALK"]}))
@@ -140,5 +154,15 @@ def test_development_tasks_are_not_reported_with_tuned_policies(tmp_path: Path, 
 def test_few_development_tasks_leave_baselines_fixed(tmp_path: Path) -> None:
     ran = run(tmp_path, "-p", "cascade:tuned", "--tuning-tasks", 10)
     assert ran.exit_code == 0, ran.output
-    assert "too few to tune cascade:tuned" in " ".join(ran.output.split())
+    assert "to tune cascade:tuned: they stay fixed" in " ".join(ran.output.split())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["policies"] == ["cascade:small,large"]
+
+
+def test_several_seeds_are_run_by_one_command_and_reported_as_one(tmp_path: Path) -> None:
+    ran = run(tmp_path, "-p", "single:large", "-p", "random", "--seeds", 2)
+    assert ran.exit_code == 0, ran.output
+    folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert folders == ["seed-0", "seed-1"]
+    assert "asked for 0 replies" not in ran.output.partition("reused")[0].partition("came from")[0]
+    report = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "run")])
+    assert report.exit_code == 0 and "2 seeds" in report.output, report.output
