@@ -277,4 +277,4 @@ class _Alone:
     async def verdict(
         self, question: Question, heard: Sequence[Heard], asked: str, *, is_last: bool
     ) -> Verdict:
-        return Verdict(True, "last", "the fit found no gate that keeps its promise", len(heard) - 1)
+        return Verdict(True, "last", "the fit found no gate that does as well for less", len(heard) - 1)

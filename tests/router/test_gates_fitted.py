@@ -22,6 +22,7 @@ from r2_serve.lab.outcomes.book import Outcome, write_book
 from r2_serve.lab.outcomes.goals import fit_policy
 from r2_serve.lab.outcomes.grading import graded
 from r2_serve.lab.outcomes.importing import Source, priced, read_prices, recorded
+from r2_serve.lab.outcomes.simple import counting_gate
 from r2_serve.lab.outcomes.table import table_of
 from r2_serve.router.evidence import FittedJudge
 from r2_serve.router.gates import read_gate_file
@@ -128,6 +129,17 @@ def test_served_decisions_are_the_replayed_ones(
     check_served_as_replayed(tmp_path, records, fitted, PRICES)
 
 
+def test_simple_gates_of_a_fit_are_served_as_replayed(tmp_path: Path, records: list[Outcome]) -> None:
+    """Asking until two agree, mixed with a model alone: what a fit takes on few tasks."""
+    table = table_of(records)
+    gates = tuple(counting_gate(table, order) for order in ((0, 1, 2), (1,)))
+    policy = FittedPolicy(
+        reference="large", gates=gates, shares=(0.5, 0.5), expected_difference=0.0, expected_cost_ratio=0.5
+    )
+    file = PolicyFile(made="now", book="b", tasks=len(table), grader="number", policy=policy)
+    check_served_as_replayed(tmp_path, records, file, PRICES)
+
+
 @pytest.mark.skipif("R2_OUTCOMES" not in os.environ, reason="R2_OUTCOMES names no directory of real replies")
 @pytest.mark.parametrize(
     ("name", "grader", "reference"),
@@ -205,8 +217,8 @@ def test_query_with_tools_goes_to_the_last_model_of_a_fitted_gate(tmp_path: Path
 def test_model_of_a_fitted_gate_that_fails_is_as_one_that_gave_no_reply(
     tmp_path: Path, fitted: PolicyFile
 ) -> None:
-    path, first = tmp_path / "gate.json", fitted.policy.gates[0].order[0]
-    gates = (fitted.policy.gates[0],)
+    longest = max(fitted.policy.gates, key=lambda gate: len(gate.order))
+    path, first, gates = tmp_path / "gate.json", longest.order[0], (longest,)
     write_policy(
         path,
         fitted.model_copy(

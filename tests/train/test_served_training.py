@@ -21,10 +21,10 @@ from tests.train.test_own_tasks import called
 
 pytestmark = [pytest.mark.train]
 
-SHORT = {"max_steps": 2, "per_device_train_batch_size": 16}
+SHORT = {"max_steps": 2, "per_device_train_batch_size": 8}
 CONFIG = {
     "pool": {"virtual_model": "r2-scan", "reference": "whole-query"},
-    "data": {"benchmark": "scan", "num_train": 24, "num_validation": 8},
+    "data": {"benchmark": "scan", "num_train": 14, "num_validation": 4},
     "collect": {"num_candidates": 1, "executor": "scan-22k"},
     "decomposer": {"sft": {"trainer": SHORT}},
     "allocator": {
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sft_and_grpo_go_on_with_served_queries(run: Path) -> None:
-    assert json.loads((run / "search" / "summary.json").read_text())["num_solved"] >= 10
+    assert json.loads((run / "search" / "summary.json").read_text())["num_solved"] >= 5
     for command in (
         ("sft", "--module", "decomposer"),
         ("sft", "--module", "allocator"),
