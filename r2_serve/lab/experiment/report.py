@@ -87,7 +87,9 @@ def print_results(results: Results, console: Console) -> None:
 
 def tables(results: Results) -> Iterator[ReportTable]:
     """The tables of the page."""
-    yield _table("variants", f"{results.name}: means over seeds [lowest, highest].", ROW, results.rows)
+    yield _table(
+        "variants", f"{results.name}: means over seeds [95 % interval of the mean].", ROW, results.rows
+    )
     if results.differences:
         caption = f"{results.name}: paired differences, seed by seed."
         yield _table("differences", caption, DIFFERENCE, results.differences)

@@ -68,6 +68,7 @@ def write_experiment(directory: Path) -> None:
             starting_s=5.0,
             gpu_s=0.0,
             gpu_usd=0.0,
+            node_s=None,
             model_usd=Decimal("0.1"),
             num_failed=0,
             warnings=(),
