@@ -1,7 +1,7 @@
 # make demo | eval | retrain | test | lint | bench | help. Everything runs in .venv, made on first use.
 
 PYTHON  ?=
-DOMAIN  ?= both
+DOMAIN  ?= all
 QUERIES ?= 200
 SEEDS   ?= 1
 PLANS   ?=
@@ -16,8 +16,8 @@ BASE    := .venv/base-installed
 ALL     := .venv/all-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval retrain test test-rest test-all test-fast test-llm gpu-smoke lint style audit \
-  audit-if-online conformance bench bench-gateway lock clean
+.PHONY: help install demo ladder eval retrain test test-rest test-all test-fast test-llm gpu-smoke lint \
+  style audit audit-if-online conformance bench bench-gateway lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,11 +43,14 @@ $(ALL): $(BASE)
 
 install: $(ALL)  ## everything in .venv: serving, evaluation, training, development
 
-demo:  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=words|scan, QUERIES=200)
+demo:  ## route held-out tasks through a local Ray Serve cluster (DOMAIN=everyday|words|scan, QUERIES=200)
 	@echo "This takes two to three minutes on two cores, with the installation. It uses 620 MB of disk (.venv),"
 	@echo "and while it runs 2.3 GB of memory and 25 processes of a local Ray cluster, on loopback only."
 	@$(MAKE) --no-print-directory $(BASE)
 	@$(BIN)/r2-serve demo --domain $(DOMAIN) --queries $(QUERIES) --out runs/demo
+
+ladder: $(BASE)  ## what allocation buys on everyday problems: routers against tuned baselines, minutes
+	$(BIN)/r2-serve ladder --out runs/ladder
 
 EVAL := $(BIN)/r2-serve eval run -p all --limit $(N) --set-aside
 
@@ -59,7 +62,7 @@ eval: $(ALL)  ## every policy on the embedded pool, SCAN and word problems: tabl
 	  $(foreach run,scan-simple scan-length words,runs/eval/$(run)-$(N)) \
 	  --html runs/eval/report-$(N).html --json runs/eval/report-$(N).json
 
-retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=words|scan, SEEDS=1)
+retrain: $(ALL)  ## the embedded routers from nothing but their workers (DOMAIN=everyday|words|scan, SEEDS=1)
 	$(BIN)/r2-train retrain --domain $(DOMAIN) --seeds $(SEEDS) --out runs/retrain
 
 FAST := not ray and not engine and not train and not gpu and not sandbox and not browser and not llm

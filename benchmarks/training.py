@@ -32,7 +32,7 @@ from r2_serve.lab.domains import words
 from r2_serve.lab.evaluation.benchmarks import NUM_PROBLEMS, load_tasks, sample_tasks
 from r2_serve.types import Plan
 from r2_train.config import Module, TrainConfig, load_config
-from r2_train.retrain import TESTS, test
+from r2_train.retrain import DOMAINS, TESTS, test
 from r2_train.rollouts.progress import map_all
 from r2_train.run import Pair, TrainingRun
 from r2_train.stages.alternate import alternate
@@ -227,7 +227,7 @@ def _pair(source: Path, kind: str) -> Pair:
 
 
 def _domain(config: TrainConfig) -> DomainName:
-    return "scan" if config.data.benchmark == "scan" else "words"
+    return next(domain for domain in DOMAINS if domain == config.data.benchmark)
 
 
 def _show(rows: list[Row], path: Path, *more: str) -> None:

@@ -19,6 +19,7 @@ import typer
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.lab.evaluation.cli import eval_app, sandbox_app
 from r2_serve.lab.experiment.cli import experiment
+from r2_serve.lab.ladder.cli import ladder
 from r2_serve.lab.load.cli import load
 from r2_serve.lab.outcomes.cli import outcomes_app, replay
 from r2_serve.lab.results.cli import runs_app
@@ -65,6 +66,7 @@ app.command()(doctor)
 app.command()(load)
 app.command()(replay)
 app.command()(experiment)
+app.command()(ladder)
 app.command()(simulate)
 app.command()(publish)
 app.command()(rollback)
@@ -271,7 +273,7 @@ def models(config: ConfigOption = EMBEDDED_CONFIG) -> None:
 
 @app.command()
 def demo(
-    domain: Annotated[str, typer.Option(envvar="DOMAIN", help="words, scan or both.")] = "both",
+    domain: Annotated[str, typer.Option(envvar="DOMAIN", help="everyday, words, scan or all.")] = "all",
     queries: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain.")] = 200,
     out: Annotated[Path, typer.Option(help="Where summary.json goes.")] = Path("runs/demo"),
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Loopback port; 0: any.")] = 0,
@@ -292,9 +294,9 @@ def demo(
     from r2_serve.ops.local.cluster import LOOPBACK, only, prepare_environment, wait_for_interrupt
 
     prepare_environment()
-    names = list(DOMAINS) if domain in ("both", "") else [domain]
+    names = list(DOMAINS) if domain in ("all", "") else [domain]
     if unknown := [name for name in names if name not in DOMAINS]:
-        fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or both")
+        fail(f"unknown domain {unknown[0]!r}; choose {', '.join(DOMAINS)} or all")
     console = Console(markup=False)
     loaded = only(_load(EMBEDDED_CONFIG), [DOMAINS[name].virtual_model for name in names])
     with _cluster(loaded, LOOPBACK, port, start_timeout) as url:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -36,9 +37,10 @@ T = TypeVar("T")
 class Domain(StrEnum):
     """The generated domains."""
 
+    everyday = "everyday"
     words = "words"
     scan = "scan"
-    both = "both"
+    all = "all"
 
 
 class Styles(StrEnum):
@@ -258,8 +260,12 @@ def adapter(
 @app.command()
 def retrain(
     domain: Annotated[
-        Domain, typer.Option(help="words: arithmetic word problems; scan: SCAN commands.")
-    ] = Domain.both,
+        Domain,
+        typer.Option(
+            help="everyday: problems that need different skills; words: arithmetic word problems; "
+            "scan: SCAN commands."
+        ),
+    ] = Domain.all,
     out: OutOption = Path("runs/retrain"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs per domain, seeds 0, 1, ...")] = 1,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out tasks per split.")] = 1000,
@@ -268,7 +274,7 @@ def retrain(
     ] = None,
 ) -> None:
     """Train the embedded routers from nothing: pretrain, collect, search, SFT, alternate, test. It takes
-    minutes.
+    minutes. Only the everyday router begins with its shipped decomposer.
 
     \b
     Example:  r2-train retrain --domain scan --seeds 3
@@ -284,17 +290,18 @@ def retrain(
             domains, out, seeds=range(seeds), console=Console(markup=False), num_test=num_test
         )
     )
-    for name in domains if ship is not None else ():
-        for place in _guarded(lambda name=name: shipping.ship(out / f"{name}-{ship}", name)):  # type: ignore[misc]
-            typer.echo(f"shipped: {place}")
+    if ship is not None:
+        for name in domains:
+            for place in _guarded(partial(shipping.ship, out / f"{name}-{ship}", name, ship)):
+                typer.echo(f"shipped: {place}")
     typer.echo(f"written: {out / pipeline.SUMMARY}")
 
 
 @app.command()
 def pretrain(
     domain: Annotated[
-        Literal["everyday", "words", "scan", "both"],
-        typer.Option(help="everyday (needs different skills), words, scan; both: words and scan."),
+        Literal["everyday", "words", "scan", "all"],
+        typer.Option(help="everyday (needs different skills), words, scan."),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the checkpoints and manifest.json.")],
     seed: Annotated[int, typer.Option(help="Seed of data, weights and order.")] = 0,
@@ -325,7 +332,7 @@ def pretrain(
     from r2_train.retrain import DOMAINS
     from r2_train.tiny import pretrain as stage
 
-    for name in DOMAINS if domain == "both" else (domain,):
+    for name in DOMAINS if domain == "all" else (domain,):
         if evaluate:
             stage.evaluate(name, out, num_tasks=evaluate)
         else:

@@ -27,6 +27,7 @@ import yaml
 from rich.console import Console
 
 from r2_serve import EMBEDDED_CONFIG
+from r2_serve.config import HostedEngineConfig
 from r2_serve.errors import ConfigError
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
@@ -279,8 +280,9 @@ def base_of(config: TrainConfig, module: Module) -> str:
     virtual = served.routing.virtual_models[config.pool.virtual_model]
     name = virtual.decomposer.model if module == "decomposer" else virtual.allocator.model
     engine = served.router.model(name).engine
-    app = served.model_apps[engine.app].engine if engine.kind == "served" else None
-    found = getattr(app, "path", None) or getattr(app, "model", None)
+    run_by = served.model_apps[engine.app].engine if engine.kind == "served" else engine
+    is_local = not isinstance(run_by, HostedEngineConfig)
+    found = getattr(run_by, "path", None) or (getattr(run_by, "model", None) if is_local else None)
     if found is None:
         raise ConfigError(f"{name!r} has no checkpoint to train: set {module}.sft.base")
     return str(found)

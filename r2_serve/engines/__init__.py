@@ -74,14 +74,15 @@ def make_local_engine(config: LocalEngineConfig, *, is_in_replica: bool = False)
 
 
 def resolve_checkpoint(path: str) -> str:
-    """The directory of a shipped model for `embedded:NAME`; any other `path` unchanged.
+    """The directory of a shipped model for `embedded:NAME` (`scan-1k`, `everyday/seed-0/decomposer`); any
+    other `path` unchanged.
 
     Raises: ConfigError where no model of that name is shipped.
     """
     if not path.startswith(EMBEDDED_PREFIX):
         return path
     name = path.removeprefix(EMBEDDED_PREFIX)
-    names = sorted(config.parent.name for config in EMBEDDED.glob("*/config.json"))
+    names = sorted(config.parent.relative_to(EMBEDDED).as_posix() for config in EMBEDDED.rglob("config.json"))
     if name not in names:
         raise ConfigError(f"no embedded model {name!r}; the shipped ones are {names}")
     return str(EMBEDDED / name)

@@ -1,6 +1,6 @@
 """`make demo`: routes held-out tasks through the endpoint over HTTP, and shows honestly what routing buys.
 
-The demo is an evaluation, kept in memory, of two generated domains on the shipped tiny models. Its policies
+The demo is an evaluation, kept in memory, of the generated domains on the shipped tiny models. Its policies
 are the routed query, each pool model alone on the whole task, and pool models on the very plans that were
 routed. Cost is tokens times price, and price is proportional to parameters: it is not wall time.
 """
@@ -25,7 +25,7 @@ from r2_serve.errors import counted
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task, task_of
-from r2_serve.lab.domains import words
+from r2_serve.lab.domains import everyday, words
 from r2_serve.lab.evaluation.asker import HttpAsker
 from r2_serve.lab.evaluation.benchmarks import load_tasks
 from r2_serve.lab.evaluation.desk import Desk, EvalPolicy, Solved, user
@@ -48,18 +48,25 @@ SEED = 20_261_124
 
 @dataclass(frozen=True)
 class Domain:
-    """One of the two generated domains."""
+    """One of the generated domains."""
 
     title: str
     virtual_model: str
     tasks: Callable[[int], Sequence[Task]]
     reference: Literal["alone", "same plans"]
     """Costs are divided by those of the largest model: alone on the whole task, or on the routed plans."""
+    shown: Sequence[str] = ()
+    """Pool models that the routed queries are compared with; none names all of them."""
 
 
 def _words(num_tasks: int) -> Sequence[Task]:
     tasks = words.tasks("test", num_tasks, SEED)
     return [task_of("words", {"id": task.id, "query": task.query, "gold": task.gold}) for task in tasks]
+
+
+def _everyday(num_tasks: int) -> Sequence[Task]:
+    tasks = everyday.tasks("test", num_tasks, SEED)
+    return [task_of("everyday", {"id": task.id, "query": task.query, "gold": task.gold}) for task in tasks]
 
 
 def _scan(num_tasks: int) -> Sequence[Task]:
@@ -69,6 +76,13 @@ def _scan(num_tasks: int) -> Sequence[Task]:
 
 
 DOMAINS = {
+    "everyday": Domain(
+        "everyday problems that need different skills (held out)",
+        "r2-everyday",
+        _everyday,
+        "same plans",
+        shown=("arithmetic-33k", "text-33k", "general-170k"),
+    ),
     "words": Domain("arithmetic word problems (held out)", "r2", _words, "same plans"),
     "scan": Domain("SCAN, length split (held out: longer than any in training)", "r2-scan", _scan, "alone"),
 }
@@ -135,7 +149,8 @@ async def measure(
     domain: Domain, examiner: Examiner, router: RouterConfig, num_tasks: int, console: Console
 ) -> dict[str, object]:
     """Run every policy over the tasks of one domain, print the tables; the figures as JSON."""
-    tasks, pool, routed = domain.tasks(num_tasks), examiner.setting.pool, Routed()
+    tasks, routed = domain.tasks(num_tasks), Routed()
+    pool = [name for name in examiner.setting.pool if name in (domain.shown or examiner.setting.pool)]
     solved: set[str] = set()
 
     async def report(policy: EvalPolicy) -> PolicyReport:

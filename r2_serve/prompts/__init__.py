@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from r2_serve.config import Prompts
+from r2_serve.prompts.chains import ChainsCodec
 from r2_serve.prompts.compact import CompactCodec
 from r2_serve.prompts.instruct import InstructCodec
 from r2_serve.types import Allocation, Message, ModelCard, Plan, Subtask
@@ -87,7 +88,11 @@ class Codec(Protocol):
     def parse_answer(self, text: str) -> str: ...
 
 
-_CODECS: dict[str, Codec] = {"instruct": InstructCodec(), "compact": CompactCodec()}
+_CODECS: dict[str, Codec] = {
+    "instruct": InstructCodec(),
+    "compact": CompactCodec(),
+    "compact-chains": ChainsCodec(),
+}
 
 
 def get_codec(name: str) -> Codec:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from r2_serve.errors import CodecError, counted
 from r2_serve.prompts.candidates import are_described, candidates, described, place_of
@@ -61,13 +61,8 @@ class CompactCodec:
     def render_decompose(
         self, messages: Sequence[Message], max_subtasks: int, pool: Sequence[ModelCard] = ()
     ) -> list[Message]:
-        counts, words = Counter[str](), []
-        for token in _QUERY_TOKEN.findall(conversation_text(messages).lower()):
-            if letter := _letter(token):
-                counts[letter] += 1
-                words.append(f"{letter}{counts[letter]}")
-            elif token not in _SILENT:
-                words.append(token)
+        tokens = query_tokens(conversation_text(messages).lower())
+        words = [placeholder or token for token, placeholder in tokens if token not in _SILENT]
         return [Message(role="user", content=" ".join(words))]
 
     def plan_schema(self, max_subtasks: int, pool: Sequence[ModelCard] = ()) -> dict[str, object] | None:
@@ -173,6 +168,15 @@ class CompactCodec:
         return _DIGITS.sub(lambda match: match.group()[::-1].lstrip("0") or "0", joined).replace(" , ", ", ")
 
 
+def query_tokens(query: str) -> Iterator[tuple[str, str]]:
+    """The tokens of a query in order, each with its placeholder (`n1`, `l1`, `w1`), or with an empty text."""
+    counts = Counter[str]()
+    for token in _QUERY_TOKEN.findall(query):
+        letter = _letter(token)
+        counts[letter] += 1
+        yield token, f"{letter}{counts[letter]}" if letter else ""
+
+
 def _letter(token: str) -> str:
     """What a token of a query or step is: a number, a list of numbers, a quoted word; empty for others."""
     if token.startswith('"'):
@@ -184,12 +188,7 @@ def _letter(token: str) -> str:
 
 def _literals(query: str) -> dict[str, str]:
     """Each placeholder of the query with what it stands for. Thousands separators are dropped."""
-    counts, found = Counter[str](), {}
-    for token in _QUERY_TOKEN.findall(query):
-        if letter := _letter(token):
-            counts[letter] += 1
-            found[f"{letter}{counts[letter]}"] = _plain(token)
-    return found
+    return {placeholder: _plain(token) for token, placeholder in query_tokens(query) if placeholder}
 
 
 def _plain(token: str) -> str:

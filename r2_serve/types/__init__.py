@@ -138,7 +138,7 @@ class ModelCard(Prices):
     """A pool model as the router sees it: name, price and ability, but not how it is run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=100)
-    codec: Literal["instruct", "compact"] = "instruct"
+    codec: Literal["instruct", "compact", "compact-chains"] = "instruct"
     """Dialect of the model's prompts (`r2_serve.prompts`)."""
     group: ModelGroup = "slm"
     """Capability group: small, medium or large language model."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from r2_serve.errors import CodecError
+from r2_serve.prompts import Codec
 from r2_serve.types import ModelCard, Plan, substitute
 from r2_train.tiny.tiny_data import CODEC, MAX_SUBTASKS, ask
 from r2_train.tiny.tiny_models import TinyModel
@@ -34,14 +35,16 @@ class PoolRun:
         return sum(answer == gold for answer, gold in zip(self.answers, golds, strict=True)) / len(golds)
 
 
-def decompose(decomposer: TinyModel, queries: Sequence[str]) -> tuple[list[Plan | None], int]:
+def decompose(
+    decomposer: TinyModel, queries: Sequence[str], codec: Codec = CODEC
+) -> tuple[list[Plan | None], int]:
     """A plan for each query, None if the reply has none; and the cost."""
-    prompts = [CODEC.render_decompose(ask(query), MAX_SUBTASKS) for query in queries]
+    prompts = [codec.render_decompose(ask(query), MAX_SUBTASKS) for query in queries]
     replies, cost = decomposer.chat(prompts, max_tokens=MAX_PLAN_TOKENS)
     plans: list[Plan | None] = []
     for query, reply in zip(queries, replies, strict=True):
         try:
-            plans.append(CODEC.parse_plan(reply, query))
+            plans.append(codec.parse_plan(reply, query))
         except CodecError:
             plans.append(None)
     return plans, cost

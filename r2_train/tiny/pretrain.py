@@ -30,10 +30,12 @@ from r2_train.tiny.evaluate_pool import (
     held_out_tasks,
     report_json,
 )
+from r2_train.tiny.market_data import everyday_allocation_examples, market_words
 from r2_train.tiny.pool_execution import decompose
 from r2_train.tiny.skills import everyday_skills
 from r2_train.tiny.solve_rates import cheapest, choose_target, scan_rates, words_rates
 from r2_train.tiny.tiny_data import (
+    CHAINS,
     CODEC,
     MAX_OPERAND,
     DomainName,
@@ -63,6 +65,9 @@ NUM_CHAIN_TASKS = 60_000
 NUM_CALCULATIONS = 240_000
 NUM_STEPS_PER_KIND = 40_000
 NUM_POLISH_STEPS_PER_KIND = 20_000
+EXAMPLES_PER_STEP = 150
+"""More worker examples of `everyday` than this for a training step would not be read."""
+NUM_MARKET_TASKS = 5_000
 NUM_LABELLED_TASKS = 4_000
 NUM_VALIDATION_TASKS = 600
 NUM_RESAMPLES = 16
@@ -94,6 +99,7 @@ def _everyday_worker(
 
 
 _TINY, _SMALL = Shape(16, 2, 2, 32), Shape(32, 3, 4, 64)
+_MORE_PRODUCTS = "+ - * * *"
 _WEAK_KINDS = (
     "+ - * * max max min reverse shift replace day day day day day sort sort sort sort sort / convert"
 )
@@ -118,27 +124,34 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
         ),
     ),
     "everyday": (
-        _everyday_worker("arithmetic-6k", _TINY, 1600, "+ + - - *", (1e-2, 0.02)),
+        _everyday_worker("units-6k", _TINY, 1300, "convert", (1e-2, 0.02)),
         _everyday_worker("calendar-6k", _TINY, 1500, "day convert", (1e-2, 0.02)),
-        _everyday_worker("arithmetic-33k", _SMALL, 2500, "+ - * *"),
+        replace(
+            _everyday_worker("arithmetic-33k", _SMALL, 2500, "+ + - - *"),
+            polish=(
+                Counter(_MORE_PRODUCTS.split()),
+                Schedule(1200, 3072, 2e-3, muon_learning_rate=0.012, num_parts=2),
+            ),
+        ),
         _everyday_worker("lists-33k", _SMALL, 1300, "max min"),
         _everyday_worker("text-33k", _SMALL, 2600, "reverse shift replace replace"),
         _everyday_worker("calendar-33k", _SMALL, 2000, "day convert"),
         _everyday_worker("general-33k", _SMALL, 1600, _ALL_KINDS),
-        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 1400, _ALL_KINDS),
+        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 1300, "/ / / max min * *"),
         replace(
             _everyday_worker("general-170k", Shape(64, 4, 4, 128), 4800, _ALL_KINDS, (3e-3, 0.015)),
             polish=(
                 Counter(_WEAK_KINDS.split()),
-                Schedule(2400, 3072, 2e-3, muon_learning_rate=0.01, num_parts=2),
+                Schedule(4200, 3072, 2e-3, muon_learning_rate=0.01, num_parts=2),
             ),
         ),
         Recipe(
             "everyday-decomposer",
             "decomposer",
-            Shape(32, 3, 4, 48),
-            Schedule(5000, 4096, 1e-2, muon_learning_rate=0.02, num_parts=2),
+            Shape(32, 2, 4, 64),
+            Schedule(6500, 4096, 1e-2, muon_learning_rate=0.02, num_parts=2),
         ),
+        Recipe("everyday-allocator", "allocator", Shape(16, 2, 2, 32), Schedule(1200, 4096, 8e-3)),
     ),
     "scan": (
         Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 5e-3)),
@@ -196,7 +209,7 @@ def pretrain(
     settings = Pretraining(domain, out, seed, steps_scale, styles)
     for recipe in recipes:
         _train_one(settings, recipe)
-    if recipes[-1].role == "allocator":
+    if recipes[-1].role == "allocator" and domain != "everyday":
         evaluate(domain, out, num_tasks=NUM_METRIC_TASKS)
 
 
@@ -215,7 +228,8 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
     if recipe.kinds:
         known = everyday_worker_vocabulary()
     elif recipe.role == "allocator":
-        known = sorted({*known, *_allocator_words(settings)})
+        words_of = market_words() if settings.domain == "everyday" else _allocator_words(settings)
+        known = sorted({*known, *words_of})
 
     def scaled(schedule: Schedule) -> Schedule:
         return replace(schedule, steps=max(1, round(schedule.steps * settings.steps_scale)))
@@ -233,6 +247,7 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
     tiny.save(settings.out)
     metrics = _metrics(settings, recipe, tiny, examples)
     print(f"{recipe.name}: {metrics}", flush=True)
+    codec = CHAINS if recipe.name == "everyday-decomposer" else CODEC
     entry = {
         "role": recipe.role,
         "params": tiny.num_params,
@@ -242,8 +257,8 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
         "cpu_seconds": round(time.process_time() - started_s),
         "data_sha256": examples_sha256(examples),
         "num_examples": len(examples),
-        "codec": CODEC.name,
-        "codec_version": CODEC.version,
+        "codec": codec.name,
+        "codec_version": codec.version,
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
     }
     _record(settings.out, "models", recipe.name, entry)
@@ -255,6 +270,7 @@ def _examples(settings: Pretraining, recipe: Recipe) -> list[TextExample]:
     match recipe.role, settings.domain:
         case "worker", "everyday":
             size = sum(recipe.kinds.values()) * NUM_STEPS_PER_KIND
+            size = min(size, recipe.schedule.steps * EXAMPLES_PER_STEP)
             return everyday_worker_examples(round(size), seed, recipe.kinds)
         case "worker", "words":
             return words_worker_examples(NUM_CALCULATIONS, seed, max_operand=recipe.max_operand)
@@ -266,6 +282,8 @@ def _examples(settings: Pretraining, recipe: Recipe) -> list[TextExample]:
             return words_plan_examples(NUM_PLAN_TASKS, seed, settings.styles)
         case "decomposer", _:
             return plan_examples(scan.tasks("train", seed), settings.styles)
+        case "allocator", "everyday":
+            return everyday_allocation_examples(NUM_MARKET_TASKS, seed)
         case "allocator", _:
             return _allocator_examples(settings)
         case _:
@@ -319,7 +337,10 @@ def _metrics(
         return asdict(evaluate_chain(tiny, settings.out, NUM_METRIC_TASKS, seed))
     tests = {split: held_out_tasks(domain, split, NUM_METRIC_TASKS, seed) for split in SPLITS[domain]}
     if recipe.role == "decomposer":
-        plans = {split: decompose(tiny, [task.query for task in tasks])[0] for split, tasks in tests.items()}
+        codec = CHAINS if domain == "everyday" else CODEC
+        plans = {
+            split: decompose(tiny, [task.query for task in tasks], codec)[0] for split, tasks in tests.items()
+        }
         return {f"exact_plan_{split}": exact_plan_rate(plans[split], tasks) for split, tasks in tests.items()}
     metrics = {f"whole_{split}": _rate(tiny, query_examples(tasks)) for split, tasks in tests.items()}
     if domain == "scan":

@@ -21,11 +21,15 @@ from r2_train.tiny.tiny_models import TinyModel
 FILES = ("config.json", "generation_config.json", "model.safetensors")
 
 
-def ship(run: Path, domain: DomainName, target: Path = EMBEDDED) -> list[Path]:
+def ship(run: Path, domain: DomainName, seed: int, target: Path = EMBEDDED) -> list[Path]:
     """Copies the best pair of a retrained seed to `target` and writes its origin into the manifest there.
+
+    Every seed of `everyday` has a place of its own.
 
     Raises: ConfigError if a module's price in the embedded serve config does not fit its size.
     """
+    if domain == "everyday":
+        return ship_everyday(run, seed, target)
     result = SeedResult.model_validate_json((run / "summary.json").read_text())
     manifest = json.loads((target / MANIFEST).read_text())
     places = []
@@ -40,6 +44,34 @@ def ship(run: Path, domain: DomainName, target: Path = EMBEDDED) -> list[Path]:
         places.append(target / name)
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     evaluate(domain, target, num_tasks=NUM_METRIC_TASKS)
+    return places
+
+
+def ship_everyday(run: Path, seed: int, target: Path = EMBEDDED) -> list[Path]:
+    """Copies the pair of a retrained seed, and its pair before GRPO, to `target`/everyday/seed-N.
+
+    `make ladder` reads all seeds, and the config serves seed 0.
+    """
+    manifest = json.loads((target / MANIFEST).read_text())
+    result = SeedResult.model_validate_json((run / "summary.json").read_text())
+    places = []
+    for module in MODULES:
+        sources = {module: run / "best" / module, f"sft-{module}": run / module / "sft" / "final"}
+        _check_price(f"everyday-{module}", TinyModel.load(sources[module]).num_params)
+        for name, source in sources.items():
+            place = target / "everyday" / f"seed-{seed}" / name
+            place.mkdir(parents=True, exist_ok=True)
+            for file in FILES:
+                shutil.copy(source / file, place / file)
+            complete_checkpoint(place, load_tokenizer(str(source)))
+            places.append(place)
+    manifest.setdefault("everyday", {})[f"seed-{seed}"] = {
+        "command": f"r2-train retrain --domain everyday --seeds {seed + 1} --out DIR",
+        "cpu_seconds": round(result.cpu_seconds),
+        "data_sha256": result.data_sha256,
+        "accuracy": round(result.accuracy, 4),
+    }
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return places
 
 

@@ -20,6 +20,8 @@ DomainName = Literal["everyday", "words", "scan"]
 Styles = Literal["mixed", "reference"]
 """The plans that a decomposer is trained on: all of a task's, or its reference plan alone."""
 CODEC: Codec = get_codec("compact")
+CHAINS: Codec = get_codec("compact-chains")
+"""The dialect of everyday decomposers."""
 MAX_SUBTASKS = 16
 CLAUSE_SHARE = 0.4
 """Share of SCAN worker examples that are single clauses; the others are whole compound commands."""
@@ -74,9 +76,9 @@ def plan_examples(tasks: Iterable[Task], styles: Styles) -> list[TextExample]:
     ]
 
 
-def plan_example(query: str, plan: Plan) -> TextExample:
-    prompt = CODEC.render_decompose(ask(query), MAX_SUBTASKS)[0].text
-    return TextExample(prompt, CODEC.format_plan(plan, query))
+def plan_example(query: str, plan: Plan, codec: Codec = CODEC) -> TextExample:
+    prompt = codec.render_decompose(ask(query), MAX_SUBTASKS)[0].text
+    return TextExample(prompt, codec.format_plan(plan, query))
 
 
 def words_plan_examples(num_tasks: int, seed: int, styles: Styles) -> list[TextExample]:
@@ -93,7 +95,9 @@ def everyday_plan_examples(num_tasks: int, seed: int) -> list[TextExample]:
     """The plans of everyday training problems whose literals are made distinct, as for `words`."""
     problems = enumerate(map(everyday.with_distinct_operands, everyday.problems("train", num_tasks, seed)))
     return [
-        plan_example(everyday.query(problem, random.Random(f"plans/{seed}/{i}")), everyday.plan(problem))
+        plan_example(
+            everyday.query(problem, random.Random(f"plans/{seed}/{i}")), everyday.plan(problem), CHAINS
+        )
         for i, problem in problems
     ]
 

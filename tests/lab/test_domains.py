@@ -186,7 +186,18 @@ def test_everyday_steps_give_the_answers_worked_out_by_hand(step: str, answer: s
     assert everyday_steps.solve(step) == answer
 
 
-@pytest.mark.parametrize("step", ["sing loudly", "85 / 7", "convert 3 moons", "day noday 3"])
+STRANGE_STEPS = [
+    "sing loudly",
+    "85 / 7",
+    "convert 3 moons",
+    "day noday 3",
+    "garden + 3",
+    "reverse",
+    "day monday",
+]
+
+
+@pytest.mark.parametrize("step", STRANGE_STEPS)
 def test_everyday_refuses_what_is_no_step(step: str) -> None:
     with pytest.raises(ValueError):
         everyday_steps.solve(step)

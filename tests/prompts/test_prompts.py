@@ -22,6 +22,7 @@ from tests.support.in_process import allocation_json, model, plan_json, plan_of
 
 GOLDEN = ROOT / "tests" / "golden"
 INSTRUCT, COMPACT = get_codec("instruct"), get_codec("compact")
+CHAINS = get_codec("compact-chains")
 POOL = [
     model("small", description="quick arithmetic"),
     model("medium", group="mlm", usd_per_mtok_in="0.15", usd_per_mtok_out="0.6"),
@@ -123,6 +124,11 @@ def test_decomposer_that_allocates_reads_the_pool_and_a_schema_holds_it_to_that(
     assert COMPACT.render_decompose(asked("run left"), 8, POOL) == COMPACT.render_decompose(
         asked("run left"), 8
     )
+
+
+@given(plans(compact=True))
+def test_plan_in_chains_is_read_back_as_it_was_written(plan: Plan) -> None:
+    assert CHAINS.parse_plan(CHAINS.format_plan(plan, QUERY), QUERY) == plan
 
 
 @pytest.mark.parametrize(
