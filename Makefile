@@ -16,8 +16,8 @@ BASE    := .venv/base-installed
 ALL     := .venv/all-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ladder eval retrain test test-rest test-all test-fast test-llm gpu-smoke lint \
-  style audit audit-if-online conformance bench bench-gateway lock clean
+.PHONY: help install demo ladder eval retrain test test-rest test-all test-fast test-llm gpu-smoke \
+  gpu-check lint style audit audit-if-online conformance bench bench-gateway lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -101,6 +101,9 @@ gpu-smoke: $(GPU_TEST)  ## ten minutes of vLLM in Ray: start, plan, adapter, kil
 	@echo "On the GPU of this machine with $${R2_GPU_SMOKE_MODEL:-Qwen/Qwen2.5-0.5B-Instruct}, or without"
 	@echo "one on vLLM's CPU build with a tiny model."
 	$(GPU_BIN)/pytest -s -m "gpu or engine" tests/ray/test_vllm_ray.py
+
+gpu-check: $(ALL)  ## ten minutes on a GPU: speed of the transformers engine, SFT, GRPO and ZeRO-2, as JSON
+	PYTHON=$(GPU_BIN)/python benchmarks/gpu/check.sh
 
 lint: style  ## style, types, layers, unsafe calls
 	$(BIN)/ruff check .

@@ -732,6 +732,25 @@ def test_cluster_is_closed_to_the_internet_and_its_nodes_share_one_environment()
     assert "~/.ray/auth_token" in cluster["file_mounts"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "given"),
+    [
+        ({}, ["--num-cpus=0", "--num-gpus=0"]),
+        (
+            {"R2_HEAD": "--num-cpus=8", "R2_RESOURCES": '{"router": 100}'},
+            ["--num-cpus=8", '--resources={"router": 100}'],
+        ),
+    ],
+    ids=["cloud", "on-premises"],
+)
+def test_head_works_where_the_environment_says_so(variables: dict[str, str], given: list[str]) -> None:
+    cluster = yaml.safe_load(CLUSTER.read_text())
+    (head,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
+    words = f"printf '%s\\n' {head[head.index('ray start') :]}"
+    done = subprocess.run(["bash", "-c", words], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[5:-2] == given
+
+
 def test_cluster_exports_the_shared_environment_on_head_and_workers() -> None:
     cluster = yaml.safe_load(CLUSTER.read_text())
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
