@@ -101,4 +101,4 @@ def test_lora_is_published_and_rolled_back_under_load(
         done.result()
     assert published != base == rolled_back
     assert set(statuses) == {200} and len(statuses) > NUM_CLIENTS
-    assert replica_pids() == pids
+    assert replica_pids().items() >= pids.items(), "no replica was restarted"
