@@ -69,7 +69,7 @@ class ReplicaCount(Record):
     starting: int
     """Replicas that wait for a node or load."""
     waiting: int = 0
-    """The starting ones that have no node yet, and so hold no GPU."""
+    """The starting ones that have no node yet, and so hold no GPU; 0 where that is not known, as on Ray."""
     stopping: int = 0
     target: int
     gpus: float = 0.0

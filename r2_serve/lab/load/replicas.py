@@ -3,7 +3,8 @@ cluster of this process.
 
 Both give Serve's `ServeInstanceDetails` and Ray's nodes. A replica counts as starting from the controller's
 request for it, so also while it waits for a node. Serve's details name the resources of a replica's actor
-alone, so the bundles of placement groups are read from the config that was deployed.
+alone, so the bundles of placement groups are read from the config that was deployed. They name its node only
+once its process runs, so a replica that waits for a node cannot be told from one that has its GPUs.
 """
 
 from __future__ import annotations
@@ -100,7 +101,6 @@ def _count(deployment: Mapping[str, Any], options: Mapping[str, Any]) -> Replica
     return ReplicaCount(
         running=states.total() - states[_STARTING] - states[_STOPPING] - states[_STOPPED],
         starting=states[_STARTING],
-        waiting=sum(_state(replica) == _STARTING and replica.get("node_id") is None for replica in replicas),
         stopping=states[_STOPPING],
         target=deployment["target_num_replicas"],
         gpus=sum(bundles) or float((deployment.get("required_resources") or {}).get("GPU", 0.0)),

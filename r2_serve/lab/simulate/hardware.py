@@ -54,6 +54,9 @@ class Cluster(Config):
     gpus: float | None = Field(default=None, gt=0)
     """A fixed number that is up from the start. None without `nodes` means as many as are asked for."""
     nodes: Nodes | None = None
+    packs: bool = False
+    """True places a replica on the fullest node with room (RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1), false
+    on the emptiest, as Ray Serve does by default."""
     gpu_usd_per_hour: float = Field(default=0.0, ge=0)
     """Price of a replica's GPU until it has stopped; with `nodes`, of each GPU that is up or boots."""
 

@@ -110,7 +110,7 @@ class Place:
 
 
 class Machines:
-    """The nodes of a cluster. Replicas are placed in order, each on the fullest node with room."""
+    """The nodes of a cluster. Replicas are placed in order, each on the emptiest node or the fullest."""
 
     def __init__(self, clock: Clock, config: Cluster) -> None:
         self._clock, self._config = clock, config
@@ -213,7 +213,7 @@ class Machines:
 
     def _place_waiting(self) -> None:
         for place in list(self._waiting):
-            if place.slots is None and (slots := _slots(self._nodes, place.need)) is not None:
+            if place.slots is None and (slots := self._room_for(place.need)) is not None:
                 self._take(place, slots)
         if self._waiting:
             self._boot()
@@ -229,6 +229,9 @@ class Machines:
             node.idle_since_s = None
             self._num_used += share
         place.on_placed(place)
+
+    def _room_for(self, need: Need) -> list[tuple[_Node, Slot]] | None:
+        return _slots(self._nodes, need, spreads=not self._config.packs)
 
     # -- nodes -------------------------------------------------------------------------------------------
 
@@ -287,11 +290,11 @@ class Machines:
         self._counted_s = self._clock.now
 
 
-def _slots(nodes: Iterable[_Node], need: Need) -> list[tuple[_Node, Slot]] | None:
+def _slots(nodes: Iterable[_Node], need: Need, *, spreads: bool = False) -> list[tuple[_Node, Slot]] | None:
     """A place for all bundles, on one node if one has room, else on several; None if there is none now."""
     if not need.bundles:
         return []
-    ordered = sorted(nodes, key=lambda node: node.free)
+    ordered = sorted(nodes, key=lambda node: node.free, reverse=spreads)
     for node in ordered:
         if isinstance(node, _Unlimited):
             node.grow(sum(map(math.ceil, need.bundles)))

@@ -177,7 +177,7 @@ def test_replicas_in_serves_details_are_counted_by_state_and_their_gpus_by_node(
     states = (("RUNNING", "a"), ("RUNNING", "a"), ("STARTING", None), ("STOPPING", "b"), ("UPDATING", "a"))
     counts = cluster_counts(serve_details(*states, gpus=0.5), ["a", "b", "c"])
     assert counts.deployments == {
-        "m-small/Model": ReplicaCount(running=3, starting=1, waiting=1, stopping=1, target=4, gpus=0.5)
+        "m-small/Model": ReplicaCount(running=3, starting=1, stopping=1, target=4, gpus=0.5)
     }
     assert counts.nodes == {"a": 1.5, "b": 0.5, "c": 0.0}
 
