@@ -5,7 +5,7 @@
 
 The whole pipeline runs: collect (the embedded decomposer is the teacher), search, SFT, and a half-round of
 GRPO with LoRA on the served pool. The table counts validation tasks, none of which is trained on. A run that
-was killed goes on. It takes about half an hour on two idle cores.
+was killed goes on. It took 40 minutes on two cores at a load of 20.
 """
 
 from __future__ import annotations
