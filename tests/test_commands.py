@@ -81,7 +81,7 @@ def test_up_leaves_the_count_of_gpus_to_ray_unless_it_is_given(
         raise ConfigError("this test starts no Ray")
 
     monkeypatch.setattr(cluster, "local_cluster", refuse)
-    monkeypatch.setattr(cluster, "prepare_environment", lambda: None)
+    monkeypatch.setattr(cluster, "prepare_environment", lambda **_: None)
     assert CliRunner().invoke(app, ["up", *options]).exit_code == 1
     assert given == [num_gpus]
 

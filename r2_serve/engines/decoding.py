@@ -61,7 +61,7 @@ def choose(rows: Sequence[Row], logits: torch.Tensor) -> tuple[list[int], Sequen
     for i, row in enumerate(rows):
         if row.sampling.presence_penalty or row.sampling.frequency_penalty:
             scores[i] -= _penalty(row, logits.shape[-1]).to(logits.device)
-        if row.constraint is not None:
+        if row.constraint is not None and not row.is_done:
             row.constraint.apply(scores[i])
     if sampled := [i for i, row in enumerate(rows) if row.generator is not None]:
         scores[sampled] = _drawn([rows[i] for i in sampled], scores[sampled])

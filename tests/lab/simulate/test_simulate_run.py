@@ -18,6 +18,7 @@ from r2_serve.lab.workload import Workload
 from r2_serve.router.router import in_process
 from r2_serve.serve_config import ServeConfig
 from r2_serve.types import Engine, Message, Query
+from tests.router.test_fitted_plan import fit_of, written
 from tests.support.simulated import scripted_pool, workload
 from tests.support.virtual_time import now_s
 from tests.support.virtual_time import run as run_in_virtual_time
@@ -211,8 +212,8 @@ def test_query_without_a_plan_in_time_goes_to_one_model_in_one_step(tmp_path: Pa
         ({"plan": "always"}, 1, 3),
         ({"plan": "never"}, 1, 1),
         ({"plan": "auto"}, 100, 1),
-        ({"plan": "auto", "plan_file": "/plan.json", "planning_share": 1}, 100, 3),
-        ({"plan": "auto", "plan_file": "/plan.json", "planning_share": "0.01"}, 100, 1),
+        ({"plan": "auto", "plan_file": "plan.json", "planning_share": 1}, 100, 3),
+        ({"plan": "auto", "plan_file": "plan.json", "planning_share": "0.01"}, 100, 1),
     ],
     ids=["always", "never", "too short", "a plan saves", "planning is too dear"],
 )
@@ -220,6 +221,8 @@ def test_query_goes_whole_where_the_router_would_send_it_so(
     tmp_path: Path, routing: dict[str, Any], large_usd: int, num_subtasks: int
 ) -> None:
     """The steps are on the small model, and the direct call asks the large one."""
+    if "plan_file" in routing:
+        routing = {**routing, "plan_file": written(tmp_path / "plan.json", fit_of())}
     config = scripted_pool(tmp_path, routing=routing)
     dear = {"usd_per_mtok_in": large_usd, "usd_per_mtok_out": 2 * large_usd}
     cards = tuple(
