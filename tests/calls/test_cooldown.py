@@ -300,8 +300,12 @@ def test_metrics_show_which_models_rest() -> None:
     metrics = Metrics()
     metrics.watch_models(pool.pool)
     assert 'r2_model_resting{model="small"} 0.0' in metrics.render().decode()
-    run(pool.ask_times(4))
-    text = metrics.render().decode()
+
+    async def rested() -> str:
+        await pool.ask_times(4)
+        return metrics.render().decode()
+
+    text = run(rested())
     assert 'r2_model_resting{model="small"} 1.0' in text
     assert 'r2_model_resting{model="large"} 0.0' in text
     assert 'r2_model_rests_total{model="small"} 1.0' in text

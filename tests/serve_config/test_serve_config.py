@@ -676,6 +676,7 @@ def test_embedded_config_has_no_error() -> None:
     assert file.routing is not None
     assert {name: len(virtual.pool) for name, virtual in file.routing.virtual_models.items()} == {
         "r2": 4,
+        "r2-everyday": 9,
         "r2-scan": 4,
     }
 
@@ -685,7 +686,7 @@ def test_embedded_prices_rise_along_each_pool_and_fit_two_cores() -> None:
     assert file.router is not None and file.routing is not None
     for virtual in file.routing.virtual_models.values():
         prices = [file.router.model(name).usd_per_mtok_out for name in virtual.pool]
-        assert prices == sorted(set(prices))
+        assert prices == sorted(prices)
     cpus = [
         entry.options["ray_actor_options"]["num_cpus"]
         for app in file.applications

@@ -198,7 +198,7 @@ def test_answers_with_line_separators_reach_the_report(tmp_path: Path) -> None:
     config = config_with(tmp_path, "(A)\u2028 it is \u0085 so")
     files = ("-d", tmp_path / name, "-c", config, "-o", tmp_path / "run")
     ran = r2("run", "-b", "csqa", "-p", "single:large", "--split", "all", *files)
-    assert "done: 1 rows, 0 failed" in ran.output, ran.output
+    assert "done: 1 row, 0 failed" in ran.output, ran.output
     assert r2("report", tmp_path / "run").exit_code == 0
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().split("\n") if line]
     assert row["outcome"]["answer"] == "(A)\u2028 it is \u0085 so" and row["status"] == "correct"
