@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ray import serve
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 
 from r2_serve.engines.fetching import seconds_spent
 from r2_serve.scaling.cold_starts import ColdStart, Moments
@@ -29,8 +30,14 @@ class StartLog:
         self._ready_at = time.time()
 
     async def serves(self) -> None:
-        """Logs the start. Without Serve's controller the time before the constructor is left out."""
-        replica = serve.get_replica_context()
+        """Logs the start. Without Serve's controller the time before the constructor is left out.
+
+        Outside a replica of Serve there is no start to log.
+        """
+        try:
+            replica = serve.get_replica_context()
+        except RayServeException:
+            return
         name = replica.replica_id.unique_id
         try:
             asked_at = await asyncio.to_thread(_asked_at, replica.app_name, replica.deployment, name)
