@@ -35,9 +35,9 @@ NUM_COARSE, NUM_HALVINGS = 7, 4
 """Prices over the whole range, and further ones where the reference's accuracy is crossed."""
 TOLERANCE = 0.0005
 """A gate reaches an accuracy that it misses by less than this: 0.05 points is one task in 2,000."""
-CAUTION, MOST_CAUTION = 60.0, 0.75
-"""The margin in standard errors is the first number divided by the number of tasks, and at most the second:
-0.6 for 100 tasks, 0.1 for 600."""
+MOST_CAUTION, MANY_TASKS = 0.75, 600
+"""The margin falls evenly from this many standard errors, for a book without tasks, to none for this many
+tasks: 0.6 for 120 tasks, 0.3 for 360."""
 NUM_TESTED = 12
 """Candidates in the sequence of tests."""
 
@@ -173,7 +173,8 @@ def lower_bound(candidate: AnyCandidate, reference: Floats) -> float:
     """
     num, difference = len(reference), candidate.unseen.right - reference
     error = math.sqrt(float(difference.var()) / num + 0.5 / num**2)
-    return expected_accuracy(candidate) - float(reference.mean()) - min(MOST_CAUTION, CAUTION / num) * error
+    caution = MOST_CAUTION * max(0.0, 1 - num / MANY_TASKS)
+    return expected_accuracy(candidate) - float(reference.mean()) - caution * error
 
 
 def expected_accuracy(candidate: AnyCandidate) -> float:
