@@ -41,6 +41,7 @@ arrive as `UnserializableException`); `tests/test_errors.py` checks every class.
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from copy import copy
 from pathlib import PurePath
@@ -363,3 +364,10 @@ class AnswerFiltered(AnswerWithheld):
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 model` or `2 models`; `plural` where it is not the noun with an s."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def error_text(error: BaseException) -> str:
+    """What the trace of a query says of the error that ended it."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled by the client"
+    return f"{type(error).__name__}: {error.message if isinstance(error, R2Error) else error}"

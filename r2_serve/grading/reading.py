@@ -19,8 +19,7 @@ from r2_serve.grading.json_answer import KEY, from_json
 MAX_LAYERS = 40
 """Wrappers that are opened; real replies have three or four."""
 MAX_RUN = 40
-"""A longer run of one mark, as in a reply that repeats itself, is shortened: patterns take long to read
-it."""
+"""A longer run of one mark, as in a reply that repeats itself, is shortened: it takes long to read."""
 MAX_CHARS = 1_000_000
 """A longer reply holds no answer."""
 
@@ -29,8 +28,7 @@ class Reading(NamedTuple):
     """The answer of a reply."""
 
     text: str
-    """The answer without its wrappers; the whole reply if nothing marks an answer; empty if none was
-    found."""
+    """The answer without its wrappers; the whole reply if nothing marks one; empty if none was found."""
     is_stated: bool
     """Whether a tag, a JSON field, a box or a phrase such as "the answer is" marks the answer."""
 
@@ -202,8 +200,7 @@ _SECOND_ANSWER = re.compile(
 
 
 def boxed(text: str) -> str | None:
-    """Content of the last box, after those that "and", "or" or a comma joins to it; "" if the last box is cut
-    off."""
+    """Content of the last box, after those that "and", "or" or a comma joins to it; "" if it is cut off."""
     starts = {match.end() - 1: match.start() for match in _BOX.finditer(text)}
     if not starts:
         return None

@@ -15,7 +15,7 @@ from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, RoutingConfig, VirtualModelConfig
-from r2_serve.errors import BudgetExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound, R2Error
+from r2_serve.errors import BudgetExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound, error_text
 from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.able import final_needs, readable_by, with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
@@ -124,15 +124,14 @@ class Pipeline:
         try:
             final = await _within_deadline(context, virtual)
         except (Exception, asyncio.CancelledError) as e:
-            context.tell("failed", error=_error_text(e), cost_usd=context.ledger.cost_usd)
-            self._publish(context.trace(error=_error_text(e)))
+            context.tell("failed", error=error_text(e), cost_usd=context.ledger.cost_usd)
+            self._publish(context.trace(error=error_text(e)))
             raise
         if virtual is not None:
             context.draft.savings = savings(context, virtual, final.text)
         trace = self._publish(context.trace(answer=final.text))
-        end = {"finish_reason": final.finish_reason, "cost_usd": trace.cost_usd}
-        saved_usd = trace.savings and trace.savings.saved_usd
-        context.tell("answered", answer=final.text, saved_usd=saved_usd, **end)
+        paid = {"cost_usd": trace.cost_usd, "saved_usd": trace.savings and trace.savings.saved_usd}
+        context.tell("answered", answer=final.text, finish_reason=final.finish_reason, **paid)
         return _answer(final, trace, context)
 
     def _context(
@@ -399,10 +398,3 @@ def _answer(final: Final, trace: Trace, context: QueryContext) -> Answer:
         overhead_s=trace.overhead_s,
         trace=trace,
     )
-
-
-def _error_text(error: BaseException) -> str:
-    """What the trace says of `error`."""
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled by the client"
-    return f"{type(error).__name__}: {error.message if isinstance(error, R2Error) else error}"
