@@ -481,6 +481,9 @@ async def test_scan_replies_are_read_whole(grader: Grader, gold: str, reply: str
         ("60", "5 times 12 equals 60.", True),
         ("12", "Roughly 12", False),
         ("12", "=12", True),
+        ("12", "at least 12", False),
+        ("12", '{"result": 12}', True),
+        ("12", '{"answer": {"value": 12, "unit": "cm"}}', True),
     ],
 )
 async def test_number_replies_are_read_whole(grader: Grader, gold: str, reply: str, is_right: bool) -> None:
