@@ -4,6 +4,7 @@ The core speaks chat completions: a `Message` is a chat message, `Sampling.forwa
 and `Answer.body` and `Delta.body` hold a chat completion and its chunks. So a dialect is a pure translation
 of JSON, with no network and no router in it.
 
+shapes      JSON whose shape is not checked yet
 wire        what the endpoint asks of a dialect: `Dialect`, `Request`, `Reply`
 sealing     thoughts of chat models in the opaque fields of the other dialects
 chat        chat completions, the dialect of the core itself

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from r2_serve.dialects.wire import NATIVE, Arrival, ErrorReply, encode, event
-from r2_serve.types import Answer, Delta, Json, Query
+from r2_serve.dialects.wire import NATIVE, Arrival, ErrorReply, Reply, encode, event
+from r2_serve.types import Answer, Api, Delta, Json, Query
 
 DONE = b"data: [DONE]\n\n"
 
 
 class ChatDialect:
-    """The dialect of POST /v1/chat/completions."""
+    """The dialect of POST /v1/chat/completions, and the base of those that differ in their bodies alone."""
 
     heartbeat = b": keep-alive\n\n"
 
@@ -38,13 +38,19 @@ class ChatBody:
     chat: bytes
     arrival: Arrival
 
+    api: ClassVar[Api] = "chat"
+    source: ClassVar[str | None] = None
+    """The client's field from which the messages are made; None if they are the client's own."""
+
     def refined(self, query: Query) -> Query:
-        return query
+        if self.api == "chat":
+            return query
+        return query.model_copy(update={"sampling": query.sampling.model_copy(update={"api": self.api})})
 
     def param(self, name: str) -> str:
-        return name
+        return self.source if self.source and name.startswith("messages") else name
 
-    def reply(self, model: str, *, wants_usage_chunk: bool) -> ChatReply:
+    def reply(self, model: str, *, wants_usage_chunk: bool) -> Reply:
         id = f"chatcmpl-{self.arrival.reply_id}"
         return ChatReply(id, self.arrival.created, model, wants_usage_chunk)
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from r2_serve.dialects.chat import CHAT, ChatReply, usage_of, without_native
-from r2_serve.dialects.wire import Arrival, ErrorReply, encode, read_object
+from r2_serve.dialects.chat import ChatBody, ChatDialect, ChatReply, usage_of, without_native
+from r2_serve.dialects.shapes import as_object, as_objects
+from r2_serve.dialects.wire import Arrival, encode, read_object
 from r2_serve.errors import InvalidRequest
-from r2_serve.types import Answer, Json, Query
+from r2_serve.types import Answer, Json
 
 
-class CompletionsDialect:
+class CompletionsDialect(ChatDialect):
     """The dialect of POST /v1/completions."""
-
-    heartbeat = CHAT.heartbeat
 
     def read(self, body: bytes, arrival: Arrival) -> CompletionsBody:
         """Raises: InvalidRequest."""
@@ -35,31 +33,19 @@ class CompletionsDialect:
         request["messages"] = [{"role": "user", "content": text} for text in texts]
         return CompletionsBody(json.dumps(request).encode(), arrival)
 
-    def error_body(self, error: ErrorReply, request_id: str) -> Json:
-        return CHAT.error_body(error, request_id)
-
 
 COMPLETIONS = CompletionsDialect()
 
 
-@dataclass(frozen=True)
-class CompletionsBody:
+class CompletionsBody(ChatBody):
     """A request as a conversation; `prompt` stays in it if it is more than one text."""
 
-    chat: bytes
-    arrival: Arrival
-
-    def refined(self, query: Query) -> Query:
-        sampling = query.sampling.model_copy(update={"api": "completions"})
-        return query.model_copy(update={"sampling": sampling})
-
-    def param(self, name: str) -> str:
-        return "prompt" if name.startswith("messages") else name
+    api = "completions"
+    source = "prompt"
 
     def reply(self, model: str, *, wants_usage_chunk: bool) -> CompletionsReply:
-        return CompletionsReply(
-            f"cmpl-{self.arrival.reply_id}", self.arrival.created, model, wants_usage_chunk
-        )
+        id = f"cmpl-{self.arrival.reply_id}"
+        return CompletionsReply(id, self.arrival.created, model, wants_usage_chunk)
 
 
 class CompletionsReply(ChatReply):
@@ -69,7 +55,7 @@ class CompletionsReply(ChatReply):
 
     def whole(self, answer: Answer, r2: Json) -> bytes:
         body = answer.body or {"choices": [_choice(answer.text, answer.finish_reason)]}
-        choices = [_text_choice(choice, "message") for choice in _objects(body["choices"])]
+        choices = [_text_choice(choice, "message") for choice in as_objects(body["choices"])]
         ours = {**self._head(self.kind), "choices": choices, "usage": usage_of(answer), "r2": r2}
         return encode({**without_native(body), **ours})
 
@@ -78,7 +64,7 @@ class CompletionsReply(ChatReply):
         return self._chunk({"choices": [_choice(text)]}) if text else b""
 
     def _chunk(self, chunk: Json, r2: Json | None = None) -> bytes:
-        choices = [_text_choice(choice, "delta") for choice in _objects(chunk["choices"])]
+        choices = [_text_choice(choice, "delta") for choice in as_objects(chunk["choices"])]
         return super()._chunk({**chunk, "choices": choices}, r2)
 
 
@@ -87,7 +73,7 @@ class CompletionsReply(ChatReply):
 
 def write_request(body: Json) -> Json:
     """The provider's request that says a body of chat completions."""
-    messages = _objects(body["messages"])
+    messages = as_objects(body["messages"])
     rest = {name: value for name, value in body.items() if name not in ("messages", "max_completion_tokens")}
     if (limit := body.get("max_completion_tokens")) is not None:
         rest["max_tokens"] = limit
@@ -107,7 +93,7 @@ def chunk_of(body: Json) -> Iterable[Json]:
 def _with_choices(body: Json, holder: str) -> Json:
     if not isinstance(body.get("choices"), list):
         return body
-    return {**body, "choices": [_chat_choice(choice, holder) for choice in _objects(body["choices"])]}
+    return {**body, "choices": [_chat_choice(choice, holder) for choice in as_objects(body["choices"])]}
 
 
 def _chat_choice(choice: Json, holder: str) -> Json:
@@ -117,11 +103,10 @@ def _chat_choice(choice: Json, holder: str) -> Json:
 
 def _text_choice(choice: Json, holder: str) -> Json:
     """The choice of a chat completion or chunk as one of a text completion."""
-    message = choice.get(holder)
     rest = {key: value for key, value in choice.items() if key not in ("message", "delta", "logprobs")}
     logprobs = choice.get("logprobs")
     is_ours = isinstance(logprobs, dict) and "content" in logprobs
-    text = (message.get("content") if isinstance(message, dict) else None) or ""
+    text = as_object(choice.get(holder)).get("content") or ""
     return {"text": text, "logprobs": None if is_ours else logprobs, **rest}
 
 
@@ -130,10 +115,6 @@ def _choice(text: str, finish_reason: str | None = None) -> Json:
     message = {"role": "assistant", "content": text}
     rest = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
     return {**rest, "message": message, "delta": message}
-
-
-def _objects(values: object) -> list[Json]:
-    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _single(prompt: object) -> object:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from r2_serve.dialects.chat import CHAT, usage_of
+from r2_serve.dialects.chat import ChatBody, ChatDialect, usage_of
 from r2_serve.dialects.wire import Arrival, ErrorReply, encode, read_object
 from r2_serve.errors import InvalidReply, InvalidRequest
-from r2_serve.types import Answer, Delta, Json, Query
+from r2_serve.types import Answer, Delta, Json
 
 
-class EmbeddingsDialect:
+class EmbeddingsDialect(ChatDialect):
     """The dialect of POST /v1/embeddings."""
-
-    heartbeat = CHAT.heartbeat
 
     def read(self, body: bytes, arrival: Arrival) -> EmbeddingsBody:
         """Raises: InvalidRequest."""
@@ -32,26 +30,15 @@ class EmbeddingsDialect:
         request["messages"] = [{"role": "user", "content": _text_of(request["input"])}]
         return EmbeddingsBody(json.dumps(request).encode(), arrival)
 
-    def error_body(self, error: ErrorReply, request_id: str) -> Json:
-        return CHAT.error_body(error, request_id)
-
 
 EMBEDDINGS = EmbeddingsDialect()
 
 
-@dataclass(frozen=True)
-class EmbeddingsBody:
+class EmbeddingsBody(ChatBody):
     """A request whose inputs are also one message."""
 
-    chat: bytes
-    arrival: Arrival
-
-    def refined(self, query: Query) -> Query:
-        sampling = query.sampling.model_copy(update={"api": "embeddings"})
-        return query.model_copy(update={"sampling": sampling})
-
-    def param(self, name: str) -> str:
-        return "input" if name.startswith("messages") else name
+    api = "embeddings"
+    source = "input"
 
     def reply(self, model: str, *, wants_usage_chunk: bool) -> EmbeddingsReply:
         return EmbeddingsReply(model)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.dialects.wire import NATIVE
 from r2_serve.engines.chat_parts import (
     ChatCompletion,
@@ -81,7 +82,7 @@ def _parts(body: Json, is_verbatim: bool) -> ReplyParts:
         reply = ChatCompletion.model_validate(body)
     except ValidationError as e:
         raise InvalidReply(f"the reply is no chat completion: {first_fault(e)}") from None
-    first, came = reply.choices[0], _dicts(body["choices"])
+    first, came = reply.choices[0], as_objects(body["choices"])
     for choice, raw in zip(reply.choices if is_verbatim else [first], came, strict=False):
         _check_error({"error": choice.error})
         if not is_verbatim:
@@ -101,14 +102,9 @@ def _parts(body: Json, is_verbatim: bool) -> ReplyParts:
     )
 
 
-def _dicts(values: object) -> list[Json]:
-    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
-
-
 def _holds_more(choice: Json) -> bool:
     """Whether a choice without text has another answer, such as a tool call, a refusal or audio."""
-    message = choice.get("message")
-    more = {**message, "role": None, "content": None} if isinstance(message, dict) else {}
+    more = {**as_object(choice.get("message")), "role": None, "content": None}
     return choice.get("finish_reason") == "content_filter" or any(more.values())
 
 
@@ -206,7 +202,7 @@ class StreamReader:
         if not choices:
             is_native = self._is_verbatim and not NATIVE.isdisjoint(body)
             return Delta(body=self._without_head(body)) if is_native else None
-        texts = [self._text(*pair) for pair in zip(choices, _dicts(body["choices"]), strict=False)]
+        texts = [self._text(*pair) for pair in zip(choices, as_objects(body["choices"]), strict=False)]
         if self.has_failed:
             return None
         text = texts[0] if not (choices[0].index and self._is_verbatim) else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from r2_serve.grading.reading import clean, read_answer
@@ -266,16 +266,6 @@ def listed_results(answer: str) -> tuple[str, ...]:
     whole = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
     return tuple(found for found in re.findall(r"[a-z]+|[0-9]+", whole) if found != "and")
 
-
-READERS: dict[str, Callable[[str], object]] = {
-    "csqa": last_letter,
-    "scan": scan_actions,
-    "musique": lambda reply: normalised_span(read_answer(reply).text),
-    "gsm8k": last_number,
-    "words": last_number,
-    "everyday": listed_results,
-}
-"""The answer of a reply in the form in which two answers are compared, by benchmark."""
 
 # -- all of them, on exported rows ---------------------------------------------------------------------------
 

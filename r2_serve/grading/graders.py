@@ -33,7 +33,7 @@ from r2_serve.grading import grade_math, grade_text, named, rows
 from r2_serve.grading.answers import number_answer, reader
 from r2_serve.grading.math_workers import MathTimeout, MathWorkers
 from r2_serve.grading.p3 import grade_puzzle
-from r2_serve.grading.reading import read_answer, read_envelope
+from r2_serve.grading.reading import read_answer
 from r2_serve.grading.rows import Benchmark, BenchmarkError, Task
 from r2_serve.grading.sandbox import Sandbox, SandboxConfig, SandboxLimits
 from r2_serve.types import GraderName, Record
@@ -157,14 +157,16 @@ class Grader:
                 return _choice(grade_text.last_letter(answer, row.choices), row.answerKey)
             case rows.ScanRow():
                 return grade_scan(row.actions, answer)
+            case rows.MusiqueRow(answerable=False):  # the official script counts no answer text for it
+                return _verdict(grade_text.abstains(answer), "the row has no answer")
             case rows.MusiqueRow():
-                return grade_musique(row.golds, answer) if row.answerable else grade_unanswerable(answer)
+                return grade_musique(row.golds, answer)
             case rows.WordsRow():
-                return grade_number(row.gold, answer)
+                return _choice(grade_text.last_number(answer), row.gold)
             case rows.QaRow():
                 raise BenchmarkError("a row of your own is judged by a grader that has a name")
             case rows.EverydayRow():
-                return grade_results(row.gold, answer)
+                return _choice(", ".join(grade_text.listed_results(answer)) or None, row.gold)
 
     async def _grade_math(self, gold: str, reply: str) -> Verdict:
         gold, answer = read_answer(gold).text, grade_math.math_answer(reply)
@@ -207,23 +209,6 @@ class Grader:
             return _verdict(False, detail)
         return _verdict("ungradable", f"neither equal nor proven different: {detail}")
 
-    async def same_answer(self, benchmark: Benchmark, one: str, other: str) -> bool:
-        """Whether two replies give one answer, by the rules by which `benchmark` is graded; False if one of
-        them gives none.
-
-        Programs (p3) are compared as they are written, and csqa's letters without the texts of the choices.
-        Raises: MathTimeout.
-        """
-        if benchmark in ("math", "champ"):
-            first, second = grade_math.math_answer(one), grade_math.math_answer(other)
-            if first is None or second is None:
-                return False
-            await self.start(benchmark)
-            return await self._compare(first, second) == "equal"
-        read = grade_text.READERS.get(benchmark, read_envelope)
-        answers = [read(reply.strip()) for reply in (one, other)]
-        return bool(answers[0]) and answers[0] == answers[1]
-
     async def _grade_p3(self, row: rows.P3Row, answer: str) -> Verdict:
         assert self._sandbox is not None
         outcome = await grade_puzzle(
@@ -261,19 +246,6 @@ def grade_musique(golds: Iterable[str], answer: str) -> Verdict:
     return _verdict(exact == 1.0, f"F1 {f1:.3f}", em=exact, f1=f1)
 
 
-def grade_unanswerable(answer: str) -> Verdict:
-    """Correct is a reply that gives no answer: the official script counts no answer text for such a row.
-
-    Source: `evaluate`, github.com/StonyBrookNLP/musique evaluate_v1.0.py.
-    """
-    return _verdict(grade_text.abstains(answer), "the row has no answer")
-
-
-def grade_number(gold: str, answer: str) -> Verdict:
-    """Correct is a reply whose last whole number is `gold`."""
-    return _choice(grade_text.last_number(answer), gold)
-
-
 async def _own_verdict(import_path: str, row: Mapping[str, object], answer: str) -> Verdict:
     """The verdict of a user's grader; its failure is a verdict too."""
     try:
@@ -285,12 +257,6 @@ async def _own_verdict(import_path: str, row: Mapping[str, object], answer: str)
     if found is None or isinstance(found, bool):
         return _verdict("ungradable" if found is None else found, "")
     return _verdict("error", f"{import_path} returned {found!r:.60}, expected True, False, None or a Verdict")
-
-
-def grade_results(gold: str, answer: str) -> Verdict:
-    """Correct are all results in the order of the questions."""
-    found = grade_text.listed_results(answer)
-    return _choice(", ".join(found) or None, gold)
 
 
 def _choice(found: str | None, gold: str) -> Verdict:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import string
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -69,10 +69,13 @@ class _Part(BaseModel):
 
 
 class _Row(_Part):
+    gold_field: ClassVar[str | None] = None
+    """The field with the one right answer; None if there are several, or if only a program can tell."""
+
     @property
     def golds(self) -> tuple[str, ...]:
         """The right answers, the usual one first; empty if only a program can tell."""
-        return ()
+        return () if self.gold_field is None else (str(getattr(self, self.gold_field)),)
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -87,6 +90,7 @@ class MathRow(_Row):
     The id is made from the problem's text, so that a problem has one id, and one split, in every format.
     """
 
+    gold_field = "final"
     problem: str = Field(min_length=1)
     solution: str
     final: str
@@ -110,10 +114,6 @@ class MathRow(_Row):
     @property
     def task_id(self) -> str:
         return f"math-{_digest(self.problem)}"
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return (self.final,)
 
     @property
     def query(self) -> str:
@@ -152,6 +152,7 @@ class _CsqaQuestion(_Part):
 class CsqaRow(_Row):
     """CommonsenseQA: `id`, `question.stem`, `question.choices`, `answerKey`."""
 
+    gold_field = "answerKey"
     task_id: str = Field(alias="id")
     question: _CsqaQuestion
     answerKey: str = Field(pattern=r"^[A-Z]$")
@@ -175,10 +176,6 @@ class CsqaRow(_Row):
                 f"without keys)"
             )
         return self
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return (self.answerKey,)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -210,6 +207,7 @@ class P3Row(_Row):
 class ScanRow(_Row):
     """SCAN: `commands` and `actions`, as in its text files (IN: ... OUT: ...) and on the Hugging Face hub."""
 
+    gold_field = "actions"
     query: str = Field(pattern=r"^[a-z]+( [a-z]+)*$", alias="commands")
     actions: str
 
@@ -217,21 +215,14 @@ class ScanRow(_Row):
     def task_id(self) -> str:
         return f"scan-{self.query.replace(' ', '-')}"
 
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return (self.actions,)
-
 
 class ChampRow(_Row):
     """CHAMP: `problem_identifier`, `problem_text`, `problem_answer`."""
 
+    gold_field = "problem_answer"
     task_id: str = Field(alias="problem_identifier")
     problem_text: str = Field(min_length=1)
     problem_answer: str = Field(min_length=1)
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return (self.problem_answer,)
 
     @property
     def query(self) -> str:
@@ -269,25 +260,19 @@ class MusiqueRow(_Row):
 class WordsRow(_Row):
     """A generated word problem: `id`, `query`, `gold` (a whole number)."""
 
+    gold_field = "gold"
     task_id: str = Field(alias="id")
     query: str = Field(min_length=1)
     gold: str = Field(pattern=r"^-?[0-9]+$")
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return (self.gold,)
 
 
 class EverydayRow(_Row):
     """A generated everyday problem: `id`, `query`, `gold` (one or more results, separated by commas)."""
 
+    gold_field = "gold"
     task_id: str = Field(alias="id")
     query: str = Field(min_length=1)
     gold: str = Field(pattern=r"^[a-z0-9]+(, [a-z0-9]+)*$")
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return (self.gold,)
 
 
 class QaRow(_Row):

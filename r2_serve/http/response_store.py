@@ -20,7 +20,7 @@ from pathlib import Path
 
 from r2_serve.config import ResponsesConfig
 from r2_serve.dialects.responses import Earlier
-from r2_serve.dialects.responses.shapes import as_objects
+from r2_serve.dialects.shapes import as_objects
 from r2_serve.errors import ConfigError
 from r2_serve.files import open_database
 from r2_serve.types import Json

@@ -84,10 +84,6 @@ class Plan(Record):
         return max(map(len, self.levels))
 
     @property
-    def num_edges(self) -> int:
-        return sum(len(subtask.depends_on) for subtask in self.subtasks)
-
-    @property
     def final_id(self) -> int | None:
         """The subtask whose reply is the answer; None if a template makes the answer."""
         return self.subtasks[-1].id if self.answer is None else None

@@ -18,7 +18,6 @@ from r2_serve.grading.graders import (
     GraderConfig,
     Verdict,
     grade_musique,
-    grade_number,
     grade_scan,
 )
 from r2_serve.grading.lines import grade_lines
@@ -345,8 +344,9 @@ async def test_tower_of_powers_is_killed_and_delays_no_other_answer() -> None:
         ("many", "unparsed"),
     ],
 )
-def test_last_whole_number_is_the_answer(answer: str, status: str) -> None:
-    assert grade_number("600", answer).status == status
+async def test_last_whole_number_is_the_answer(answer: str, status: str) -> None:
+    row = {"id": "w", "query": "?", "gold": "600"}
+    assert (await Grader().grade("words", row, answer)).status == status
 
 
 async def test_row_of_another_benchmark_is_refused() -> None:

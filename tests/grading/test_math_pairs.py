@@ -12,7 +12,6 @@ import pytest_asyncio
 
 from r2_serve.grading.graders import Grader, GraderConfig
 from r2_serve.grading.math_compare import compare
-from r2_serve.grading.rows import Benchmark
 
 
 class Pair(TypedDict):
@@ -124,26 +123,3 @@ def test_different_values_are_not_equal(gold: str, answer: str) -> None:
 )
 def test_equal_values_in_other_spellings_are_equal(gold: str, answer: str) -> None:
     assert compare(gold, answer) == "equal"
-
-
-@pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(
-    ("benchmark", "one", "other", "is_same"),
-    [
-        ("math", "\\boxed{0.5}", "The answer is 1/2.", True),
-        ("math", "\\boxed{0.5}", "\\boxed{5}", False),
-        ("math", "I cannot say.", "I cannot say.", False),
-        ("champ", "\\boxed{12^2}", "144", True),
-        ("csqa", "(B)", "The answer is B.", True),
-        ("csqa", "B or C", "B or C", False),
-        ("scan", "turn left, jump", "I_TURN_LEFT I_JUMP", True),
-        ("musique", "The Eiffel Tower.", '{"answer": "eiffel tower"}', True),
-        ("words", "So it is 1,200.", "1200", True),
-        ("words", "12", "13", False),
-        ("p3", "<think>x</think>def sol():\n    return 7", "def sol():\n    return 7", True),
-    ],
-)
-async def test_two_replies_are_compared_by_the_rules_of_their_benchmark(
-    grader: Grader, benchmark: Benchmark, one: str, other: str, is_same: bool
-) -> None:
-    assert await grader.same_answer(benchmark, one, other) is is_same

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from r2_serve.dialects.messages.replies import NAME, finish_reason, usage_of
+from r2_serve.dialects.shapes import as_object
 from r2_serve.types import Json
 
 
@@ -38,15 +39,15 @@ class EventsRead:
             case "message_start":
                 return {"delta": {"role": "assistant", "content": ""}}
             case "content_block_start":
-                delta = self._started(event.get("index"), _object(event, "content_block"))
+                delta = self._started(event.get("index"), as_object(event.get("content_block")))
                 return delta and {"delta": delta}
             case "content_block_delta":
-                delta = self._grown(self._blocks.get(event.get("index"), {}), _object(event, "delta"))
+                delta = self._grown(self._blocks.get(event.get("index"), {}), as_object(event.get("delta")))
                 return delta and {"delta": delta}
             case "content_block_stop":
                 block = self._blocks.get(event.get("index"), {})
                 return {"delta": {"thinking_blocks": [block]}} if block.get("type") == "thinking" else None
-            case "message_delta" if reason := finish_reason(_object(event, "delta").get("stop_reason")):
+            case "message_delta" if reason := finish_reason(as_object(event.get("delta")).get("stop_reason")):
                 return {"delta": {}, "finish_reason": reason}
         return None
 
@@ -82,14 +83,9 @@ class EventsRead:
         """The usage in total. The output of `message_start` is not the whole, so it is left out."""
         given = event.get("usage")
         if kind == "message_start":
-            given = _object(event, "message").get("usage")
+            given = as_object(event.get("message")).get("usage")
             given = {**given, "output_tokens": None} if isinstance(given, dict) else None
         if not isinstance(given, dict):
             return {}
         self._usage |= {name: value for name, value in given.items() if value is not None}
         return usage_of(self._usage)
-
-
-def _object(event: Json, name: str) -> Json:
-    value = event.get(name)
-    return value if isinstance(value, dict) else {}

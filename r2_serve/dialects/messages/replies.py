@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 
 from r2_serve.dialects.messages.thoughts import keys_of, signature_of, text_of
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.types import Answer, Json, Usage
 
 NAME = "messages_api"
@@ -37,7 +38,7 @@ def completion_of(reply: Json) -> Json:
     if reply.get("type") == "error" or "error" in reply:
         return {"error": reply.get("error") or reply}
     content = reply.get("content")
-    blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+    blocks = as_objects(content)
     message: Json = {"role": "assistant", "content": _text_of(blocks), "refusal": None, "annotations": []}
     message |= _thoughts_of(blocks)
     if calls := [call_of(block) for block in blocks if block.get("type") == "tool_use"]:
@@ -78,8 +79,7 @@ def _thoughts_of(blocks: list[Json]) -> Json:
 def usage_of(usage: Json) -> Json:
     """OpenAI's usage. Its prompt tokens include those read from the cache and written to it."""
     read, written = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
-    details = usage.get("output_tokens_details")
-    thoughts = _count(details, "thinking_tokens") if isinstance(details, dict) else 0
+    thoughts = _count(as_object(usage.get("output_tokens_details")), "thinking_tokens")
     counts: Json = {
         "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
         "completion_tokens_details": {"reasoning_tokens": thoughts},
@@ -109,11 +109,9 @@ def message_of(answer: Answer, id: str, model: str) -> Json:
     body = answer.body or {}
     native = native_of(body)
     if native is not None:
-        reported = native.get("usage")
-        usage = (reported if isinstance(reported, dict) else {}) | counts_of(answer.usage)
+        usage = as_object(native.get("usage")) | counts_of(answer.usage)
         return {**native, "id": id, "model": model, "usage": usage}
-    choices = body.get("choices")
-    choice: Json = choices[0] if isinstance(choices, list) and choices else {}
+    choice = next(iter(as_objects(body.get("choices"))), {})
     message = choice.get("message")
     said: Json = message if isinstance(message, dict) else {"content": answer.text}
     return {
@@ -148,9 +146,8 @@ def _blocks_of(message: Json) -> Iterator[Json]:
     for text in (message.get("content"), message.get("refusal")):
         if text:
             yield {"type": "text", "text": text}
-    calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") or {}
+    for call in as_objects(message.get("tool_calls")):
+        function = as_object(call.get("function"))
         arguments = input_of(str(function.get("arguments") or ""))
         yield {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": arguments}
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from r2_serve.dialects.messages.errors import error_body
-from r2_serve.dialects.messages.replies import (
-    counts_of,
-    message_of,
-    native_of,
-    stop_of,
-)
+from r2_serve.dialects.messages.replies import counts_of, message_of, native_of, stop_of
 from r2_serve.dialects.messages.thoughts import keys_of, signature_of, text_of
 from r2_serve.dialects.sealing import join_thoughts
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.dialects.wire import ErrorReply, encode, event
 from r2_serve.errors import InvalidReply
 from r2_serve.types import Answer, Delta, Json, Usage
@@ -52,13 +48,10 @@ class MessagesReply:
 
     def piece(self, piece: Delta) -> bytes:
         if piece.body is None:
-            return (
-                self._grown("text", _TEXT, {"type": "text_delta", "text": piece.text}) if piece.text else b""
-            )
+            return self._text(piece.text) if piece.text else b""
         if (came := native_of(piece.body)) is not None:
             return self._as_it_came(came)
-        choices = piece.body["choices"]
-        first = choices[0] if isinstance(choices, list) and choices else {}
+        first = next(iter(as_objects(piece.body["choices"])), {})
         is_first = not first.get("index")
         delta = first.get("delta")
         if is_first and first.get("finish_reason"):
@@ -68,8 +61,7 @@ class MessagesReply:
     def end(self, answer: Answer, rest: str, r2: Json) -> bytes:
         events = self.piece(Delta(text=rest)) if rest else b""
         if self._last is not None:
-            reported = self._last.get("usage")
-            usage = (reported if isinstance(reported, dict) else {}) | counts_of(answer.usage)
+            usage = as_object(self._last.get("usage")) | counts_of(answer.usage)
             last = {**self._last, "usage": usage, "r2": r2}
             return events + typed(last) + typed({"type": "message_stop"})
         stop = stop_of({"refusal": self._has_refused}, answer.finish_reason, self._finished)
@@ -95,12 +87,14 @@ class MessagesReply:
             events += self._thought(keys)
         for text in (delta.get("content"), delta.get("refusal")):
             if text:
-                events += self._grown("text", _TEXT, {"type": "text_delta", "text": text})
+                events += self._text(text)
         self._has_refused |= bool(delta.get("refusal"))
-        calls = delta.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
+        for call in as_objects(delta.get("tool_calls")):
             events += self._call(call)
         return events
+
+    def _text(self, text: object) -> bytes:
+        return self._grown("text", _TEXT, {"type": "text_delta", "text": text})
 
     def _thought(self, keys: Json) -> bytes:
         text = text_of(keys)
@@ -110,8 +104,7 @@ class MessagesReply:
         return events
 
     def _call(self, call: Json) -> bytes:
-        index, function = call.get("index"), call.get("function") or {}
-        assert isinstance(function, dict)
+        index, function = call.get("index"), as_object(call.get("function"))
         if index in self._calls and index != self._open:
             raise InvalidReply("the provider went back to a tool call after the next one had begun")
         self._calls.add(index)

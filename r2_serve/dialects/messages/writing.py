@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from r2_serve.dialects.messages.history import turns_of
 from r2_serve.dialects.messages.parts import cannot_say, held
 from r2_serve.dialects.messages.requests import HEADERS
+from r2_serve.dialects.shapes import as_objects
 from r2_serve.types import Json, Message, Sampling
+from r2_serve.types.abilities import states_the_default
 
 REPLY_TOKENS = 32_000
 """The limit that is sent where none is asked, as the API needs one. Every model since Claude 4 takes it."""
@@ -27,20 +29,6 @@ _WITHOUT_EFFECT |= {"prompt_cache_options", "store"}
 _REFUSED = frozenset({"audio", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"})
 _REFUSED |= {"moderation", "n", "prediction", "presence_penalty", "seed", "top_logprobs", "verbosity"}
 _REFUSED |= {"web_search_options", "service_tier", "logprobs"}
-_SAYS_NOTHING: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "presence_penalty": (0,),
-    "service_tier": ("auto", "default"),
-    "top_logprobs": (0,),
-    "verbosity": ("medium",),
-}
-"""Values that state what happens anyway."""
 
 
 def write_request(chat: Json, messages: Sequence[Message], sampling: Sampling) -> Json:
@@ -79,7 +67,7 @@ def _check(chat: Json, sampling: Sampling) -> None:
     """Raises: InvalidRequest for a parameter that Messages does not have."""
     for name in sorted(_REFUSED.intersection(chat)):
         is_own_wish = name == "logprobs" and name not in sampling.forwarded
-        if chat[name] not in _SAYS_NOTHING.get(name, ()) and not is_own_wish:
+        if not states_the_default(name, chat[name]) and not is_own_wish:
             raise cannot_say(name, name)
     if (temperature := sampling.temperature) is not None and temperature > 1:
         raise cannot_say("temperature", f"a temperature of {temperature:g}: it takes 0 to 1")
@@ -141,16 +129,12 @@ def _cache(chat: Json, body: Json) -> Json:
     Writing to the cache costs a quarter more than reading the prompt and the cache costs a tenth, so the mark
     pays off at the second turn. A client that marks its prompt itself is left alone.
     """
-    turns = [turn for turn in _objects(body["messages"]) if turn.get("role") == "assistant"]
+    turns = [turn for turn in as_objects(body["messages"]) if turn.get("role") == "assistant"]
     is_sent_again = bool(turns or chat.get("tools") or chat.get("prompt_cache_key"))
-    blocks = [block for turn in _objects(body["messages"]) for block in _objects(turn.get("content"))]
-    blocks += [*_objects(body.get("system")), *_objects(body.get("tools"))]
+    blocks = [block for turn in as_objects(body["messages"]) for block in as_objects(turn.get("content"))]
+    blocks += [*as_objects(body.get("system")), *as_objects(body.get("tools"))]
     is_marked = any("cache_control" in block for block in blocks)
     return {"cache_control": {"type": "ephemeral"}} if is_sent_again and not is_marked else {}
-
-
-def _objects(value: object) -> list[Json]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _caller(chat: Json) -> Json:

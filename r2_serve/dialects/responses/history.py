@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from r2_serve.dialects.responses.names import flat_name
 from r2_serve.dialects.responses.parts import cannot_say, response_content
-from r2_serve.dialects.responses.shapes import as_objects
 from r2_serve.dialects.responses.thoughts import thought_items
 from r2_serve.dialects.sealing import KEYS
+from r2_serve.dialects.shapes import as_objects
 from r2_serve.types import Json, Message
 
 _READ = frozenset({"role", "content", "refusal", "tool_calls", "tool_call_id", *KEYS})

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from r2_serve.dialects.responses.names import ToolNames, flat_name
 from r2_serve.dialects.responses.parts import chat_content
-from r2_serve.dialects.responses.shapes import as_object, as_objects
 from r2_serve.dialects.responses.thoughts import thoughts_of
 from r2_serve.dialects.sealing import join_thoughts
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from r2_serve.dialects.responses.shapes import as_objects, object_in
+from r2_serve.dialects.shapes import as_objects, object_in
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json
 

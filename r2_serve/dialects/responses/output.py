@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from r2_serve.dialects.responses.names import ToolNames
-from r2_serve.dialects.responses.shapes import as_objects
 from r2_serve.dialects.sealing import KEYS, join_thoughts, sealed
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.types import Json
 
 Events = Iterator[Json]
@@ -197,8 +197,7 @@ class Output:
         yield from self._message.add(kind, text, logprobs)
 
     def _take_call(self, call: Json, position: int) -> Events:
-        held = call.get("function")
-        function = held if isinstance(held, dict) else {}
+        function = as_object(call.get("function"))
         key = str(call.get("index", position))
         if key not in self._calls:
             yield from self._end_thoughts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from r2_serve.dialects.shapes import as_object
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json
 
@@ -99,6 +100,5 @@ def response_part(part: Json, role: str, where: str) -> Json:
             others = {key: value for key, value in rest.items() if key not in ("type", "image_url")}
             return {**others, "type": "input_image", "image_url": url.pop("url", None), **url}
         case "file":
-            held = part.get("file")
-            return {"type": "input_file", **(held if isinstance(held, dict) else {})}
+            return {"type": "input_file", **as_object(part.get("file"))}
     raise cannot_say(f"{where}.type", f"part of type {str(kind)[:40]!r}")

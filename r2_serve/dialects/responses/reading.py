@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from r2_serve.dialects.responses.history import call_item_as_chat
-from r2_serve.dialects.responses.shapes import as_object, as_objects
 from r2_serve.dialects.responses.thoughts import details_of, shown_thoughts
 from r2_serve.dialects.sealing import join_thoughts
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.types import Json
 
 NAME = "responses"

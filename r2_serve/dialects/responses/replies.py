@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from r2_serve.dialects.responses.names import ToolNames
 from r2_serve.dialects.responses.output import Output
-from r2_serve.dialects.responses.shapes import as_object, as_objects
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.dialects.wire import ErrorReply, encode, event
 from r2_serve.types import Answer, Delta, FinishReason, Json
 

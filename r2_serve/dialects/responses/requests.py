@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from r2_serve.dialects.responses.history import message_items
 from r2_serve.dialects.responses.items import Conversation
 from r2_serve.dialects.responses.names import ToolNames, chat_choice, check_left_out
-from r2_serve.dialects.responses.shapes import as_object, as_objects
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.errors import InvalidRequest
 from r2_serve.types import Json, Query
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from r2_serve.dialects.responses.shapes import as_objects
 from r2_serve.dialects.sealing import KEYS, SEALED, sealed, unsealed
+from r2_serve.dialects.shapes import as_objects
 from r2_serve.types import Json
 
 OPENAI_FORMAT = "openai-responses-v1"

@@ -12,30 +12,19 @@ from collections.abc import Sequence
 from r2_serve.dialects.responses.history import items_of
 from r2_serve.dialects.responses.parts import cannot_say
 from r2_serve.dialects.responses.requests import AS_IN_CHAT
-from r2_serve.dialects.responses.shapes import as_object, as_objects
 from r2_serve.dialects.responses.thoughts import is_foreign
+from r2_serve.dialects.shapes import as_object, as_objects
 from r2_serve.types import Json, Message, Sampling
+from r2_serve.types.abilities import states_the_default
 
 SEALED_THOUGHTS = "reasoning.encrypted_content"
 _NO_SEAL = re.compile(r"encrypted.{0,20} (is|are) not supported|include", re.IGNORECASE)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _RENAMED = frozenset({*_LIMITS, "messages", "response_format", "verbosity", "reasoning_effort", "logprobs"})
 _TOOLS = frozenset({"tools", "tool_choice", "stream_options"})
-_UNSAID: dict[str, tuple[object, ...]] = {
-    "audio": (),
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "n": (1,),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "seed": (),
-    "stop": (),
-    "web_search_options": (),
-}
-"""Parameters of chat completions that the API does not have, each with the values that say nothing."""
+_UNSAID = frozenset({"audio", "frequency_penalty", "function_call", "functions", "logit_bias", "modalities"})
+_UNSAID |= {"n", "prediction", "presence_penalty", "seed", "stop", "web_search_options"}
+"""Parameters of chat completions that the API does not have."""
 
 
 def write_request(chat: Json, messages: Sequence[Message], sampling: Sampling) -> Json:
@@ -53,7 +42,7 @@ def write_request(chat: Json, messages: Sequence[Message], sampling: Sampling) -
     body: Json = {"model": chat["model"], "input": _readable(items_of(messages)), "store": False}
     if own is not None:
         return {**_with_sealed_thoughts(own), **body, "store": own.get("store") is True, **said}
-    rest = {name: value for name, value in chat.items() if name not in _RENAMED | _TOOLS | _UNSAID.keys()}
+    rest = {name: value for name, value in chat.items() if name not in _RENAMED | _TOOLS | _UNSAID}
     return _with_sealed_thoughts({**rest, **body, **said, **_text(chat), **_reasoning(chat), **_tools(chat)})
 
 
@@ -84,8 +73,8 @@ def _without_sealed_thoughts(body: Json) -> Json:
 
 
 def _check(chat: Json) -> None:
-    for name, harmless in _UNSAID.items():
-        if chat.get(name) is not None and chat[name] not in harmless:
+    for name in sorted(_UNSAID.intersection(chat)):
+        if not states_the_default(name, chat[name]):
             raise cannot_say(name, f"parameter {name!r}")
 
 
