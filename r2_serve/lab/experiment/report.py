@@ -111,13 +111,13 @@ def page(results: Results, timelines: Timelines) -> str:
 
 def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
     from r2_serve.lab.experiment.plots import replicas_plot, trade_plot
-    from r2_serve.lab.load.page import note, picture, rows_table, small
+    from r2_serve.lab.reports.html import note, picture, small, table
 
     done = f"{len(results.cells)} of {results.num_cells} runs done"
     yield small(f"{results.target}; {results.machine}; code {results.code_version}; {done}")
     if warned := sum(bool(cell.warnings) for cell in results.cells):
         yield note(f"Warning: {counted(warned, 'run')} with warnings; see the pages.")
-    yield rows_table(list(ROW), _cells(ROW, results.rows), "variant")
+    yield table(list(ROW), _cells(ROW, results.rows), "variant")
     yield small(
         "Means over seeds [95 % interval of the mean]. In time: answered within the objective, of all sent."
     )
@@ -125,7 +125,7 @@ def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
     yield small("GPU-seconds: held by replicas. Node-seconds: nodes with GPUs, also those that boot or idle.")
     if results.differences:
         yield "<h3>Paired differences</h3>"
-        yield rows_table(list(DIFFERENCE), _cells(DIFFERENCE, results.differences), "variant", "less")
+        yield table(list(DIFFERENCE), _cells(DIFFERENCE, results.differences), "variant", "less")
         yield small("The runs of a pair have the same seed, so the same requests at the same times.")
     variants = list(dict.fromkeys(cell.variant for cell in results.cells))
     for workload, by_variant in timelines.items():
@@ -133,7 +133,7 @@ def _sections(results: Results, timelines: Timelines) -> Iterator[str]:
         yield picture(trade_plot([cell for cell in results.cells if cell.workload == workload], variants))
         yield picture(replicas_plot(by_variant, results.scaled))
     yield "<h3>Runs</h3>"
-    yield rows_table(list(CELL), _cells(CELL, results.cells), "variant")
+    yield table(list(CELL), _cells(CELL, results.cells), "variant")
     yield f'<p class="small">{", ".join(map(_link, results.cells))}</p>'
 
 

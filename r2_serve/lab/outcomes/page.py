@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 
 from rich.console import Console
 from rich.text import Text
@@ -13,7 +12,7 @@ from r2_serve.lab.outcomes.figures import ReplayReport, RowFigures
 from r2_serve.lab.outcomes.offpolicy import Estimate, Estimates
 from r2_serve.lab.outcomes.replay import CONFIDENCE, FITTED
 from r2_serve.lab.reports.export import ReportTable
-from r2_serve.lab.reports.html import document
+from r2_serve.lab.reports.html import document, note, picture, small
 from r2_serve.lab.reports.html import table as html_table
 from r2_serve.lab.reports.terminal import figures_table
 from r2_serve.lab.statistics import Interval
@@ -97,8 +96,8 @@ def print_report(report: ReplayReport, console: Console) -> None:
     table = figures_table(COLUMNS[:_IN_TERMINAL], rows, caption=caption, styles=styles)
     table.show_edge = table.pad_edge = False
     console.print(table)
-    for note in notes(report):
-        console.print(Text(note))
+    for text in notes(report):
+        console.print(Text(text))
 
 
 ESTIMATE_COLUMNS = ("model", "replies", "effective", "IPS accuracy", "doubly robust", "USD/1K")
@@ -163,17 +162,17 @@ def page(report: ReplayReport) -> str:
 
     styles = ["ours" if row.policy == FITTED else "" if row.on_front else "beaten" for row in report.rows]
     body = [
-        f'<p class="small">{escape(title(report))}</p>',
-        *(f'<p class="note">{escape(note)}</p>' for note in notes(report)),
+        small(title(report)),
+        *map(note, notes(report)),
         "<h3>Accuracy against cost</h3>",
-        f'<div class="scroll">{front_plot(report)}</div>',
+        picture(front_plot(report)),
         "<h3>Policies</h3>",
-        html_table(COLUMNS, zip(map(cells, report.rows), styles, strict=True)),
-        '<p class="small">Grey: another row is at least as accurate and cheaper; the oracle beats none.</p>',
+        html_table(COLUMNS, map(cells, report.rows), styles=styles),
+        small("Grey: another row is at least as accurate and cheaper; the oracle beats none."),
         "<h3>The fitted gate in each split</h3>",
-        html_table(SPLIT_COLUMNS, ((row, "") for row in _split_rows(report)), texts=SPLIT_COLUMNS[-1:]),
+        html_table(SPLIT_COLUMNS, _split_rows(report), *SPLIT_COLUMNS[-1:]),
         "<h3>Models alone, over the whole book</h3>",
-        html_table(MODEL_COLUMNS, ((row, "") for row in _model_rows(report))),
+        html_table(MODEL_COLUMNS, _model_rows(report)),
     ]
     return document("R2 replay", "\n".join(body))
 

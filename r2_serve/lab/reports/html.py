@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import zip_longest
 
 _CSS = """
 :root {
@@ -47,15 +48,40 @@ def document(title: str, body: str) -> str:
     )
 
 
+class Html(str):
+    """Text that is HTML already, so that it is not escaped again."""
+
+    __slots__ = ()
+
+
 def table(
-    columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], texts: Sequence[str] = ()
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *texts: str, styles: Sequence[str] = ()
 ) -> str:
-    """A table that scrolls if it is too wide; rows have a CSS class, columns of `texts` are left-aligned."""
-    kinds = ['class="text"' if column in texts else "" for column in columns]
-    head = "".join(f"<th {kind}>{escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
-    body = "\n".join(f'<tr class="{style}">{_cells(row, kinds)}</tr>' for row, style in rows)
+    """A table that scrolls if it is too wide. The columns `texts` are left-aligned.
+
+    `styles` gives the CSS class of each row, such as "ours"; without it all rows are plain.
+    """
+    kinds = [' class="text"' if column in texts else "" for column in columns]
+    head = _cells("th", columns, kinds)
+    body = "\n".join(
+        f'<tr class="{style}">{_cells("td", row, kinds)}</tr>'
+        for row, style in zip_longest(rows, styles, fillvalue="")
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _cells(row: Sequence[str], kinds: Sequence[str]) -> str:
-    return "".join(f"<td {kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+def _cells(tag: str, row: Sequence[str], kinds: Sequence[str]) -> str:
+    texts = (cell if isinstance(cell, Html) else escape(cell) for cell in row)
+    return "".join(f"<{tag}{kind}>{text}</{tag}>" for text, kind in zip(texts, kinds, strict=True))
+
+
+def picture(svg: str) -> str:
+    return f'<div class="scroll">{svg}</div>'
+
+
+def small(text: str) -> str:
+    return f'<p class="small">{escape(text)}</p>'
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'

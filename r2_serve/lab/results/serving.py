@@ -7,7 +7,7 @@ or ask another host, since a page may be foreign.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from r2_serve.errors import counted
-from r2_serve.lab.reports.html import document
+from r2_serve.lab.reports.html import Html, document, note, small, table
 from r2_serve.lab.results.finding import Search, find_runs
 from r2_serve.lab.results.listing import COLUMNS, Wanted, cells
 from r2_serve.lab.results.record import FoundRun, Kind
@@ -85,27 +85,20 @@ def page_path(page: str) -> str:
 def index_page(search: Search) -> str:
     """Every run with its figures and pages, the newest first."""
     runs = Wanted().of(search.runs)
-    head = "".join(f'<th class="text">{escape(name)}</th>' for name in COLUMNS)
-    rows = "\n".join(_row(run, search.root) for run in runs)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in (*search.notes, *_count(runs)))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-    place = f'<p class="small">{escape(str(search.root.resolve()))}</p>'
-    return document("Runs", f'{_STYLE}{place}<div class="scroll">{table}</div>{notes}')
+    styles = ["beaten" if run.state == "broken" else "" for run in runs]
+    found = table(COLUMNS, (_row(run, search.root) for run in runs), *COLUMNS, styles=styles)
+    count = f"{counted(len(runs), 'run')}." if runs else "No run yet. Try: r2-serve demo"
+    notes = "".join(map(note, (*search.notes, count)))
+    return document("Runs", f"{_STYLE}{small(str(search.root.resolve()))}{found}{notes}")
 
 
-def _count(runs: list[FoundRun]) -> Iterator[str]:
-    yield f"{counted(len(runs), 'run')}." if runs else "No run yet. Try: r2-serve demo"
-
-
-def _row(run: FoundRun, root: Path) -> str:
+def _row(run: FoundRun, root: Path) -> tuple[str, ...]:
     path, *texts = cells(run)
     links = " · ".join(f'<a href="{page_path(page)}">{escape(_name(page))}</a>' for page in run.pages)
     how = HOW_TO_MAKE_A_PAGE.get(run.kind) if run.kind and run.state != "broken" else None
     if not links and how is not None:
         links = f"no page yet: {escape(how)} {escape(str(root / path))}"
-    first = f'<b>{escape(path)}</b><br><span class="small">{links}</span>'
-    rest = "".join(f'<td class="text">{escape(text)}</td>' for text in texts)
-    return f'<tr class="{"beaten" if run.state == "broken" else ""}"><td>{first}</td>{rest}</tr>'
+    return Html(f'<b>{escape(path)}</b><br><span class="small">{links}</span>'), *texts
 
 
 def _name(page: str) -> str:
