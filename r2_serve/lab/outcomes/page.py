@@ -93,8 +93,7 @@ def print_report(report: ReplayReport, console: Console) -> None:
     console.print(Text(title(report), style="bold"))
     rows = [cells(row)[:_IN_TERMINAL] for row in report.rows]
     caption = "dim: another row is as accurate and cheaper"
-    table = figures_table(COLUMNS[:_IN_TERMINAL], rows, caption=caption, styles=styles)
-    table.show_edge = table.pad_edge = False
+    table = figures_table(COLUMNS[:_IN_TERMINAL], rows, caption=caption, styles=styles, has_edge=False)
     console.print(table)
     for text in notes(report):
         console.print(Text(text))

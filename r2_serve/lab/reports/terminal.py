@@ -36,12 +36,15 @@ def figures_table(
     title: str | None = None,
     caption: str | None = None,
     styles: Sequence[str] = (),
+    has_edge: bool = True,
 ) -> Table:
     """A table whose first `num_texts` columns are left-aligned and whose cells are never cut.
 
-    `styles` gives the style of each row, such as "bold"; without it all rows are plain.
+    `styles` gives the style of each row, such as "bold"; without it all rows are plain. Wide tables have no
+    edge, for which 80 columns have no room.
     """
     table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.show_edge = table.pad_edge = has_edge
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < num_texts else "right", no_wrap=True)
     for row, style in zip_longest(rows, styles):

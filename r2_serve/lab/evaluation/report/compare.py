@@ -18,8 +18,7 @@ from r2_serve.lab.runs import RunError
 from r2_serve.lab.statistics import Paired, holm
 from r2_serve.types import Record
 
-COLUMNS = ("policy of A", "of B", "A", "B", "points (95 % CI)")
-MORE_COLUMNS = ("policy of A", "p", "bootstrap", "A is", "cost, times (CI)")
+COLUMNS = ("policy of A", "of B", "A", "B", "points (95 % CI)", "p", "A is", "cost, times (CI)")
 
 
 class ComparedPolicies(Paired):
@@ -100,34 +99,30 @@ def _pairs(
     return list(zip(mine, other, strict=True))
 
 
+def comparison_cells(row: ComparedPolicies) -> cells.Cells:
+    """One row in the order of `COLUMNS`."""
+    return (
+        row.policy,
+        row.other,
+        *map(cells.percent, (row.accuracy, row.other_accuracy)),
+        cells.difference(row),
+        cells.probability(row.holm_p),
+        row.verdict,
+        cells.cost_ratio(row),
+    )
+
+
 def print_comparison(found: RunComparison, console: Console) -> None:
     """Print two tables of 80 columns, and what they mean."""
     console.print(Text(f"A: {found.a} · B: {found.b} · {counted(found.num_tasks, 'task')}", style="bold"))
-    names = [broken_name(row.policy) for row in found.rows]
-    first = [
-        (
-            name,
-            broken_name(row.other),
-            cells.percent(row.accuracy),
-            cells.percent(row.other_accuracy),
-            cells.difference(row),
-        )
-        for name, row in zip(names, found.rows, strict=True)
-    ]
-    second = [
-        (
-            name,
-            cells.probability(row.holm_p),
-            cells.probability(row.bootstrap_p),
-            row.verdict,
-            cells.cost_ratio(row),
-        )
-        for name, row in zip(names, found.rows, strict=True)
-    ]
-    for columns, rows, num_texts in ((COLUMNS, first, 2), (MORE_COLUMNS, second, 1)):
-        table = figures_table(columns, rows, num_texts=num_texts)
-        table.show_edge = table.pad_edge = False
-        console.print(table)
+    first, second = [], []
+    for row in found.rows:
+        ours, theirs, *accuracy, p, verdict, costs = comparison_cells(row)
+        first.append((broken_name(ours), broken_name(theirs), *accuracy))
+        second.append((broken_name(ours), p, cells.probability(row.bootstrap_p), verdict, costs))
+    narrow = ("policy of A", "p", "bootstrap", "A is", "cost, times (CI)")
+    for columns, rows, num_texts in ((COLUMNS[:5], first, 2), (narrow, second, 1)):
+        console.print(figures_table(columns, rows, num_texts=num_texts, has_edge=False))
         console.print()
     for note in notes(found):
         console.print(Text(note))
@@ -135,13 +130,9 @@ def print_comparison(found: RunComparison, console: Console) -> None:
 
 def notes(found: RunComparison) -> list[str]:
     """Sentences without which the figures would mislead."""
-    left_out = (
-        [f"Left out, as only one of the runs has them: {counted(found.num_left_out, 'task')}."]
-        if found.num_left_out
-        else []
-    )
+    left_out = f"Left out, as only one of the runs has them: {counted(found.num_left_out, 'task')}."
     return [
-        *left_out,
+        *([left_out] if found.num_left_out else []),
         "Points and costs: A against B on the same tasks, with 95 % bootstrap intervals. p: McNemar's exact "
         "test (the bootstrap's over several seeds), corrected by Holm. bootstrap: its own p, uncorrected.",
         f"'not worse': Tango's test proves a loss below {cells.points(found.margin)} (one-sided, 2.5 %).",

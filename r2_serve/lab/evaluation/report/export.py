@@ -9,7 +9,7 @@ from pathlib import Path
 from r2_serve.errors import counted
 from r2_serve.files import write_whole
 from r2_serve.lab.evaluation.report import cells
-from r2_serve.lab.evaluation.report.compare import RunComparison
+from r2_serve.lab.evaluation.report.compare import COLUMNS, RunComparison, comparison_cells
 from r2_serve.lab.evaluation.report.figures import RunReport
 from r2_serve.lab.reports.export import ReportTable, csv_text, latex_table, write_figure
 
@@ -85,24 +85,11 @@ def write_comparison(
     found: RunComparison, json_out: Path | None, csv: Path | None, latex: Path | None
 ) -> list[Path]:
     """Write a comparison of two runs into the files that are named; their paths. Raises: OSError."""
-    rows = [
-        (
-            row.policy,
-            row.other,
-            cells.percent(row.accuracy),
-            cells.percent(row.other_accuracy),
-            cells.difference(row),
-            cells.probability(row.holm_p),
-            row.verdict,
-            cells.cost_ratio(row),
-        )
-        for row in found.rows
-    ]
-    columns = ("policy of A", "of B", "A", "B", "points (95 % CI)", "p", "A is", "cost, times (CI)")
+    title = f"A: {found.a}; B: {found.b}; {counted(found.num_tasks, 'task')}."
     texts = {
         json_out: found.model_dump_json(indent=2),
         csv: csv_text({"a": found.a, "b": found.b, **dict(row)} for row in found.rows),
-        latex: latex_table(columns, rows, f"A: {found.a}; B: {found.b}; {counted(found.num_tasks, 'task')}."),
+        latex: latex_table(COLUMNS, map(comparison_cells, found.rows), title),
     }
     for path, text in texts.items():
         if path is not None:

@@ -48,9 +48,7 @@ def _table(
 ) -> Table:
     """A table without outer edges, for which 80 columns have no room; the first column holds names."""
     broken = ((broken_name(name), *figures) for name, *figures in rows)
-    table = figures_table(columns, broken, caption=caption, styles=styles)
-    table.show_edge = table.pad_edge = False
-    return table
+    return figures_table(columns, broken, caption=caption, styles=styles, has_edge=False)
 
 
 def broken_name(name: str, width: int = NAME_CHARS) -> str:
