@@ -287,11 +287,22 @@ class EngineTimeout(EngineUnavailable):
 
 
 class ReplicaDied(EngineUnavailable):
-    """The replica at work on the call died. Many calls may report the death of the same `replica`."""
+    """The replica at work on the call died.
 
-    def __init__(self, message: str, retry_after_s: float | None = None, replica: str = "") -> None:
-        Exception.__init__(self, message, retry_after_s, replica)
-        self.message, self.retry_after_s, self.replica = message, retry_after_s, replica
+    `lost` names it, or the node that took it along: many calls may report the same death. `is_suspicious`:
+    the call itself may be the cause.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        retry_after_s: float | None = None,
+        lost: str = "",
+        is_suspicious: bool = True,
+    ) -> None:
+        Exception.__init__(self, message, retry_after_s, lost, is_suspicious)
+        self.message, self.retry_after_s = message, retry_after_s
+        self.lost, self.is_suspicious = lost, is_suspicious
 
 
 class EngineDied(EngineUnavailable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -15,6 +16,12 @@ from typing import TextIO
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
+log = logging.getLogger(__name__)
+MOUNTS = Path("/proc/self/mounts")
+NETWORK_FILE_SYSTEMS = frozenset(
+    ("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs")
+)
+"""Types in `/proc/self/mounts`; those under FUSE (`fuse.sshfs`) count as well."""
 LOCK_TIMEOUT_S = 1.0
 """Seconds that a database waits for the writer of another process."""
 
@@ -48,10 +55,13 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 def open_database(path: Path | None, schema: str) -> sqlite3.Connection:
     """An SQLite database with the tables of `schema`, in memory if `path` is None. It commits each statement.
 
-    Readers never wait, a commit needs no fsync, and writers of other processes are waited for a second.
+    Readers never wait, a commit needs no fsync, and writers of other processes are waited for a second. All
+    of them must be on one machine (https://sqlite.org/wal.html): a file on the network is a warning.
 
     Raises: sqlite3.Error.
     """
+    if path is not None and (kind := network_file_system(path)):
+        log.warning("%s is on a network file system (%s), where SQLite loses writes: %s", path, kind, LOCAL)
     database = sqlite3.connect(
         path or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
@@ -59,6 +69,27 @@ def open_database(path: Path | None, schema: str) -> sqlite3.Connection:
         database.execute(f"PRAGMA {setting}")
     database.executescript(schema)
     return database
+
+
+LOCAL = "name a path on a disk of each machine"
+
+
+def network_file_system(path: Path, mounts: Path | None = None) -> str | None:
+    """The type of the network file system on which `path` is, or will be; None if it is a local one.
+
+    `mounts` is a table like `/proc/self/mounts`. Without one, as on macOS, every path counts as local.
+    """
+    try:
+        lines = (mounts or MOUNTS).read_text(encoding="utf-8", errors="replace").splitlines()
+        resolved = path.resolve()
+    except OSError:
+        return None
+    found, kind = Path("/"), ""
+    for _, place, mounted, *_ in (line.split(" ") for line in lines):
+        mount = Path(place.replace("\\040", " "))
+        if resolved.is_relative_to(mount) and len(mount.parts) >= len(found.parts):
+            found, kind = mount, mounted
+    return kind if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse.") else None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -51,7 +52,7 @@ class TraceWriter:
     def __call__(self, trace: Trace) -> None:
         trace = trace if self._keeps_texts else without_texts(trace)
         line = self._redact(json_line(trace)).encode()
-        path = self._directory / f"{self._today()}-{os.getpid()}.jsonl"
+        path = self._directory / f"{self._today()}-{socket.gethostname()}-{os.getpid()}.jsonl"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             _append(path, line)

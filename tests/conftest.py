@@ -22,6 +22,7 @@ PACKAGES = {
     "chromium": "chromium",
     "promtool": "prometheus",
     "prometheus": "prometheus",
+    "systemd-analyze": "systemd",
 }
 """The Debian package of each program that a test may need."""
 

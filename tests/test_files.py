@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from r2_serve.files import new_directory, read_lines, whole_file, write_whole
+from r2_serve import files
+from r2_serve.files import (
+    network_file_system,
+    new_directory,
+    open_database,
+    read_lines,
+    whole_file,
+    write_whole,
+)
 
 
 def test_failed_write_leaves_the_old_text_and_no_draft(tmp_path: Path) -> None:
@@ -54,3 +62,46 @@ def test_byte_order_mark_is_not_part_of_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"id": 1}\r\n')
     assert read_lines(path) == ['{"id": 1}']
+
+
+def mounts(tmp_path: Path) -> Path:
+    """A table of mounts in which `shared` is on NFS, with a local directory below."""
+    table = tmp_path / "mounts"
+    lines = [
+        "/dev/sda1 / ext4 rw 0 0",
+        f"nfs.example:/export {tmp_path}/shared nfs4 rw,hard 0 0",
+        f"tmpfs {tmp_path}/shared/local tmpfs rw 0 0",
+        f"me@host:/ {tmp_path}/with\\040space fuse.sshfs rw 0 0",
+        f"/dev/sdb1 {tmp_path}/shared-not ntfs rw 0 0",
+    ]
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("shared/spend.sqlite", "nfs4"),
+        ("shared/not/there/yet.sqlite", "nfs4"),
+        ("shared/local/spend.sqlite", None),
+        ("shared-not/spend.sqlite", None),
+        ("with space/spend.sqlite", "fuse.sshfs"),
+        ("spend.sqlite", None),
+    ],
+)
+def test_network_file_system_is_that_of_the_deepest_mount(tmp_path: Path, place: str, kind: str) -> None:
+    assert network_file_system(tmp_path / place, mounts(tmp_path)) == kind
+
+
+def test_every_path_is_local_where_no_mounts_are_listed(tmp_path: Path) -> None:
+    assert network_file_system(tmp_path, tmp_path / "missing") is None
+
+
+def test_database_on_a_network_file_system_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "MOUNTS", mounts(tmp_path))
+    (tmp_path / "shared").mkdir()
+    for folder, has_warning in ((tmp_path, False), (tmp_path / "shared", True)):
+        open_database(folder / "spend.sqlite", "CREATE TABLE IF NOT EXISTS t (x)").close()
+        assert ("SQLite loses writes" in caplog.text) is has_warning

@@ -1,6 +1,7 @@
 """Trace files: complete, private, readable after a crash, and never in the way of an answer."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -52,7 +53,18 @@ def test_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     failed = Trace(request_id="req-2", model="r2", query="?", error="DeadlineExceeded: no answer within 5 s")
     file = written(tmp_path / "made" / "as needed", TRACE, failed)
     assert list(read_traces(file)) == [TRACE, failed]
-    assert file.name == f"2026-01-31-{os.getpid()}.jsonl"
+    assert file.name == f"2026-01-31-{socket.gethostname()}-{os.getpid()}.jsonl"
+
+
+def test_routers_of_two_machines_with_one_process_id_write_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes in containers often have the same id, and a directory that they share takes no appends of two
+    machines."""
+    for host in ("router-a", "router-b"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        TraceWriter(tmp_path, today=lambda: "2026-01-31")(TRACE)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
 def test_half_of_a_surrogate_pair_in_a_trace_becomes_a_question_mark(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ class _Chain:
         self._has_shown = False
         """Whether the client has seen a part of a reply: then no other reply can take its place."""
         self._deaths: set[str] = set()
-        """Replicas that died while they worked on this call."""
+        """Replicas that died while they worked on this call, which may have killed them."""
 
     async def ask(self, name: str, *, is_last_resort: bool = False) -> CallResult | None:
         """The reply of `name`; None if it failed, or rests and was passed over.
@@ -234,8 +234,8 @@ class _Chain:
         """Raises: `error` if the client has seen part of a reply; PoisonousRequest if replicas keep dying."""
         if self._has_shown:
             raise error
-        if isinstance(error, ReplicaDied):
-            self._deaths.add(error.replica)
+        if isinstance(error, ReplicaDied) and error.is_suspicious:
+            self._deaths.add(error.lost)
         if len(self._deaths) >= MAX_DEATHS:
             raise PoisonousRequest(
                 f"{len(self._deaths)} replicas died while they worked on this request, "

@@ -26,7 +26,7 @@ from r2_serve.errors import EngineError, ReplicaDied
 GRAIN_S = 0.001
 """A timer may be early by the clock's resolution."""
 NUM_DEATHS_KEPT = 64
-"""Dead replicas that are remembered. The calls of one death report it within moments."""
+"""Deaths that are remembered. The calls of one death report it within moments."""
 
 
 def event_loop_time_s() -> float:
@@ -54,7 +54,7 @@ class Cooldown:
         """Number of beginnings and ends of rests; the outcome of a call from an earlier state is ignored."""
         self._num_failures = 0
         self._num_rests_in_a_row = 0
-        self._dead_replicas: deque[str] = deque(maxlen=NUM_DEATHS_KEPT)
+        self._known_deaths: deque[str] = deque(maxlen=NUM_DEATHS_KEPT)
 
     @property
     def is_resting(self) -> bool:
@@ -101,11 +101,11 @@ class Cooldown:
         self._answered(permit)
 
     def _is_news(self, error: EngineError) -> bool:
-        """False for one more call that was lost with the same replica: the others may be well."""
+        """False for one more call that was lost with the same replica or node: the others may be well."""
         if not isinstance(error, ReplicaDied):
             return True
-        is_known = error.replica in self._dead_replicas
-        self._dead_replicas.append(error.replica)
+        is_known = error.lost in self._known_deaths
+        self._known_deaths.append(error.lost)
         return not is_known
 
     def _answered(self, permit: Permit) -> None:

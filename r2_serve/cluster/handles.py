@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -21,6 +21,7 @@ from r2_serve.calls.budget import Budget
 from r2_serve.calls.estimates import Prompt
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool, PoolMember
+from r2_serve.cluster.deaths import Deaths
 from r2_serve.cluster.stages import StageReport
 from r2_serve.config import DecomposerConfig, LimitsConfig
 from r2_serve.errors import (
@@ -53,7 +54,7 @@ class ServedEngine:
     """A local model, by the name of its application, as the router, decomposer or allocator calls it."""
 
     def __init__(self, app: str) -> None:
-        self._app = app
+        self._app, self._deaths = app, Deaths(app)
         self._handle: DeploymentHandle | None = None
         self._stream_handle: DeploymentHandle | None = None
 
@@ -62,7 +63,7 @@ class ServedEngine:
         try:
             return await _awaited(response)
         except R2Error as e:
-            raise _as_engine_error(e, self._app) from e
+            raise await self._explained(e) from e
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         response = self._handles()[1].stream.remote(call)
@@ -74,10 +75,17 @@ class ServedEngine:
         except asyncio.CancelledError:
             raise
         except Exception as e:
-            raise _as_engine_error(unwrapped(e), self._app) from e
+            raise await self._explained(unwrapped(e)) from e
         finally:
             if not is_exhausted:
                 response.cancel()
+
+    async def _explained(self, error: R2Error) -> EngineError:
+        if isinstance(error, ReplicaDied) and error.is_suspicious:
+            return await self._deaths.explained(error)
+        if isinstance(error, EngineError):
+            return error
+        return EngineUnavailable(f"application {self._app!r}: {type(error).__name__}: {error.message}")
 
     def _handles(self) -> tuple[DeploymentHandle, DeploymentHandle]:
         """The handles for plain and streamed calls, made once, as new options would start a new router."""
@@ -211,12 +219,8 @@ def unwrapped(error: Exception) -> R2Error:
     for candidate in candidates:
         if isinstance(candidate, RayActorError):
             return ReplicaDied(message, None, str(candidate.actor_id))
+        if isinstance(candidate, OutOfMemoryError):  # Ray's memory monitor; the message has the process id
+            return ReplicaDied(message, None, str(candidate), False)
         if isinstance(candidate, BackPressureError | DeploymentUnavailableError):
             return NotStarted(message)
     return EngineUnavailable(message)
-
-
-def _as_engine_error(error: R2Error, app: str) -> EngineError:
-    if isinstance(error, EngineError):
-        return error
-    return EngineUnavailable(f"application {app!r}: {type(error).__name__}: {error.message}")

@@ -18,6 +18,7 @@ from r2_serve.serve_config.applications import (
     ServeFile,
 )
 from r2_serve.serve_config.checks_access import (
+    check_databases,
     check_environment,
     check_keys_file,
     check_literal_secrets,
@@ -223,6 +224,7 @@ CHECKS: tuple[Callable[[ServeFile], Iterator[Problem]], ...] = (
     check_embedded_models,
     check_public_address,
     check_keys_file,
+    check_databases,
     check_environment,
     check_literal_secrets,
 )

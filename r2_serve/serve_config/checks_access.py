@@ -8,6 +8,7 @@ from pathlib import Path
 
 from r2_serve.config import HostedEngineConfig
 from r2_serve.errors import ConfigError
+from r2_serve.files import LOCAL, network_file_system
 from r2_serve.http.keys import read_keys_file, require_keys
 from r2_serve.serve_config.applications import ROUTER, ServeFile, most_replicas
 from r2_serve.serve_config.document import KeyPath, Problem, suggestion
@@ -68,6 +69,33 @@ def _budget_hole(num_routers: int, *, has_spend_file: bool) -> str | None:
         f"spend {num_routers} times its budget: set `server.spend_file`, which replicas on one machine "
         "share, or `num_replicas: 1`"
     )
+
+
+def check_databases(file: ServeFile) -> Iterator[Problem]:
+    """SQLite files may be written by one machine alone, so none belongs on a shared directory."""
+    if file.router is None or file.router_app is None:
+        return
+    server, args = file.router.server, (*file.router_app.path, "args", "server")
+    named = (
+        (("spend_file",), server.spend_file),
+        (("responses", "file"), server.responses.file),
+        (("feedback", "file"), server.feedback.file),
+    )
+    for place, path in named:
+        if path is not None and (kind := network_file_system(Path(path))):
+            message = f"{path} is on a network file system ({kind}), where SQLite loses writes: {LOCAL}"
+            yield file.warning((*args, *place), message)
+    implied = None if server.feedback.file else server.feedback_file
+    if implied is None:
+        return
+    fix = "set `feedback: {file: PATH}` under `server`, on a disk of each router's machine"
+    if kind := network_file_system(Path(implied)):
+        message = f"puts {implied} on a network file system ({kind}), where SQLite loses writes: {fix}"
+        yield file.warning((*args, "trace_dir"), message)
+    elif most_replicas(file.router_app, ROUTER, file.router.max_replicas) > 1:
+        message = f"also puts scores into {implied}, a SQLite file that one machine alone may write. If "
+        message += f"routers on several machines share this directory, {fix} (fine if all run on one machine)"
+        yield file.warning((*args, "trace_dir"), message)
 
 
 def check_environment(file: ServeFile) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,3 +53,12 @@ def test_file_of_haproxy_is_one_that_haproxy_reads(tmp_path: Path) -> None:
     haproxy = Path(spec.origin).parent / "bin" / "haproxy"
     done = subprocess.run([haproxy, "-c", "-f", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_unit_is_one_that_systemd_reads_without_a_word(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```ini\n(.*?)```", ONE_NODE, re.DOTALL)
+    path = tmp_path / "r2.service"
+    path.write_text(text.replace("/opt/r2/.venv/bin/r2-serve", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

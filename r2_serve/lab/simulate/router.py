@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from r2_serve.calls.retry_rules import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from r2_serve.config import AllocatorConfig, DecomposerConfig, VirtualModelConfig
 from r2_serve.lab.simulate.calls import AT_REPLICA, SimulatedCall
+from r2_serve.lab.simulate.choices import explored, whole_model
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.deployment import Deployment
 from r2_serve.lab.simulate.sizes import Sizes
@@ -154,7 +155,7 @@ class SimulatedQuery:
             self._sampled()
         else:
             self._leave()
-            self._execute()
+            self._allocated()
 
     def call_failed(self, call: SimulatedCall, reason: str, retry_after_s: float | None) -> None:
         if call.position == ROUTER:
@@ -185,7 +186,7 @@ class SimulatedQuery:
             self._execute()
         elif goes_whole(virtual, router.system.models, self.sizes):
             self.sizes = self.sizes.in_one_step()
-            self.models = (virtual.fallback_model,)
+            self.models = self._explored((whole_model(virtual),))
             self._execute()
         else:
             self._enter(DECOMPOSE, router.system.decomposer)
@@ -220,7 +221,15 @@ class SimulatedQuery:
         if self._virtual.policy == "learned" and not self._virtual.decomposer.allocates:
             self._enter(ALLOCATE, self.router.system.allocator)
         else:
-            self._execute()
+            self._allocated()
+
+    def _allocated(self) -> None:
+        if self._virtual.plan == "always":  # a plan that was made to save money keeps its models
+            self.models = self._explored(self.models)
+        self._execute()
+
+    def _explored(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        return explored(self._virtual, self.router.system.models, models, self.router.draw)
 
     def _stage_failed(self) -> None:
         """Goes on as the router does: without a plan in one step, always with the fallback model."""

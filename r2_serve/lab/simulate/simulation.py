@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from r2_serve.errors import ConfigError
 from r2_serve.lab.simulate.autoscaler import Autoscaler, ScalingPolicy, serve_reads
+from r2_serve.lab.simulate.choices import check_choices
 from r2_serve.lab.simulate.clock import Clock
 from r2_serve.lab.simulate.forecasts import (
     ArrivalForecasts,
@@ -83,6 +84,8 @@ class _Simulation:
         progress: Progress | None,
     ) -> None:
         seed, model = workload.seed if options.seed is None else options.seed, workload.tasks.model
+        if model in config.routing.virtual_models:
+            check_choices(config.routing, model)
         self._hardware, self._progress, self._requests = hardware, progress, workload.requests(seed)
         self._clock, self._recorder = Clock(), Recorder(self._end_if_idle)
         self._forecasts: Forecasts | None = None

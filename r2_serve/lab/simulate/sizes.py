@@ -13,6 +13,7 @@ from typing import Self
 
 from r2_serve.config import ModelConfig, VirtualModelConfig
 from r2_serve.errors import ConfigError
+from r2_serve.lab.simulate.choices import policy_of, steps_by_policy
 from r2_serve.lab.workload import Request, Step
 from r2_serve.prompts import get_codec
 from r2_serve.types import Allocation, Message, Subtask
@@ -92,13 +93,13 @@ class Sizer:
         max_subtasks: int,
         tokens_per_word: float = 1.0,
     ) -> None:
-        self._virtual, self._models = virtual, models
+        self._virtual, self._models, self._policy = virtual, models, policy_of(virtual)
         self._max_subtasks, self._factor = max_subtasks, tokens_per_word
         self._forms: dict[tuple[object, ...], PlanForm] = {}
 
     def of(self, request: Request) -> Sizes:
         """Sizes of `request`. Raises: ConfigError if it brings no plan, or names a model outside the pool."""
-        steps = brought_steps(request)
+        steps = steps_by_policy(self._policy, request, brought_steps(request))
         key = tuple([(step.model, step.depends_on) for step in steps])
         form = self._forms.get(key)
         if form is None:
