@@ -34,7 +34,8 @@ class NumpyEngine:
     """An `Engine` over `NumpyModel`. Loading takes milliseconds.
 
     Decoding is greedy unless `temperature` is above 0. Usage counts the end token. A reply without
-    `max_tokens` may fill the context. `json_schema` is ignored and `response_format` is refused.
+    `max_tokens` may fill the context. `words` is kept to if each is one token of the model; `json_schema` is
+    ignored and `response_format` is refused.
     """
 
     def __init__(self, config: NumpyEngineConfig) -> None:
@@ -118,6 +119,8 @@ class Row:
     sampling: Sampling
     reply: Reply
     random: np.random.Generator
+    allowed: Sequence[list[int]] = ()
+    """The tokens that may come first, second, ...; after them, any."""
     token: int = 0
     """The newest token."""
     generated: list[int] = field(default_factory=list)
@@ -197,7 +200,19 @@ class Batch:
             min(call.sampling.max_tokens or left, left), self._model.eos_ids, call.sampling.stop
         )
         reply = Reply(self._tokenizer, limits, is_streamed=is_streamed)
-        return Row(prompt, call.sampling, reply, np.random.default_rng(call.sampling.seed))
+        random = np.random.default_rng(call.sampling.seed)
+        return Row(prompt, call.sampling, reply, random, self._allowed(call.sampling.words))
+
+    def _allowed(self, words: Sequence[Sequence[str]]) -> Sequence[list[int]]:
+        """The tokens of each group, then the end; nothing if a word is not one token of this model."""
+        ids = [
+            [self._tokenizer(word, add_special_tokens=False)["input_ids"] for word in group]
+            for group in words
+        ]
+        unknown = self._tokenizer.unk_token_id
+        if not ids or any(len(token) != 1 or token[0] == unknown for group in ids for token in group):
+            return ()
+        return [*([token[0] for token in group] for group in ids), sorted(self._model.eos_ids)]
 
     async def _decode(self) -> None:
         try:
@@ -258,6 +273,8 @@ def choose(rows: Sequence[Row], logits: Floats) -> tuple[list[int], Sequence[flo
             scores[i] -= (sampling.frequency_penalty or 0) * counts + (sampling.presence_penalty or 0) * (
                 counts > 0
             )
+        if (place := len(row.generated)) < len(row.allowed):
+            scores[i] = _only(row.allowed[place], scores[i])
         if sampling.temperature:
             logprobs = _log_softmax(scores[i] / np.float32(sampling.temperature))
             scores[i] = _within_top_p(logprobs, sampling.top_p) + row.random.gumbel(size=len(logprobs))
@@ -265,6 +282,13 @@ def choose(rows: Sequence[Row], logits: Floats) -> tuple[list[int], Sequence[flo
     if not any(row.sampling.logprobs for row in rows):
         return tokens, [None] * len(rows)
     return tokens, _log_softmax(logits)[np.arange(len(rows)), tokens].tolist()
+
+
+def _only(tokens: list[int], scores: Floats) -> Floats:
+    """The scores (V,) with all other tokens at minus infinity."""
+    kept = np.full_like(scores, -np.inf)
+    kept[tokens] = scores[tokens]
+    return kept
 
 
 def _log_softmax(logits: Floats) -> Floats:

@@ -66,6 +66,10 @@ class Codec(Protocol):
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None: ...
 
+    def allocation_words(self, plan: Plan, pool: Sequence[ModelCard]) -> tuple[tuple[str, ...], ...]:
+        """The words that each step's place in the reply may have; empty if the reply is no list of words."""
+        ...
+
     def format_allocation(self, allocation: Allocation, plan: Plan, pool: Sequence[ModelCard]) -> str: ...
 
     def parse_allocation(self, text: str, plan: Plan, pool: Sequence[ModelCard]) -> Allocation:

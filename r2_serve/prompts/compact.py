@@ -116,7 +116,7 @@ class CompactCodec:
         body, bar, answer = text[: MAX_REPLY_CHARS + 1].partition("|")
         steps, _, marks = zip(*(step.strip().rpartition(" ") for step in body.split(";")), strict=True)
         plan = self.parse_plan(f"{' ; '.join(steps)} {bar} {answer}", query)
-        names = {f"@{place}": card.name for place, card in enumerate(pool, 1)}
+        names = _places(pool)
         if unknown := [mark for mark in marks if mark not in names]:
             raise CodecError(f"unknown model {unknown[0][:40]!r}; the choices are {names}", "unknown_model")
         return plan, Allocation(models=tuple(names[mark] for mark in marks))
@@ -132,6 +132,9 @@ class CompactCodec:
 
     def allocation_schema(self, plan: Plan, pool: Sequence[ModelCard]) -> dict[str, object] | None:
         return None
+
+    def allocation_words(self, plan: Plan, pool: Sequence[ModelCard]) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(_places(cards)) for cards in _options(plan, pool))
 
     def format_allocation(self, allocation: Allocation, plan: Plan, pool: Sequence[ModelCard]) -> str:
         """A model that is no candidate of its step is written as the candidate that is better and cheaper."""
@@ -149,7 +152,7 @@ class CompactCodec:
             )
         models = []
         for word, cards in zip(words, _options(plan, pool), strict=True):
-            names = {f"@{i}": card.name for i, card in enumerate(cards, 1)}
+            names = _places(cards)
             if word not in names:
                 raise CodecError(f"unknown model {word[:40]!r}; the choices are {names}", "unknown_model")
             models.append(names[word])
@@ -226,6 +229,11 @@ def _options(plan: Plan, pool: Sequence[ModelCard]) -> list[list[ModelCard]]:
     if not are_described(pool):
         return [list(pool)] * len(plan.subtasks)
     return [candidates(step_kind(subtask), pool) for subtask in plan.subtasks]
+
+
+def _places(cards: Sequence[ModelCard]) -> dict[str, str]:
+    """The name of each model by the word that chooses it: `@1`, `@2`, ..."""
+    return {f"@{place}": card.name for place, card in enumerate(cards, 1)}
 
 
 def _filled(step: str, literals: Mapping[str, str]) -> str:

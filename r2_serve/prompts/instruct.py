@@ -137,6 +137,9 @@ class InstructCodec:
         names = {"type": "string", "enum": [card.name for card in pool]}
         return _closed_object(models={"type": "array", "items": names, "minItems": count, "maxItems": count})
 
+    def allocation_words(self, plan: Plan, pool: Sequence[ModelCard]) -> tuple[tuple[str, ...], ...]:
+        return ()
+
     def format_allocation(self, allocation: Allocation, plan: Plan, pool: Sequence[ModelCard]) -> str:
         return json.dumps({"models": list(allocation.models)}, ensure_ascii=False)
 

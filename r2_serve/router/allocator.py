@@ -81,6 +81,7 @@ class Allocator:
                 max_tokens=config.max_tokens,
                 temperature=0.0,
                 json_schema=codec.allocation_schema(plan, cards),
+                words=codec.allocation_words(plan, cards),
             ),
             adapter=config.adapter,
         )

@@ -81,6 +81,9 @@ class Sampling(Record):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     json_schema: dict[str, Any] | None = None
     """JSON schema that the reply should satisfy. Engines that cannot enforce it ignore it."""
+    words: tuple[tuple[str, ...], ...] = ()
+    """The reply should be one word of each group, in order. Engines that cannot enforce it ignore it; the
+    numpy engine enforces it."""
     response_format: dict[str, Any] | None = None
     """The client's format (OpenAI's `json_object` or `json_schema`): engines keep to it or refuse."""
     logprobs: bool = False

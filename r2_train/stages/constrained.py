@@ -1,4 +1,4 @@
-"""GRPO whose rollouts keep to the schema that serving sends: the same grammar in training and in serving.
+"""GRPO whose rollouts keep to what serving sends, a schema or a list of words: one grammar for both.
 
 Each prompt has a schema of its own, as an allocation has as many models as its plan has steps. The log-
 probabilities that are learned from are the model's own, without the grammar.
@@ -42,21 +42,49 @@ def schemas_by_prompt(
         else:
             schema = codec.allocation_schema(example.plan, pool.cards)
         if schema is not None:
-            chat = [{"role": message.role, "content": message.text} for message in example.messages]
-            rendered = tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=True, return_dict=True
-            )
-            found[tuple(rendered["input_ids"])] = schema
+            found[_prompt_ids(example, tokenizer)] = schema
     return found
 
 
+def words_by_prompt(
+    examples: Sequence[Example], pool: DescribedPool, tokenizer: PreTrainedTokenizerBase
+) -> dict[PromptIds, list[list[int]]]:
+    """The tokens that each place of an allocation may have, then the end, by the ids of the prompt.
+
+    Empty for a codec whose allocation is no list of words, and for a tokenizer that cuts words apart.
+    """
+    codec, found = pool.codec_of("allocator"), {}
+    for example in examples:
+        if example.plan is None:
+            continue
+        cards = pool.cards if example.market is None else example.market.cards(pool.cards)
+        words = codec.allocation_words(example.plan, cards)
+        ids = [tokenizer(list(group), add_special_tokens=False)["input_ids"] for group in words]
+        if ids and all(len(token) == 1 for group in ids for token in group):
+            places = [[token[0] for token in group] for group in ids]
+            found[_prompt_ids(example, tokenizer)] = [*places, [int(tokenizer.eos_token_id)]]
+    return found
+
+
+def _prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> PromptIds:
+    chat = [{"role": message.role, "content": message.text} for message in example.messages]
+    rendered = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return tuple(rendered["input_ids"])
+
+
 class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
-    """`GRPOTrainer`, whose generation keeps to `schemas`. Prompts without a schema are answered freely."""
+    """`GRPOTrainer`, whose generation keeps to `schemas` and `words`. Other prompts are answered freely.
+
+    vLLM keeps to schemas alone.
+    """
 
     schemas: Mapping[PromptIds, Json] = {}
+    words: Mapping[PromptIds, list[list[int]]] = {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *given: Any, **more: Any) -> Any:
-        if not self.schemas:
+        if not self.schemas and not self.words:
             return super()._generate_single_turn(prompt_ids, *given, **more)
         constrained = self._by_vllm() if self.use_vllm else self._by_transformers(prompt_ids)
         with constrained:
@@ -66,9 +94,9 @@ class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyp
     def _by_transformers(self, prompt_ids: list[list[int]]) -> Iterator[None]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         vocabulary = model.config.get_text_config().vocab_size
-        if not hasattr(self, "_grammars"):
+        if self.schemas and not hasattr(self, "_grammars"):
             self._grammars = Grammars(self._tokenizer, vocabulary, self.eos_token_ids)
-        rows = [self._grammars.constraint(schema) if schema else None for schema in map(self._of, prompt_ids)]
+        rows = list(map(self._constraint, prompt_ids))
         plain = model.generate
         model.generate = partial(plain, logits_processor=LogitsProcessorList([RowConstraints(rows)]))
         try:
@@ -91,14 +119,39 @@ class ConstrainedGrpoTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyp
         finally:
             del asked.generate
 
+    def _constraint(self, prompt_ids: Sequence[int]) -> Constraint | WordConstraint | None:
+        places = self.words.get(tuple(prompt_ids))
+        if places is not None:
+            return WordConstraint(places)
+        schema = self._of(prompt_ids)
+        return self._grammars.constraint(schema) if schema else None
+
     def _of(self, prompt_ids: Sequence[int]) -> Json | None:
         return self.schemas.get(tuple(prompt_ids))
+
+
+class WordConstraint:
+    """The state of a reply that has one of `places[i]` as its token i."""
+
+    def __init__(self, places: Sequence[list[int]]) -> None:
+        self._places, self._next = places, 0
+
+    def apply(self, logits: torch.Tensor) -> None:
+        """Sets the logits (V,) of other tokens to minus infinity, in place."""
+        if self._next < len(self._places):
+            allowed = self._places[self._next]
+            kept = logits[allowed].clone()
+            logits.fill_(float("-inf"))
+            logits[allowed] = kept
+
+    def accept(self, token: int) -> None:
+        self._next += 1
 
 
 class RowConstraints:
     """Logits processor of one `generate`: each row keeps to its constraint."""
 
-    def __init__(self, rows: Sequence[Constraint | None]) -> None:
+    def __init__(self, rows: Sequence[Constraint | WordConstraint | None]) -> None:
         self._rows, self._is_first = rows, True
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

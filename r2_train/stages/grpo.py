@@ -86,7 +86,7 @@ def run(stage: GrpoStage, run: StageRun) -> None:
     from datasets import Dataset
     from trl import GRPOConfig
 
-    from r2_train.stages.constrained import ConstrainedGrpoTrainer, schemas_by_prompt
+    from r2_train.stages.constrained import ConstrainedGrpoTrainer, schemas_by_prompt, words_by_prompt
     from r2_train.stages.flat_rewards import StopWhenFlat
 
     quiet_libraries()
@@ -106,6 +106,8 @@ def run(stage: GrpoStage, run: StageRun) -> None:
             peft_config=lora_config(stage.grpo.lora),
         )
         trainer.schemas = schemas_by_prompt(examples, stage.module, judge.pool, tokenizer)
+        if stage.module == "allocator":
+            trainer.words = words_by_prompt(examples, judge.pool, tokenizer)
         try:
             train_logged(trainer, run)
         finally:  # the engines belong to the event loop that the rewards ran on

@@ -73,6 +73,19 @@ async def test_reply_does_not_depend_on_the_rest_of_the_batch() -> None:
     assert len({completion.text for completion in alone}) > 10
 
 
+async def test_reply_keeps_to_the_words_that_each_place_may_have() -> None:
+    words = engine("words-22k")
+    groups = [["7"], ["1", "2"], ["9", "0", "4"], ["5"]]
+    free, kept, unknown = await together(
+        words, [call(SUM), call(SUM, words=groups), call(SUM, words=[["7"], ["no-word"]])]
+    )
+    assert unknown == free, "a word that is no token cannot be kept to"
+    written = kept.text.split()
+    assert len(written) == len(groups)
+    assert all(word in group for word, group in zip(written, groups, strict=True))
+    assert kept.finish_reason == "stop" and kept.usage.completion_tokens == len(groups) + 1
+
+
 async def test_late_call_joins_the_batch_of_a_long_one() -> None:
     slow, quick = call(SUM, max_tokens=400, temperature=2.0, seed=1), call(SUM, max_tokens=1)
     running = engine()

@@ -178,6 +178,7 @@ def test_allocator_of_a_described_pool_sees_prices_and_skills_of_the_models_wort
     read = COMPACT.parse_allocation("@2 @1 @1", plan, SKILLED)
     assert read.models == ("all", "lists", "all")
     assert COMPACT.format_allocation(read, plan, SKILLED) == "@2 @1 @1"
+    assert COMPACT.allocation_words(plan, SKILLED) == (("@1", "@2"), ("@1",), ("@1",))
 
 
 def test_described_allocation_follows_a_changed_price_and_a_removed_model() -> None:

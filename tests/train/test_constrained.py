@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,10 +18,20 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from trl import GRPOConfig  # noqa: E402
 
 from r2_serve.prompts.conversation import asked  # noqa: E402
-from r2_train.stages.constrained import ConstrainedGrpoTrainer, _ask_each, _generate_each, schemas_by_prompt  # noqa: E402
-from r2_train.stages.examples import Example  # noqa: E402
+from r2_train.config import PoolConfig  # noqa: E402
+from r2_train.rollouts.described_pool import described  # noqa: E402
+from r2_train.rollouts.markets import draw_market  # noqa: E402
+from r2_train.stages.constrained import (  # noqa: E402
+    ConstrainedGrpoTrainer,
+    _ask_each,
+    _generate_each,
+    schemas_by_prompt,
+    words_by_prompt,
+)
+from r2_train.stages.examples import Example, allocation_example  # noqa: E402
 from r2_train.stages.flat_rewards import Stopped, StopWhenFlat, read_stopped  # noqa: E402
 from r2_train.stages.model_files import complete_checkpoint, load_tokenizer  # noqa: E402
+from tests import EMBEDDED  # noqa: E402
 from tests.support.in_process import plan_of  # noqa: E402
 from tests.support.scripted_training import cache_in, engines, pool_over  # noqa: E402
 from tests.support.tiny_checkpoint import character_checkpoint  # noqa: E402
@@ -71,6 +82,37 @@ def test_rollouts_of_a_random_model_are_allocations_of_the_right_length(tmp_path
         models = json.loads(text)["models"]
         assert len(models) == num_steps and set(models) <= {"tiny", "small", "large"}
     assert "generate" not in vars(trainer.model), "the model's own method is back"
+
+
+def test_rollouts_keep_to_the_words_of_each_place(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def reward(completions: Any, **more: Any) -> list[float]:
+        seen.extend(completion[-1]["content"] for completion in completions)
+        return [float(text.startswith("a")) for text in seen[-len(completions) :]]
+
+    trainer = trainer_in(tmp_path, reward, steps=1)
+    a, b, c = (trainer.processing_class.convert_tokens_to_ids(letter) for letter in "abc")
+    ends = [trainer.processing_class.eos_token_id]
+    trainer.words = {prompt: [[a, b], [c], ends] for prompt in trainer.schemas}
+    trainer.train()
+    assert len(seen) == 8 and set(seen) <= {"ac", "bc"}
+
+
+def test_words_of_a_described_pool_are_the_candidates_of_each_step_in_its_market() -> None:
+    pool = described(PoolConfig(virtual_model="r2-everyday"))
+    tokenizer = load_tokenizer(str(EMBEDDED / "everyday/seed-0/allocator"))
+    plan, market = plan_of("3 + 4", "max 1 , 2 , #1"), draw_market(pool.cards, Random(0))
+    examples = [
+        allocation_example(pool, "t", "q", plan),
+        allocation_example(pool, "t", "q", plan, market=market),
+    ]
+    found = list(words_by_prompt(examples, pool, tokenizer).values())
+    offered = [pool.cards, market.cards(pool.cards)]
+    for places, cards in zip(found, offered, strict=True):
+        counts = [len(words) for words in pool.codec_of("allocator").allocation_words(plan, cards)]
+        assert [len(place) for place in places] == [*counts, 1]
+        assert places[-1] == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ QUANTILE = 0.4
 """The quantile of the probabilities of a reply's tokens. Source: Division-of-Thoughts, arXiv 2502.04392."""
 CALLS_AT_ONCE = 2048
 
+Words = tuple[tuple[str, ...], ...]
+Key = tuple[str, str, Words]
+"""A model, its prompt, and the words to which its reply is kept."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -36,9 +40,9 @@ class Reply:
 class Missing(Exception):
     """A reply that nobody has asked for yet."""
 
-    def __init__(self, model: str, prompt: str) -> None:
-        super().__init__(model, prompt)
-        self.key = (model, prompt)
+    def __init__(self, key: Key) -> None:
+        super().__init__(*key)
+        self.key = key
 
 
 @dataclass
@@ -47,20 +51,21 @@ class Replies:
 
     engines: Mapping[str, Engine]
     max_tokens: int = 64
-    _known: dict[tuple[str, str], Reply] = field(default_factory=dict, repr=False)
+    _known: dict[Key, Reply] = field(default_factory=dict, repr=False)
 
-    def of(self, model: str, prompt: str) -> Reply:
+    def of(self, model: str, prompt: str, words: Words = ()) -> Reply:
         """Raises: Missing."""
+        key = (model, prompt, words)
         try:
-            return self._known[model, prompt]
+            return self._known[key]
         except KeyError:
-            raise Missing(model, prompt) from None
+            raise Missing(key) from None
 
     async def settled(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """The results of `work`. What lacks a reply is computed again once all missing replies are there."""
         results: dict[int, T] = {}
         while len(results) < len(work):
-            missing: dict[tuple[str, str], None] = {}
+            missing: dict[Key, None] = {}
             for i, compute in enumerate(work):
                 if i in results:
                     continue
@@ -71,21 +76,21 @@ class Replies:
             await self.ask(missing)
         return [results[i] for i in range(len(work))]
 
-    async def ask(self, keys: Iterable[tuple[str, str]]) -> None:
+    async def ask(self, keys: Iterable[Key]) -> None:
         """Asks for replies that are not known yet, in large batches."""
         wanted = [key for key in dict.fromkeys(keys) if key not in self._known]
-        by_model: dict[str, list[str]] = defaultdict(list)
-        for model, prompt in wanted:
-            by_model[model].append(prompt)
-        for model, prompts in by_model.items():
-            prompts.sort(key=len)
-            for start in range(0, len(prompts), CALLS_AT_ONCE):
-                part = prompts[start : start + CALLS_AT_ONCE]
-                replies = await asyncio.gather(*(self._reply(model, prompt) for prompt in part))
-                self._known.update(((model, prompt), r) for prompt, r in zip(part, replies, strict=True))
+        by_model: dict[str, list[Key]] = defaultdict(list)
+        for key in wanted:
+            by_model[key[0]].append(key)
+        for asked in by_model.values():
+            asked.sort(key=lambda key: len(key[1]))
+            for start in range(0, len(asked), CALLS_AT_ONCE):
+                part = asked[start : start + CALLS_AT_ONCE]
+                replies = await asyncio.gather(*(self._reply(*key) for key in part))
+                self._known.update(zip(part, replies, strict=True))
 
-    async def _reply(self, model: str, prompt: str) -> Reply:
-        sampling = Sampling(temperature=0.0, logprobs=True, max_tokens=self.max_tokens)
+    async def _reply(self, model: str, prompt: str, words: Words) -> Reply:
+        sampling = Sampling(temperature=0.0, logprobs=True, max_tokens=self.max_tokens, words=words)
         call = EngineCall(
             messages=(Message(role="user", content=prompt),), sampling=sampling, timeout_s=600.0
         )

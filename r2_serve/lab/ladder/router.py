@@ -56,7 +56,7 @@ async def allocations(
         if plan is None:
             return (), 0.0
         (message,) = CODEC.render_allocate((), plan, cards)
-        reply = replies.of(pair.allocator, message.text)
+        reply = replies.of(pair.allocator, message.text, CODEC.allocation_words(plan, cards))
         try:
             models = CODEC.parse_allocation(reply.text, plan, cards).models
         except CodecError:

@@ -211,7 +211,7 @@ async def measured(
 async def single(bench: Bench, card: ModelCard) -> Row:
     """A worker that gets the whole problem in one call. What it cannot read costs nothing."""
     prompts = [CODEC.render_query([Message(role="user", content=task.query)])[0].text for task in bench.tasks]
-    await bench.replies.ask((card.name, prompt) for prompt in prompts)
+    await bench.replies.ask((card.name, prompt, ()) for prompt in prompts)
     replies = [bench.replies.of(card.name, prompt) for prompt in prompts]
     right = [
         listed_results(CODEC.parse_answer(reply.text)) == gold

@@ -83,7 +83,7 @@ async def step_table(tasks: Sequence[Task], prices: Mapping[str, float], replies
     """Asks every worker for every step of the tasks' reference plans."""
     rows = [(i, *row) for i, task in enumerate(tasks) for row in _exact_steps(task)]
     models = tuple(prices)
-    await replies.ask((model, prompt) for *_, prompt, _ in rows for model in models)
+    await replies.ask((model, prompt, ()) for *_, prompt, _ in rows for model in models)
     found = [[replies.of(model, prompt) for model in models] for *_, prompt, _ in rows]
     numbers: dict[str, int] = {"": 0}
     return StepTable(

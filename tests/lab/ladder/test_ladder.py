@@ -79,7 +79,7 @@ async def test_a_reply_is_asked_once_for_all_policies_and_later_steps_read_earli
 
 async def test_a_prompt_that_a_worker_cannot_read_has_an_empty_reply_that_costs_nothing() -> None:
     known = replies()
-    await known.ask([("small", "unreadable")])
+    await known.ask([("small", "unreadable", ())])
     assert known.of("small", "unreadable").tokens == 0
 
 
