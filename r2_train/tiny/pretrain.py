@@ -64,7 +64,6 @@ NUM_EVERYDAY_PLAN_TASKS = 120_000
 NUM_CHAIN_TASKS = 60_000
 NUM_CALCULATIONS = 240_000
 NUM_STEPS_PER_KIND = 40_000
-NUM_POLISH_STEPS_PER_KIND = 20_000
 EXAMPLES_PER_STEP = 150
 """More worker examples of `everyday` than this for a training step would not be read."""
 NUM_MARKET_TASKS = 5_000
@@ -86,8 +85,6 @@ class Recipe:
     """Largest operand in the examples of a `words` worker."""
     kinds: Mapping[str, float] = field(default_factory=dict)
     """Kinds of step of an `everyday` worker, each with its weight in the draw of examples."""
-    polish: tuple[Mapping[str, float], Schedule] | None = None
-    """A second training, with more of the kinds that the first one left weak."""
 
 
 def _everyday_worker(
@@ -99,11 +96,10 @@ def _everyday_worker(
 
 
 _TINY, _SMALL = Shape(16, 2, 2, 32), Shape(32, 3, 4, 64)
-_MORE_PRODUCTS = "+ - * * *"
-_WEAK_KINDS = (
-    "+ - * * max max min reverse shift replace day day day day day sort sort sort sort sort / convert"
+_ALL_KINDS = "+ + - - * * max max min reverse shift replace replace day day day convert sort sort sort /"
+_MORE_HARD_KINDS = (
+    "+ + - - - * * max max min min reverse shift replace day day day convert sort sort sort sort sort /"
 )
-_ALL_KINDS = "+ + - - * max min reverse shift replace replace day convert sort sort /"
 
 
 RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
@@ -126,25 +122,13 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
     "everyday": (
         _everyday_worker("units-6k", _TINY, 1300, "convert", (1e-2, 0.02)),
         _everyday_worker("calendar-6k", _TINY, 1500, "day convert", (1e-2, 0.02)),
-        replace(
-            _everyday_worker("arithmetic-33k", _SMALL, 2500, "+ + - - *"),
-            polish=(
-                Counter(_MORE_PRODUCTS.split()),
-                Schedule(1200, 3072, 2e-3, muon_learning_rate=0.012, num_parts=2),
-            ),
-        ),
-        _everyday_worker("lists-33k", _SMALL, 1300, "max min"),
-        _everyday_worker("text-33k", _SMALL, 2600, "reverse shift replace replace"),
-        _everyday_worker("calendar-33k", _SMALL, 2000, "day convert"),
-        _everyday_worker("general-33k", _SMALL, 1600, _ALL_KINDS),
-        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 1300, "/ / / max min * *"),
-        replace(
-            _everyday_worker("general-170k", Shape(64, 4, 4, 128), 4800, _ALL_KINDS, (3e-3, 0.015)),
-            polish=(
-                Counter(_WEAK_KINDS.split()),
-                Schedule(4200, 3072, 2e-3, muon_learning_rate=0.01, num_parts=2),
-            ),
-        ),
+        _everyday_worker("arithmetic-33k", _SMALL, 3200, "+ + - - * * *"),
+        _everyday_worker("lists-33k", _SMALL, 1100, "max min"),
+        _everyday_worker("text-33k", _SMALL, 1900, "reverse shift replace replace"),
+        _everyday_worker("calendar-33k", _SMALL, 1300, "day convert"),
+        _everyday_worker("general-33k", _SMALL, 1400, _ALL_KINDS),
+        _everyday_worker("general-72k", Shape(48, 3, 4, 96), 4000, _ALL_KINDS),
+        _everyday_worker("general-170k", Shape(64, 4, 4, 128), 7500, _MORE_HARD_KINDS, (3e-3, 0.02)),
         Recipe(
             "everyday-decomposer",
             "decomposer",
@@ -231,19 +215,12 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
         words_of = market_words() if settings.domain == "everyday" else _allocator_words(settings)
         known = sorted({*known, *words_of})
 
-    def scaled(schedule: Schedule) -> Schedule:
-        return replace(schedule, steps=max(1, round(schedule.steps * settings.steps_scale)))
-
-    schedule = scaled(recipe.schedule)
+    steps = max(1, round(recipe.schedule.steps * settings.steps_scale))
+    schedule = replace(recipe.schedule, steps=steps)
     tiny = TinyModel.create(recipe.name, recipe.shape, known, settings.seed)
     size = f"{tiny.num_params:,} parameters, {len(examples):,} examples, {schedule.steps} steps"
     print(f"{recipe.name}: {size}", flush=True)
     train(tiny, examples, schedule, settings.seed)
-    if recipe.polish is not None:
-        kinds, polish = recipe.polish
-        num_weak = round(sum(kinds.values()) * NUM_POLISH_STEPS_PER_KIND)
-        weak = everyday_worker_examples(num_weak, settings.seed + 1, kinds)
-        train(tiny, weak, scaled(polish), settings.seed + 1)
     tiny.save(settings.out)
     metrics = _metrics(settings, recipe, tiny, examples)
     print(f"{recipe.name}: {metrics}", flush=True)
@@ -253,7 +230,7 @@ def _train_one(settings: Pretraining, recipe: Recipe) -> None:
         "params": tiny.num_params,
         "seed": settings.seed,
         "command": settings.command(recipe),
-        "steps": schedule.steps + (scaled(recipe.polish[1]).steps if recipe.polish else 0),
+        "steps": steps,
         "cpu_seconds": round(time.process_time() - started_s),
         "data_sha256": examples_sha256(examples),
         "num_examples": len(examples),

@@ -23,6 +23,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2Config, Qwe
 
 from r2_serve.types import Message
 from r2_train.stages.model_files import complete_checkpoint
+from r2_train.tiny.muon import Muon
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 CHAT_TEMPLATE = "{{ messages[-1]['content'] }}{% if add_generation_prompt %} =>{% endif %}"
@@ -188,7 +189,7 @@ def _make_optimizers(model: Qwen2ForCausalLM, schedule: Schedule) -> list[Optimi
     hidden = [weight for weight in model.model.layers.parameters() if weight.ndim == 2] if muon_rate else []
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in hidden)]
     adam = torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    return [adam, torch.optim.Muon(hidden, lr=muon_rate, weight_decay=0.01)] if muon_rate else [adam]
+    return [adam, Muon(hidden, muon_rate)] if muon_rate else [adam]
 
 
 def _make_scheduler(optimizer: Optimizer, steps: int) -> LRScheduler:

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from r2_serve.lab.domains import scan, words  # noqa: E402
 from r2_train.tiny.chain_of_thought import chain_answer, chain_examples, evaluate_chain  # noqa: E402
+from r2_train.tiny.muon import orthogonal  # noqa: E402
 from r2_train.tiny.pretrain import RECIPES, pretrain  # noqa: E402
 from r2_train.tiny.tiny_data import CODEC, plan_examples, vocabulary, words_plan_examples  # noqa: E402
 from r2_train.tiny.tiny_models import Shape, TinyModel  # noqa: E402
@@ -79,6 +80,24 @@ def test_training_one_model_writes_its_checkpoint_and_manifest(tmp_path: Path) -
         "r2-train pretrain --domain scan --only scan-decomposer --seed 0 --steps-scale 0.002 "
         "--styles reference --out DIR"
     )
+
+
+def test_a_recipe_gives_the_same_bytes_again_alone_or_among_the_others(tmp_path: Path) -> None:
+    for out in ("once", "again"):
+        pretrain("everyday", tmp_path / out, only="units-6k", steps_scale=0.003)
+    torch.manual_seed(7)
+    pretrain("everyday", tmp_path / "later", only="units-6k", steps_scale=0.003)
+    weights = [
+        (tmp_path / out / "units-6k/model.safetensors").read_bytes() for out in ("once", "again", "later")
+    ]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_muon_makes_the_singular_values_of_an_update_nearly_equal() -> None:
+    torch.manual_seed(0)
+    for shape in ((16, 48), (48, 16)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert values.min() > 0.5 and values.max() < 1.3
 
 
 def test_a_baseline_is_trained_only_by_its_name() -> None:
