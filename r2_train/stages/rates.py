@@ -6,15 +6,17 @@ candidate with the least of
     price over the market's highest price - weight * log(solve rate)
 
 The logarithms add up along a plan to that of the plan's success, so the weight is the price of certainty. It
-is fitted: the smallest one whose expected accuracy is within `MAX_LOSS` of the best. Each plan is labelled on
-the pool as it is, on markets drawn from it, and on pools of invented models.
+is fitted: the smallest one whose expected accuracy, as the mean over markets drawn from the pool, is within
+`MAX_LOSS` of the best. The pool as it is would not do: where a sure and cheap specialist does every step, any
+weight is as good, and the smallest one fails once such a specialist has gone. Each plan is labelled on the
+pool as it is, on markets drawn from it, and on pools of invented models.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from r2_serve.prompts.compact import step_kind
@@ -25,7 +27,8 @@ from r2_train.stages.examples import Example, allocation_example
 from r2_train.stages.search import PlannedTask
 
 WEIGHTS = tuple(2.0**k for k in range(-2, 9))
-MAX_LOSS = 0.004
+MAX_LOSS = 0.002
+NUM_FITTED_MARKETS = 60
 MOST_CERTAIN = 0.9995
 """The highest solve rate that some hundred samples can show."""
 
@@ -46,25 +49,23 @@ class RateSummary(Record):
 
 def labels(plan: Plan, pool: Pool, weight: float) -> tuple[str, ...]:
     """The model of each step."""
-    most = max(_price(card) for card in pool)
-
-    def loss(card: ModelCard, kind: str) -> tuple[float, float]:
-        return _price(card) / most - weight * math.log(_rate(card, kind)), _price(card)
-
-    def cheapest(kind: str) -> str:
-        return min(pool, key=lambda card: loss(card, kind)).name
-
-    return tuple(cheapest(step_kind(subtask)) for subtask in plan.subtasks)
+    kinds = [step_kind(subtask) for subtask in plan.subtasks]
+    best = _best({*kinds}, pool, weight)
+    return tuple(best[kind].name for kind in kinds)
 
 
 def fit_weight(plans: Sequence[Plan], pool: Pool) -> float:
-    """The smallest weight whose labels lose hardly any expected accuracy on the pool as it is."""
-    accuracy = {
-        weight: fmean(expected_accuracy(plan, pool, labels(plan, pool, weight)) for plan in plans)
-        for weight in WEIGHTS
-    }
-    least = max(accuracy.values()) - MAX_LOSS
-    return min(weight for weight in WEIGHTS if accuracy[weight] >= least)
+    """The smallest weight whose labels lose hardly any expected accuracy on the pool and its markets."""
+    steps = [[step_kind(subtask) for subtask in plan.subtasks] for plan in plans]
+    kinds, rng = {kind for plan in steps for kind in plan}, random.Random("fit-weight")
+    pools = [pool, *(draw_market(pool, rng).cards(pool) for _ in range(NUM_FITTED_MARKETS))]
+
+    def accuracy(weight: float, offered: Pool) -> float:
+        rates = {kind: _rate(card, kind) for kind, card in _best(kinds, offered, weight).items()}
+        return fmean(math.prod(rates[kind] for kind in plan) for plan in steps)
+
+    means = {weight: fmean(accuracy(weight, offered) for offered in pools) for weight in WEIGHTS}
+    return min(weight for weight in WEIGHTS if means[weight] >= max(means.values()) - MAX_LOSS)
 
 
 def expected_accuracy(plan: Plan, pool: Pool, models: Sequence[str]) -> float:
@@ -113,6 +114,16 @@ def market_examples(
         for item in train
         for cards in markets(pool.cards, num_markets, rng)
     ]
+
+
+def _best(kinds: Iterable[str], pool: Pool, weight: float) -> dict[str, ModelCard]:
+    """The label of each kind of step."""
+    most = max(_price(card) for card in pool)
+
+    def loss(card: ModelCard, kind: str) -> tuple[float, float]:
+        return _price(card) / most - weight * math.log(_rate(card, kind)), _price(card)
+
+    return {kind: min(pool, key=lambda card: loss(card, kind)) for kind in kinds}
 
 
 def _price(card: ModelCard) -> float:

@@ -34,6 +34,12 @@ def test_labels_are_the_cheapest_models_that_are_sure_enough() -> None:
     assert labels(PLAN, POOL, 0.2) == ("tiny", "all")
 
 
+def test_labels_stay_sure_on_a_pool_that_has_lost_its_cheap_specialist() -> None:
+    """Without `sums`, a weight that was fitted on the whole pool alone would prefer `tiny`, right at 60 %."""
+    weight = fit_weight([plan_of("3 + 4")], POOL)
+    assert labels(PLAN, [POOL[0], POOL[2]], weight) == ("all", "all")
+
+
 def test_labels_follow_a_changed_price_and_a_removed_model() -> None:
     weight = 4.0
     dear = card("sums", "0.4", plus=0.999)
