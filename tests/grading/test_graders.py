@@ -6,10 +6,8 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from r2_serve.grading.grade_math import alternatives, as_formula, is_equivalent, math_answer
 from r2_serve.grading.grade_text import last_letter, scan_actions, span_scores
@@ -23,31 +21,7 @@ from r2_serve.grading.graders import (
 from r2_serve.grading.lines import grade_lines
 from r2_serve.grading.reading import boxed
 from r2_serve.grading.rows import Benchmark, BenchmarkError
-
-CHOICES = {"A": "bank", "B": "library", "C": "department store", "D": "mall", "E": "new york"}
-CSQA = {
-    "id": "c1",
-    "answerKey": "B",
-    "question": {
-        "stem": "Where?",
-        "choices": [{"label": label, "text": text} for label, text in CHOICES.items()],
-    },
-}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def grader() -> AsyncIterator[Grader]:
-    async with Grader(GraderConfig(num_math_workers=2, math_timeout_s=20)) as grader:
-        yield grader
-
-
-def math_row(gold: str) -> dict[str, str]:
-    return {"problem": "p", "solution": f"So \\boxed{{{gold}}}."}
-
-
-def champ_row(gold: str) -> dict[str, str]:
-    return {"problem_identifier": "P_1", "problem_text": "?", "problem_answer": gold}
-
+from tests.grading.official_rows import CHOICES, CSQA, champ_row, math_row
 
 # -- CommonsenseQA -------------------------------------------------------------------------------------------
 

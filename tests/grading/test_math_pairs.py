@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import pytest
-import pytest_asyncio
 
-from r2_serve.grading.graders import Grader, GraderConfig
+from r2_serve.grading.graders import Grader
 from r2_serve.grading.math_compare import compare
+from tests.grading.official_rows import math_row
 
 
 class Pair(TypedDict):
@@ -28,16 +27,6 @@ PAIRS: list[Pair] = json.loads(
     Path(__file__).with_name("math_verify_pairs.json").read_text(encoding="utf-8")
 )["pairs"]
 MIN_AGREEMENT = 0.97
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def grader() -> AsyncIterator[Grader]:
-    async with Grader(GraderConfig(num_math_workers=2, math_timeout_s=20)) as grader:
-        yield grader
-
-
-def math_row(gold: str) -> dict[str, str]:
-    return {"problem": "p", "solution": gold if "boxed" in gold else f"\\boxed{{{gold}}}"}
 
 
 def readable(pair: Pair) -> bool:
