@@ -19,6 +19,7 @@ import yaml
 from r2_serve.http.keys import entry_text, new_key
 from r2_serve.ops.local.cluster import free_port
 from tests.conformance.provider.server import KEY, PLANNER, running_provider
+from tests.support.serve_apps import router_app
 from tests.support.upstream import Upstream
 
 ROUTED = "r2"
@@ -87,26 +88,12 @@ def config(base_url: str, folder: Path) -> dict[str, Any]:
         "allocator": {"model": PLANNER},
     }
     limits = {"cooldown": {"first_s": 0}}  # a cell that makes a model fail must not change the next cell
-    return {
-        "http_options": {"host": "127.0.0.1"},
-        "applications": [
-            {
-                "name": "r2",
-                "route_prefix": "/",
-                "import_path": "r2_serve.app:build",
-                "args": {
-                    "models": [_model(base_url, name, *engine) for name, engine in engines.items()],
-                    "server": {
-                        "keys_file": str(folder / "keys.yaml"),
-                        "trace_dir": str(folder / "traces"),
-                    },
-                },
-                "deployments": [
-                    {"name": "Router", "user_config": {"virtual_models": {ROUTED: virtual}, "limits": limits}}
-                ],
-            }
-        ],
+    args = {
+        "models": [_model(base_url, name, *engine) for name, engine in engines.items()],
+        "server": {"keys_file": str(folder / "keys.yaml"), "trace_dir": str(folder / "traces")},
     }
+    app = router_app(args, {"virtual_models": {ROUTED: virtual}, "limits": limits})
+    return {"http_options": {"host": "127.0.0.1"}, "applications": [app]}
 
 
 def _model(base_url: str, name: str, kind: str, model: str) -> dict[str, Any]:

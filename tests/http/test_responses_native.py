@@ -13,12 +13,11 @@ import pytest
 from openai import AsyncOpenAI
 
 from r2_serve.config import HostedEngineConfig, ModelConfig, RouterConfig, ServerConfig
-from r2_serve.engines.hosted import HostedEngine
 from r2_serve.http.api import create_app
 from r2_serve.router.router import in_process
 from tests.http.test_responses import QUESTION, WEATHER, results_of
 from tests.support import responses_provider as provider
-from tests.support.hosted_stand import routing
+from tests.support.hosted_stand import closed_by, routing
 from tests.support.served_app import openai_client
 from tests.support.upstream import Script, Upstream, running_upstream
 
@@ -35,19 +34,12 @@ async def talking(
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(running_upstream())
         upstream.script = script
-
-        def engine_for(config: ModelConfig) -> HostedEngine:
-            assert isinstance(config.engine, HostedEngineConfig)
-            engine = HostedEngine(config.engine)
-            stack.push_async_callback(engine.aclose)
-            return engine
-
         hosted = HostedEngineConfig(kind="openai-responses", model=model, base_url=upstream.base_url)
         models = tuple(
             ModelConfig(name=name, engine=hosted, usd_per_mtok_cached_read=Decimal("0.1"), **PRICES)
             for name in NAMES
         )
-        router = in_process(RouterConfig(models=models), routing(), engine_for)
+        router = in_process(RouterConfig(models=models), routing(), closed_by(stack))
         app = create_app(router, ServerConfig())
         yield upstream, await stack.enter_async_context(openai_client(app))
 

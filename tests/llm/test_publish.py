@@ -17,6 +17,7 @@ import pytest
 from r2_serve.adapters import write_adapter
 from tests.support.deployed_cluster import DeployedCluster, replica_pids, running_cluster, until
 from tests.support.scripted_pool import SMALL, scripted_config
+from tests.support.serve_apps import FREE, model_app, served_card
 from tests.support.small_adapters import manifest
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
@@ -28,17 +29,10 @@ NUM_CLIENTS, MOST_REQUESTS = 2, 400
 def config(path: str) -> dict[str, Any]:
     """The scripted pool, whose queries the real model splits."""
     config = scripted_config(limits={"deadline_s": 600, "max_subtasks": 2})
-    app = {
-        "name": f"m-{REAL}",
-        "route_prefix": None,
-        "import_path": "r2_serve.app:build_model",
-        "args": {"engine": {"kind": "transformers", "path": path}},
-        "deployments": [{"name": "Model", "ray_actor_options": {"num_cpus": 0}}],
-    }
+    app = model_app(REAL, {"kind": "transformers", "path": path}, **FREE)
     config["applications"].insert(0, app)
     router = config["applications"][-1]
-    card = {"usd_per_mtok_in": "1", "usd_per_mtok_out": "2", "timeout_s": 600, "context_tokens": 2048}
-    router["args"]["models"].append({"name": REAL, **card, "engine": {"kind": "served", "app": f"m-{REAL}"}})
+    router["args"]["models"].append(served_card(REAL, timeout_s=600, context_tokens=2048))
     stage = {"model": REAL, "num_samples": 1, "max_tokens": 120, "timeout_s": 600, "retries_cut": False}
     virtual_models = router["deployments"][0]["user_config"]["virtual_models"]
     virtual_models["real"] = {

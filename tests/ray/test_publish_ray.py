@@ -28,6 +28,7 @@ from r2_serve.traces import read_traces
 from tests import EMBEDDED
 from tests.support.deployed_cluster import DeployedCluster, replica_pids, running_cluster, until
 from tests.support.scripted_pool import PLANNER, SMALL, scripted_config
+from tests.support.serve_apps import FREE, model_app, served_card
 from tests.support.small_adapters import adapter, manifest
 
 pytestmark = pytest.mark.ray
@@ -49,27 +50,10 @@ def config(traces: Path) -> dict[str, Any]:
         server={"trace_dir": str(traces)},
     )
     router = config["applications"][-1]
-    config["applications"].insert(
-        0,
-        {
-            "name": f"m-{REAL}",
-            "route_prefix": None,
-            "import_path": "r2_serve.app:build_model",
-            "args": {"engine": {"kind": "transformers", "path": f"embedded:{REAL}"}},
-            "deployments": [
-                {
-                    "name": "Model",
-                    "num_replicas": 2,
-                    "max_ongoing_requests": 64,
-                    "ray_actor_options": {"num_cpus": 0},
-                }
-            ],
-        },
-    )
-    price = {"usd_per_mtok_in": "1", "usd_per_mtok_out": "2"}
-    router["args"]["models"].append(
-        {"name": REAL, "codec": "compact", **price, "engine": {"kind": "served", "app": f"m-{REAL}"}}
-    )
+    engine = {"kind": "transformers", "path": f"embedded:{REAL}"}
+    app = model_app(REAL, engine, num_replicas=2, max_ongoing_requests=64, **FREE)
+    config["applications"].insert(0, app)
+    router["args"]["models"].append(served_card(REAL, codec="compact"))
     virtual_models = router["deployments"][0]["user_config"]["virtual_models"]
     virtual_models["words"] = {
         "pool": [SMALL],

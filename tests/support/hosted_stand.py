@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
-from r2_serve.calls.pool import Pool
+from r2_serve.calls.pool import EngineFor, Pool
 from r2_serve.config import (
     HostedEngineConfig,
     LimitsConfig,
@@ -95,7 +95,7 @@ async def standing(script: Any, **limits: Any) -> AsyncIterator[Stand]:
         upstream.script, other.script = script, healthy
         metrics, traces = Metrics(), []
         config = RouterConfig(models=_models(upstream, other))
-        router = in_process(config, routing(**limits), _closed_by(stack), [metrics.observe, traces.append])
+        router = in_process(config, routing(**limits), closed_by(stack), [metrics.observe, traces.append])
         app = create_app(router, ServerConfig(max_running=1000), metrics=metrics)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2", timeout=120)
         yield Stand(await stack.enter_async_context(client), upstream, other, metrics, router, app, traces)
@@ -146,7 +146,9 @@ def _models(upstream: Upstream, other: Upstream) -> tuple[ModelConfig, ...]:
     )
 
 
-def _closed_by(stack: AsyncExitStack) -> Any:
+def closed_by(stack: AsyncExitStack) -> EngineFor:
+    """Makes hosted engines that `stack` closes."""
+
     def engine_for(model: ModelConfig) -> HostedEngine:
         assert isinstance(model.engine, HostedEngineConfig)
         engine = HostedEngine(model.engine)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-
-import uvicorn
 
 from r2_serve.calls.pool import in_process_engines
 from r2_serve.config import ServerConfig
@@ -18,22 +14,14 @@ from r2_serve.http.metrics import Metrics
 from r2_serve.lab.workload import SCRIPTED_POOL
 from r2_serve.router.router import in_process
 from r2_serve.serve_config import load
+from tests.support.served_app import serving_app
 
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """Serves `app` and gives its base URL."""
-    listening = socket.socket(proto=socket.IPPROTO_TCP)
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(512)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        await task
+    """The base URL at which `app` is served."""
+    async with serving_app(app) as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def router_app() -> Any:

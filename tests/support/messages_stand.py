@@ -13,11 +13,11 @@ from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 from starlette.types import ASGIApp
 
 from r2_serve.config import HostedEngineConfig, ModelConfig, RouterConfig, RoutingConfig, ServerConfig
-from r2_serve.engines.hosted import HostedEngine
 from r2_serve.http.api import create_app
 from r2_serve.router.router import in_process
 from r2_serve.types import Trace
 from tests.support import agent_provider, messages_provider
+from tests.support.hosted_stand import closed_by
 from tests.support.served_app import serving_app
 from tests.support.upstream import Upstream, running_upstream
 
@@ -55,15 +55,8 @@ async def messages_stand(**engine: Any) -> AsyncIterator[MessagesStand]:
             ModelConfig(name=name, engine=HostedEngineConfig(**config), **PRICES)
             for name, config in (("claude", claude), ("gpt", gpt))
         )
-
-        def engine_for(model: ModelConfig) -> HostedEngine:
-            assert isinstance(model.engine, HostedEngineConfig)
-            made = HostedEngine(model.engine)
-            stack.push_async_callback(made.aclose)
-            return made
-
         traces: list[Trace] = []
-        router = in_process(RouterConfig(models=models), _routing(), engine_for, [traces.append])
+        router = in_process(RouterConfig(models=models), _routing(), closed_by(stack), [traces.append])
         app = create_app(router, ServerConfig())
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r2", timeout=60)
         await stack.enter_async_context(client)

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from tests.support.serve_apps import FREE, model_app, router_app, served_card
+
 DIAMOND = {
     "subtasks": [
         {"id": 1, "text": "left", "depends_on": []},
@@ -42,11 +44,12 @@ def scripted_config(**changes: Any) -> dict[str, Any]:
         }
         for name in replies
     }
+    options = {"max_ongoing_requests": 64, **FREE, **changes.get("model_options", {})}
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": 8000},
         "applications": [
-            *(_model_app(name, engine, changes) for name, engine in engines.items()),
+            *(model_app(name, engine, **options) for name, engine in engines.items()),
             _router_app(list(engines), changes),
         ],
     }
@@ -57,34 +60,9 @@ def scripted_yaml(**changes: Any) -> str:
     return yaml.safe_dump(scripted_config(**changes), sort_keys=False)
 
 
-def _model_app(name: str, engine: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    deployment = {
-        "name": "Model",
-        "max_ongoing_requests": 64,
-        "ray_actor_options": {"num_cpus": 0},
-        **changes.get("model_options", {}),
-    }
-    return {
-        "name": f"m-{name}",
-        "route_prefix": None,
-        "import_path": "r2_serve.app:build_model",
-        "args": {"engine": engine},
-        "deployments": [deployment],
-    }
-
-
 def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
     fallbacks = {SMALL: [LARGE]}
-    models = [
-        {
-            "name": name,
-            "usd_per_mtok_in": "1",
-            "usd_per_mtok_out": "2",
-            "fallbacks": fallbacks.get(name, []),
-            "engine": {"kind": "served", "app": f"m-{name}"},
-        }
-        for name in names
-    ]
+    models = [served_card(name, fallbacks=fallbacks.get(name, [])) for name in names]
     virtual = {
         "pool": [SMALL, LARGE],
         "decomposer": {"model": PLANNER, "num_samples": 1},
@@ -92,20 +70,13 @@ def _router_app(names: list[str], changes: dict[str, Any]) -> dict[str, Any]:
         "plan": "always",
         **changes.get("virtual", {}),
     }
-    user_config = {
+    routing = {
         "virtual_models": {"r2": virtual, **changes.get("more_virtual", {})},
         "limits": changes.get("limits", {}),
     }
-    free = {"ray_actor_options": {"num_cpus": 0}}
-    router = {"name": "Router", "user_config": user_config, **free}
-    return {
-        "name": "r2",
-        "route_prefix": "/",
-        "import_path": "r2_serve.app:build",
-        "args": {
-            "models": [*models, *changes.get("more_models", ())],
-            "prices_as_of": changes.get("prices_as_of", "2026-11"),
-            "server": changes.get("server", {}),
-        },
-        "deployments": [router, {"name": "Decomposer", **free}, {"name": "Allocator", **free}],
+    args = {
+        "models": [*models, *changes.get("more_models", ())],
+        "prices_as_of": changes.get("prices_as_of", "2026-11"),
+        "server": changes.get("server", {}),
     }
+    return router_app(args, routing, is_free=True)

@@ -19,13 +19,13 @@ async def serving_app(app: ASGIApp) -> AsyncIterator[int]:
         proto=socket.IPPROTO_TCP
     )  # without the number asyncio sets no TCP_NODELAY: 40 ms a reply
     listening.bind(("127.0.0.1", 0))
-    listening.listen()
+    listening.listen(512)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         yield listening.getsockname()[1]
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         await task
 
 

@@ -20,6 +20,7 @@ from r2_serve.lab.simulate.machines import Machines, Need
 from r2_serve.lab.simulate.replicas import EngineReplica
 from r2_serve.lab.workload import Workload
 from r2_serve.serve_config import ServeConfig, load
+from tests.support.serve_apps import model_app, router_app, served_card
 
 FAST = 1e12
 """Tokens per second of a prefill that takes no time."""
@@ -98,24 +99,16 @@ def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
         "decode_tokens_per_s": 10,
         "max_batch_size": 4,
         "batch_slowdown": 0.5,
+        **changes.get("speed", {}),
     }
-    workers = {name: {"max_ongoing_requests": 100, **changes.get(name, {})} for name in ("small", "large")}
+    usual = {"max_ongoing_requests": 100}
+    workers = {name: {**usual, **changes.get(name, {})} for name in ("small", "large")}
     engines: dict[str, Any] = {
-        "small": {"kind": "scripted", "replies": ["{words}"], "speed": {**speed, **changes.get("speed", {})}},
-        "large": {"kind": "scripted", "replies": ["{words}"], "speed": {**speed, **changes.get("speed", {})}},
+        **{name: {"kind": "scripted", "replies": ["{words}"], "speed": speed} for name in workers},
         "planner": {"kind": "scripted", "replies": ["{json:plan}"], "delay_s": 0.1},
         "picker": {"kind": "scripted", "replies": ["{json:allocation}"], "delay_s": 0.1},
     }
-    cards = [
-        {
-            "name": name,
-            "usd_per_mtok_in": 1,
-            "usd_per_mtok_out": 2,
-            "engine": {"kind": "served", "app": f"m-{name}"},
-            **changes.get("models", {}),
-        }
-        for name in engines
-    ]
+    cards = [served_card(name, **changes.get("models", {})) for name in engines]
     virtual = {
         "pool": ["small", "large"],
         "plan": "always",
@@ -126,25 +119,10 @@ def scripted_pool(tmp_path: Path, **changes: Any) -> ServeConfig:
         "virtual_models": {"r2": {**virtual, **changes.get("routing", {})}},
         "limits": changes.get("limits", {}),
     }
-    router = {
-        "name": "r2",
-        "route_prefix": "/",
-        "import_path": "r2_serve.app:build",
-        "args": {"models": cards, "server": changes.get("server", {})},
-        "deployments": [{"name": "Router", "user_config": routing}],
-    }
-    apps = [
-        {
-            "name": f"m-{name}",
-            "route_prefix": None,
-            "import_path": "r2_serve.app:build_model",
-            "args": {"engine": engine},
-            "deployments": [{"name": "Model", "max_ongoing_requests": 100, **workers.get(name, {})}],
-        }
-        for name, engine in engines.items()
-    ]
+    apps = [model_app(name, engine, **workers.get(name, usual)) for name, engine in engines.items()]
+    apps.append(router_app({"models": cards, "server": changes.get("server", {})}, routing))
     path = tmp_path / "serve_config.yaml"
-    path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": [*apps, router]}))
+    path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": apps}))
     return load(path)
 
 

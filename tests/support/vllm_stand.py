@@ -19,6 +19,7 @@ import yaml
 from r2_serve.ops.local.cluster import free_port, local_cluster
 from r2_serve.serve_config import ServeConfig, load
 from tests.support.deployed_cluster import until
+from tests.support.serve_apps import model_app, router_app, served_card
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
 GPU_MODEL = os.environ.get("R2_GPU_SMOKE_MODEL", "Qwen/Qwen2.5-0.5B-Instruct")
@@ -73,34 +74,17 @@ def engine_of(checkpoint: str, **engine_kwargs: object) -> dict[str, Any]:
 
 
 def _config(checkpoint: str, engine_kwargs: dict[str, object]) -> dict[str, Any]:
-    free = {"ray_actor_options": {"num_cpus": 0}}
-    card = {"usd_per_mtok_in": "1", "usd_per_mtok_out": "2", "context_tokens": 2048, "timeout_s": START_S}
     stages = {"decomposer": {"model": "local"}, "allocator": {"model": "local"}}
     routing = {
         "virtual_models": {"r2": {"pool": ["local"], **stages, "plan": "never"}},
         "limits": {"deadline_s": START_S},
     }
+    card = served_card("local", context_tokens=2048, timeout_s=START_S)
     return {
         "http_options": {"host": "127.0.0.1", "port": 8000},
         "applications": [
-            {
-                "name": APP,
-                "route_prefix": None,
-                "import_path": "r2_serve.app:build_model",
-                "args": {"engine": engine_of(checkpoint, **engine_kwargs)},
-                "deployments": [{"name": "Model", "ray_actor_options": MODEL_OPTIONS}],
-            },
-            {
-                "name": "r2",
-                "route_prefix": "/",
-                "import_path": "r2_serve.app:build",
-                "args": {"models": [{"name": "local", **card, "engine": {"kind": "served", "app": APP}}]},
-                "deployments": [
-                    {"name": "Router", "user_config": routing, **free},
-                    {"name": "Decomposer", **free},
-                    {"name": "Allocator", **free},
-                ],
-            },
+            model_app("local", engine_of(checkpoint, **engine_kwargs), ray_actor_options=MODEL_OPTIONS),
+            router_app({"models": [card]}, routing, is_free=True),
         ],
     }
 

@@ -22,6 +22,7 @@ from r2_train.config import PoolConfig
 from r2_train.rollouts.served_pool import Checkpoint, open_engines, open_pool
 from r2_train.rollouts.throw_away import AdaptedEngine, can_serve
 from tests.support.scripted_training import cache_in
+from tests.support.serve_apps import model_app, router_app, served_card
 
 
 class Host:
@@ -96,22 +97,11 @@ def test_served_base_takes_the_checkpoints_that_were_trained_on_it(
 def served_config(tmp_path: Path, base: str) -> Path:
     """One model that is decomposer, allocator and worker."""
     virtual = {"pool": ["base"], "decomposer": {"model": "base"}, "allocator": {"model": "base"}}
-    model = {
-        "name": "base", "usd_per_mtok_in": 1, "usd_per_mtok_out": 1, "context_tokens": 2048,
-        "engine": {"kind": "served", "app": "m-base"},
-    }  # fmt: skip
+    card = served_card("base", usd_per_mtok_out="1", context_tokens=2048)
     apps = [
-        {
-            "name": "m-base", "import_path": "r2_serve.app:build_model", "route_prefix": None,
-            "args": {"engine": {"kind": "transformers", "path": base}},
-            "deployments": [{"name": "Model"}],
-        },
-        {
-            "name": "r2", "import_path": "r2_serve.app:build", "route_prefix": "/",
-            "args": {"models": [model]},
-            "deployments": [{"name": "Router", "user_config": {"virtual_models": {"r2": virtual}}}],
-        },
-    ]  # fmt: skip
+        model_app("base", {"kind": "transformers", "path": base}),
+        router_app({"models": [card]}, {"virtual_models": {"r2": virtual}}),
+    ]
     path = tmp_path / "serve_config.yaml"
     path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": apps}))
     return path
