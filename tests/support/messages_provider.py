@@ -145,7 +145,7 @@ def events_of(message: dict[str, Any]) -> list[bytes]:
 def stream_of(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The events of a streamed reply; texts and arguments come in two pieces, the output's tokens last."""
     start = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
-    usage = {key: value for key, value in USAGE.items() if key != "output_tokens_details"}
+    usage = {key: value for key, value in message["usage"].items() if key != "output_tokens_details"}
     yield {"type": "message_start", "message": {**start, "usage": {**usage, "output_tokens": 1}}}
     yield {"type": "ping"}
     for index, block in enumerate(message["content"]):
@@ -155,7 +155,7 @@ def stream_of(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         yield {"type": "content_block_stop", "index": index}
     stop = {name: message[name] for name in ("stop_reason", "stop_sequence")}
-    details = {name: USAGE[name] for name in ("output_tokens", "output_tokens_details")}
+    details = {name: message["usage"][name] for name in ("output_tokens", "output_tokens_details")}
     yield {"type": "message_delta", "delta": stop, "usage": details}
     yield {"type": "message_stop"}
 

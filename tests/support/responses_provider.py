@@ -32,7 +32,7 @@ def answer(request: dict[str, Any]) -> Script:
         return Script([json.dumps({"error": fault}).encode()], status=400)
     response = make_response(request)
     if request.get("stream"):
-        return Script(_sse(events(response)), headers={"content-type": "text/event-stream"})
+        return Script(sse_of(events(response)), headers={"content-type": "text/event-stream"})
     return Script([json.dumps(response).encode()])
 
 
@@ -98,7 +98,7 @@ def events(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _item_events(item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
     at = {"output_index": index}
-    empty = {"content": [], "arguments": "", "input": ""}
+    empty = {"content": [], "summary": [], "arguments": "", "input": ""}
     begun = {**item, "status": "in_progress", **{key: empty[key] for key in empty if key in item}}
     yield {"type": "response.output_item.added", **at, "item": begun}
     at["item_id"] = item["id"]
@@ -106,7 +106,7 @@ def _item_events(item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
         if text := item.get(key):
             yield {"type": f"response.{kind}.delta", **at, "delta": text[:5]}
             yield {"type": f"response.{kind}.delta", **at, "delta": text[5:]}
-            yield {"type": f"response.{kind}.done", **at, key: text}
+            yield {"type": f"response.{kind}.done", **at, key: text, "name": item["name"]}
     for summary_index, part in enumerate(item.get("summary", ())):
         place = {**at, "summary_index": summary_index}
         yield {"type": "response.reasoning_summary_part.added", **place, "part": {**part, "text": ""}}
@@ -136,7 +136,7 @@ def _part_events(part: dict[str, Any], place: dict[str, Any]) -> Iterator[dict[s
     yield {"type": "response.content_part.done", **place, "part": part}
 
 
-def _sse(made: Iterator[dict[str, Any]]) -> list[bytes]:
+def sse_of(made: Iterator[dict[str, Any]]) -> list[bytes]:
     numbered = ({**event, "sequence_number": number} for number, event in enumerate(made))
     return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in numbered]
 

@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tests.conformance.provider.chat import EVENTS, pieces
+from tests.conformance.provider.chat import EVENTS
 from tests.conformance.provider.conversation import Answer, Asked, Call, Json, Refusal, Said
+from tests.support.messages_provider import events_of
 from tests.support.upstream import Script
 
 PARAMETERS = {
@@ -109,11 +110,7 @@ def write(answer: Answer, request: Json) -> Script:
     }
     if not request.get("stream"):
         return Script([json.dumps(message).encode()])
-    events = [
-        f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
-        for event in _events(message, answer)
-    ]
-    return Script(events, headers=EVENTS)
+    return Script(events_of(message), headers=EVENTS)
 
 
 def _content(answer: Answer) -> Iterator[Json]:
@@ -123,37 +120,6 @@ def _content(answer: Answer) -> Iterator[Json]:
         yield {"type": "text", "text": answer.text}
     for call in answer.calls:
         yield {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
-
-
-def _events(message: Json, answer: Answer) -> Iterator[Json]:
-    begun = {**message["usage"], "output_tokens": 1}
-    yield {
-        "type": "message_start",
-        "message": {**message, "content": [], "stop_reason": None, "usage": begun},
-    }
-    yield {"type": "ping"}
-    for index, block in enumerate(message["content"]):
-        empty, deltas = _pieces_of(block)
-        yield {"type": "content_block_start", "index": index, "content_block": empty}
-        for delta in deltas:
-            yield {"type": "content_block_delta", "index": index, "delta": delta}
-        yield {"type": "content_block_stop", "index": index}
-    delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield {"type": "message_delta", "delta": delta, "usage": _usage(answer)}
-    yield {"type": "message_stop"}
-
-
-def _pieces_of(block: Json) -> tuple[Json, list[Json]]:
-    if block["type"] == "text":
-        deltas = [{"type": "text_delta", "text": piece} for piece in pieces(block["text"])]
-        return {"type": "text", "text": ""}, deltas
-    if block["type"] == "thinking":
-        deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces(block["thinking"])]
-        signed = {"type": "signature_delta", "signature": block["signature"]}
-        return {"type": "thinking", "thinking": "", "signature": ""}, [*deltas, signed]
-    whole = json.dumps(block["input"])
-    deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in ("", *pieces(whole))]
-    return {**block, "input": {}}, deltas
 
 
 def _usage(answer: Answer) -> Json:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from tests.conformance.provider.chat import EVENTS, image_of, pieces, refuse
+from tests.conformance.provider.chat import EVENTS, image_of, refuse
 from tests.conformance.provider.conversation import Answer, Asked, Call, Json, Said
+from tests.support.responses_provider import events, sse_of
 from tests.support.upstream import Script
 
 __all__ = ["PARAMETERS", "read", "refuse", "write"]
@@ -93,11 +94,7 @@ def write(answer: Answer, request: Json) -> Script:
     }
     if not request.get("stream"):
         return Script([json.dumps(body).encode()])
-    events = [
-        f"event: {event['type']}\ndata: {json.dumps({**event, 'sequence_number': number})}\n\n".encode()
-        for number, event in enumerate(_events(body))
-    ]
-    return Script(events, headers=EVENTS)
+    return Script(sse_of(events(body)), headers=EVENTS)
 
 
 def _items(answer: Answer, request: Json) -> Iterator[Json]:
@@ -120,53 +117,6 @@ def _items(answer: Answer, request: Json) -> Iterator[Json]:
         kind, key = ("custom_tool_call", "input") if call.is_custom else ("function_call", "arguments")
         item = {"type": kind, "id": f"fc_{call.id}", "call_id": call.id, "name": call.name}
         yield {**item, key: call.arguments, "status": "completed"}
-
-
-def _events(body: Json) -> Iterator[Json]:
-    begun = {**body, "status": "in_progress", "output": [], "usage": None}
-    yield {"type": "response.created", "response": begun}
-    yield {"type": "response.in_progress", "response": begun}
-    for index, item in enumerate(body["output"]):
-        at = {"output_index": index, "item_id": item["id"]}
-        empty, events = _pieces_of(item)
-        yield {"type": "response.output_item.added", "output_index": index, "item": empty}
-        yield from ({**event, **at} for event in events)
-        yield {"type": "response.output_item.done", "output_index": index, "item": item}
-    yield {"type": "response.completed", "response": body}
-
-
-def _pieces_of(item: Json) -> tuple[Json, list[Json]]:
-    """The item as it begins, and the events that fill it."""
-    if item["type"] == "message":
-        (part,) = item["content"]
-        return {**item, "status": "in_progress", "content": []}, list(_text_events(part))
-    if item["type"] == "reasoning":
-        (part,) = item["summary"]
-        return {**item, "summary": []}, list(_summary_events(part))
-    kind, key = (
-        ("custom_tool_call_input", "input") if "input" in item else ("function_call_arguments", "arguments")
-    )
-    deltas = [{"type": f"response.{kind}.delta", "delta": piece} for piece in pieces(item[key])]
-    done = {"type": f"response.{kind}.done", key: item[key], "name": item["name"]}
-    return {**item, key: "", "status": "in_progress"}, [*deltas, done]
-
-
-def _text_events(part: Json) -> Iterator[Json]:
-    at = {"content_index": 0}
-    yield {"type": "response.content_part.added", "part": {**part, "text": ""}, **at}
-    for piece in pieces(part["text"]):
-        yield {"type": "response.output_text.delta", "delta": piece, "logprobs": [], **at}
-    yield {"type": "response.output_text.done", "text": part["text"], "logprobs": [], **at}
-    yield {"type": "response.content_part.done", "part": part, **at}
-
-
-def _summary_events(part: Json) -> Iterator[Json]:
-    at = {"summary_index": 0}
-    yield {"type": "response.reasoning_summary_part.added", "part": {**part, "text": ""}, **at}
-    for piece in pieces(part["text"]):
-        yield {"type": "response.reasoning_summary_text.delta", "delta": piece, **at}
-    yield {"type": "response.reasoning_summary_text.done", "text": part["text"], **at}
-    yield {"type": "response.reasoning_summary_part.done", "part": part, **at}
 
 
 def _usage(answer: Answer) -> Json:
