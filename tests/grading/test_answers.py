@@ -8,7 +8,7 @@ import pytest
 
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Benchmark
-from tests.grading.official_rows import CSQA, champ_row, math_row
+from tests.support.official_rows import CSQA, champ_row, math_row
 
 
 async def is_correct(grader: Grader, benchmark: Benchmark, row: Mapping[str, object], reply: str) -> bool:

@@ -21,7 +21,7 @@ from r2_serve.grading.graders import (
 from r2_serve.grading.lines import grade_lines
 from r2_serve.grading.reading import boxed
 from r2_serve.grading.rows import Benchmark, BenchmarkError
-from tests.grading.official_rows import CHOICES, CSQA, champ_row, math_row
+from tests.support.official_rows import CHOICES, CSQA, champ_row, math_row
 
 # -- CommonsenseQA -------------------------------------------------------------------------------------------
 

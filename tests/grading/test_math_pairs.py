@@ -10,7 +10,7 @@ import pytest
 
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.math_compare import compare
-from tests.grading.official_rows import math_row
+from tests.support.official_rows import math_row
 
 
 class Pair(TypedDict):

@@ -11,39 +11,7 @@ import pytest
 
 from r2_serve.grading.rows import BENCHMARKS, Benchmark, BenchmarkError
 from r2_serve.lab.evaluation.benchmarks import is_test, load_tasks, sample_tasks, split_tasks
-
-MATH = {"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$."}
-CSQA = {
-    "id": "c1",
-    "answerKey": "B",
-    "question": {
-        "stem": "Where are books lent?",
-        "question_concept": "book",
-        "choices": [{"label": "A", "text": "bank"}, {"label": "B", "text": "library"}],
-    },
-}
-P3 = {
-    "name": "Study_1:0",
-    "sat": "def sat(x: int):\n    return x == 1",
-    "ans_type": "int",
-    "sol_header": "def sol():",
-    "sol_docstring": '    """One."""',
-    "sol_bodies": ["    return 1"],
-    "module": "study.py",
-    "notes": "",
-    "weight": 1.0,
-}
-CHAMP = {"ids": 0, "problem_identifier": "P_1", "problem_text": "How many?", "problem_answer": "144"}
-MUSIQUE = {
-    "id": "2hop__1_2",
-    "question": "Who wrote it?",
-    "paragraphs": [{"idx": 0, "title": "It", "paragraph_text": "Ann wrote it.", "is_supporting": True}],
-    "question_decomposition": [],
-    "answer": "Ann",
-    "answer_aliases": ["Anne"],
-    "answerable": True,
-}
-SCAN_LINE = "IN: jump twice OUT: I_JUMP I_JUMP"
+from tests.support.official_rows import CHAMP, CSQA, MATH, MUSIQUE, P3, SCAN_LINE
 
 
 def write_lines(path: Path, *rows: object) -> Path:
@@ -149,8 +117,8 @@ def test_no_query_holds_a_field_that_only_graders_may_see(tmp_path: Path) -> Non
         (
             "csqa",
             "a.jsonl",
-            json.dumps({**CSQA, "answerKey": "E"}),
-            r"a\.jsonl:1: .*answerKey 'E' is not among the choices",
+            json.dumps({**CSQA, "answerKey": "F"}),
+            r"a\.jsonl:1: .*answerKey 'F' is not among the choices",
         ),
         (
             "csqa",

@@ -14,44 +14,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from r2_serve.cli import app
+from tests.support.official_rows import CHAMP, CSQA, MATH, MUSIQUE, P3
 from tests.support.scripted_pool import scripted_yaml
 
-PUZZLE = {
-    "name": "One:0",
-    "sat": "def sat(x: int):\n    return x == 1",
-    "ans_type": "int",
-    "sol_bodies": ["    return 1"],
-}
 FILES: dict[str, tuple[str, str, str]] = {
     # benchmark: file, its content, an answer that is correct
-    "math": (
-        "rows.jsonl",
-        json.dumps({"problem": "$1+1$?", "solution": "\\boxed{2}", "level": "1", "type": "Algebra"}),
-        "It is \\boxed{2}.",
-    ),
-    "csqa": (
-        "dev.jsonl",
-        json.dumps(
-            {
-                "id": "c",
-                "answerKey": "A",
-                "question": {"stem": "?", "choices": [{"label": x, "text": x} for x in "AB"]},
-            }
-        ),
-        "(A)",
-    ),
+    "math": ("rows.jsonl", json.dumps(MATH), "It is \\boxed{2}."),
+    "csqa": ("dev.jsonl", json.dumps(CSQA), "(B)"),
     "scan": ("tasks.txt", "IN: jump left OUT: I_TURN_LEFT I_JUMP", "I_TURN_LEFT I_JUMP"),
-    "champ": (
-        "champ.json",
-        json.dumps([{"problem_identifier": "P", "problem_text": "?", "problem_answer": "144"}]),
-        "12^2",
-    ),
-    "musique": (
-        "dev.jsonl",
-        json.dumps({"id": "m", "question": "?", "answer": "Ann", "answer_aliases": [], "paragraphs": []}),
-        "Ann",
-    ),
-    "p3": ("puzzles.json", json.dumps([PUZZLE]), "def sol():\n    return 1"),
+    "champ": ("champ.json", json.dumps([CHAMP]), "12^2"),
+    "musique": ("dev.jsonl", json.dumps(MUSIQUE), "Ann"),
+    "p3": ("puzzles.json", json.dumps([P3]), "def sol():\n    return 1"),
 }
 
 
@@ -195,13 +168,13 @@ def test_data_that_cannot_be_read_leaves_the_run_directory_unclaimed(
 def test_answers_with_line_separators_reach_the_report(tmp_path: Path) -> None:
     name, content, _ = FILES["csqa"]
     (tmp_path / name).write_text("\ufeff" + content)
-    config = config_with(tmp_path, "(A)\u2028 it is \u0085 so")
+    config = config_with(tmp_path, "(B)\u2028 it is \u0085 so")
     files = ("-d", tmp_path / name, "-c", config, "-o", tmp_path / "run")
     ran = r2("run", "-b", "csqa", "-p", "single:large", "--split", "all", *files)
     assert "done: 1 row, 0 failed" in ran.output, ran.output
     assert r2("report", tmp_path / "run").exit_code == 0
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().split("\n") if line]
-    assert row["outcome"]["answer"] == "(A)\u2028 it is \u0085 so" and row["status"] == "correct"
+    assert row["outcome"]["answer"] == "(B)\u2028 it is \u0085 so" and row["status"] == "correct"
 
 
 def test_report_is_printed_on_a_terminal_that_knows_only_ascii(tmp_path: Path) -> None:

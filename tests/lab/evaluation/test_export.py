@@ -20,20 +20,11 @@ from r2_serve.grading.rows import Benchmark, Task, task_of
 from r2_serve.lab.evaluation.benchmarks import load_tasks
 from r2_serve.lab.evaluation.export import EXPORTABLE, FORMATS, command, export
 from r2_serve.lab.evaluation.session import select_tasks
+from tests.support.official_rows import CSQA
 
 TASKS: dict[Benchmark, Task] = {
     "scan": task_of("scan", {"commands": "jump left", "actions": "I_TURN_LEFT I_JUMP"}),
-    "csqa": task_of(
-        "csqa",
-        {
-            "id": "c",
-            "answerKey": "B",
-            "question": {
-                "stem": "?",
-                "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y z"}],
-            },
-        },
-    ),
+    "csqa": task_of("csqa", CSQA),
     "musique": task_of(
         "musique",
         {"id": "m", "question": "?", "answer": "Eiffel Tower", "answer_aliases": ["tower of Eiffel"]},
@@ -48,7 +39,7 @@ ANSWERS = (
     "(B)",
     "B",
     "the answer is A",
-    "y z",
+    "library",
     "The Eiffel tower!",
     "tower of eiffel",
     "Rome",
