@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from r2_serve.router.events import EventBus, Reader
+from r2_serve.router.past import events_of
 from r2_serve.types import Event, Trace
 
 TIMEOUT_S = 3.0
@@ -26,6 +28,9 @@ ALONE_S = 5.0
 """The time after which a replica that is alone looks for others."""
 FORGET_S = 10.0
 """A replica that has not fetched events for so long does not get them."""
+LOST_S = 10.0
+"""A replica of which nothing was heard for so long has ended, and the queries at work in it with it."""
+LOST = "lost: its router replica ended"
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +56,8 @@ class Replicas:
 class Caught:
     """What one replica gives another that watches."""
 
+    name: str
+    """The replica that gives it."""
     events: list[Event] = field(default_factory=list)
     """What has happened since the last time."""
     num_lost: int = 0
@@ -69,13 +76,14 @@ class SiblingEvents:
         self._bus, self._name, self._replicas = bus, name, replicas
         self._watchers: dict[str, _Watcher] = {}
         self._num_watched = 0
+        self._heard: dict[str, _Heard] = {}
         self._fetching: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
 
     def catch(self, watcher: str, *, wants_latest: bool) -> Caught:
         """What has happened here since `watcher`, another replica, asked last."""
         if watcher == self._name:
-            return Caught()
+            return Caught(self._name)
         found = self._watchers.get(watcher) or self._new_watcher(watcher)
         caught = found.take()
         if wants_latest:
@@ -83,7 +91,8 @@ class SiblingEvents:
         return caught
 
     def _new_watcher(self, name: str) -> _Watcher:
-        self._watchers[name] = watcher = _Watcher(self._bus, lambda: self._watchers.pop(name))
+        watcher = _Watcher(self._name, self._bus, lambda: self._watchers.pop(name))
+        self._watchers[name] = watcher
         return watcher
 
     @contextmanager
@@ -99,6 +108,7 @@ class SiblingEvents:
             if not self._num_watched:
                 self._fetching.cancel()
                 self._fetching = None
+                self._heard.clear()
 
     async def latest(self) -> tuple[list[Trace], list[Trace]]:
         """The latest finished queries of the other replicas, and those being answered."""
@@ -126,13 +136,53 @@ class SiblingEvents:
                 self._bus.miss(each.num_lost)
                 for event in each.events:
                     self._bus.relay(event)
+                self._heard.setdefault(each.name, _Heard()).take(each)
+            self._end_lost_queries()
             return caught
+
+    def _end_lost_queries(self) -> None:
+        """Tells the end of queries whose replica has ended, as no other replica knows what became of them."""
+        silent = [name for name, heard in self._heard.items() if heard.ago_s() > LOST_S]
+        for name in silent:
+            for started in self._heard.pop(name).at_work.values():
+                at_s = max(0.0, time.time() - (started.began_s or time.time()))
+                update = {"kind": "failed", "at_s": at_s, "error": LOST, "query": None, "deadline_s": None}
+                self._bus.relay(started.model_copy(update=update))
+
+
+class _Heard:
+    """What was heard last of another replica."""
+
+    def __init__(self) -> None:
+        self.at_work: dict[tuple[str, str], Event] = {}
+        """The first event of each query without an end."""
+        self._heard_s = time.monotonic()
+
+    def ago_s(self) -> float:
+        return time.monotonic() - self._heard_s
+
+    def take(self, caught: Caught) -> None:
+        self._heard_s = time.monotonic()
+        for event in (*(events_of(trace)[0] for trace in caught.running), *caught.events):
+            query = event.client, event.request_id
+            if event.kind == "started":
+                self.at_work[query] = event
+            elif event.kind in ("answered", "failed"):
+                self.at_work.pop(query, None)
+        if caught.num_lost:  # perhaps the end of some
+            self.at_work = {query: event for query, event in self.at_work.items() if not _is_overdue(event)}
+
+
+def _is_overdue(started: Event) -> bool:
+    return (started.began_s or 0.0) + (started.deadline_s or 0.0) < time.time()
 
 
 class _Watcher:
     """Another replica that watches this one."""
 
-    def __init__(self, bus: EventBus, forget: Callable[[], object]) -> None:
+    def __init__(self, name: str, bus: EventBus, forget: Callable[[], object]) -> None:
+        self._name = name
+        """The replica that is watched."""
         self._stack = ExitStack()
         self._reader: Reader = self._stack.enter_context(bus.reading(lambda event: True))
         self._num_told_lost = 0
@@ -145,4 +195,4 @@ class _Watcher:
         self._timer = asyncio.get_running_loop().call_later(FORGET_S, self._stack.close)
         num_lost = self._reader.num_lost - self._num_told_lost
         self._num_told_lost = self._reader.num_lost
-        return Caught([event.shortened() for event in self._reader.rest()], num_lost)
+        return Caught(self._name, [event.shortened() for event in self._reader.rest()], num_lost)

@@ -78,6 +78,8 @@ class VirtualModelConfig(Config):
     texts themselves. None: the built-in texts. Adapters name the texts that they were trained with."""
     description: str = ""
     """One line for clients that list the models."""
+    example: str = ""
+    """A question that shows what the model does; the page offers it to those who have none."""
 
     @model_validator(mode="before")
     @classmethod

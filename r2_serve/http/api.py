@@ -8,6 +8,7 @@ POST /v1/messages           `endpoint` in the dialect `dialects.messages`
 POST /v1/messages/count_tokens   `counting`
 POST /v1/r2/feedback        `rating`
 GET  /v1/r2/events          `events`: what happens to queries, while it happens
+GET  /v1/r2/keys            `budgets`: what keys have spent
 GET  /v1/models[/{id}]      virtual and pool models, with prices
 GET  /health, /health/ready alive; able to answer every virtual model (503 and the reason until then)
 GET  /metrics               Prometheus text, for keys without limits
@@ -46,6 +47,7 @@ from r2_serve.errors import R2Error
 from r2_serve.feedback import FeedbackStore
 from r2_serve.http.admission import Admission
 from r2_serve.http.background import ResponsesEndpoint, Running
+from r2_serve.http.budgets import Budgets
 from r2_serve.http.counting import CountTokens
 from r2_serve.http.edge import Edge, Exchange, answer_error, no_such_route
 from r2_serve.http.endpoint import Endpoint, find_model
@@ -106,7 +108,8 @@ def create_app(
     rating = Feedback(
         feedback or FeedbackStore(server, clock), tuple(filter(None, (metrics.count_rating, on_rated)))
     )
-    pages = _Pages(backend, scrape or _rendered(metrics), created=int(clock()))
+    scrape = scrape or _rendered(metrics)
+    pages = _Pages(backend, scrape, created=int(clock()))
 
     rest = (backend, server, admission, purses, clock, new_id)
 
@@ -128,6 +131,7 @@ def create_app(
             Route("/v1/messages/count_tokens", CountTokens(endpoint(MESSAGES)), methods=["POST"]),
             Route("/v1/r2/feedback", rating, methods=["POST"]),
             Route("/v1/r2/events", Watching(backend, server, others or NoOthers()), methods=["GET"]),
+            Route("/v1/r2/keys", Budgets(keys, purses, scrape).listed),
             Route("/v1/models", pages.models),
             Route("/v1/models/{id:path}", pages.model),
             Route("/health", pages.health),

@@ -43,6 +43,7 @@ ROUTES = (
     "/v1/embeddings",
     "/v1/r2/feedback",
     "/v1/r2/events",
+    "/v1/r2/keys",
     "/v1/models",
     "/metrics",
     *OPEN_PATHS,

@@ -119,6 +119,8 @@ def model_object(listing: ModelListing, created: int, prices_as_of: str) -> Json
     """A model as OpenAI lists it; its prices and abilities are in `r2`."""
     r2: Json = {"is_virtual": listing.is_virtual, "description": listing.description}
     r2["capabilities"] = sorted(listing.abilities)
+    if listing.example:
+        r2["example"] = listing.example
     if listing.gates:
         r2["gates"] = list(listing.gates)
     if (card := listing.card) is not None:

@@ -96,6 +96,7 @@ def _paths() -> Json:
         "/v1/messages/count_tokens": {"post": _asked("Tokens of a Messages request", "CountRequest")},
         "/v1/r2/feedback": {"post": _asked("Rate an answer", "FeedbackRequest")},
         "/v1/r2/events": {"get": _operation("What happens to queries, as it happens", "text/event-stream")},
+        "/v1/r2/keys": {"get": _operation("What a key has spent; all keys for one without limits")},
         "/v1/models": {"get": listing},
         "/v1/models/{id}": {"get": _named("One model")},
         "/health": {"get": {**_operation("Whether the process is alive"), "security": []}},

@@ -106,12 +106,23 @@ class KeyPurse:
 
     def refusal(self) -> QuotaExceeded:
         budget, period = self.key.budget_usd, self.key.budget_period
-        when = "" if period == "total" else f" per {period} (UTC)"
+        resets_at = self.resets_at()
+        when = "" if resets_at is None else f" per {period}, until {resets_at.isoformat()} 00:00 UTC"
         left = max(self.left_usd() or Decimal(0), Decimal(0))
         return QuotaExceeded(
             f"key {self.key.name!r} has a budget of {budget:f} USD{when}, of which {left:f} are left, "
             "less than the next call may cost; ask the operator for more, or lower max_tokens"
         )
+
+    def resets_at(self) -> datetime.date | None:
+        """The day on which the budget is full again, in UTC; None if that never happens."""
+        today, next_day = self._today(), datetime.timedelta(days=1)
+        match self.key.budget_period if self.key.budget_usd is not None else "total":
+            case "day":
+                return today + next_day
+            case "month":
+                return (today.replace(day=28) + 4 * next_day).replace(day=1)
+        return None
 
     def _period(self) -> str:
         day = self._today().isoformat()

@@ -18,6 +18,8 @@ class ModelListing:
     id: str
     is_virtual: bool
     description: str = ""
+    example: str = ""
+    """A question for those who have none."""
     card: ModelCard | None = None
     """Price and ability of a pool model; None for a virtual one."""
     abilities: frozenset[Ability] = frozenset()

@@ -133,6 +133,7 @@ class QueryContext:
             num_plan_samples=draft.num_plan_samples,
             num_plan_rejected=draft.num_plan_rejected,
             began_s=self.began_s,
+            deadline_s=self.limits.deadline_s,
             duration_s=duration_s,
             overhead_s=max(0.0, duration_s - _covered_s(worker_calls)),
             cost_usd=total_cost_usd(calls),

@@ -38,7 +38,8 @@ Fields = dict[str, object]
 
 def _beginning(trace: Trace) -> Iterator[Fields]:
     query = None if trace.query == "" else trace.query
-    yield {"kind": "started", "at_s": 0.0, "query": query, "began_s": trace.began_s or None}
+    known = {"query": query, "began_s": trace.began_s or None, "deadline_s": trace.deadline_s}
+    yield {"kind": "started", "at_s": 0.0, **known}
     if (decision := trace.decision) is not None:
         fields = {"action": decision.action, "reason": decision.reason, "direct_usd": decision.direct_usd}
         yield {"kind": "decided", "at_s": 0.0, **fields}

@@ -120,7 +120,8 @@ class Pipeline:
 
     async def _told(self, context: QueryContext, virtual: VirtualModelConfig | None) -> Answer:
         """The answer, with its events and its trace."""
-        context.tell("started", query=context.text, began_s=context.began_s)
+        deadline_s = context.limits.deadline_s
+        context.tell("started", query=context.text, began_s=context.began_s, deadline_s=deadline_s)
         try:
             final = await _within_deadline(context, virtual)
         except (Exception, asyncio.CancelledError) as e:

@@ -79,14 +79,14 @@ class Router:
                 name,
                 True,
                 model.description,
-                None,
-                _virtual_abilities([abilities[name] for name in model.pool]),
-                tuple(model.gates),
+                model.example,
+                abilities=_virtual_abilities([abilities[name] for name in model.pool]),
+                gates=tuple(model.gates),
             )
             for name, model in routing.virtual_models.items()
         )
         real = (
-            ModelListing(model.name, False, model.description, model, abilities[model.name])
+            ModelListing(model.name, False, model.description, card=model, abilities=abilities[model.name])
             for model in self._config.models
         )
         self._listings = (*virtual, *real)

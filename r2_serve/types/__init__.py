@@ -300,6 +300,8 @@ class Trace(Record):
     num_plan_rejected: int = 0
     began_s: float = 0.0
     """Unix time at which the query came; 0 in traces of versions before 0.3."""
+    deadline_s: float | None = None
+    """Seconds that the query had for its answer; None in traces of versions before 0.3."""
     duration_s: float = 0.0
     overhead_s: float = 0.0
     """Seconds in which no subtask ran: decomposing, allocating and scheduling."""

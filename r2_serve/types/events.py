@@ -63,6 +63,8 @@ class Event(Record):
     """Seconds since the query began."""
     began_s: float | None = None
     """Unix time at which the query came."""
+    deadline_s: float | None = None
+    """Seconds after which the query ends in any case: a query without an end by then has lost it."""
     query: str | None = None
     action: Literal["whole", "planned"] | None = None
     reason: str | None = None
@@ -85,9 +87,10 @@ class Event(Record):
     error: str | None = None
 
     def without_texts(self) -> Event:
-        """The same event without what clients and models wrote."""
+        """The same event without what clients and models wrote; of an error its type remains."""
         plan = self.plan and Plan(subtasks=tuple(_without_text(step) for step in self.plan.subtasks))
-        return self.model_copy(update={"query": None, "answer": None, "error": None, "plan": plan})
+        error = self.error and self.error.partition(":")[0]
+        return self.model_copy(update={"query": None, "answer": None, "error": error, "plan": plan})
 
     def shortened(self) -> Event:
         """The same event with texts of at most `MOST_CHARS`."""

@@ -34,7 +34,7 @@ TWO_STEPS = ("height of Mont Blanc", "compare #1 with 4000 m")
 QUESTION = "Is <b>Mont Blanc</b> higher than 4000 m?"
 
 
-def router_of(*texts: str) -> Router:
+def router_of(*texts: str, **virtual: Any) -> Router:
     """A router whose plan has these steps; the models answer `4806 m <i>` each time."""
     replies = {
         "small": ["4806 m <i>"],
@@ -45,7 +45,9 @@ def router_of(*texts: str) -> Router:
     engines = {name: ScriptedEngine(said) for name, said in replies.items()}
     models = tuple(model(name) for name in engines)
     limits = LimitsConfig(max_subtasks=64, max_depth=64)
-    return in_process(RouterConfig(models=models), routing(limits=limits), lambda card: engines[card.name])
+    return in_process(
+        RouterConfig(models=models), routing(limits=limits, **virtual), lambda card: engines[card.name]
+    )
 
 
 @dataclass
@@ -134,12 +136,16 @@ def test_query_is_watched_from_plan_to_answer(chrome: Chrome) -> None:
     chrome.show_router(router_of(*TWO_STEPS), test)
 
 
-def test_saved_page_stands_alone(chrome: Chrome, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["ask", "traffic"])
+def test_saved_page_stands_alone(chrome: Chrome, tmp_path: Path, part: str) -> None:
     async def test(shown: Opened) -> None:
         await shown.ask()
         await shown.status("answered")
+        if part == "traffic":
+            await shown.page.click("#tab-traffic")
+            await shown.page.locator("tr.link button").first.click()
         async with shown.page.expect_download() as download:
-            await shown.page.get_by_role("button", name="Save as HTML").click()
+            await shown.page.get_by_role("button", name="Save as HTML").last.click()
         await (await download.value).save_as(tmp_path / "query.html")
 
     chrome.show_router(router_of(*TWO_STEPS), test)
@@ -147,6 +153,34 @@ def test_saved_page_stands_alone(chrome: Chrome, tmp_path: Path) -> None:
     assert "4806 m &lt;i&gt;" in text
     assert "Is &lt;b&gt;Mont Blanc&lt;/b&gt;" in text
     assert "<script" not in text
+
+
+def test_query_of_the_traffic_is_replayed_step_by_step(chrome: Chrome) -> None:
+    async def test(shown: Opened) -> None:
+        await shown.ask()
+        await shown.status("answered")
+        await shown.page.click("#tab-traffic")
+        await shown.page.locator("tr.link button").first.click()
+        opened = shown.page.locator(".inner")
+        await opened.get_by_role("button", name="Replay").click()
+        await opened.get_by_role("button", name="Pause").wait_for()
+        moment = opened.get_by_label("moment of the replay")
+        await moment.fill("8")
+        await opened.locator(".node.works").wait_for()
+        await moment.fill("1")
+        await opened.get_by_text("the router plans").wait_for()
+        await opened.get_by_role("button", name="End the replay").click()
+        await opened.locator("[role=status]", has_text="answered").wait_for()
+
+    chrome.show_router(router_of(*TWO_STEPS), test)
+
+
+def test_example_of_a_model_becomes_the_question(chrome: Chrome) -> None:
+    async def test(shown: Opened) -> None:
+        await shown.page.get_by_role("button", name="how high is it").click()
+        assert await shown.page.input_value("textarea") == "how high is it?"
+
+    chrome.show_router(router_of(*TWO_STEPS, example="how high is it?"), test)
 
 
 def test_plan_of_forty_steps_is_drawn(chrome: Chrome) -> None:
@@ -163,7 +197,7 @@ def test_plan_of_forty_steps_is_drawn(chrome: Chrome) -> None:
 
 def test_failed_query_says_why(chrome: Chrome) -> None:
     async def test(shown: Opened) -> None:
-        await shown.page.get_by_label("at most, USD").fill("0.000000000001")
+        await shown.page.get_by_label("cost limit, USD").fill("0.000000000001")
         await shown.ask()
         await shown.page.locator("[role=alert]").first.wait_for()
         assert "r2.max_cost_usd" in await shown.page.locator("[role=alert]").first.text_content()
@@ -215,23 +249,26 @@ async def use_key(shown: Opened, key: str) -> None:
 
 
 def test_page_asks_for_the_key_and_tells_a_wrong_one(chrome: Chrome, tmp_path: Path) -> None:
-    """A key without limits sees the budgets of all; one with limits sees neither them nor the models."""
+    """A key without limits sees the budgets of all; one with limits sees its own, and not the models."""
     server, keys = keys_of(tmp_path / "keys.yaml", admin={}, one={"budget_usd": "2", "budget_period": "day"})
     router = router_of(*TWO_STEPS)
 
     async def test(shown: Opened) -> None:
         await use_key(shown, "wrong")
-        await shown.page.get_by_text("a key that is not known").wait_for()
+        await shown.page.get_by_text("does not know this key").wait_for()
         await use_key(shown, keys["one"])
         await shown.ask()
         await shown.status("answered")
+        await shown.page.get_by_text("of $2.0000 per day; full again on").wait_for()
         await shown.page.click("#tab-traffic")
         await shown.page.get_by_text("shown to keys without limits").wait_for()
-        await shown.page.evaluate("sessionStorage.clear()")
-        await shown.page.reload()
+        keys_table = shown.page.get_by_role("group", name="Keys")
+        await keys_table.locator("tr", has_text="$2.0000 per day").wait_for()
+        assert await keys_table.locator("tbody tr").count() == 1
+        await shown.page.get_by_role("button", name="Change key").click()
         await use_key(shown, keys["admin"])
         await shown.page.get_by_text("2 keys").click()
-        row = shown.page.get_by_role("group", name="Keys").locator("tr", has_text="one")
+        row = keys_table.locator("tr", has_text="one")
         await row.wait_for()
         assert "$2.0000 per day" in await row.inner_text()
         await shown.page.locator("tr.link button").first.click()
@@ -314,13 +351,49 @@ def test_axe_finds_no_barrier(chrome: Chrome, scheme: str) -> None:
 
 
 def test_lost_connection_is_told_and_found_again(chrome: Chrome) -> None:
+    """A query that was at work, and of which the router knows nothing then, has lost its end."""
+    router = router_of(*TWO_STEPS)
+
     async def test(shown: Opened) -> None:
         await shown.page.click("#tab-traffic")
         await shown.status("Live")
+        known = {"request_id": "cut", "model": "r2"}
+        router.events.publish(Event(kind="started", query="cut short", at_s=0, **known))
+        row = shown.page.locator("tr.link", has_text="cut short")
+        await row.get_by_text("at work").wait_for()
         await shown.page.context.set_offline(True)
         await shown.page.evaluate("window.stop()")
         await shown.status("disconnected")
         await shown.page.context.set_offline(False)
         await shown.status("Live")
+        await row.get_by_text("failed").wait_for()
+        await row.get_by_role("button").click()
+        await shown.page.get_by_text("lost: its router replica ended").wait_for()
+        router.events.publish(Event(kind="answered", answer="late", at_s=1, **known))
+        await row.get_by_text("answered").wait_for()
 
-    chrome.show_router(router_of(*TWO_STEPS), test)
+    chrome.show_router(router, test)
+
+
+def test_query_without_an_end_in_its_time_limit_has_lost_it(chrome: Chrome) -> None:
+    router = router_of(*TWO_STEPS)
+
+    async def test(shown: Opened) -> None:
+        await shown.page.clock.install()
+        await shown.page.reload()
+        await shown.page.click("#tab-traffic")
+        await shown.page.clock.run_for(1_000)
+        await shown.status("Live")
+        now_s = await shown.page.evaluate("Date.now()") / 1000
+        known = {"request_id": "cut", "model": "r2", "at_s": 0.0, "began_s": now_s, "deadline_s": 30.0}
+        router.events.publish(Event(kind="started", query="cut short", **known))
+        row = shown.page.locator("tr.link", has_text="cut short")
+        await until_shown(shown, row.get_by_text("at work"))
+        await shown.page.clock.run_for(61_000)
+        await until_shown(shown, row.get_by_text("failed"))
+
+    async def until_shown(shown: Opened, found: Any) -> None:
+        while not await found.count():
+            await shown.page.clock.run_for(500)
+
+    chrome.show_router(router, test)

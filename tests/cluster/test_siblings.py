@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -22,6 +23,7 @@ class Both(Replicas):
         super().__init__()
         self.num_asked = 0
         self.is_broken = False
+        self.dead: set[str] = set()
         self.buses = {name: EventBus(9) for name in ("a", "b")}
         self.siblings = {name: SiblingEvents(bus, name, self) for name, bus in self.buses.items()}
 
@@ -32,7 +34,8 @@ class Both(Replicas):
             raise RuntimeError("the controller is away")
         watcher, wants_latest = args
         assert isinstance(watcher, str)
-        caught = [each.catch(watcher, wants_latest=bool(wants_latest)) for each in self.siblings.values()]
+        living = [each for name, each in self.siblings.items() if name not in self.dead]
+        caught = [each.catch(watcher, wants_latest=bool(wants_latest)) for each in living]
         return [*caught, RuntimeError("a third replica has died")]
 
     @contextmanager
@@ -100,7 +103,7 @@ async def test_events_that_a_sibling_lost_are_counted(both: Both) -> None:
     for number in range(MOST_WAITING + 4):
         bus.publish(happened(str(number)))
     assert watched.catch("a", wants_latest=False).num_lost == 4
-    assert watched.catch("a", wants_latest=False) == Caught()
+    assert watched.catch("a", wants_latest=False) == Caught("b")
 
 
 async def test_latest_queries_of_both_are_found(both: Both) -> None:
@@ -122,6 +125,39 @@ async def test_nothing_is_fetched_or_kept_once_nobody_watches(
     num_asked = both.num_asked
     await asyncio.sleep(0.02)
     assert both.num_asked == num_asked
+
+
+@pytest.mark.parametrize("is_told_late", [False, True])
+async def test_queries_of_a_dead_replica_get_an_end(
+    both: Both, monkeypatch: pytest.MonkeyPatch, is_told_late: bool
+) -> None:
+    """Those that began while it was watched, and those that were at work before."""
+    monkeypatch.setattr(siblings, "LOST_S", 0.01)
+    bus, query = both.buses["b"], {"request_id": "cut", "model": "r2", "client": "one"}
+    seen: list[Event] = []
+
+    def written(event: Event) -> bytes:
+        seen.append(event)
+        return its_id(event)
+
+    with ExitStack() as stack:
+        if is_told_late:
+            running = Trace(**query, query="q", began_s=time.time())
+            stack.enter_context(bus.at_work(lambda: running))
+        follower = stack.enter_context(both.buses["a"].following(Audience(None, None), written))
+        stack.enter_context(both.siblings["a"].watched())
+        await both.siblings["a"].latest()
+        if not is_told_late:
+            bus.publish(Event(kind="started", at_s=0, began_s=time.time(), deadline_s=60, query="q", **query))
+            bus.publish(Event(kind="started", request_id="whole", model="r2", at_s=0))
+            bus.publish(Event(kind="answered", request_id="whole", model="r2", at_s=0))
+            await until_seen(follower, "whole")
+        both.dead.add("b")
+        while not any(event.kind == "failed" for event in seen):
+            await asyncio.wait_for(follower.news(), 20)
+    (end,) = [event for event in seen if event.kind == "failed"]
+    assert (end.request_id, end.client, end.error) == ("cut", "one", siblings.LOST)
+    assert end.query is None and 0 <= end.at_s < 60
 
 
 async def test_controller_that_is_away_costs_no_events_of_its_own(both: Both) -> None:

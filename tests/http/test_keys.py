@@ -477,7 +477,11 @@ def test_budget_is_full_again_in_its_next_period(period: str, refills: list[bool
     purse.hold(Decimal(2))
     purse.settle(Decimal(2), Decimal(1))
     assert purse.left_usd() == 0
-    for day, is_full in zip((datetime.date(2026, 11, 30), datetime.date(2026, 12, 1)), refills):
+    december = datetime.date(2026, 12, 1)
+    resets_at = {"day": datetime.date(2026, 11, 30), "month": december, "total": None}[period]
+    assert purse.resets_at() == resets_at
+    assert resets_at is None or f"until {resets_at} 00:00 UTC" in purse.refusal().message
+    for day, is_full in zip((datetime.date(2026, 11, 30), december), refills):
         today = day
         assert (purse.left_usd() == 1) == is_full
 

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from r2_serve.cluster.metrics import SILENT
+from r2_serve.cluster.siblings import LOST
 from r2_serve.ops.deploy_files.dashboard import WINDOW, dashboard
 from r2_serve.ops.deploy_files.monitoring import (
     alert_rules,
@@ -33,6 +35,7 @@ from tests.support.scripted_pool import scripted_config
 pytestmark = pytest.mark.ray
 
 CHAT = {"route": "/v1/chat/completions"}
+SLOW = "slow"
 
 
 class TwoRouters:
@@ -52,13 +55,24 @@ class TwoRouters:
         self.num_asked += 1
         return reply.headers["x-request-id"]
 
+    def ask_slow(self) -> None:
+        """Asks what takes longer than the test."""
+        body = {"model": SLOW, "messages": [{"role": "user", "content": "hi"}]}
+        httpx.post(f"{self.root}/v1/chat/completions", json=body, timeout=60)
+
+    def at_work(self) -> list[str]:
+        """The replicas that have requests at work."""
+        page = self.page()
+        running = {name: total(page, "r2_requests_running", replica=name) for name in replicas_of(page)}
+        return [name for name, count in running.items() if count]
+
     def page(self) -> str:
         return httpx.get(f"{self.root}/metrics", timeout=30).text
 
 
 @pytest.fixture(scope="module")
 def routers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRouters]:
-    raw = scripted_config()
+    raw = scripted_config(replies={SLOW: ["late"]}, delay_s={SLOW: 50.0})
     raw["applications"][-1]["deployments"][0]["autoscaling_config"] = {"min_replicas": 2, "max_replicas": 2}
     path: Path = tmp_path_factory.mktemp("routers") / "serve_config.yaml"
     path.write_text(yaml.safe_dump(raw))
@@ -134,18 +148,32 @@ def test_prometheus_gets_data_for_every_panel(routers: TwoRouters, tmp_path: Pat
         assert {found["metric"]["job"]: found["value"][1] for found in query("up")} == {"r2": "1", "ray": "1"}
 
 
-def test_dead_replica_fails_no_scrape_and_its_samples_end(routers: TwoRouters) -> None:
+def test_dead_replica_fails_no_scrape_and_its_samples_and_queries_end(routers: TwoRouters) -> None:
+    """One watcher is at each replica, so the other one's hears that the query at work is lost."""
     from ray._private.state import actors
 
     before = replicas_of(routers.page())
-    victim = next(
-        actor
-        for actor in actors().values()
-        if "Router" in actor["ActorClassName"] and actor["State"] == "ALIVE"
-    )
-    os.kill(victim["Pid"], signal.SIGKILL)
+    path = f"{routers.root}/v1/r2/events?recent=1"
+    with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
+        ends = [
+            pool.submit(end_of, stack.enter_context(httpx.stream("GET", path, timeout=60))) for _ in range(2)
+        ]
+        pool.submit(routers.ask_slow)
+        until(lambda: bool(routers.at_work()))
+        (name,) = routers.at_work()
+        victim = next(actor for actor in actors().values() if actor["Name"].endswith(name))
+        os.kill(victim["Pid"], signal.SIGKILL)
+        assert {end.result(60) for end in ends} == {LOST, "the stream has ended"}
     until(lambda: len(replicas_of(routers.page())) == 2 and replicas_of(routers.page()) != before)
     assert total(routers.page(), SILENT) == 0
+
+
+def end_of(stream: httpx.Response) -> str:
+    """Why the first failed query of a stream failed."""
+    try:
+        return next(event["error"] for event in watched(stream) if event["kind"] == "failed")
+    except (httpx.TransportError, StopIteration):
+        return "the stream has ended"
 
 
 @contextmanager

@@ -41,8 +41,8 @@ export async function metrics(signal) {
   }));
 }
 
-export async function getJson(path) {
-  return (await checked(await fetch(new URL(path, BASE), { headers: headers() }))).json();
+export async function getJson(path, signal) {
+  return (await checked(await fetch(new URL(path, BASE), { headers: headers(), signal }))).json();
 }
 
 // Each event of a stream as {name, data}; `body` makes it a POST. It ends with the stream or by `signal`.
@@ -69,6 +69,7 @@ export async function* events(path, { body, signal } = {}) {
 export function usd(amount) {
   if (amount === undefined || amount === null) return "";
   const value = Number(amount);
+  if (value < 0) return `-${usd(-value)}`;
   if (value === 0) return "$0";
   if (value >= 0.01) return `$${value.toFixed(4)}`;
   if (value >= 0.001) return `${(value * 1e3).toPrecision(3)} m$`;

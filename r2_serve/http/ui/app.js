@@ -8,6 +8,7 @@ import { Traffic, useTraffic } from "./traffic.js";
 const TABS = ["ask", "traffic", "compare"];
 const TITLES = { ask: "Ask", traffic: "Traffic", compare: "Compare" };
 const THEMES = ["", "light", "dark"];
+const THEME_TITLES = { "": "system colours", light: "light", dark: "dark" };
 
 function useHash() {
   const now = () => (TABS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "ask");
@@ -23,7 +24,7 @@ function useHash() {
 function KeyForm({ message, onKey }) {
   const [value, setValue] = useState("");
   return html`<form class="card" onSubmit=${(e) => { e.preventDefault(); key.set(value.trim()); onKey(); }}>
-    <p role="alert">${message}</p>
+    <p role="alert" class=${key.get() ? "bad" : ""}>${message}</p>
     <div class="row"><label>Key of this endpoint<input type="password" autocomplete="off" value=${value} onInput=${(e) => setValue(e.target.value)} /></label>
       <button class="main">Use it</button></div>
     <p class="quiet">It stays in this tab and is sent to this server alone.</p>
@@ -55,7 +56,7 @@ function App() {
   const load = useCallback(async () => {
     setError(null);
     try {
-      setModels((await getJson("models")).data);
+      setModels((await getJson("models")).data.filter((model) => model.r2.capabilities.includes("chat")));
     } catch (failure) {
       setError(failure);
     }
@@ -66,9 +67,11 @@ function App() {
     localStorage.setItem("r2-theme", theme);
   }, [theme]);
   const isKeyless = error?.status === 401;
+  const forget = () => { key.set(""); setModels(null); load(); };
   return html`<header><h1>R2</h1>
-      <label>theme<select value=${theme} onChange=${(e) => setTheme(e.target.value)}>${THEMES.map((name) => html`<option value=${name}>${name || "as the system"}</option>`)}</select></label></header>
-    ${isKeyless && html`<main><${KeyForm} message=${error.message} onKey=${load} /></main>`}
+      ${key.get() && !isKeyless && html`<button type="button" onClick=${forget}>Change key</button>`}
+      <select aria-label="Colours" value=${theme} onChange=${(e) => setTheme(e.target.value)}>${THEMES.map((name) => html`<option value=${name}>${THEME_TITLES[name]}</option>`)}</select></header>
+    ${isKeyless && html`<main><${KeyForm} message=${key.get() ? "This endpoint does not know this key." : "This endpoint asks for a key."} onKey=${load} /></main>`}
     ${error && !isKeyless && html`<main class="card"><p class="bad" role="alert">The router does not answer: ${error.message}</p><button onClick=${load}>Try again</button></main>`}
     ${!error && !models && html`<main><p class="quiet" role="status">Loading the models</p></main>`}
     ${!error && models?.length === 0 && html`<main><p class="quiet">This key may ask no model.</p></main>`}

@@ -4,8 +4,8 @@ import { html, useEffect, useMemo, useState } from "./vendor/preact-htm.js";
 import { Graph, layout } from "./vendor/dagre.js";
 import { seconds, usd } from "./api.js";
 
-const WIDE = { width: 190, chars: 24 }, NARROW = { width: 150, chars: 18 }, HEIGHT = 74;
-const NAMES = { waits: "waits", works: "at work", done: "done", failed: "failed" };
+const WIDE = { width: 190, chars: 24, smallest: 0.75 }, NARROW = { width: 150, chars: 18, smallest: 1 }, HEIGHT = 84;
+const NAMES = { waits: "waits", works: "at work", done: "done", failed: "failed", stopped: "stopped" };
 const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
 function placed(steps, isNarrow, width) {
@@ -19,6 +19,7 @@ function placed(steps, isNarrow, width) {
 }
 
 const gateText = (step) => step.asked.map((ask) => `${ask.model} ${ask.outcome}`).join(", ");
+const whoAnswered = (step) => (step.asked.length > 1 ? step.asked.map((ask) => ask.model).join(" → ") : step.model);
 
 function Node({ step, x, y, width, chars }) {
   const title = `Step ${step.id}: ${step.text}. ${NAMES[step.state]}. ${step.model}. ${gateText(step)} ${step.answer}`;
@@ -27,10 +28,12 @@ function Node({ step, x, y, width, chars }) {
   return html`<g class="node ${step.state}" transform="translate(${x - width / 2},${y - HEIGHT / 2})" role="listitem" aria-label=${title}>
     <title>${title}</title>
     <rect width=${width} height=${HEIGHT} rx="8" />
-    <text x="10" y="20">#${step.id} ${short(step.text, chars - 3)}</text>
-    <text x="10" y="39" class="small">${short([step.model, gateText(step) && `(${gateText(step)})`].filter(Boolean).join(" "), chars + 5)}</text>
-    <text x="10" y="55">${short(step.answer, chars)}</text>
-    <text x="10" y="69" class="small">${step.calls ? `${usd(step.cost)}, ${step.tokens} tok${time}${calls}` : NAMES[step.state]}</text>
+    <svg width=${width - 6} height=${HEIGHT}>
+      <text x="10" y="22" class="title">#${step.id} ${short(step.text, chars - 5)}</text>
+      <text x="10" y="39" class="small">${short(whoAnswered(step), chars + 5)}</text>
+      <text x="10" y="57">${short(step.answer, chars)}</text>
+      <text x="10" y="74" class="small">${step.calls ? `${usd(step.cost)}${time}${calls || `, ${step.tokens} tok`}` : NAMES[step.state]}</text>
+    </svg>
   </g>`;
 }
 
@@ -47,14 +50,14 @@ function useNarrow() {
 
 export function PlanGraph({ steps }) {
   const isNarrow = useNarrow();
-  const { width: nodeWidth, chars } = isNarrow ? NARROW : WIDE;
+  const { width: nodeWidth, chars, smallest } = isNarrow ? NARROW : WIDE;
   const shape = steps.map((step) => `${step.id}:${step.needs}`).join();
   const graph = useMemo(() => placed(steps, isNarrow, nodeWidth), [shape, isNarrow]);
   if (!steps.length) return null;
   const { width, height } = graph.graph();
   const path = (points) => "M" + points.map(({ x, y }) => `${x},${y}`).join(" L");
   return html`<div class="graph" role="list" aria-label="Plan of ${steps.length} steps" tabindex="0">
-    <svg width=${width} height=${height} viewBox="0 0 ${width} ${height}">
+    <svg viewBox="0 0 ${width} ${height}" style=${{ width: `${width}px`, maxWidth: `max(100%, ${smallest * width}px)` }}>
       ${graph.edges().map((edge) => html`<path class="edge" d=${path(graph.edge(edge).points)} />`)}
       ${steps.map((step) => html`<${Node} key=${step.id} step=${step} chars=${chars} ...${graph.node(String(step.id))} />`)}
     </svg>
@@ -63,18 +66,19 @@ export function PlanGraph({ steps }) {
 
 export function Waterfall({ query }) {
   if (!query.calls.length) return null;
-  const end = Math.max(...query.calls.map((call) => call.end_s), 0.001);
+  const end = Math.max(...query.calls.map((call) => call.end_s), 0.001), calls = query.calls.toSorted((a, b) => a.start_s - b.start_s);
+  const hasErrors = calls.some((call) => call.outcome !== "ok");
   const row = (call) => {
     const left = (100 * call.start_s) / end, width = (100 * (call.end_s - call.start_s)) / end;
     const span = `${call.start_s.toFixed(2)} to ${call.end_s.toFixed(2)} s`;
     return html`<tr>
       <td>${call.subtask ? `step ${call.subtask}` : call.stage}</td><td>${call.model}${call.attempt > 1 ? `, try ${call.attempt}` : ""}</td>
       <td class="time"><div class="span ${call.outcome === "ok" ? "" : "failed"}" style=${{ marginLeft: `${left}%`, width: `${width}%` }} role="img" title=${span} aria-label=${span} /></td>
-      <td class="number">${call.prompt_tokens} + ${call.completion_tokens}</td><td class="number">${usd(call.cost_usd)}</td>
-      <td>${call.outcome === "ok" ? "" : call.error}</td>
+      <td class="number wide">${call.prompt_tokens} + ${call.completion_tokens}</td><td class="number">${usd(call.cost_usd)}</td>
+      ${hasErrors && html`<td class="bad">${call.outcome === "ok" ? "" : call.error || call.outcome}</td>`}
     </tr>`;
   };
   return html`<div class="table" tabindex="0" role="group" aria-label="Calls of models"><table class="waterfall"><caption class="quiet">Calls of models over ${end.toFixed(2)} s</caption>
-    <thead><tr><th scope="col">for</th><th scope="col">model</th><th scope="col">time</th><th scope="col" class="number">tokens</th><th scope="col" class="number">cost</th><th scope="col">error</th></tr></thead>
-    <tbody>${query.calls.map(row)}</tbody></table></div>`;
+    <thead><tr><th scope="col">for</th><th scope="col">model</th><th scope="col">time</th><th scope="col" class="number wide">tokens</th><th scope="col" class="number">cost</th>${hasErrors && html`<th scope="col">error</th>`}</tr></thead>
+    <tbody>${calls.map(row)}</tbody></table></div>`;
 }

@@ -2,7 +2,7 @@
 
 export const fresh = (id) => ({
   id, state: "waits", steps: [], calls: [], cost: 0, routerCost: 0, at: 0, text: "", answer: "", model: "",
-  since: Date.now(),
+  since: Date.now(), events: [],
 });
 
 const stepsOf = (plan) => plan.subtasks.map((step) => ({
@@ -13,11 +13,13 @@ const withStep = (query, id, change) => ({
   ...query, steps: query.steps.map((step) => (step.id === id ? { ...step, ...change(step) } : step)),
 });
 
+const CANCELLED = "cancelled by the client";
+
 const takers = {
   // A query that is told again, after a new connection, begins anew.
   started: (query, event) => ({
     ...fresh(query.id), state: "works", text: event.query || "", isPrivate: event.query === undefined, model: event.model,
-    client: event.client, since: event.began_s ? 1000 * event.began_s : query.since,
+    client: event.client, since: event.began_s ? 1000 * event.began_s : query.since, deadline: event.deadline_s,
   }),
   decided: (query, event) => ({ ...query, action: event.action, reason: event.reason, direct: event.direct_usd ?? query.direct }),
   planned: (query, event) => ({ ...query, steps: stepsOf(event.plan) }),
@@ -40,14 +42,24 @@ const takers = {
     return withStep(next, event.subtask, (step) => ({ cost: step.cost + cost, calls: step.calls + 1, tokens: step.tokens + tokens }));
   },
   asked: (query, event) => withStep(query, event.subtask, (step) => ({ asked: [...step.asked, event.asked] })),
-  answered: (query, event) => ({ ...query, state: "done", answer: event.answer || query.answer, saved: event.saved_usd }),
-  failed: (query, event) => ({
-    ...query, state: "failed", error: event.error || "failed",
-    steps: query.steps.map((step) => (step.state === "works" ? { ...step, state: "failed" } : step)),
-  }),
+  answered: (query, event) => ({ ...query, state: "done", error: undefined, answer: event.answer || query.answer, saved: event.saved_usd }),
+  failed: (query, event) => (event.error?.startsWith(CANCELLED) ? ended(query, "stopped", event.error) : ended(query, "failed", event.error || "failed")),
 };
+
+// The query without an answer, and so its steps at work.
+export const ended = (query, state, error) => ({
+  ...query, state, error, steps: query.steps.map((step) => (step.state === "works" ? { ...step, state } : step)),
+});
+
+export const replayed = (events) => events.reduce(taken, fresh(""));
+
+// The query with an end that nobody told; it comes back to life if an event comes after all.
+export const lost = (query, why) => ({ ...ended(query, "failed", `lost: ${why}`), isLost: true });
 
 export function taken(query, event) {
   const take = takers[event.kind];
-  return take ? { ...take({ ...query, model: event.model }, event), at: event.at_s } : query;
+  if (!take) return query;
+  const known = query.isLost ? { ...replayed(query.events), id: query.id } : query;
+  const next = take({ ...known, model: event.model }, event);
+  return { ...next, request: event.request_id, at: event.at_s, events: [...next.events, event] };
 }

@@ -1,32 +1,34 @@
-// What the router's metrics say: models with their replicas, rests and failures, and keys with their budgets.
+// Models with their replicas, rests and failures, as the router's metrics say; keys with their budgets.
 
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
-import { metrics, usd } from "./api.js";
+import { getJson, metrics, usd } from "./api.js";
 
 const EVERY_MS = 10000;
 
-// Reads the metrics now and then while the page is seen. {samples} or {refused} or {error}.
-function useMetrics() {
+const readKeys = async (signal) => (await getJson("r2/keys", signal)).data;
+
+// Reads something now and then while the page is seen. {value} or {refused} or {error}.
+function useRead(read) {
   const [found, setFound] = useState(null);
   useEffect(() => {
     const stop = new AbortController();
-    const read = async () => {
+    const readAgain = async () => {
       if (document.hidden) return;
       try {
-        setFound({ samples: await metrics(stop.signal) });
+        setFound({ value: await read(stop.signal) });
       } catch (failure) {
         if (stop.signal.aborted) return;
         setFound((known) => ({ ...known, refused: failure.status === 403, error: failure.message }));
         if (failure.status) clearInterval(timer);
       }
     };
-    const timer = setInterval(read, EVERY_MS);
-    read();
-    document.addEventListener("visibilitychange", read);
+    const timer = setInterval(readAgain, EVERY_MS);
+    readAgain();
+    document.addEventListener("visibilitychange", readAgain);
     return () => {
       stop.abort();
       clearInterval(timer);
-      document.removeEventListener("visibilitychange", read);
+      document.removeEventListener("visibilitychange", readAgain);
     };
   }, []);
   return found;
@@ -65,26 +67,46 @@ function ModelRow({ figure, model, hasReplicas }) {
     <td class="number">${usd(figure.sum("r2_cost_usd_total", { model }))}</td></tr>`;
 }
 
-const spentOf = (figure, key) => (figure.has("r2_key_spent_usd", { key }) ? figure.most("r2_key_spent_usd", { key }) : 0);
+const shareOf = (key) => Math.min(100, (100 * key.spent_usd) / key.budget_usd);
+const limitOf = (key) => `${usd(key.budget_usd)}${key.budget_period === "total" ? "" : ` per ${key.budget_period}`}`;
+const dayOf = (date) => new Date(date).toLocaleString([], { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 
-function KeyRow({ figure, name }) {
-  const spent = spentOf(figure, name), budget = figure.of("r2_key_budget_usd", { key: name })[0];
-  const share = budget && Math.min(100, (100 * spent) / budget.value);
-  const text = budget && `${Math.round(share)} % of the budget is spent`;
-  return html`<tr><th scope="row">${name}</th><td class="number">${usd(spent)}</td>
-    <td class="number">${budget ? `${usd(budget.value)}${budget.labels.period === "total" ? "" : ` per ${budget.labels.period}`}` : "no limit"}</td>
-    <td class="time">${budget && html`<div class="bar" role="img" title=${text} aria-label=${text}><div class=${share >= 100 ? "over" : ""} style=${{ width: `${share}%` }} /></div>`}</td></tr>`;
+function Share({ of }) {
+  const share = shareOf(of), text = `${Math.round(share)} % of the budget of ${of.name} is spent`;
+  return html`<div class="bar" role="img" title=${text} aria-label=${text}><div class=${share >= 100 ? "over" : ""} style=${{ width: `${share}%` }} /></div>`;
+}
+
+function Keys({ keys }) {
+  const row = (key) => html`<tr key=${key.name}><th scope="row">${key.name}</th><td class="number">${usd(key.spent_usd)}</td>
+    <td class="number">${key.budget_usd ? limitOf(key) : "no limit"}</td>
+    <td>${key.resets_at ? dayOf(key.resets_at) : key.budget_usd ? "never" : ""}</td><td class="time wide">${key.budget_usd && html`<${Share} of=${key} />`}</td></tr>`;
+  return html`<div class="table" tabindex="0" role="group" aria-label="Keys"><table><caption class="quiet">Keys in their budget period</caption>
+      <thead><tr><th scope="col">key</th><th scope="col" class="number">spent</th><th scope="col" class="number">budget</th><th scope="col">full again</th>
+        <th scope="col" class="wide">share</th></tr></thead>
+      <tbody>${keys.map(row)}</tbody></table></div>`;
+}
+
+// What the key of this page may still spend, read again after each question.
+export function OwnBudget({ isBusy }) {
+  const [keys, setKeys] = useState([]);
+  useEffect(() => {
+    if (!isBusy) readKeys().then(setKeys, () => {});
+  }, [isBusy]);
+  if (keys.length !== 1 || !keys[0].budget_usd) return null;
+  const [key] = keys, again = key.resets_at ? `; full again on ${dayOf(key.resets_at)}` : "";
+  return html`<div class="meter"><${Share} of=${key} />
+    <span class="quiet">Key ${key.name} has spent ${usd(key.spent_usd)} of ${limitOf(key)}${again}.</span></div>`;
 }
 
 export function State() {
-  const found = useMetrics();
+  const found = useRead(metrics), keys = useRead(readKeys)?.value || [];
   if (!found) return html`<p class="quiet" role="status">Reading the state of models</p>`;
-  if (found.refused) return html`<p class="quiet">Models, replicas and budgets are shown to keys without limits.</p>`;
-  if (!found.samples) return html`<p class="bad" role="alert">The state of models cannot be read: ${found.error}</p>`;
-  const figure = figures(found.samples), calls = (model) => figure.sum("r2_calls_total", { model });
+  const shownKeys = keys.length > 0 && html`<${Keys} keys=${keys} />`;
+  if (found.refused) return html`<p class="quiet">Models and replicas are shown to keys without limits.</p>${shownKeys}`;
+  if (!found.value) return html`<p class="bad" role="alert">The state of models cannot be read: ${found.error}</p>${shownKeys}`;
+  const figure = figures(found.value), calls = (model) => figure.sum("r2_calls_total", { model });
   const models = figure.names("r2_model_resting", "model").sort((a, b) => calls(b) - calls(a));
   const away = models.filter((model) => modelState(figure, model)[0]), hasReplicas = figure.of("r2_model_replicas").length > 0;
-  const keys = [...new Set([...figure.names("r2_key_budget_usd", "key"), ...figure.names("r2_key_spent_usd", "key")])].sort();
   const routers = figure.names("r2_requests_running", "replica").length, silent = figure.sum("r2_router_replicas_silent");
   const saved = figure.sum("r2_key_saved_usd");
   return html`<div>
@@ -95,8 +117,6 @@ export function State() {
     ${models.length > 0 && html`<div class="table" tabindex="0" role="group" aria-label="Models"><table><caption class="quiet">Models since the routers started</caption>
       <thead><tr><th scope="col">model</th><th scope="col">state</th>${[...(hasReplicas ? ["replicas"] : []), "calls", "failed", "spent"].map((name) => html`<th scope="col" class="number">${name}</th>`)}</tr></thead>
       <tbody>${models.map((model) => html`<${ModelRow} key=${model} figure=${figure} model=${model} hasReplicas=${hasReplicas} />`)}</tbody></table></div>`}
-    ${keys.length > 0 && html`<div class="table" tabindex="0" role="group" aria-label="Keys"><table><caption class="quiet">Keys in their budget period</caption>
-      <thead><tr><th scope="col">key</th><th scope="col" class="number">spent</th><th scope="col" class="number">budget</th><th scope="col">share</th></tr></thead>
-      <tbody>${keys.map((name) => html`<${KeyRow} key=${name} figure=${figure} name=${name} />`)}</tbody></table></div>`}
+    ${shownKeys}
     </details></div>`;
 }

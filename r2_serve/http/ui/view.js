@@ -1,8 +1,9 @@
 // One query: its state, answer, costs, plan, steps and calls; and the file that shows it without a server.
 
-import { html, useRef } from "./vendor/preact-htm.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { seconds, usd } from "./api.js";
 import { PlanGraph, Waterfall } from "./graph.js";
+import { replayed } from "./query.js";
 
 const STATES = { waits: "waiting", works: "at work", done: "answered", failed: "failed", stopped: "stopped" };
 
@@ -12,13 +13,14 @@ function stateOf(query) {
 
 function Meter({ query }) {
   const direct = Number(query.direct || 0);
-  if (!direct) return null;
+  if (!direct || !query.calls.length) return null;
   const share = (100 * query.cost) / direct;
-  const text = `${usd(query.cost)} of ${usd(direct)} that asking the default model directly is expected to cost (${Math.round(share)} %)`;
+  const part = share > 200 ? `${(share / 100).toPrecision(2)} times` : `${Math.round(share)} % of`;
+  const text = `${part} what the default model alone is expected to cost: ${usd(query.cost)} of ${usd(direct)}`;
   const saved = Number(query.saved || 0);
-  const against = query.state === "done" && saved ? `. Against the baseline it ${saved < 0 ? "cost more by" : "saved"} ${usd(Math.abs(saved))}` : "";
+  const against = query.state === "done" && saved ? `. Against the baseline it ${saved < 0 ? "cost more by" : "saved"} ${usd(Math.abs(saved))}.` : ".";
   return html`<div class="meter"><div class="bar" role="img" aria-label=${text}>
-    <div class=${share > 100 ? "over" : ""} style=${{ width: `${Math.min(share, 100)}%` }} /></div>
+    <div style=${{ width: `${share > 100 ? 10000 / share : share}%` }} />${share > 100 && html`<div class="over" />`}</div>
     <span class="quiet">${text}${against}</span></div>`;
 }
 
@@ -35,13 +37,29 @@ function Steps({ steps }) {
     <tbody>${steps.map(row)}</tbody></table></div></details>`;
 }
 
+// Why a query went whole to one model, by the reason of the router's decision.
+const WHY = {
+  asked: "the request asks for it", configured: "the configuration asks for it", beyond_text: "it has tools or media",
+  short: "it is short", too_long: "it is too long for a plan", no_gain: "a plan is not expected to gain", nothing_to_save: "a plan would save nothing",
+  planning_too_dear: "a plan costs too much", no_valid_plan: "there was no valid plan", plan_too_dear: "its plan would have cost more",
+  no_format: "a plan cannot keep to the format", ran_away: "a step did not come to an end", no_budget: "the budget does not pay for the plan",
+};
+
+function Facts({ query }) {
+  const state = query.state === "works" ? "busy" : { done: "good", failed: "bad" }[query.state] || "";
+  const whole = query.action === "whole" && `sent whole to one model, as ${WHY[query.reason] || query.reason}`;
+  const cost = query.calls.length > 0 && `${usd(query.cost)}${query.routerCost ? `, of which the router ${usd(query.routerCost)}` : ""}`;
+  const facts = [query.at > 0 && seconds(query.at), cost, query.steps.length > 0 && `${query.steps.length} steps`, whole];
+  return html`<p class="facts quiet" role="status"><strong class=${state}>${stateOf(query)}</strong>${facts.filter(Boolean).map((fact) => html` <span>${fact}</span>`)}</p>`;
+}
+
 export function QueryView({ query, label = "The query" }) {
+  const answer = query.streamed || query.answer;
   return html`<section aria-label=${label}>
-    <p class="quiet" role="status">${stateOf(query)}${query.at ? `, ${seconds(query.at)}` : ""}, ${usd(query.cost)}, of which the router ${usd(query.routerCost)}
-      ${query.action === "whole" ? `; sent whole to one model (${query.reason})` : ""}</p>
+    <${Facts} query=${query} />
     ${query.isPrivate && html`<p class="quiet">This key may see how the query ran, and not its texts.</p>`}
-    ${query.error && html`<p class="bad" role="alert">${query.error}</p>`}
-    <p class="answer" aria-live="polite">${query.streamed || query.answer}</p>
+    ${query.error && query.state !== "stopped" && html`<p class="bad" role="alert">${query.error}</p>`}
+    <div aria-live="polite">${answer && html`<p class="answer">${answer}</p>`}</div>
     <${Meter} query=${query} />
     <${PlanGraph} steps=${query.steps} />
     <${Steps} steps=${query.steps} />
@@ -62,10 +80,35 @@ async function save(title, shown) {
   URL.revokeObjectURL(link.href);
 }
 
-// A query with a button that saves it as one HTML file; `children` are more buttons.
+const LONGEST_REPLAY_S = 6;
+
+// Walks through the events of a query again: {at} is the number of those that are shown, null if all are.
+function useReplay({ events }) {
+  const [at, setAt] = useState(null), [isPlaying, setPlaying] = useState(false);
+  useEffect(() => {
+    if (!isPlaying) return undefined;
+    if (at >= events.length) return setPlaying(false);
+    const factor = Math.min(1, LONGEST_REPLAY_S / events.at(-1).at_s), passed = events[at].at_s - (events[at - 1]?.at_s || 0);
+    const timer = setTimeout(() => setAt(at + 1), Math.max(60, 1000 * factor * passed));
+    return () => clearTimeout(timer);
+  }, [isPlaying, at]);
+  const go = (number, plays) => { setAt(number); setPlaying(plays); };
+  return { at, isPlaying, go };
+}
+
+function Replay({ query, replay: { at, isPlaying, go } }) {
+  const most = query.events.length;
+  if (at === null) return html`<button type="button" onClick=${() => go(1, true)}>Replay</button>`;
+  return html`<button type="button" onClick=${() => go(isPlaying || at < most ? at : 1, !isPlaying)}>${isPlaying ? "Pause" : "Play"}</button>
+    <label>moment of the replay<input type="range" min="1" max=${most} value=${at} onInput=${(e) => go(Number(e.target.value), false)} /></label>
+    <button type="button" onClick=${() => go(null, false)}>End the replay</button>`;
+}
+
+// A query that can be replayed and saved as one HTML file once it has ended; `children` are more buttons.
 export function SavedView({ query, title, isBusy, children }) {
-  const view = useRef(null);
-  return html`<div class="row">${children}
-      ${!isBusy && html`<button type="button" onClick=${() => save(title, view.current.innerHTML)}>Save as HTML</button>`}</div>
-    <div ref=${view}><${QueryView} query=${query} /></div>`;
+  const view = useRef(null), replay = useReplay(query);
+  const shown = replay.at === null || isBusy ? query : replayed(query.events.slice(0, replay.at));
+  return html`<div class="row tools">${!isBusy && query.events.length > 1 && html`<${Replay} query=${query} replay=${replay} />`}
+      ${!isBusy && query.events.length > 0 && html`<button type="button" onClick=${() => save(title, view.current.innerHTML)}>Save as HTML</button>`}${children}</div>
+    <div ref=${view}><${QueryView} query=${shown} /></div>`;
 }
