@@ -188,6 +188,8 @@ def ask(
     from r2_serve.lab.reports.terminal import dag_view, trace_view
     from r2_serve.lab.reports.watching import watched
 
+    if not question.strip():
+        fail("the question is empty; ask one, such as: r2-serve ask 'What is 17 + 25?'", status=2)
     limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
 
     async def once() -> client.ChatReply:
@@ -343,7 +345,9 @@ def _say_how_to_use(config: ServeConfig, url: str) -> None:
     models = ", ".join(model.name for model in config.router.models)
     typer.echo(f"models: {', '.join(config.routing.virtual_models)} (routed), {models}")
     typer.echo(f"page:   {_page(url)}")
-    typer.echo(f"try:    r2-serve ask --url {url} '{QUESTION}'")
+    server = config.router.server
+    key = "--api-key KEY " if server.keys_file or server.api_keys_env else ""
+    typer.echo(f"try:    r2-serve ask --url {url} {key}'{QUESTION}'")
     typer.echo("stop:   ctrl-C")
 
 

@@ -89,11 +89,18 @@ class _Models(BaseModel):
 def new_client(
     base_url: str, *, timeout_s: float = 300.0, api_key: str | None = None, max_open: int = 100
 ) -> httpx.AsyncClient:
-    """A client of the endpoint at `base_url` (with its `/v1`), with room for `max_open` requests at once."""
+    """A client of the endpoint at `base_url`, with room for `max_open` requests at once."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=max_open, max_keepalive_connections=max_open)
-    url = base_url.rstrip("/") + "/"
+    url = endpoint_url(base_url)
     return httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout_s, trust_env=False)
+
+
+def endpoint_url(text: str) -> str:
+    """The URL of an endpoint: `http://` where `text` names no protocol, `/v1/` where it names no path."""
+    url = text.rstrip("/") if "://" in text else f"http://{text.rstrip('/')}"
+    has_path = "/" in url.partition("://")[2]
+    return f"{url}/" if has_path else f"{url}/v1/"
 
 
 def question(model: str, text: str, **fields: object) -> Query:

@@ -44,6 +44,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from copy import copy
+from decimal import Decimal
 from pathlib import PurePath
 from typing import Self
 
@@ -66,6 +67,8 @@ class R2Error(Exception):
     code: str | None = None
     param: str | None = None
     """The field of the request at fault."""
+    cost_usd: Decimal | None = None
+    """What the calls of the failed query cost; None where none was made."""
     is_lasting = False
     """Whether the same request would fail again although clients retry after such a status."""
 
@@ -263,6 +266,13 @@ class EngineError(R2Error):
         changed = copy(self)
         changed.message, changed.args = message, (message, *self.args[1:])
         return changed
+
+    def name_model(self, model: str) -> None:
+        """Put the model in front, as a virtual model has several. What is the client's fault stays as it is:
+        there the words are the provider's."""
+        if self.status >= 500 and model not in self.message:
+            self.message = f"{model}: {self.message}"
+            self.args = (self.message, *self.args[1:])
 
 
 class EngineUnavailable(EngineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -119,6 +120,13 @@ def read_lines(path: Path) -> list[str]:
     Raises: OSError, UnicodeDecodeError.
     """
     return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def encoding_fault(error: UnicodeDecodeError) -> str:
+    """What is wrong with a file that is no text in UTF-8, and what to do, for a message that names it."""
+    is_utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    kind = "UTF-16 text" if is_utf16 else f"not text in UTF-8 (byte {error.start})"
+    return f"it is {kind}; save it as UTF-8"
 
 
 def json_line(record: BaseModel) -> str:

@@ -7,7 +7,16 @@ from decimal import Decimal
 import httpx
 import pytest
 
-from r2_serve.client import RequestFailed, Tokens, ask, ask_streamed, chat_body, list_models, question
+from r2_serve.client import (
+    RequestFailed,
+    Tokens,
+    ask,
+    ask_streamed,
+    chat_body,
+    endpoint_url,
+    list_models,
+    question,
+)
 from tests.support.load_endpoint import chunk, event
 
 BODY = chat_body(question("r2", "2 + 3?"))
@@ -122,3 +131,12 @@ async def test_lost_connection_is_a_failure_of_its_own_kind() -> None:
 def test_body_for_another_endpoint_holds_nothing_of_r2() -> None:
     body = chat_body(question("gpt", "hi"), is_streamed=True, has_trace=False)
     assert set(body) == {"model", "messages", "stream", "stream_options"}
+
+
+@pytest.mark.parametrize("written", ["127.0.0.1:8000", "http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1"])
+def test_address_of_an_endpoint_may_lack_protocol_and_path(written: str) -> None:
+    assert endpoint_url(written) == "http://127.0.0.1:8000/v1/"
+
+
+def test_path_of_an_endpoint_stays_as_it_is_written() -> None:
+    assert endpoint_url("https://proxy.example/openai/v2") == "https://proxy.example/openai/v2/"

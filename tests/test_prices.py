@@ -149,3 +149,17 @@ def test_list_shows_the_models_that_have_every_word() -> None:
     assert result.exit_code == 0
     assert "claude-sonnet-4" in result.output and "gpt" not in result.output
     assert CliRunner().invoke(app, ["prices", "no-such-model"]).exit_code == 1
+
+
+def test_name_of_a_provider_means_its_own_models_however_many_others_sell_them() -> None:
+    result = CliRunner().invoke(app, ["prices", "openai"])
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.output.splitlines()[4:] if line[:1].strip()]
+    assert len(rows) > 50
+    assert {row[0] for row in rows} == {"openai"}
+
+
+def test_list_that_is_too_long_names_what_to_add() -> None:
+    result = CliRunner().invoke(app, ["prices"])
+    assert "name a provider or a part of a model's name" in result.output
+    assert "providers: " in result.output and "deepseek" in result.output

@@ -207,6 +207,7 @@ class _Chain:
                     async with member.quarantine.turn() if self._deaths else nullcontext():
                         completion = await self._attempt(member).run()
             except EngineError as e:
+                e.name_model(name)
                 self.failures.append(Failure(e, is_by_first=name == self._first))
                 self._check_may_go_on(e)
                 wait_s = backoff_s(num_tried, e, self._caller.uniform())

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field
 
 from r2_serve.config.engines import Config
+from r2_serve.files import encoding_fault
 from r2_serve.types import Plan
 
 
@@ -48,9 +49,11 @@ class Prompts(Config):
 def read_prompts(path: str) -> Prompts:
     """The texts of a YAML file. Raises: ValueError, for a reader that names the line."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise ValueError(f"cannot read the prompts {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ValueError(f"cannot read the prompts {path}: {encoding_fault(e)}") from e
     except yaml.YAMLError as e:
         raise ValueError(f"the prompts {path} are not YAML: {e}") from e
     return Prompts.model_validate(raw or {})

@@ -292,7 +292,7 @@ def _passing_failure(status: int, report: _Report) -> EngineError:
 
 def _operator_fault(status: int, report: _Report) -> OperatorFault:
     return OperatorFault(
-        f"the provider refuses this router (status {status}){report.quoted}; "
+        f"the provider refuses this router (status {status}){report.quoted.rstrip('.')}; "
         "its operator must check key, account, address and model name"
     )
 

@@ -88,7 +88,8 @@ class FittedPolicy(Record):
     @property
     def order(self) -> str:
         """The models in the order in which they are asked, for people."""
-        return " / ".join(" > ".join(gate.order) for gate in self.gates) or self.reference
+        orders = dict.fromkeys(", then ".join(gate.order) for gate in self.gates)
+        return "; or ".join(orders) or self.reference
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class Exchange:
         message, kind = self.redact(reply.message), self.redact(reply.kind)
         reply = replace(reply, message=message, kind=kind, code=code, param=param)
         self.status, self.error = reply.status, type(error).__name__
+        self.cost_usd = error.cost_usd if isinstance(error, R2Error) else None
         if not isinstance(error, R2Error | HTTPException):
             log.error("request %s: unforeseen %s at %s", self.request_id, type(error).__name__, places(error))
         return reply

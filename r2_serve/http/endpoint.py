@@ -66,7 +66,7 @@ class Endpoint:
         try:
             await self._answer(request, exchange, scope, receive, send)
         except R2Error as e:
-            e.param = e.param and request.param(e.param)
+            _rename(e, e.param and request.param(e.param))
             raise
 
     async def _answer(
@@ -233,6 +233,13 @@ class _Streamed:
             self.sent += piece.text
         if events := self.reply.piece(piece):
             await self.stream.write(events)
+
+
+def _rename(error: R2Error, param: str | None) -> None:
+    """Give the field at fault its name in the client's dialect, also where the message begins with it."""
+    if error.param and param and error.message.startswith(f"{error.param}: "):
+        error.message = param + error.message.removeprefix(error.param)
+    error.param = param
 
 
 def text_after(sent: str, text: str) -> str:

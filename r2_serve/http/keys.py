@@ -25,6 +25,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from r2_serve.config import Config, ServerConfig
 from r2_serve.errors import ConfigError
+from r2_serve.files import encoding_fault
 from r2_serve.types import Priority
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,11 @@ def read_keys_file(path: Path) -> tuple[ClientKey, ...]:
 
 def _read_entries(path: Path) -> tuple[ClientKey, ...]:
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         entries = _ENTRIES.validate_python([] if given is None else given)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"cannot read the keys file {path}: {encoding_fault(e)}") from e
+    except (OSError, yaml.YAMLError) as e:
         raise ConfigError(f"cannot read the keys file {path}: {e}") from e
     except ValidationError as e:
         # The input is left out because a key in clear may stand in the place of its digest.

@@ -149,6 +149,8 @@ def error_reply(error: Exception, request_id: str) -> ErrorReply:
         return ErrorReply(status, error.detail, kind, None, code, error.headers or {})
     if isinstance(error, R2Error) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
         headers = _retry_headers(error)
+        if error.cost_usd is not None:
+            headers["x-r2-cost-usd"] = f"{error.cost_usd:f}"
         return ErrorReply(error.status, error.message, error.kind, error.param, error.code, headers)
     message = f"internal error; the server's log has more under request id {request_id}"
     return ErrorReply(500, message, "api_error", None, "internal_error")

@@ -9,7 +9,7 @@ from math import isfinite
 
 from pydantic_core import ErrorDetails
 
-from r2_serve.errors import InvalidRequest
+from r2_serve.errors import InvalidRequest, counted
 
 NEVER_FORWARDED = frozenset(
     {"api_base", "api_key", "api_version", "base_url", "organization", "headers", "extra_headers"}
@@ -64,9 +64,9 @@ def _expected(fault: ErrorDetails) -> str:
     context = fault.get("ctx", {})
     match fault["type"]:
         case "too_long":
-            return f"at most {context['max_length']} items"
+            return f"at most {counted(context['max_length'], 'item')}"
         case "too_short":
-            return f"at least {context['min_length']} item"
+            return f"at least {counted(context['min_length'], 'item')}"
         case "string_too_short":
             return "a string that is not empty"
         case "string_pattern_mismatch":

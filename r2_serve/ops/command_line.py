@@ -23,7 +23,9 @@ ConfigOption = Annotated[
     Path,
     typer.Option("--config", "-c", help="Serve config; default: the embedded tiny models (no GPU, no key)."),
 ]
-UrlOption = Annotated[str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint, with its /v1.")]
+UrlOption = Annotated[
+    str, typer.Option("--url", envvar="R2_BASE_URL", help="Endpoint; without a path, /v1 is added.")
+]
 KeyOption = Annotated[
     str | None,
     typer.Option("--api-key", envvar="R2_API_KEY", help="Key of the endpoint, if it asks for one."),

@@ -30,7 +30,7 @@ class Finding:
 
 def prices(
     words: Annotated[
-        list[str] | None, typer.Argument(help="Parts of provider and model, such as: openai mini.")
+        list[str] | None, typer.Argument(help="A provider and parts of a model's name, such as: openai mini.")
     ] = None,
     check: Annotated[
         Path | None, typer.Option("--check", help="A Serve config whose prices to compare with the table.")
@@ -53,7 +53,8 @@ def prices(
         fail(f"{table_name()} has no model like {' '.join(words or ())}")
     if len(found) > MAX_ROWS:
         providers = ", ".join(dict.fromkeys(entry.provider for entry in found))
-        typer.echo(f"{len(found)} models by {table_name()}; name some of: {providers}")
+        typer.echo(f"{len(found)} models by {table_name()}: name a provider or a part of a model's name")
+        typer.echo(f"providers: {providers}")
         return
     _show(found)
 
@@ -115,22 +116,29 @@ def _written_models(raw: dict[str, object]) -> Iterator[dict[str, object]]:
 
 
 def _matching(words: list[str]) -> Iterator[ListedModel]:
+    """The models that have all words. A word that names a provider means its models, and no others."""
+    providers = {entry.provider.lower() for entry in all_listed()}.intersection(words)
+    parts = [word for word in words if word not in providers]
     for entry in all_listed():
-        if all(word in f"{entry.provider} {entry.id}".lower() for word in words):
+        is_meant = not providers or entry.provider.lower() in providers
+        if is_meant and all(part in f"{entry.provider} {entry.id}".lower() for part in parts):
             yield entry
 
 
 def _show(found: list[ListedModel]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"USD per 1M tokens by {table_name()}")
-    for column in ("provider", "model", "in", "out", "cached", "context", "long prompts"):
+    title = f"USD per 1M tokens by {table_name()}"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for column in ("provider", "model"):
         table.add_column(column, overflow="fold")
+    for column in ("in", "out", "cached", "context", "long prompts"):
+        table.add_column(column, justify="right", no_wrap=True)
     for entry in found:
         usd = [entry.fields.get(name) for name in (*NEEDED, "usd_per_mtok_cached_read")]
         shown = [f"{value:f}" if isinstance(value, Decimal) else "" for value in usd]
         context, tiers = entry.fields.get("context_tokens"), entry.fields.get("price_tiers")
-        row = (entry.provider, entry.id, *shown, str(context or ""), "dearer" if tiers else "")
-        table.add_row(*row)
+        table.add_row(entry.provider, entry.id, *shown, str(context or ""), "dearer" if tiers else "")
     Console(markup=False).print(table)

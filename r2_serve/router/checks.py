@@ -10,7 +10,7 @@ from r2_serve.config import LimitsConfig, ModelConfig
 from r2_serve.errors import CodecError, InvalidRequest
 from r2_serve.router.decomposer import check_plan
 from r2_serve.types import Plan, Query, asks_of, needs_of
-from r2_serve.types.abilities import states_the_default
+from r2_serve.types.abilities import Ability, states_the_default
 
 MAX_NAMES = 10
 """How many model names an error lists."""
@@ -18,6 +18,8 @@ _OF_TEXT_ALONE = frozenset({"prompt", "echo", "suffix", "best_of"})
 """Parameters of text completions that no conversation has; `prompt` stands for several or for tokens."""
 _SAMPLING_NAMES = ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "tools")
 """Parameters that a misspelt one may have meant."""
+_ENGINE_OF = {"messages_api": "anthropic", "responses_api": "openai-responses"}
+"""The kind of engine that alone takes what has no name of its own among the abilities."""
 
 
 def check_routing_fields(query: Query, *, is_virtual: bool) -> None:
@@ -99,7 +101,7 @@ def check_abilities(query: Query, model: ModelConfig, pool: Iterable[ModelConfig
         return
     able = [other.name for other in pool if other.lacking(needs) is None]
     hint = f"ask one of {able[:MAX_NAMES]}" if able else "leave it out"
-    what = f"does not read {need.param}" if need.ability is None else f"is not capable of {need.ability}"
+    what = f"does not read {need.param}" if need.ability is None else f"is not {_capable(need.ability)}"
     if need.param == "model" and not able:
         hint = "GET /v1/models shows what each model is capable of"
     elif need.param == "prompt":
@@ -121,7 +123,7 @@ def check_pool_abilities(query: Query, models: Sequence[ModelConfig]) -> None:
     if None in lacking:
         return
     need = max(filter(None, lacking), key=needs.index)
-    what = f"reads {need.param}" if need.ability is None else f"is capable of {need.ability}"
+    what = f"reads {need.param}" if need.ability is None else f"is {_capable(need.ability)}"
     beside = (
         ", beside the rest of the request" if any(model.lacking([need]) is None for model in models) else ""
     )
@@ -129,6 +131,13 @@ def check_pool_abilities(query: Query, models: Sequence[ModelConfig]) -> None:
     hint = f"did you mean {near[0]}?" if near else "leave it out, or ask for another model"
     message = f"{need.param}: no model of {query.model!r} {what}{beside}; {hint}"
     raise InvalidRequest(message, need.param, "unsupported_parameter")
+
+
+def _capable(ability: Ability) -> str:
+    """What a model that has the ability is, in words for a message."""
+    if (engine := _ENGINE_OF.get(ability)) is None:
+        return f"capable of {ability}"
+    return f"run by an engine of kind {engine}, which alone takes this"
 
 
 def check_template(plan: Plan, query: Query) -> None:

@@ -15,7 +15,14 @@ from r2_serve.calls.caller import Caller, CallSpec
 from r2_serve.calls.ledger import Ledger
 from r2_serve.calls.pool import Pool
 from r2_serve.config import AllocatorConfig, DecomposerConfig, RoutingConfig, VirtualModelConfig
-from r2_serve.errors import BudgetExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound, error_text
+from r2_serve.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    R2Error,
+    error_text,
+)
 from r2_serve.prompts.conversation import conversation_text
 from r2_serve.router.able import final_needs, readable_by, with_able_models
 from r2_serve.router.allocator import Allocates, AllocationTask, everything_to
@@ -125,7 +132,10 @@ class Pipeline:
         try:
             final = await _within_deadline(context, virtual)
         except (Exception, asyncio.CancelledError) as e:
-            context.tell("failed", error=error_text(e), cost_usd=context.ledger.cost_usd)
+            cost_usd = context.ledger.cost_usd
+            if isinstance(e, R2Error) and context.ledger.calls:
+                e.cost_usd = cost_usd
+            context.tell("failed", error=error_text(e), cost_usd=cost_usd)
             self._publish(context.trace(error=error_text(e)))
             raise
         if virtual is not None:

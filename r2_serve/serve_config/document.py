@@ -8,7 +8,6 @@ silently keep the last one, and so is a key that is not text, such as `on` or `1
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import re
 import stat
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from r2_serve.errors import ConfigError, counted
+from r2_serve.files import encoding_fault
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a file, such as `("applications", 3, "args")`."""
@@ -138,9 +138,7 @@ def read_text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        kind = "UTF-16 text" if is_utf16 else f"not text in UTF-8 (byte {e.start})"
-        raise ConfigError(f"cannot read {path}: it is {kind}; save it as UTF-8") from e
+        raise ConfigError(f"cannot read {path}: {encoding_fault(e)}") from e
 
 
 def _parsed(text: str) -> Document | Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -115,3 +116,40 @@ async def test_error_within_a_stream_has_the_same_kind() -> None:
         "tools[0].type",
         "invalid_value",
     )
+
+
+BROKEN: dict[str, Any] = {"error": {"message": "The server had an error"}}
+
+
+async def test_failure_of_a_provider_names_the_model_and_what_the_query_cost() -> None:
+    """A virtual model asks several models, and a failed call may be billed."""
+    async with talking(json_reply(BROKEN, 500), max_attempts=1) as (stand, client):
+        stand.other.script = json_reply(BROKEN, 500)
+        error = await asked(client, "r2", extra_body={"r2": {"policy": "one:first"}})
+    assert re.search("(first|second|alone): the provider answered 500: The server had an", error.message)
+    (trace,) = stand.traces
+    assert trace.cost_usd > 0
+    assert error.response.headers["x-r2-cost-usd"] == f"{trace.cost_usd:f}"
+
+
+async def test_error_before_any_call_has_no_cost() -> None:
+    async with talking(json_reply(BROKEN, 500)) as (_, client):
+        error = await asked(client, "first", extra_body={"max_tokens": 10**9})
+    assert error.status_code == 400
+    assert "x-r2-cost-usd" not in error.response.headers
+
+
+async def test_error_names_a_field_as_the_dialect_of_the_client_does() -> None:
+    async with talking(json_reply(BROKEN, 500)) as (_, client):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.responses.create(model="alone", input=[])
+    assert caught.value.param == "input"
+    assert "input: got an array of 0, expected at least 1 item" in caught.value.message
+
+
+async def test_what_only_one_api_can_say_is_refused_with_the_kind_of_engine_that_takes_it() -> None:
+    body = {"model": "r2", "max_tokens": 9, "messages": [*HELLO, {"role": "assistant", "content": "The"}]}
+    async with standing(json_reply(BROKEN, 500)) as stand:
+        reply = await stand.client.post("/v1/messages", json=body)
+    message = reply.json()["error"]["message"]
+    assert "no model of 'r2' is run by an engine of kind anthropic, which alone takes this" in message

@@ -69,7 +69,7 @@ def test_samples_are_drawn_concurrently_and_a_single_one_is_greedy() -> None:
         (plan_json("x" * 4_001), "subtask_too_long"),
         (plan_json("x" * 1_000_000), "too_long"),
         (plan_json("#" + "1" * 5_000), "subtask_too_long"),
-        (EngineUnavailable("down"), "decomposer_failed (EngineUnavailable: down)"),
+        (EngineUnavailable("down"), "decomposer_failed (EngineUnavailable: m: down)"),
         (EngineRefused("prompt too long"), "decomposer_failed (EngineRefused: prompt too long)"),
     ],
 )

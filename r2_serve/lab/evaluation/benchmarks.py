@@ -26,6 +26,7 @@ from typing import Literal, cast
 
 from r2_serve.config.imported import imported, is_import_path
 from r2_serve.errors import R2Error
+from r2_serve.files import encoding_fault
 from r2_serve.grading.named import with_grader
 from r2_serve.grading.rows import BENCHMARKS, Benchmark, BenchmarkError, Task, known_benchmark, task_of
 from r2_serve.lab.domains import everyday, scan, words
@@ -199,8 +200,10 @@ def _generate_problems(benchmark: str, source: str) -> Iterator[Located]:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise BenchmarkError(f"{path}: cannot be read: {e}") from e
+    except UnicodeDecodeError as e:
+        raise BenchmarkError(f"{path}: cannot be read: {encoding_fault(e)}") from e
+    except OSError as e:
+        raise BenchmarkError(f"{path}: cannot be read: {e.strerror or e}") from e
 
 
 def _json(text: str, where: str) -> object:

@@ -16,7 +16,7 @@ from typing import IO
 from pydantic import Field, ValidationError
 
 from r2_serve.errors import BookError
-from r2_serve.files import json_line, whole_file
+from r2_serve.files import encoding_fault, json_line, whole_file
 from r2_serve.types import FinishReason, GraderName, Record, Usage
 
 
@@ -60,8 +60,8 @@ class Outcome(Record):
     tokens_out: int = Field(default=0, ge=0)
     tokens_cached: int = Field(default=0, ge=0)
     """The part of `tokens_in` that the provider read from its cache."""
-    seconds: float | None = None
-    cost_usd: Decimal = Decimal(0)
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    cost_usd: Decimal = Field(default=Decimal(0), ge=0)
     confidence: float | None = Field(default=None, ge=0, le=1)
     """How sure the model was, such as the mean probability of its tokens."""
     propensity: float | None = Field(default=None, gt=0, le=1)
@@ -99,7 +99,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 yield number, value
     except json.JSONDecodeError as e:
         raise BookError(f"{path}:{number}: this is not JSON ({e.msg}); is the file whole?") from e
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as e:
+    except UnicodeDecodeError as e:
+        raise BookError(f"{path}: cannot be read: {encoding_fault(e)}") from e
+    except (EOFError, gzip.BadGzipFile) as e:
         raise BookError(f"{path}: cannot be read as text: {e}; is the file whole?") from e
 
 

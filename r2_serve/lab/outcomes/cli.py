@@ -87,7 +87,8 @@ def import_(
     Formats:  recorded     JSONL of tasks and replies
               zeroeval     a result file of ZeroEval; one model in each file
               routerbench  the CSV of RouterBench, which holds its own verdicts
-              csv, jsonl   a reply in each row; fields are task, model, prompt, reply, gold, right, ...
+              csv, jsonl   a reply in each row; columns: model, reply, gold or right, and if you like task,
+                           prompt, cost_usd, tokens_in, tokens_out, choices, confidence, ...
               traces       a directory of traces, with the scores of POST /v1/r2/feedback
     Example:  r2-serve outcomes import recorded gsm.jsonl.gz -g number --prices prices.yaml --out gsm.book
               r2-serve outcomes import zeroeval gpt-4o=gpt-4o.json mini=mini.json -g number -o gsm.book
@@ -95,7 +96,8 @@ def import_(
               r2-serve outcomes import traces /var/r2/traces --out served.book
     """
     from r2_serve.lab.outcomes.book import write_book
-    from r2_serve.lab.outcomes.importing import FORMATS, Source, priced, read_prices
+    from r2_serve.lab.outcomes.importing import FORMATS, priced, read_prices
+    from r2_serve.lab.outcomes.tabular import Source
 
     with plain_errors():
         by_model = read_prices(prices) if prices else {}
@@ -103,14 +105,21 @@ def import_(
         records = [
             priced(record, by_model)
             for name, path in map(_named_file, files)
-            for record in FORMATS[file_format.value](Source(path, name or model, columns, feedback, by.value))
+            for record in FORMATS[file_format.value](
+                Source(path, name or model, columns, feedback, by.value, _note)
+            )
         ]
+        if not records:
+            fail(f"{', '.join(files)}: there is no reply to import")
         unpriced = sorted({r.model for r in records if r.model not in by_model and not r.cost_usd})
         if prices and unpriced:
             fail(f"{prices} has no price for {', '.join(unpriced)}: add a line for each")
         records = _graded(
             records, grader, needs_grader=file_format not in (Format.routerbench, Format.traces)
         )
+        records = _each_once(records)
+        if file_format is not Format.traces:
+            _note_lacks(records)
         count = write_book(out, records)
     rated = f", {sum(r.score is not None for r in records)} rated" if file_format is Format.traces else ""
     typer.echo(f"written: {out}, {counted(count, 'reply', 'replies')}{rated}. Now: r2-serve replay {out}")
@@ -266,6 +275,28 @@ def _columns(pairs: list[str]) -> dict[str, str]:
     if wrong := [pair for pair in pairs if "=" not in pair]:
         fail(f"--column {wrong[0]}: expected FIELD=COLUMN, such as reply=output", status=2)
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _note(text: str) -> None:
+    typer.secho(text, fg="yellow", err=True)
+
+
+def _each_once(records: list[Outcome]) -> list[Outcome]:
+    """The records of a book: of two with one task, step and model the later one, which is said."""
+    found = {record.key: record for record in records}
+    if repeats := len(records) - len(found):
+        _note(f"{counted(repeats, 'row')} replaced by later ones of the same task, step and model")
+    return list(found.values())
+
+
+def _note_lacks(records: list[Outcome]) -> None:
+    """Say what the replies lack that `replay` and `fit` compare."""
+    free = sorted({record.model for record in records} - {r.model for r in records if r.cost_usd})
+    if free:
+        _note(f"no cost: {', '.join(free)}; give --prices, or a column cost_usd, unless they are free")
+    if unknown := sum(record.right is None and not record.step for record in records):
+        lack = "a task needs `gold`, or each reply `right`"
+        _note(f"no verdict: {unknown} of {counted(len(records), 'reply', 'replies')}; {lack}")
 
 
 def _graded(records: list[Outcome], grader: GraderChoice | None, *, needs_grader: bool) -> list[Outcome]:

@@ -5,7 +5,7 @@
 - `zeroeval` is a result file of ZeroEval: a JSON list of one model's results.
 - `routerbench` is the CSV of RouterBench: a row for each task, with the columns `MODEL`,
   `MODEL|model_response` and `MODEL|total_cost` for each model.
-- `csv` and `jsonl` have a row for each reply; `--column` names its columns.
+- `csv` and `jsonl` have a row for each reply; `--column` names its columns (`tabular`).
 - `traces` is a directory of traces, joined with the feedback of clients (`served`).
 
 Sources: github.com/WildEval/ZeroEval (result_dirs); github.com/withmartian/routerbench.
@@ -14,33 +14,34 @@ Sources: github.com/WildEval/ZeroEval (result_dirs); github.com/withmartian/rout
 from __future__ import annotations
 
 import ast
-import csv
 import json
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from r2_serve.errors import BookError
+from r2_serve.files import encoding_fault
 from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text
-from r2_serve.lab.outcomes.served import View, outcomes_of, served_queries
-from r2_serve.types import GraderName, text_hash
+from r2_serve.lab.outcomes.served import outcomes_of, served_queries
+from r2_serve.lab.outcomes.tabular import (
+    CHARS_PER_TOKEN,
+    NUMBERS,
+    Source,
+    choices_of,
+    csv_rows,
+    number_of,
+    outcome,
+    table_csv,
+    table_jsonl,
+)
+from r2_serve.types import GraderName
 
-CHARS_PER_TOKEN = 4
-"""Characters of one token, where a file counts no tokens."""
 Prices = Mapping[str, tuple[Decimal, Decimal]]
 """USD per million tokens in and out, by model."""
-COLUMNS = (
-    *("task", "model", "prompt", "reply", "gold", "right", "step", "tokens_in", "tokens_out"),
-    *("tokens_cached", "seconds", "cost_usd", "confidence", "propensity", "choices"),
-)
-"""The fields of an outcome that a column may give."""
 _WITH_CHOICES = ("mmlu", "hellaswag", "winogrande", "arc-")
-_NUMBERS = ("tokens_in", "tokens_out", "tokens_cached", "seconds", "cost_usd", "confidence", "propensity")
 
 
 def read_prices(path: Path) -> dict[str, tuple[Decimal, Decimal]]:
@@ -49,9 +50,11 @@ def read_prices(path: Path) -> dict[str, tuple[Decimal, Decimal]]:
     Raises: BookError if it is not of that form; OSError.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506  # nosec B506
+        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)  # noqa: S506  # nosec B506
         return TypeAdapter(dict[str, tuple[Decimal, Decimal]]).validate_python(loaded)
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise BookError(f"{path}: cannot be read: {encoding_fault(e)}") from e
+    except (yaml.YAMLError, ValidationError) as e:
         raise BookError(f"{path}: expected lines such as `gpt-4o: [2.5, 10]` (USD per 1M tokens): {e}") from e
 
 
@@ -64,21 +67,6 @@ def priced(record: Outcome, prices: Prices) -> Outcome:
         raise BookError(f"the price of {record.model} is negative")
     cost = (record.tokens_in * into + record.tokens_out * out) / 1_000_000
     return record.model_copy(update={"cost_usd": cost})
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to import, and what its format leaves open."""
-
-    path: Path
-    model: str | None = None
-    """The model of a `zeroeval` file; by default the one that its rows name."""
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """The column of each field (`csv`, `jsonl`); by default the column of the field's own name."""
-    feedback: Path | None = None
-    """The database of scores (`traces`); by default the one beside the traces."""
-    view: View = "models"
-    """What a record of `traces` is about."""
 
 
 def recorded(source: Source) -> Iterator[Outcome]:
@@ -107,13 +95,13 @@ def _reply_record(task: Mapping[str, object], row: Mapping[str, object], place: 
         "model": _text(row, "model", place),
         "prompt": prompt,
         "gold": None if gold is None else str(gold),
-        "choices": _choices(task.get("choices")),
+        "choices": choices_of(task.get("choices")),
         "reply": reply,
         "tokens_in": row.get("tokens_in", round(num_chars / CHARS_PER_TOKEN)),
         "tokens_out": row.get("tokens_out", round(len(reply) / CHARS_PER_TOKEN)),
-        **{name: row[name] for name in (*_NUMBERS, "right") if row.get(name) is not None},
+        **{name: row[name] for name in (*NUMBERS, "right") if row.get(name) is not None},
     }
-    return _outcome(fields, place)
+    return outcome(fields, place)
 
 
 def zeroeval(source: Source) -> Iterator[Outcome]:
@@ -137,12 +125,12 @@ def zeroeval(source: Source) -> Iterator[Outcome]:
             "model": source.model or _text(row, "generator", place),
             "prompt": prompt,
             "gold": _zeroeval_gold(row),
-            "choices": _choices(row.get("choices")),
+            "choices": choices_of(row.get("choices")),
             "reply": reply,
             "tokens_in": round(len(prompt) / CHARS_PER_TOKEN),
             "tokens_out": round(len(reply) / CHARS_PER_TOKEN),
         }
-        yield _outcome(fields, place)
+        yield outcome(fields, place)
 
 
 def _zeroeval_task(row: Mapping[str, object], number: int) -> str:
@@ -170,7 +158,7 @@ def routerbench(source: Source) -> Iterator[Outcome]:
 
     Raises: BookError, OSError.
     """
-    for number, row in _csv_rows(source.path):
+    for number, row in csv_rows(source.path):
         place = f"{source.path}:{number}"
         models = [name.removesuffix("|model_response") for name in row if name.endswith("|model_response")]
         if not models or "sample_id" not in row:
@@ -186,12 +174,12 @@ def routerbench(source: Source) -> Iterator[Outcome]:
                 "prompt": prompt,
                 "grader": grader_of(str(row.get("eval_name", ""))),
                 "reply": reply,
-                "right": _number(row.get(model) or "0", place) >= Decimal("0.5"),
-                "cost_usd": _number(row.get(f"{model}|total_cost") or "0", place),
+                "right": number_of(row.get(model) or "0", f"{place}: {model}") >= Decimal("0.5"),
+                "cost_usd": number_of(row.get(f"{model}|total_cost") or "0", f"{place}: {model}|total_cost"),
                 "tokens_in": round(len(prompt) / CHARS_PER_TOKEN),
                 "tokens_out": round(len(reply) / CHARS_PER_TOKEN),
             }
-            yield _outcome(fields, place)
+            yield outcome(fields, place)
 
 
 def grader_of(benchmark: str) -> GraderName:
@@ -212,89 +200,11 @@ def _unprinted(text: str) -> str:
     return found[0] if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str) else text
 
 
-def table_csv(source: Source) -> Iterator[Outcome]:
-    """Read a CSV with one reply in a row. Raises: BookError, OSError."""
-    return _named_rows(source, _csv_rows(source.path))
-
-
-def table_jsonl(source: Source) -> Iterator[Outcome]:
-    """Read a JSONL file with one reply in a line. Raises: BookError, OSError."""
-    return _named_rows(source, json_lines(source.path))
-
-
-def _named_rows(source: Source, rows: Iterator[tuple[int, dict[str, object]]]) -> Iterator[Outcome]:
-    if unknown := set(source.columns) - set(COLUMNS):
-        raise BookError(f"--column names no field: {sorted(unknown)}; the fields are {', '.join(COLUMNS)}")
-    names = {name: source.columns.get(name, name) for name in COLUMNS}
-    for number, row in rows:
-        place = f"{source.path}:{number}"
-        if missing := [column for column in source.columns.values() if column not in row]:
-            raise BookError(f"{place}: there is no column {missing[0]!r}; the columns are {list(row)}")
-        values = {name: row[column] for name, column in names.items() if row.get(column) not in (None, "")}
-        values = {"task": f"{number}", **values, "choices": _choices(values.get("choices"))}
-        for name in ("task", "model", "prompt", "reply", "gold", "step"):
-            if name in values:
-                values[name] = str(values[name])
-        for name in _NUMBERS:
-            if isinstance(values.get(name), str):
-                values[name] = _number(str(values[name]), place)
-        for name, text in (("tokens_in", "prompt"), ("tokens_out", "reply")):
-            values.setdefault(name, round(len(str(values.get(text, ""))) / CHARS_PER_TOKEN))
-        yield _outcome(values, place)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        with open_text(path) as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                if None in row:
-                    raise BookError(
-                        f"{path}:{reader.line_num}: the row has more cells than the head has columns"
-                    )
-                yield reader.line_num, {name: value or "" for name, value in row.items()}
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise BookError(f"{path}: this is no CSV in UTF-8: {e}") from e
-
-
-def _outcome(fields: Mapping[str, object], place: str) -> Outcome:
-    """Raises: BookError naming the place and the field."""
-    prompt = str(fields.get("prompt", ""))
-    try:
-        return Outcome.model_validate({**fields, "prompt_hash": text_hash(prompt)})
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise BookError(f"{place}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
-
-
 def _text(row: Mapping[str, object], name: str, place: str) -> str:
     value = row.get(name)
     if value is None or value == "":
         raise BookError(f"{place}: there is no `{name}`; the row has {list(row)}")
     return str(value)
-
-
-def _choices(value: object) -> tuple[str, ...]:
-    """The texts of choices: a list of texts, a mapping by letters, or a JSON text of one of them."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return ()
-    match value:
-        case list():
-            return tuple(map(str, value))
-        case dict():
-            return tuple(str(value[key]) for key in sorted(value))
-    return ()
-
-
-def _number(text: object, place: str) -> Decimal:
-    try:
-        return Decimal(str(text).strip())
-    except InvalidOperation as e:
-        raise BookError(f"{place}: {text!r} is not a number") from e
 
 
 def traces(source: Source) -> Iterator[Outcome]:

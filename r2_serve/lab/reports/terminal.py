@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import zip_longest
 
 from rich.box import SIMPLE
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +38,7 @@ def figures_table(
     styles: Sequence[str] = (),
     has_edge: bool = True,
 ) -> Table:
-    """A table whose first `num_texts` columns are left-aligned and whose cells are never cut.
+    """A table whose first `num_texts` columns are left-aligned. Texts fold, so that figures are not cut.
 
     `styles` gives the style of each row, such as "bold"; without it all rows are plain. Wide tables have no
     edge, for which 80 columns have no room.
@@ -46,7 +46,9 @@ def figures_table(
     table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.show_edge = table.pad_edge = has_edge
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < num_texts else "right", no_wrap=True)
+        is_text = i < num_texts
+        justify: JustifyMethod = "left" if is_text else "right"
+        table.add_column(column, justify=justify, no_wrap=not is_text, overflow="fold")
     for row, style in zip_longest(rows, styles):
         table.add_row(*row, style=style)
     return table

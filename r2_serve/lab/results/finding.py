@@ -102,7 +102,8 @@ class Search:
 def find_runs(root: Path) -> Search:
     """The runs below `root`, which may be a run itself. Raises: RunError if it is no directory."""
     if not root.is_dir():
-        raise RunError(f"{root} is no directory of runs: name one, such as `r2-serve runs list runs`")
+        kind = "not a directory" if root.exists() else "not there yet: `r2-serve eval run` and others make it"
+        raise RunError(f"{root} is {kind}; name another one with --dir")
     search = Search(root)
     search.look_into(root)
     return search

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from r2_serve.errors import ConfigError
+from r2_serve.files import encoding_fault
 from r2_serve.lab.workload.arrivals import MAX_DURATION_S, TraceArrivals
 
 MAX_TOKENS = 10_000_000
@@ -91,7 +92,9 @@ def _located_rows(path: Path, columns: _Columns) -> Generator[TraceRow, None, No
                     )
                 last_s = row.time_s
                 yield row
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"trace {path} cannot be read: {encoding_fault(e)}") from e
+    except (OSError, csv.Error) as e:
         raise ConfigError(f"trace {path} cannot be read: {e}") from e
 
 

@@ -471,3 +471,9 @@ def test_request_by_another_name_is_refused(client: httpx.Client) -> None:
 def test_run_without_a_page_is_not_opened(runs_of_all_kinds: Path) -> None:
     done = run("open", "eval/half", "--dir", runs_of_all_kinds)
     assert done.exit_code == 1 and "has no page" in done.output
+
+
+def test_directory_that_is_not_there_yet_is_said_to_be_made_by_a_run(tmp_path: Path) -> None:
+    result = run("--dir", tmp_path / "runs")
+    assert result.exit_code == 1
+    assert "is not there yet: `r2-serve eval run` and others make it" in result.output
