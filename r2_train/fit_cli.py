@@ -72,9 +72,8 @@ def fit(
     typer.echo(f"asked in turn: {policy.order}")
     ratio = policy.expected_cost_ratio
     share = "" if ratio is None else f" at {100 * ratio:.1f} % of its cost"
-    typer.echo(
-        f"expected against {policy.reference}: {100 * policy.expected_difference:+.2f} points of accuracy{share}"
-    )
+    points = f"{100 * policy.expected_difference:+.2f} points of accuracy"
+    typer.echo(f"expected against {policy.reference}: {points}{share}")
     if ratio is None:
         typer.echo(f"costs are not compared: {policy.reference} costs nothing in this book")
     typer.echo(f"written: {out}. Now: gates: {{NAME: {{file: {out}}}}} in a virtual model (docs/gates.md)")
