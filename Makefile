@@ -77,7 +77,7 @@ test: $(ALL)  ## the default tier, with real Ray, a real engine, the sandbox and
 
 test-rest: $(ALL)  ## the tests of the slow tiers that `make test` leaves out
 	@.ci/system-packages chromium
-	$(BIN)/pytest -q -m "$(SLOW) and not ($(SMOKE))" $(PYTEST)
+	$(BIN)/pytest $(TWO) -m "$(SLOW) and not ($(SMOKE))" $(PYTEST)
 
 test-all: test test-rest  ## every tier that needs no GPU
 

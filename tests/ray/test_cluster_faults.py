@@ -194,11 +194,11 @@ async def answers_itself(client: httpx.AsyncClient, model: str) -> bool:
 
 
 async def test_killed_replicas_fail_no_query_and_no_subtask_runs_twice(cluster: Cluster) -> None:
-    """There are five rounds with 20 queries in flight, half of them streamed."""
+    """There are three rounds with 20 queries in flight, half of them streamed."""
     answered_s, recovered_s = list[float](), list[float]()
     async with cluster.client() as client:
         await until(lambda: answers_itself(client, SMALL))
-        for _ in range(5):
+        for _ in range(3):
             queries = [asyncio.create_task(ask(client, stream=i % 2 == 0)) for i in range(20)]
             await until(lambda: _at_least(client, 20))
             kill(f"m-{SMALL}#Model")

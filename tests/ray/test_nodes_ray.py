@@ -171,4 +171,5 @@ async def test_killed_node_under_load_loses_no_query(nodes: Nodes) -> None:
             for call in reply["r2"]["trace"]["calls"]
             if call["stage"] == "execute" and call["outcome"] == "ok"
         ]
-        assert sorted(answered) == [1, 2, 3, 4], "each subtask is answered once"
+        steps = [step["id"] for step in reply["r2"]["trace"]["plan"]["subtasks"]]
+        assert sorted(answered) == steps, "each is answered once, also where the planner was away too long"

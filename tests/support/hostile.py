@@ -1,4 +1,4 @@
-"""1,000 hostile answers to P3 puzzles in 30 families. None may be graded correct or harm the machine.
+"""Hostile answers to P3 puzzles in 30 families. None may be graded correct or harm the machine.
 
 Each family is a template with a number in it, so that no two programs are the same text. `SECRET` is planted
 in the environment of the process that grades; programs look for it and for host files, and write what they
@@ -313,7 +313,7 @@ _FAMILIES: dict[str, tuple[dict[str, str], str]] = {
 FAMILIES = tuple(_FAMILIES)
 
 
-def programs(num_programs: int = 1000) -> Iterator[tuple[str, dict[str, str], str]]:
+def programs(num_programs: int) -> Iterator[tuple[str, dict[str, str], str]]:
     """Tuples of (family, official row, answer), the families in turn."""
     for i in range(num_programs):
         family = FAMILIES[i % len(FAMILIES)]
