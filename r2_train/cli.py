@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from r2_serve import EMBEDDED
 from r2_serve.ops.command_line import RESUMES, plain_errors, replace_unprintable_characters
 from r2_train.fetch_smollm2 import fetch_smollm2
 from r2_train.fit_cli import fit
@@ -341,7 +342,13 @@ def pretrain(
 
 @app.command()
 def skills(
-    models: Annotated[Path, typer.Option(help="Directory that `r2-train pretrain --domain everyday` wrote.")],
+    models: Annotated[
+        Path,
+        typer.Option(
+            help="Directory that `r2-train pretrain --domain everyday` wrote.",
+            show_default="the shipped models",
+        ),
+    ] = EMBEDDED,
 ) -> None:
     """Measure what each everyday worker can do: solve rates on held-out steps of every kind.
 
