@@ -332,17 +332,12 @@ def compare(
     Example:  r2-serve eval compare runs/new runs/old
               r2-serve eval compare runs/scan runs/scan -p r2 --with all:scan-3k --with single:scan-168k
     """
-    from rich.console import Console
-
-    from r2_serve.lab.evaluation.report.compare import compare_runs, print_comparison
-    from r2_serve.lab.evaluation.report.export import write_comparison
+    from r2_serve.lab.evaluation.report.compare import compare_runs
+    from r2_serve.lab.evaluation.report.export import show_comparison
 
     with report_packages():
         found = compare_runs(a, b, policy or (), other or (), margin / 100)
-        print_comparison(found, Console(markup=False))
-        written = write_comparison(found, json_out, csv, latex)
-    if written:
-        typer.echo(f"written: {', '.join(map(str, written))}")
+        show_comparison(found, json_out, csv, latex)
 
 
 @contextmanager

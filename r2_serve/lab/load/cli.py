@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,12 +28,9 @@ from r2_serve.ops.command_line import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from r2_serve.lab.load.failing import Kill
-    from r2_serve.lab.load.replicas import ReadReplicas
-    from r2_serve.lab.load.session import LoadOptions
+    from r2_serve.lab.load.session import LoadOptions, Target
     from r2_serve.lab.workload import Workload
     from r2_serve.lab.workload.failures import Failure
-    from r2_serve.scaling.cold_starts import ColdStart
 
 
 def load(
@@ -142,36 +138,13 @@ def _preview(workload: Workload, seed: int | None) -> None:
     typer.echo("\n".join(preview_lines(workload, totals)))
 
 
-@dataclass(frozen=True)
-class _Target:
-    """The endpoint that gets the load."""
-
-    url: str
-    replicas: ReadReplicas | None = None
-    """Counts its replicas."""
-    kill: Kill | None = None
-    starts: Callable[[], list[ColdStart]] | None = None
-    """Reads the cold starts so far."""
-    """Makes failures happen; None on a cluster that this process has not started."""
-
-
-def _run(workload: Workload, target: _Target, options: LoadOptions, console: Console) -> None:
+def _run(workload: Workload, target: Target, options: LoadOptions, console: Console) -> None:
     from r2_serve.lab.load.progress import print_summary, progress
     from r2_serve.lab.load.run_directory import REPORT, SUMMARY
     from r2_serve.lab.load.session import run_load
 
     with progress(workload.name, workload.duration_s, console) as watcher:
-        summary = asyncio.run(
-            run_load(
-                workload,
-                target.url,
-                options,
-                replicas=target.replicas,
-                kill=target.kill,
-                starts=target.starts,
-                watcher=watcher,
-            )
-        )
+        summary = asyncio.run(run_load(workload, target, options, watcher))
     print_summary(summary, console)
     written = [path for name in (SUMMARY, REPORT) if (path := options.out / name).exists()]
     typer.echo(f"written: {', '.join(map(str, written))}")
@@ -192,12 +165,14 @@ def _target(
     gpus: int,
     start_timeout_s: float | None,
     failures: Sequence[Failure],
-) -> Iterator[_Target]:
+) -> Iterator[Target]:
+    from r2_serve.lab.load.session import Target
+
     if config is None:
         from r2_serve.cluster.serve_api import Dashboard
         from r2_serve.lab.load.replicas import dashboard_replicas
 
-        yield _Target(url, dashboard_replicas(Dashboard(dashboard)) if dashboard is not None else None)
+        yield Target(url, dashboard_replicas(Dashboard(dashboard)) if dashboard is not None else None)
         return
     from r2_serve.lab.load.failing import check_failures, local_kill
     from r2_serve.lab.load.replicas import local_replicas, local_starts
@@ -222,4 +197,4 @@ def _target(
         )
         base_url = stack.enter_context(cluster)
         read = local_replicas(loaded)
-        yield _Target(base_url, read, local_kill(read, several), local_starts)
+        yield Target(base_url, read, local_kill(read, several), local_starts)

@@ -63,6 +63,19 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class Target:
+    """The endpoint that gets the load, and what is known of its cluster."""
+
+    url: str
+    replicas: ReadReplicas | None = None
+    """Counts its replicas; None if they cannot be counted."""
+    kill: Kill | None = None
+    """Makes failures happen; None on a cluster that this process has not started."""
+    starts: Callable[[], list[ColdStart]] | None = None
+    """Reads the cold starts so far; None on a cluster that this process has not started."""
+
+
+@dataclass(frozen=True)
 class Watcher:
     """Receives the samples and the ended requests of a run while it goes."""
 
@@ -71,46 +84,40 @@ class Watcher:
 
 
 async def run_load(
-    workload: Workload,
-    url: str,
-    options: LoadOptions,
-    *,
-    replicas: ReadReplicas | None = None,
-    kill: Kill | None = None,
-    starts: Callable[[], list[ColdStart]] | None = None,
-    watcher: Watcher | None = None,
+    workload: Workload, target: Target, options: LoadOptions, watcher: Watcher | None = None
 ) -> LoadSummary:
-    """Sends `workload` to `url` and reports. After ctrl-C, requests under way count as unfinished, the others
-    are reported.
+    """Sends `workload` to `target` and reports.
+
+    After ctrl-C, requests under way count as unfinished, and the others are reported.
 
     Raises: ConfigError, RunError, BenchmarkError; ServeApiError if replicas cannot be counted at the start.
     """
     if workload.slo.ttft_s is not None and not options.is_streamed:
         raise ConfigError("the workload's slo.ttft_s needs streamed replies: leave --no-stream out")
-    if workload.failures and kill is None:
+    if workload.failures and target.kill is None:
         raise ConfigError("the workload has failures: they happen on a local cluster only (--config)")
     requests = _opened(workload, options.seed)
     num_connections = options.max_open + 1  # one more reads /metrics
     async with new_client(
-        url, api_key=options.api_key, max_open=num_connections, timeout_s=options.timeout_s
+        target.url, api_key=options.api_key, max_open=num_connections, timeout_s=options.timeout_s
     ) as http:
         client = LoadClient(http, timeout_s=options.timeout_s, is_streamed=options.is_streamed)
         await client.check(workload.tasks.model)
-        if replicas is not None:
-            await asyncio.to_thread(replicas)
+        if target.replicas is not None:
+            await asyncio.to_thread(target.replicas)
         claim(options.out, set_aside=options.set_aside)
         with under_way(options.out):
             info = RunInfo.of(
                 workload,
-                url,
+                target.url,
                 seed=options.seed,
                 gpu_usd_per_hour=options.gpu_usd_per_hour,
                 max_open=options.max_open,
                 node_idle_timeout_s=options.node_idle_timeout_s,
             )
-            async with _failing(workload, kill):
-                sent = await _send(client, http, requests, options, replicas, watcher or Watcher())
-            if starts is not None and (found := await asyncio.to_thread(starts)):
+            async with _failing(workload, target.kill):
+                sent = await _send(client, http, requests, options, target.replicas, watcher or Watcher())
+            if target.starts is not None and (found := await asyncio.to_thread(target.starts)):
                 write_whole(options.out / STARTS, "\n".join(start.line() for start in found))
             outcome = {"blocked_s": sent.blocked_s, "is_interrupted": sent.is_interrupted}
             return await _reported(workload, options.out, info.model_copy(update=outcome), sent.fault)

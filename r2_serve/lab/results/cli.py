@@ -98,19 +98,13 @@ def compare(
     Example:  r2-serve runs compare runs/eval/new runs/eval/old
               r2-serve runs compare load/on-off simulate/on-off
     """
-    from rich.console import Console
-
-    from r2_serve.lab.evaluation.report.compare import print_comparison
-    from r2_serve.lab.evaluation.report.export import write_comparison
+    from r2_serve.lab.evaluation.report.export import show_comparison
     from r2_serve.lab.results.comparing import compare as compared
 
     with report_packages():
         (one, first), (two, second) = _located(a, directory), _located(b, directory)
         found = compared((one, two), (first, second), policy or (), other or (), margin / 100)
-        print_comparison(found, Console(markup=False))
-        written = write_comparison(found, json_out, csv, latex)
-    if written:
-        typer.echo(f"written: {', '.join(map(str, written))}")
+        show_comparison(found, json_out, csv, latex)
 
 
 @runs_app.command()

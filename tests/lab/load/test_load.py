@@ -23,7 +23,7 @@ from r2_serve.lab.load.failing import check_failures
 from r2_serve.lab.load.records import ClusterCounts
 from r2_serve.lab.load.replicas import ReadReplicas
 from r2_serve.lab.load.run_directory import RequestFile, claim, read_timeline, under_way
-from r2_serve.lab.load.session import LoadOptions, run_load
+from r2_serve.lab.load.session import LoadOptions, Target, run_load
 from r2_serve.lab.load.summary import LoadSummary
 from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Workload
@@ -55,7 +55,9 @@ async def load_against(
     server: Any, directory: Path, given: Workload | None = None, **options: Any
 ) -> LoadSummary:
     async with serving(server) as url:
-        return await run_load(given or workload(), url, LoadOptions(out=directory, interval_s=0.2, **options))
+        return await run_load(
+            given or workload(), Target(url), LoadOptions(out=directory, interval_s=0.2, **options)
+        )
 
 
 async def test_router_answers_synthetic_tasks_by_their_own_plans_and_reports_their_cost(
@@ -188,7 +190,7 @@ async def test_failing_autoscaling_policy_ends_the_run_with_its_error_and_a_summ
     options = LoadOptions(out=tmp_path / "run", interval_s=0.2)
     async with serving(sse_app(answer)) as url:
         with pytest.raises(PolicyFailed, match="ValueError: no requests\nthe run ended there"):
-            await run_load(workload(20, 60.0), url, options, replicas=failing_policy())
+            await run_load(workload(20, 60.0), Target(url, failing_policy()), options)
     summary = LoadSummary.model_validate_json((tmp_path / "run" / "summary.json").read_text())
     assert summary.info.is_interrupted and summary.wall_s < 30
 
@@ -202,10 +204,9 @@ async def test_failures_of_the_workload_happen_at_their_times(tmp_path: Path) ->
     happened: list[str] = []
     async with serving(sse_app(answer)) as url:
         with pytest.raises(ConfigError, match="they happen on a local cluster only"):
-            await run_load(asked, url, LoadOptions(out=tmp_path / "none"))
-        await run_load(
-            asked, url, LoadOptions(out=tmp_path / "run"), kill=lambda failure: happened.append(failure.kills)
-        )
+            await run_load(asked, Target(url), LoadOptions(out=tmp_path / "none"))
+        target = Target(url, kill=lambda failure: happened.append(failure.kills))
+        await run_load(asked, target, LoadOptions(out=tmp_path / "run"))
     assert happened == ["replica", "node"]
 
 
@@ -303,7 +304,7 @@ async def test_earlier_run_is_never_overwritten_and_set_aside_on_request(tmp_pat
 
 async def test_impossible_runs_are_refused_before_anything_is_sent_or_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no endpoint answers at http://127.0.0.1:9/v1/models"):
-        await run_load(workload(), "http://127.0.0.1:9/v1", LoadOptions(out=tmp_path / "run"))
+        await run_load(workload(), Target("http://127.0.0.1:9/v1"), LoadOptions(out=tmp_path / "run"))
     tasks = {"kind": "synthetic", "model": "r3", "shapes": SHAPES}
     with pytest.raises(ConfigError, match=r"no model 'r3'.*known: large, picker"):
         await load_against(router_app(), tmp_path / "run", workload(tasks=tasks))
@@ -393,4 +394,4 @@ def test_impossible_run_directory_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", ""])
 async def test_address_without_scheme_is_an_error(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match="is no address"):
-        await run_load(workload(), url, LoadOptions(out=tmp_path / "run"))
+        await run_load(workload(), Target(url), LoadOptions(out=tmp_path / "run"))

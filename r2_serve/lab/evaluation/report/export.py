@@ -6,10 +6,17 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from r2_serve.errors import counted
 from r2_serve.files import write_whole
 from r2_serve.lab.evaluation.report import cells
-from r2_serve.lab.evaluation.report.compare import COLUMNS, RunComparison, comparison_cells
+from r2_serve.lab.evaluation.report.compare import (
+    COLUMNS,
+    RunComparison,
+    comparison_cells,
+    print_comparison,
+)
 from r2_serve.lab.evaluation.report.figures import RunReport
 from r2_serve.lab.reports.export import ReportTable, csv_text, latex_table, write_figure
 
@@ -81,17 +88,20 @@ def write_figures(directory: Path, reports: Sequence[RunReport]) -> list[Path]:
     return paths
 
 
-def write_comparison(
+def show_comparison(
     found: RunComparison, json_out: Path | None, csv: Path | None, latex: Path | None
-) -> list[Path]:
-    """Write a comparison of two runs into the files that are named; their paths. Raises: OSError."""
+) -> None:
+    """Print a comparison of two runs, and write it into the files that are named. Raises: OSError."""
+    console = Console(markup=False)
+    print_comparison(found, console)
     title = f"A: {found.a}; B: {found.b}; {counted(found.num_tasks, 'task')}."
     texts = {
         json_out: found.model_dump_json(indent=2),
         csv: csv_text({"a": found.a, "b": found.b, **dict(row)} for row in found.rows),
         latex: latex_table(COLUMNS, map(comparison_cells, found.rows), title),
     }
-    for path, text in texts.items():
-        if path is not None:
-            write_whole(path, text)
-    return [path for path in texts if path is not None]
+    written = [path for path in texts if path is not None]
+    for path in written:
+        write_whole(path, texts[path])
+    if written:
+        console.print(f"written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

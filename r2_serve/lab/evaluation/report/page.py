@@ -8,7 +8,7 @@ from html import escape
 from r2_serve.lab.evaluation.policies import R2
 from r2_serve.lab.evaluation.report import cells
 from r2_serve.lab.evaluation.report.figures import RunReport
-from r2_serve.lab.evaluation.report.plots import models_plot, pareto_plot
+from r2_serve.lab.evaluation.report.plots import pictures
 from r2_serve.lab.reports.html import Html, document, note, picture, small, table
 
 
@@ -30,6 +30,7 @@ def _section(report: RunReport, anchor: str) -> Iterator[str]:
     manifest, policies = report.manifest, report.policies
     styles = ["ours" if p.policy == R2 else "" if p.policy in report.pareto else "beaten" for p in policies]
     accuracy = (cells.accuracy_cells(policy, report.reference_report) for policy in policies)
+    accuracy_against_cost, use_of_models = pictures(report)
     yield f'<h2 id="{anchor}">{escape(cells.title(report))}</h2>'
     yield small(
         f"{report.directory}; {manifest.endpoint or 'in one process'}; code {manifest.code_version}; "
@@ -38,7 +39,7 @@ def _section(report: RunReport, anchor: str) -> Iterator[str]:
     )
     yield from map(note, cells.notes(report))
     yield "<h3>Accuracy against cost</h3>"
-    yield picture(pareto_plot(report))
+    yield picture(accuracy_against_cost)
     yield "<h3>Policies</h3>"
     yield table(cells.ACCURACY_COLUMNS, accuracy, "not correct", styles=styles)
     yield small("Grey: another policy is at least as accurate and cheaper in total.")
@@ -51,5 +52,5 @@ def _section(report: RunReport, anchor: str) -> Iterator[str]:
             ((*row, cells.saved(found.api_cost_reduction)) for row, found in rows),
         )
     yield "<h3>Models</h3>"
-    yield picture(models_plot(report))
+    yield picture(use_of_models)
     yield table(cells.MODEL_COLUMNS, cells.model_rows(policies), "model")

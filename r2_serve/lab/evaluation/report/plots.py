@@ -18,11 +18,12 @@ Box = tuple[float, float, float, float]
 _OURS, _BEST, _OTHER = "#d1495b", "#3a86c8", "#8a94a0"
 
 
-def pareto_plot(report: RunReport) -> str:
-    """The picture of `pareto_figure` as SVG for a page."""
-    figure = pareto_figure(report)
+def pictures(report: RunReport) -> tuple[str, str]:
+    """`pareto_figure` and `models_figure` as SVG for a page."""
+    costs = f"Accuracy against total cost per task of {len(report.policies)} policies"
+    models = "Tokens per task, and share of subtasks, of each model under each policy"
     with mpl.rc_context(STYLE):
-        return svg(figure, f"Accuracy against total cost per task of {len(report.policies)} policies")
+        return svg(pareto_figure(report), costs), svg(models_figure(report), models)
 
 
 def pareto_figure(report: RunReport) -> Figure:
@@ -54,13 +55,6 @@ def pareto_figure(report: RunReport) -> Figure:
         figure.legend(loc="outside right upper", frameon=False, handlelength=1)
         _number_points(figure, axes, by_cost, report.pareto)
         return figure
-
-
-def models_plot(report: RunReport) -> str:
-    """The picture of `models_figure` as SVG for a page."""
-    figure = models_figure(report)
-    with mpl.rc_context(STYLE):
-        return svg(figure, "Tokens per task, and share of subtasks, of each model under each policy")
 
 
 def models_figure(report: RunReport) -> Figure:
