@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -59,14 +60,9 @@ class Domain:
     """Pool models that the routed queries are compared with; none names all of them."""
 
 
-def _words(num_tasks: int) -> Sequence[Task]:
-    tasks = words.tasks("test", num_tasks, SEED)
-    return [task_of("words", {"id": task.id, "query": task.query, "gold": task.gold}) for task in tasks]
-
-
-def _everyday(num_tasks: int) -> Sequence[Task]:
-    tasks = everyday.tasks("test", num_tasks, SEED)
-    return [task_of("everyday", {"id": task.id, "query": task.query, "gold": task.gold}) for task in tasks]
+def _generated(domain: Literal["everyday", "words"], num_tasks: int) -> Sequence[Task]:
+    tasks = (words if domain == "words" else everyday).tasks("test", num_tasks, SEED)
+    return [task_of(domain, {"id": task.id, "query": task.query, "gold": task.gold}) for task in tasks]
 
 
 def _scan(num_tasks: int) -> Sequence[Task]:
@@ -79,11 +75,11 @@ DOMAINS = {
     "everyday": Domain(
         "everyday problems that need different skills (held out)",
         "r2-everyday",
-        _everyday,
+        partial(_generated, "everyday"),
         "same plans",
         shown=("arithmetic-33k", "text-33k", "general-170k"),
     ),
-    "words": Domain("arithmetic word problems (held out)", "r2", _words, "same plans"),
+    "words": Domain("arithmetic word problems (held out)", "r2", partial(_generated, "words"), "same plans"),
     "scan": Domain("SCAN, length split (held out: longer than any in training)", "r2-scan", _scan, "alone"),
 }
 

@@ -8,10 +8,11 @@ its holder; a network file system without locks leaves that to the operator. Lin
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -24,6 +25,7 @@ from r2_serve.types import Record
 R = TypeVar("R", bound=Record)
 ADVICE = "all earlier rows are kept: free some space and give the same command again"
 """What a user with a full disk should do."""
+CHANGED_AT_ONCE = 64
 
 
 class JsonlLog:
@@ -72,15 +74,18 @@ class JsonlLog:
             self._num_unsynced = 0
 
 
-@contextmanager
-def replacing_jsonl(path: Path) -> Iterator[Callable[[Record], None]]:
-    """Take the records of a new file, which replaces `path` when the block ends without an error."""
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    """Replace a file by `records`; if one of them cannot be made or written, the old file stays."""
     with whole_file(path) as file:
+        file.writelines(map(json_line, records))
 
-        def write(record: Record) -> None:
-            file.write(json_line(record))
 
-        yield write
+async def rewrite_jsonl(path: Path, records: Iterable[R], change: Callable[[R], Awaitable[R]]) -> None:
+    """Replace a file by what `change` makes of `records`, 64 at a time and in their order."""
+    rest = iter(records)
+    with whole_file(path) as file:
+        while some := list(islice(rest, CHANGED_AT_ONCE)):
+            file.writelines(map(json_line, await asyncio.gather(*map(change, some))))
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from r2_serve.lab.jsonl import JsonlLog, read_jsonl, replacing_jsonl
+from r2_serve.lab.jsonl import JsonlLog, read_jsonl, write_jsonl
 from r2_serve.lab.runs import RunError
 from r2_serve.types import Message
 
@@ -21,9 +22,7 @@ def test_texts_with_line_separators_are_written_and_read_back(tmp_path: Path) ->
     with JsonlLog(tmp_path / "log.jsonl") as log:
         for record in records:
             log.append(record)
-    with replacing_jsonl(tmp_path / "whole.jsonl") as write:
-        for record in records:
-            write(record)
+    write_jsonl(tmp_path / "whole.jsonl", records)
     assert list(read_jsonl(tmp_path / "log.jsonl", Message)) == records
     assert list(read_jsonl(tmp_path / "whole.jsonl", Message)) == records
 
@@ -76,10 +75,13 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
 
 def test_replaced_file_stays_as_it_was_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "whole.jsonl"
-    with replacing_jsonl(path) as write:
-        write(said("old")[0])
-    with pytest.raises(OSError, match="disk"), replacing_jsonl(path) as write:
-        write(said("new")[0])
+    write_jsonl(path, said("old"))
+
+    def broken() -> Iterator[Message]:
+        yield from said("new")
         raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        write_jsonl(path, broken())
     assert list(read_jsonl(path, Message)) == said("old")
     assert list(tmp_path.iterdir()) == [path]

@@ -11,12 +11,11 @@ from r2_serve.grading.graders import Grader
 from r2_serve.grading.named import grader_in_books
 from r2_serve.grading.rows import Task, parse_row
 from r2_serve.lab.evaluation.rows import ROWS, EvalRow, read_rows
-from r2_serve.lab.jsonl import JsonlLog, replacing_jsonl
+from r2_serve.lab.jsonl import JsonlLog, rewrite_jsonl, write_jsonl
 from r2_serve.lab.outcomes.book import Outcome, read_book, write_book
 from r2_serve.lab.outcomes.grading import graded
 from r2_serve.types import CallRecord, ModelCard, text_hash
 
-GRADED_AT_ONCE = 64
 Cards = Mapping[str, ModelCard]
 
 
@@ -28,7 +27,7 @@ def reprice_rows(directory: Path, cards: Cards) -> int:
     """
     with JsonlLog(directory / ROWS):
         rows = [_repriced(row, cards) for row in read_rows(directory)]
-        _replace(directory, rows)
+        write_jsonl(directory / ROWS, rows)
     return len(rows)
 
 
@@ -50,25 +49,20 @@ async def regrade_rows(directory: Path, tasks: Iterable[Task], grader: Grader) -
     """
     by_id = {task.id: task for task in tasks}
 
+    num_changed = 0
+
     async def regraded(row: EvalRow) -> EvalRow:
+        nonlocal num_changed
         task = by_id.get(row.task_id)
         if task is None or row.outcome.answer is None:
             return row
-        return EvalRow.of(row.policy, task, row.outcome, await grader.judge(task, row.outcome.answer))
+        new = EvalRow.of(row.policy, task, row.outcome, await grader.judge(task, row.outcome.answer))
+        num_changed += new.status != row.status
+        return new
 
     with JsonlLog(directory / ROWS):
-        old = list(read_rows(directory))
-        new: list[EvalRow] = []
-        for start in range(0, len(old), GRADED_AT_ONCE):
-            new += await asyncio.gather(*map(regraded, old[start : start + GRADED_AT_ONCE]))
-        _replace(directory, new)
-    return sum(before.status != after.status for before, after in zip(old, new, strict=True))
-
-
-def _replace(directory: Path, rows: Iterable[EvalRow]) -> None:
-    with replacing_jsonl(directory / ROWS) as write:
-        for row in rows:
-            write(row)
+        await rewrite_jsonl(directory / ROWS, read_rows(directory), regraded)
+    return num_changed
 
 
 def reprice_book(path: Path, cards: Cards) -> None:

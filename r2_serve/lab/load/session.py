@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from r2_serve.errors import ConfigError, R2Error
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
-from r2_serve.lab.jsonl import replacing_jsonl
+from r2_serve.lab.jsonl import rewrite_jsonl
 from r2_serve.lab.load.client import LoadClient
 from r2_serve.lab.load.failing import Kill
 from r2_serve.lab.load.monitor import Monitor
@@ -39,8 +39,6 @@ from r2_serve.lab.runs import RunError
 from r2_serve.lab.workload import Request, Workload
 from r2_serve.lab.workload.tasks import BenchmarkTasks, load_benchmark
 from r2_serve.scaling.cold_starts import ColdStart, read_starts
-
-GRADED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -173,12 +171,8 @@ async def _grade(directory: Path, tasks: Mapping[str, Task]) -> None:
         verdict = await grader.judge(task, record.answer)
         return record.model_copy(update={"correct": verdict.correct})
 
-    records = iter(RequestFile(directory))
-    with replacing_jsonl(directory / REQUESTS) as write:
-        async with Grader() as grader:
-            while some := list(islice(records, GRADED_AT_ONCE)):
-                for record in await asyncio.gather(*map(graded, some)):
-                    write(record)
+    async with Grader() as grader:
+        await rewrite_jsonl(directory / REQUESTS, RequestFile(directory), graded)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _add_router_row(table: Table, calls: list[CallRecord], end_s: float) -> None
     start, end = min(c.start_s for c in calls), max(c.end_s for c in calls)
     bar = _bar(start, end, end_s, "white")
     took_ms, cost = f"{1000 * (end - start):.0f}", usd(total_cost_usd(calls))
-    table.add_row(f"({calls[0].stage})", "", _short(calls[0].model, 18), bar, took_ms, cost, style="dim")
+    table.add_row(f"({calls[0].stage})", "", short(calls[0].model, 18), bar, took_ms, cost, style="dim")
 
 
 def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: float) -> None:
@@ -104,9 +104,9 @@ def _add_subtask_row(table: Table, plan: Plan, result: SubtaskResult, end_s: flo
     after = f"  after {' '.join(unnamed)}" if unnamed else ""
     bar = _bar(result.start_s, result.end_s, end_s, _LEVEL_COLORS[result.id % len(_LEVEL_COLORS)])
     took_ms = 1000 * (result.end_s - result.start_s)
-    text = Text(f"#{result.id} ", style="bold") + _short(subtask.text, 20) + Text(after, style="dim")
+    text = Text(f"#{result.id} ", style="bold") + short(subtask.text, 20) + Text(after, style="dim")
     table.add_row(
-        text, _short(result.answer, 14), _short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd)
+        text, short(result.answer, 14), short(result.model, 18), bar, f"{took_ms:.0f}", usd(result.cost_usd)
     )
 
 
@@ -116,8 +116,8 @@ def _bar(start_s: float, end_s: float, total_s: float, color: str) -> Text:
     return Text(" " * min(first, BAR_WIDTH - 1) + "█" * width, style=color)
 
 
-def _short(text: str, limit: int) -> Text:
-    """`text` on one line, as text of users and models: Rich would read markup in a `str`."""
+def short(text: str, limit: int) -> Text:
+    """At most `limit` characters of `text`, on one line. It is no `str`, in which Rich would read markup."""
     line = " ".join(text.split())
     return Text(line if len(line) <= limit else line[: limit - 1] + "…")
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r2_serve import client
-from r2_serve.lab.reports.terminal import dag_view, figures_table, usd
+from r2_serve.lab.reports.terminal import dag_view, figures_table, short, usd
 from r2_serve.types import Event, Plan, Query
 
 _MARKS = {"waits": ("·", "dim"), "works": ("▶", "yellow"), "done": ("✓", "green"), "failed": ("✗", "red")}
@@ -63,17 +63,9 @@ class WatchedQuery:
 
     def _add(self, table: Table, number: int, step: _Step) -> None:
         mark, style = _MARKS[step.state]
-        text = Text(f"#{number} {_cut(step.text)}")
-        model = " ".join([step.model, *step.notes])
-        row = (
-            Text(mark, style=style),
-            text,
-            model,
-            _cut(step.answer),
-            str(step.num_calls),
-            usd(step.cost_usd),
-        )
-        table.add_row(*row)
+        texts = (Text(f"#{number} ") + short(step.text, MOST_CHARS), " ".join([step.model, *step.notes]))
+        figures = (str(step.num_calls), usd(step.cost_usd))
+        table.add_row(Text(mark, style=style), *texts, short(step.answer, MOST_CHARS), *figures)
 
     def _decided(self, event: Event) -> None:
         self._now = "the router plans" if event.action == "planned" else f"sent whole ({event.reason})"
@@ -140,8 +132,3 @@ async def watched(http: httpx.AsyncClient, query: Query) -> client.ChatReply:
                 extras = piece.r2
     live.console.print()
     return client.ChatReply("".join(texts), usage, extras)
-
-
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MOST_CHARS else text[: MOST_CHARS - 1] + "…"

@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from r2_serve.files import write_whole
-from r2_serve.lab.jsonl import replacing_jsonl
+from r2_serve.lab.jsonl import write_jsonl
 from r2_serve.lab.load.open_loop import LoadCounts
 from r2_serve.lab.load.records import (
     ClusterCounts,
@@ -115,13 +115,9 @@ class SimulatedRun:
         """Writes the run's files; `requests.jsonl` and the page only if `has_rows`."""
         summary = summarize(info, self.queries.records(), self.timeline)
         write_whole(directory / SIMULATION, self.facts.model_dump_json(indent=2))
-        with replacing_jsonl(directory / TIMELINE) as write:
-            for sample in self.timeline:
-                write(sample)
+        write_jsonl(directory / TIMELINE, self.timeline)
         if has_rows:
-            with replacing_jsonl(directory / REQUESTS) as write:
-                for record in self.queries.records():
-                    write(record)
+            write_jsonl(directory / REQUESTS, self.queries.records())
         has_page = has_rows and summary.num_sent <= LARGEST_PAGE
         records = list(self.queries.records()) if has_page else []
         write_report(directory, summary, records, self.timeline, has_page=has_page)
