@@ -117,7 +117,7 @@ def _bar(start_s: float, end_s: float, total_s: float, color: str) -> Text:
 
 
 def short(text: str, limit: int) -> Text:
-    """At most `limit` characters of `text`, on one line. It is no `str`, in which Rich would read markup."""
+    """The first `limit` characters of `text` on one line. It is no `str`, in which Rich would read markup."""
     line = " ".join(text.split())
     return Text(line if len(line) <= limit else line[: limit - 1] + "…")
 
