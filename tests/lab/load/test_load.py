@@ -393,5 +393,5 @@ def test_impossible_run_directory_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:9/v1", "127.0.0.1:9"])
 async def test_address_without_protocol_and_path_is_that_of_http(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match="no endpoint answers at http://127.0.0.1:9/v1/models"):
+    with pytest.raises(ConfigError, match=r"no endpoint answers at http://127\.0\.0\.1:9/v1/models"):
         await run_load(workload(), Target(url), LoadOptions(out=tmp_path / "run"))
