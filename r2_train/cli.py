@@ -368,10 +368,10 @@ def _run(config: Path | None, out: Path, data: Mapping[str, object] | None = Non
     from rich.console import Console
 
     from r2_serve.errors import ConfigError
-    from r2_train.config import DataConfig, load_config
+    from r2_train.config import DataConfig, TasksLater, TrainConfig, load_config
     from r2_train.run import TrainingRun
 
-    loaded = load_config(config or out / "config.yaml")
+    loaded = load_config(config or out / "config.yaml", TrainConfig if data is None else TasksLater)
     if data is not None:
         try:
             changed = DataConfig.model_validate({**loaded.data.model_dump(), **data})

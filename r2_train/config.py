@@ -241,6 +241,12 @@ class TrainConfig(Config):
         return self.decomposer if name == "decomposer" else self.allocator
 
 
-def load_config(path: Path) -> TrainConfig:
+class TasksLater(TrainConfig):
+    """A run description whose tasks a command names, so that the file need not name any."""
+
+    data: DataConfig = DataConfig(benchmark="qa")
+
+
+def load_config(path: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """The run description at `path`. Raises: ConfigError listing every error with its line."""
-    return read_file(path, TrainConfig)
+    return read_file(path, kind)

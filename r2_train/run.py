@@ -20,7 +20,6 @@ import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -28,12 +27,12 @@ from rich.console import Console
 
 from r2_serve import EMBEDDED_CONFIG
 from r2_serve.config import HostedEngineConfig
-from r2_serve.errors import ConfigError
+from r2_serve.errors import ConfigError, counted
 from r2_serve.files import write_whole
 from r2_serve.grading.graders import Grader
 from r2_serve.grading.rows import Task
 from r2_serve.lab.jsonl import read_jsonl
-from r2_serve.lab.runs import code_version, machine
+from r2_serve.lab.runs import code_version, machine, packages
 from r2_serve.serve_config import load
 from r2_train.config import MODULES, Module, TrainConfig
 from r2_train.launch.launch import launch
@@ -58,7 +57,7 @@ from r2_train.stages.sft import SftStage
 from r2_train.stages.sft import run as sft_stage
 from r2_train.stages.tasks import TaskSplit
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "ray")
+PACKAGES = frozenset({"torch", "transformers", "trl", "peft", "ray"})
 Pair = dict[Module, Path]
 """A checkpoint of each module."""
 
@@ -102,7 +101,7 @@ class TrainingRun:
             "num_validation": len(tasks.validation),
             "codecs": {module: f"{codec.name} {codec.version}" for module, codec in codecs.items()},
             "pool": list(self.described.pool),
-            "packages": {name: version(name) for name in PACKAGES},
+            "packages": {name: found for name, found in packages().items() if name in PACKAGES},
             "machine": machine(),
         }
 
@@ -160,8 +159,13 @@ class TrainingRun:
 
     def kept_plans(self) -> tuple[list[PlannedTask], list[PlannedTask]]:
         """The training and the validation tasks that `collect` kept a plan for. Raises: ConfigError."""
-        rows = read_jsonl(self.directory / "collect" / PLANS, CollectedTask)
+        rows = list(read_jsonl(self.directory / "collect" / PLANS, CollectedTask))
         plans = {row.task_id: row.plan for row in rows if row.plan is not None}
+        if not plans and rows:
+            raise ConfigError(
+                f"`r2-train collect` kept no plan of {counted(len(rows), 'task')}: none was valid and right; "
+                f"{self.directory / 'collect' / PLANS} has them"
+            )
         if not plans:
             raise ConfigError(f"no kept plan in {self.directory / 'collect'}: run `r2-train collect` first")
 

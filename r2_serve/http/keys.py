@@ -168,7 +168,10 @@ def require_keys(host: str, server: ServerConfig) -> None:
     """Raises: ConfigError if other machines can reach `host` and no key is asked for."""
     if server.api_keys_env is None and server.keys_file is None and not is_loopback(host):
         unset = "neither `server.keys_file` nor `server.api_keys_env` of the router is set"
-        raise ConfigError(f"{host} is not a loopback address, and {unset}: anyone could spend your money")
+        todo = "set one of them (`r2-serve keys new` makes a key), or serve at 127.0.0.1"
+        raise ConfigError(
+            f"{host} is not a loopback address, and {unset}: anyone could spend your money; {todo}"
+        )
 
 
 def is_loopback(host: str) -> bool:

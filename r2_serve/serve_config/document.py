@@ -165,7 +165,8 @@ def _parsed(text: str) -> Document | Problem:
 
 
 def _unreadable(reason: str, line: int) -> Problem:
-    return Problem("error", "", line, f"not valid YAML: {' '.join(reason.split())}")
+    hint = "; indent with spaces, not with tabs" if "'\\t'" in reason else ""
+    return Problem("error", "", line, f"not valid YAML: {' '.join(reason.split())}{hint}")
 
 
 def refusal(path: Path, problems: Collection[Problem]) -> ConfigError:

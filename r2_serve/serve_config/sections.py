@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from r2_serve.errors import in_plain_words
 from r2_serve.serve_config.document import (
     BOOL_TAG,
     FLOAT_TAG,
@@ -251,4 +252,4 @@ def _message(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return "missing"
     close = suggestion(str(details.get("input")), allowed)
-    return message + (close if close.startswith("; did") else "")
+    return in_plain_words(details["type"], message) + (close if close.startswith("; did") else "")

@@ -121,7 +121,7 @@ MODELS, ROUTER = "applications[1].args.models", "applications[1].deployments[0]"
             f"{MODELS}[0].usd_per_mtok_in",
             "greater than or equal to 0",
         ),
-        ("max_running: 8", "max_running: many", "applications[1].args.server.max_running", "valid integer"),
+        ("max_running: 8", "max_running: many", "applications[1].args.server.max_running", "a whole number"),
         ("deadline_s: 60", "deadline_s: 0", f"{ROUTER}.user_config.limits.deadline_s", "greater than 0"),
         ("SOME_KEY", "some-key", f"{MODELS}[1].engine.api_key_env", "pattern"),
         ("fallbacks: [large]", "fallbacks: [huge]", "applications[1].args", "must be other models"),
@@ -487,6 +487,7 @@ def test_repeated_key_is_an_error_with_both_lines(twice: str) -> None:
     ("text", "line", "message"),
     [
         ("a: 1\nb: [", 2, "not valid YAML"),
+        ("a:\n\tb: 1", 2, "indent with spaces, not with tabs"),
         (
             "a: 1\nb: !!python/object/apply:os.system ['true']",
             2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from r2_serve.config.prompts import read_prompts
+from r2_serve.errors import ConfigError
+from r2_serve.files import json_line
 from r2_serve.lab.domains import words
+from r2_serve.lab.runs import packages
 from r2_train.cli import app
 from r2_train.config import load_config
 from r2_train.run import TrainingRun
+from r2_train.stages.collect import PLANS, CollectedTask
 
 CONFIG = """
 pool: {virtual_model: r2, reference: same-plans}
@@ -45,6 +50,51 @@ def test_own_questions_are_collected_and_searched(place: Path) -> None:
     code, said = called("search", "-o", run)
     assert code == 0, said
     assert json.loads((run / "search" / "summary.json").read_text())["num_solved"] >= 3
+
+
+def test_description_needs_no_tasks_where_the_command_names_them(place: Path) -> None:
+    (place / "config.yaml").write_text("pool: {virtual_model: r2}")
+    code, said = called(
+        "collect",
+        "-c",
+        place / "config.yaml",
+        "-d",
+        place / "mine.jsonl",
+        "--grader",
+        "number",
+        "-o",
+        place / "run",
+    )
+    assert code == 1
+    assert "too few tasks" in said and "missing" not in said
+
+
+def test_plans_are_collected_where_torch_is_not_installed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosted models need no torch, and `pip install .` brings none."""
+    find = importlib.metadata.distribution
+
+    def without_torch(name: str) -> importlib.metadata.Distribution:
+        if name in ("torch", "transformers", "trl", "peft"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", without_torch)
+    packages.cache_clear()
+    run = TrainingRun(load_config(place / "config.yaml"), place / "run", Console(quiet=True))
+    made = json.dumps(run._manifest(run.tasks))
+    packages.cache_clear()
+    assert '"ray"' in made and '"torch"' not in made
+
+
+def test_collection_that_kept_no_plan_says_so(place: Path) -> None:
+    run = TrainingRun(load_config(place / "config.yaml"), place / "run", Console(quiet=True))
+    (place / "run" / "collect").mkdir(parents=True)
+    row = CollectedTask(task_id="t", query="q", candidates=(), num_invalid=3)
+    (place / "run" / "collect" / PLANS).write_text(json_line(row))
+    with pytest.raises(ConfigError, match="kept no plan of 1 task: none was valid and right"):
+        run.kept_plans()
 
 
 @pytest.mark.parametrize(

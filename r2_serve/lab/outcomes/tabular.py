@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from r2_serve.errors import BookError
+from r2_serve.errors import BookError, in_plain_words
 from r2_serve.files import encoding_fault
 from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text
 from r2_serve.lab.outcomes.served import View
@@ -155,8 +155,8 @@ def outcome(fields: Mapping[str, object], place: str) -> Outcome:
         return Outcome.model_validate({**fields, "prompt_hash": text_hash(prompt)})
     except ValidationError as e:
         first = e.errors()[0]
-        name, expected = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
-        raise BookError(f"{place}: {name}: got {str(first['input'])[:60]!r}, expected {expected}") from e
+        name, fault = ".".join(map(str, first["loc"])), in_plain_words(first["type"], first["msg"])
+        raise BookError(f"{place}: {name}: got {str(first['input'])[:60]!r}, {fault}") from e
 
 
 def choices_of(value: object) -> tuple[str, ...]:

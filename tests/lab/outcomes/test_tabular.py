@@ -62,7 +62,7 @@ def test_tables_as_programs_of_other_countries_write_them_are_read(tmp_path: Pat
         ),
         ("t2,p,small,x,x,nan", "mine.csv:3: cost_usd: 'nan' is not a number"),
         ("t2,p,small,x,x,inf", "mine.csv:3: cost_usd: 'inf' is not a number"),
-        ("t2,p,small,x,x,-1", "mine.csv:3: cost_usd: got '-1', expected greater than or equal to 0"),
+        ("t2,p,small,x,x,-1", "mine.csv:3: cost_usd: got '-1', expected a number greater than or equal to 0"),
         ("t2,p,,x,x,1", "mine.csv:3: the cell of 'model' is empty: each row needs the model that replied"),
         (
             "t1,p,mid,x,five,1",

@@ -293,7 +293,7 @@ def test_every_wrong_key_is_named_with_its_line_and_a_suggestion(tmp_path: Path)
         load_workload(tmp_path / "w.yaml")
     for part in (
         "line 2: error: duration: unknown key; did you mean 'duration_s'?",
-        "line 3: error: arrivals.rate_per_s: Input should be greater than 0",
+        "line 3: error: arrivals.rate_per_s: expected a number greater than 0",
         "line 8: error: tasks.shapes[0].waves[0].modle: unknown key; did you mean 'model'?",
         "[9, 3] is no range",
         "line 9: error: slo.latency: unknown key; did you mean 'latency_s'?",
