@@ -398,6 +398,9 @@ _PLAIN = {
 
 def in_plain_words(kind: str, message: str) -> str:
     """Pydantic's message of an error of the type `kind`, without the words of Python's types."""
+    if kind == "missing":
+        return "is missing"
+    message = message.removeprefix("Value error, ")
     wanted = message.removeprefix("Input should be ")
     if wanted == message:
         return message

@@ -199,7 +199,7 @@ def _span_f1(answer: str, gold: str) -> float:
 # -- numbers -------------------------------------------------------------------------------------------------
 
 _WHOLE = re.compile(
-    r"(?<![\w.])-?(?:[0-9]{1,3}(?:(?:,|\{,\}|\\,|\\!,?|['\u2019])[0-9]{3})+(?![0-9,])|[0-9]+)"
+    r"(?<![\w.])-?(?:[1-9][0-9]{0,2}(?:(?:,|\{,\}|\\,|\\!,?|['\u2019])[0-9]{3})+(?![0-9,])|[0-9]+)"
 )
 _SPACED = re.compile(r"[^0-9]*?-?[0-9]{1,3}(?: [0-9]{3})+(?![ ]?[0-9])[^0-9]*")
 """A text whose only number has spaces between its thousands."""
@@ -253,7 +253,12 @@ def last_number(answer: str) -> str | None:
 
 
 def is_part(before: str, after: str) -> bool:
-    """Whether the number between two texts is a part of a larger expression, a bound or a guess."""
+    """Whether the number between two texts is a part of a larger expression, a bound or a guess.
+
+    The 5 of "3,5" is a part too, as the comma may be a decimal one.
+    """
+    if re.search(r"(?<![0-9,])[0-9]+,$", before):
+        return True
     return _HEDGED.search(before) is not None or _PART.match(after) is not None
 
 

@@ -7,6 +7,7 @@ tell) or a `Verdict`. It may be asynchronous.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast, get_args
 
@@ -22,6 +23,8 @@ _SAME_AS: dict[Benchmark, GraderName] = {
 }  # fmt: skip
 """Graders by name whose verdicts are those of the benchmark."""
 OwnGrader = Callable[[Mapping[str, object], str], object]
+_SEVERAL = re.compile(r"\d[^\d]*(?:[,;]\s|\b(?:and|or)\b)[^\d]*\d|\d,\d{1,2}(?!\d)")
+"""A gold answer of several numbers, of which a grader would take the last one."""
 _HOW = f"give --grader {', '.join(GRADER_NAMES)} or MODULE:NAME, or the field `grader` in each row"
 
 
@@ -82,8 +85,11 @@ def gold_answer(name: GraderName, row: OfficialRow) -> str:
     if name == "choice" and gold in row.choices:
         return gold
     found = read_answer(gold).text if name == "math" else reader(name, row.choices or None)(gold)
+    if name == "number" and _SEVERAL.search(gold):
+        found = None
     if not found:
-        what = {"choice": f"none of the choices {list(row.choices)}", "number": "no number"}
+        number = "it is no number, or several; write one, with a decimal point"
+        what = {"choice": f"none of the choices {list(row.choices)}", "number": number}
         raise BenchmarkError(
             f"grader {name} cannot read the right answer {gold[:60]!r}: {what.get(name, name)}"
         )

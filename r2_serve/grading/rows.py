@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from r2_serve.config.imported import is_import_path
-from r2_serve.errors import R2Error
+from r2_serve.errors import R2Error, in_plain_words
 from r2_serve.grading.reading import boxed
 from r2_serve.types import Record
 
@@ -292,7 +292,12 @@ class QaRow(_Row):
     @field_validator("options", mode="before")
     @classmethod
     def _by_letter(cls, given: object) -> object:
-        return dict(zip(string.ascii_uppercase, given, strict=False)) if isinstance(given, list) else given
+        if isinstance(given, dict):
+            return given
+        if not isinstance(given, list) or len(given) > len(string.ascii_uppercase):
+            got = f"{len(given)} texts" if isinstance(given, list) else "no list"
+            raise ValueError(f"got {got}, expected a list of at most 26 texts")
+        return dict(zip(string.ascii_uppercase, given, strict=False))
 
     @property
     def task_id(self) -> str:
@@ -338,7 +343,8 @@ def parse_row(benchmark: Benchmark, row: Mapping[str, object]) -> OfficialRow:
         return ROW_MODELS[benchmark].model_validate(dict(row))
     except ValidationError as e:
         problems = "; ".join(
-            f"{'.'.join(map(str, error['loc'])) or 'row'}: {error['msg']}" for error in e.errors()[:3]
+            f"{'.'.join(map(str, error['loc'])) or 'row'}: {in_plain_words(error['type'], error['msg'])}"
+            for error in e.errors()[:3]
         )
         raise BenchmarkError(f"not a {benchmark} row: {problems}") from e
 

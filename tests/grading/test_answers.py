@@ -464,6 +464,11 @@ async def test_scan_replies_are_read_whole(grader: Grader, gold: str, reply: str
         ("12", "Roughly 12", False),
         ("12", "=12", True),
         ("12", "at least 12", False),
+        ("5", "The answer is 3,5", False),
+        ("50", "12,50", False),
+        ("5", "In May, 5", True),
+        ("1", "0,001", False),
+        ("3500", "3,500", True),
     ],
 )
 async def test_number_replies_are_read_whole(grader: Grader, gold: str, reply: str, is_right: bool) -> None:

@@ -61,7 +61,10 @@ def load_tasks(benchmark: str, source: str | Path, grader: str | None = None) ->
         except BenchmarkError as e:
             raise BenchmarkError(f"{where}: {e.message}") from e
         if task.id in seen:
-            raise BenchmarkError(f"{where}: task {task.id!r} stands already at {seen[task.id]}")
+            raise BenchmarkError(
+                f"{where}: task {task.id!r} stands already at {seen[task.id]}: remove one of the two rows, "
+                "or give each an `id` of its own"
+            )
         seen[task.id] = where
         tasks.append(task)
     if not tasks:

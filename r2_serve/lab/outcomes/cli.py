@@ -291,9 +291,16 @@ def _each_once(records: list[Outcome]) -> list[Outcome]:
 
 def _note_lacks(records: list[Outcome]) -> None:
     """Say what the replies lack that `replay` and `fit` compare."""
+    from r2_serve.grading.answers import reader
+
     free = sorted({record.model for record in records} - {r.model for r in records if r.cost_usd})
     if free:
         _note(f"no cost: {', '.join(free)}; give --prices, or a column cost_usd, unless they are free")
+    read = reader("number")
+    unread = sorted({r.gold for r in records if r.grader == "number" and r.gold and not read(r.gold)})
+    if unread:
+        such = f"such as {unread[0]!r}: no reply to it can be right; write it with a decimal point"
+        _note(f"no number: {counted(len(unread), 'right answer')}, {such}")
     if unknown := sum(record.right is None and not record.step for record in records):
         lack = "a task needs `gold`, or each reply `right`"
         _note(f"no verdict: {unknown} of {counted(len(records), 'reply', 'replies')}; {lack}")

@@ -112,7 +112,7 @@ def test_no_query_holds_a_field_that_only_graders_may_see(tmp_path: Path) -> Non
             "csqa",
             "a.jsonl",
             '\n\n{"id": "x"}',
-            r"a\.jsonl:3: not a csqa row: question: Field required; answerKey: Field required",
+            r"a\.jsonl:3: not a csqa row: question: is missing; answerKey: is missing",
         ),
         (
             "csqa",
@@ -143,7 +143,7 @@ def test_no_query_holds_a_field_that_only_graders_may_see(tmp_path: Path) -> Non
             "musique",
             "a.jsonl",
             '{"id": "x", "question": "q"}',
-            r"a\.jsonl:1: not a musique row: answer: Field required",
+            r"a\.jsonl:1: not a musique row: answer: is missing",
         ),
     ],
 )

@@ -106,10 +106,14 @@ def test_option_outdoes_the_graders_of_the_rows(tmp_path: Path) -> None:
     [
         (CAPITAL, None, "mine.jsonl:1: no grader for this row: give --grader math, number, choice, text"),
         (CAPITAL, "numbr", "mine.jsonl:1: no grader 'numbr'"),
-        (CAPITAL, "number", "cannot read the right answer 'Paris': no number"),
+        (CAPITAL, "number", "cannot read the right answer 'Paris': it is no number, or several"),
         ({**CAPITAL, "choices": ["Lyon", "Rome"]}, None, "none of the choices"),
         ({"question": "?"}, "text", "the row has no right answer"),
-        ({"answer": "x"}, "text", "question: Field required"),
+        ({"answer": "x"}, "text", "question: is missing"),
+        ({**CAPITAL, "answer": "3,5"}, "number", "'3,5': it is no number, or several; write one, with a"),
+        ({**CAPITAL, "answer": [1, 2]}, "number", "'[1, 2]': it is no number, or several"),
+        ({**CAPITAL, "choices": "a,b"}, "text", "choices: got no list, expected a list of at most 26 texts"),
+        ({**CAPITAL, "choices": ["a"] * 27}, "text", "choices: got 27 texts, expected a list of at most 26"),
     ],
 )
 def test_row_that_cannot_be_graded_is_refused_before_anything_is_asked(

@@ -119,6 +119,13 @@ def test_replies_without_a_verdict_and_repeated_rows_are_said(tmp_path: Path) ->
     assert [record.reply for record in read_book(tmp_path / "mine.book")] == ["four", "four", "y"]
 
 
+def test_right_answers_that_are_no_number_are_said(tmp_path: Path) -> None:
+    path = written(tmp_path, HEAD, 't1,p,small,4,"3,5",1', "t2,q,small,4,4,1")
+    status, output = command(tmp_path, path, "-g", "number")
+    assert status == 0
+    assert "no number: 1 right answer, such as '3,5'" in output
+
+
 @pytest.mark.parametrize("lines", [(), (HEAD,)])
 def test_table_without_a_reply_makes_no_book(tmp_path: Path, lines: tuple[str, ...]) -> None:
     status, output = command(tmp_path, written(tmp_path, *lines))
