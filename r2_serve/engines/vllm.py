@@ -81,6 +81,7 @@ class VllmEngine:
         self._tokenizer_folder = _tokenizer_folder(path)
         kwargs = _engine_kwargs(config, path, self._tokenizer_folder)
         self._max_adapters = _max_adapters(kwargs)
+        self._num_in_memory = _num_in_memory(kwargs)
         self._engine = _started(kwargs, reports_to_ray=reports_to_ray)
         self._server = VllmServer(self._engine, config)
         self._sleep = Sleep(self._engine, config.sleep_after_s)
@@ -171,7 +172,9 @@ class VllmEngine:
             )
         self._adapters.check_free(name)
         _check_adapter(name, path)
-        request = LoRARequest(lora_name=name, lora_int_id=next(self._adapter_ids), lora_path=path)
+        number = next(self._adapter_ids)
+        # vLLM's prefix cache keys on this name: other weights that come under `name` later need another.
+        request = LoRARequest(lora_name=f"{name}#{number}", lora_int_id=number, lora_path=path)
         self._adapters.add(name, request)
 
     async def check_health(self) -> None:
@@ -234,7 +237,7 @@ class VllmEngine:
         """Raises: EngineRefused for an unknown adapter; EngineUnavailable."""
         self._check_open()
         if (lora := await self._loaded(call.adapter)) is not None:
-            self._server.know_adapter(lora)
+            self._server.know_adapter(str(call.adapter), lora)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -245,7 +248,8 @@ class VllmEngine:
         if name is None:
             return None
         request = self._adapters.get(name)
-        if name not in self._loaded_adapters:
+        may_be_evicted = len(self._adapters) > self._num_in_memory
+        if may_be_evicted or name not in self._loaded_adapters:
             try:
                 async with self._sleep.awake():
                     await self._engine.add_lora(request)
@@ -310,6 +314,12 @@ def _max_adapters(kwargs: Mapping[str, object]) -> int | None:
         return 0
     slots = kwargs["max_loras"]
     return slots - 1 if isinstance(slots, int) and not torch.cuda.is_available() else None
+
+
+def _num_in_memory(kwargs: Mapping[str, object]) -> int:
+    """Number of adapters that vLLM keeps in memory. It reads the others again when they are called."""
+    sizes = (kwargs.get("max_cpu_loras"), kwargs.get("max_loras"))
+    return next((size for size in sizes if isinstance(size, int)), 1)
 
 
 def _tokenizer_folder(path: str) -> str | None:

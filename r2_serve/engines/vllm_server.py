@@ -76,9 +76,9 @@ class VllmServer:
         )
         self._may_fetch = bool(config.engine_kwargs.get("allowed_media_domains"))
 
-    def know_adapter(self, request: LoRARequest) -> None:
+    def know_adapter(self, name: str, request: LoRARequest) -> None:
         """Makes the adapter's name a model to the server code, like the base's."""
-        self._models.lora_requests[request.lora_name] = request
+        self._models.lora_requests[name] = request
 
     def forget_adapter(self, name: str) -> None:
         self._models.lora_requests.pop(name, None)

@@ -19,6 +19,9 @@ from r2_serve.prompts.conversation import followed_by, tagged
 from r2_serve.types import REFERENCE, Allocation, Message, ModelCard, Plan, Subtask, references
 
 MAX_REPLY_CHARS = 200_000
+WORDED = r"^.{0,5}[0-9A-Za-z\u00C0-\u1FFF\u3040-\uD7FF].*$"
+"""The pattern of a step's text in schemas: a letter or digit of any script among its first six characters, so
+that no step is `...`. It has no lookahead and no `minLength` beside it, which grammars do not keep to."""
 _Reply = TypeVar("_Reply", bound=BaseModel)
 
 _DECOMPOSE = """Do not answer yet. Split what the conversation above asks for into subtasks for other \
@@ -202,7 +205,7 @@ def _step_schema(place: int, pool: Sequence[ModelCard]) -> dict[str, object]:
     )
     return _closed_object(
         id=integer | {"enum": [place]},
-        text={"type": "string", "minLength": 1},
+        text={"type": "string", "pattern": WORDED},
         depends_on={"type": "array", **earlier},
         needs_query={"type": "boolean"},
         **({"model": {"type": "string", "enum": [card.name for card in pool]}} if pool else {}),

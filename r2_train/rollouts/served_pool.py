@@ -145,7 +145,11 @@ class ServedPool(DescribedPool):
 
     def in_context(self, context: Context) -> ServedPool:
         """The same pool, where the steps of plans read `context` of the query."""
-        virtual = self.virtual.model_copy(update={"context": context})
+        return self.changed(context=context)
+
+    def changed(self, **fields: object) -> ServedPool:
+        """The same pool, whose virtual model has these fields."""
+        virtual = self.virtual.model_copy(update=fields)
         models = {**self.routing.virtual_models, self.virtual_model: virtual}
         return replace(self, routing=self.routing.model_copy(update={"virtual_models": models}))
 

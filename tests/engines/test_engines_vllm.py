@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from importlib.util import find_spec
@@ -260,42 +261,88 @@ async def test_embedded_model_answers_as_with_transformers() -> None:
     assert ours[0].split()[0] == "7"
 
 
-async def test_replies_satisfy_a_json_schema_and_a_closed_engine_is_unhealthy(tmp_path: Path) -> None:
-    engine = VllmEngine(VllmEngineConfig(kind="vllm", model=character_checkpoint(tmp_path)))
-    try:
-        sampling = Sampling(max_tokens=100, temperature=1.0, json_schema=SCHEMA)
-        replies = [
-            await engine.generate(engine_call(user("json"), sampling.model_copy(update={"seed": seed})))
-            for seed in range(8)
-        ]
-        finished: list[Any] = [json.loads(reply.text) for reply in replies if reply.finish_reason == "stop"]
-        assert finished
-        for value in finished:
-            assert set(value) == {"ok", "steps"}
-            assert isinstance(value["ok"], bool)
-            assert 2 <= len(value["steps"]) <= 3
-            assert all(math.floor(step) == step for step in value["steps"])
-        wanted = {"type": "json_schema", "json_schema": {"name": "steps", "schema": SCHEMA}}
-        named = await engine.generate(
-            engine_call(
-                user("json"),
-                sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}),
-            )
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def characters(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+    """An engine with few slots for adapters. Its last test closes it."""
+    path = character_checkpoint(tmp_path_factory.mktemp("characters"))
+    kwargs = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 3, "max_lora_rank": 8, "block_size": 32}
+    engine = VllmEngine(VllmEngineConfig(kind="vllm", model=path, engine_kwargs=kwargs))
+    yield engine
+    await engine.aclose()
+
+
+async def test_replies_satisfy_a_json_schema(characters: VllmEngine) -> None:
+    sampling = Sampling(max_tokens=100, temperature=1.0, json_schema=SCHEMA)
+    replies = [
+        await characters.generate(engine_call(user("json"), sampling.model_copy(update={"seed": seed})))
+        for seed in range(8)
+    ]
+    finished: list[Any] = [json.loads(reply.text) for reply in replies if reply.finish_reason == "stop"]
+    assert finished
+    for value in finished:
+        assert set(value) == {"ok", "steps"}
+        assert isinstance(value["ok"], bool)
+        assert 2 <= len(value["steps"]) <= 3
+        assert all(math.floor(step) == step for step in value["steps"])
+    wanted = {"type": "json_schema", "json_schema": {"name": "steps", "schema": SCHEMA}}
+    named = await characters.generate(
+        engine_call(
+            user("json"),
+            sampling.model_copy(update={"seed": 0, "json_schema": None, "response_format": wanted}),
         )
-        assert named.text == replies[0].text
-        anything = await engine.generate(
-            engine_call(user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"}))
-        )
-        assert anything.text.lstrip().startswith("{")
-        call = asyncio.create_task(
-            engine.generate(
-                engine_call(user("json"), Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA))
-            )
-        )
-        await until(lambda: engine._engine.get_num_unfinished_requests() == 1)
-    finally:
-        await engine.aclose()
+    )
+    assert named.text == replies[0].text
+    anything = await characters.generate(
+        engine_call(user("json"), Sampling(max_tokens=5, response_format={"type": "json_object"}))
+    )
+    assert anything.text.lstrip().startswith("{")
+
+
+async def test_each_of_more_adapters_than_slots_answers_as_it_does_alone(
+    characters: VllmEngine, tmp_path: Path
+) -> None:
+    """Two have slots and three are in memory. The limit that protects calls without an adapter on CPUs is
+    lifted, as these calls all have one."""
+    characters._max_adapters = None
+    base = characters._config.model
+    paths = {f"a{i}": random_adapter(base, tmp_path / f"a{i}", seed=i) for i in range(6)}
+    other = await asyncio.to_thread(
+        TransformersEngine, TransformersEngineConfig(kind="transformers", path=base, adapters=paths)
+    )
+    text = "the same words for all, as many as a block of the cache holds"
+
+    async def reply(engine: VllmEngine | TransformersEngine, name: str) -> str:
+        call = engine_call(user(text), Sampling(max_tokens=20), adapter=name)
+        return (await engine.generate(call)).text.strip()
+
+    alone = {name: await reply(other, name) for name in paths}
+    await other.aclose()
+    assert len(set(alone.values())) == len(paths)
+    for name, path in paths.items():
+        await characters.load_adapter(name, path)
+    for order in (list(paths), [*reversed(paths)], [*paths, *paths]):
+        assert [await reply(characters, name) for name in order] == [alone[name] for name in order]
+    at_once = [*paths] * 3
+    assert await asyncio.gather(*(reply(characters, name) for name in at_once)) == [
+        alone[name] for name in at_once
+    ]
+    await characters.unload_adapter("a0")
+    await characters.load_adapter("a0", paths["a5"])
+    assert await reply(characters, "a0") == alone["a5"], "no reply of the weights that had this name before"
+    for name in ("a3", "a4", "a5"):
+        await reply(characters, name)
+    shutil.rmtree(paths["a1"])
+    with pytest.raises(EngineRefused, match="'a1' cannot be loaded"):
+        await reply(characters, "a1")
+    assert await reply(characters, "a2") == alone["a2"], "the engine lives on"
+
+
+async def test_closed_engine_gives_up_its_calls_and_is_unhealthy(characters: VllmEngine) -> None:
+    sampling = Sampling(max_tokens=110, temperature=1.0, json_schema=SCHEMA)
+    call = asyncio.create_task(characters.generate(engine_call(user("json"), sampling)))
+    await until(lambda: characters._engine.get_num_unfinished_requests() == 1)
+    await characters.aclose()
     with pytest.raises(EngineUnavailable):
         await asyncio.wait_for(call, 10)
     with pytest.raises(EngineUnavailable, match="closed"):
-        await engine.generate(engine_call(user("json"), Sampling()))
+        await characters.generate(engine_call(user("json"), Sampling()))

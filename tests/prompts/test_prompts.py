@@ -1,6 +1,7 @@
 """Both codecs: what models read (golden files), and that what they write is read back or refused."""
 
 import json
+import re
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from r2_serve.config.prompts import PromptExample
 from r2_serve.errors import CodecError
 from r2_serve.prompts import Codec, get_codec
 from r2_serve.prompts.conversation import asked, followed_by
+from r2_serve.prompts.instruct import WORDED
 from r2_serve.types import Allocation, Message, Plan, Subtask, references
 from tests import ROOT
 from tests.support.cpu import loops
@@ -124,6 +126,25 @@ def test_decomposer_that_allocates_reads_the_pool_and_a_schema_holds_it_to_that(
     assert COMPACT.render_decompose(asked("run left"), 8, POOL) == COMPACT.render_decompose(
         asked("run left"), 8
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_step"),
+    [
+        ("3 * 9", True),
+        ("#1 + #2", True),
+        ("**Find** 'it'", True),
+        ("\u52a0\u6cd5", True),
+        ("...", False),
+        (" ", False),
+        ("\u2026", False),
+        ("......... a", False),
+    ],
+)
+def test_schema_admits_steps_with_a_word_alone(text: str, is_step: bool) -> None:
+    (step, _) = INSTRUCT.plan_schema(2)["properties"]["subtasks"]["prefixItems"]  # type: ignore[index,call-overload]
+    assert step["properties"]["text"] == {"type": "string", "pattern": WORDED}
+    assert bool(re.search(WORDED, text)) == is_step
 
 
 @given(plans(compact=True))
@@ -350,6 +371,7 @@ HOSTILE_INSTRUCT_PLANS = {
         '{"subtasks": [{"id": "1", "text": "a"}]}',
         '{"subtasks": [[]]}',
     ],
+    "empty_step": [plan_json("..."), plan_json("find it", " "), plan_json("\u2026 #", "x")],
     "duplicate_id": ['{"subtasks": [{"id": 1, "text": "a"}, {"id": 1, "text": "b"}]}'],
     "unknown_id": [plan_json("a", "b #3"), '{"subtasks": [{"id": 1, "text": "a", "depends_on": [99]}]}'],
     "cycle": [

@@ -10,9 +10,12 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("torch")
 if find_spec("vllm") is None or find_spec("peft") is None:
@@ -21,9 +24,17 @@ if find_spec("vllm") is None or find_spec("peft") is None:
 from r2_serve.app import bind_model
 from r2_serve.cluster.handles import ServedEngine
 from r2_serve.config import ModelServerConfig
+from r2_serve.errors import EngineRefused
+from r2_serve.grading.graders import Grader
+from r2_serve.grading.rows import task_of
 from r2_serve.ops.deploy_files.dashboard import dashboard
 from r2_serve.ops.local.cluster import finish_requests
 from r2_serve.types import EngineCall, Message, Sampling, Trace
+from r2_train.config import PoolConfig
+from r2_train.rollouts.call_cache import CallCache
+from r2_train.rollouts.served_pool import Checkpoint, open_pool
+from r2_train.stages.measure import RouterScore, measure
+from r2_train.stages.rewards import Reference
 from tests.support.deployed_cluster import until
 from tests.support.scraped import total
 from tests.support.tiny_checkpoint import random_adapter
@@ -40,6 +51,7 @@ from tests.support.vllm_stand import (
 )
 
 pytestmark = [pytest.mark.gpu if HAS_GPU else pytest.mark.engine, pytest.mark.ray]
+TASKS = [task_of("words", {"id": f"w{n}", "query": f"add {n} and 2", "gold": str(n + 2)}) for n in (1, 2)]
 TOO_MUCH = 10**13
 """Bytes of KV cache that no machine has."""
 
@@ -96,6 +108,60 @@ async def _replies(adapter: str) -> list[str]:
     engine, prompt = ServedEngine(APP), (Message(role="user", content="one plus two"),)
     calls = [EngineCall(messages=prompt, sampling=Sampling(max_tokens=12), adapter=a) for a in (None, "late")]
     return [(await engine.generate(call)).text for call in calls]
+
+
+def test_checkpoint_in_training_is_measured_on_the_served_base_and_leaves_it_as_it_was(
+    stand: VllmStand, tmp_path: Path
+) -> None:
+    """It is loaded on the replica, measured through the router, and dropped; no engine starts for it."""
+    checkpoint = Path(random_adapter(stand.checkpoint, tmp_path / "lora", seed=2))
+    running = Processes.now()
+    score, before, meanwhile, afterwards = asyncio.run(_measured(stand, checkpoint, tmp_path))
+    assert (score.num_tasks, score.num_failed) == (len(TASKS), 0)
+    assert score.calls_per_query["local"] >= 2, "plans and steps ran on the served model"
+    assert before == afterwards
+    assert meanwhile[0] != before[0] and "'decomposer-" in meanwhile[1]
+    assert Processes.now() == running
+
+
+async def _measured(
+    stand: VllmStand, checkpoint: Path, folder: Path
+) -> tuple[RouterScore, list[str], list[str], list[str]]:
+    """The score; and what the model answers and has loaded before, with the adapter, and afterwards."""
+    prompt, sampling = (Message(role="user", content="one plus two"),), Sampling(max_tokens=12)
+    served = ServedEngine(APP)
+
+    async def has_loaded() -> str:
+        with pytest.raises(EngineRefused) as refused:
+            await served.generate(EngineCall(messages=prompt, sampling=sampling, adapter="unknown"))
+        return refused.value.message
+
+    async def plain() -> list[str]:
+        reply = await served.generate(EngineCall(messages=prompt, sampling=sampling))
+        return [reply.text, await has_loaded()]
+
+    config = PoolConfig(serve_config=_brief(stand.path, folder), virtual_model="r2", reach="serve")
+    before = await plain()
+    with CallCache(folder / "calls.sqlite") as cache:
+        async with aclosing(open_pool(config, cache, {"decomposer": Checkpoint(path=checkpoint)})) as pool:
+            reference = Reference(cost_usd=1, critical_path_tokens=1)
+            score = await measure(pool, TASKS, Grader(), reference)
+            adapted = await pool.ask("local", prompt, sampling, pool.virtual.decomposer.adapter)
+            meanwhile = [adapted.text, await has_loaded()]
+    return score, before, meanwhile, await plain()
+
+
+def _brief(path: Path, folder: Path) -> Path:
+    """The config with short replies, as a random model does not end its own."""
+    raw = yaml.safe_load(path.read_text())
+    (card,) = raw["applications"][-1]["args"]["models"]
+    card["max_tokens"] = 32
+    (virtual,) = raw["applications"][-1]["deployments"][0]["user_config"]["virtual_models"].values()
+    for module in ("decomposer", "allocator"):
+        virtual[module] |= {"max_tokens": 64, "retries_cut": False}
+    brief = folder / "brief.yaml"
+    brief.write_text(yaml.safe_dump(raw))
+    return brief
 
 
 def test_replica_ends_itself_when_its_engine_is_killed_and_calls_are_answered(stand: VllmStand) -> None:

@@ -39,6 +39,8 @@ class VllmStand:
     url: str
     config: ServeConfig
     checkpoint: str
+    path: Path
+    """The file of `config`."""
 
     def post(self, model: str = "local", text: str = "hi", **fields: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 8, **fields}
@@ -63,7 +65,7 @@ def vllm_stand(folder: Path, **engine_kwargs: object) -> Iterator[VllmStand]:
     path.write_text(yaml.safe_dump(_config(checkpoint, engine_kwargs), sort_keys=False))
     config = load(path)
     with local_cluster(config, port=port, num_cpus=4, start_timeout_s=START_S) as url:
-        yield VllmStand(url, config, checkpoint)
+        yield VllmStand(url, config, checkpoint, path)
 
 
 def engine_of(checkpoint: str, **engine_kwargs: object) -> dict[str, Any]:

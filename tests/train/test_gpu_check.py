@@ -12,15 +12,15 @@ import pytest
 
 from tests import ROOT
 
-SCRIPT = ROOT / "benchmarks" / "gpu" / "check.py"
+WHEELS = ROOT / "benchmarks" / "gpu" / "wheels.txt"
 
 
 @pytest.mark.train
 def test_sections_of_the_gpu_check_run_on_a_cpu_with_tiny_sizes(tmp_path: Path) -> None:
     names = ["serve-random-100m", "train-random-100m-lora", "zero2"]
     out = tmp_path / "report.json"
-    command = [sys.executable, SCRIPT, "--tiny", "--device", "cpu", "--out", out, "--only", *names]
-    command += ["--smollm2", tmp_path / "absent"]
+    command = [sys.executable, "-m", "benchmarks.gpu.check", "--tiny", "--device", "cpu", "--out", out]
+    command += ["--only", *names, "--smollm2", tmp_path / "absent"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, cwd=ROOT, check=False)
     report = json.loads(out.read_text())
     assert done.returncode == 0, report
@@ -40,5 +40,5 @@ def test_every_wheel_that_a_bare_machine_lacks_has_a_pinned_version() -> None:
         for line in (ROOT / name).read_text().splitlines()
         if re.match(r"[a-z0-9-]+==", line)
     }
-    wheels = [line for line in (SCRIPT.parent / "wheels.txt").read_text().split("\n") if line[:1].isalpha()]
+    wheels = [line for line in WHEELS.read_text().split("\n") if line[:1].isalpha()]
     assert len(wheels) > 50 and set(wheels) <= pins
