@@ -33,7 +33,7 @@ class Budgets:
         own = Exchange.of(request.scope).key
         seen = [own] if own is not None and own.is_restricted else self.keys.known()
         spent = _most_spent(await self.scrape()) if seen else {}
-        body = {"object": "list", "data": [self._entry(key, spent) for key in seen]}
+        body: Json = {"object": "list", "data": [self._entry(key, spent) for key in seen]}
         return Response(encode(body), media_type="application/json")
 
     def _entry(self, key: ClientKey, spent: Mapping[str, Decimal]) -> Json:
