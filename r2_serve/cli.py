@@ -41,6 +41,7 @@ from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
 from r2_serve.ops.publishing.compare_cli import compare
 from r2_serve.ops.setup.doctor import doctor
+from r2_serve.ops.setup.environment import unset_keys
 from r2_serve.ops.setup.init import init
 from r2_serve.ops.setup.show import config_app
 
@@ -344,6 +345,8 @@ def _say_ready(url: str) -> None:
 def _say_how_to_use(config: ServeConfig, url: str) -> None:
     models = ", ".join(model.name for model in config.router.models)
     typer.echo(f"models: {', '.join(config.routing.virtual_models)} (routed), {models}")
+    for warning in unset_keys(config.router.models):
+        typer.secho(f"warning: {warning}", fg="yellow")
     typer.echo(f"page:   {_page(url)}")
     server = config.router.server
     key = "--api-key KEY " if server.keys_file or server.api_keys_env else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,10 @@ def fail(message: str, *, program: str = "r2-serve", status: int = 1) -> NoRetur
     raise typer.Exit(status)
 
 
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Errors of writing to an open file, which do not name it."""
+
+
 @contextmanager
 def plain_errors(program: str = "r2-serve", *, interrupted: str = "interrupted") -> Iterator[None]:
     """Print an R2Error or a file error as one message, without a traceback; ctrl-C gives status 130."""
@@ -65,9 +70,10 @@ def plain_errors(program: str = "r2-serve", *, interrupted: str = "interrupted")
     except R2Error as e:
         fail(e.message, program=program)
     except OSError as e:
-        if e.filename is None:
+        if e.filename is None and e.errno not in _DISK_ERRORS:
             raise
-        fail(f"{e.filename}: {e.strerror}", program=program)
+        where = e.filename or "a file could not be written (free some space, or name another disk)"
+        fail(f"{where}: {e.strerror}", program=program)
     except KeyboardInterrupt:
         fail(interrupted, program=program, status=INTERRUPTED)
 

@@ -69,7 +69,6 @@ class Telemetry:
     def close(self) -> None:
         """Sends what is left, for at most a few seconds."""
         self._spans.force_flush(FLUSH_MS)
-        self._meter_provider.force_flush(FLUSH_MS)
         self._spans.shutdown()  # type: ignore[no-untyped-call]
         self._meter_provider.shutdown(FLUSH_MS)
 

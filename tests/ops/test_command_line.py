@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,6 +21,17 @@ def test_r2_error_is_printed_as_one_line_and_ends_with_status_1(
         raise ConfigError("no such file: absent.yaml")
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "r2-train: no such file: absent.yaml\n"
+
+
+def test_full_disk_is_told_in_one_line_and_other_errors_without_a_file_are_not_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit) as ended, plain_errors():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert ended.value.exit_code == 1
+    assert "free some space, or name another disk): No space left on device\n" in capsys.readouterr().err
+    with pytest.raises(OSError, match="Bad file"), plain_errors():
+        raise OSError(errno.EBADF, "Bad file descriptor")
 
 
 def test_interrupted_command_ends_with_status_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from r2_serve.cli import app
 from r2_serve.config.prices import all_listed
 from r2_serve.config.providers import PROVIDERS
 from r2_serve.ops.setup.choice import SUGGESTED
+from r2_serve.ops.setup.environment import unset_keys
 from r2_serve.serve_config import check, load
 from tests import ROOT
 from tests.support.load_endpoint import router_app, serving
@@ -68,6 +69,14 @@ def test_without_keys_it_says_which_variables_it_reads(tmp_path: Path) -> None:
     assert not (tmp_path / "r2.yaml").exists()
 
 
+def test_start_names_the_variables_without_a_key(tmp_path: Path) -> None:
+    assert run("init", tmp_path / "r2.yaml", keys=KEYS).exit_code == 0
+    models = load(tmp_path / "r2.yaml").router.models
+    (warning,) = unset_keys(models, {"OPENAI_API_KEY": "key-of-openai", "DEEPSEEK_API_KEY": " "})
+    assert warning.startswith("DEEPSEEK_API_KEY is not set") and "deepseek-v4-flash" in warning
+    assert list(unset_keys(models, KEYS)) == []
+
+
 def test_existing_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "r2.yaml").write_text("mine")
     done = run("init", tmp_path / "r2.yaml", keys=KEYS)
@@ -91,7 +100,10 @@ def test_model_without_a_known_price_asks_for_one_and_takes_it(tmp_path: Path) -
     [
         (("-m", "opnai/gpt-6-luna"), "providers: openai"),
         (("-m", "gpt-6-luna"), "PROVIDER/MODEL"),
+        (("-m", "opnai/gpt-6-luna"), "did you mean openai?"),
         (("-m", "openai/gpt-6-luna@cheap"), "IN,OUT"),
+        (("-m", "openai/gpt-6-luna@-1,2"), "IN,OUT"),
+        (("-m", "openai/gpt-6-luna@nan,2"), "IN,OUT"),
         (("-m", "openai/gpt-6-luna", "-m", "openai/gpt-6-luna"), "one name"),
         (("-m", "openai/gpt-6-luna", "--at", "openai=localhost"), "PROVIDER=http"),
     ],

@@ -53,6 +53,8 @@ class WatchedQuery:
         if self._plan is None:
             return self._line()
         table = figures_table(("", "subtask", "model", "answer", "calls", "cost"), (), num_texts=4)
+        for column in table.columns[1:4]:
+            column.no_wrap = False  # or figures would be cut where the terminal is narrow
         for number, step in self._steps.items():
             self._add(table, number, step)
         return Group(dag_view(self._plan), table, self._line())
@@ -108,7 +110,12 @@ class WatchedQuery:
         self._now = "answered"
 
     def _failed(self, event: Event) -> None:
-        self._now = f"failed: {event.error}"
+        self.end(f"failed: {event.error}")
+
+    def end(self, why: str = "no answer came") -> None:
+        """Shows that the query has no answer; the reason of a failed query stays."""
+        if not self._now.startswith("failed"):
+            self._now = why
         for step in self._steps.values():
             step.state = "failed" if step.state == "works" else step.state
 
@@ -122,13 +129,18 @@ async def watched(http: httpx.AsyncClient, query: Query) -> client.ChatReply:
     usage = None
     body = client.chat_body(query, is_streamed=True, has_events=True)
     with Live(seen.view(), console=Console(markup=False), refresh_per_second=8) as live:
-        async for piece in client.ask_streamed(http, body):
-            texts.append(piece.text)
-            usage = piece.usage or usage
-            if piece.r2 is not None and piece.r2.event is not None:
-                seen.take(piece.r2.event)
-                live.update(seen.view())
-            elif piece.r2 is not None:
-                extras = piece.r2
+        try:
+            async for piece in client.ask_streamed(http, body):
+                texts.append(piece.text)
+                usage = piece.usage or usage
+                if piece.r2 is not None and piece.r2.event is not None:
+                    seen.take(piece.r2.event)
+                    live.update(seen.view())
+                elif piece.r2 is not None:
+                    extras = piece.r2
+        except client.RequestFailed:
+            seen.end()
+            live.update(seen.view())
+            raise
     live.console.print()
     return client.ChatReply("".join(texts), usage, extras)

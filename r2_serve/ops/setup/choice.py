@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 
 import httpx
 
@@ -74,8 +75,8 @@ def hosted(given: str, addresses: Mapping[str, str]) -> Chosen:
     model, _, price = rest.partition("@")
     if provider not in PROVIDERS or not model:
         raise ConfigError(
-            f"--model {given!r} is not PROVIDER/MODEL, such as openai/{SUGGESTED['openai'][0]}; "
-            f"providers: {', '.join(PROVIDERS)}"
+            f"--model {given!r} is not PROVIDER/MODEL, such as openai/{SUGGESTED['openai'][0]}"
+            f"{_meant(provider)}; providers: {', '.join(PROVIDERS)}"
         )
     engine = {"provider": provider}
     name = model.rsplit("/", 1)[-1].replace(":", "-")
@@ -148,12 +149,20 @@ def by_price(models: Sequence[Chosen]) -> list[tuple[Chosen, ModelGroup]]:
     ]
 
 
+def _meant(provider: str) -> str:
+    close = get_close_matches(provider, PROVIDERS, n=1)
+    return f"; did you mean {close[0]}?" if close and close[0] != provider else ""
+
+
 def _prices(given: str, price: str) -> tuple[Decimal, Decimal]:
     usd_in, _, usd_out = price.partition(",")
     try:
-        return Decimal(usd_in), Decimal(usd_out)
-    except InvalidOperation as e:
-        raise ConfigError(f"--model {given!r}: {price!r} is not IN,OUT, such as 0.10,0.50") from e
+        prices = Decimal(usd_in), Decimal(usd_out)
+    except InvalidOperation:
+        prices = Decimal("NaN"), Decimal("NaN")
+    if not all(usd.is_finite() and usd >= 0 for usd in prices):
+        raise ConfigError(f"--model {given!r}: {price!r} is not IN,OUT, such as 0.10,0.50")
+    return prices
 
 
 def _billions(name: str) -> float:

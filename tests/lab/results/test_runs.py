@@ -327,7 +327,7 @@ def test_rows_too_large_for_a_list_are_counted_and_not_read(
 def test_missing_directory_and_unknown_run_say_what_to_name(tmp_path: Path) -> None:
     write_eval(tmp_path / "eval" / "scan")
     done = run("--dir", tmp_path / "none")
-    assert done.exit_code == 1 and "is no directory of runs" in done.output
+    assert done.exit_code == 1 and "is not there yet" in done.output
     with pytest.raises(R2Error, match=r"no run 'scam': choose one of eval/scan"):
         find_run(tmp_path, "scam")
     assert find_run(tmp_path, "scan").path == "eval/scan"
