@@ -64,8 +64,12 @@ export function Ask({ models }) {
   const [form, setForm] = useState({ question: "", model: models[0].id, policy: "", limit: "", deadline: "" });
   const [query, setQuery] = useState(null);
   const [isBusy, setBusy] = useState(false);
-  const running = useRef(null);
+  const running = useRef(null), result = useRef(null);
   useEffect(() => () => running.current?.abort(), []);
+  useEffect(() => {
+    const isLow = result.current.getBoundingClientRect().top > innerHeight / 2; // as on a phone
+    if (isBusy && isLow) result.current.scrollIntoView();
+  }, [isBusy]);
   const set = (name) => (e) => setForm({ ...form, [name]: e.target?.value ?? e });
 
   async function submit(e) {
@@ -93,7 +97,7 @@ export function Ask({ models }) {
     </div>
     ${!query && html`<p class="quiet">Ask something: the plan appears here as soon as it exists.</p>
       <${Examples} models=${models} onPick=${(model) => setForm({ ...form, question: model.r2.example, model: model.id, policy: "" })} />`}
-    ${query && html`<${SavedView} query=${query} title=${query.text} isBusy=${isBusy} />`}
+    <div ref=${result}>${query && html`<${SavedView} query=${query} title=${query.text} isBusy=${isBusy} />`}</div>
     <${OwnBudget} isBusy=${isBusy} />
   </form>`;
 }

@@ -83,7 +83,7 @@ function Plot({ title, xs, ys, isCount }) {
   const place = useRef(null);
   useEffect(() => {
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
-    const times = { ...axis, grid: { show: false }, values: (_, ticks) => ticks.map((s) => clock(s * 1000)), space: 70, size: 30 };
+    const times = { ...axis, grid: { show: false }, values: (_, ticks) => ticks.map((s) => clock(s * 1000)), space: 70, size: 36 };
     const bars = { fill: colour("--accent"), paths: uPlot.paths.bars({ size: [0.8] }), points: { show: false } };
     const options = {
       width: place.current.clientWidth, height: 150, axes: [times, isCount ? { ...axis, incrs: WHOLE } : axis], padding: [null, 24, null, null], legend: { show: false }, series: [{}, bars], cursor: { show: false },
