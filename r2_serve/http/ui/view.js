@@ -89,7 +89,7 @@ function useReplay({ events }) {
     if (!isPlaying) return undefined;
     if (at >= events.length) return setPlaying(false);
     const factor = Math.min(1, LONGEST_REPLAY_S / events.at(-1).at_s), passed = events[at].at_s - (events[at - 1]?.at_s || 0);
-    const timer = setTimeout(() => setAt(at + 1), Math.max(60, 1000 * factor * passed));
+    const timer = setTimeout(() => setAt((now) => (now === at ? at + 1 : now)), Math.max(60, 1000 * factor * passed));
     return () => clearTimeout(timer);
   }, [isPlaying, at]);
   const go = (number, plays) => { setAt(number); setPlaying(plays); };
