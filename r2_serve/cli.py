@@ -41,7 +41,7 @@ from r2_serve.ops.prices import prices
 from r2_serve.ops.publishing.cli import publish, rollback
 from r2_serve.ops.publishing.compare_cli import compare
 from r2_serve.ops.setup.doctor import doctor
-from r2_serve.ops.setup.environment import unset_keys
+from r2_serve.ops.setup.environment import warn_of_unset_keys
 from r2_serve.ops.setup.init import init
 from r2_serve.ops.setup.show import config_app
 
@@ -345,13 +345,11 @@ def _say_ready(url: str) -> None:
 def _say_how_to_use(config: ServeConfig, url: str) -> None:
     models = ", ".join(model.name for model in config.router.models)
     typer.echo(f"models: {', '.join(config.routing.virtual_models)} (routed), {models}")
-    for warning in unset_keys(config.router.models):
-        typer.secho(f"warning: {warning}", fg="yellow")
+    warn_of_unset_keys(config.router.models)
     typer.echo(f"page:   {_page(url)}")
     server = config.router.server
     key = "--api-key KEY " if server.keys_file or server.api_keys_env else ""
-    typer.echo(f"try:    r2-serve ask --url {url} {key}'{QUESTION}'")
-    typer.echo("stop:   ctrl-C")
+    typer.echo(f"try:    r2-serve ask --url {url} {key}'{QUESTION}'\nstop:   ctrl-C")
 
 
 def _page(url: str) -> str:
