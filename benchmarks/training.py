@@ -3,6 +3,7 @@
     python benchmarks/training.py scale-rewards runs/retrain/words-0
     python benchmarks/training.py wide-plans runs/retrain/words-0
     python benchmarks/training.py recover runs/retrain/words-0
+    python benchmarks/training.py recover runs/retrain/everyday-0 --model lists-33k
 
 - scale-rewards: GRPO with and without the division by the group's standard deviation.
 - wide-plans: GRPO with the critical-path term, from a decomposer without a preference.
@@ -25,6 +26,7 @@ from typing import Annotated, Any
 
 import typer
 from dag import figures, r2, read_graphs, replay
+from recovery import Recovery, table_of
 from rich.console import Console
 from rich.table import Table
 
@@ -108,16 +110,23 @@ def wide_plans(
 def recover(
     source: SourceArgument,
     out: OutOption = Path("runs/experiments/recover"),
-    gone: Annotated[str, typer.Option(help="Pool model that is removed.")] = "words-5k",
-    dear: Annotated[str, typer.Option(help="Pool model whose price rises.")] = "words-22k",
-    price: Annotated[float, typer.Option(help="Its new price in USD per 1M tokens.")] = 0.4,
+    gone: Annotated[str, typer.Option(help="words: the model that is removed.")] = "words-5k",
+    dear: Annotated[str, typer.Option(help="words: the model whose price rises.")] = "words-22k",
+    price: Annotated[float, typer.Option(help="words: its new price in USD per 1M tokens.")] = 0.4,
+    model: Annotated[
+        list[str] | None, typer.Option(help="everyday: a model that gets dear, goes and comes; repeatable.")
+    ] = None,
     num_test: TasksOption = 1000,
 ) -> None:
     """Measure the trained router on a changed pool, and retrain its allocator alone for that pool.
 
-    One pool lacks a model; in the other a model has a new price.
+    One pool lacks a model; in the other a model has a new price. An everyday run, whose allocator reads
+    prices and skills, is also refitted in seconds, and meets a model that it did not know.
     """
     config, start, rows = load_config(source / "config.yaml"), _pair(source, "best"), []
+    if _domain(config) == "everyday":
+        asyncio.run(_recover_everyday(config, source, out, model or ["arithmetic-33k"], num_test))
+        return
     rows.append(
         _measured(TrainingRun(config, out / f"{source.name}-before", console), start, num_test, name="before")
     )
@@ -134,6 +143,15 @@ def recover(
         )
         rows.append(_allocator_anew(changed, source, directory, start, num_test, name=f"{label}, retrained"))
     _show(rows, out / f"{source.name}.json")
+
+
+async def _recover_everyday(
+    config: TrainConfig, source: Path, out: Path, models: list[str], num_test: int
+) -> None:
+    recovery = await Recovery.of(config, source, out / source.name, num_test, console)
+    rows = [row for model in models for row in await recovery.rows(model)]
+    Console(width=max(console.width, 140)).print(table_of(rows))
+    _write([row.model_dump() for row in rows], out / f"{source.name}.json")
 
 
 def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any], **grpo: Any) -> TrainConfig:
@@ -243,6 +261,10 @@ def _show(rows: list[Row], path: Path, *more: str) -> None:
             *(f"{row[key]:.3f}" for key in more),
         )
     Console(width=max(console.width, 120)).print(table)
+    _write(rows, path)
+
+
+def _write(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")
     console.print(f"written: {path}")

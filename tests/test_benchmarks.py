@@ -10,11 +10,19 @@ from benchmarks import page
 from benchmarks.eval_throughput import ask_models, ask_router, measure, measure_by_hand
 from tests import ROOT
 
-BENCHMARKS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "training"]
+NEEDS_TORCH = ("recovery", "training")
+BENCHMARKS = [
+    path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem not in NEEDS_TORCH
+]
 
 
 @pytest.mark.parametrize(
-    "name", [*BENCHMARKS, "simulation.study", pytest.param("training", marks=pytest.mark.train)]
+    "name",
+    [
+        *BENCHMARKS,
+        "simulation.study",
+        *(pytest.param(name, marks=pytest.mark.train) for name in NEEDS_TORCH),
+    ],
 )
 def test_every_benchmark_finds_the_names_that_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -1,4 +1,4 @@
-"""A baseline: one model that reads the whole word problem and writes every step, then the answer.
+"""A baseline: one model that reads the whole problem and writes every step, then the answer.
 
 It has about as many parameters as pool and router together, and about their training time. Its replies are in
 the workers' notation, digits least significant first:
@@ -8,17 +8,27 @@ the workers' notation, digits least significant first:
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from r2_serve.lab.domains import Task, words
+from r2_serve import EMBEDDED
+from r2_serve.lab.domains import Task, everyday, everyday_steps, words
+from r2_serve.lab.ladder.policies import chain_answer
+from r2_serve.types import substitute
 from r2_train.tiny.evaluate_pool import MAX_ANSWER_TOKENS, held_out_tasks, load_pool
 from r2_train.tiny.pool_execution import execute
-from r2_train.tiny.tiny_data import CODEC, ask, format_answer, solved_steps, worker_prompt
+from r2_train.tiny.tiny_data import (
+    CODEC,
+    DomainName,
+    ask,
+    calculation_example,
+    everyday_step_example,
+    worker_prompt,
+)
 from r2_train.tiny.tiny_models import TextExample, TinyModel
 
-MAX_REPLY_TOKENS = 160
-"""Enough for the longest chain: eleven steps on numbers of four digits."""
+MAX_REPLY_TOKENS: dict[DomainName, int] = {"words": 160, "everyday": 320}
+"""Enough for the longest chain: eleven steps on numbers of four digits, or ten everyday steps."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +42,44 @@ class ChainReport:
     tokens_per_task: float
 
 
-def chain_examples(num_tasks: int, seed: int) -> list[TextExample]:
+def chain_examples(num_tasks: int, seed: int, domain: DomainName = "words") -> list[TextExample]:
     """Training problems with their solved reference plans."""
+    if domain == "everyday":
+        tasks = everyday.tasks("train", num_tasks, seed)
+        return [_example(task, everyday_step_example, everyday_steps.solve) for task in tasks]
     problems = words.problems("train", num_tasks, seed)
-    return [_example(words.task(p, random.Random(f"chain/{seed}/{p.key}"))) for p in problems]
+    return [
+        _example(words.task(p, random.Random(f"chain/{seed}/{p.key}")), calculation_example, words.solve)
+        for p in problems
+    ]
 
 
-def evaluate_chain(model: TinyModel, model_dir: Path, num_tasks: int, seed: int = 0) -> ChainReport:
-    """Accuracy and cost on held-out problems. `model_dir` holds the pool that the cost is relative to."""
-    tasks = held_out_tasks("words", "test", num_tasks, seed)
+def evaluate_chain(
+    model: TinyModel, num_tasks: int, seed: int = 0, domain: DomainName = "words"
+) -> ChainReport:
+    """Accuracy on held-out problems, and the cost relative to the shipped pool's largest worker."""
+    tasks = held_out_tasks(domain, "test", num_tasks, seed)
     prompts = [CODEC.render_query(ask(task.query)) for task in tasks]
-    replies, cost = model.chat(prompts, max_tokens=MAX_REPLY_TOKENS)
+    replies, cost = model.chat(prompts, max_tokens=MAX_REPLY_TOKENS[domain])
     right = [chain_answer(reply) == task.gold for reply, task in zip(replies, tasks, strict=True)]
-    plans, largest = [task.reference_plan for task in tasks], load_pool("words", model_dir)[-1]
+    plans, largest = [task.reference_plan for task in tasks], load_pool(domain, EMBEDDED)[-1]
     models = [(largest.name,) * len(plan.subtasks) for plan in plans]
-    reference = execute(plans, models, {largest.name: largest}, MAX_ANSWER_TOKENS["words"])
+    reference = execute(plans, models, {largest.name: largest}, MAX_ANSWER_TOKENS[domain])
     n = len(tasks)
     return ChainReport(n, sum(right) / n, cost / reference.cost, cost / model.num_params / n)
 
 
-def chain_answer(reply: str) -> str:
-    """The answer after the bar; empty if there is none."""
-    return CODEC.parse_answer(reply.partition("|")[2])
-
-
-def _example(task: Task) -> TextExample:
-    steps = solved_steps(task.reference_plan)
-    chain = " ; ".join(f"{worker_prompt(step)} = {format_answer(words.solve(step))}" for step in steps)
-    return TextExample(worker_prompt(task.query), f"{chain} | {format_answer(task.gold)}")
+def _example(
+    task: Task, step_example: Callable[[str], TextExample], solve: Callable[[str], str]
+) -> TextExample:
+    answers: dict[int, str] = {}
+    written: dict[int, str] = {}
+    chain = []
+    for subtask in task.reference_plan.subtasks:
+        text = substitute(subtask.text, answers)
+        step = step_example(text)
+        answers[subtask.id], written[subtask.id] = solve(text), step.target
+        chain.append(f"{step.prompt} = {step.target}")
+    template = task.reference_plan.answer or f"#{len(chain)}"
+    answer = substitute(template.replace(",", " ,"), written)
+    return TextExample(worker_prompt(task.query), f"{' ; '.join(chain)} | {answer}")

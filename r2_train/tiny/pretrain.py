@@ -136,6 +136,12 @@ RECIPES: dict[DomainName, tuple[Recipe, ...]] = {
             Schedule(6500, 4096, 1e-2, muon_learning_rate=0.02, num_parts=2),
         ),
         Recipe("everyday-allocator", "allocator", Shape(16, 2, 2, 32), Schedule(1200, 4096, 8e-3)),
+        Recipe(
+            "everyday-cot",
+            "baseline",
+            Shape(96, 4, 4, 192),
+            Schedule(2600, 4096, 3e-3, muon_learning_rate=0.02, num_parts=2),
+        ),
     ),
     "scan": (
         Recipe("scan-1k", "worker", Shape(8, 1, 2, 16), Schedule(1500, 2048, 5e-3)),
@@ -264,7 +270,7 @@ def _examples(settings: Pretraining, recipe: Recipe) -> list[TextExample]:
         case "allocator", _:
             return _allocator_examples(settings)
         case _:
-            return chain_examples(NUM_CHAIN_TASKS, seed)
+            return chain_examples(NUM_CHAIN_TASKS, seed, settings.domain)
 
 
 def _allocator_examples(settings: Pretraining) -> list[TextExample]:
@@ -311,7 +317,7 @@ def _metrics(
     if recipe.kinds:
         return everyday_skills(tiny, seed)
     if recipe.role == "baseline":
-        return asdict(evaluate_chain(tiny, settings.out, NUM_METRIC_TASKS, seed))
+        return asdict(evaluate_chain(tiny, NUM_METRIC_TASKS, seed, domain))
     tests = {split: held_out_tasks(domain, split, NUM_METRIC_TASKS, seed) for split in SPLITS[domain]}
     if recipe.role == "decomposer":
         codec = CHAINS if domain == "everyday" else CODEC

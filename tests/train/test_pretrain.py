@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import EMBEDDED
-
 torch = pytest.importorskip("torch")
 
-from r2_serve.lab.domains import scan, words  # noqa: E402
-from r2_train.tiny.chain_of_thought import chain_answer, chain_examples, evaluate_chain  # noqa: E402
+from r2_serve.lab.domains import everyday, scan, words  # noqa: E402
+from r2_serve.lab.ladder.policies import chain_answer  # noqa: E402
+from r2_train.tiny.chain_of_thought import MAX_REPLY_TOKENS, chain_examples, evaluate_chain  # noqa: E402
 from r2_train.tiny.muon import orthogonal  # noqa: E402
 from r2_train.tiny.pretrain import RECIPES, pretrain  # noqa: E402
 from r2_train.tiny.tiny_data import (  # noqa: E402
@@ -61,15 +60,21 @@ def test_a_chain_of_thought_is_right_in_every_step_and_ends_in_the_answer() -> N
         assert chain_answer(chain) == "", "a chain that was cut short has no answer"
 
 
+def test_a_chain_of_everyday_steps_ends_in_every_result_of_the_problem() -> None:
+    tasks = everyday.tasks("train", 200)
+    for example, task in zip(chain_examples(200, 0, "everyday"), tasks, strict=True):
+        assert chain_answer(example.target) == task.gold
+        assert example.target.count(" = ") == len(task.reference_plan.subtasks)
+        assert len(example.target.split()) < MAX_REPLY_TOKENS["everyday"]
+
+
 def test_the_cost_of_a_chain_of_thought_is_proportional_to_its_tokens() -> None:
     small, large = (
         TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0).num_params
         for shape in SHAPES
     )
     few, many = (
-        evaluate_chain(
-            TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0), EMBEDDED, 3
-        )
+        evaluate_chain(TinyModel.create("words-cot", shape, vocabulary(chain_examples(300, 0)), 0), 3)
         for shape in SHAPES
     )
     assert few.accuracy == 0.0, "it is not trained"

@@ -127,6 +127,11 @@ def oracle(cards: Sequence[ModelCard]) -> Policy:
     return choose
 
 
+def chain_answer(reply: str) -> str:
+    """The answer after the bar of a reply that writes every step; empty if there is none."""
+    return CODEC.parse_answer(reply.partition("|")[2])
+
+
 def price(card: ModelCard) -> float:
     """One price for prompt and reply, as embedded models have."""
     return float(card.usd_per_mtok_out)

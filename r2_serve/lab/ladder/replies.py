@@ -51,6 +51,8 @@ class Replies:
 
     engines: Mapping[str, Engine]
     max_tokens: int = 64
+    longer: Mapping[str, int] = field(default_factory=dict)
+    """The most tokens of models whose replies are longer."""
     _known: dict[Key, Reply] = field(default_factory=dict, repr=False)
 
     def of(self, model: str, prompt: str, words: Words = ()) -> Reply:
@@ -90,7 +92,8 @@ class Replies:
                 self._known.update(zip(part, replies, strict=True))
 
     async def _reply(self, model: str, prompt: str, words: Words) -> Reply:
-        sampling = Sampling(temperature=0.0, logprobs=True, max_tokens=self.max_tokens, words=words)
+        most = self.longer.get(model, self.max_tokens)
+        sampling = Sampling(temperature=0.0, logprobs=True, max_tokens=most, words=words)
         call = EngineCall(
             messages=(Message(role="user", content=prompt),), sampling=sampling, timeout_s=600.0
         )
