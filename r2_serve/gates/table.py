@@ -108,18 +108,23 @@ class OutcomeTable:
         named = (prompt or f"\0{task}" for task, prompt in zip(self.tasks, self.prompts, strict=True))
         return np.array([numbers.setdefault(name, len(numbers)) for name in named], np.int64)
 
+    @property
+    def num_prompts(self) -> int:
+        """The number of different prompts."""
+        return int(self.same_prompt.max()) + 1
+
     def halves(self, seed: int) -> tuple[Ints, Ints]:
         """The tasks of two random halves; tasks with one prompt stay together."""
         prompts = self.same_prompt
-        order = np.random.default_rng(seed).permutation(int(prompts.max()) + 1)
+        order = np.random.default_rng(seed).permutation(self.num_prompts)
         sizes = np.bincount(prompts)[order].cumsum()
         is_first = np.isin(prompts, order[sizes <= max(len(self) // 2, sizes[0])])
         return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
     def folds(self, number: int, seed: int) -> Ints:
         """The fold of each task at random, (T,); tasks with one prompt are in one fold."""
-        prompts = self.same_prompt
-        return np.asarray((np.random.default_rng(seed).permutation(int(prompts.max()) + 1) % number)[prompts])
+        order = np.random.default_rng(seed).permutation(self.num_prompts)
+        return np.asarray((order % number)[self.same_prompt])
 
     def at_prices(self, factors: dict[str, float]) -> OutcomeTable:
         """The table in which the cost of each named model is multiplied by its factor."""

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from r2_serve.errors import BookError
 from r2_serve.gates.belief import Evidence, Weights
 from r2_serve.gates.fitted import Answers, Chain, Gate, run_chain
 from r2_serve.gates.table import Floats, Ints, OutcomeTable
@@ -105,12 +106,17 @@ class Fit:
 
 
 def fit(table: OutcomeTable, seed: int = 0) -> Fit:
-    """Fit the evidence weights, for each fold without its tasks, and for all tasks."""
+    """Fit the evidence weights, for each fold without its tasks, and for all tasks.
+
+    Raises: BookError if there is one prompt alone.
+    """
     if len(table) > MOST_TASKS:
         table = table.take(np.sort(np.random.default_rng(seed).permutation(len(table))[:MOST_TASKS]))
     evidence = Evidence.of(table, scales_of(table))
     rows = np.arange(len(table))
-    num_folds = min(NUM_FOLDS, int(table.same_prompt.max()) + 1)
+    num_folds = min(NUM_FOLDS, table.num_prompts)
+    if num_folds < 2:
+        raise BookError(f"all {len(table)} tasks have one prompt; a fit needs two prompts at least")
     fold = table.folds(num_folds, seed)
     whole = fit_weights(evidence, rows, seed)
     weights = [fit_weights(evidence, rows[fold != k], seed, whole) for k in range(num_folds)]

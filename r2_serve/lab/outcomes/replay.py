@@ -94,9 +94,10 @@ def replay(
     """
     name = reference or (target.model if target else table.models[baselines.best_single(table)])
     compared = table.with_reply_of(name)
-    if len(compared) < FEWEST_TASKS:
+    if compared.num_prompts < FEWEST_TASKS:
         found = f"the book has {counted(len(compared), 'task')} with a reply of {name!r}"
-        raise BookError(f"{found}; a replay needs at least {FEWEST_TASKS}")
+        prompts = "" if compared.num_prompts == len(compared) else f" and {compared.num_prompts} prompts"
+        raise BookError(f"{found}{prompts}; a replay needs at least {FEWEST_TASKS} with different prompts")
     if target is not None and target.model != name:
         raise BookError(f"the target names {target.model!r}, but the reference is {name!r}")
     jobs = [(number, seed + number) for number in range(num_splits)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from r2_serve.gates.fitted import Answers
+from r2_serve.gates.fitted import Answers, Chain
+from r2_serve.lab.outcomes.fitting import Candidate
 from r2_serve.lab.outcomes.goals import MANY_TASKS, expected_accuracy, lower_bound
 from r2_serve.lab.outcomes.simple import SimpleCandidate
 
@@ -19,6 +22,13 @@ def margin(num_tasks: int) -> float:
     reference = np.tile([1.0, 0.0, 1.0, 1.0], num_tasks // 4)
     one = candidate(num_tasks)
     return expected_accuracy(one) - float(reference.mean()) - lower_bound(one, reference)
+
+
+def test_what_is_measured_alone_has_twice_the_margin_of_what_is_expected_too() -> None:
+    simple, reference = candidate(200), np.tile([1.0, 0.0, 1.0, 1.0], 50)
+    answers = replace(simple.unseen, chance=simple.unseen.right)
+    fitted = Candidate(1.0, Chain((0, 1), (), 0.0), (), answers)
+    assert lower_bound(simple, reference) == pytest.approx(2 * lower_bound(fitted, reference))
 
 
 def test_margin_falls_with_the_number_of_tasks_and_ends() -> None:

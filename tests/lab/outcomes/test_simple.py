@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from r2_serve.errors import BookError
 from r2_serve.gates.fitted import run_gate
 from r2_serve.gates.table import MISSING, NO_ANSWER, OutcomeTable
 from r2_serve.lab.outcomes.book import Outcome
@@ -86,6 +87,14 @@ def test_tasks_with_one_prompt_are_in_one_half_and_one_fold(tmp_path: Path) -> N
     assert not set(first // 2) & set(second // 2)
     folds = doubled.folds(5, 0)
     assert (folds[::2] == folds[1::2]).all()
+
+
+def test_a_book_of_one_prompt_is_refused(tmp_path: Path) -> None:
+    found = replace(table(tmp_path, 60), prompts=("Answer.",) * 60)
+    with pytest.raises(BookError, match="60 tasks with a reply of 'large' and 1 prompts; a replay needs"):
+        replay(found, reference="large")
+    with pytest.raises(BookError, match="all 60 tasks have one prompt"):
+        fit_policy(found, "large")
 
 
 def test_halves_of_distinct_prompts_are_halves_of_a_random_order(tmp_path: Path) -> None:
