@@ -52,7 +52,7 @@ class Recovered(Record):
     cost_usd: float
     """Mean cost of a problem, the router's own calls included."""
     saving: float
-    """Of the cost of the pool's largest model on every step of the same plans."""
+    """The part that is saved of the cost of the pool's largest model on every step of the same plans."""
     points: float
     """Accuracy less that of the allocator that was trained anew."""
     points_ci95: Interval

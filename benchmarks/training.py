@@ -149,9 +149,11 @@ async def _recover_everyday(
     config: TrainConfig, source: Path, out: Path, models: list[str], num_test: int
 ) -> None:
     recovery = await Recovery.of(config, source, out / source.name, num_test, console)
-    rows = [row for model in models for row in await recovery.rows(model)]
+    rows = []
+    for model in models:
+        rows += await recovery.rows(model)
+        _write([row.model_dump() for row in rows], out / f"{source.name}.json")
     Console(width=max(console.width, 140)).print(table_of(rows))
-    _write([row.model_dump() for row in rows], out / f"{source.name}.json")
 
 
 def _one_half_round(config: TrainConfig, module: Module, trainer: dict[str, Any], **grpo: Any) -> TrainConfig:
