@@ -228,7 +228,7 @@ class SubtaskFailed(R2Error):
 
         A rate limit, a prompt that is too long and a content policy stay what they are. Every other refusal
         is the client's to mend only in the final step (`is_final`), which has its parameters. In an inner
-        step, another try would pay for the plan again and end alike, so clients are asked not to make it.
+        step, another try would pay for the plan again and fail again, so clients are asked not to make it.
         """
         where = "" if is_only else f"subtask {subtask} failed on {model} and its fallbacks: "
         message = where + error.message
@@ -375,7 +375,7 @@ class AnswerWithheld(EngineRefused):
 
 
 class AnswerFiltered(AnswerWithheld):
-    """The model refused, or a content policy kept its reply back. Another try would most likely end alike."""
+    """The model refused, or a content policy kept its reply back. Another try would most likely fail too."""
 
     status = 400
     kind = "invalid_request_error"

@@ -1,4 +1,4 @@
-"""What a local model may be told about adapters."""
+"""The settings of adapters that a local model takes while it runs."""
 
 from __future__ import annotations
 

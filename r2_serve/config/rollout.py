@@ -40,7 +40,7 @@ class RolloutConfig(Config):
     {decomposer: {adapter: dec-0002}} or {policy: "one:small"}."""
     shadow: float = Field(default=0.0, ge=0, le=1)
     """The share of the present router's queries that the candidate answers too, after the client has its
-    answer; nobody sees what it says."""
+    answer; no client sees its answer."""
     canary: float = Field(default=0.0, ge=0, le=1)
     """The share of clients' queries that the candidate answers."""
     unit: Literal["conversation", "key"] = "conversation"

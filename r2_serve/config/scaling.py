@@ -1,4 +1,4 @@
-"""What the autoscaling policy may be told, and when calls move to another model."""
+"""The settings of the autoscaling policy, and when calls move to another model."""
 
 from __future__ import annotations
 

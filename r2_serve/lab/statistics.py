@@ -112,7 +112,7 @@ def _ratio(ours: float, theirs: float) -> float | None:
 def mean_interval(values: Floats) -> Interval:
     """The interval of a mean over tasks; if all values are 0, or all 1, Wilson's.
 
-    All resamples are alike then, which is no certainty.
+    All resamples are equal then, which does not make the mean certain.
     """
     if len(values) and (values == values[0]).all() and values[0] in (0.0, 1.0):
         return wilson(int(values.sum()), len(values))
@@ -127,8 +127,8 @@ def bootstrap_interval(values: Floats) -> Interval:
 def difference_interval(values: Floats, others: Floats) -> Interval:
     """The interval of the mean of paired differences of accuracies.
 
-    If all tasks differ alike, Wilson's bound on their share is given, with the other tasks taken as ties; if
-    all are ties, the others are taken as wins and losses.
+    If all tasks differ by one amount, Wilson's bound on their share is given, with the other tasks taken as
+    ties; if all are ties, the others are taken as wins and losses.
     """
     difference = values - others
     if (difference == difference[0]).all() and difference[0] in (-1.0, 0.0, 1.0):
@@ -160,7 +160,8 @@ def wilson(num_correct: int, num_tasks: int) -> Interval:
 
 
 def resampled_means(values: Floats) -> Floats:
-    """The mean of each resample, `(NUM_RESAMPLES,)`. Arrays of one length are resampled alike: paired."""
+    """The mean of each resample, `(NUM_RESAMPLES,)`. Arrays of one length stay paired: their resamples are
+    the same."""
     counts = _counts(len(values))
     parts = np.split(counts, range(_ROWS_AT_ONCE, len(counts), _ROWS_AT_ONCE))
     return np.concatenate([part.astype(np.float64) @ values for part in parts]) / len(values)

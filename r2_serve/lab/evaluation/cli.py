@@ -109,7 +109,10 @@ def run(
     ] = 100,
     seed: Annotated[int, typer.Option(help="Seed of every draw that a policy makes.")] = 0,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs with so many seeds, from --seed on, in DIR/seed-0 and so on.")
+        int,
+        typer.Option(
+            min=1, help="Number of runs, one for each seed from --seed on, in DIR/seed-0 and so on."
+        ),
     ] = 1,
     book: Annotated[
         Path | None,

@@ -78,7 +78,7 @@ class Start(Record):
     at: AwareDatetime
     policies: tuple[str, ...]
     revised: tuple[str, ...] = ()
-    """What was done anew in earlier rows: `prices`, `grades`."""
+    """What was computed again for earlier rows: `prices`, `grades`."""
     code_version: str
     machine: dict[str, str | int | None]
     packages: dict[str, str]

@@ -1,7 +1,7 @@
 """Runs policies over tasks into a run directory, and goes on where a killed run ended.
 
 `run.json` is the manifest and `rows.jsonl` the results; that is all the state there is. Tasks are taken in
-order and each goes to every policy in turn, so that other work of the machine slows all policies alike.
+order and each goes to every policy in turn, so that other work of the machine slows all policies equally.
 `random` comes after the others, because it draws with the model shares that `r2` had.
 
 A crash costs this much: tasks under way when the process dies are asked again, and what they had spent is in

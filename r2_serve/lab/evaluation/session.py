@@ -88,7 +88,7 @@ class EvalRequest(Config):
     book: Path | None = None
     """The book that is read and written; None for `book.jsonl` in `out`."""
     revised: tuple[Revision, ...] = ()
-    """What is done anew in the rows that `out` has, without a call."""
+    """What is computed again for the rows in `out`, without a model call."""
     num_tuning_tasks: int = 100
     """Development tasks on which `dot:tuned` and its like are chosen."""
     set_aside_other_run: bool = False

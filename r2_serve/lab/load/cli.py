@@ -80,7 +80,8 @@ def load(
     node_idle_timeout: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Count a node only in use and so many seconds after, as if it were taken away then."
+            min=0,
+            help="Count a node while it is in use and so many seconds longer, as if it were then removed.",
         ),
     ] = None,
     dry_run: Annotated[

@@ -13,7 +13,7 @@ from pydantic import Field
 from r2_serve.types import Record
 
 LoadOutcome = Literal["ok", "failed", "unfinished"]
-"""`unfinished` means that the run was interrupted meanwhile; such a request counts in no figure."""
+"""An `unfinished` request was under way when the run was interrupted. It counts in no figure."""
 
 
 class LoadRecord(Record):

@@ -107,7 +107,7 @@ class DeploymentUse(Record):
     replica_s: float
     """Integral of running and starting replicas over time."""
     starting_s: float
-    """The part of it in which they did no work yet."""
+    """The part of it in which replicas were starting, and did no work yet."""
     max_replicas: int
     gpus_per_replica: float
     gpu_s: float

@@ -35,7 +35,7 @@ class _Steady(Config):
         return self.rate_per_s
 
     def time_of(self, count: float, duration_s: float) -> float:
-        """The time at which `count` arrivals are expected; infinite if there are never so many."""
+        """The time at which `count` arrivals are expected; infinite if so many never come."""
         return count / self.rate_per_s
 
 

@@ -43,7 +43,7 @@ def notes(report: RunReport) -> list[str]:
         *_seeds_notes(report),
         *_incomplete_notes(report),
         *failure_notes(report.policies),
-        "Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks went alike.",
+        "Accuracy is over all tasks. Intervals: 95 % bootstrap, Wilson's where all tasks have one result.",
         f"Total cost prices local models as configured; ref is {report.reference}. {_api_note(report)}",
         "Latency is under the load of this very run.",
     ]
