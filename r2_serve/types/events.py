@@ -104,8 +104,11 @@ class Event(Record):
 
 
 def shortened(text: str) -> str:
-    """The first `MOST_CHARS` of a text, with a mark where some are left out."""
-    return text if len(text) <= MOST_CHARS else text[: MOST_CHARS - 1] + "…"
+    """The beginning and the end of a text, `MOST_CHARS` together, with a mark where some are left out.
+
+    The end of a conversation says what was asked, and a long one begins with instructions."""
+    half = MOST_CHARS // 2
+    return text if len(text) <= MOST_CHARS else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def shortened_plan(plan: Plan) -> Plan:

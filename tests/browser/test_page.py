@@ -174,6 +174,21 @@ def test_query_of_the_traffic_is_replayed_step_by_step(chrome: Chrome) -> None:
     chrome.show_router(router_of(*TWO_STEPS), test)
 
 
+def test_conversation_is_named_by_what_the_user_said_last(chrome: Chrome) -> None:
+    router = router_of(*TWO_STEPS)
+
+    async def test(shown: Opened) -> None:
+        await shown.page.click("#tab-traffic")
+        await shown.status("Live")
+        text = "[system] be short\n[user] first\n[assistant] yes\n[user] second [user] line\n[tool] 42"
+        router.events.publish(Event(kind="started", request_id="r", model="r2", at_s=0, query=text))
+        await shown.page.get_by_role("button", name="second [user] line", exact=True).click()
+        await shown.page.get_by_text("The whole conversation").click()
+        await shown.page.get_by_text("be short").wait_for()
+
+    chrome.show_router(router, test)
+
+
 def test_example_of_a_model_becomes_the_question(chrome: Chrome) -> None:
     async def test(shown: Opened) -> None:
         await shown.page.get_by_role("button", name="how high is it").click()

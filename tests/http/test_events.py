@@ -384,9 +384,11 @@ def test_followers_get_their_turns_one_after_the_other() -> None:
 
 
 def test_long_texts_are_cut_in_the_feed() -> None:
-    long = Event(kind="started", request_id="r", model="r2", at_s=0, query="x" * (MOST_CHARS + 1))
-    query = long.shortened().query
-    assert query is not None and len(query) == MOST_CHARS and query.endswith("…")
+    """Both ends stay: long instructions at the beginning, and what was asked at the end."""
+    text = "begin" + "x" * MOST_CHARS + "end"
+    query = Event(kind="started", request_id="r", model="r2", at_s=0, query=text).shortened().query
+    assert query is not None and len(query) == MOST_CHARS
+    assert query.startswith("begin") and "…" in query and query.endswith("end")
 
 
 def test_reader_that_is_too_slow_loses_the_oldest_and_is_told() -> None:

@@ -15,6 +15,12 @@ const withStep = (query, id, change) => ({
 
 const CANCELLED = "cancelled by the client";
 
+// What the user said last: a conversation begins with the same instructions each time.
+export function titleOf(query) {
+  const said = /^\[(?:system|user|developer)\]/.test(query.text) ? [...query.text.matchAll(/^\[user\]([^]*?)(?=^\[(?:system|user|assistant|tool|developer)\]|$(?![^]))/gm)] : [];
+  return said.at(-1)?.[1].trim() || query.text || query.request;
+}
+
 const takers = {
   // A query that is told again, after a new connection, begins anew.
   started: (query, event) => ({

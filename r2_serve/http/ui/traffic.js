@@ -2,7 +2,7 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact-htm.js";
 import { Refused, events, seconds, usd } from "./api.js";
-import { fresh, lost, taken } from "./query.js";
+import { fresh, lost, taken, titleOf } from "./query.js";
 import { State } from "./state.js";
 import { SavedView } from "./view.js";
 
@@ -149,10 +149,10 @@ function Sums({ queries }) {
 }
 
 function Opened({ query, onClose }) {
-  const heading = useRef(null), title = query.text || "A query whose text is not shown";
+  const heading = useRef(null), title = query.text ? titleOf(query) : "A query whose text is not shown";
   useEffect(() => heading.current.focus(), [query.id]);
   return html`<div class="card inner"><h2 ref=${heading} tabindex="-1">${title.length > LONG ? `${title.slice(0, LONG)}…` : title}</h2>
-    ${title.length > LONG && html`<details><summary>The whole question</summary><p class="long">${title}</p></details>`}
+    ${query.text && (title.length > LONG || title !== query.text) && html`<details><summary>The whole conversation</summary><p class="long">${query.text}</p></details>`}
     <p class="quiet long">${[query.model, query.client && `key ${query.client}`, new Date(query.since).toLocaleString(), query.request].filter(Boolean).join(", ")}</p>
     <${SavedView} query=${query} title=${title}><button type="button" onClick=${onClose}>Close</button><//></div>`;
 }
@@ -190,7 +190,7 @@ export function Traffic({ traffic }) {
       <div class="table" tabindex="0" role="group" aria-label="Queries"><table><caption class="quiet">${found.length} of ${all.length} queries${found.length > SHOWN ? `; the last ${SHOWN} are shown` : ""}</caption>
         <thead><tr>${columns.map(([name, kind]) => html`<th scope="col" class=${kind}>${name}</th>`)}</tr></thead>
         <tbody>${found.slice(0, SHOWN).map((query) => html`<tr key=${query.id} class="link">
-          <td class="name"><button type="button" class="text" onClick=${show(query)}>${(query.text || query.request).slice(0, 200)}</button></td>
+          <td class="name"><button type="button" class="text" onClick=${show(query)}>${titleOf(query).slice(0, 200)}</button></td>
           <td class="number wide">${clock(query.since, "2-digit")}</td><td class="wide">${query.model}</td>${hasClients && html`<td class="wide">${query.client}</td>`}
           <td class=${{ failed: "bad", works: "busy" }[query.state] || ""}>${{ works: "at work", done: "answered" }[query.state] || query.state}</td>
           <td class="number wide">${query.steps.length || ""}</td><td class="number">${seconds(query.at)}</td><td class="number">${usd(query.cost)}</td></tr>`)}</tbody></table></div>`}

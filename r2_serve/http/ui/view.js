@@ -49,7 +49,7 @@ function Facts({ query }) {
   const state = query.state === "works" ? "busy" : { done: "good", failed: "bad" }[query.state] || "";
   const whole = query.action === "whole" && `sent whole to one model, as ${WHY[query.reason] || query.reason}`;
   const cost = query.calls.length > 0 && `${usd(query.cost)}${query.routerCost ? `, of which the router ${usd(query.routerCost)}` : ""}`;
-  const facts = [query.at > 0 && seconds(query.at), cost, query.steps.length > 0 && `${query.steps.length} steps`, whole];
+  const facts = [query.at > 0 && seconds(query.at), cost, query.steps.length > 0 && `${query.steps.length} step${query.steps.length > 1 ? "s" : ""}`, whole];
   return html`<p class="facts quiet" role="status"><strong class=${state}>${stateOf(query)}</strong>${facts.filter(Boolean).map((fact) => html` <span>${fact}</span>`)}</p>`;
 }
 
