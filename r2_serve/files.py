@@ -38,7 +38,10 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 file that replaces `path` when the block ends without an error. Links and permissions stay."""
+    """A UTF-8 file that replaces `path` when the block ends without an error. Links and permissions stay.
+
+    Raises: OSError, whose `filename` is `path`, also if the disk is full; the old file is then still there.
+    """
     path = path.resolve()
     draft = _draft_of(path)
     try:
@@ -49,6 +52,10 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         if path.exists():
             shutil.copymode(path, draft)
         draft.replace(path)
+    except OSError as e:
+        if e.filename in (None, str(draft)):
+            e.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

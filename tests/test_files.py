@@ -1,5 +1,6 @@
 """Files and directories that appear whole or not at all."""
 
+import errno
 import stat
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def test_failed_write_leaves_the_old_text_and_no_draft(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_names_the_file_and_not_its_draft(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    with pytest.raises(OSError, match="No space left") as caught, whole_file(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as missing:
+        write_whole(tmp_path / "nowhere" / "book", "text")
+    assert missing.value.filename == str(tmp_path / "nowhere" / "book")
 
 
 def test_replaced_file_keeps_its_link_and_its_permissions(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def read_policy(path: Path) -> PolicyFile:
         found = PolicyFile.model_validate_json(path.read_bytes())
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise BookError(
             f"{path} is no fitted policy: {place}: {first['msg']}; make one with r2-train fit"
         ) from e

@@ -162,7 +162,7 @@ def read_fitted_plan(path: str) -> FittedPlan:
         raise ConfigError(f"plan_file {path} cannot be read: {e.strerror}") from e
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigError(
             f"plan_file {path} is no fit of `plan: auto`: {place}: {first['msg']}; make one with "
             f"r2-train fit RUN --planned NAME --direct NAME"

@@ -93,7 +93,9 @@ def read_gate_file(name: str, path: str, pool: Sequence[str]) -> PolicyFile:
     """A fitted gate that can be served by a pool. Raises: ConfigError."""
     try:
         file = read_policy(Path(path))
-    except (BookError, OSError) as e:
+    except OSError as e:
+        raise ConfigError(f"gate {name!r}: {path} cannot be read: {e.strerror or e}") from e
+    except BookError as e:
         raise ConfigError(f"gate {name!r}: {e}") from e
     if file.grader is None:
         raise ConfigError(

@@ -95,6 +95,16 @@ def test_model_without_a_known_price_asks_for_one_and_takes_it(tmp_path: Path) -
     assert (str(model.usd_per_mtok_in), str(model.usd_per_mtok_out)) == ("0.07", "0.14")
 
 
+def test_model_behind_another_address_keeps_the_context_of_the_table(tmp_path: Path) -> None:
+    """The table knows addresses of providers alone, so that a proxy's model would have 32,768 tokens."""
+    at = ("--at", "openai=http://127.0.0.1:9/v1")
+    assert run("init", tmp_path / "r2.yaml", "-m", "openai/gpt-6-luna", *at).exit_code == 0
+    assert run("init", tmp_path / "own.yaml", "-m", "openai/gpt-6-luna").exit_code == 0
+    (proxied,), (own,) = (load(tmp_path / name).router.models for name in ("r2.yaml", "own.yaml"))
+    assert proxied.context_tokens == own.context_tokens > 100_000
+    assert proxied.usd_per_mtok_cached_read == own.usd_per_mtok_cached_read is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -70,6 +70,15 @@ def test_file_that_is_no_gate_is_named(tmp_path: Path) -> None:
     assert severity == "error" and "is no fitted policy" in message
 
 
+def test_gate_file_that_is_not_there_or_cut_is_named_in_plain_words(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    ((_, message),) = problems(f"{{file: {path}}}")
+    assert f"{path} cannot be read: No such file or directory" in message
+    path.write_text("{")
+    ((_, message),) = problems(f"{{file: {path}}}")
+    assert "is no fitted policy: the file: Invalid JSON" in message
+
+
 @pytest.mark.parametrize(
     ("fields", "severity", "message"),
     [

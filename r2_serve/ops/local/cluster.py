@@ -199,7 +199,8 @@ def _where_to_look() -> Iterator[None]:
         reason = str(e).strip().splitlines() or [type(e).__name__]
         found_in = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
         raise EngineUnavailable(
-            f"Ray did not start: {reason[0]}. Is the machine overloaded? Its logs are in {found_in}"
+            f"Ray did not start: {reason[0].rstrip('.')}. Is the machine overloaded? "
+            f"Its logs are in {found_in}"
         ) from e
 
 

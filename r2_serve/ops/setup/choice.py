@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 
@@ -44,6 +44,9 @@ TOKENS_PER_S_OF_1B = 5_000
 in proportion."""
 
 
+_OTHERS = ("usd_per_mtok_cached_read", "context_tokens")
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A model of the config to be written."""
@@ -55,6 +58,8 @@ class Chosen:
     usd_out: Decimal
     price_source: str = ""
     """The source of prices that must be written; empty if the config takes them from its table."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Other fields of the table that must be written then: the context, and the price of cached prompts."""
     hub_name: str | None = None
     """Name at the Hugging Face hub of a model that a GPU of this cluster runs."""
     tokens_per_s: int | None = None
@@ -95,7 +100,10 @@ def hosted(given: str, addresses: Mapping[str, str]) -> Chosen:
             f"such as {given}@0.10,0.50; `r2-serve prices {provider}` lists the models that have one"
         )
     usd_in, usd_out = (Decimal(str(entry.fields[key])) for key in NEEDED)
-    return Chosen(name, engine, usd_in, usd_out, table_name() if "base_url" in engine else "")
+    if "base_url" not in engine:
+        return Chosen(name, engine, usd_in, usd_out)
+    others = {key: str(entry.fields[key]) for key in _OTHERS if entry.fields.get(key) is not None}
+    return Chosen(name, engine, usd_in, usd_out, table_name(), others)
 
 
 def local(hub_name: str) -> Chosen:
