@@ -50,7 +50,8 @@ class PoolConfig(Config):
     num_at_once: int = Field(default=256, ge=1)
     """Plans that run at the same time. [ours]"""
     call_timeout_s: float | None = Field(default=None, gt=0)
-    """Seconds until a plan is given up. None takes the routing's own deadline."""
+    """Seconds until a plan, or a call of it, is given up. None takes the routing's own deadline and the
+    models' own `timeout_s`."""
     prices: dict[str, Decimal] = Field(default_factory=dict)
     """Prices in USD per 1M tokens (prompt and reply alike) by model, in place of the file's, for experiments.
     [ours]"""

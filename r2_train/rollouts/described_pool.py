@@ -88,6 +88,10 @@ def with_experiments(served: ServeConfig, config: PoolConfig) -> tuple[RouterCon
     if config.call_timeout_s is not None:
         limits = routing.limits.model_copy(update={"deadline_s": config.call_timeout_s})
         routing = routing.model_copy(update={"limits": limits})
+        models = tuple(
+            model.model_copy(update={"timeout_s": max(model.timeout_s, config.call_timeout_s)})
+            for model in models
+        )
     return router.model_copy(update={"models": models}), routing
 
 

@@ -8,6 +8,8 @@ from decimal import Decimal
 import pytest
 
 from r2_serve.types import CallRecord, ModelCard, Usage
+from r2_train.config import PoolConfig
+from r2_train.rollouts.described_pool import described
 from r2_train.rollouts.markets import draw_market, invented_pool
 from r2_train.stages.rates import expected_accuracy, fit_weight, labels, markets
 from tests.support.in_process import plan_of
@@ -63,6 +65,12 @@ def test_a_market_prices_the_calls_of_workers_alone() -> None:
         for stage in ("execute", "allocate")
     ]
     assert market.cost_usd(calls) == pytest.approx(float(market.prices["all"]) * 10 / 1e6)
+
+
+def test_a_call_that_waits_behind_thousands_of_others_is_given_the_time_of_its_plan() -> None:
+    pool = described(PoolConfig(virtual_model="r2-scan", call_timeout_s=600))
+    assert pool.routing.limits.deadline_s == 600
+    assert {model.timeout_s for model in pool.config.models} == {600}
 
 
 def test_the_allocator_is_trained_on_the_pool_as_it_is_and_on_real_and_invented_markets() -> None:
