@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_model_without_a_known_price_asks_for_one_and_takes_it(tmp_path: Path) -
     assert run("init", tmp_path / "r2.yaml", "-m", f"{unpriced}@0.07,0.14").exit_code == 0
     (model,) = load(tmp_path / "r2.yaml").router.models
     assert (str(model.usd_per_mtok_in), str(model.usd_per_mtok_out)) == ("0.07", "0.14")
+
+
+def test_prices_are_written_as_they_are_given(tmp_path: Path) -> None:
+    given = ("openai/a@10,200", "openai/b@0.50,1.0", "openai/c@20.50,0")
+    arguments = [part for model in given for part in ("-m", model)]
+    assert run("init", tmp_path / "r2.yaml", *arguments).exit_code == 0
+    prices = {
+        m.name: (m.usd_per_mtok_in, m.usd_per_mtok_out) for m in load(tmp_path / "r2.yaml").router.models
+    }
+    assert prices == {"a": (10, 200), "b": (Decimal("0.5"), 1), "c": (Decimal("20.5"), 0)}
 
 
 def test_model_behind_another_address_keeps_the_context_of_the_table(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def config_text(models: Sequence[Chosen], file: Path, *, replicas: int, max_cost
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["flow"] = _flow
-    environment.filters["plain"] = lambda price: f"{price:f}".rstrip("0").rstrip(".") or "0"
+    environment.filters["plain"] = lambda price: f"{price.normalize():f}"
     template = environment.from_string((files(__package__) / "first_config.yaml.j2").read_text("utf-8"))
     return template.render(
         models=ordered,
