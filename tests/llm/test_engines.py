@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,20 +12,26 @@ import pytest
 import pytest_asyncio
 
 from r2_serve.config import Config, TransformersEngineConfig, VllmEngineConfig
-from r2_serve.config.prompts import read_prompts
+from r2_serve.config.prompts import PromptExample, read_prompts
 from r2_serve.errors import ConfigError, EngineRefused
 from r2_serve.prompts import get_codec
 from r2_serve.prompts.conversation import asked
 from r2_serve.types import Completion, Engine, Message, ModelCard, Plan, Sampling
 from tests import ROOT
 from tests.support.engine_calls import engine_call
+from tests.support.in_process import plan_of
 
 pytestmark = [pytest.mark.llm, pytest.mark.asyncio(loop_scope="module")]
 
 QUESTION = "What is 17 + 25? Answer briefly."
 PROBLEM = "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?"
-CODEC = get_codec("instruct").with_prompts(read_prompts(str(ROOT / "benchmarks/smollm2/prompts.yaml")))
-"""The built-in prompt has no example, and this model then copies the `...` of its format into its plan."""
+EXAMPLE = PromptExample(
+    query="Tom has 4 boxes of 6 nuts. Sue has 15 nuts and loses 2. How many nuts are there?",
+    plan=plan_of("4 * 6", "15 - 2", "#1 + #2"),
+)
+PROMPTS = read_prompts(str(ROOT / "benchmarks/smollm2/prompts.yaml"))
+CODEC = get_codec("instruct").with_prompts(PROMPTS.model_copy(update={"examples": (EXAMPLE,)}))
+"""It shows an example, as the untrained model writes on to its limit without one."""
 POOL = tuple(ModelCard(name=name, usd_per_mtok_in=1, usd_per_mtok_out=1) for name in ("small", "large"))
 
 
@@ -85,6 +92,15 @@ async def test_plan_and_allocation_keep_to_their_schemas(engine: Engine) -> None
     sampling = Sampling(max_tokens=40, temperature=0.0, json_schema=CODEC.allocation_schema(two, POOL))
     chosen = await engine.generate(engine_call(CODEC.render_allocate(asked(PROBLEM), two, POOL), sampling))
     assert len(CODEC.parse_allocation(chosen.text, two, POOL).models) == 2
+
+
+async def test_no_step_is_a_copy_of_the_dots_in_the_built_in_prompt(engine: Engine) -> None:
+    """The grammar asks for a word in each step. The plans of this model were all `...` before."""
+    codec = get_codec("instruct")
+    sampling = Sampling(max_tokens=40, temperature=0.0, json_schema=codec.plan_schema(3))
+    text = (await engine.generate(engine_call(codec.render_decompose(asked(PROBLEM), 3), sampling))).text
+    assert text.startswith('{"subtasks": [{"id": 1, "text": "') and '"..."' not in text
+    assert re.search(r'"text": ".{0,5}\w', text)
 
 
 async def test_tools_are_refused_as_the_template_of_the_model_has_none(engine: Engine) -> None:

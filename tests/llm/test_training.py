@@ -33,6 +33,7 @@ def run(smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Traini
     monkeypatch.chdir(ROOT)
     raw: dict[str, Any] = yaml.safe_load((ROOT / "benchmarks/smollm2/train.yaml").read_text())
     raw["data"] |= {"num_train": 8, "num_validation": 2}
+    raw["decomposer"]["sft"]["trainer"]["per_device_train_batch_size"] = 2
     raw["decomposer"]["sft"]["trainer"] |= {"max_steps": 2, "logging_steps": 1}
     raw["decomposer"]["grpo"]["trainer"] |= {
         "max_steps": 1, "num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 60,

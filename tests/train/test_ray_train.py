@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.train
 
 SCAN = "r2-scan"
+NUM_MILLIONS = int(os.environ.get("R2_ZERO3_MILLIONS", "60"))
+"""Parameters of the model whose memory is measured. docs/training.md has figures of 200 million."""
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,23 @@ def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(
     (run,) = storage.iterdir()
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     assert {path.name for path in directory.iterdir()} == {"witness", "final"}
+
+
+@pytest.mark.parametrize("deepspeed", ["zero3", None])
+def test_zero3_loads_a_part_of_the_model_on_each_rank(
+    served: None, tmp_path: Path, deepspeed: Literal["zero3"] | None
+) -> None:
+    """Without ZeRO-3 every rank has it whole, and that is seen by the same measure."""
+    from tests.support.zero3_memory import LoadConfig, load, random_model
+
+    whole = random_model(tmp_path / "model", num_millions=NUM_MILLIONS)
+    two = LaunchConfig(launcher="ray", num_workers=2, deepspeed=deepspeed, max_failures=0)
+    launch(load, LoadConfig(base=str(tmp_path / "model")), launch=two, directory=tmp_path)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"memory-{rank}.json").read_text())
+        print(f"rank {rank}, {deepspeed}: {found}, of {whole}")
+        assert found["held"] == pytest.approx(whole / 2 if deepspeed else whole, rel=0.01)
+        assert (found["peak"] < 0.75 * whole) == (deepspeed is not None)
 
 
 def test_deepspeed_that_is_silently_off_fails_the_stage_with_rank_and_reason(
