@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.train
 
 SCAN = "r2-scan"
 NUM_MILLIONS = int(os.environ.get("R2_ZERO3_MILLIONS", "60"))
-"""Parameters of the model whose memory is measured. docs/training.md has figures of 200 million."""
+"""Millions of parameters of the model whose memory is measured."""
 
 
 @pytest.fixture(scope="module")
@@ -143,21 +143,17 @@ def test_zero3_on_disks_of_their_own_and_a_second_launch_goes_on(
     assert {path.name for path in directory.iterdir()} == {"witness", "final"}
 
 
-@pytest.mark.parametrize("deepspeed", ["zero3", None])
-def test_zero3_loads_a_part_of_the_model_on_each_rank(
-    served: None, tmp_path: Path, deepspeed: Literal["zero3"] | None
-) -> None:
-    """Without ZeRO-3 every rank has it whole, and that is seen by the same measure."""
+def test_zero3_loads_a_part_of_the_model_on_each_rank(served: None, tmp_path: Path) -> None:
     from tests.support.zero3_memory import LoadConfig, load, random_model
 
     whole = random_model(tmp_path / "model", num_millions=NUM_MILLIONS)
-    two = LaunchConfig(launcher="ray", num_workers=2, deepspeed=deepspeed, max_failures=0)
+    two = LaunchConfig(launcher="ray", num_workers=2, deepspeed="zero3", max_failures=0)
     launch(load, LoadConfig(base=str(tmp_path / "model")), launch=two, directory=tmp_path)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"memory-{rank}.json").read_text())
-        print(f"rank {rank}, {deepspeed}: {found}, of {whole}")
-        assert found["held"] == pytest.approx(whole / 2 if deepspeed else whole, rel=0.01)
-        assert (found["peak"] < 0.75 * whole) == (deepspeed is not None)
+        print(f"rank {rank}: {found}, of {whole}")
+        assert found["held"] == pytest.approx(whole / 2, rel=0.01)
+        assert found["peak"] < whole, "nor is it whole for a moment"
 
 
 def test_deepspeed_that_is_silently_off_fails_the_stage_with_rank_and_reason(
