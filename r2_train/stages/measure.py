@@ -21,6 +21,11 @@ from r2_train.stages.rewards import Reference
 from r2_train.stages.rows import Outages
 from r2_train.stages.tasks import verdict
 
+NOTHING_CARRIED_OUT = (
+    "no plan of the decomposer could be carried out. Train it longer (`decomposer.sft`), or show it examples "
+    "(`examples` in the file of `prompts`)"
+)
+
 
 class RouterScore(Record):
     """A router's figures. Costs and paths are means over all tasks."""
@@ -90,8 +95,8 @@ async def measure(
 async def measure_reference(pool: ServedPool, tasks: Sequence[Task], kind: str) -> Reference:
     """The reference's means over `tasks`; `kind` is `whole-query` or `same-plans`.
 
-    Raises: ConfigError if the reference costs nothing, as nothing can be divided by it; EngineUnavailable if
-    calls fail.
+    Raises: ConfigError if the reference costs nothing, as nothing can be divided by it: it has no price, or
+    no plan was carried out; EngineUnavailable if calls fail.
     """
 
     async def whole_query(task: Task) -> tuple[float, int]:
@@ -110,7 +115,10 @@ async def measure_reference(pool: ServedPool, tasks: Sequence[Task], kind: str) 
     measured = await map_all(tasks, one, num_at_once=pool.num_at_once)
     cost_usd, tokens = (sum(values) / len(measured) for values in zip(*measured, strict=True))
     if cost_usd <= 0:
+        card = pool.config.model(pool.largest)
+        is_free = not (card.usd_per_mtok_in or card.usd_per_mtok_out)
         raise ConfigError(
-            f"the reference, {pool.largest} on everything, costs nothing: give the model a price"
+            f"the reference, {pool.largest} on everything, cost nothing on {len(measured)} tasks: "
+            + ("give the model a price" if is_free else NOTHING_CARRIED_OUT)
         )
     return Reference(cost_usd=cost_usd, critical_path_tokens=tokens)

@@ -27,11 +27,31 @@ from tests import ROOT
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
 
 
+EXAMPLE = {
+    "query": "Ann has 3 bags of 9 coins. Bob has 12 coins. How many coins do they have in all?",
+    "plan": {"subtasks": [{"id": 1, "text": "3 * 9"}, {"id": 2, "text": "#1 + 12", "depends_on": [1]}]},
+}
+
+
+def with_an_example(folder: Path) -> Path:
+    """The config of the benchmark with prompts that show a plan."""
+    prompts = yaml.safe_load((ROOT / "benchmarks/smollm2/prompts.yaml").read_text())
+    (folder / "prompts.yaml").write_text(yaml.safe_dump({**prompts, "examples": [EXAMPLE]}))
+    config = (ROOT / "benchmarks/smollm2/serve_config.yaml").read_text()
+    path = folder / "serve_config.yaml"
+    path.write_text(config.replace("benchmarks/smollm2/prompts.yaml", str(folder / "prompts.yaml")))
+    return path
+
+
 @pytest.fixture
 def run(smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingRun:
-    """The run of `benchmarks/smollm2_words.py` with two steps of SFT and one of GRPO."""
+    """The run of `benchmarks/smollm2_words.py` with two steps of SFT and one of GRPO.
+
+    The prompts show an example, because a model that has learnt for two steps plans nothing without one.
+    """
     monkeypatch.chdir(ROOT)
     raw: dict[str, Any] = yaml.safe_load((ROOT / "benchmarks/smollm2/train.yaml").read_text())
+    raw["pool"]["serve_config"] = str(with_an_example(tmp_path))
     raw["data"] |= {"num_train": 8, "num_validation": 2}
     raw["decomposer"]["sft"]["trainer"]["per_device_train_batch_size"] = 2
     raw["decomposer"]["sft"]["trainer"] |= {"max_steps": 2, "logging_steps": 1}

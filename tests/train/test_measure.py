@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from r2_serve.errors import EngineUnavailable
+from r2_serve.errors import ConfigError, EngineRefused, EngineUnavailable
 from r2_serve.grading.graders import Grader
-from r2_train.stages.measure import RouterScore, measure
+from r2_train.stages.measure import RouterScore, measure, measure_reference
 from r2_train.stages.rewards import Reference
 from tests.support.scripted_evaluation import question, sums
 from tests.support.scripted_training import LIMITS, cache_in, engines, plans, pool_over, worker
@@ -56,3 +56,12 @@ async def test_pool_that_is_down_is_not_measured(tmp_path: Path) -> None:
 
 async def test_answer_of_a_wrong_plan_is_wrong(tmp_path: Path) -> None:
     assert (await score(tmp_path, decomposer=plans(WRONG))).accuracy == 0.0
+
+
+async def test_reference_of_a_decomposer_without_a_valid_plan_names_the_decomposer(tmp_path: Path) -> None:
+    """Workers that take no whole query cost nothing then, although they have prices."""
+    refused = {key: [EngineRefused("reads steps only")] for key in LIMITS}
+    with cache_in(tmp_path) as cache:
+        pool = pool_over(cache, engines(decomposer=["no plan"], allocator=ALLOCATOR, **refused))
+        with pytest.raises(ConfigError, match="cost nothing on 8 tasks: no plan of the decomposer could be"):
+            await measure_reference(pool, sums(8), "same-plans")

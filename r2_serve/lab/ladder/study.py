@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,21 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from r2_serve import EMBEDDED
 from r2_serve.config import NumpyEngineConfig
 from r2_serve.engines import make_engine
 from r2_serve.grading.grade_text import listed_results
 from r2_serve.lab.domains import Task, everyday
-from r2_serve.lab.ladder.policies import CODEC, PlanRun, Policy, allocated, oracle, price, run_plan
+from r2_serve.lab.ladder.policies import (
+    CODEC,
+    PlanRun,
+    Policy,
+    allocated,
+    chain_answer,
+    oracle,
+    price,
+    run_plan,
+)
 from r2_serve.lab.ladder.replies import Replies
 from r2_serve.lab.ladder.router import Pair, Planned, allocations, plans
 from r2_serve.lab.ladder.tuning import Candidate, cheapest_within, lookups, step_table, tuned
@@ -34,6 +45,9 @@ WITHIN = 0.01
 """A baseline is a rival if its accuracy is at most this far below the router's, or below the best baseline's
 where the router is better than all."""
 BATCH_SIZE = 512
+COT = "everyday-cot"
+"""A model that reads the whole problem and writes every step, then the answer."""
+MOST_COT_TOKENS = 320
 GUESTS = ("words-22k",)
 """Workers that join the pool in a table of changed pools."""
 
@@ -127,8 +141,8 @@ async def bench_of(served: ServeConfig, folder: Path, num_test: int, num_develop
     """Asks every worker for every development step, and tunes the baselines."""
     pool = served.routing.virtual_models[VIRTUAL_MODEL].pool
     cards = [served.router.model(name) for name in pool]
-    workers = {name: _numpy(f"embedded:{name}") for name in [*pool, *GUESTS]}
-    replies = Replies({**workers, **_pair_engines(folder)})
+    workers = {name: _numpy(f"embedded:{name}") for name in [*pool, *GUESTS, COT]}
+    replies = Replies({**workers, **_pair_engines(folder)}, longer={COT: MOST_COT_TOKENS})
     prices = {card.name: price(card) for card in cards}
     development = everyday.tasks("train", num_development, DEVELOPMENT_SEED)
     table = await step_table(development, prices, replies)
@@ -208,22 +222,31 @@ async def measured(
     )
 
 
-async def single(bench: Bench, card: ModelCard) -> Row:
-    """A worker that gets the whole problem in one call. What it cannot read costs nothing."""
+async def single(bench: Bench, name: str, usd_per_mtok: float) -> Row:
+    """A model that gets the whole problem in one call. What it cannot read costs nothing.
+
+    `COT` writes every step before the answer.
+    """
+    kind, read = ("cot", chain_answer) if name == COT else ("single", CODEC.parse_answer)
     prompts = [CODEC.render_query([Message(role="user", content=task.query)])[0].text for task in bench.tasks]
-    await bench.replies.ask((card.name, prompt, ()) for prompt in prompts)
-    replies = [bench.replies.of(card.name, prompt) for prompt in prompts]
+    await bench.replies.ask((name, prompt, ()) for prompt in prompts)
+    replies = [bench.replies.of(name, prompt) for prompt in prompts]
     right = [
-        listed_results(CODEC.parse_answer(reply.text)) == gold
-        for reply, gold in zip(replies, bench.golds, strict=True)
+        listed_results(read(reply.text)) == gold for reply, gold in zip(replies, bench.golds, strict=True)
     ]
     return Row(
-        policy=f"single:{card.name}",
+        policy=f"{kind}:{name}",
         right=np.array(right, dtype=float),
-        worker_usd=np.array([price(card) * reply.tokens / 1e6 for reply in replies]),
+        worker_usd=np.array([usd_per_mtok * reply.tokens / 1e6 for reply in replies]),
         router_usd=np.zeros(len(prompts)),
-        shares={other.name: float(other is card) for other in bench.cards},
+        shares={card.name: float(card.name == name) for card in bench.cards},
     )
+
+
+def cot_price() -> float:
+    """The number of its parameters in USD per 10^12 tokens, as for every embedded model."""
+    manifest = json.loads((EMBEDDED / "manifest.json").read_text())
+    return float(manifest["models"][COT]["params"]) / 1e6
 
 
 async def rows_of(bench: Bench, seed: Seed) -> list[Row]:
@@ -234,7 +257,8 @@ async def rows_of(bench: Bench, seed: Seed) -> list[Row]:
     drawn = [
         rng.choices(names, shares, k=len(item.plan.subtasks) if item.plan else 0) for item in seed.planned
     ]
-    rows = [first, *[await single(bench, card) for card in bench.cards]]
+    rows = [first, *[await single(bench, card.name, price(card)) for card in bench.cards]]
+    rows.append(await single(bench, COT, cot_price()))
     rows.append(await measured(bench, seed, "random", allocated(drawn)))
     rows += [await measured(bench, seed, each.name, each.policy) for each in bench.candidates]
     told = await measured(bench, seed, "lookup", bench.lookup.policy, is_rival=False)
