@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
     ("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs")
 )
 """Types in `/proc/self/mounts`; those under FUSE (`fuse.sshfs`) count as well."""
+WRITE_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+"""Errors of a write to an open file. They name no file; those of a connection in the block do not either."""
 LOCK_TIMEOUT_S = 1.0
 """Seconds that a database waits for the writer of another process."""
 
@@ -53,7 +56,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             shutil.copymode(path, draft)
         draft.replace(path)
     except OSError as e:
-        if e.filename in (None, str(draft)):
+        if e.filename == str(draft) or (e.filename is None and e.errno in WRITE_ERRORS):
             e.filename = str(path)
         raise
     finally:
