@@ -134,7 +134,7 @@ def test_unknown_key_at_any_level_of_serves_schema_is_reported(
 @pytest.mark.parametrize(
     ("old", "new", "where", "message"),
     [
-        ("port: 8000", "port: http", "http_options.port", "valid integer"),
+        ("port: 8000", "port: http", "http_options.port", "expected a whole number"),
         ("port: 8000", "port: yes", "http_options.port", "got yes, which YAML reads as true or false"),
         ("max_replicas: 2", "max_replicas: true", f"{MODEL}.autoscaling_config.max_replicas", "got true"),
         ("num_cpus: 1", "num_cpus: on", f"{MODEL}.ray_actor_options.num_cpus", "got on"),
@@ -180,7 +180,12 @@ def test_unknown_key_at_any_level_of_serves_schema_is_reported(
             f"{MODEL}.autoscaling_config",
             "max_replicas",
         ),
-        ("max_replicas: 2", "max_replicas: two", f"{MODEL}.autoscaling_config.max_replicas", "valid integer"),
+        (
+            "max_replicas: 2",
+            "max_replicas: two",
+            f"{MODEL}.autoscaling_config.max_replicas",
+            "expected a whole number",
+        ),
         (
             "      num_cpus: 1",
             "      num_cpus: -1",

@@ -92,11 +92,18 @@ def test_metrics_of_vllm_reach_prometheus_by_rays_nodes(stand: VllmStand) -> Non
     until(lambda: all(f"\n{name}{{" in stand.node_metrics() for name in named - never_yet))
 
 
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """One event loop for all tests, because Serve keeps a handle's router on the loop of its first call."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
 def test_adapter_that_is_loaded_live_changes_the_reply(
-    stand: VllmStand, tmp_path_factory: pytest.TempPathFactory
+    stand: VllmStand, runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = random_adapter(stand.checkpoint, tmp_path_factory.mktemp("adapter"), seed=1)
-    plain, adapted = asyncio.run(_replies(path))
+    plain, adapted = runner.run(_replies(path))
     assert plain and plain != adapted
 
 
@@ -111,12 +118,12 @@ async def _replies(adapter: str) -> list[str]:
 
 
 def test_checkpoint_in_training_is_measured_on_the_served_base_and_leaves_it_as_it_was(
-    stand: VllmStand, tmp_path: Path
+    stand: VllmStand, runner: asyncio.Runner, tmp_path: Path
 ) -> None:
     """It is loaded on the replica, measured through the router, and dropped; no engine starts for it."""
     checkpoint = Path(random_adapter(stand.checkpoint, tmp_path / "lora", seed=2))
     running = Processes.now()
-    score, before, meanwhile, afterwards = asyncio.run(_measured(stand, checkpoint, tmp_path))
+    score, before, meanwhile, afterwards = runner.run(_measured(stand, checkpoint, tmp_path))
     assert (score.num_tasks, score.num_failed) == (len(TASKS), 0)
     assert score.calls_per_query["local"] >= 2, "plans and steps ran on the served model"
     assert before == afterwards
