@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -155,11 +156,11 @@ def test_dead_replica_fails_no_scrape_and_its_samples_and_queries_end(routers: T
     before = replicas_of(routers.page())
     path = f"{routers.root}/v1/r2/events?recent=1"
     with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
-        ends = [
-            pool.submit(end_of, stack.enter_context(httpx.stream("GET", path, timeout=60))) for _ in range(2)
-        ]
+        streams = [stack.enter_context(httpx.stream("GET", path, timeout=60)) for _ in range(2)]
+        seen = [threading.Event(), threading.Event()]
+        ends = [pool.submit(end_of, stream, begun) for stream, begun in zip(streams, seen, strict=True)]
         pool.submit(routers.ask_slow)
-        until(lambda: bool(routers.at_work()))
+        assert all(begun.wait(60) for begun in seen), "both replicas know of the query"
         (name,) = routers.at_work()
         victim = next(actor for actor in actors().values() if actor["Name"].endswith(name))
         os.kill(victim["Pid"], signal.SIGKILL)
@@ -168,12 +169,17 @@ def test_dead_replica_fails_no_scrape_and_its_samples_and_queries_end(routers: T
     assert total(routers.page(), SILENT) == 0
 
 
-def end_of(stream: httpx.Response) -> str:
-    """Why the first failed query of a stream failed."""
+def end_of(stream: httpx.Response, begun: threading.Event) -> str:
+    """Why the first failed query of a stream failed. `begun` is set once a query has started."""
     try:
-        return next(event["error"] for event in watched(stream) if event["kind"] == "failed")
-    except (httpx.TransportError, StopIteration):
-        return "the stream has ended"
+        for event in watched(stream):
+            if event["kind"] == "started":
+                begun.set()
+            if event["kind"] == "failed":
+                return str(event["error"])
+    except httpx.TransportError:
+        pass
+    return "the stream has ended"
 
 
 @contextmanager
