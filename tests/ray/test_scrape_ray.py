@@ -153,14 +153,16 @@ def test_dead_replica_fails_no_scrape_and_its_samples_and_queries_end(routers: T
     """One watcher is at each replica, so the other one's hears that the query at work is lost."""
     from ray._private.state import actors
 
+    until(lambda: len(replicas_of(routers.page())) == 2)
     before = replicas_of(routers.page())
     path = f"{routers.root}/v1/r2/events?recent=1"
     with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
         streams = [stack.enter_context(httpx.stream("GET", path, timeout=60)) for _ in range(2)]
-        seen = [threading.Event(), threading.Event()]
-        ends = [pool.submit(end_of, stream, begun) for stream, begun in zip(streams, seen, strict=True)]
+        watchers = [Watcher(stream) for stream in streams]
+        ends = [pool.submit(watcher.end) for watcher in watchers]
+        assert all(watcher.is_live.wait(60) for watcher in watchers)
         pool.submit(routers.ask_slow)
-        assert all(begun.wait(60) for begun in seen), "both replicas know of the query"
+        assert all(watcher.has_begun.wait(60) for watcher in watchers), "both replicas know of the query"
         (name,) = routers.at_work()
         victim = next(actor for actor in actors().values() if actor["Name"].endswith(name))
         os.kill(victim["Pid"], signal.SIGKILL)
@@ -169,17 +171,29 @@ def test_dead_replica_fails_no_scrape_and_its_samples_and_queries_end(routers: T
     assert total(routers.page(), SILENT) == 0
 
 
-def end_of(stream: httpx.Response, begun: threading.Event) -> str:
-    """Why the first failed query of a stream failed. `begun` is set once a query has started."""
-    try:
-        for event in watched(stream):
-            if event["kind"] == "started":
-                begun.set()
-            if event["kind"] == "failed":
-                return str(event["error"])
-    except httpx.TransportError:
-        pass
-    return "the stream has ended"
+class Watcher:
+    """It reads a stream of events until a query fails."""
+
+    def __init__(self, stream: httpx.Response) -> None:
+        self._events = watched(stream)
+        self.is_live = threading.Event()
+        """All queries from before were told."""
+        self.has_begun = threading.Event()
+        """A query has started since."""
+
+    def end(self) -> str:
+        """Why the query failed."""
+        try:
+            for event in self._events:
+                if event["kind"] == "live":
+                    self.is_live.set()
+                elif event["kind"] == "started" and self.is_live.is_set():
+                    self.has_begun.set()
+                elif event["kind"] == "failed":
+                    return str(event["error"])
+        except httpx.TransportError:
+            pass
+        return "the stream has ended"
 
 
 @contextmanager
