@@ -21,7 +21,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from r2_serve.errors import in_plain_words
 from r2_serve.serve_config.document import (
     BOOL_TAG,
     FLOAT_TAG,
@@ -33,6 +32,7 @@ from r2_serve.serve_config.document import (
     refusal,
     suggestion,
 )
+from r2_serve.wording import in_plain_words
 
 Model = TypeVar("Model", bound=BaseModel)
 Annotation = object

@@ -162,6 +162,16 @@ def test_poisonous_query_kills_two_replicas_however_many_plans_are_sampled() -> 
     run(check())
 
 
+def test_call_whose_replicas_were_lost_without_its_fault_is_asked_again_and_waits_for_no_turn() -> None:
+    async def check() -> None:
+        lost: list[Any] = [ReplicaDied("gone", None, f"node {name}", is_suspicious=False) for name in "ab"]
+        pool = pool_of((model("small"), ScriptedEngine([*lost, "back"])))
+        async with pool["small"].quarantine.turn():
+            assert await ask(pool, "x") == "back"
+
+    run(check())
+
+
 def test_poisonous_request_is_not_an_engine_error_that_a_stage_would_work_around() -> None:
     assert not issubclass(PoisonousRequest, EngineError)
     assert 400 <= PoisonousRequest.status < 500, "clients send a 5xx again by themselves"

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from r2_serve.errors import BookError, in_plain_words
+from r2_serve.errors import BookError
 from r2_serve.files import encoding_fault
 from r2_serve.lab.outcomes.book import Outcome, json_lines, open_text
 from r2_serve.lab.outcomes.served import View
 from r2_serve.types import text_hash
+from r2_serve.wording import in_plain_words
 
 CHARS_PER_TOKEN = 4
 """Characters of one token, where a file counts no tokens."""
